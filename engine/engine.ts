@@ -1,0 +1,326 @@
+/**
+ * The verbs of PERE: push, follow, feedback, and reading what became of it. Both wires of a device (HTTP and WebSocket) and both
+ * directions meet here; this file knows no HTTP.
+ *
+ * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
+ * here, and signs of life that are written down every few seconds.
+ */
+import { type FeedLimits, type Feed, type FeedRequest, Feeds, type Wire } from "./feeds.ts";
+import {
+  type Event,
+  type EventDraft,
+  eventStateText,
+  PAGE_DEFAULT,
+  PereError,
+  type Position,
+  parsePosition,
+  type ReceiptDraft,
+  type Rejection,
+  type Row,
+  type State,
+} from "./model.ts";
+import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
+
+/** How long things last and how much there may be. Times in milliseconds. */
+export interface Limits extends FeedLimits {
+  /** Signs of life are written down at this interval. */
+  readonly seenMs: number;
+  /** What retention no longer keeps is looked for at this interval. */
+  readonly trimMs: number;
+  /** Kept events a channel, by number and by age. */
+  readonly keptEvents: number;
+  readonly keptMs: number;
+}
+
+export const LIMITS: Limits = {
+  beatMs: 15_000,
+  renewMs: 15 * 60_000,
+  feeds: 100_000,
+  seenMs: 5_000,
+  trimMs: 30_000,
+  keptEvents: 10_000,
+  keptMs: 7 * 24 * 3600 * 1000,
+};
+
+export interface EngineOptions {
+  readonly limits?: Partial<Limits>;
+  /** Milliseconds since 1970. */
+  readonly now?: () => number;
+  /** From 0 up to 1. */
+  readonly random?: () => number;
+}
+
+export interface Audience {
+  readonly addressed: number;
+  readonly connected: number;
+}
+
+/** What a push was answered with: `count` events from `first` on. */
+export interface Pushed extends Appended {
+  readonly audience: Audience;
+}
+
+/** What became of a request's receipts. */
+export interface Feedback {
+  readonly recorded: number;
+  readonly duplicate: number;
+  readonly rejected: readonly Rejection[];
+}
+
+const REASONS = {
+  unknown: "there is no such event in this channel, or it is no longer kept",
+  unaddressed: "the event was not addressed to this device",
+} as const;
+
+export class Engine {
+  readonly #store: Store;
+  readonly #limits: Limits;
+  readonly #now: () => number;
+  readonly #feeds: Feeds;
+  readonly #timers: Timer[];
+  readonly #trimming = new Set<string | null>();
+  #draining = false;
+
+  constructor(store: Store, { limits, now = Date.now, random = Math.random }: EngineOptions = {}) {
+    this.#store = store;
+    this.#limits = { ...LIMITS, ...limits };
+    this.#now = now;
+    this.#feeds = new Feeds(store, this.#limits, now, random);
+    this.#timers = [
+      setInterval(() => void this.#feeds.writeHeard(), this.#limits.seenMs),
+      setInterval(() => void this.#trimAll(), this.#limits.trimMs),
+    ];
+    for (const timer of this.#timers) timer.unref();
+  }
+
+  get draining(): boolean {
+    return this.#draining;
+  }
+
+  /** What this instance holds, for tests and metrics. */
+  get held() {
+    return this.#feeds.held;
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------ push
+
+  /**
+   * Stores events, one or many in one commit, and wakes whoever follows. All drafts share one audience.
+   * @throws PereError refused (the key came with another body), away (nothing was stored, or it can't be known)
+   */
+  async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
+    if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
+    const appended = await this.#store.append(channel, drafts, this.#now(), key);
+    const slack = Math.floor(this.#limits.keptEvents / 100);
+    const head = appended.first + appended.count - 1;
+    if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
+      void this.#trim(channel);
+    return {
+      ...appended,
+      audience: { addressed: appended.addressed, connected: this.#feeds.connected(channel, drafts[0]!.to) },
+    };
+  }
+
+  /** Opens a feed; see `Feeds.follow`. */
+  follow(request: FeedRequest, wire: Wire): Feed {
+    return this.#feeds.follow(request, wire);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- feedback
+
+  /**
+   * Records receipts. Each item is a draft with its channel, or the sentence that says why it can't be taken.
+   * @throws PereError away (nothing was recorded, or it can't be known; repeating is harmless)
+   */
+  async feedback(
+    items: readonly ({ channel: string; draft: ReceiptDraft } | { event: string | null; reason: string })[],
+  ): Promise<Feedback> {
+    const rejected: Rejection[] = [];
+    const byChannel = new Map<string, { index: number; draft: ReceiptDraft }[]>();
+    items.forEach((item, index) => {
+      if ("reason" in item) return void rejected.push({ index, ...item });
+      const list = byChannel.get(item.channel);
+      if (list) list.push({ index, draft: item.draft });
+      else byChannel.set(item.channel, [{ index, draft: item.draft }]);
+    });
+    let recorded = 0;
+    let duplicate = 0;
+    const now = this.#now();
+    await Promise.all(
+      [...byChannel].map(async ([channel, list]) => {
+        const verdicts = await this.#store.record(
+          channel,
+          list.map(({ draft }) => draft),
+          now,
+        );
+        verdicts.forEach((verdict, place) => {
+          const { index, draft } = list[place]!;
+          if (verdict === "recorded" || verdict === "duplicate") {
+            if (verdict === "recorded") recorded++;
+            else duplicate++;
+            this.#feeds.heard(channel, draft.device);
+          } else {
+            const event = `${draft.event.epoch}-${draft.event.seq}`;
+            rejected.push({ index, event, reason: REASONS[verdict] });
+          }
+        });
+      }),
+    );
+    rejected.sort((a, b) => a.index - b.index);
+    return { recorded, duplicate, rejected };
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- reading
+
+  /** @throws PereError unknown */
+  async #heads(channel: string): Promise<Heads> {
+    const heads = await this.#store.heads(channel);
+    if (heads) return heads;
+    throw new PereError("unknown", `channel ${channel} has never been used`);
+  }
+
+  /** A page of channels by name, with how many devices have a feed open here. */
+  async channels(after: string, limit: number) {
+    const { items, next } = await this.#store.channels(after, limit);
+    const channels = items.map(({ channel, epoch, events, devices }) => ({
+      channel,
+      events: events.head - events.floor,
+      devices,
+      connected: this.#feeds.connected(channel, null),
+      last: events.head === 0 ? null : `${epoch}-${events.head}`,
+    }));
+    return { channels, next };
+  }
+
+  /**
+   * Kept events after `after`, oldest first, each as its publisher's JSON text. `next` is the last one's id, or null at the end.
+   * @throws PereError unknown
+   */
+  async events(
+    channel: string,
+    after: Position | null,
+    limit: number,
+  ): Promise<{ texts: string[]; next: string | null }> {
+    const { epoch, events: extent } = await this.#heads(channel);
+    if (after && after.epoch !== epoch)
+      throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
+    const found = await this.#store.events(channel, after?.seq ?? 0, limit);
+    const texts = await this.#stateTexts(channel, epoch, found);
+    const last = found.at(-1)?.seq ?? extent.head;
+    return { texts, next: last < extent.head ? `${epoch}-${last}` : null };
+  }
+
+  /** One kept event as its publisher's JSON text. @throws PereError unknown */
+  async event(channel: string, id: string): Promise<string> {
+    const { epoch, seq } = await this.#kept(channel, id);
+    const found = await this.#store.events(channel, seq - 1, 1);
+    const [text] = await this.#stateTexts(channel, epoch, found);
+    if (text !== undefined && found[0]!.seq === seq) return text;
+    throw new PereError("unknown", `event ${id} is no longer kept`);
+  }
+
+  /** The place of a kept event. @throws PereError unknown */
+  async #kept(channel: string, id: string): Promise<Position> {
+    const { epoch, events } = await this.#heads(channel);
+    const position = parsePosition(id);
+    if (position?.epoch === epoch && position.seq > events.floor && position.seq <= events.head) return position;
+    const was = position?.epoch === epoch && position.seq > 0 && position.seq <= events.floor;
+    throw new PereError("unknown", was ? `event ${id} is no longer kept` : `channel ${channel} has no event ${id}`);
+  }
+
+  async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[]> {
+    if (events.length === 0) return [];
+    const tallies = await this.#store.tallies(channel, events[0]!.seq, events.at(-1)!.seq);
+    const joins = await this.#store.joins(channel, this.#feeds.present(channel).keys());
+    const joined = [...joins.values()].sort((a, b) => a - b);
+    return events.flatMap((event) => {
+      const tally = tallies.get(event.seq);
+      if (!tally) return []; // Retention took it between the two reads.
+      const connected =
+        event.to === null ? joined.filter((seq) => seq < event.seq).length : this.#feeds.connected(channel, event.to);
+      return [eventStateText(channel, epoch, event, tally, connected)];
+    });
+  }
+
+  /** One row a device that the event was addressed to. @throws PereError unknown */
+  async rows(
+    channel: string,
+    id: string,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string>> {
+    const { seq } = await this.#kept(channel, id);
+    return this.#store.rows(channel, seq, status, after, limit);
+  }
+
+  /** Enrolled devices by name. @throws PereError unknown */
+  async devices(channel: string, after: string, limit: number) {
+    await this.#heads(channel);
+    const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
+    const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
+      device,
+      enrolledAt,
+      connected: this.#feeds.present(channel).has(device),
+      seenAt: this.#feeds.heardAt(channel, device) ?? seenAt,
+      pending,
+    }));
+    return { devices, next };
+  }
+
+  /** Enrols a device ahead of its first feed; false when it was enrolled already. */
+  enrol(channel: string, device: string): Promise<boolean> {
+    return this.#store.enrol(channel, device, this.#now());
+  }
+
+  /** Ends an enrolment and the device's feeds. @throws PereError unknown */
+  async retire(channel: string, device: string): Promise<void> {
+    if (!(await this.#store.retire(channel, device, this.#now())))
+      throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
+    this.#feeds.dismiss(channel, device);
+  }
+
+  /** @throws PereError away */
+  ready() {
+    return this.#store.ready();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- retention
+
+  async #trimAll(): Promise<void> {
+    await this.#trim(null);
+    let after: string | null = "";
+    while (after !== null && !this.#draining) {
+      const page: Awaited<ReturnType<Store["channels"]>> | null = await this.#store
+        .channels(after, PAGE_DEFAULT)
+        .catch(() => null);
+      for (const { channel, events } of page?.items ?? []) if (events.head > events.floor) await this.#trim(channel);
+      after = page?.next ?? null;
+    }
+  }
+
+  /** Trims one channel, slice by slice; other work goes on between the slices. */
+  async #trim(channel: string | null): Promise<void> {
+    if (this.#trimming.has(channel)) return;
+    this.#trimming.add(channel);
+    try {
+      const now = this.#now();
+      const retention = { count: this.#limits.keptEvents, before: now - this.#limits.keptMs };
+      while (!this.#draining && (await this.#store.trim(channel, retention, now)));
+    } catch {
+      // The store is away or full; the timer tries again.
+    } finally {
+      this.#trimming.delete(channel);
+    }
+  }
+
+  // ----------------------------------------------------------------------------------------------------------------- drain
+
+  /** Takes no more pushes, tells every feed, writes down what is acknowledged, and lets go of the store. */
+  async close(): Promise<void> {
+    this.#draining = true;
+    for (const timer of this.#timers) clearInterval(timer);
+    await this.#feeds.close();
+    await this.#store.close();
+  }
+}

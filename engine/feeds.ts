@@ -1,0 +1,404 @@
+/**
+ * Open feeds: where each starts, what it hears when nothing happens, when it ends, and which devices are therefore connected here.
+ *
+ * A feed is one connection with a follower on each log that it asked for. What a feed costs at rest is its place in a wheel that
+ * turns once in a while for all of them: no timer, no promise, no queue a feed.
+ */
+import { type Event, eventText, id, type Kind, type Position, type Receipt, receiptText } from "./model.ts";
+import { type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
+import { type Batch, type Entry, type Follower, Log, type Sink, type Source } from "./tail.ts";
+
+/** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
+export type Bye = "drain" | "renew" | "expired" | "busy";
+
+/** What a transport is to the engine: one connection that frames and writes. */
+export interface Wire {
+  /** First on every feed: who it is and where each channel starts, in the order of the request. */
+  ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void;
+  /** A promise: the reader is behind until it resolves. */
+  write(channel: string, batch: Batch): Promise<unknown> | undefined;
+  /** Entries after `after` and before `from` are no longer kept; the feed goes on with `from`. */
+  gap(channel: string, after: Position, from: Position): void;
+  /** The reader has everything there is, on all its channels; said each time that it has caught up. */
+  rest(): void;
+  /** Nothing was written for `beatMs`: a sign of life. `positions`: how far each channel has come, given or not for this reader. */
+  beat(positions: readonly Position[]): void;
+  /** Tells why and closes; the feed lets go of everything by itself. */
+  bye(reason: Bye): void;
+}
+
+/** What a reader asks for. */
+export interface FeedRequest {
+  readonly kind: Kind;
+  readonly channels: readonly string[];
+  readonly device: string | null;
+  /** Where it was, from `Last-Event-ID`; null: it did not say. */
+  readonly last: readonly Position[] | null;
+  readonly since: "now" | "earliest" | readonly Position[];
+  /** Whether the feed is ended and begun anew from time to time: where a dead link can't be told from a quiet one. */
+  readonly renew: boolean;
+}
+
+/** Times in milliseconds. */
+export interface FeedLimits {
+  /** A quiet feed gets a sign of life at this interval. Proxies cut after 60 s, some after 30. */
+  readonly beatMs: number;
+  /** A feed that is renewed lives this long, ± 20 %: so long can a dead link pass for a device. */
+  readonly renewMs: number;
+  /** Open feeds an instance. */
+  readonly feeds: number;
+}
+
+/** Turns of the wheel in one beat: how exactly a beat is kept. */
+const BEAT_TICKS = 15;
+
+/** Where one channel of a feed starts. A `gap` is told before its first event. */
+interface Start {
+  readonly cursor: number;
+  readonly floor: number;
+  readonly gap?: { readonly after: Position; readonly from: Position };
+}
+
+/** One connection that follows one or more logs. */
+export class Feed implements Sink {
+  readonly device: string | null;
+  readonly logs: Log[];
+  readonly followers: Follower[] = [];
+  blocked: Promise<unknown> | undefined;
+  open = true;
+  /** Whether its device counts as connected. */
+  entered = false;
+  /** Turns of the wheel. */
+  wroteAt = 0;
+  renewAt = Number.POSITIVE_INFINITY;
+  readonly wire: Wire;
+  readonly #feeds: Feeds;
+
+  constructor(feeds: Feeds, device: string | null, logs: Log[], wire: Wire) {
+    this.#feeds = feeds;
+    this.device = device;
+    this.logs = logs;
+    this.wire = wire;
+  }
+
+  write(log: Log, batch: Batch): Promise<unknown> | undefined {
+    this.wroteAt = this.#feeds.tick;
+    return this.wire.write(log.channel, batch);
+  }
+
+  gap(log: Log, after: number, from: number): void {
+    this.wire.gap(log.channel, { epoch: log.epoch, seq: after }, { epoch: log.epoch, seq: from });
+  }
+
+  rest(): void {
+    if (this.open && this.followers.every(({ cursor }, index) => cursor >= this.logs[index]!.head)) this.wire.rest();
+  }
+
+  fail(): void {
+    this.end("busy");
+  }
+
+  /** How far each channel has come. */
+  positions(): Position[] {
+    return this.followers.map(({ cursor }, index) => ({ epoch: this.logs[index]!.epoch, seq: cursor }));
+  }
+
+  /** The device gave a sign of life. */
+  heard(): void {
+    if (this.open && this.device !== null) for (const log of this.logs) this.#feeds.heard(log.channel, this.device);
+  }
+
+  /** Tells the reader why, and lets go of everything. */
+  end(reason: Bye): void {
+    if (!this.open) return;
+    this.wire.bye(reason);
+    this.stop();
+  }
+
+  /** The connection is gone: lets go of everything. */
+  stop(): void {
+    if (!this.open) return;
+    this.open = false;
+    this.#feeds.release(this);
+  }
+}
+
+export class Feeds {
+  readonly #store: Store;
+  readonly #limits: FeedLimits;
+  readonly #now: () => number;
+  readonly #random: () => number;
+  readonly #logs = new Map<string, Log>();
+  readonly #open = new Set<Feed>();
+  /** Devices with an open feed here, by channel: how many feeds each. */
+  readonly #present = new Map<string, Map<string, number>>();
+  /** Signs of life not yet written down, by channel. */
+  readonly #heard = new Map<string, Map<string, number>>();
+  readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
+  readonly #timer: Timer;
+  #closing = false;
+  /** Turns of the wheel so far, `BEAT_TICKS` in each `beatMs`. */
+  tick = 0;
+
+  constructor(store: Store, limits: FeedLimits, now: () => number, random: () => number) {
+    this.#store = store;
+    this.#limits = limits;
+    this.#now = now;
+    this.#random = random;
+    this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
+    this.#timer.unref();
+    store.watch((wake) => this.#woken(wake));
+  }
+
+  /** What this instance holds, for tests and metrics. */
+  get held(): { feeds: number; logs: number; live: number; present: number; spokes: number } {
+    const sum = (sizes: Iterable<number>): number => [...sizes].reduce((total, size) => total + size, 0);
+    return {
+      feeds: this.#open.size,
+      logs: this.#logs.size,
+      live: sum([...this.#logs.values()].map(({ live }) => live)),
+      present: sum([...this.#present.values()].map(({ size }) => size)),
+      spokes: sum(this.#wheel.map(({ size }) => size)),
+    };
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- opening
+
+  /**
+   * Opens a feed: enrols the device, finds where it starts, tells it, and delivers from there on for as long as it is open. The feed is
+   * returned at once and may be stopped at any time; when something can't be had later (the store is away) it ends with `busy`.
+   */
+  follow(request: FeedRequest, wire: Wire): Feed {
+    // The logs are held from here on: what is stored after the reads below is announced to them, so nothing falls between.
+    const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
+    const feed = new Feed(this, request.device, logs, wire);
+    this.#open.add(feed);
+    void this.#start(feed, request);
+    return feed;
+  }
+
+  async #start(feed: Feed, request: FeedRequest): Promise<void> {
+    try {
+      if (this.#closing) return feed.end("drain");
+      if (this.#open.size > this.#limits.feeds) return feed.end("busy");
+      const { kind, device } = request;
+      const found = await Promise.all(
+        request.channels.map((channel) =>
+          kind === "events" && device !== null
+            ? this.#store.join(channel, device, this.#now())
+            : this.#store.open(channel),
+        ),
+      );
+      if (!feed.open) return;
+      found.forEach((heads, index) => feed.logs[index]!.reach(heads.epoch, heads[kind].head));
+      const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
+      const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
+      const starts = found.map((heads) => startOf(heads, request, strangers));
+      if (kind === "events" && device !== null) this.#enter(feed, device);
+      feed.wroteAt = this.tick;
+      if (request.renew) feed.renewAt = this.tick + this.#ticks(this.#limits.renewMs * (0.8 + 0.4 * this.#random()));
+      this.#spin(feed);
+      feed.wire.ready(
+        device,
+        starts.map(({ cursor }, index) => ({
+          channel: request.channels[index]!,
+          position: { epoch: found[index]!.epoch, seq: cursor },
+        })),
+      );
+      starts.forEach(({ cursor, floor, gap }, index) => {
+        if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
+        feed.followers.push({ sink: feed, device, cursor, floor, stopped: false });
+      });
+      feed.followers.forEach((follower, index) => feed.logs[index]!.follow(follower));
+    } catch {
+      feed.end("busy");
+    }
+  }
+
+  /** Called by a feed that ended. */
+  release(feed: Feed): void {
+    this.#open.delete(feed);
+    for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
+    feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
+    for (const log of feed.logs) {
+      if (feed.entered) this.#leave(log.channel, feed.device!);
+      if (--log.users === 0) this.#logs.delete(logName(log.kind, log.channel));
+    }
+  }
+
+  /** Ends all feeds of a device that are open on a channel. */
+  dismiss(channel: string, device: string): void {
+    if (!this.#present.get(channel)?.has(device)) return;
+    for (const feed of [...this.#open])
+      if (feed.device === device && feed.logs.some((log) => log.channel === channel)) feed.end("expired");
+  }
+
+  #hold(kind: Kind, channel: string): Log {
+    const name = logName(kind, channel);
+    let log = this.#logs.get(name);
+    if (!log) this.#logs.set(name, (log = new Log(kind, channel, this.#source(kind, channel))));
+    log.users++;
+    return log;
+  }
+
+  // --------------------------------------------------------------------------------------------------- from store to tails
+
+  #woken(wake: Wake): void {
+    const log = this.#logs.get(logName(wake.kind, wake.channel));
+    if (!log) return;
+    const { channel, epoch } = wake;
+    log.announce(
+      wake.kind === "events"
+        ? wake.entries.map((event) => eventEntry(channel, epoch, event))
+        : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
+    );
+  }
+
+  #source(kind: Kind, channel: string): Source {
+    const store = this.#store;
+    const epochOf = async (): Promise<string> => (await store.heads(channel))?.epoch ?? "";
+    return {
+      now: this.#now,
+      async read(after, limit) {
+        const epoch = await epochOf();
+        return kind === "events"
+          ? (await store.events(channel, after, limit)).map((event) => eventEntry(channel, epoch, event))
+          : (await store.receipts(channel, after, limit)).map((receipt) => receiptEntry(channel, epoch, receipt));
+      },
+      settled: (device, after, upTo) => store.settled(channel, device, after, upTo),
+    };
+  }
+
+  // -------------------------------------------------------------------------------------------------------- who is connected
+
+  /** How many devices have a feed of the channel open here; of those in `to`, when it is given. */
+  connected(channel: string, to: readonly string[] | null): number {
+    const present = this.#present.get(channel);
+    if (!present) return 0;
+    return to === null ? present.size : to.filter((device) => present.has(device)).length;
+  }
+
+  /** The devices that have a feed of the channel open here. */
+  present(channel: string): ReadonlyMap<string, number> {
+    return this.#present.get(channel) ?? new Map();
+  }
+
+  #enter(feed: Feed, device: string): void {
+    feed.entered = true;
+    for (const { channel } of feed.logs) {
+      let devices = this.#present.get(channel);
+      if (!devices) this.#present.set(channel, (devices = new Map()));
+      devices.set(device, (devices.get(device) ?? 0) + 1);
+      this.heard(channel, device);
+    }
+  }
+
+  #leave(channel: string, device: string): void {
+    const devices = this.#present.get(channel)!;
+    const feeds = devices.get(device)!;
+    if (feeds > 1) devices.set(device, feeds - 1);
+    else devices.delete(device);
+    if (devices.size === 0) this.#present.delete(channel);
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- signs of life
+
+  /** A device was really heard from: it opened a feed, gave a receipt, answered a ping, polled. */
+  heard(channel: string, device: string): void {
+    let devices = this.#heard.get(channel);
+    if (!devices) this.#heard.set(channel, (devices = new Map()));
+    devices.set(device, this.#now());
+  }
+
+  /** The last sign of life that is not yet written down, milliseconds since 1970. */
+  heardAt(channel: string, device: string): number | null {
+    return this.#heard.get(channel)?.get(device) ?? null;
+  }
+
+  /** Writes signs of life down. One that can't be written now is followed by others. */
+  async writeHeard(): Promise<void> {
+    const heard = [...this.#heard];
+    this.#heard.clear();
+    await Promise.allSettled(heard.map(([channel, times]) => this.#store.seen(channel, times)));
+  }
+
+  #ticks(ms: number): number {
+    return Math.max(1, Math.round((ms * BEAT_TICKS) / this.#limits.beatMs));
+  }
+
+  /** Puts a feed where the wheel will meet it when its next beat is due. */
+  #spin(feed: Feed): void {
+    const due = Math.max(this.tick + 1, feed.wroteAt + BEAT_TICKS);
+    this.#wheel[due % this.#wheel.length]!.add(feed);
+  }
+
+  #turn(): void {
+    this.tick++;
+    const spokes = this.#wheel[this.tick % this.#wheel.length]!;
+    const due = [...spokes];
+    spokes.clear();
+    for (const feed of due) {
+      if (this.tick >= feed.renewAt) {
+        feed.end("renew");
+        continue;
+      }
+      if (this.tick - feed.wroteAt >= BEAT_TICKS) {
+        feed.wroteAt = this.tick;
+        if (!feed.blocked) feed.wire.beat(feed.positions());
+      }
+      this.#spin(feed);
+    }
+  }
+
+  /** Tells every feed and takes no new ones. */
+  async close(): Promise<void> {
+    this.#closing = true;
+    clearInterval(this.#timer);
+    for (const feed of [...this.#open]) feed.end("drain");
+    await this.writeHeard();
+  }
+}
+
+/**
+ * Where a feed starts in one log: contract, "GET /feed".
+ * @param strangers positions that the reader gave and that belong to no life of the feed's channels
+ */
+function startOf(heads: Heads | Joined, { kind, last, since }: FeedRequest, strangers: readonly Position[]): Start {
+  const { epoch } = heads;
+  const { head, floor: trimmed } = heads[kind];
+  const at = (seq: number): Position => ({ epoch, seq });
+  const resume = (positions: readonly Position[]): Start | null => {
+    const own = positions.find((position) => position.epoch === epoch);
+    if (own && own.seq <= head) return { cursor: own.seq, floor: own.seq };
+    // A place in another life of this channel, or beyond its end: the log was lost or put back. All there is, and a gap.
+    const after = own ?? strangers[0];
+    return after ? { cursor: trimmed, floor: trimmed, gap: { after, from: at(trimmed + 1) } } : null;
+  };
+  const resumed = last && resume(last);
+  if (resumed) return resumed;
+  if ("joined" in heads && (heads.enrolled || heads.settled < head)) {
+    const { joined, settled, lost } = heads;
+    const start = { cursor: Math.max(settled, trimmed), floor: joined };
+    return lost === 0 ? start : { ...start, gap: { after: at(Math.min(joined, lost - 1)), from: at(trimmed + 1) } };
+  }
+  if (since === "earliest") return { cursor: trimmed, floor: trimmed };
+  return (since !== "now" && resume(since)) || { cursor: head, floor: head };
+}
+
+const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
+  seq: event.seq,
+  id: id(epoch, event.seq),
+  text: eventText(channel, epoch, event),
+  type: event.type,
+  to: event.to,
+  expires: event.expires,
+});
+
+const receiptEntry = (channel: string, epoch: string, receipt: Receipt): Entry => ({
+  seq: receipt.seq,
+  id: id(epoch, receipt.seq),
+  text: receiptText(channel, epoch, receipt),
+  type: null,
+  to: null,
+  expires: null,
+});

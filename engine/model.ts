@@ -1,0 +1,417 @@
+/**
+ * The nouns of PERE, their limits, and how they are read from what strangers send.
+ *
+ * A channel is two logs. `Event`s go down to devices, `Receipt`s come back to publishers; both are numbered by `seq`, from 1,
+ * without holes, and addressed from outside as `<epoch>-<seq>`. Everything that enters PERE passes one of the `read…` functions
+ * below exactly once; what they return can be trusted by everybody behind them. What they refuse is a `PereError`, the only error
+ * type of the house.
+ *
+ * This file imports nothing, knows no store and no HTTP.
+ */
+
+// ---------------------------------------------------------------------------------------------------------------- limits
+
+/** An event's JSON text. Push carries news, not files; 64 KiB is what a till on a bad line still takes in a second. */
+export const EVENT_BYTES_MAX = 64 * 1024;
+/** A receipt's detail: an outcome, an error message, a number; never a document. */
+export const DETAIL_BYTES_MAX = 4 * 1024;
+/** Receipts in one request: a full outbox after an hour offline, and still one short commit. */
+export const RECEIPTS_MAX = 1_000;
+/** Lines in one NDJSON push: they are stored in one commit. */
+export const LINES_MAX = 1_000;
+/** A request body: a batch of ordinary events. A batch of 64 KiB ones goes in several requests. */
+export const BODY_BYTES_MAX = 8 * 1024 * 1024;
+/** Names in `to`. More than that is a channel of its own. */
+export const TO_MAX = 1_000;
+/** Channels on one feed: what a browser page watches over one connection. */
+export const CHANNELS_MAX = 16;
+/** Rows a page. */
+export const PAGE_MAX = 1_000;
+/** Rows a page when nothing was asked for. */
+export const PAGE_DEFAULT = 100;
+/** Nesting of a JSON text: deeper ones overflow somebody's parser, if not ours. */
+export const JSON_DEPTH_MAX = 64;
+/** A long-poll holds its connection no longer than proxies do. */
+export const POLL_SECONDS_MAX = 60;
+/** A time to live beyond a year is no time to live. */
+export const TTL_SECONDS_MAX = 366 * 24 * 3600;
+/** How long an idempotency key is remembered. */
+export const KEY_MEMORY_MS = 24 * 3600 * 1000;
+/** Characters of an idempotency key: contract. */
+export const KEY_CHARACTERS_MAX = 255;
+
+// ---------------------------------------------------------------------------------------------------------------- errors
+
+/** What went wrong, for the machine. `index.ts` has the one table from these to HTTP statuses. */
+export type Code =
+  "malformed" | "unknown" | "conflict" | "tooLarge" | "wrongType" | "refused" | "busy" | "away" | "inside";
+
+/** One field that is wrong: where (a query name, a header, or a JSON pointer) and why. */
+export interface Fault {
+  readonly path: string;
+  readonly message: string;
+}
+
+/** The one error type: a code for the machine, a sentence for the person; the inside stays in `cause`, for the log. */
+export class PereError extends Error {
+  readonly code: Code;
+  readonly faults: readonly Fault[];
+
+  constructor(code: Code, message: string, faults: readonly Fault[] = [], cause?: unknown) {
+    super(message, { cause });
+    this.name = "PereError";
+    this.code = code;
+    this.faults = faults;
+  }
+}
+
+const malformed = (path: string, message: string): PereError =>
+  new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
+const refused = (path: string, message: string): PereError =>
+  new PereError("refused", `${path}: ${message}`, [{ path, message }]);
+
+// ------------------------------------------------------------------------------------------------------------- the nouns
+
+/** Which of a channel's two logs. */
+export type Kind = "events" | "receipts";
+
+/** A place in a log: after entry `seq`. An `epoch` names one life of one channel, so a place in another life never fits. */
+export interface Position {
+  readonly epoch: string;
+  readonly seq: number;
+}
+
+/** What a publisher asks to be pushed. `data` is his own JSON text, never re-encoded. `ttl` in seconds. */
+export interface EventDraft {
+  readonly type: string | null;
+  readonly data: string;
+  readonly to: readonly string[] | null;
+  readonly ttl: number | null;
+}
+
+/** An event as stored. Times are milliseconds since 1970. `to` names its audience when that is not everybody enrolled. */
+export interface Event {
+  readonly seq: number;
+  readonly at: number;
+  readonly type: string | null;
+  readonly data: string;
+  readonly to: readonly string[] | null;
+  readonly expires: number | null;
+}
+
+/**
+ * What is known of one device and one event, in the order in which it moves forward. `pending` is the absence of a word,
+ * `missing` is the server's own; `done` and `failed` are equal and final.
+ */
+export const STATES = ["pending", "received", "working", "missing", "done", "failed"] as const;
+export type State = (typeof STATES)[number];
+/** A word that a device can give. */
+export type Status = "received" | "working" | "done" | "failed";
+
+/** The place of a state in `STATES`: how a state is stored, and how two are compared. */
+export const rank = (state: State): number => STATES.indexOf(state);
+/** The least rank that is final. */
+export const FINAL = rank("done");
+
+/** A device's word on one event, as it was given. `detail` is a JSON text; `deviceAt` the device's own clock in milliseconds. */
+export interface ReceiptDraft {
+  readonly event: Position;
+  readonly device: string;
+  readonly status: Status;
+  readonly detail: string | null;
+  readonly deviceAt: number | null;
+}
+
+/** A word that counted, as the receipts log keeps it. `event` is the event's `seq`. */
+export interface Receipt {
+  readonly seq: number;
+  readonly event: number;
+  readonly device: string;
+  readonly status: State;
+  readonly detail: string | null;
+  readonly at: number;
+  readonly deviceAt: number | null;
+  readonly late: boolean;
+}
+
+/** How many devices an event was addressed to, and how many of them stand where; `pending` is what the others leave. */
+export interface Tally {
+  readonly addressed: number;
+  readonly received: number;
+  readonly working: number;
+  readonly missing: number;
+  readonly done: number;
+  readonly failed: number;
+}
+
+/** One device's standing on one event. Fields other than `device` and `status` are null while it is `pending`. */
+export interface Row {
+  readonly device: string;
+  readonly status: State;
+  readonly detail: string | null;
+  readonly at: number | null;
+  readonly deviceAt: number | null;
+  readonly late: boolean;
+}
+
+/** One enrolled device. `pending`: how many kept, unexpired events it owes a final receipt. */
+export interface Enrolment {
+  readonly device: string;
+  readonly enrolledAt: number;
+  readonly seenAt: number | null;
+  readonly pending: number;
+}
+
+// ------------------------------------------------------------------------------------------------------- writing them out
+
+/** ISO 8601, UTC, milliseconds. */
+export const iso = (ms: number): string => new Date(ms).toISOString();
+
+/** `<epoch>-<seq>`: an event's id, a receipt's id, a position. */
+export const id = (epoch: string, seq: number): string => `${epoch}-${seq}`;
+
+const head = (channel: string, epoch: string, event: Event): string =>
+  `{"id":"${epoch}-${event.seq}","channel":"${channel}","seq":${event.seq},"at":"${iso(event.at)}"` +
+  (event.type === null ? "" : `,"type":"${event.type}"`);
+
+/** The event as devices get it: one JSON object, with the publisher's bytes as they were. Whom else it went to is not in it. */
+export const eventText = (channel: string, epoch: string, event: Event): string =>
+  `${head(channel, epoch, event)},"data":${event.data}}`;
+
+/** The tally as the contract writes it, all six states; they add up to `addressed`. */
+export function tallyCounts(tally: Tally): Record<State, number> {
+  const { addressed, received, working, missing, done, failed } = tally;
+  const pending = addressed - received - working - missing - done - failed;
+  return { pending, received, working, done, failed, missing };
+}
+
+/** Every addressed device gave a final receipt. */
+export const isComplete = (tally: Tally): boolean => tally.done + tally.failed === tally.addressed;
+
+/** The event as its publisher reads it: with audience, tally and expiry. `connected`: how many of the addressed are, now. */
+export function eventStateText(channel: string, epoch: string, event: Event, tally: Tally, connected: number): string {
+  const about = {
+    ...(event.expires === null ? {} : { expiresAt: iso(event.expires) }),
+    ...(event.to === null ? {} : { to: event.to }),
+    audience: { addressed: tally.addressed, connected },
+    receipts: tallyCounts(tally),
+    complete: isComplete(tally),
+  };
+  return `${head(channel, epoch, event)},${JSON.stringify(about).slice(1, -1)},"data":${event.data}}`;
+}
+
+/** A receipts log's entry as publishers get it. */
+export const receiptText = (channel: string, epoch: string, receipt: Receipt): string =>
+  `{"id":"${epoch}-${receipt.seq}","event":"${epoch}-${receipt.event}","channel":"${channel}",` +
+  `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +
+  `"deviceAt":${receipt.deviceAt === null ? "null" : `"${iso(receipt.deviceAt)}"`},"late":${receipt.late}}`;
+
+// ------------------------------------------------------------------------------------------------------------ reading them
+
+const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
+const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
+const TYPE = /^[A-Za-z0-9._-]{1,64}$/;
+const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
+const KEY = /^[\x20-\x7e]{1,255}$/;
+const NUMBER = /^[0-9]{1,12}(\.[0-9]{1,6})?$/;
+const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/;
+
+/** @throws PereError malformed */
+export function readChannel(text: string): string {
+  if (CHANNEL.test(text)) return text;
+  throw malformed("channel", "a channel's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit");
+}
+
+/** Several channels, comma separated, at most `CHANNELS_MAX`; a name given twice counts once. @throws PereError */
+export function readChannels(text: string): string[] {
+  const names = [...new Set(text.split(","))];
+  if (names.length > CHANNELS_MAX) throw refused("channel", `a feed takes at most ${CHANNELS_MAX} channels`);
+  return names.map(readChannel);
+}
+
+/** @throws PereError malformed */
+export function readDevice(text: string, path = "device"): string {
+  if (DEVICE.test(text)) return text;
+  throw malformed(path, "a device's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+}
+
+/** Device names, comma separated; a name given twice counts once. @throws PereError */
+export function readTo(text: string): string[] {
+  const names = [...new Set(text.split(","))];
+  if (names.length > TO_MAX) throw refused("to", `at most ${TO_MAX} devices can be named; use a channel for them`);
+  return names.map((name) => readDevice(name, "to"));
+}
+
+/** @throws PereError malformed; refused for the server's own prefix `pere.` */
+export function readType(text: string): string {
+  if (!TYPE.test(text)) throw malformed("type", "a type is 1 to 64 of A-Z a-z 0-9 . _ -");
+  if (text.startsWith("pere.")) throw refused("type", "types that begin with pere. are the server's own");
+  return text;
+}
+
+/** A number of seconds, decimals allowed, within bounds. @throws PereError malformed or refused */
+export function readSeconds(text: string, path: string, min: number, max: number): number {
+  if (!/^-?[0-9]/.test(text) || !Number.isFinite(Number(text))) throw malformed(path, "must be a number of seconds");
+  const seconds = Number(text);
+  if (!NUMBER.test(text) || seconds < min || seconds > max)
+    throw refused(path, `must be from ${min} to ${max} seconds, with at most 6 decimals`);
+  return seconds;
+}
+
+/** A page's length, 1 to `PAGE_MAX`. @throws PereError malformed or refused */
+export function readLimit(text: string): number {
+  if (!/^-?[0-9]{1,12}$/.test(text)) throw malformed("limit", "must be a whole number");
+  const limit = Number(text);
+  if (limit < 1 || limit > PAGE_MAX) throw refused("limit", `must be from 1 to ${PAGE_MAX}`);
+  return limit;
+}
+
+/** An event's id, or null when the text has not its form. */
+export function parsePosition(text: string): Position | null {
+  const match = POSITION.exec(text);
+  return match ? { epoch: match[1]!, seq: Number(match[2]) } : null;
+}
+
+/** @throws PereError malformed */
+export function readPosition(text: string, path: string): Position {
+  const position = parsePosition(text);
+  if (position) return position;
+  throw malformed(path, "an id has the form <epoch>-<seq>, as PERE gave it");
+}
+
+/**
+ * The positions of a feed: ids joined by `.`, in any order. An epoch belongs to one channel alone, so each channel finds its own
+ * among them, whatever else the list holds. @throws PereError malformed
+ */
+export function readPositions(text: string, path: string): Position[] {
+  const parts = text.split(".");
+  if (parts.length > CHANNELS_MAX) throw malformed(path, `holds more than ${CHANNELS_MAX} positions`);
+  return parts.map((part) => readPosition(part, path));
+}
+
+/** Positions as one opaque text, safe in an SSE `id:` line and in a `Last-Event-ID` header. */
+export const positionsText = (positions: readonly Position[]): string =>
+  positions.map(({ epoch, seq }) => id(epoch, seq)).join(".");
+
+/** @throws PereError malformed */
+export function readKey(text: string): string {
+  if (KEY.test(text)) return text;
+  throw malformed("Idempotency-Key", `must be 1 to ${KEY_CHARACTERS_MAX} printable ASCII characters`);
+}
+
+/** How deep a JSON text nests, strings left out; it need not be valid. */
+export function jsonDepth(text: string): number {
+  let depth = 0;
+  let deepest = 0;
+  let inString = false;
+  for (let index = 0; index < text.length; index++) {
+    const unit = text.charCodeAt(index);
+    if (inString) {
+      if (unit === 0x5c) index++;
+      else if (unit === 0x22) inString = false;
+    } else if (unit === 0x22) inString = true;
+    else if (unit === 0x7b || unit === 0x5b) deepest = Math.max(deepest, ++depth);
+    else if (unit === 0x7d || unit === 0x5d) depth--;
+  }
+  return deepest;
+}
+
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+/** Bytes as text. @throws PereError malformed when they are not UTF-8 */
+export function readText(bytes: Uint8Array): string {
+  try {
+    return utf8.decode(bytes);
+  } catch {
+    throw malformed("body", "must be UTF-8");
+  }
+}
+
+/** One JSON value. The depth is checked before the parser sees it. @throws PereError malformed or refused */
+export function readJson(text: string, path = "body"): unknown {
+  if (jsonDepth(text) > JSON_DEPTH_MAX) throw refused(path, `nests deeper than ${JSON_DEPTH_MAX} levels`);
+  try {
+    return JSON.parse(text) as unknown;
+  } catch (error) {
+    const why = text.trim() === "" ? "it is empty" : error instanceof Error ? error.message : "it does not parse";
+    throw malformed(path, `must be one JSON value: ${why}`);
+  }
+}
+
+/** The data of one event: a JSON text, checked and returned as it is. @throws PereError */
+export function readData(text: string, path = "body"): string {
+  // UTF-16 units are at most as many as UTF-8 bytes, so only a text of middling length is counted.
+  if (text.length > EVENT_BYTES_MAX || (text.length * 3 > EVENT_BYTES_MAX && Buffer.byteLength(text) > EVENT_BYTES_MAX))
+    throw new PereError("tooLarge", `${path}: an event's data is at most ${EVENT_BYTES_MAX} bytes`);
+  readJson(text, path);
+  return text;
+}
+
+/** The data of many events, one JSON value a line; empty lines do not count. @throws PereError, naming every bad line */
+export function readLines(text: string): string[] {
+  const data: string[] = [];
+  const faults: Fault[] = [];
+  let code: Code = "malformed";
+  let number = 0;
+  for (const line of text.split("\n")) {
+    number++;
+    const value = line.trim();
+    if (value === "") continue;
+    if (data.length === LINES_MAX) throw new PereError("tooLarge", `body: at most ${LINES_MAX} lines`);
+    try {
+      data.push(readData(value, `line ${number}`));
+    } catch (error) {
+      if (!(error instanceof PereError)) throw error;
+      if (faults.length === 0) code = error.code;
+      faults.push({ path: `line ${number}`, message: error.message.replace(/^line \d+: /, "") });
+    }
+  }
+  if (faults.length > 0)
+    throw new PereError(code, `nothing was stored: ${faults.length} bad lines`, faults.slice(0, 20));
+  if (data.length === 0) throw malformed("body", "must hold at least one line of JSON");
+  return data;
+}
+
+/** A receipt that can't be taken, with its place in the request. */
+export interface Rejection {
+  readonly index: number;
+  readonly event: string | null;
+  readonly reason: string;
+}
+
+/**
+ * One receipt as a device sends it in JSON. `device` fills in where the receipt names none.
+ * @returns the draft, or in one sentence why not
+ */
+export function readReceipt(value: unknown, device: string | null): ReceiptDraft | string {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return "a receipt is a JSON object";
+  const { event, device: named = device, status, detail = null, at = null } = value as Record<string, unknown>;
+  const position = typeof event === "string" ? parsePosition(event) : null;
+  if (!position) return "event: must be an event's id, as PERE gave it";
+  if (typeof named !== "string" || !DEVICE.test(named))
+    return "device: must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -";
+  if (device !== null && named !== device) return "device: this connection speaks for another device";
+  if (status !== "received" && status !== "working" && status !== "done" && status !== "failed")
+    return "status: must be received, working, done or failed";
+  const text = detail === null ? null : JSON.stringify(detail);
+  if (text !== null && Buffer.byteLength(text) > DETAIL_BYTES_MAX) return `detail: at most ${DETAIL_BYTES_MAX} bytes`;
+  const deviceAt = typeof at === "string" && TIME.test(at) ? Date.parse(at) : null;
+  if (at !== null && !Number.isFinite(deviceAt)) return "at: must be an ISO 8601 time with its offset, or left out";
+  return { event: position, device: named, status, detail: text, deviceAt };
+}
+
+/**
+ * The status of an old client's form: the four words as they are, `ok` and `rx ok` as `done`, anything else as `received`. What
+ * was not one of the four words is kept in `detail`.
+ */
+export function readOldStatus(text: string): { status: Status; detail: string | null } {
+  const word = text.trim().toLowerCase();
+  if (word === "received" || word === "working" || word === "done" || word === "failed")
+    return { status: word, detail: null };
+  // A control character takes six bytes in JSON.
+  const kept = text.slice(0, 680);
+  return {
+    status: word === "ok" || word === "rx ok" ? "done" : "received",
+    detail: word === "" ? null : JSON.stringify(kept),
+  };
+}

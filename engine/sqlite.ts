@@ -1,0 +1,890 @@
+/**
+ * The promise kept in one file: PERE's default memory.
+ *
+ * SQLite in WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
+ * calls are gathered: each write is a small function in a queue, and once a turn of the event loop one transaction runs them all. What
+ * arrives while that transaction is on its way to the disk goes into the next. One call alone waits a sync; a thousand share one.
+ *
+ * `bun:sqlite` is synchronous, which serves us: nothing can see a transaction half done, and no lock is needed in the process. Between
+ * processes the file is locked exclusively, because rings and followers of two could not know of each other.
+ *
+ * What it never does: acknowledge before the commit, tell before the commit, or go on after a sync failed. (When `fsync` fails, the
+ * kernel may have thrown the pages away and a second try would "succeed"; only a restart reads what is really there.)
+ */
+import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import {
+  type Enrolment,
+  EVENT_BYTES_MAX,
+  type Event,
+  type EventDraft,
+  FINAL,
+  KEY_MEMORY_MS,
+  PereError,
+  type Receipt,
+  type ReceiptDraft,
+  type Row,
+  rank,
+  STATES,
+  type State,
+  type Tally,
+} from "./model.ts";
+import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verdict, Wake } from "./store.ts";
+
+/** "PERE", in the file's header: a file that is another program's is left alone. */
+const APPLICATION_ID = 0x50455245;
+const SCHEMA_VERSION = 1;
+/** Rows that one `trim` touches: a slice must not hold up a push for long. */
+const TRIM_ROWS = 2_000;
+/** Channels whose counters are kept in memory. */
+const CHANNELS_CACHED = 10_000;
+/** Prepared statements live as long as the store; a page of catch-up reads at most this much data by default. */
+const READ_BYTES = 4 * EVENT_BYTES_MAX;
+
+/**
+ * Small rows that change often (tallies) stand apart from large ones that never do (events). `latest` is a device's standing on an event and
+ * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
+ * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
+ */
+const SCHEMA = `
+CREATE TABLE channels (
+  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
+  head INTEGER NOT NULL, floor INTEGER NOT NULL, swept INTEGER NOT NULL,
+  receiptsHead INTEGER NOT NULL, receiptsFloor INTEGER NOT NULL, audience INTEGER NOT NULL
+) STRICT;
+CREATE TABLE events (
+  channel INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL, expires INTEGER, targeted INTEGER NOT NULL, type TEXT, data TEXT NOT NULL,
+  PRIMARY KEY (channel, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE tallies (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, addressed INTEGER NOT NULL,
+  received INTEGER NOT NULL DEFAULT 0, working INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0,
+  done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (channel, event)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE targets (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL,
+  PRIMARY KEY (channel, event, device)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX targetsOfDevice ON targets (channel, device, event);
+CREATE TABLE devices (
+  channel INTEGER NOT NULL, device TEXT NOT NULL, joined INTEGER NOT NULL, "left" INTEGER, enrolledAt INTEGER NOT NULL, seenAt INTEGER,
+  settled INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0, told INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (channel, device, joined)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX retired ON devices (channel, "left") WHERE "left" IS NOT NULL;
+CREATE TABLE receipts (
+  channel INTEGER NOT NULL, seq INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL, status INTEGER NOT NULL,
+  at INTEGER NOT NULL, deviceAt INTEGER, late INTEGER NOT NULL, detail TEXT,
+  PRIMARY KEY (channel, seq)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE latest (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL, status INTEGER NOT NULL, receipt INTEGER NOT NULL,
+  PRIMARY KEY (channel, event, device)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX finals ON latest (channel, device, event) WHERE status >= ${FINAL};
+CREATE TABLE keys (
+  channel INTEGER NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL,
+  at INTEGER NOT NULL, addressed INTEGER NOT NULL, type TEXT, expires INTEGER NOT NULL,
+  PRIMARY KEY (channel, key)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX keysByAge ON keys (expires);
+PRAGMA application_id = ${APPLICATION_ID};
+PRAGMA user_version = ${SCHEMA_VERSION};
+`;
+
+/** The counters of a channel: its row, held in memory while it is in use. */
+interface Channel {
+  readonly id: number;
+  readonly name: string;
+  readonly epoch: string;
+  head: number;
+  floor: number;
+  swept: number;
+  receiptsHead: number;
+  receiptsFloor: number;
+  audience: number;
+}
+
+/** A device's current enrolment. */
+interface Stint {
+  readonly joined: number;
+  readonly settled: number;
+  readonly lost: number;
+  readonly told: number;
+}
+
+interface EventRow {
+  seq: number;
+  at: number;
+  type: string | null;
+  data: string;
+  targeted: number;
+  expires: number | null;
+}
+interface ReceiptRow {
+  seq: number;
+  event: number;
+  device: string;
+  status: number;
+  detail: string | null;
+  at: number;
+  deviceAt: number | null;
+  late: number;
+}
+
+interface Call {
+  readonly run: () => unknown;
+  readonly resolve: (value: never) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export interface SqliteOptions {
+  /** Path of the file; `:memory:` keeps nothing. */
+  readonly path: string;
+  /** Makes epochs; 41 random bits by default. */
+  readonly epoch?: () => string;
+}
+
+const randomEpoch = (): string => {
+  const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
+  return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
+};
+
+const heads = (channel: Channel): Heads => ({
+  epoch: channel.epoch,
+  events: { head: channel.head, floor: channel.floor },
+  receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
+});
+
+/** Unexpired at time `?n`, for an `events e`. */
+const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
+/** The device `?n` gave no final word on `e.seq`. */
+const unsettled = (n: number): string =>
+  `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
+
+/** @throws PereError conflict: the file is another's, or in use by another process; away: it can't be opened */
+export class SqliteStore implements Store {
+  readonly #db: Database;
+  readonly #path: string;
+  readonly #epoch: () => string;
+  readonly #statements = new Map<string, Statement>();
+  readonly #channels = new Map<string, Channel>();
+  readonly #changed = new Set<Channel>();
+  #queue: Call[] = [];
+  #wakes: Wake[] = [];
+  #listener: (wake: Wake) => void = () => {};
+  #broken: unknown;
+  #closed = false;
+
+  constructor({ path, epoch = randomEpoch }: SqliteOptions) {
+    this.#path = path;
+    this.#epoch = epoch;
+    try {
+      this.#db = new Database(path, { create: true, readwrite: true });
+    } catch (error) {
+      throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
+    }
+    try {
+      this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
+      const version = this.#pragma("user_version");
+      const tables = this.#get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
+      const own = this.#pragma("application_id") === APPLICATION_ID;
+      if (tables > 0 && !own) throw new PereError("conflict", `${path} is a database of another program`);
+      if (version > SCHEMA_VERSION)
+        throw new PereError(
+          "conflict",
+          `${path} was written by a newer PERE (schema ${version}; this one knows ${SCHEMA_VERSION})`,
+        );
+      this.#db.run("PRAGMA journal_mode = WAL");
+      this.#db.run("PRAGMA synchronous = FULL");
+      this.#db.run("PRAGMA fullfsync = ON"); // Where plain fsync stops at the drive's cache (macOS).
+      this.#db.run("PRAGMA checkpoint_fullfsync = ON");
+      this.#db.run("PRAGMA temp_store = MEMORY");
+      this.#db.run("BEGIN EXCLUSIVE");
+      if (tables === 0) this.#db.run(SCHEMA);
+      this.#db.run("COMMIT");
+    } catch (error) {
+      this.#db.close();
+      if (error instanceof PereError) throw error;
+      if (error instanceof SQLiteError && error.code === "SQLITE_BUSY")
+        throw new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
+      if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
+        throw new PereError("conflict", `${path} is not a database`, [], error);
+      throw new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------ the group commit
+
+  /** Queues a change for the next commit. A change that throws a `PereError` has written nothing. */
+  #change<Result>(run: () => Result): Promise<Result> {
+    if (this.#closed || this.#broken !== undefined)
+      return Promise.reject(
+        new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken),
+      );
+    return new Promise<Result>((resolve, reject) => {
+      if (this.#queue.push({ run, resolve: resolve as Call["resolve"], reject }) === 1) setImmediate(this.#commit);
+    });
+  }
+
+  readonly #commit = (): void => {
+    const calls = this.#queue;
+    this.#queue = [];
+    if (this.#transact(calls) || calls.length === 1) return;
+    // One of them can't be stored. Each stands for itself, so that it fails alone.
+    for (const call of calls) this.#transact([call]);
+  };
+
+  /** Runs calls in one transaction. False when nothing was stored; a lone call is then told so. */
+  #transact(calls: readonly Call[]): boolean {
+    if (calls.length === 0) return true;
+    const results: { value?: unknown; error?: PereError }[] = [];
+    try {
+      if (this.#broken !== undefined) throw this.#broken;
+      this.#run("BEGIN IMMEDIATE");
+      for (const { run } of calls) {
+        try {
+          results.push({ value: run() });
+        } catch (error) {
+          if (!(error instanceof PereError)) throw error;
+          results.push({ error });
+        }
+      }
+      for (const channel of this.#changed) this.#saveChannel(channel);
+      this.#run("COMMIT");
+    } catch (error) {
+      this.#undo(error);
+      if (calls.length === 1)
+        calls[0]!.reject(new PereError("away", "the store could not take it; nothing was stored", [], error));
+      return false;
+    }
+    this.#changed.clear();
+    const wakes = this.#wakes;
+    this.#wakes = [];
+    for (const wake of wakes) this.#listener(wake);
+    calls.forEach((call, index) => {
+      const { value, error } = results[index]!;
+      if (error) call.reject(error);
+      else call.resolve(value as never);
+    });
+    return true;
+  }
+
+  #undo(error: unknown): void {
+    this.#wakes = [];
+    this.#changed.clear();
+    this.#channels.clear(); // Their counters ran ahead of the file.
+    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR")) this.#broken = error;
+    try {
+      if (this.#db.inTransaction) this.#db.run("ROLLBACK");
+    } catch (rollbackError) {
+      this.#broken = rollbackError;
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ statements
+
+  #statement(sql: string): Statement {
+    let statement = this.#statements.get(sql);
+    if (!statement) this.#statements.set(sql, (statement = this.#db.prepare(sql)));
+    return statement;
+  }
+  #run(sql: string, ...values: SQLQueryBindings[]): number {
+    return this.#statement(sql).run(...values).changes;
+  }
+  #get<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape | null {
+    return this.#statement(sql).get(...values) as Shape | null;
+  }
+  #all<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape[] {
+    return this.#statement(sql).all(...values) as Shape[];
+  }
+  #pragma(name: string): number {
+    return Object.values(this.#get<Record<string, number>>(`PRAGMA ${name}`)!)[0]!;
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- channels
+
+  #find(name: string): Channel | null {
+    const known = this.#channels.get(name);
+    if (known) return known;
+    const row = this.#get<Channel>("SELECT * FROM channels WHERE name = ?1", name);
+    if (row) {
+      if (this.#channels.size >= CHANNELS_CACHED && this.#changed.size === 0) this.#channels.clear();
+      this.#channels.set(name, row);
+    }
+    return row;
+  }
+
+  /** Within a transaction: the channel, made when there is none. */
+  #make(name: string): Channel {
+    const found = this.#find(name);
+    if (found) return found;
+    this.#run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0)", name, this.#epoch());
+    return this.#find(name)!;
+  }
+
+  #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience }: Channel): void {
+    this.#run(
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7 WHERE id = ?1",
+      id,
+      head,
+      floor,
+      swept,
+      receiptsHead,
+      receiptsFloor,
+      audience,
+    );
+  }
+
+  open(name: string): Promise<Heads> {
+    const found = this.#find(name);
+    return found ? Promise.resolve(heads(found)) : this.#change(() => heads(this.#make(name)));
+  }
+
+  async heads(name: string): Promise<Heads | null> {
+    const found = this.#find(name);
+    return found && heads(found);
+  }
+
+  async channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
+    const rows = this.#all<Channel>("SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2", after, limit + 1);
+    const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
+    return page(items, limit, ({ channel }) => channel);
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- events
+
+  append(name: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
+    return this.#change(() => {
+      const channel = this.#make(name);
+      if (key) {
+        const known = this.#get<{
+          digest: string;
+          first: number;
+          count: number;
+          at: number;
+          addressed: number;
+          type: string | null;
+        }>(
+          "SELECT digest, first, count, at, addressed, type FROM keys WHERE channel = ?1 AND key = ?2 AND expires > ?3",
+          channel.id,
+          key.key,
+          now,
+        );
+        if (known && known.digest !== key.digest)
+          throw new PereError("refused", "this Idempotency-Key came with another body before", [
+            { path: "Idempotency-Key", message: "it came with another body before" },
+          ]);
+        if (known) return { epoch: channel.epoch, ...known, replayed: true };
+      }
+      const first = channel.head + 1;
+      const entries = drafts.map((draft) => this.#appendOne(channel, draft, now));
+      this.#wakes.push({ kind: "events", channel: name, epoch: channel.epoch, entries });
+      const addressed = drafts[0]!.to?.length ?? channel.audience;
+      const type = drafts[0]!.type;
+      if (key)
+        this.#run(
+          "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+          channel.id,
+          key.key,
+          key.digest,
+          first,
+          drafts.length,
+          now,
+          addressed,
+          type,
+          now + KEY_MEMORY_MS,
+        );
+      return { epoch: channel.epoch, first, count: drafts.length, at: now, addressed, type, replayed: false };
+    });
+  }
+
+  #appendOne(channel: Channel, { type, data, to, ttl }: EventDraft, at: number): Event {
+    const seq = ++channel.head;
+    const expires = ttl === null ? null : at + Math.round(ttl * 1000);
+    const addressed = to?.length ?? channel.audience;
+    this.#changed.add(channel);
+    this.#run(
+      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+      channel.id,
+      seq,
+      at,
+      expires,
+      to ? 1 : 0,
+      type,
+      data,
+    );
+    this.#run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, seq, addressed);
+    for (const device of to ?? []) this.#run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
+    return { seq, at, type, data, to, expires };
+  }
+
+  async events(name: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
+    const channel = this.#find(name);
+    const found: Event[] = [];
+    if (!channel) return found;
+    const rows = this.#statement(
+      "SELECT seq, at, type, data, targeted, expires FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+    ).iterate(channel.id, Math.max(after, channel.floor), limit) as IterableIterator<EventRow>;
+    let bytes = 0;
+    for (const { seq, at, type, data, targeted, expires } of rows) {
+      found.push({ seq, at, type, data, to: targeted ? this.#targets(channel, seq) : null, expires });
+      bytes += data.length;
+      if (bytes >= bytesMax) break;
+    }
+    return found;
+  }
+
+  #targets(channel: Channel, event: number): string[] {
+    return this.#all<{ device: string }>(
+      "SELECT device FROM targets WHERE channel = ?1 AND event = ?2",
+      channel.id,
+      event,
+    ).map(({ device }) => device);
+  }
+
+  async tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
+    const channel = this.#find(name);
+    if (!channel) return new Map();
+    const rows = this.#all<Tally & { event: number }>(
+      "SELECT event, addressed, received, working, missing, done, failed FROM tallies WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
+      channel.id,
+      Math.max(from, channel.floor + 1),
+      upTo,
+    );
+    return new Map(rows.map(({ event, ...tally }) => [event, tally]));
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- receipts
+
+  record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+    return this.#change(() => {
+      const channel = this.#find(name);
+      if (!channel) return drafts.map((): Verdict => "unknown");
+      const entries: Receipt[] = [];
+      const verdicts = drafts.map((draft) => this.#recordOne(channel, draft, now, entries));
+      if (entries.length > 0) this.#wakes.push({ kind: "receipts", channel: name, epoch: channel.epoch, entries });
+      return verdicts;
+    });
+  }
+
+  #recordOne(channel: Channel, draft: ReceiptDraft, now: number, entries: Receipt[]): Verdict {
+    const { device, status, detail, deviceAt } = draft;
+    const event = draft.event.seq;
+    if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
+    const before =
+      this.#get<{ status: number }>(
+        "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
+        channel.id,
+        event,
+        device,
+      )?.status ?? 0;
+    if (before >= FINAL) return "duplicate";
+    const stint = this.#stint(channel, device);
+    if (!this.#isAddressed(channel, event, device, stint)) return "unaddressed";
+    const after = rank(status);
+    if (after <= before) return "duplicate";
+
+    const seq = ++channel.receiptsHead;
+    const late = before === rank("missing");
+    this.#changed.add(channel);
+    this.#run(
+      "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+      channel.id,
+      seq,
+      event,
+      device,
+      after,
+      now,
+      deviceAt,
+      late ? 1 : 0,
+      detail,
+    );
+    this.#run("INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, event, device, after, seq);
+    const leaves = before === 0 ? "" : `, ${STATES[before]} = ${STATES[before]} - 1`;
+    this.#run(
+      `UPDATE tallies SET ${status} = ${status} + 1${leaves} WHERE channel = ?1 AND event = ?2`,
+      channel.id,
+      event,
+    );
+    if (stint !== null && stint.lost > 0 && stint.told === stint.lost)
+      this.#run(
+        `UPDATE devices SET lost = 0 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+        channel.id,
+        device,
+      );
+    entries.push({ seq, event, device, status, detail, at: now, deviceAt, late });
+    return "recorded";
+  }
+
+  #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
+    if (
+      !this.#get<{ targeted: number }>("SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event)
+        ?.targeted
+    )
+      return stint !== null && stint.joined < event;
+    return (
+      this.#get(
+        "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
+        channel.id,
+        event,
+        device,
+      ) !== null
+    );
+  }
+
+  async receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
+    const channel = this.#find(name);
+    if (!channel) return [];
+    return this.#all<ReceiptRow>(
+      `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
+       WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
+      channel.id,
+      Math.max(after, channel.receiptsFloor),
+      limit,
+    ).map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+  }
+
+  async settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
+    const channel = this.#find(name);
+    if (!channel) return new Set();
+    const rows = this.#all<{ event: number }>(
+      `SELECT event FROM latest WHERE channel = ?1 AND device = ?2 AND event > ?3 AND event <= ?4 AND status >= ${FINAL}`,
+      channel.id,
+      device,
+      after,
+      upTo,
+    );
+    return new Set(rows.map(({ event }) => event));
+  }
+
+  async rows(
+    name: string,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string>> {
+    const channel = this.#find(name);
+    const targeted =
+      channel &&
+      event > channel.floor &&
+      this.#get<{ targeted: number }>("SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+    if (!targeted) return { items: [], next: null };
+    // Who was enrolled and is so still, or left after giving a final word: contract of `retire`.
+    const audience = targeted.targeted
+      ? "targets a LEFT JOIN latest l ON l.channel = a.channel AND l.event = a.event AND l.device = a.device WHERE a.event = ?2"
+      : `devices a LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
+         WHERE a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`;
+    const [source, condition] = audience.split("WHERE") as [string, string];
+    const found = this.#all<
+      Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }
+    >(
+      `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late
+       FROM ${source} LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
+       WHERE a.channel = ?1 AND a.device > ?3 AND (?4 IS NULL OR coalesce(l.status, 0) = ?4) AND ${condition}
+       ORDER BY a.device LIMIT ?5`,
+      channel.id,
+      event,
+      after,
+      status === null ? null : rank(status),
+      limit + 1,
+    ).map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+    return page(found, limit, ({ device }) => device);
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- devices
+
+  #stint(channel: Channel, device: string): Stint | null {
+    return this.#get<Stint>(
+      `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      channel.id,
+      device,
+    );
+  }
+
+  join(name: string, device: string, now: number): Promise<Joined> {
+    return this.#change(() => {
+      const channel = this.#make(name);
+      const enrolled = !this.#enrolOne(channel, device, now);
+      const { joined, settled: before, lost, told } = this.#stint(channel, device)!;
+      const settled = (this.#oldestOwed(channel, device, joined, before, now) ?? channel.head + 1) - 1;
+      if (settled > before || told !== lost)
+        this.#run(
+          `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+          channel.id,
+          device,
+          settled,
+        );
+      return { ...heads(channel), enrolled, joined, settled, lost };
+    });
+  }
+
+  /** The first event that the device owes a final word on, above `settled`. */
+  #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
+    const toAll = this.#get<{ seq: number }>(
+      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
+      channel.id,
+      Math.max(joined, settled, channel.floor),
+      device,
+      now,
+    );
+    const toIt = this.#get<{ seq: number }>(
+      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+       WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
+      channel.id,
+      Math.max(settled, channel.floor),
+      device,
+      now,
+    );
+    return toAll && toIt ? Math.min(toAll.seq, toIt.seq) : ((toAll ?? toIt)?.seq ?? null);
+  }
+
+  enrol(name: string, device: string, now: number): Promise<boolean> {
+    return this.#change(() => this.#enrolOne(this.#make(name), device, now));
+  }
+
+  #enrolOne(channel: Channel, device: string, now: number): boolean {
+    if (this.#stint(channel, device)) return false;
+    // Who left and comes back before another event was pushed goes on where it was.
+    this.#run(
+      `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
+       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4`,
+      channel.id,
+      device,
+      channel.head,
+      now,
+    );
+    channel.audience++;
+    this.#changed.add(channel);
+    return true;
+  }
+
+  retire(name: string, device: string): Promise<boolean> {
+    return this.#change(() => {
+      const channel = this.#find(name);
+      const stint = channel && this.#stint(channel, device);
+      if (!stint) return false;
+      const released = this.#all<{ seq: number; targeted: number; status: number | null }>(
+        `SELECT e.seq, e.targeted, l.status FROM events e LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
+         WHERE e.channel = ?1 AND e.seq > ?4 AND (l.status IS NULL OR l.status < ${FINAL}) AND
+         CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+        channel.id,
+        stint.joined,
+        device,
+        channel.floor,
+      );
+      for (const { seq, targeted, status } of released) {
+        const leaves = status ? `, ${STATES[status]} = ${STATES[status]} - 1` : "";
+        this.#run(
+          `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2`,
+          channel.id,
+          seq,
+        );
+        if (targeted)
+          this.#run("DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3", channel.id, seq, device);
+      }
+      this.#run(
+        `UPDATE devices SET "left" = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+        channel.id,
+        device,
+        channel.head,
+      );
+      channel.audience--;
+      this.#changed.add(channel);
+      return true;
+    });
+  }
+
+  seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
+    return this.#change(() => {
+      const channel = this.#find(name);
+      if (!channel) return;
+      for (const [device, at] of times)
+        this.#run(
+          `UPDATE devices SET seenAt = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+          channel.id,
+          device,
+          at,
+        );
+    });
+  }
+
+  async joins(name: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>> {
+    const channel = this.#find(name);
+    const found = new Map<string, number>();
+    for (const device of channel ? devices : []) {
+      const stint = this.#stint(channel!, device);
+      if (stint) found.set(device, stint.joined);
+    }
+    return found;
+  }
+
+  async devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
+    const channel = this.#find(name);
+    if (!channel) return { items: [], next: null };
+    const rows = this.#all<Omit<Enrolment, "pending"> & Stint>(
+      `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
+       WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
+      channel.id,
+      after,
+      limit + 1,
+    );
+    // What was pushed to all is counted once for everybody; what a device answered of it, by its own index.
+    const pushed = this.#all<{ seq: number }>(
+      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(3)} ORDER BY e.seq`,
+      channel.id,
+      channel.floor,
+      now,
+    ).map(({ seq }) => seq);
+    const items = rows.map(({ device, enrolledAt, seenAt, joined, settled }) => {
+      const from = Math.max(joined, settled, channel.floor);
+      const answered = this.#get<{ n: number }>(
+        `SELECT count(*) AS n FROM latest l JOIN events e ON e.channel = l.channel AND e.seq = l.event
+         WHERE l.channel = ?1 AND l.device = ?2 AND l.event > ?3 AND l.status >= ${FINAL} AND e.targeted = 0 AND ${alive(4)}`,
+        channel.id,
+        device,
+        from,
+        now,
+      )!.n;
+      const named = this.#get<{ n: number }>(
+        `SELECT count(*) AS n FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+         WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)}`,
+        channel.id,
+        Math.max(settled, channel.floor),
+        device,
+        now,
+      )!.n;
+      return { device, enrolledAt, seenAt, pending: countAbove(pushed, from) - answered + named };
+    });
+    return page(items, limit, ({ device }) => device);
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- retention
+
+  trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
+    return this.#change(() => {
+      if (name === null)
+        return (
+          this.#run(
+            "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
+            now,
+            TRIM_ROWS,
+          ) === TRIM_ROWS
+        );
+      const channel = this.#find(name);
+      if (!channel) return false;
+      this.#changed.add(channel);
+      return this.#raiseFloor(channel, retention, now) || this.#sweep(channel) || this.#trimReceipts(channel);
+    });
+  }
+
+  /** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
+  #raiseFloor(channel: Channel, { count, before }: Retention, now: number): boolean {
+    for (let work = 0; channel.floor < channel.head;) {
+      if (work >= TRIM_ROWS) return true;
+      const seq = channel.floor + 1;
+      const event = this.#get<{ at: number; targeted: number; expires: number | null; owed: number }>(
+        `SELECT e.at, e.targeted, e.expires, t.addressed - t.done - t.failed AS owed FROM events e
+         JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
+        channel.id,
+        seq,
+      )!;
+      if (seq > channel.head - count && event.at >= before) return false;
+      work += 1;
+      if (event.owed > 0 && (event.expires === null || event.expires > now)) {
+        work += channel.audience;
+        this.#run(
+          `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND ${
+            event.targeted ? "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2)" : "joined < ?2"
+          } AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
+          channel.id,
+          seq,
+        );
+      }
+      channel.floor = seq;
+    }
+    return false;
+  }
+
+  /** Deletes the rows of events that are no longer kept. */
+  #sweep(channel: Channel): boolean {
+    for (let work = 0; channel.swept < channel.floor;) {
+      if (work >= TRIM_ROWS) return true;
+      const event = channel.swept + 1;
+      const removed = this.#run(
+        `DELETE FROM latest WHERE channel = ?1 AND event = ?2 AND device IN
+         (SELECT device FROM latest WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
+        channel.id,
+        event,
+      );
+      work += removed + 1;
+      if (removed === TRIM_ROWS) continue;
+      this.#run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+      this.#run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+      this.#run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
+      channel.swept = event;
+    }
+    this.#run(
+      `DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`,
+      channel.id,
+      channel.floor,
+    );
+    return false;
+  }
+
+  /** Deletes the oldest receipts, as long as their events are no longer kept. */
+  #trimReceipts(channel: Channel): boolean {
+    const oldest = this.#all<{ seq: number; event: number }>(
+      "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+      channel.id,
+      channel.receiptsFloor,
+      TRIM_ROWS,
+    );
+    const kept = oldest.findIndex(({ event }) => event > channel.floor);
+    const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
+    if (!last) return false;
+    this.#run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
+    channel.receiptsFloor = last.seq;
+    return kept === -1 && oldest.length === TRIM_ROWS;
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- its own life
+
+  watch(listener: (wake: Wake) => void): void {
+    this.#listener = listener;
+  }
+
+  async ready(): Promise<{ store: string; durability: "fsync" | "memory" }> {
+    if (this.#broken !== undefined || this.#closed)
+      throw new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken);
+    return { store: "sqlite", durability: this.#path === ":memory:" ? "memory" : "fsync" };
+  }
+
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#commit();
+    this.#closed = true;
+    for (const statement of this.#statements.values()) statement.finalize();
+    this.#db.close();
+  }
+}
+
+/** A page of rows that were read one beyond its limit. */
+function page<Item, Key>(rows: Item[], limit: number, key: (item: Item) => Key): Page<Item, Key> {
+  if (rows.length <= limit) return { items: rows, next: null };
+  const items = rows.slice(0, limit);
+  return { items, next: key(items.at(-1)!) };
+}
+
+/** How many of ascending numbers are above `bound`. */
+function countAbove(ascending: readonly number[], bound: number): number {
+  let low = 0;
+  let high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle]! > bound) high = middle;
+    else low = middle + 1;
+  }
+  return ascending.length - low;
+}

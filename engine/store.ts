@@ -1,0 +1,153 @@
+/**
+ * The seam: what any memory of PERE promises, whether it is one SQLite file or a Redis that many instances share.
+ *
+ * A store keeps, for each channel, two logs (events and receipts) with positions from 1 without holes, who is enrolled, where each
+ * device stands on each event, and a tally an event that moves in the same change as the receipt that moves it.
+ *
+ * The promises that hold for every method:
+ *
+ * - **Durable, then resolved.** A promise of a method that writes resolves after what it wrote survives a power cut. When it rejects, nothing of
+ *   that call was written, except where the connection to the store broke: then the caller can't know, and says so to its own caller.
+ * - **Durable, then told.** `watch`ers hear of an entry after it is durable, in the order of its log, exactly once while all is well. A
+ *   wake-up is a hint all the same: who misses one finds the entry by reading.
+ * - **All or nothing** for each call, also when it names many events or receipts.
+ * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.
+ *
+ * `tests/contract.ts` holds every store to this page.
+ */
+import type { Enrolment, Event, EventDraft, Kind, Receipt, ReceiptDraft, Row, State, Tally } from "./model.ts";
+
+/** The two logs' extent in a channel: the newest entry's `seq`, and the newest one that is no longer kept (0: none). */
+export interface Heads {
+  readonly epoch: string;
+  readonly events: { readonly head: number; readonly floor: number };
+  readonly receipts: { readonly head: number; readonly floor: number };
+}
+
+/** How a device stands in a channel when it opens a feed. */
+export interface Joined extends Heads {
+  /** It was enrolled before this call. */
+  readonly enrolled: boolean;
+  /** Events pushed up to here were not addressed to it, save those that name it in `to`. */
+  readonly joined: number;
+  /** It owes nothing at or below this `seq`. */
+  readonly settled: number;
+  /** The newest event that retention dropped while the device still owed it and was not yet told; 0: none. */
+  readonly lost: number;
+}
+
+/** What `append` did. `replayed`: the key was known, and these are the first call's events. */
+export interface Appended {
+  readonly epoch: string;
+  readonly first: number;
+  readonly count: number;
+  readonly at: number;
+  readonly addressed: number;
+  readonly type: string | null;
+  readonly replayed: boolean;
+}
+
+/** An idempotency key, and a digest of what came with it. */
+export interface Idempotency {
+  readonly key: string;
+  readonly digest: string;
+}
+
+/** What became of one receipt: it moved the device forward, it said nothing new, there is no such event, it went to others. */
+export type Verdict = "recorded" | "duplicate" | "unknown" | "unaddressed";
+
+/** A page of something. `next` goes back in as `after`; null: there is no more. */
+export interface Page<Item, Key> {
+  readonly items: readonly Item[];
+  readonly next: Key | null;
+}
+
+/** How much of a log is kept: at most `count` events, none pushed before `before` (milliseconds since 1970). */
+export interface Retention {
+  readonly count: number;
+  readonly before: number;
+}
+
+/** What `watch` tells: entries of one log, in order, just made durable. */
+export type Wake =
+  | { readonly kind: "events"; readonly channel: string; readonly epoch: string; readonly entries: readonly Event[] }
+  | {
+      readonly kind: "receipts";
+      readonly channel: string;
+      readonly epoch: string;
+      readonly entries: readonly Receipt[];
+    };
+
+export interface Store {
+  /**
+   * Appends events to a channel, creating it on first use. Their audience is whoever is enrolled at that moment, or the devices in `to`.
+   * A known key with the same digest answers the first call's events and appends nothing.
+   * @param now milliseconds since 1970
+   * @throws PereError refused when the key came with another digest before
+   */
+  append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended>;
+
+  /**
+   * Records words of devices, each counted only when it moves its device forward on its event. One verdict a draft, in order.
+   * @param now the server's time, milliseconds since 1970
+   */
+  record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]>;
+
+  /** The channel's extent, creating it on first use. */
+  open(channel: string): Promise<Heads>;
+
+  /** Enrols a device (when it is not enrolled) and tells where it stands. `lost` counts as told once the device gives a receipt after this call. */
+  join(channel: string, device: string, now: number): Promise<Joined>;
+
+  /** Enrols a device; false when it was already. */
+  enrol(channel: string, device: string, now: number): Promise<boolean>;
+
+  /** Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. False: it was not enrolled. */
+  retire(channel: string, device: string, now: number): Promise<boolean>;
+
+  /** Keeps the last signs of life of a channel's devices, milliseconds since 1970. */
+  seen(channel: string, times: ReadonlyMap<string, number>): Promise<void>;
+
+  /** The channel's extent, or null when it was never used. */
+  heads(channel: string): Promise<Heads | null>;
+
+  /** Kept entries after `after`, oldest first, at most `limit` and about `bytesMax` of data, at least one when there is one. */
+  events(channel: string, after: number, limit: number, bytesMax?: number): Promise<Event[]>;
+  receipts(channel: string, after: number, limit: number): Promise<Receipt[]>;
+
+  /** Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. */
+  settled(channel: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
+
+  /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
+  tallies(channel: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>>;
+
+  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */
+  rows(channel: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>>;
+
+  /** Enrolled devices by name, after the device `after`. */
+  devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>>;
+
+  /** For each of these devices, the `seq` after which it joined the channel; devices that are not enrolled are left out. */
+  joins(channel: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>>;
+
+  /** All channels, by name, after the channel `after`; with how many devices are enrolled. */
+  channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>>;
+
+  /**
+   * Drops what retention no longer keeps, a bounded slice a call, and remembers for each device what it lost unanswered. True: call again.
+   * @param channel one channel, or null for what belongs to none (idempotency keys)
+   */
+  trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
+
+  /** Hears of every entry that becomes durable. One watcher a store. */
+  watch(listener: (wake: Wake) => void): void;
+
+  /** What the operator can rely on, for `/ready`. @throws PereError away */
+  ready(): Promise<{ readonly store: string; readonly durability: "fsync" | "memory" }>;
+
+  /** Makes everything acknowledged durable and lets go of the store. */
+  close(): Promise<void>;
+}
+
+/** Which log a follower reads, for messages and keys. */
+export const logName = (kind: Kind, channel: string): string => `${kind}/${channel}`;

@@ -1,0 +1,311 @@
+/**
+ * Followers of a log: how what one commit stored reaches everybody who listens, and how who fell behind catches up.
+ *
+ * A follower is a cursor. One rule serves catch-up and live: give it what is after its cursor; when there is nothing, let it rest until
+ * the log grows. There is no queue a follower. Who keeps up is in the `live` set and is served by a plain synchronous loop: entries that came
+ * since the last turn are cut from the ring once, encoded once (by the sink, into the batch that all share) and written once to each.
+ * Who pushes back leaves the set, waits for its drain, reads on from the ring or the store, and joins again; between the last
+ * look at the head and the joining nothing can happen, because nothing is awaited there. So there is no seam.
+ *
+ * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
+ */
+import type { Kind } from "./model.ts";
+
+/** Entries that a ring keeps: what devices on bad lines miss in a minute. */
+export const RING_ENTRIES_MAX = 1_024;
+/** The same in characters of text. */
+export const RING_CHARACTERS_MAX = 1024 * 1024;
+/** Followers served in one turn of the event loop: requests must not wait for a whole fan-out. */
+export const SLICE_FOLLOWERS = 256;
+/** Entries in one catch-up read. */
+export const CATCH_UP_ENTRIES = 256;
+
+/** One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. */
+export interface Entry {
+  readonly seq: number;
+  readonly id: string;
+  readonly text: string;
+  readonly type: string | null;
+  readonly to: readonly string[] | null;
+  readonly expires: number | null;
+}
+
+/** Entries on their way to followers. Followers with one cursor share one batch; `encoded` is the sinks' own memo. */
+export class Batch {
+  readonly entries: readonly Entry[];
+  encoded: unknown;
+  constructor(entries: readonly Entry[]) {
+    this.entries = entries;
+  }
+}
+
+/** Where a follower's entries go. One sink may serve several followers (a feed of several channels). */
+export interface Sink {
+  /** Takes the batch. A promise: it was taken, and the reader is behind; nothing more is to be written until it resolves. */
+  write(log: Log, batch: Batch): Promise<unknown> | undefined;
+  /** Entries after `after` and before `from` are no longer kept. */
+  gap(log: Log, after: number, from: number): void;
+  /** A follower has everything there is and rests. */
+  rest(): void;
+  /** The log can't be read now. The sink ends. */
+  fail(error: unknown): void;
+  /** Set while the reader is behind. */
+  blocked: Promise<unknown> | undefined;
+}
+
+/** How a log's older entries are read. */
+export interface Source {
+  read(after: number, limit: number): Promise<readonly Entry[]>;
+  /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. */
+  settled?(device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
+  readonly now: () => number;
+}
+
+export interface Follower {
+  readonly sink: Sink;
+  /** A device's name: it sees what is addressed to it. Null: only what is addressed to nobody in particular. */
+  readonly device: string | null;
+  /** Everything up to here was given, or was not for it. */
+  cursor: number;
+  /** Of events to everybody, only those after this one. */
+  readonly floor: number;
+  stopped: boolean;
+}
+
+export class Log {
+  readonly kind: Kind;
+  readonly channel: string;
+  /** Set by `reach`. */
+  epoch = "";
+  head = 0;
+  /** Feeds and requests that hold the log; at 0 its owner lets go of it. */
+  users = 0;
+  readonly #source: Source;
+  readonly #live = new Set<Follower>();
+  #ring: Entry[] = [];
+  #ringCharacters = 0;
+  #filling: Promise<void> | undefined;
+  /** The ring was extended back to here; only who is further back makes it try again. */
+  #filledFrom = Number.POSITIVE_INFINITY;
+  #pass: Iterator<Follower> | undefined;
+  #passHead = 0;
+  #shared: { from: number; to: number; batch: Batch } | undefined;
+
+  constructor(kind: Kind, channel: string, source: Source) {
+    this.kind = kind;
+    this.channel = channel;
+    this.#source = source;
+  }
+
+  /** Followers at rest or being served, for tests and metrics. */
+  get live(): number {
+    return this.#live.size;
+  }
+
+  /** What the store says of the log's extent. It may have grown since. */
+  reach(epoch: string, head: number): void {
+    this.epoch = epoch;
+    if (head <= this.head) return;
+    this.#forget();
+    this.#grow(head);
+  }
+
+  /** Entries that became durable, in order. */
+  announce(entries: readonly Entry[]): void {
+    const first = entries[0];
+    const last = entries.at(-1);
+    if (!first || !last || last.seq <= this.head) return;
+    if (first.seq !== this.head + 1) this.#forget();
+    for (const entry of entries) if (entry.seq > this.head) this.#keep(entry);
+    this.#grow(last.seq);
+  }
+
+  follow(follower: Follower): void {
+    void this.#catchUp(follower);
+  }
+
+  stop(follower: Follower): void {
+    follower.stopped = true;
+    this.#live.delete(follower);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- the ring
+
+  #keep(entry: Entry): void {
+    this.#ring.push(entry);
+    this.#ringCharacters += entry.text.length;
+    // Cut in chunks: shifting one by one costs the ring's length each time.
+    if (this.#ring.length < 2 * RING_ENTRIES_MAX && this.#ringCharacters <= 2 * RING_CHARACTERS_MAX) return;
+    let drop = Math.max(0, this.#ring.length - RING_ENTRIES_MAX);
+    let characters = this.#ringCharacters;
+    for (let index = 0; index < this.#ring.length - 1; index++) {
+      if (index >= drop && characters <= RING_CHARACTERS_MAX) break;
+      characters -= this.#ring[index]!.text.length;
+      drop = Math.max(drop, index + 1);
+    }
+    this.#ring = this.#ring.slice(drop);
+    this.#ringCharacters = characters;
+  }
+
+  #forget(): void {
+    this.#ring = [];
+    this.#ringCharacters = 0;
+    this.#filledFrom = Number.POSITIVE_INFINITY;
+    this.#shared = undefined;
+  }
+
+  /** Entries after `cursor`, or null when the ring does not reach back so far. */
+  #cut(cursor: number): readonly Entry[] | null {
+    const first = this.#ring[0];
+    if (!first || cursor < first.seq - 1) return null;
+    return cursor === first.seq - 1 ? this.#ring : this.#ring.slice(cursor - first.seq + 1);
+  }
+
+  /** Extends the ring back to `cursor` from the store, once for all who are behind: ten thousand who come back together cost one read. */
+  #fill(cursor: number): Promise<void> {
+    this.#filling ??= (async () => {
+      try {
+        this.#filledFrom = cursor;
+        let older: Entry[] = [];
+        for (let after = cursor; after < this.#start() - 1;) {
+          const read = (await this.#source.read(after, CATCH_UP_ENTRIES)).filter(({ seq }) => seq < this.#start());
+          if (read.length === 0) break;
+          older.push(...read);
+          after = read.at(-1)!.seq;
+        }
+        if (older.at(-1)?.seq !== this.#start() - 1) return;
+        let keep = older.length;
+        let characters = this.#ringCharacters;
+        while (keep > 0 && characters + older[keep - 1]!.text.length <= RING_CHARACTERS_MAX)
+          characters += older[--keep]!.text.length;
+        if (keep > 0) this.#filledFrom = 0; // It is as large as it may be: older ones are read by each for itself.
+        older = older.slice(keep);
+        this.#ring = [...older, ...this.#ring];
+        this.#ringCharacters = characters;
+      } finally {
+        this.#filling = undefined;
+      }
+    })();
+    return this.#filling;
+  }
+
+  /** The `seq` of the ring's oldest entry, or of the next to come. */
+  #start(): number {
+    return this.#ring[0]?.seq ?? this.head + 1;
+  }
+
+  // ------------------------------------------------------------------------------------------------------------------ live
+
+  #grow(head: number): void {
+    this.head = head;
+    if (this.#pass || this.#live.size === 0) return;
+    this.#begin();
+    setImmediate(this.#turn);
+  }
+
+  #begin(): void {
+    this.#pass = this.#live.values();
+    this.#passHead = this.head;
+  }
+
+  /** Serves a slice of the live followers; goes on in the next turn until all of them have everything. */
+  readonly #turn = (): void => {
+    let served = 0;
+    while (this.#pass) {
+      const next = this.#pass.next();
+      if (!next.done) {
+        if (this.#serve(next.value) && ++served === SLICE_FOLLOWERS) return void setImmediate(this.#turn);
+      } else if (this.head > this.#passHead) this.#begin();
+      else this.#pass = undefined;
+    }
+  };
+
+  /** False when there was nothing to do. */
+  #serve(follower: Follower): boolean {
+    if (follower.cursor >= this.head) return false;
+    const batch = follower.sink.blocked ? null : this.#batch(follower);
+    if (!batch) {
+      this.#live.delete(follower);
+      void this.#catchUp(follower);
+      return true;
+    }
+    follower.cursor = this.head;
+    if (batch.entries.length > 0 && this.#give(follower, batch)) {
+      this.#live.delete(follower);
+      void this.#catchUp(follower);
+    }
+    return true;
+  }
+
+  /** What a follower in step gets, or null when the ring does not have it. */
+  #batch(follower: Follower): Batch | null {
+    const { cursor } = follower;
+    if (this.#shared?.from === cursor && this.#shared.to === this.head) return this.#shared.batch;
+    const entries = this.#cut(cursor);
+    if (!entries) return null;
+    const now = this.#source.now();
+    if (
+      !entries.every(
+        ({ to, expires, seq }) => to === null && (expires === null || expires > now) && seq > follower.floor,
+      )
+    )
+      return new Batch(entries.filter((entry) => isFor(entry, follower, now)));
+    this.#shared = { from: cursor, to: this.head, batch: new Batch(entries === this.#ring ? [...entries] : entries) };
+    return this.#shared.batch;
+  }
+
+  /** True when the sink pushes back. */
+  #give({ sink }: Follower, batch: Batch): boolean {
+    const drained = sink.write(this, batch);
+    if (!drained) return false;
+    const release = (): void => {
+      if (sink.blocked === drained) sink.blocked = undefined;
+    };
+    sink.blocked = drained;
+    drained.then(release, release);
+    return true;
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- catch-up
+
+  async #catchUp(follower: Follower): Promise<void> {
+    const { sink, device } = follower;
+    try {
+      while (!follower.stopped) {
+        if (sink.blocked) {
+          await sink.blocked.catch(() => {});
+          continue;
+        }
+        const { cursor } = follower;
+        if (cursor >= this.head) {
+          this.#live.add(follower);
+          return sink.rest();
+        }
+        const entries = await this.#page(cursor);
+        const first = entries[0]?.seq ?? this.head + 1;
+        const last = entries.at(-1)?.seq ?? this.head;
+        const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
+        if (follower.stopped) return;
+        if (sink.blocked) continue;
+        const now = this.#source.now();
+        if (first > cursor + 1) sink.gap(this, cursor, first);
+        follower.cursor = last;
+        const wanted = entries.filter((entry) => isFor(entry, follower, now) && !given?.has(entry.seq));
+        if (wanted.length > 0) this.#give(follower, new Batch(wanted));
+      }
+    } catch (error) {
+      if (!follower.stopped) sink.fail(error);
+    }
+  }
+
+  async #page(cursor: number): Promise<readonly Entry[]> {
+    const near = cursor >= this.head - RING_ENTRIES_MAX;
+    while (near && cursor < this.#filledFrom && !this.#cut(cursor)) await this.#fill(cursor);
+    const entries = this.#cut(cursor)?.slice(0, CATCH_UP_ENTRIES);
+    return entries && entries.length > 0 ? entries : this.#source.read(cursor, CATCH_UP_ENTRIES);
+  }
+}
+
+/** Whether an entry is for a follower: addressed to it or to all, since it follows, and not expired. */
+const isFor = ({ to, expires, seq }: Entry, { device, floor }: Follower, now: number): boolean =>
+  (expires === null || expires > now) && (to === null ? seq > floor : device !== null && to.includes(device));

@@ -1,0 +1,269 @@
+/**
+ * The three transports of a feed, as the engine sees them: how entries are framed and written, and how a slow reader shows. They differ
+ * in framing only; what is delivered, and when, is decided before them.
+ *
+ * - `EventStream`: Server-Sent Events (WHATWG HTML, section 9.2). The payload is our own envelope around the publisher's bytes, so
+ *   an event with line breaks between its tokens takes several `data:` lines, and nothing in it can begin another field.
+ * - `Socket`: WebSocket text frames, one JSON object each.
+ * - `Poll`: one answer, as soon as there is something to say.
+ */
+import type { ServerWebSocket } from "bun";
+import type { Bye, Feed, Wire } from "./feeds.ts";
+import { id, type Position, positionsText } from "./model.ts";
+import type { Batch, Entry } from "./tail.ts";
+
+/** Events in one long-poll answer, about: it ends with the read that passes this. */
+const POLL_EVENTS = 1_000;
+/** The same in characters. */
+const POLL_CHARACTERS = 1024 * 1024;
+
+/** Milliseconds after which a reader should come back, from and to; each gets its own, so that a thousand do not come at once. */
+const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
+  start: [1_000, 4_000],
+  renew: [50, 500],
+  drain: [500, 3_000],
+  expired: [1_000, 4_000],
+  busy: [5_000, 20_000],
+};
+
+/** A span of time that differs by reader. @param random from 0 up to 1 */
+export function retryMs(reason: Bye | "start", random: () => number): number {
+  const [from, to] = RETRY_MS[reason];
+  return Math.round(from + (to - from) * random());
+}
+
+/** What `pere.ready` says. */
+const readyBody = (device: string | null, starts: readonly { channel: string; position: Position }[]) => ({
+  device,
+  channels: Object.fromEntries(starts.map(({ channel, position }) => [channel, id(position.epoch, position.seq)])),
+});
+const gapBody = (channel: string, after: Position, from: Position) => ({
+  channel,
+  after: id(after.epoch, after.seq),
+  from: id(from.epoch, from.seq),
+});
+
+// --------------------------------------------------------------------------------------------------- Server-Sent Events
+
+/**
+ * One frame of an event stream. `data` may hold any characters; a line break in it (CR LF, CR or LF) reaches the reader as LF.
+ * @param fields `id` and `event` must not hold line breaks: they come from `model.ts`, which lets none pass
+ */
+export function frame(fields: { id?: string; event?: string | null; data: string }): string {
+  const { id, event, data } = fields;
+  const lines = /[\r\n]/.test(data) ? data.replace(/\r\n|\r|\n/g, "\ndata: ") : data;
+  return `${id === undefined ? "" : `id: ${id}\n`}${event ? `event: ${event}\n` : ""}data: ${lines}\n\n`;
+}
+
+const utf8 = new TextEncoder();
+
+/** What Bun gives for a stream of `type: "direct"`. `write` returns a promise when the peer reads slowly, and 0 when it is gone. */
+export interface DirectController {
+  write(chunk: string | Uint8Array): number | Promise<number>;
+  close(): void;
+}
+
+export class EventStream implements Wire {
+  readonly #out: DirectController;
+  readonly #random: () => number;
+  readonly #closing: () => void;
+  /** Where each channel stands, in the order of the request; the `id:` line holds them all. */
+  #positions = new Map<string, string>();
+  #told = "";
+
+  /** @param closing called before the stream is closed, to bound how long a stuck peer may hold it */
+  constructor(out: DirectController, random: () => number, closing: () => void) {
+    this.#out = out;
+    this.#random = random;
+    this.#closing = closing;
+    out.write(`retry: ${retryMs("start", random)}\n\n`);
+  }
+
+  #id(): string {
+    return (this.#told = [...this.#positions.values()].join("."));
+  }
+
+  ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void {
+    for (const { channel, position } of starts) this.#positions.set(channel, id(position.epoch, position.seq));
+    this.#out.write(frame({ id: this.#id(), event: "pere.ready", data: JSON.stringify(readyBody(device, starts)) }));
+  }
+
+  write(channel: string, batch: Batch): Promise<unknown> | undefined {
+    const result = this.#out.write(
+      this.#positions.size === 1 ? this.#shared(batch) : this.#own(channel, batch.entries),
+    );
+    return typeof result === "number" ? undefined : result;
+  }
+
+  /** A feed of one channel: its bytes are the same for all, made once. */
+  #shared(batch: Batch): Uint8Array {
+    this.#told = batch.entries.at(-1)!.id;
+    batch.encoded ??= utf8.encode(
+      batch.entries.map((entry) => frame({ id: entry.id, event: entry.type, data: entry.text })).join(""),
+    );
+    return batch.encoded as Uint8Array;
+  }
+
+  #own(channel: string, entries: readonly Entry[]): string {
+    let text = "";
+    for (const entry of entries) {
+      this.#positions.set(channel, entry.id);
+      text += frame({ id: this.#id(), event: entry.type, data: entry.text });
+    }
+    return text;
+  }
+
+  gap(channel: string, after: Position, from: Position): void {
+    this.#positions.set(channel, id(from.epoch, from.seq - 1));
+    this.#out.write(frame({ id: this.#id(), event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
+  }
+
+  rest(): void {}
+
+  /** A comment; and, when entries passed that were not for this reader, its new position, so that it does not come back for them. */
+  beat(positions: readonly Position[]): void {
+    const text = positionsText(positions);
+    this.#out.write(text === this.#told ? ":\n\n" : `:\nid: ${text}\n\n`);
+    this.#told = text;
+  }
+
+  bye(reason: Bye): void {
+    this.#out.write(
+      `retry: ${retryMs(reason, this.#random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
+    );
+    this.#closing();
+    this.#out.close();
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- WebSocket
+
+/** What an upgraded connection carries: the handlers that the server calls for it. */
+export interface SocketData {
+  open(socket: ServerWebSocket<SocketData>): void;
+  message(socket: ServerWebSocket<SocketData>, message: string | Buffer): void;
+  drain(): void;
+  pong(): void;
+  close(): void;
+}
+
+/** WebSocket close codes (RFC 6455, section 7.4.1, and IANA's registry): who comes back soon, who later, who not at all. */
+const CLOSE: Record<Bye, number> = { drain: 1012, renew: 1012, busy: 1013, expired: 1008 };
+
+export class Socket implements Wire {
+  readonly #socket: ServerWebSocket<SocketData>;
+  #drained: (() => void) | undefined;
+
+  constructor(socket: ServerWebSocket<SocketData>) {
+    this.#socket = socket;
+  }
+
+  /** A message of the server's own. */
+  say(pere: string, body: object): void {
+    this.#socket.send(JSON.stringify({ pere, ...body }));
+  }
+
+  ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void {
+    this.say("ready", readyBody(device, starts));
+  }
+
+  write(_channel: string, { entries }: Batch): Promise<unknown> | undefined {
+    let behind = false;
+    const socket = this.#socket;
+    if (entries.length === 1) behind = socket.send(entries[0]!.text) === -1;
+    else
+      socket.cork(() => {
+        for (const { text } of entries) if (socket.send(text) === -1) behind = true;
+      });
+    return behind ? new Promise<void>((resolve) => (this.#drained = resolve)) : undefined;
+  }
+
+  /** The peer has read what was waiting, or is gone. */
+  drained(): void {
+    this.#drained?.();
+    this.#drained = undefined;
+  }
+
+  gap(channel: string, after: Position, from: Position): void {
+    this.say("gap", gapBody(channel, after, from));
+  }
+
+  rest(): void {}
+
+  /** Nothing: the server pings. */
+  beat(): void {}
+
+  bye(reason: Bye): void {
+    this.say("bye", { reason });
+    this.#socket.close(CLOSE[reason], reason);
+  }
+}
+
+// -------------------------------------------------------------------------------------------------------------- long-poll
+
+/** What a long-poll is answered with. `gaps` is there only when entries asked for are no longer kept. */
+export interface PollAnswer {
+  readonly texts: readonly string[];
+  readonly last: string;
+  readonly gaps: readonly { channel: string; after: string; from: string }[];
+}
+
+export class Poll implements Wire {
+  /** Resolves once; null: the server is draining or busy. */
+  readonly answer: Promise<PollAnswer | null>;
+  readonly #texts: string[] = [];
+  readonly #gaps: { channel: string; after: string; from: string }[] = [];
+  readonly #settle: (answer: PollAnswer | null) => void;
+  #feed: Feed | undefined;
+  #characters = 0;
+  #resting = false;
+  #late = false;
+
+  constructor() {
+    const { promise, resolve } = Promise.withResolvers<PollAnswer | null>();
+    this.answer = promise;
+    this.#settle = resolve;
+  }
+
+  /** Which feed it answers for. */
+  of(feed: Feed): void {
+    this.#feed = feed;
+  }
+
+  /** The time is up: what is there is the answer. */
+  timeUp(): void {
+    this.#late = true;
+    if (this.#resting) this.#finish();
+  }
+
+  #finish(): void {
+    if (!this.#feed?.open) return;
+    this.#settle({ texts: this.#texts, last: positionsText(this.#feed.positions()), gaps: this.#gaps });
+    this.#feed.stop();
+  }
+
+  ready(): void {}
+
+  write(_channel: string, { entries }: Batch): undefined {
+    for (const { text } of entries) {
+      this.#texts.push(text);
+      this.#characters += text.length;
+    }
+    if (this.#resting || this.#texts.length >= POLL_EVENTS || this.#characters >= POLL_CHARACTERS) this.#finish();
+  }
+
+  gap(channel: string, after: Position, from: Position): void {
+    this.#gaps.push(gapBody(channel, after, from));
+  }
+
+  rest(): void {
+    this.#resting = true;
+    if (this.#late || this.#texts.length > 0 || this.#gaps.length > 0) this.#finish();
+  }
+
+  beat(): void {}
+
+  bye(): void {
+    this.#settle(null);
+  }
+}
