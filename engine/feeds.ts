@@ -178,6 +178,8 @@ export class Feeds {
   }
 
   async #start(feed: Feed, request: FeedRequest): Promise<void> {
+    await null; // The caller has the feed before its wire hears anything.
+    if (!feed.open) return;
     try {
       if (this.#closing) return feed.end("drain");
       if (this.#open.size > this.#limits.feeds) return feed.end("busy");

@@ -1,17 +1,12 @@
 /**
  * The promise kept in one file: PERE's default memory.
  *
- * SQLite in WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
- * calls are gathered: each write is a small function in a queue, and once a turn of the event loop one transaction runs them all. What
- * arrives while that transaction is on its way to the disk goes into the next. One call alone waits a sync; a thousand share one.
+ * Every write is a change in the group commit of `commit.ts`; reads are plain statements between the commits, and see only what is
+ * durable. `bun:sqlite` is synchronous, which serves us: nothing can see a transaction half done, and no lock is needed in the process.
  *
- * `bun:sqlite` is synchronous, which serves us: nothing can see a transaction half done, and no lock is needed in the process. Between
- * processes the file is locked exclusively, because rings and followers of two could not know of each other.
- *
- * What it never does: acknowledge before the commit, tell before the commit, or go on after a sync failed. (When `fsync` fails, the
- * kernel may have thrown the pages away and a second try would "succeed"; only a restart reads what is really there.)
+ * What is told to watchers is gathered in the transaction and told after it.
  */
-import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import { SqliteFile } from "./commit.ts";
 import {
   type Enrolment,
   EVENT_BYTES_MAX,
@@ -30,14 +25,11 @@ import {
 } from "./model.ts";
 import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verdict, Wake } from "./store.ts";
 
-/** "PERE", in the file's header: a file that is another program's is left alone. */
-const APPLICATION_ID = 0x50455245;
-const SCHEMA_VERSION = 1;
 /** Rows that one `trim` touches: a slice must not hold up a push for long. */
 const TRIM_ROWS = 2_000;
 /** Channels whose counters are kept in memory. */
 const CHANNELS_CACHED = 10_000;
-/** Prepared statements live as long as the store; a page of catch-up reads at most this much data by default. */
+/** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
 /**
@@ -45,7 +37,7 @@ const READ_BYTES = 4 * EVENT_BYTES_MAX;
  * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
  * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
  */
-const SCHEMA = `
+const TABLES = `
 CREATE TABLE channels (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
   head INTEGER NOT NULL, floor INTEGER NOT NULL, swept INTEGER NOT NULL,
@@ -88,9 +80,10 @@ CREATE TABLE keys (
   PRIMARY KEY (channel, key)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX keysByAge ON keys (expires);
-PRAGMA application_id = ${APPLICATION_ID};
-PRAGMA user_version = ${SCHEMA_VERSION};
 `;
+
+/** "PERE" in the file's header: a file that is another program's is left alone. */
+const SCHEMA = { applicationId: 0x50455245, version: 1, sql: TABLES };
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 interface Channel {
@@ -132,12 +125,6 @@ interface ReceiptRow {
   late: number;
 }
 
-interface Call {
-  readonly run: () => unknown;
-  readonly resolve: (value: never) => void;
-  readonly reject: (error: unknown) => void;
-}
-
 export interface SqliteOptions {
   /** Path of the file; `:memory:` keeps nothing. */
   readonly path: string;
@@ -162,144 +149,34 @@ const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
 const unsettled = (n: number): string =>
   `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
 
-/** @throws PereError conflict: the file is another's, or in use by another process; away: it can't be opened */
+/** @throws PereError as `SqliteFile` */
 export class SqliteStore implements Store {
-  readonly #db: Database;
-  readonly #path: string;
+  readonly #file: SqliteFile;
   readonly #epoch: () => string;
-  readonly #statements = new Map<string, Statement>();
   readonly #channels = new Map<string, Channel>();
+  /** Channels whose counters the running transaction moved. */
   readonly #changed = new Set<Channel>();
-  #queue: Call[] = [];
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
-  #broken: unknown;
-  #closed = false;
 
   constructor({ path, epoch = randomEpoch }: SqliteOptions) {
-    this.#path = path;
     this.#epoch = epoch;
-    try {
-      this.#db = new Database(path, { create: true, readwrite: true });
-    } catch (error) {
-      throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
-    }
-    try {
-      this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
-      const version = this.#pragma("user_version");
-      const tables = this.#get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
-      const own = this.#pragma("application_id") === APPLICATION_ID;
-      if (tables > 0 && !own) throw new PereError("conflict", `${path} is a database of another program`);
-      if (version > SCHEMA_VERSION)
-        throw new PereError(
-          "conflict",
-          `${path} was written by a newer PERE (schema ${version}; this one knows ${SCHEMA_VERSION})`,
-        );
-      this.#db.run("PRAGMA journal_mode = WAL");
-      this.#db.run("PRAGMA synchronous = FULL");
-      this.#db.run("PRAGMA fullfsync = ON"); // Where plain fsync stops at the drive's cache (macOS).
-      this.#db.run("PRAGMA checkpoint_fullfsync = ON");
-      this.#db.run("PRAGMA temp_store = MEMORY");
-      this.#db.run("BEGIN EXCLUSIVE");
-      if (tables === 0) this.#db.run(SCHEMA);
-      this.#db.run("COMMIT");
-    } catch (error) {
-      this.#db.close();
-      if (error instanceof PereError) throw error;
-      if (error instanceof SQLiteError && error.code === "SQLITE_BUSY")
-        throw new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
-      if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
-        throw new PereError("conflict", `${path} is not a database`, [], error);
-      throw new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
-    }
-  }
-
-  // ------------------------------------------------------------------------------------------------------ the group commit
-
-  /** Queues a change for the next commit. A change that throws a `PereError` has written nothing. */
-  #change<Result>(run: () => Result): Promise<Result> {
-    if (this.#closed || this.#broken !== undefined)
-      return Promise.reject(
-        new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken),
-      );
-    return new Promise<Result>((resolve, reject) => {
-      if (this.#queue.push({ run, resolve: resolve as Call["resolve"], reject }) === 1) setImmediate(this.#commit);
+    this.#file = new SqliteFile(path, SCHEMA, {
+      finish: () => {
+        for (const channel of this.#changed) this.#saveChannel(channel);
+      },
+      committed: () => {
+        this.#changed.clear();
+        const wakes = this.#wakes;
+        this.#wakes = [];
+        for (const wake of wakes) this.#listener(wake);
+      },
+      undone: () => {
+        this.#wakes = [];
+        this.#changed.clear();
+        this.#channels.clear(); // Their counters ran ahead of the file.
+      },
     });
-  }
-
-  readonly #commit = (): void => {
-    const calls = this.#queue;
-    this.#queue = [];
-    if (this.#transact(calls) || calls.length === 1) return;
-    // One of them can't be stored. Each stands for itself, so that it fails alone.
-    for (const call of calls) this.#transact([call]);
-  };
-
-  /** Runs calls in one transaction. False when nothing was stored; a lone call is then told so. */
-  #transact(calls: readonly Call[]): boolean {
-    if (calls.length === 0) return true;
-    const results: { value?: unknown; error?: PereError }[] = [];
-    try {
-      if (this.#broken !== undefined) throw this.#broken;
-      this.#run("BEGIN IMMEDIATE");
-      for (const { run } of calls) {
-        try {
-          results.push({ value: run() });
-        } catch (error) {
-          if (!(error instanceof PereError)) throw error;
-          results.push({ error });
-        }
-      }
-      for (const channel of this.#changed) this.#saveChannel(channel);
-      this.#run("COMMIT");
-    } catch (error) {
-      this.#undo(error);
-      if (calls.length === 1)
-        calls[0]!.reject(new PereError("away", "the store could not take it; nothing was stored", [], error));
-      return false;
-    }
-    this.#changed.clear();
-    const wakes = this.#wakes;
-    this.#wakes = [];
-    for (const wake of wakes) this.#listener(wake);
-    calls.forEach((call, index) => {
-      const { value, error } = results[index]!;
-      if (error) call.reject(error);
-      else call.resolve(value as never);
-    });
-    return true;
-  }
-
-  #undo(error: unknown): void {
-    this.#wakes = [];
-    this.#changed.clear();
-    this.#channels.clear(); // Their counters ran ahead of the file.
-    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR")) this.#broken = error;
-    try {
-      if (this.#db.inTransaction) this.#db.run("ROLLBACK");
-    } catch (rollbackError) {
-      this.#broken = rollbackError;
-    }
-  }
-
-  // ------------------------------------------------------------------------------------------------------------ statements
-
-  #statement(sql: string): Statement {
-    let statement = this.#statements.get(sql);
-    if (!statement) this.#statements.set(sql, (statement = this.#db.prepare(sql)));
-    return statement;
-  }
-  #run(sql: string, ...values: SQLQueryBindings[]): number {
-    return this.#statement(sql).run(...values).changes;
-  }
-  #get<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape | null {
-    return this.#statement(sql).get(...values) as Shape | null;
-  }
-  #all<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape[] {
-    return this.#statement(sql).all(...values) as Shape[];
-  }
-  #pragma(name: string): number {
-    return Object.values(this.#get<Record<string, number>>(`PRAGMA ${name}`)!)[0]!;
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -307,7 +184,7 @@ export class SqliteStore implements Store {
   #find(name: string): Channel | null {
     const known = this.#channels.get(name);
     if (known) return known;
-    const row = this.#get<Channel>("SELECT * FROM channels WHERE name = ?1", name);
+    const row = this.#file.get<Channel>("SELECT * FROM channels WHERE name = ?1", name);
     if (row) {
       if (this.#channels.size >= CHANNELS_CACHED && this.#changed.size === 0) this.#channels.clear();
       this.#channels.set(name, row);
@@ -319,12 +196,12 @@ export class SqliteStore implements Store {
   #make(name: string): Channel {
     const found = this.#find(name);
     if (found) return found;
-    this.#run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0)", name, this.#epoch());
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0)", name, this.#epoch());
     return this.#find(name)!;
   }
 
   #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience }: Channel): void {
-    this.#run(
+    this.#file.run(
       "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7 WHERE id = ?1",
       id,
       head,
@@ -338,7 +215,7 @@ export class SqliteStore implements Store {
 
   open(name: string): Promise<Heads> {
     const found = this.#find(name);
-    return found ? Promise.resolve(heads(found)) : this.#change(() => heads(this.#make(name)));
+    return found ? Promise.resolve(heads(found)) : this.#file.change(() => heads(this.#make(name)));
   }
 
   async heads(name: string): Promise<Heads | null> {
@@ -347,7 +224,11 @@ export class SqliteStore implements Store {
   }
 
   async channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
-    const rows = this.#all<Channel>("SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2", after, limit + 1);
+    const rows = this.#file.all<Channel>(
+      "SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2",
+      after,
+      limit + 1,
+    );
     const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
     return page(items, limit, ({ channel }) => channel);
   }
@@ -355,10 +236,10 @@ export class SqliteStore implements Store {
   // ---------------------------------------------------------------------------------------------------------------- events
 
   append(name: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       const channel = this.#make(name);
       if (key) {
-        const known = this.#get<{
+        const known = this.#file.get<{
           digest: string;
           first: number;
           count: number;
@@ -383,7 +264,7 @@ export class SqliteStore implements Store {
       const addressed = drafts[0]!.to?.length ?? channel.audience;
       const type = drafts[0]!.type;
       if (key)
-        this.#run(
+        this.#file.run(
           "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
           channel.id,
           key.key,
@@ -404,7 +285,7 @@ export class SqliteStore implements Store {
     const expires = ttl === null ? null : at + Math.round(ttl * 1000);
     const addressed = to?.length ?? channel.audience;
     this.#changed.add(channel);
-    this.#run(
+    this.#file.run(
       "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
       channel.id,
       seq,
@@ -414,8 +295,8 @@ export class SqliteStore implements Store {
       type,
       data,
     );
-    this.#run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, seq, addressed);
-    for (const device of to ?? []) this.#run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
+    this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, seq, addressed);
+    for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
     return { seq, at, type, data, to, expires };
   }
 
@@ -423,9 +304,12 @@ export class SqliteStore implements Store {
     const channel = this.#find(name);
     const found: Event[] = [];
     if (!channel) return found;
-    const rows = this.#statement(
+    const rows = this.#file.each<EventRow>(
       "SELECT seq, at, type, data, targeted, expires FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-    ).iterate(channel.id, Math.max(after, channel.floor), limit) as IterableIterator<EventRow>;
+      channel.id,
+      Math.max(after, channel.floor),
+      limit,
+    );
     let bytes = 0;
     for (const { seq, at, type, data, targeted, expires } of rows) {
       found.push({ seq, at, type, data, to: targeted ? this.#targets(channel, seq) : null, expires });
@@ -436,17 +320,15 @@ export class SqliteStore implements Store {
   }
 
   #targets(channel: Channel, event: number): string[] {
-    return this.#all<{ device: string }>(
-      "SELECT device FROM targets WHERE channel = ?1 AND event = ?2",
-      channel.id,
-      event,
-    ).map(({ device }) => device);
+    return this.#file
+      .all<{ device: string }>("SELECT device FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event)
+      .map(({ device }) => device);
   }
 
   async tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
     const channel = this.#find(name);
     if (!channel) return new Map();
-    const rows = this.#all<Tally & { event: number }>(
+    const rows = this.#file.all<Tally & { event: number }>(
       "SELECT event, addressed, received, working, missing, done, failed FROM tallies WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
       channel.id,
       Math.max(from, channel.floor + 1),
@@ -458,7 +340,7 @@ export class SqliteStore implements Store {
   // -------------------------------------------------------------------------------------------------------------- receipts
 
   record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       const channel = this.#find(name);
       if (!channel) return drafts.map((): Verdict => "unknown");
       const entries: Receipt[] = [];
@@ -473,7 +355,7 @@ export class SqliteStore implements Store {
     const event = draft.event.seq;
     if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
     const before =
-      this.#get<{ status: number }>(
+      this.#file.get<{ status: number }>(
         "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
         channel.id,
         event,
@@ -488,7 +370,7 @@ export class SqliteStore implements Store {
     const seq = ++channel.receiptsHead;
     const late = before === rank("missing");
     this.#changed.add(channel);
-    this.#run(
+    this.#file.run(
       "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
       channel.id,
       seq,
@@ -500,15 +382,15 @@ export class SqliteStore implements Store {
       late ? 1 : 0,
       detail,
     );
-    this.#run("INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, event, device, after, seq);
+    this.#file.run("INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, event, device, after, seq);
     const leaves = before === 0 ? "" : `, ${STATES[before]} = ${STATES[before]} - 1`;
-    this.#run(
+    this.#file.run(
       `UPDATE tallies SET ${status} = ${status} + 1${leaves} WHERE channel = ?1 AND event = ?2`,
       channel.id,
       event,
     );
     if (stint !== null && stint.lost > 0 && stint.told === stint.lost)
-      this.#run(
+      this.#file.run(
         `UPDATE devices SET lost = 0 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
         channel.id,
         device,
@@ -519,12 +401,15 @@ export class SqliteStore implements Store {
 
   #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
     if (
-      !this.#get<{ targeted: number }>("SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event)
-        ?.targeted
+      !this.#file.get<{ targeted: number }>(
+        "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
+        channel.id,
+        event,
+      )?.targeted
     )
       return stint !== null && stint.joined < event;
     return (
-      this.#get(
+      this.#file.get(
         "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
         channel.id,
         event,
@@ -536,19 +421,21 @@ export class SqliteStore implements Store {
   async receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
     const channel = this.#find(name);
     if (!channel) return [];
-    return this.#all<ReceiptRow>(
-      `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
+    return this.#file
+      .all<ReceiptRow>(
+        `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
        WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
-      channel.id,
-      Math.max(after, channel.receiptsFloor),
-      limit,
-    ).map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+        channel.id,
+        Math.max(after, channel.receiptsFloor),
+        limit,
+      )
+      .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
   }
 
   async settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
     const channel = this.#find(name);
     if (!channel) return new Set();
-    const rows = this.#all<{ event: number }>(
+    const rows = this.#file.all<{ event: number }>(
       `SELECT event FROM latest WHERE channel = ?1 AND device = ?2 AND event > ?3 AND event <= ?4 AND status >= ${FINAL}`,
       channel.id,
       device,
@@ -569,7 +456,11 @@ export class SqliteStore implements Store {
     const targeted =
       channel &&
       event > channel.floor &&
-      this.#get<{ targeted: number }>("SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+      this.#file.get<{ targeted: number }>(
+        "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
+        channel.id,
+        event,
+      );
     if (!targeted) return { items: [], next: null };
     // Who was enrolled and is so still, or left after giving a final word: contract of `retire`.
     const audience = targeted.targeted
@@ -577,26 +468,26 @@ export class SqliteStore implements Store {
       : `devices a LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
          WHERE a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`;
     const [source, condition] = audience.split("WHERE") as [string, string];
-    const found = this.#all<
-      Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }
-    >(
-      `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late
+    const found = this.#file
+      .all<Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }>(
+        `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late
        FROM ${source} LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
        WHERE a.channel = ?1 AND a.device > ?3 AND (?4 IS NULL OR coalesce(l.status, 0) = ?4) AND ${condition}
        ORDER BY a.device LIMIT ?5`,
-      channel.id,
-      event,
-      after,
-      status === null ? null : rank(status),
-      limit + 1,
-    ).map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+        channel.id,
+        event,
+        after,
+        status === null ? null : rank(status),
+        limit + 1,
+      )
+      .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
     return page(found, limit, ({ device }) => device);
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
   #stint(channel: Channel, device: string): Stint | null {
-    return this.#get<Stint>(
+    return this.#file.get<Stint>(
       `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
       channel.id,
       device,
@@ -604,13 +495,13 @@ export class SqliteStore implements Store {
   }
 
   join(name: string, device: string, now: number): Promise<Joined> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       const channel = this.#make(name);
       const enrolled = !this.#enrolOne(channel, device, now);
       const { joined, settled: before, lost, told } = this.#stint(channel, device)!;
       const settled = (this.#oldestOwed(channel, device, joined, before, now) ?? channel.head + 1) - 1;
       if (settled > before || told !== lost)
-        this.#run(
+        this.#file.run(
           `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
           channel.id,
           device,
@@ -622,14 +513,14 @@ export class SqliteStore implements Store {
 
   /** The first event that the device owes a final word on, above `settled`. */
   #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
-    const toAll = this.#get<{ seq: number }>(
+    const toAll = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
       channel.id,
       Math.max(joined, settled, channel.floor),
       device,
       now,
     );
-    const toIt = this.#get<{ seq: number }>(
+    const toIt = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
        WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
       channel.id,
@@ -641,13 +532,13 @@ export class SqliteStore implements Store {
   }
 
   enrol(name: string, device: string, now: number): Promise<boolean> {
-    return this.#change(() => this.#enrolOne(this.#make(name), device, now));
+    return this.#file.change(() => this.#enrolOne(this.#make(name), device, now));
   }
 
   #enrolOne(channel: Channel, device: string, now: number): boolean {
     if (this.#stint(channel, device)) return false;
     // Who left and comes back before another event was pushed goes on where it was.
-    this.#run(
+    this.#file.run(
       `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
        ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4`,
       channel.id,
@@ -661,11 +552,11 @@ export class SqliteStore implements Store {
   }
 
   retire(name: string, device: string): Promise<boolean> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       const channel = this.#find(name);
       const stint = channel && this.#stint(channel, device);
       if (!stint) return false;
-      const released = this.#all<{ seq: number; targeted: number; status: number | null }>(
+      const released = this.#file.all<{ seq: number; targeted: number; status: number | null }>(
         `SELECT e.seq, e.targeted, l.status FROM events e LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
          WHERE e.channel = ?1 AND e.seq > ?4 AND (l.status IS NULL OR l.status < ${FINAL}) AND
          CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
@@ -676,15 +567,20 @@ export class SqliteStore implements Store {
       );
       for (const { seq, targeted, status } of released) {
         const leaves = status ? `, ${STATES[status]} = ${STATES[status]} - 1` : "";
-        this.#run(
+        this.#file.run(
           `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2`,
           channel.id,
           seq,
         );
         if (targeted)
-          this.#run("DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3", channel.id, seq, device);
+          this.#file.run(
+            "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
+            channel.id,
+            seq,
+            device,
+          );
       }
-      this.#run(
+      this.#file.run(
         `UPDATE devices SET "left" = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
         channel.id,
         device,
@@ -697,11 +593,11 @@ export class SqliteStore implements Store {
   }
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       const channel = this.#find(name);
       if (!channel) return;
       for (const [device, at] of times)
-        this.#run(
+        this.#file.run(
           `UPDATE devices SET seenAt = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
           channel.id,
           device,
@@ -723,7 +619,7 @@ export class SqliteStore implements Store {
   async devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
     const channel = this.#find(name);
     if (!channel) return { items: [], next: null };
-    const rows = this.#all<Omit<Enrolment, "pending"> & Stint>(
+    const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
       `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
        WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
       channel.id,
@@ -731,15 +627,17 @@ export class SqliteStore implements Store {
       limit + 1,
     );
     // What was pushed to all is counted once for everybody; what a device answered of it, by its own index.
-    const pushed = this.#all<{ seq: number }>(
-      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(3)} ORDER BY e.seq`,
-      channel.id,
-      channel.floor,
-      now,
-    ).map(({ seq }) => seq);
+    const pushed = this.#file
+      .all<{ seq: number }>(
+        `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(3)} ORDER BY e.seq`,
+        channel.id,
+        channel.floor,
+        now,
+      )
+      .map(({ seq }) => seq);
     const items = rows.map(({ device, enrolledAt, seenAt, joined, settled }) => {
       const from = Math.max(joined, settled, channel.floor);
-      const answered = this.#get<{ n: number }>(
+      const answered = this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM latest l JOIN events e ON e.channel = l.channel AND e.seq = l.event
          WHERE l.channel = ?1 AND l.device = ?2 AND l.event > ?3 AND l.status >= ${FINAL} AND e.targeted = 0 AND ${alive(4)}`,
         channel.id,
@@ -747,7 +645,7 @@ export class SqliteStore implements Store {
         from,
         now,
       )!.n;
-      const named = this.#get<{ n: number }>(
+      const named = this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
          WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)}`,
         channel.id,
@@ -763,10 +661,10 @@ export class SqliteStore implements Store {
   // ------------------------------------------------------------------------------------------------------------- retention
 
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
-    return this.#change(() => {
+    return this.#file.change(() => {
       if (name === null)
         return (
-          this.#run(
+          this.#file.run(
             "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
             now,
             TRIM_ROWS,
@@ -784,7 +682,7 @@ export class SqliteStore implements Store {
     for (let work = 0; channel.floor < channel.head;) {
       if (work >= TRIM_ROWS) return true;
       const seq = channel.floor + 1;
-      const event = this.#get<{ at: number; targeted: number; expires: number | null; owed: number }>(
+      const event = this.#file.get<{ at: number; targeted: number; expires: number | null; owed: number }>(
         `SELECT e.at, e.targeted, e.expires, t.addressed - t.done - t.failed AS owed FROM events e
          JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
         channel.id,
@@ -794,7 +692,7 @@ export class SqliteStore implements Store {
       work += 1;
       if (event.owed > 0 && (event.expires === null || event.expires > now)) {
         work += channel.audience;
-        this.#run(
+        this.#file.run(
           `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND ${
             event.targeted ? "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2)" : "joined < ?2"
           } AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
@@ -812,7 +710,7 @@ export class SqliteStore implements Store {
     for (let work = 0; channel.swept < channel.floor;) {
       if (work >= TRIM_ROWS) return true;
       const event = channel.swept + 1;
-      const removed = this.#run(
+      const removed = this.#file.run(
         `DELETE FROM latest WHERE channel = ?1 AND event = ?2 AND device IN
          (SELECT device FROM latest WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
         channel.id,
@@ -820,12 +718,12 @@ export class SqliteStore implements Store {
       );
       work += removed + 1;
       if (removed === TRIM_ROWS) continue;
-      this.#run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
-      this.#run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
-      this.#run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
+      this.#file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+      this.#file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+      this.#file.run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
       channel.swept = event;
     }
-    this.#run(
+    this.#file.run(
       `DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`,
       channel.id,
       channel.floor,
@@ -835,7 +733,7 @@ export class SqliteStore implements Store {
 
   /** Deletes the oldest receipts, as long as their events are no longer kept. */
   #trimReceipts(channel: Channel): boolean {
-    const oldest = this.#all<{ seq: number; event: number }>(
+    const oldest = this.#file.all<{ seq: number; event: number }>(
       "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
       channel.id,
       channel.receiptsFloor,
@@ -844,7 +742,7 @@ export class SqliteStore implements Store {
     const kept = oldest.findIndex(({ event }) => event > channel.floor);
     const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
     if (!last) return false;
-    this.#run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
+    this.#file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
     channel.receiptsFloor = last.seq;
     return kept === -1 && oldest.length === TRIM_ROWS;
   }
@@ -856,17 +754,12 @@ export class SqliteStore implements Store {
   }
 
   async ready(): Promise<{ store: string; durability: "fsync" | "memory" }> {
-    if (this.#broken !== undefined || this.#closed)
-      throw new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken);
-    return { store: "sqlite", durability: this.#path === ":memory:" ? "memory" : "fsync" };
+    this.#file.check();
+    return { store: "sqlite", durability: this.#file.path === ":memory:" ? "memory" : "fsync" };
   }
 
   async close(): Promise<void> {
-    if (this.#closed) return;
-    this.#commit();
-    this.#closed = true;
-    for (const statement of this.#statements.values()) statement.finalize();
-    this.#db.close();
+    this.#file.close();
   }
 }
 

@@ -1,0 +1,201 @@
+/**
+ * One SQLite file, held by one process, written by group commit.
+ *
+ * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
+ * changes are gathered: each is a small function in a queue, and once a turn of the event loop one transaction runs them all. What
+ * arrives while that transaction is on its way to the disk goes into the next. One change alone waits a sync; a thousand share one.
+ *
+ * What it never does: resolve before the commit, or go on after a sync failed. (When `fsync` fails, the kernel may have thrown the
+ * pages away and a second try would "succeed"; only a restart reads what is really there.)
+ */
+import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import { PereError } from "./model.ts";
+
+/** What a file holds: its mark in the header, its version, and the statements that make it. */
+export interface Schema {
+  readonly applicationId: number;
+  readonly version: number;
+  readonly sql: string;
+}
+
+/** What the owner of a file does around its transactions. */
+export interface Transactions {
+  /** In the transaction, after its changes: writes down what was gathered in memory. */
+  finish(): void;
+  /** The transaction is durable; nobody was told yet. */
+  committed(): void;
+  /** The transaction was undone: what was gathered in memory is void. */
+  undone(): void;
+}
+
+interface Change {
+  readonly run: () => unknown;
+  readonly resolve: (value: never) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+export class SqliteFile {
+  readonly path: string;
+  readonly #db: Database;
+  readonly #owner: Transactions;
+  readonly #statements = new Map<string, Statement>();
+  #queue: Change[] = [];
+  #broken: unknown;
+  #closed = false;
+
+  /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
+  constructor(path: string, schema: Schema, owner: Transactions) {
+    this.path = path;
+    this.#owner = owner;
+    try {
+      this.#db = new Database(path, { create: true, readwrite: true });
+    } catch (error) {
+      throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
+    }
+    try {
+      this.#prepare(schema);
+    } catch (error) {
+      this.#db.close();
+      throw explain(path, error);
+    }
+  }
+
+  #prepare({ applicationId, version, sql }: Schema): void {
+    // Exclusive: two processes could not know of each other's followers. The lock goes with its holder, also by kill -9.
+    this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
+    const tables = this.get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
+    const found = this.#pragma("user_version");
+    if (tables > 0 && this.#pragma("application_id") !== applicationId)
+      throw new PereError("conflict", `${this.path} is a database of another program`);
+    if (found > version)
+      throw new PereError(
+        "conflict",
+        `${this.path} was written by a newer PERE (schema ${found}; this one knows ${version})`,
+      );
+    this.#db.run("PRAGMA journal_mode = WAL");
+    this.#db.run("PRAGMA synchronous = FULL");
+    this.#db.run("PRAGMA fullfsync = ON"); // Where a plain fsync stops at the drive's cache (macOS).
+    this.#db.run("PRAGMA checkpoint_fullfsync = ON");
+    this.#db.run("PRAGMA temp_store = MEMORY");
+    this.#db.run("BEGIN EXCLUSIVE");
+    if (tables === 0) {
+      this.#db.run(sql);
+      this.#db.run(`PRAGMA application_id = ${applicationId}`);
+      this.#db.run(`PRAGMA user_version = ${version}`);
+    }
+    this.#db.run("COMMIT");
+  }
+
+  #pragma(name: string): number {
+    return Object.values(this.get<Record<string, number>>(`PRAGMA ${name}`)!)[0]!;
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- changes
+
+  /** @throws PereError away, once a sync failed or the file was closed */
+  check(): void {
+    if (this.#closed || this.#broken !== undefined)
+      throw new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken);
+  }
+
+  /** Queues a change for the next commit, and resolves after it. A change that throws a `PereError` has written nothing. */
+  async change<Result>(run: () => Result): Promise<Result> {
+    this.check();
+    return new Promise<Result>((resolve, reject) => {
+      if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) setImmediate(this.#commit);
+    });
+  }
+
+  readonly #commit = (): void => {
+    const changes = this.#queue;
+    this.#queue = [];
+    if (this.#transact(changes) || changes.length === 1) return;
+    // One of them can't be stored. Each stands for itself, so that it fails alone.
+    for (const change of changes) this.#transact([change]);
+  };
+
+  /** Runs changes in one transaction. False when nothing was stored; a lone change is then told so. */
+  #transact(changes: readonly Change[]): boolean {
+    if (changes.length === 0) return true;
+    const results: { value?: unknown; error?: PereError }[] = [];
+    try {
+      this.check();
+      this.run("BEGIN IMMEDIATE");
+      for (const { run } of changes) {
+        try {
+          results.push({ value: run() });
+        } catch (error) {
+          if (!(error instanceof PereError)) throw error;
+          results.push({ error });
+        }
+      }
+      this.#owner.finish();
+      this.run("COMMIT");
+    } catch (error) {
+      this.#undo(error);
+      if (changes.length === 1)
+        changes[0]!.reject(new PereError("away", "the store could not take it; nothing was stored", [], error));
+      return false;
+    }
+    this.#owner.committed();
+    changes.forEach((change, index) => {
+      const { value, error } = results[index]!;
+      if (error) change.reject(error);
+      else change.resolve(value as never);
+    });
+    return true;
+  }
+
+  #undo(error: unknown): void {
+    this.#owner.undone();
+    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR")) this.#broken = error;
+    try {
+      if (this.#db.inTransaction) this.#db.run("ROLLBACK");
+    } catch (rollbackError) {
+      this.#broken = rollbackError;
+    }
+  }
+
+  /** Commits what is queued and lets go of the file. */
+  close(): void {
+    if (this.#closed) return;
+    this.#commit();
+    this.#closed = true;
+    for (const statement of this.#statements.values()) statement.finalize();
+    this.#db.close();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- statements
+
+  /** Rows changed. */
+  run(sql: string, ...values: SQLQueryBindings[]): number {
+    return this.#statement(sql).run(...values).changes;
+  }
+  get<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape | null {
+    return this.#statement(sql).get(...values) as Shape | null;
+  }
+  all<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape[] {
+    return this.#statement(sql).all(...values) as Shape[];
+  }
+  /** Rows one by one, for who may stop early. */
+  each<Shape>(sql: string, ...values: SQLQueryBindings[]): IterableIterator<Shape> {
+    return this.#statement(sql).iterate(...values) as IterableIterator<Shape>;
+  }
+
+  /** Prepared once, by its text. */
+  #statement(sql: string): Statement {
+    let statement = this.#statements.get(sql);
+    if (!statement) this.#statements.set(sql, (statement = this.#db.prepare(sql)));
+    return statement;
+  }
+}
+
+/** Why a file can't be used, in one line. */
+function explain(path: string, error: unknown): PereError {
+  if (error instanceof PereError) return error;
+  const code = error instanceof SQLiteError ? error.code : undefined;
+  if (code === "SQLITE_BUSY")
+    return new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
+  if (code === "SQLITE_NOTADB") return new PereError("conflict", `${path} is not a database`, [], error);
+  return new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
+}

@@ -1,0 +1,53 @@
+/**
+ * The house keeps its order: imports point down only, `engine/` knows no HTTP, outsiders use the public contract, versions are pinned.
+ */
+import { expect, test } from "bun:test";
+import { Glob } from "bun";
+import packageJson from "../package.json";
+
+/** What each room may import of the house, and of the world. Nothing that is not listed. */
+const ROOMS: Record<string, readonly string[]> = {
+  "engine/model.ts": [],
+  "engine/store.ts": ["engine/model.ts"],
+  "engine/sqlite.ts": ["engine/store.ts", "engine/model.ts", "engine/commit.ts", "bun:sqlite"],
+  "engine/commit.ts": ["engine/model.ts", "bun:sqlite"],
+  "engine/tail.ts": ["engine/store.ts", "engine/model.ts"],
+  "engine/feeds.ts": ["engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/engine.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
+};
+
+async function importsOf(file: string): Promise<string[]> {
+  const { imports } = new Bun.Transpiler({ loader: "ts" }).scan(await Bun.file(file).text());
+  const found = imports.map(({ path }) => path);
+  // Type-only imports are erased, and count all the same.
+  for (const [, path] of (await Bun.file(file).text()).matchAll(/^(?:import|export) type [^;]*? from "([^"]+)"/gms))
+    found.push(path!);
+  const folder = file.includes("/") ? file.replace(/\/[^/]+$/, "") : ".";
+  return [...new Set(found)].map((path) =>
+    path.startsWith(".") ? new URL(path, `file:///${folder}/`).pathname.slice(1) : path,
+  );
+}
+
+test("imports in engine/ point down the list only", async () => {
+  const files = [...new Glob("engine/*.ts").scanSync(".")].sort();
+  expect(files.filter((file) => !(file in ROOMS))).toEqual([]);
+  for (const file of files)
+    for (const path of await importsOf(file))
+      expect(`${file} → ${path}: ${ROOMS[file]!.includes(path)}`).toEndWith("true");
+});
+
+test("clients use the public contract only", async () => {
+  for (const file of new Glob("clients/*.ts").scanSync("."))
+    for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);
+});
+
+test("the choice of the store is made on one line", async () => {
+  const lines = (await Bun.file("index.ts").text()).split("\n").filter((line) => line.includes("new SqliteStore"));
+  expect(lines).toHaveLength(1);
+});
+
+test("dependencies are pinned to exact versions", () => {
+  for (const version of Object.values({ ...packageJson.dependencies, ...packageJson.devDependencies }))
+    expect(version).toMatch(/^\d+\.\d+\.\d+$/);
+});

@@ -1,0 +1,252 @@
+/**
+ * What a publisher reads: channels, events with their tallies, a row a device, devices; and what retention does to all of it.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import type { Service } from "../index.ts";
+import { ask, give, listen, push, start, until } from "./harness.ts";
+
+let pere: Service;
+beforeAll(async () => void (pere = await start()));
+afterAll(() => pere.stop());
+
+const enrol = (channel: string, device: string, url = pere.url) =>
+  ask(`${url}/devices/${channel}/${device}`, { method: "PUT" });
+const retire = (channel: string, device: string) =>
+  ask(`${pere.url}/devices/${channel}/${device}`, { method: "DELETE" });
+const get = (path: string, headers = {}) => ask(`${pere.url}${path}`, { headers });
+
+describe("events", () => {
+  test("come in pages, oldest first, with tallies that add up and the publisher's bytes", async () => {
+    for (const device of ["a", "b"]) await enrol("list", device);
+    const ids: string[] = [];
+    for (let n = 0; n < 5; n++)
+      ids.push(await push(pere.url, "list", { n }, n === 4 ? "?to=a,z&ttl=60&type=last" : ""));
+    await give(pere.url, "list", ids[0]!, "a", "done");
+    const first = await get("/events/list?limit=2");
+    expect(first.body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(0, 2));
+    expect(first.body.next).toBe(ids[1]);
+    expect(first.body.events[0]).toMatchObject({
+      data: { n: 0 },
+      audience: { addressed: 2, connected: 0 },
+      receipts: { pending: 1, done: 1 },
+      complete: false,
+    });
+    const second = await get(`/events/list?limit=3&after=${first.body.next}`);
+    expect(second.body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(2));
+    expect(second.body.next).toBeNull();
+    expect(second.body.events[2]).toMatchObject({
+      type: "last",
+      to: ["a", "z"],
+      audience: { addressed: 2 },
+      expiresAt: expect.any(String),
+    });
+  });
+
+  test("that were never there are 404, as is a channel that was never used", async () => {
+    const id = await push(pere.url, "one", 1);
+    expect((await get(`/events/one/${id}`)).status).toBe(200);
+    for (const path of [
+      `/events/one/${id.replace("-1", "-2")}`,
+      "/events/one/other-1",
+      "/events/one/x",
+      "/events/never",
+      "/events/never/x-1",
+      "/events/one/x/receipts",
+      "/devices/never",
+    ])
+      expect((await get(path)).status).toBe(404);
+  });
+
+  test.each(["limit=0", "limit=1001", "limit=x", "limit=-1", "limit=1.5", "after=x"])(
+    "%s is refused",
+    async (query) => {
+      await push(pere.url, "one", 1);
+      expect([400, 422]).toContain((await get(`/events/one?${query}`)).status);
+    },
+  );
+
+  test("count as connected those of their audience that are", async () => {
+    const stream = await listen(`${pere.url}/feed/who?device=a`);
+    await enrol("who", "b");
+    const id = await push(pere.url, "who", 1);
+    const later = await listen(`${pere.url}/feed/who?device=c`);
+    expect((await get(`/events/who/${id}`)).body.audience).toEqual({ addressed: 2, connected: 1 });
+    stream.close();
+    later.close();
+    await until(async () => (await get(`/events/who/${id}`)).body.audience.connected === 0);
+  });
+});
+
+describe("rows", () => {
+  test("show one line a device, pages by name, filtered by state, as JSON, CSV and NDJSON", async () => {
+    const devices = Array.from({ length: 7 }, (_, n) => `d${n}`);
+    for (const device of devices) await enrol("rows", device);
+    const id = await push(pere.url, "rows", 1);
+    await enrol("rows", "too-late");
+    await give(pere.url, "rows", id, "d1", "failed", { detail: 'say "no", twice' });
+    await give(pere.url, "rows", id, "d5", "received");
+    const path = `/events/rows/${id}/receipts`;
+    const pages: string[][] = [];
+    for (let after = ""; ;) {
+      const { body } = await get(`${path}?limit=3&after=${after}`);
+      pages.push(body.receipts.map(({ device }: { device: string }) => device));
+      if (body.next === null) break;
+      after = body.next;
+    }
+    expect(pages).toEqual([devices.slice(0, 3), devices.slice(3, 6), devices.slice(6)]);
+    const of = async (status: string) =>
+      (await get(`${path}?status=${status}`)).body.receipts.map(({ device }: { device: string }) => device);
+    expect([await of("failed"), await of("received"), await of("done"), (await of("pending")).length]).toEqual([
+      ["d1"],
+      ["d5"],
+      [],
+      5,
+    ]);
+    expect((await get(`${path}?status=fine`)).status).toBe(400);
+
+    const csv = await get(`${path}?status=failed`, { Accept: "text/csv" });
+    expect(csv.headers.get("content-type")).toStartWith("text/csv");
+    const at = (await get(`${path}?status=failed`)).body.receipts[0].at;
+    expect(csv.text).toBe(
+      `device,status,detail,at,deviceAt,late\r\nd1,failed,"""say \\""no\\"", twice""",${at},,false\r\n`,
+    );
+    const lines = (await get(path, { Accept: "application/x-ndjson" })).text.trimEnd().split("\n");
+    expect(lines.map((line) => (JSON.parse(line) as { device: string }).device)).toEqual(devices);
+  });
+
+  test("an export of more than a page is whole", async () => {
+    const names = Array.from({ length: 2500 }, (_, n) => `x${String(n).padStart(4, "0")}`);
+    const ids: string[] = [];
+    for (let n = 0; n < 3; n++)
+      ids.push(await push(pere.url, "export", n, `?to=${names.slice(n * 900, n * 900 + 900).join(",")}`));
+    for (let n = 0; n < names.length; n += 100)
+      await Promise.all(names.slice(n, n + 100).map((name) => enrol("export", name)));
+    const id = await push(pere.url, "export", "all");
+    const csv = (await get(`/events/export/${id}/receipts`, { Accept: "text/csv" })).text.trimEnd().split("\r\n");
+    expect(csv.slice(1).map((line) => line.split(",")[0])).toEqual(names);
+    expect(
+      (await get(`/events/export/${ids[0]}/receipts?limit=5`, { Accept: "text/csv" })).text.trimEnd().split("\r\n"),
+    ).toHaveLength(6);
+  });
+});
+
+describe("devices", () => {
+  test("are enrolled once, listed with what they owe, and retired", async () => {
+    expect((await enrol("dev", "b")).status).toBe(201);
+    expect((await enrol("dev", "b")).status).toBe(200);
+    const stream = await listen(`${pere.url}/feed/dev?device=a`);
+    const id = await push(pere.url, "dev", 1);
+    await push(pere.url, "dev", 2);
+    await give(pere.url, "dev", id, "b", "done");
+    const { body } = await get("/devices/dev");
+    expect(body.next).toBeNull();
+    expect(body.devices).toMatchObject([
+      { device: "a", connected: true, pending: 2, enrolledAt: expect.any(String), seenAt: expect.any(String) },
+      { device: "b", connected: false, pending: 1 },
+    ]);
+    expect((await get("/devices/dev?limit=1")).body).toMatchObject({ devices: [{ device: "a" }], next: "a" });
+    expect((await get("/devices/dev?after=a")).body.devices).toMatchObject([{ device: "b" }]);
+
+    expect((await retire("dev", "b")).status).toBe(204);
+    expect((await retire("dev", "b")).status).toBe(404);
+    expect((await get("/devices/dev")).body.devices).toHaveLength(1);
+    // What it said stays, what it owed is owed no more.
+    expect((await get(`/events/dev/${id}`)).body).toMatchObject({
+      audience: { addressed: 2 },
+      receipts: { pending: 1, done: 1 },
+    });
+    expect((await give(pere.url, "dev", id.replace("-1", "-2"), "b", "done")).status).toBe(422);
+    expect((await get(`/events/dev/${id.replace("-1", "-2")}`)).body.audience.addressed).toBe(1);
+    stream.close();
+  });
+
+  test("a bad name is refused", async () => {
+    for (const name of ["a%20b", "x".repeat(129), "%2F", "é"]) expect((await enrol("dev", name)).status).toBe(400);
+  });
+});
+
+describe("channels", () => {
+  test("are listed by name with what is in them", async () => {
+    await push(pere.url, "zz-1", 1);
+    const id = await push(pere.url, "zz-2", 1);
+    await enrol("zz-2", "a");
+    const { body } = await get("/channels?after=zz-1");
+    expect(body.channels).toEqual([{ channel: "zz-2", events: 1, devices: 1, connected: 0, last: id }]);
+    expect((await get("/channels?limit=1")).body.next).toBeString();
+  });
+});
+
+describe("health", () => {
+  test("tells that the process lives, and what the store can promise", async () => {
+    expect((await get("/health")).body).toEqual({ status: "ok" });
+    expect((await get("/ready")).body).toEqual({ status: "ready", store: "sqlite", durability: "memory" });
+  });
+});
+
+describe("retention", () => {
+  test("by count: the oldest go, and a feed that asks for them is told a gap, never nothing", async () => {
+    const small = await start({ limits: { keptEvents: 3 } });
+    await enrol("c", "owes", small.url);
+    await enrol("c", "answers", small.url);
+    const ids: string[] = [];
+    for (let n = 0; n < 5; n++) {
+      ids.push(await push(small.url, "c", n));
+      await give(small.url, "c", ids[n]!, "answers", "done");
+    }
+    await until(async () => (await ask(`${small.url}/events/c`)).body.events.length === 3);
+    expect((await ask(`${small.url}/events/c/${ids[1]}`)).status).toBe(404);
+    expect((await ask(`${small.url}/events/c/${ids[1]}`)).body.detail).toContain("no longer kept");
+
+    const resumed = await listen(`${small.url}/feed/c`, { "Last-Event-ID": ids[0]! });
+    expect(await resumed.own("gap")).toEqual({ channel: "c", after: ids[0], from: ids[2] });
+    await resumed.have(3);
+    expect(resumed.ids).toEqual(ids.slice(2));
+    // Between the gap and its first event the feed already stands behind the gap.
+    expect(resumed.messages.find(({ event }) => event === "pere.gap")!.id).toBe(ids[1]);
+
+    // A device that remembers nothing is told what it lost unanswered; one that answered everything lost nothing.
+    const owes = await listen(`${small.url}/feed/c?device=owes`);
+    expect(await owes.own("gap")).toMatchObject({ channel: "c", from: ids[2] });
+    await owes.have(3);
+    for (const id of ids.slice(2)) await give(small.url, "c", id, "owes", "done");
+    const answers = await listen(`${small.url}/feed/c?device=answers`);
+    const next = await push(small.url, "c", "next");
+    await answers.have(1);
+    expect(answers.messages.map(({ event }) => event)).toEqual(["pere.ready", undefined]);
+    // Told, and heard from since: it is not told again.
+    owes.close();
+    const again = await listen(`${small.url}/feed/c?device=owes`);
+    expect((await again.have(1))[0]!.id).toBe(next);
+    expect(again.messages.some(({ event }) => event === "pere.gap")).toBeFalse();
+    for (const stream of [resumed, answers, again]) stream.close();
+    await small.stop();
+  });
+
+  test("by age, also when nothing is pushed any more", async () => {
+    let now = Date.now();
+    const old = await start({ now: () => now, limits: { keptMs: 60_000, trimMs: 10 } });
+    await enrol("c", "a", old.url);
+    const first = await push(old.url, "c", 1);
+    await give(old.url, "c", first, "a", "received");
+    const receipts = await ask(`${old.url}/feedback/c?since=earliest`, { headers: { Accept: "application/json" } });
+    expect(receipts.body.events).toHaveLength(1);
+    now += 60_001;
+    await until(async () => (await ask(`${old.url}/events/c`)).body.events.length === 0);
+    const polled = await ask(`${old.url}/feed/c?last-event-id=${first.replace("-1", "-0")}`, {
+      headers: { Accept: "application/json" },
+    });
+    expect(polled.body).toMatchObject({
+      events: [],
+      gaps: [{ channel: "c", after: first.replace("-1", "-0"), from: first.replace("-1", "-2") }],
+      last: first,
+    });
+    // Its receipts went with it, and that is told as well.
+    await until(async () => {
+      const { body } = await ask(`${old.url}/feedback/c?last-event-id=${first.replace("-1", "-0")}`, {
+        headers: { Accept: "application/json" },
+      });
+      return body.gaps?.length === 1 && body.events.length === 0;
+    });
+    await old.stop();
+  });
+});
