@@ -8,9 +8,7 @@
  * This file is the wire: every URL, header and status, read top to bottom. Settings → store → engine → routes → start and drain. What it all
  * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts`.
  */
-import { isIP } from "node:net";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { staticPlugin } from "@elysiajs/static";
 import { swagger } from "@elysiajs/swagger";
 import type { Server } from "bun";
@@ -18,7 +16,7 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
-import { Engine, type EngineOptions, type Feedback, type Limits } from "./engine/engine.ts";
+import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import {
   BODY_BYTES_MAX,
@@ -56,60 +54,10 @@ import {
   type State,
   TTL_SECONDS_MAX,
 } from "./engine/model.ts";
+import { readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
 import { document, operations } from "./web/openapi.ts";
-
-// -------------------------------------------------------------------------------------------------------------- settings
-
-/** What the operator set; see README, "Settings". */
-export interface Settings {
-  readonly host: string;
-  /** 0 takes a free one. */
-  readonly port: number;
-  /** Path of the SQLite file, or `:memory:`. */
-  readonly db: string;
-  readonly limits: Partial<Limits>;
-}
-
-/** Names of the contract that this version does not know yet: an operator who sets one must not believe that it works. */
-const NOT_YET = ["REDIS_URL", "PERE_JWT_SECRET", "PERE_JWKS", "PERE_ORIGINS", "PERE_HOOKS_ALLOW"] as const;
-
-const isLoopback = (host: string): boolean =>
-  host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
-
-/** Reads flags and environment together. @throws Error with the one line to print */
-export function readSettings(argv: readonly string[], env: Record<string, string | undefined>): Settings {
-  const { values } = parseArgs({
-    args: [...argv],
-    options: { host: { type: "string", short: "o" }, port: { type: "string", short: "p" } },
-  });
-  const whole = (name: string, text: string, min: number, max: number): number => {
-    if (/^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max) return Number(text);
-    throw new Error(`${name} must be a whole number from ${min} to ${max}, not "${text}"`);
-  };
-  for (const name of NOT_YET)
-    if (env[name]) throw new Error(`${name} is set, but this version of PERE can't do that yet`);
-  const host = values.host ?? (env.HOST || "127.0.0.1");
-  const port = whole("PORT", values.port ?? (env.PORT || "4567"), 0, 65535);
-  const open = env.PERE_OPEN || "0";
-  if (open !== "0" && open !== "1") throw new Error(`PERE_OPEN must be 1 or 0, not "${open}"`);
-  if (!isLoopback(host) && open !== "1")
-    throw new Error(
-      `HOST ${host} is beyond loopback and PERE has no tokens yet: set PERE_OPEN=1 to let everybody in who can reach it`,
-    );
-  return {
-    host,
-    port,
-    db: env.PERE_DB || "pere.db",
-    limits: {
-      ...(env.PERE_KEEP_EVENTS ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, 100_000_000) } : {}),
-      ...(env.PERE_KEEP_SECONDS
-        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, 999_999_999) }
-        : {}),
-    },
-  };
-}
 
 // ---------------------------------------------------------------------------------------------------------------- errors
 

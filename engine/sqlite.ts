@@ -7,6 +7,8 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { SqliteFile } from "./commit.ts";
+import { type Channel, SCHEMA } from "./schema.ts";
+import { trimChannel, trimKeys } from "./trim.ts";
 import {
   type Enrolment,
   EVENT_BYTES_MAX,
@@ -25,78 +27,10 @@ import {
 } from "./model.ts";
 import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verdict, Wake } from "./store.ts";
 
-/** Rows that one `trim` touches: a slice must not hold up a push for long. */
-const TRIM_ROWS = 2_000;
 /** Channels whose counters are kept in memory. */
 const CHANNELS_CACHED = 10_000;
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
-
-/**
- * Small rows that change often (tallies) stand apart from large ones that never do (events). `latest` is a device's standing on an event and
- * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
- * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
- */
-const TABLES = `
-CREATE TABLE channels (
-  id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
-  head INTEGER NOT NULL, floor INTEGER NOT NULL, swept INTEGER NOT NULL,
-  receiptsHead INTEGER NOT NULL, receiptsFloor INTEGER NOT NULL, audience INTEGER NOT NULL
-) STRICT;
-CREATE TABLE events (
-  channel INTEGER NOT NULL, seq INTEGER NOT NULL, at INTEGER NOT NULL, expires INTEGER, targeted INTEGER NOT NULL, type TEXT, data TEXT NOT NULL,
-  PRIMARY KEY (channel, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE tallies (
-  channel INTEGER NOT NULL, event INTEGER NOT NULL, addressed INTEGER NOT NULL,
-  received INTEGER NOT NULL DEFAULT 0, working INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0,
-  done INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (channel, event)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE targets (
-  channel INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL,
-  PRIMARY KEY (channel, event, device)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX targetsOfDevice ON targets (channel, device, event);
-CREATE TABLE devices (
-  channel INTEGER NOT NULL, device TEXT NOT NULL, joined INTEGER NOT NULL, "left" INTEGER, enrolledAt INTEGER NOT NULL, seenAt INTEGER,
-  settled INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0, told INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (channel, device, joined)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX retired ON devices (channel, "left") WHERE "left" IS NOT NULL;
-CREATE TABLE receipts (
-  channel INTEGER NOT NULL, seq INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL, status INTEGER NOT NULL,
-  at INTEGER NOT NULL, deviceAt INTEGER, late INTEGER NOT NULL, detail TEXT,
-  PRIMARY KEY (channel, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE latest (
-  channel INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL, status INTEGER NOT NULL, receipt INTEGER NOT NULL,
-  PRIMARY KEY (channel, event, device)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX finals ON latest (channel, device, event) WHERE status >= ${FINAL};
-CREATE TABLE keys (
-  channel INTEGER NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL,
-  at INTEGER NOT NULL, addressed INTEGER NOT NULL, type TEXT, expires INTEGER NOT NULL,
-  PRIMARY KEY (channel, key)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX keysByAge ON keys (expires);
-`;
-
-/** "PERE" in the file's header: a file that is another program's is left alone. */
-const SCHEMA = { applicationId: 0x50455245, version: 1, sql: TABLES };
-
-/** The counters of a channel: its row, held in memory while it is in use. */
-interface Channel {
-  readonly id: number;
-  readonly name: string;
-  readonly epoch: string;
-  head: number;
-  floor: number;
-  swept: number;
-  receiptsHead: number;
-  receiptsFloor: number;
-  audience: number;
-}
 
 /** A device's current enrolment. */
 interface Stint {
@@ -662,89 +596,12 @@ export class SqliteStore implements Store {
 
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
     return this.#file.change(() => {
-      if (name === null)
-        return (
-          this.#file.run(
-            "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
-            now,
-            TRIM_ROWS,
-          ) === TRIM_ROWS
-        );
+      if (name === null) return trimKeys(this.#file, now);
       const channel = this.#find(name);
       if (!channel) return false;
       this.#changed.add(channel);
-      return this.#raiseFloor(channel, retention, now) || this.#sweep(channel) || this.#trimReceipts(channel);
+      return trimChannel(this.#file, channel, retention, now);
     });
-  }
-
-  /** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
-  #raiseFloor(channel: Channel, { count, before }: Retention, now: number): boolean {
-    for (let work = 0; channel.floor < channel.head;) {
-      if (work >= TRIM_ROWS) return true;
-      const seq = channel.floor + 1;
-      const event = this.#file.get<{ at: number; targeted: number; expires: number | null; owed: number }>(
-        `SELECT e.at, e.targeted, e.expires, t.addressed - t.done - t.failed AS owed FROM events e
-         JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
-        channel.id,
-        seq,
-      )!;
-      if (seq > channel.head - count && event.at >= before) return false;
-      work += 1;
-      if (event.owed > 0 && (event.expires === null || event.expires > now)) {
-        work += channel.audience;
-        this.#file.run(
-          `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND ${
-            event.targeted ? "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2)" : "joined < ?2"
-          } AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
-          channel.id,
-          seq,
-        );
-      }
-      channel.floor = seq;
-    }
-    return false;
-  }
-
-  /** Deletes the rows of events that are no longer kept. */
-  #sweep(channel: Channel): boolean {
-    for (let work = 0; channel.swept < channel.floor;) {
-      if (work >= TRIM_ROWS) return true;
-      const event = channel.swept + 1;
-      const removed = this.#file.run(
-        `DELETE FROM latest WHERE channel = ?1 AND event = ?2 AND device IN
-         (SELECT device FROM latest WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
-        channel.id,
-        event,
-      );
-      work += removed + 1;
-      if (removed === TRIM_ROWS) continue;
-      this.#file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
-      this.#file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
-      this.#file.run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
-      channel.swept = event;
-    }
-    this.#file.run(
-      `DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`,
-      channel.id,
-      channel.floor,
-    );
-    return false;
-  }
-
-  /** Deletes the oldest receipts, as long as their events are no longer kept. */
-  #trimReceipts(channel: Channel): boolean {
-    const oldest = this.#file.all<{ seq: number; event: number }>(
-      "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-      channel.id,
-      channel.receiptsFloor,
-      TRIM_ROWS,
-    );
-    const kept = oldest.findIndex(({ event }) => event > channel.floor);
-    const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
-    if (!last) return false;
-    this.#file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
-    channel.receiptsFloor = last.seq;
-    return kept === -1 && oldest.length === TRIM_ROWS;
   }
 
   // ----------------------------------------------------------------------------------------------------------- its own life

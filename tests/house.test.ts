@@ -9,11 +9,14 @@ import packageJson from "../package.json";
 const ROOMS: Record<string, readonly string[]> = {
   "engine/model.ts": [],
   "engine/store.ts": ["engine/model.ts"],
-  "engine/sqlite.ts": ["engine/store.ts", "engine/model.ts", "engine/commit.ts", "bun:sqlite"],
   "engine/commit.ts": ["engine/model.ts", "bun:sqlite"],
+  "engine/schema.ts": ["engine/commit.ts", "engine/model.ts"],
+  "engine/trim.ts": ["engine/commit.ts", "engine/schema.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/sqlite.ts": ["engine/trim.ts", "engine/schema.ts", "engine/commit.ts", "engine/store.ts", "engine/model.ts"],
   "engine/tail.ts": ["engine/store.ts", "engine/model.ts"],
   "engine/feeds.ts": ["engine/tail.ts", "engine/store.ts", "engine/model.ts"],
   "engine/engine.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/settings.ts": ["engine/engine.ts", "node:net", "node:util"],
   "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 

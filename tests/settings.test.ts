@@ -2,7 +2,7 @@
  * Starting the service as people do: flags and environment, one clear line for what is wrong, and a start in a folder of its own.
  */
 import { expect, test } from "bun:test";
-import { readSettings } from "../index.ts";
+import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
 test("defaults need nothing", () => {

@@ -1,0 +1,92 @@
+/**
+ * Retention in a PERE file: what goes, in slices that do not hold up a push.
+ *
+ * An event goes in two steps. First the channel's `floor` passes it: from then on it is not to be had, and each device that still owed a
+ * word on it has it noted as lost, to be told as a gap. Then its rows are deleted, and its receipts leave the receipts log.
+ * All functions run within a transaction, return whether there is more to do, and move the counters of the channel they are given.
+ */
+import type { SqliteFile } from "./commit.ts";
+import { FINAL } from "./model.ts";
+import type { Channel } from "./schema.ts";
+import type { Retention } from "./store.ts";
+
+/** Rows that one slice touches, about. */
+const TRIM_ROWS = 2_000;
+
+/** One slice of a channel's retention. @param now milliseconds since 1970 */
+export const trimChannel = (file: SqliteFile, channel: Channel, retention: Retention, now: number): boolean =>
+  raiseFloor(file, channel, retention, now) || sweep(file, channel) || trimReceipts(file, channel);
+
+/** One slice of forgetting idempotency keys. @param now milliseconds since 1970 */
+export const trimKeys = (file: SqliteFile, now: number): boolean =>
+  file.run(
+    "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
+    now,
+    TRIM_ROWS,
+  ) === TRIM_ROWS;
+
+/** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
+function raiseFloor(file: SqliteFile, channel: Channel, { count, before }: Retention, now: number): boolean {
+  for (let work = 0; channel.floor < channel.head;) {
+    if (work >= TRIM_ROWS) return true;
+    const seq = channel.floor + 1;
+    const event = file.get<{ at: number; targeted: number; expires: number | null; owed: number }>(
+      `SELECT e.at, e.targeted, e.expires, t.addressed - t.done - t.failed AS owed FROM events e
+       JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
+      channel.id,
+      seq,
+    )!;
+    if (seq > channel.head - count && event.at >= before) return false;
+    work += 1;
+    if (event.owed > 0 && (event.expires === null || event.expires > now)) {
+      work += channel.audience;
+      file.run(
+        `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND ${
+          event.targeted ? "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2)" : "joined < ?2"
+        } AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
+        channel.id,
+        seq,
+      );
+    }
+    channel.floor = seq;
+  }
+  return false;
+}
+
+/** Deletes the rows of events that are no longer kept. */
+function sweep(file: SqliteFile, channel: Channel): boolean {
+  for (let work = 0; channel.swept < channel.floor;) {
+    if (work >= TRIM_ROWS) return true;
+    const event = channel.swept + 1;
+    const removed = file.run(
+      `DELETE FROM latest WHERE channel = ?1 AND event = ?2 AND device IN
+       (SELECT device FROM latest WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
+      channel.id,
+      event,
+    );
+    work += removed + 1;
+    if (removed === TRIM_ROWS) continue;
+    file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+    file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+    file.run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
+    channel.swept = event;
+  }
+  file.run(`DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`, channel.id, channel.floor);
+  return false;
+}
+
+/** Deletes the oldest receipts, as long as their events are no longer kept. */
+function trimReceipts(file: SqliteFile, channel: Channel): boolean {
+  const oldest = file.all<{ seq: number; event: number }>(
+    "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+    channel.id,
+    channel.receiptsFloor,
+    TRIM_ROWS,
+  );
+  const kept = oldest.findIndex(({ event }) => event > channel.floor);
+  const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
+  if (!last) return false;
+  file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
+  channel.receiptsFloor = last.seq;
+  return kept === -1 && oldest.length === TRIM_ROWS;
+}
