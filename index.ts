@@ -562,7 +562,6 @@ function routes(engine: Engine, random: () => number) {
     )
 
     .get("/", () => Response.redirect("/weblistener.html", 302), { detail: { hide: true } })
-    .get("/swagger", () => file(join(WEB, "swagger.html"), "text/html; charset=utf-8"), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
     })
@@ -602,9 +601,19 @@ export async function serve(settings: Settings, options: EngineOptions = {}): Pr
   const engine = new Engine(store, { ...options, limits: { ...settings.limits, ...options.limits } });
   const app = routes(engine, options.random ?? Math.random);
   app.use(
-    await staticPlugin({ assets: WEB, prefix: "/", alwaysStatic: true, ignorePatterns: [/\.ts$/, "swagger.html"] }),
+    await staticPlugin({
+      assets: WEB,
+      prefix: "/",
+      alwaysStatic: true,
+      ignorePatterns: [/\.ts$/, "swagger.html"],
+      directive: "no-cache",
+      maxAge: null,
+    }),
   );
+  // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
   app.use(swagger({ documentation: document(packageJson.version) }));
+  for (const path of ["/swagger", "/swagger/"])
+    app.get(path, () => file(join(WEB, "swagger.html"), "text/html; charset=utf-8"), { detail: { hide: true } });
   try {
     app.listen({ hostname: settings.host, port: settings.port });
   } catch (error) {

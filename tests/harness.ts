@@ -2,7 +2,7 @@
  * What every test needs: a real service on a free port, in this process or in one of its own, and readers that wait for what they
  * expect. Nothing here sleeps for luck; what never comes ends a test by its own limit, with what came instead.
  */
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
@@ -12,12 +12,8 @@ import { type Service, serve } from "../index.ts";
 /** The longest that a test waits for one thing. */
 export const PATIENCE_MS = 10_000;
 
-/** A folder that is removed at the end of the process. */
-export function temporary(): string {
-  const folder = mkdtempSync(join(tmpdir(), "pere-"));
-  process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
-  return folder;
-}
+/** A folder of its own. `bun run test` removes them all at its end. */
+export const temporary = (): string => mkdtempSync(join(tmpdir(), "pere-"));
 
 /** Waits until `condition` gives something true, and returns that. */
 export async function until<Value>(

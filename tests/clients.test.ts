@@ -1,0 +1,162 @@
+/**
+ * The two example programs as people run them: processes of their own, against a service, through a restart of it.
+ */
+import { afterEach, expect, test } from "bun:test";
+import { join } from "node:path";
+import { ask, push, spawn, start, temporary, until } from "./harness.ts";
+
+const CLIENTS = join(import.meta.dir, "..", "clients");
+/** A test here waits for several things, each with the harness's patience. */
+const LIMIT_MS = 60_000;
+
+/** A client that runs, and what it has said so far. */
+class Client {
+  readonly child: Bun.Subprocess<"ignore" | Blob, "pipe", "pipe">;
+  said = "";
+
+  /** @param input what is piped into it; without, its input is `/dev/null`, as under a supervisor */
+  constructor(name: string, args: readonly string[], input?: string) {
+    this.child = Bun.spawn([process.execPath, join(CLIENTS, `${name}.ts`), ...args], {
+      env: { PATH: process.env.PATH },
+      stdin: input === undefined ? "ignore" : new Blob([input]),
+      stdout: "pipe",
+      stderr: "pipe",
+    });
+    for (const stream of [this.child.stdout, this.child.stderr]) void this.#read(stream);
+    running.push(this);
+  }
+
+  async #read(stream: ReadableStream<Uint8Array>): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of stream) this.said += decoder.decode(chunk, { stream: true });
+  }
+
+  /** Waits until it has said something. */
+  says = (pattern: RegExp): Promise<true> =>
+    until(
+      () => pattern.test(this.said),
+      () => `${pattern}; said: ${this.said}`,
+    );
+
+  /** How often it said something. */
+  times = (pattern: RegExp): number => this.said.match(pattern)?.length ?? 0;
+}
+
+const running: Client[] = [];
+afterEach(async () => {
+  for (const { child } of running) child.kill("SIGKILL");
+  await Promise.all(running.splice(0).map(({ child }) => child.exited));
+});
+
+/** What the service knows of every event, oldest first. */
+async function tallies(url: string): Promise<{ id: string; receipts: Record<string, number>; complete: boolean }[]> {
+  return (await ask(`${url}/events/orders`)).body.events;
+}
+
+test(
+  "the publisher's lines reach two host listeners; what became of each is in the service and on his screen",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const listeners = ["till-1", "till-2"].map((device) => new Client("hostlistener", [pere.url, "orders", device]));
+    for (const listener of listeners) await listener.says(/pere\.ready/);
+
+    // No line break after the last line: it counts all the same.
+    const publisher = new Client("publisher", [pere.url, "orders"], '{"table": 7, "fail":true}\n\ntwo "coffees"');
+    await publisher.says(/2 pushed, 2 complete/);
+    expect(await publisher.child.exited).toBe(0);
+
+    const events = await tallies(pere.url);
+    expect(events.map(({ receipts, complete }) => [receipts.failed, receipts.done, complete])).toEqual([
+      [2, 0, true],
+      [0, 2, true],
+    ]);
+    const [first, second] = events.map(({ id }) => id);
+    expect(publisher.said).toContain(`${first}: 2 of 2 answered: 2 failed, complete\n`);
+    expect(publisher.said).toContain(`${second}: 2 of 2 answered: 2 done, complete\n`);
+    const rows = await ask(`${pere.url}/events/orders/${first}/receipts`);
+    expect(rows.body.receipts).toMatchObject(
+      ["till-1", "till-2"].map((device) => ({ device, status: "failed", detail: "the event asked for it" })),
+    );
+    // What went out is the line itself where that was JSON, else the line as a JSON string.
+    for (const { said } of listeners) {
+      expect(said).toContain(`v ${first} {"table":7,"fail":true}\n`);
+      expect(said).toContain(`v ${second} "two \\"coffees\\""\n`);
+      expect(said).toContain(`^ ${first} received\n`);
+    }
+  },
+  LIMIT_MS,
+);
+
+test(
+  "the publisher alone pushes an event a second, and ends cleanly when it is interrupted",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const publisher = new Client("publisher", [pere.url, "orders"]);
+    await publisher.says(/0 of 0 answered[^]*\n[^]*0 of 0 answered/);
+    publisher.child.kill("SIGINT");
+    expect(await publisher.child.exited).toBe(0);
+    expect(publisher.said).toMatch(/\n(\d+) pushed, \1 complete\n$/);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "a client that is refused for good says why and ends",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    for (const name of ["hostlistener", "publisher"]) {
+      const client = new Client(name, [pere.url, "no channel"]);
+      expect(await client.child.exited).toBe(1);
+      await client.says(/"status":400/);
+    }
+  },
+  LIMIT_MS,
+);
+
+for (const signal of ["SIGKILL", "SIGTERM"] as const)
+  test(
+    `a service that ends by ${signal} and starts again is resumed: no event lost, none done twice, all answered`,
+    async () => {
+      await using cleanup = new AsyncDisposableStack();
+      const db = join(temporary(), "pere.db");
+      let pere = await spawn({ PERE_DB: db });
+      cleanup.defer(async () => void (await pere.end("SIGKILL")));
+      const { port } = new URL(pere.url);
+      const listener = new Client("hostlistener", [pere.url, "orders", "till-1"]);
+      await listener.says(/pere\.ready/);
+      const publisher = new Client("publisher", [pere.url, "orders"]);
+
+      // It goes away while the listener has the publisher's first event and five more in hand.
+      const own = await until(() => /^(\S+): \d of 1 /m.exec(publisher.said)?.[1], "the publisher's first event");
+      const batch = await ask(`${pere.url}/push/orders`, { body: "1\n2\n3\n4\n5\n", type: "application/x-ndjson" });
+      expect(batch.status).toBe(201);
+      await until(() => listener.times(/^v /gm) >= 6, "six events in hand");
+      await pere.end(signal);
+      await listener.says(/^! (?!\d)/m);
+
+      pere = await spawn({ PERE_DB: db, PORT: port });
+      await push(pere.url, "orders", "after the restart");
+      await until(() => listener.times(/pere\.ready/g) === 2, "the listener's return");
+      // The publisher followed through the restart too: the receipts that came before he was back are on his screen.
+      await publisher.says(/feedback: .*coming back/);
+      await publisher.says(new RegExp(`^${own}: 1 of 1 answered: 1 done, complete$`, "m"));
+      publisher.child.kill("SIGINT");
+      expect(await publisher.child.exited).toBe(0);
+      await until(
+        async () => (await tallies(pere.url)).every(({ complete }) => complete),
+        () => `every event to be complete; the listener said: ${listener.said}`,
+      );
+
+      const events = await tallies(pere.url);
+      expect(events.length).toBeGreaterThan(6);
+      for (const { id, receipts } of events) {
+        expect(receipts).toMatchObject({ done: 1, pending: 0 });
+        expect(listener.said.split(`v ${id} `).length - 1).toBe(1);
+        expect(listener.said.split(`^ ${id} done\n`).length - 1).toBe(1);
+      }
+    },
+    LIMIT_MS,
+  );

@@ -1,0 +1,329 @@
+/**
+ * The device page in a real Chromium: clicked with a real mouse, reloaded, and left alone while the service goes away.
+ *
+ * Each test has a service and a browser profile of its own. What the page shows is read from its document; what counts is read from the
+ * service. `PERE_SCREENSHOTS=<folder>` keeps pictures.
+ */
+import { afterAll, expect, test } from "bun:test";
+import { join } from "node:path";
+import { ask, push, spawn, start, temporary, until } from "./harness.ts";
+
+const LIMIT_MS = 60_000;
+const CHROMIUM = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
+  Bun.which(name),
+);
+/** A build server must have a browser: there a missing one fails the tests. */
+const skipped = !CHROMIUM && process.env.CI !== "true";
+const browserTest = (name: string, run: () => Promise<void>): void =>
+  test.skipIf(skipped)(skipped ? `${name} (skipped: no Chromium is installed)` : name, run, LIMIT_MS);
+
+/** What the page shows of an event. */
+interface Shown {
+  readonly id: string;
+  readonly title: string;
+  readonly data: string;
+  readonly receipt: string;
+  readonly buttons: boolean;
+}
+
+/** One tab on the device page. */
+class Page {
+  readonly view: Bun.WebView;
+  readonly complaints: string[] = [];
+
+  constructor(width = 800, height = 900) {
+    this.view = new Bun.WebView({
+      width,
+      height,
+      console: (type: string, ...args: unknown[]) => void (type === "error" && this.complaints.push(Bun.inspect(args))),
+      backend: {
+        type: "chrome",
+        argv: [
+          "--no-sandbox",
+          "--headless",
+          "--disable-gpu",
+          "--disable-background-networking",
+          "--disable-component-update",
+          "--disable-sync",
+          "--no-first-run",
+        ],
+      },
+    });
+  }
+
+  /** Opens the page as a device and waits until it is connected. */
+  async open(url: string, query: string): Promise<this> {
+    await this.view.navigate(`${url}/weblistener.html?${query}`);
+    await this.state("connected");
+    return this;
+  }
+
+  state = (state: string): Promise<true> =>
+    until(async () => (await this.read<string>("document.querySelector('#state').dataset.state")) === state, state);
+
+  read = async <Value>(script: string): Promise<Value> => (await this.view.evaluate(script)) as Value;
+
+  /** The cards, top to bottom. */
+  cards = (): Promise<Shown[]> =>
+    this.read(`[...document.querySelectorAll("#events > li")].map((item) => ({
+      id: item.querySelector("code").textContent,
+      title: item.querySelector("h2").textContent,
+      data: item.querySelector("pre").textContent,
+      receipt: item.querySelector(".receipt").textContent,
+      buttons: !item.querySelector(".answer").hidden,
+    }))`);
+
+  /** Waits until an event's card shows this of its receipt, and gives the card. */
+  async shows(id: string, receipt: string): Promise<Shown> {
+    let cards: Shown[] = [];
+    const find = async (): Promise<Shown | undefined> =>
+      (cards = await this.cards()).find((card) => card.id === id && card.receipt === receipt);
+    return until(find, () => `${id} ${receipt}; the page shows ${JSON.stringify(cards)}`);
+  }
+
+  text = (selector: string): Promise<string> =>
+    this.read(`document.querySelector(${JSON.stringify(selector)}).textContent`);
+
+  /** Clicks something in an event's card, as a person does. */
+  async click(id: string, what: string): Promise<void> {
+    await this.view.scrollTo(`#event-${id} ${what}`);
+    await this.view.click(`#event-${id} ${what}`);
+  }
+
+  async picture(name: string): Promise<void> {
+    const folder = process.env.PERE_SCREENSHOTS;
+    if (folder) await Bun.write(join(folder, `${name}.png`), await this.view.screenshot());
+  }
+
+  [Symbol.dispose](): void {
+    this.view.close();
+  }
+}
+
+afterAll(() => Bun.WebView.closeAll());
+
+/** Waits until the service's row of a device is this, and gives the row. */
+async function row(url: string, id: string, device: string, status: string): Promise<Record<string, unknown>> {
+  let text = "";
+  return until(
+    async () => {
+      const answer = await ask(`${url}/events/orders/${id}/receipts`);
+      text = answer.text;
+      const rows = answer.body.receipts as Record<string, unknown>[];
+      return rows.find((row) => row.device === device && row.status === status);
+    },
+    () => `${device} ${status}; the rows are ${text}`,
+  );
+}
+
+browserTest("events with a type and without appear, newest first; Done and Failed arrive in the rows", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  expect(await page.text("#device-name")).toBe("till-1");
+  expect(await page.text("#channel-name")).toBe("orders");
+
+  const plain = await push(pere.url, "orders", "two coffees");
+  const typed = (
+    await ask(`${pere.url}/push/orders?type=order.created`, {
+      body: '{"table":7,"number":12345678901234567890,"total":12.50}',
+    })
+  ).body.id as string;
+  await page.shows(plain, "received");
+  const card = await page.shows(typed, "received");
+  // Numbers as the publisher wrote them, beyond what a JavaScript number can hold.
+  expect(card.data).toBe('{\n  "table": 7,\n  "number": 12345678901234567890,\n  "total": 12.50\n}');
+  expect((await page.cards()).map(({ title, buttons }) => [title, buttons])).toEqual([
+    ["order.created", true],
+    ["event", true],
+  ]);
+  // That it is here is told before anybody clicks.
+  await row(pere.url, plain, "till-1", "received");
+  await row(pere.url, typed, "till-1", "received");
+  expect(await page.text("#summary")).toBe("2 events · 2 to answer");
+  await page.picture("open");
+
+  await page.click(typed, "button.done");
+  expect(await row(pere.url, typed, "till-1", "done")).toMatchObject({ detail: null, late: false });
+  await page.click(plain, "input");
+  await page.view.type("no milk");
+  await page.click(plain, "button.failed");
+  expect(await row(pere.url, plain, "till-1", "failed")).toMatchObject({ detail: "no milk" });
+  expect(await page.shows(typed, "done")).toMatchObject({ buttons: false });
+  expect(await page.shows(plain, "failed")).toMatchObject({ buttons: false });
+  expect(await page.text("#summary")).toBe("2 events · 0 to answer");
+  // The pressed button is gone; who works by keyboard stands at its card and not at the top of the page.
+  expect(await page.read<string>("document.activeElement.tagName")).toBe("ARTICLE");
+  await page.picture("answered");
+  expect(page.complaints).toEqual([]);
+});
+
+browserTest("with auto=1 it answers by itself; without a name it makes one and keeps it", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page(390, 780).open(pere.url, "auto=1");
+  const device = await page.text("#device-name");
+  expect(device).toMatch(/^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
+  const id = await push(pere.url, "orders", { table: 7 });
+  await row(pere.url, id, device, "done");
+  await page.shows(id, "done");
+  await page.picture("phone");
+  await page.view.reload();
+  await page.state("connected");
+  expect(await page.text("#device-name")).toBe(device);
+  // The form changes who it is.
+  await page.read(
+    "document.querySelector('[name=device]').value = 'truck 3', document.querySelector('form button').click()",
+  );
+  expect(await page.text("#device-name")).toBe(device);
+  await page.read(
+    "document.querySelector('[name=device]').value = 'truck-3', document.querySelector('form button').click()",
+  );
+  await until(async () => (await page.text("#device-name").catch(() => "")) === "truck-3", "the other name");
+});
+
+browserTest("markup in an event is text", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  const markup =
+    "<img src=x onerror=\"document.title = 'broken'\"><script>document.title = 'broken'</script></pre><b>bold</b>";
+  const id = await push(pere.url, "orders", markup);
+  const inObject = await push(pere.url, "orders", { [markup]: markup });
+  expect((await page.shows(id, "received")).data).toBe(JSON.stringify(markup));
+  expect((await page.shows(inObject, "received")).data).toBe(JSON.stringify({ [markup]: markup }, null, 2));
+  expect(await page.read<number>("document.querySelectorAll('#events :is(img, script, b)').length")).toBe(0);
+  expect(await page.read<string>("document.title")).toBe("(2) orders – PERE device");
+});
+
+browserTest(
+  "a restart of the service is survived, and receipts given meanwhile arrive, also through a reload",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const db = join(temporary(), "pere.db");
+    let pere = await spawn({ PERE_DB: db });
+    cleanup.defer(async () => void (await pere.end("SIGKILL")));
+    const { port } = new URL(pere.url);
+    using page = await new Page().open(pere.url, "device=till-1");
+    const [first, second, third] = [
+      await push(pere.url, "orders", 1),
+      await push(pere.url, "orders", 2),
+      await push(pere.url, "orders", 3),
+    ];
+    for (const id of [first, second, third]) {
+      await page.shows(id, "received");
+      await row(pere.url, id, "till-1", "received");
+    }
+
+    await pere.end("SIGKILL");
+    await page.state("offline");
+    await page.click(first, "button.done");
+    await page.click(second, "button.failed");
+    await page.shows(first, "queued: done");
+    await page.shows(second, "queued: failed");
+    expect(await page.text("#summary")).toBe("3 events · 1 to answer · 2 receipts waiting to be sent");
+    await page.picture("offline");
+
+    pere = await spawn({ PERE_DB: db, PORT: port });
+    await page.state("connected");
+    await row(pere.url, first, "till-1", "done");
+    await row(pere.url, second, "till-1", "failed");
+    await page.shows(first, "done");
+    await page.shows(second, "failed");
+    // The third is owed still, and was given again; it is there once. New ones come too.
+    const fourth = await push(pere.url, "orders", 4);
+    await page.shows(fourth, "received");
+    expect((await page.cards()).map(({ id }) => id)).toEqual([fourth, third, second, first]);
+    expect(page.complaints.filter((complaint) => !complaint.includes("ERR_CONNECTION"))).toEqual([]);
+
+    // After a reload only what is owed comes back.
+    await page.view.reload();
+    await page.state("connected");
+    await page.shows(fourth, "received");
+    await page.shows(third, "received");
+    expect((await page.cards()).map(({ id }) => id)).toEqual([fourth, third]);
+  },
+);
+
+browserTest("a receipt that could not be sent outlives a reload, and its event is not shown again", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  const finished = await push(pere.url, "orders", "finished before the reload");
+  const owed = await push(pere.url, "orders", "owed");
+  for (const id of [finished, owed]) await row(pere.url, id, "till-1", "received");
+  await page.shows(finished, "received");
+
+  // Receipts don't get through, everything else does.
+  await page.view.cdp("Network.enable");
+  await page.view.cdp("Network.setBlockedURLs", { urls: ["*/feedback/*"] });
+  await page.click(finished, "button.done");
+  await page.shows(finished, "queued: done");
+  await page.view.reload();
+  await page.state("connected");
+  // The service sends both again, in order: once the second is here, the first was not shown.
+  await page.shows(owed, "queued: received");
+  expect((await page.cards()).map(({ id }) => id)).toEqual([owed]);
+  expect(await page.text("#summary")).toBe("1 event · 1 to answer · 2 receipts waiting to be sent");
+  expect((await ask(`${pere.url}/events/orders/${finished}`)).body.receipts).toMatchObject({ received: 1, done: 0 });
+
+  await page.view.cdp("Network.setBlockedURLs", { urls: [] });
+  await page.read("dispatchEvent(new Event('online'))");
+  await row(pere.url, finished, "till-1", "done");
+  await page.shows(owed, "received");
+  await until(async () => (await page.text("#summary")) === "1 event · 1 to answer", "an empty outbox");
+});
+
+browserTest("a receipt that is refused says so", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  const id = await push(pere.url, "orders", "soon nobody's");
+  await row(pere.url, id, "till-1", "received");
+  await ask(`${pere.url}/devices/orders/till-1`, { method: "DELETE" });
+  await page.click(id, "button.done");
+  const refused = await until(
+    async () => (await page.cards()).find(({ receipt }) => receipt.startsWith("rejected: ")),
+    "a rejection",
+  );
+  expect(refused).toMatchObject({ id, buttons: false });
+  expect(await page.text("#summary")).toBe("1 event · 0 to answer");
+});
+
+browserTest("events that were lost while the device was away are told, until dismissed", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const options = { limits: { keptEvents: 3, trimMs: 20 } };
+  const pere = cleanup.adopt(await start(options), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  await page.view.navigate("about:blank");
+  const ids: string[] = [];
+  for (let number = 1; number <= 9; number++) ids.push(await push(pere.url, "orders", number));
+  await until(async () => (await ask(`${pere.url}/events/orders/${ids[5]}`)).status === 404, "the sixth to be dropped");
+  await page.open(pere.url, "device=till-1");
+  await page.shows(ids[8]!, "received");
+  expect((await page.cards()).map(({ id }) => id)).toEqual([ids[8]!, ids[7]!, ids[6]!]);
+  expect(await page.text("#notices .notice span")).toStartWith("Events on orders were lost: after ");
+  expect(await page.text("#notices .notice span")).toContain(` and before ${ids[6]} `);
+  await page.picture("gap");
+  await page.view.click("#notices button");
+  expect(await page.text("#notices")).toBe("");
+});
+
+browserTest("at most 200 cards are kept; the oldest answered one goes first", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await new Page().open(pere.url, "device=till-1");
+  const unanswered = await push(pere.url, "orders", "never answered");
+  const answered = await push(pere.url, "orders", "answered");
+  await page.shows(answered, "received");
+  await page.click(answered, "button.done");
+  await row(pere.url, answered, "till-1", "done");
+  const many = Array.from({ length: 199 }, (_, number) => JSON.stringify(number)).join("\n");
+  const pushed = await ask(`${pere.url}/push/orders`, { body: many, type: "application/x-ndjson" });
+  await page.shows(pushed.body.events.at(-1).id, "received");
+  const ids = (await page.cards()).map(({ id }) => id);
+  expect(ids).toHaveLength(200);
+  expect(ids.at(-1)).toBe(unanswered);
+  expect(ids).not.toContain(answered);
+  await until(async () => (await page.text("#summary")) === "200 events · 200 to answer", "an empty outbox");
+});
