@@ -617,6 +617,7 @@ export async function serve(settings: Settings, options: EngineOptions = {}): Pr
   try {
     app.listen({ hostname: settings.host, port: settings.port });
   } catch (error) {
+    await engine.drain();
     await engine.close();
     throw error;
   }
@@ -625,9 +626,10 @@ export async function serve(settings: Settings, options: EngineOptions = {}): Pr
     url: `http://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${server.port}`,
     engine,
     async stop() {
-      await engine.close();
+      await engine.drain();
       await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
       await server.stop(true);
+      await engine.close();
     },
   };
 }

@@ -316,11 +316,15 @@ export class Engine {
 
   // ----------------------------------------------------------------------------------------------------------------- drain
 
-  /** Takes no more pushes, tells every feed, writes down what is acknowledged, and lets go of the store. */
-  async close(): Promise<void> {
+  /** Takes no more pushes and tells every feed. Reading and receipts go on. */
+  async drain(): Promise<void> {
     this.#draining = true;
     for (const timer of this.#timers) clearInterval(timer);
     await this.#feeds.close();
-    await this.#store.close();
+  }
+
+  /** Makes everything acknowledged durable and lets go of the store. */
+  close(): Promise<void> {
+    return this.#store.close();
   }
 }

@@ -52,6 +52,9 @@ export interface FeedLimits {
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
 const BEAT_TICKS = 15;
 
+/** Signs of life in one commit: others want to commit as well. */
+const HEARD_AT_ONCE = 500;
+
 /** Where one channel of a feed starts. A `gap` is told before its first event. */
 interface Start {
   readonly cursor: number;
@@ -317,11 +320,15 @@ export class Feeds {
     return this.#heard.get(channel)?.get(device) ?? null;
   }
 
-  /** Writes signs of life down. One that can't be written now is followed by others. */
+  /** Writes signs of life down, some at a time. One that can't be written now is followed by others. */
   async writeHeard(): Promise<void> {
     const heard = [...this.#heard];
     this.#heard.clear();
-    await Promise.allSettled(heard.map(([channel, times]) => this.#store.seen(channel, times)));
+    for (const [channel, times] of heard) {
+      const all = [...times];
+      for (let from = 0; from < all.length; from += HEARD_AT_ONCE)
+        await this.#store.seen(channel, new Map(all.slice(from, from + HEARD_AT_ONCE))).catch(() => {});
+    }
   }
 
   #ticks(ms: number): number {
@@ -336,6 +343,7 @@ export class Feeds {
 
   #turn(): void {
     this.tick++;
+    if (this.tick % BEAT_TICKS === 0) for (const log of this.#logs.values()) log.age();
     const spokes = this.#wheel[this.tick % this.#wheel.length]!;
     const due = [...spokes];
     spokes.clear();

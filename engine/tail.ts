@@ -11,7 +11,7 @@
  */
 import type { Kind } from "./model.ts";
 
-/** Entries that a ring keeps: what devices on bad lines miss in a minute. */
+/** Entries that a ring keeps: what devices on bad lines miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
 /** The same in characters of text. */
 export const RING_CHARACTERS_MAX = 1024 * 1024;
@@ -87,6 +87,8 @@ export class Log {
   #filling: Promise<void> | undefined;
   /** The ring was extended back to here; only who is further back makes it try again. */
   #filledFrom = Number.POSITIVE_INFINITY;
+  /** The head when `age` was last called. */
+  #agedHead = 0;
   #pass: Iterator<Follower> | undefined;
   #passHead = 0;
   #shared: { from: number; to: number; batch: Batch } | undefined;
@@ -145,6 +147,19 @@ export class Log {
     }
     this.#ring = this.#ring.slice(drop);
     this.#ringCharacters = characters;
+  }
+
+  /**
+   * Called from time to time: lets go of what was there the last time already. The ring is for who is a moment behind; ten thousand channels
+   * would otherwise hold a megabyte each for nobody.
+   */
+  age(): void {
+    const drop = this.#ring.findIndex(({ seq }) => seq > this.#agedHead);
+    this.#agedHead = this.head;
+    if (drop === 0) return;
+    const kept = drop === -1 ? [] : this.#ring.slice(drop);
+    this.#forget();
+    for (const entry of kept) this.#keep(entry);
   }
 
   #forget(): void {
