@@ -53,6 +53,7 @@ import {
   STATES,
   type State,
   TTL_SECONDS_MAX,
+  TTL_SECONDS_MIN,
 } from "./engine/model.ts";
 import { readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
@@ -65,11 +66,11 @@ import { document, operations } from "./web/openapi.ts";
 const STATUS: Record<Code, readonly [number, string]> = {
   malformed: [400, "Malformed request"],
   unknown: [404, "Not found"],
+  wrongMethod: [405, "Method not allowed"],
   conflict: [409, "Conflict"],
   tooLarge: [413, "Too large"],
   wrongType: [415, "Wrong content type"],
   refused: [422, "Refused"],
-  busy: [429, "Too many"],
   away: [503, "Not available now"],
   inside: [500, "Internal error"],
 };
@@ -86,7 +87,7 @@ function problem(error: PereError, more: object = {}): Response {
     ...more,
   };
   const headers = new Headers({ "Content-Type": "application/problem+json", "Cache-Control": "no-store" });
-  if (status === 503 || status === 429) headers.set("Retry-After", "2");
+  if (status === 503) headers.set("Retry-After", "2");
   return new Response(JSON.stringify(body), { status, headers });
 }
 
@@ -166,7 +167,7 @@ async function push(engine: Engine, channelText: string, request: Request): Prom
   const options = {
     type: type === undefined ? null : readType(type),
     to: to === undefined ? null : readTo(to),
-    ttl: ttl === undefined ? null : readSeconds(ttl, "ttl", 0.001, TTL_SECONDS_MAX),
+    ttl: ttl === undefined ? null : readSeconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
   };
   const keyText = request.headers.get("idempotency-key");
   const key = keyText === null ? null : readKey(keyText);
@@ -448,7 +449,11 @@ function routes(engine: Engine, random: () => number) {
   const app = new Elysia({
     normalize: false,
     handler: { standardHostname: false },
-    serve: { reusePort: false, maxRequestBodySize: 2 * BODY_BYTES_MAX, development: false },
+    serve: {
+      reusePort: false,
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
+      development: false,
+    },
     websocket: {
       maxPayloadLength: RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024),
       backpressureLimit: 1024 * 1024,
@@ -462,14 +467,9 @@ function routes(engine: Engine, random: () => number) {
       if (code !== "NOT_FOUND") return toResponse(error);
       const allowed = methodsAt(app.routes, path);
       if (allowed.length === 0) return problem(new PereError("unknown", `there is nothing at ${path}`));
-      const response = problem(new PereError("unknown", `${path} does not take ${request.method}`), {
-        title: "Method not allowed",
-        status: 405,
-      });
-      return new Response(response.body, {
-        status: 405,
-        headers: { "Content-Type": "application/problem+json", Allow: allowed.join(", ") },
-      });
+      const response = problem(new PereError("wrongMethod", `${path} does not take ${request.method}`));
+      response.headers.set("Allow", allowed.join(", "));
+      return response;
     })
 
     .post("/push/:channel", ({ params, request }) => push(engine, params.channel, request), {

@@ -6,10 +6,16 @@
  * arrives while that transaction is on its way to the disk goes into the next. One change alone waits a sync; a thousand share one.
  *
  * What it never does: resolve before the commit, or go on after a sync failed. (When `fsync` fails, the kernel may have thrown the
- * pages away and a second try would "succeed"; only a restart reads what is really there.)
+ * pages away and a second try would "succeed"; only a restart reads what is really there.) That goes for checkpoints too, whose
+ * errors SQLite keeps to itself when it starts them by itself; so they are started here.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
 import { PereError } from "./model.ts";
+
+/** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
+const CHECKPOINT_PAGES = 2_000;
+/** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
+const CACHE_KIBIBYTES = 32 * 1024;
 
 /** What a file holds: its mark in the header, its version, and the statements that make it. */
 export interface Schema {
@@ -76,6 +82,8 @@ export class SqliteFile {
     this.#db.run("PRAGMA synchronous = FULL");
     this.#db.run("PRAGMA fullfsync = ON"); // Where a plain fsync stops at the drive's cache (macOS).
     this.#db.run("PRAGMA checkpoint_fullfsync = ON");
+    this.#db.run("PRAGMA wal_autocheckpoint = 0");
+    this.#db.run(`PRAGMA cache_size = -${CACHE_KIBIBYTES}`);
     this.#db.run("PRAGMA temp_store = MEMORY");
     this.#db.run("BEGIN EXCLUSIVE");
     if (tables === 0) {
@@ -109,12 +117,12 @@ export class SqliteFile {
   readonly #commit = (): void => {
     const changes = this.#queue;
     this.#queue = [];
-    if (this.#transact(changes) || changes.length === 1) return;
-    // One of them can't be stored. Each stands for itself, so that it fails alone.
-    for (const change of changes) this.#transact([change]);
+    // When one of them can't be stored, each stands for itself, so that it fails alone.
+    if (!this.#transact(changes) && changes.length > 1) for (const change of changes) this.#transact([change]);
+    this.#checkpoint();
   };
 
-  /** Runs changes in one transaction. False when nothing was stored; a lone change is then told so. */
+  /** Runs changes in one transaction. False when it was undone; a lone change is then told so. */
   #transact(changes: readonly Change[]): boolean {
     if (changes.length === 0) return true;
     const results: { value?: unknown; error?: PereError }[] = [];
@@ -134,15 +142,27 @@ export class SqliteFile {
     } catch (error) {
       this.#undo(error);
       if (changes.length === 1)
-        changes[0]!.reject(new PereError("away", "the store could not take it; nothing was stored", [], error));
+        changes[0]!.reject(
+          new PereError(
+            "away",
+            this.#broken === undefined
+              ? "the store could not take it; nothing was stored"
+              : "the disk failed; whether it was stored is known after PERE was started again",
+            [],
+            error,
+          ),
+        );
       return false;
     }
-    this.#owner.committed();
-    changes.forEach((change, index) => {
-      const { value, error } = results[index]!;
-      if (error) change.reject(error);
-      else change.resolve(value as never);
-    });
+    try {
+      this.#owner.committed();
+    } finally {
+      changes.forEach((change, index) => {
+        const { value, error } = results[index]!;
+        if (error) change.reject(error);
+        else change.resolve(value as never);
+      });
+    }
     return true;
   }
 
@@ -156,6 +176,17 @@ export class SqliteFile {
     }
   }
 
+  /** Moves the log into the file when it has grown long. What is acknowledged is in the log until this has succeeded. */
+  #checkpoint(): void {
+    if (this.#broken !== undefined) return;
+    try {
+      const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
+      if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");
+    } catch (error) {
+      this.#broken = error;
+    }
+  }
+
   /** Commits what is queued and lets go of the file. */
   close(): void {
     if (this.#closed) return;
@@ -166,6 +197,16 @@ export class SqliteFile {
   }
 
   // ------------------------------------------------------------------------------------------------------------- statements
+
+  /** Reads between commits; they see what is durable. @throws PereError away, when the file was closed or can't be read */
+  async read<Result>(run: () => Result | Promise<Result>): Promise<Result> {
+    try {
+      if (this.#closed) throw new Error("it was closed");
+      return await run();
+    } catch (error) {
+      throw error instanceof PereError ? error : new PereError("away", "the store can't be read now", [], error);
+    }
+  }
 
   /** Rows changed. */
   run(sql: string, ...values: SQLQueryBindings[]): number {

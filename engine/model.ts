@@ -33,6 +33,8 @@ export const PAGE_DEFAULT = 100;
 export const JSON_DEPTH_MAX = 64;
 /** A long-poll holds its connection no longer than proxies do. */
 export const POLL_SECONDS_MAX = 60;
+/** A time to live below the clock's resolution is none either. */
+export const TTL_SECONDS_MIN = 0.001;
 /** A time to live beyond a year is no time to live. */
 export const TTL_SECONDS_MAX = 366 * 24 * 3600;
 /** How long an idempotency key is remembered. */
@@ -44,7 +46,7 @@ export const KEY_CHARACTERS_MAX = 255;
 
 /** What went wrong, for the machine. `index.ts` has the one table from these to HTTP statuses. */
 export type Code =
-  "malformed" | "unknown" | "conflict" | "tooLarge" | "wrongType" | "refused" | "busy" | "away" | "inside";
+  "malformed" | "unknown" | "wrongMethod" | "conflict" | "tooLarge" | "wrongType" | "refused" | "away" | "inside";
 
 /** One field that is wrong: where (a query name, a header, or a JSON pointer) and why. */
 export interface Fault {
@@ -89,7 +91,7 @@ export interface EventDraft {
   readonly ttl: number | null;
 }
 
-/** An event as stored. Times are milliseconds since 1970. `to` names its audience when that is not everybody enrolled. */
+/** An event as stored. Times are milliseconds since 1970. `to` names its audience, in no order, when that is not everybody enrolled. */
 export interface Event {
   readonly seq: number;
   readonly at: number;
@@ -208,10 +210,10 @@ export const receiptText = (channel: string, epoch: string, receipt: Receipt): s
 
 // ------------------------------------------------------------------------------------------------------------ reading them
 
-const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
-const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
+export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
+export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
 const TYPE = /^[A-Za-z0-9._-]{1,64}$/;
-const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
+export const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
 const KEY = /^[\x20-\x7e]{1,255}$/;
 const NUMBER = /^[0-9]{1,12}(\.[0-9]{1,6})?$/;
 const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/;

@@ -29,6 +29,8 @@ import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verd
 
 /** Channels whose counters are kept in memory. */
 const CHANNELS_CACHED = 10_000;
+/** How long one request may keep the rest waiting. */
+const BREATH_MS = 5;
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
@@ -147,24 +149,32 @@ export class SqliteStore implements Store {
     );
   }
 
-  open(name: string): Promise<Heads> {
-    const found = this.#find(name);
-    return found ? Promise.resolve(heads(found)) : this.#file.change(() => heads(this.#make(name)));
+  async open(name: string): Promise<Heads> {
+    return (await this.heads(name)) ?? this.#file.change(() => heads(this.#make(name)));
   }
 
-  async heads(name: string): Promise<Heads | null> {
-    const found = this.#find(name);
-    return found && heads(found);
+  heads(name: string): Promise<Heads | null> {
+    return this.#read(name, null, heads);
   }
 
-  async channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
-    const rows = this.#file.all<Channel>(
-      "SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2",
-      after,
-      limit + 1,
-    );
-    const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
-    return page(items, limit, ({ channel }) => channel);
+  /** Reads of a channel, or gives `none` when there is no such channel. */
+  #read<Result>(name: string, none: Result, run: (channel: Channel) => Result | Promise<Result>): Promise<Result> {
+    return this.#file.read(() => {
+      const channel = this.#find(name);
+      return channel ? run(channel) : none;
+    });
+  }
+
+  channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
+    return this.#file.read(() => {
+      const rows = this.#file.all<Channel>(
+        "SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2",
+        after,
+        limit + 1,
+      );
+      const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
+      return page(items, limit, ({ channel }) => channel);
+    });
   }
 
   // ---------------------------------------------------------------------------------------------------------------- events
@@ -234,23 +244,23 @@ export class SqliteStore implements Store {
     return { seq, at, type, data, to, expires };
   }
 
-  async events(name: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
-    const channel = this.#find(name);
-    const found: Event[] = [];
-    if (!channel) return found;
-    const rows = this.#file.each<EventRow>(
-      "SELECT seq, at, type, data, targeted, expires FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-      channel.id,
-      Math.max(after, channel.floor),
-      limit,
-    );
-    let bytes = 0;
-    for (const { seq, at, type, data, targeted, expires } of rows) {
-      found.push({ seq, at, type, data, to: targeted ? this.#targets(channel, seq) : null, expires });
-      bytes += data.length;
-      if (bytes >= bytesMax) break;
-    }
-    return found;
+  events(name: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
+    return this.#read<Event[]>(name, [], (channel) => {
+      const found: Event[] = [];
+      const rows = this.#file.each<EventRow>(
+        "SELECT seq, at, type, data, targeted, expires FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        channel.id,
+        Math.max(after, channel.floor),
+        limit,
+      );
+      let bytes = 0;
+      for (const { seq, at, type, data, targeted, expires } of rows) {
+        found.push({ seq, at, type, data, to: targeted ? this.#targets(channel, seq) : null, expires });
+        bytes += data.length;
+        if (bytes >= bytesMax) break;
+      }
+      return found;
+    });
   }
 
   #targets(channel: Channel, event: number): string[] {
@@ -259,16 +269,16 @@ export class SqliteStore implements Store {
       .map(({ device }) => device);
   }
 
-  async tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
-    const channel = this.#find(name);
-    if (!channel) return new Map();
-    const rows = this.#file.all<Tally & { event: number }>(
-      "SELECT event, addressed, received, working, missing, done, failed FROM tallies WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
-      channel.id,
-      Math.max(from, channel.floor + 1),
-      upTo,
-    );
-    return new Map(rows.map(({ event, ...tally }) => [event, tally]));
+  tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
+    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) => {
+      const rows = this.#file.all<Tally & { event: number }>(
+        "SELECT event, addressed, received, working, missing, done, failed FROM tallies WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
+        channel.id,
+        Math.max(from, channel.floor + 1),
+        upTo,
+      );
+      return new Map(rows.map(({ event, ...tally }) => [event, tally]));
+    });
   }
 
   // -------------------------------------------------------------------------------------------------------------- receipts
@@ -333,15 +343,18 @@ export class SqliteStore implements Store {
     return "recorded";
   }
 
-  #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
-    if (
-      !this.#file.get<{ targeted: number }>(
+  #isTargeted(channel: Channel, event: number): boolean {
+    return (
+      this.#file.get<{ targeted: number }>(
         "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
         channel.id,
         event,
-      )?.targeted
-    )
-      return stint !== null && stint.joined < event;
+      )!.targeted === 1
+    );
+  }
+
+  #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
+    if (!this.#isTargeted(channel, event)) return stint !== null && stint.joined < event;
     return (
       this.#file.get(
         "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -352,70 +365,57 @@ export class SqliteStore implements Store {
     );
   }
 
-  async receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
-    const channel = this.#find(name);
-    if (!channel) return [];
-    return this.#file
-      .all<ReceiptRow>(
-        `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
-       WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
-        channel.id,
-        Math.max(after, channel.receiptsFloor),
-        limit,
-      )
-      .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
-  }
-
-  async settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
-    const channel = this.#find(name);
-    if (!channel) return new Set();
-    const rows = this.#file.all<{ event: number }>(
-      `SELECT event FROM latest WHERE channel = ?1 AND device = ?2 AND event > ?3 AND event <= ?4 AND status >= ${FINAL}`,
-      channel.id,
-      device,
-      after,
-      upTo,
+  receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
+    return this.#read<Receipt[]>(name, [], (channel) =>
+      this.#file
+        .all<ReceiptRow>(
+          `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
+           WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
+          channel.id,
+          Math.max(after, channel.receiptsFloor),
+          limit,
+        )
+        .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 })),
     );
-    return new Set(rows.map(({ event }) => event));
   }
 
-  async rows(
-    name: string,
-    event: number,
-    status: State | null,
-    after: string,
-    limit: number,
-  ): Promise<Page<Row, string>> {
-    const channel = this.#find(name);
-    const targeted =
-      channel &&
-      event > channel.floor &&
-      this.#file.get<{ targeted: number }>(
-        "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
+  settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
+    return this.#read<ReadonlySet<number>>(name, new Set(), (channel) => {
+      const rows = this.#file.all<{ event: number }>(
+        `SELECT t.event FROM tallies t WHERE t.channel = ?1 AND t.event > ?2 AND t.event <= ?3 AND EXISTS
+         (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = t.event AND l.device = ?4 AND l.status >= ${FINAL})`,
         channel.id,
-        event,
-      );
-    if (!targeted) return { items: [], next: null };
-    // Who was enrolled and is so still, or left after giving a final word: contract of `retire`.
-    const audience = targeted.targeted
-      ? "targets a LEFT JOIN latest l ON l.channel = a.channel AND l.event = a.event AND l.device = a.device WHERE a.event = ?2"
-      : `devices a LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
-         WHERE a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`;
-    const [source, condition] = audience.split("WHERE") as [string, string];
-    const found = this.#file
-      .all<Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }>(
-        `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late
-       FROM ${source} LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
-       WHERE a.channel = ?1 AND a.device > ?3 AND (?4 IS NULL OR coalesce(l.status, 0) = ?4) AND ${condition}
-       ORDER BY a.device LIMIT ?5`,
-        channel.id,
-        event,
         after,
-        status === null ? null : rank(status),
-        limit + 1,
-      )
-      .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
-    return page(found, limit, ({ device }) => device);
+        upTo,
+        device,
+      );
+      return new Set(rows.map(({ event }) => event));
+    });
+  }
+
+  rows(name: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>> {
+    return this.#read<Page<Row, string>>(name, { items: [], next: null }, (channel) => {
+      if (event <= channel.floor || event > channel.head) return { items: [], next: null };
+      // Who was enrolled and is so still, or left after giving a final word: see `retire`.
+      const [audience, condition] = this.#isTargeted(channel, event)
+        ? ["targets", "a.event = ?2"]
+        : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
+      const found = this.#file
+        .all<Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }>(
+          `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
+           LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
+           LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
+           WHERE a.channel = ?1 AND a.device > ?3 AND (?4 IS NULL OR coalesce(l.status, 0) = ?4) AND ${condition}
+           ORDER BY a.device LIMIT ?5`,
+          channel.id,
+          event,
+          after,
+          status === null ? null : rank(status),
+          limit + 1,
+        )
+        .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+      return page(found, limit, ({ device }) => device);
+    });
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices
@@ -432,9 +432,10 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#make(name);
       const enrolled = !this.#enrolOne(channel, device, now);
-      const { joined, settled: before, lost, told } = this.#stint(channel, device)!;
-      const settled = (this.#oldestOwed(channel, device, joined, before, now) ?? channel.head + 1) - 1;
-      if (settled > before || told !== lost)
+      const stint = this.#stint(channel, device)!;
+      const { joined, lost, told } = stint;
+      const settled = this.#settle(channel, device, stint, now);
+      if (settled > stint.settled || told !== lost)
         this.#file.run(
           `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
           channel.id,
@@ -443,6 +444,11 @@ export class SqliteStore implements Store {
         );
       return { ...heads(channel), enrolled, joined, settled, lost };
     });
+  }
+
+  /** How far the device owes nothing: up to before the first event that it owes a final word on. */
+  #settle(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
+    return (this.#oldestOwed(channel, device, joined, settled, now) ?? channel.head + 1) - 1;
   }
 
   /** The first event that the device owes a final word on, above `settled`. */
@@ -471,10 +477,10 @@ export class SqliteStore implements Store {
 
   #enrolOne(channel: Channel, device: string, now: number): boolean {
     if (this.#stint(channel, device)) return false;
-    // Who left and comes back before another event was pushed goes on where it was.
+    // Who left and comes back before another event was pushed has its row still.
     this.#file.run(
       `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
-       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4`,
+       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, lost = 0, told = 0`,
       channel.id,
       device,
       channel.head,
@@ -530,66 +536,62 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#find(name);
       if (!channel) return;
-      for (const [device, at] of times)
+      for (const [device, at] of times) {
+        const stint = this.#stint(channel, device);
+        if (!stint) continue;
         this.#file.run(
-          `UPDATE devices SET seenAt = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+          `UPDATE devices SET seenAt = ?3, settled = ?4 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
           channel.id,
           device,
           at,
+          this.#settle(channel, device, stint, at),
         );
+      }
     });
   }
 
-  async joins(name: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>> {
-    const channel = this.#find(name);
-    const found = new Map<string, number>();
-    for (const device of channel ? devices : []) {
-      const stint = this.#stint(channel!, device);
-      if (stint) found.set(device, stint.joined);
-    }
-    return found;
+  joins(name: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>> {
+    return this.#read<ReadonlyMap<string, number>>(name, new Map(), (channel) => {
+      const found = new Map<string, number>();
+      for (const device of devices) {
+        const stint = this.#stint(channel, device);
+        if (stint) found.set(device, stint.joined);
+      }
+      return found;
+    });
   }
 
-  async devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
-    const channel = this.#find(name);
-    if (!channel) return { items: [], next: null };
-    const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
-      `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
-       WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
+  devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
+    return this.#read<Page<Enrolment, string>>(name, { items: [], next: null }, async (channel) => {
+      const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
+        `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
+         WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
+        channel.id,
+        after,
+        limit + 1,
+      );
+      const items: Enrolment[] = [];
+      let breathAt = performance.now() + BREATH_MS;
+      for (const { device, enrolledAt, seenAt, ...stint } of rows) {
+        items.push({ device, enrolledAt, seenAt, pending: this.#pending(channel, device, stint, now) });
+        if (performance.now() < breathAt) continue;
+        await Bun.sleep(0); // A thousand devices that owe thousands each: others have their turn.
+        breathAt = performance.now() + BREATH_MS;
+      }
+      return page(items, limit, ({ device }) => device);
+    });
+  }
+
+  #pending(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
+    return this.#file.get<{ n: number }>(
+      `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND ${alive(5)} AND ${unsettled(3)} AND
+       CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
       channel.id,
-      after,
-      limit + 1,
-    );
-    // What was pushed to all is counted once for everybody; what a device answered of it, by its own index.
-    const pushed = this.#file
-      .all<{ seq: number }>(
-        `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(3)} ORDER BY e.seq`,
-        channel.id,
-        channel.floor,
-        now,
-      )
-      .map(({ seq }) => seq);
-    const items = rows.map(({ device, enrolledAt, seenAt, joined, settled }) => {
-      const from = Math.max(joined, settled, channel.floor);
-      const answered = this.#file.get<{ n: number }>(
-        `SELECT count(*) AS n FROM latest l JOIN events e ON e.channel = l.channel AND e.seq = l.event
-         WHERE l.channel = ?1 AND l.device = ?2 AND l.event > ?3 AND l.status >= ${FINAL} AND e.targeted = 0 AND ${alive(4)}`,
-        channel.id,
-        device,
-        from,
-        now,
-      )!.n;
-      const named = this.#file.get<{ n: number }>(
-        `SELECT count(*) AS n FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
-         WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)}`,
-        channel.id,
-        Math.max(settled, channel.floor),
-        device,
-        now,
-      )!.n;
-      return { device, enrolledAt, seenAt, pending: countAbove(pushed, from) - answered + named };
-    });
-    return page(items, limit, ({ device }) => device);
+      Math.max(settled, channel.floor),
+      device,
+      joined,
+      now,
+    )!.n;
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention
@@ -599,8 +601,10 @@ export class SqliteStore implements Store {
       if (name === null) return trimKeys(this.#file, now);
       const channel = this.#find(name);
       if (!channel) return false;
-      this.#changed.add(channel);
-      return trimChannel(this.#file, channel, retention, now);
+      const before = channel.floor + channel.swept + channel.receiptsFloor;
+      const more = trimChannel(this.#file, channel, retention, now);
+      if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
+      return more;
     });
   }
 
@@ -625,16 +629,4 @@ function page<Item, Key>(rows: Item[], limit: number, key: (item: Item) => Key):
   if (rows.length <= limit) return { items: rows, next: null };
   const items = rows.slice(0, limit);
   return { items, next: key(items.at(-1)!) };
-}
-
-/** How many of ascending numbers are above `bound`. */
-function countAbove(ascending: readonly number[], bound: number): number {
-  let low = 0;
-  let high = ascending.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (ascending[middle]! > bound) high = middle;
-    else low = middle + 1;
-  }
-  return ascending.length - low;
 }

@@ -7,7 +7,7 @@
  * The promises that hold for every method:
  *
  * - **Durable, then resolved.** A promise of a method that writes resolves after what it wrote survives a power cut. When it rejects, nothing of
- *   that call was written, except where the connection to the store broke: then the caller can't know, and says so to its own caller.
+ *   that call was written, except where the disk or the connection to the store failed in the middle: then it can't be known, and the error says so.
  * - **Durable, then told.** `watch`ers hear of an entry after it is durable, in the order of its log, exactly once while all is well. A
  *   wake-up is a hint all the same: who misses one finds the entry by reading.
  * - **All or nothing** for each call, also when it names many events or receipts.
@@ -96,7 +96,7 @@ export interface Store {
   /** The channel's extent, creating it on first use. */
   open(channel: string): Promise<Heads>;
 
-  /** Enrols a device (when it is not enrolled) and tells where it stands. `lost` counts as told once the device gives a receipt after this call. */
+  /** Enrols a device (when it is not enrolled) and tells where it stands. `lost` counts as told once a receipt of the device is recorded after this call. */
   join(channel: string, device: string, now: number): Promise<Joined>;
 
   /** Enrols a device; false when it was already. */

@@ -1,21 +1,429 @@
+/**
+ * How PERE is described to programs: one OpenAPI 3.1 operation for each route of `index.ts`, and the document around them.
+ *
+ * It says what this version does, and nothing that it will do. Limits are the engine's own constants; shapes and examples are in
+ * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
+ * stands here and is not true ends as a failing test.
+ *
+ * Two things that OpenAPI has no words for are told in prose: what is inside an event stream, and that the URL of a feed can be
+ * opened as a WebSocket.
+ */
+import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
-const names = [
-  "push",
-  "feed",
-  "feedback",
-  "receipts",
-  "channels",
-  "events",
-  "event",
-  "rows",
-  "devices",
-  "enrol",
-  "retire",
-  "health",
-  "ready",
-] as const;
-export const operations = Object.fromEntries(names.map((n) => [n, {}])) as Record<
-  (typeof names)[number],
-  DocumentDecoration
->;
-export const document = (version: string) => ({ openapi: "3.1.0", info: { title: "PERE", version } });
+import {
+  BODY_BYTES_MAX,
+  JSON_DEPTH_MAX,
+  KEY_CHARACTERS_MAX,
+  KEY_MEMORY_MS,
+  LINES_MAX,
+  PAGE_DEFAULT,
+  PAGE_MAX,
+  RECEIPTS_MAX,
+  STATES,
+  TO_MAX,
+  TTL_SECONDS_MAX,
+  TTL_SECONDS_MIN,
+} from "../engine/model.ts";
+import {
+  channel,
+  channels,
+  device,
+  deviceHere,
+  event,
+  examples,
+  failing,
+  failures,
+  feedReplies,
+  json,
+  lastEvent,
+  one,
+  type Operation,
+  page,
+  problem,
+  problemBody,
+  refusedBody,
+  reply,
+  start,
+  transports,
+} from "./openapi-parts.ts";
+import { kib, ref, samples, schemas } from "./openapi-schemas.ts";
+
+// ----------------------------------------------------------------------------------------------------------------- operations
+
+const described = {
+  push: {
+    operationId: "push",
+    summary: "Push events to a channel",
+    tags: ["Events ↓"],
+    description: `The body is the event's data; everything else about it is in the query. It is answered 2xx only after it is durable. After a 503 or a cut connection
+it may or may not have been stored: repeat it with the same \`Idempotency-Key\`.
+
+The event is addressed to the devices that are enrolled now, or to those in \`to\`. Devices get the body's own bytes: numbers, key order and
+duplicate keys survive.
+
+**Many at once**: \`application/x-ndjson\`, one JSON value a line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}; the options hold for all of them, and all are
+stored or none is. The answer then is \`PushedMany\`, with no \`Location\`.
+
+JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an error.`,
+    parameters: [
+      channel,
+      {
+        name: "type",
+        in: "query",
+        description: "The event's name on event streams.",
+        schema: ref("EventType"),
+        example: samples.type,
+      },
+      {
+        name: "to",
+        in: "query",
+        description: `Device names, comma separated: only for these, at most ${TO_MAX}. They need not be enrolled.`,
+        schema: { type: "array", items: ref("Device"), minItems: 1, maxItems: TO_MAX },
+        style: "form",
+        explode: false,
+        example: [samples.device],
+      },
+      {
+        name: "ttl",
+        in: "query",
+        description: "Seconds after which it is delivered to nobody.",
+        schema: { type: "number", minimum: TTL_SECONDS_MIN, maximum: TTL_SECONDS_MAX },
+        example: 3600,
+      },
+      {
+        name: "Idempotency-Key",
+        in: "header",
+        description:
+          `Remembered for ${KEY_MEMORY_MS / 3600_000} h: the same key and body again answer the first event, with 200 and \`Idempotent-Replayed\`; ` +
+          "the same key with another body is 422. A fresh UUID an event is a good one.",
+        schema: { type: "string", minLength: 1, maxLength: KEY_CHARACTERS_MAX, pattern: "^[ -~]+$" },
+      },
+    ],
+    requestBody: {
+      required: true,
+      content: {
+        "application/json": { schema: ref("Data"), examples: examples({ one: ["One event", samples.order] }) },
+        "application/x-ndjson": {
+          schema: { type: "string" },
+          examples: examples({ many: ["Two events, stored together", samples.orderLines] }),
+        },
+      },
+    },
+    responses: {
+      200: {
+        description: "The key was known: the events of the first time, and nothing new was stored.",
+        headers: {
+          Location: { $ref: "#/components/headers/Location" },
+          "Idempotent-Replayed": { $ref: "#/components/headers/Idempotent-Replayed" },
+        },
+        content: {
+          "application/json": {
+            schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
+            examples: examples({ one: ["One event", samples.pushed] }),
+          },
+        },
+      },
+      201: {
+        description: "Stored, and on its way.",
+        headers: { Location: { $ref: "#/components/headers/Location" } },
+        content: {
+          "application/json": {
+            schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
+            examples: examples({
+              one: ["One event", samples.pushed],
+              many: ["Many events", samples.pushedMany],
+            }),
+          },
+        },
+      },
+      ...failing(400, 413, 415),
+      422: problem(
+        "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body before.",
+        examples({
+          key: [
+            "The key came with another body",
+            problemBody("refused", "Refused", 422, {
+              detail: "this Idempotency-Key came with another body before",
+              errors: [{ path: "Idempotency-Key", message: "it came with another body before" }],
+            }),
+          ],
+          type: ["A type of the server's own", refusedBody("type", "types that begin with pere. are the server's own")],
+        }),
+      ),
+    },
+  },
+
+  feed: {
+    operationId: "followEvents",
+    summary: "Follow a channel's events",
+    tags: ["Events ↓"],
+    description: `A device that opens a feed with its name is enrolled by that, and is given every event addressed to it that is still kept, unexpired, and has no final receipt from it, oldest
+first; then what comes, in order, with no gap and no repeat. Without a name the feed is anonymous: it owes no receipts, and starts at \`since\`.
+With \`Last-Event-ID\` any feed goes on from there.
+${transports(
+  "On a feed with a device, send one receipt or an array of them, without naming the device; the answer is " +
+    '`{"pere":"receipts","recorded":n,"duplicate":n,"rejected":[…]}`, once they are durable, or `{"pere":"error","detail":"…"}`.',
+)}`,
+    parameters: [
+      channels,
+      { ...deviceHere("Who follows.")[0]!, example: samples.device },
+      deviceHere("")[1]!,
+      ...start("now"),
+    ],
+    responses: feedReplies("EventBatch", samples.eventBatch, samples.eventStream),
+  },
+
+  feedback: {
+    operationId: "giveReceipts",
+    summary: "Give receipts for events",
+    tags: ["Receipts ↑"],
+    description: `One receipt or an array of at most ${RECEIPTS_MAX}. It is answered 2xx only after they are durable; repeating a receipt is always harmless. A receipt for an event that is unknown, or was
+not addressed to that device, is rejected; the others in the request count all the same.
+
+A form is one receipt as the first PERE clients send it.`,
+    parameters: [
+      channel,
+      ...deviceHere("Who speaks, where the receipts don't say it. They must not say otherwise."),
+      lastEvent,
+    ],
+    requestBody: {
+      required: true,
+      content: {
+        "application/json": {
+          schema: ref("ReceiptDrafts"),
+          examples: examples({
+            one: ["One receipt", samples.receiptOne],
+            many: ["Several, one of which can't be taken", samples.receiptMany],
+          }),
+        },
+        "application/x-www-form-urlencoded": {
+          schema: ref("OldReceipt"),
+          examples: examples({ form: ["As the first PERE clients send it", samples.receiptForm] }),
+        },
+      },
+    },
+    responses: {
+      200: reply(
+        "What became of them; at least one was not rejected.",
+        json(
+          "Feedback",
+          examples({
+            one: ["One receipt", samples.feedbackOne],
+            many: ["Several, one of which can't be taken", samples.feedbackMany],
+          }),
+        ),
+      ),
+      ...failing(400, 413, 415),
+      422: problem(
+        "Every receipt was rejected, or the JSON nests too deep.",
+        one(samples.allRejected),
+        "FeedbackProblem",
+      ),
+    },
+  },
+
+  receipts: {
+    operationId: "followReceipts",
+    summary: "Follow a channel's receipts",
+    tags: ["Receipts ↑"],
+    description: `What devices say, as they say it, to the publisher. With ids and resume of its own, exactly like a feed of events.
+${transports("Nothing is to be sent on it.")}`,
+    parameters: [channels, ...start("earliest")],
+    responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
+  },
+
+  channels: {
+    operationId: "listChannels",
+    summary: "List the channels",
+    tags: ["Reading"],
+    description: "All channels, by name.",
+    parameters: page("a channel's name", ref("Channel")),
+    responses: { 200: reply("A page of channels.", json("ChannelPage", one(samples.channels))), ...failing(400, 422) },
+  },
+
+  events: {
+    operationId: "listEvents",
+    summary: "List a channel's kept events",
+    tags: ["Reading"],
+    description: "Oldest first, each with where its devices stand.",
+    parameters: [channel, ...page("an event's id", ref("EventId"))],
+    responses: { 200: reply("A page of events.", json("EventPage", one(samples.events))), ...failing(400, 404, 422) },
+  },
+
+  event: {
+    operationId: "readEvent",
+    summary: "Read one event, and what became of it",
+    tags: ["Reading"],
+    description: "The event with its audience and where they stand: the `Location` that a push is answered with.",
+    parameters: [channel, event],
+    responses: { 200: reply("The event.", json("EventState", one(samples.state))), ...failing(400, 404) },
+  },
+
+  rows: {
+    operationId: "listReceipts",
+    summary: "List where each device stands on one event",
+    tags: ["Reading"],
+    description: `One row for each device that the event was addressed to, by name, also for those that have said nothing. With \`Accept: text/csv\` or
+\`Accept: application/x-ndjson\` it is an export: all rows, unless \`limit\` is given.`,
+    parameters: [
+      channel,
+      event,
+      {
+        name: "status",
+        in: "query",
+        description: "Only devices that stand here.",
+        schema: { type: "string", enum: STATES },
+      },
+      ...page("a device's name", ref("Device")).map((parameter) =>
+        parameter.name === "limit"
+          ? {
+              ...parameter,
+              description: `How many at most; without it ${PAGE_DEFAULT} in JSON, and all in an export.`,
+              schema: { type: "integer", minimum: 1, maximum: PAGE_MAX },
+            }
+          : parameter,
+      ),
+    ],
+    responses: {
+      200: reply("The rows.", {
+        ...json("ReceiptPage", one(samples.rows)),
+        "text/csv": { schema: { type: "string" }, examples: one(samples.rowsCsv) },
+        "application/x-ndjson": { schema: { type: "string" }, examples: one(samples.rowsLines) },
+      }),
+      ...failing(400, 404, 422),
+    },
+  },
+
+  devices: {
+    operationId: "listDevices",
+    summary: "List a channel's enrolled devices",
+    tags: ["Devices"],
+    description: "By name.",
+    parameters: [channel, ...page("a device's name", ref("Device"))],
+    responses: {
+      200: reply("A page of devices.", json("DevicePage", one(samples.devices))),
+      ...failing(400, 404, 422),
+    },
+  },
+
+  enrol: {
+    operationId: "enrolDevice",
+    summary: "Enrol a device",
+    tags: ["Devices"],
+    description:
+      "From now on events are addressed to it, before it has ever been seen. A device that opens a feed with its name enrols itself.",
+    parameters: [channel, device],
+    responses: {
+      200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
+      201: reply("It is enrolled now.", json("Enrolled", one(samples.enrolled))),
+      ...failing(400),
+    },
+  },
+
+  retire: {
+    operationId: "retireDevice",
+    summary: "Retire a device",
+    tags: ["Devices"],
+    description:
+      "Later events are not addressed to it, and those without its final receipt no longer are. Its open feeds end, with `expired`.",
+    parameters: [channel, device],
+    responses: { 204: { description: "It is retired." }, ...failing(400, 404) },
+  },
+
+  health: {
+    operationId: "health",
+    summary: "Is the process alive?",
+    tags: ["Operation"],
+    description: "For a supervisor that restarts what does not answer. It does not look at the store.",
+    responses: { 200: reply("It is.", json("Health", one(samples.health))) },
+  },
+
+  ready: {
+    operationId: "ready",
+    summary: "Can it serve?",
+    tags: ["Operation"],
+    description:
+      "For a load balancer: the store answers and PERE is not shutting down. Says what a 2xx answer to a push is worth.",
+    responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
+  },
+} satisfies Record<string, Operation>;
+
+// Elysia's types know OpenAPI 3.0 only; what it does with an operation is to pass it on.
+
+/** For each route of `index.ts`, what it gives to Elysia as `detail`. */
+export const operations = described as unknown as Record<keyof typeof described, DocumentDecoration>;
+
+// ------------------------------------------------------------------------------------------------------------------- document
+
+const introduction = `Push events to devices over plain HTTP, and see what became of each.
+
+A channel is two logs, each written by POST and followed by GET: by event stream, WebSocket or long-poll, at the same URL.
+
+| | write | follow |
+|---|---|---|
+| events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
+| receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
+
+**Who may**: this version is open to everybody who can reach it, and therefore listens on a loopback address unless it is told otherwise. It
+has no tokens yet; the ways to give one that are declared here are where a client may put it, and nothing looks at it.
+
+**Errors** are problem documents (RFC 9457). An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
+
+**The examples** are one story, which can be tried from top to bottom: push an order, follow, give receipts, read what became of it. On the page at
+\`/swagger\` their event ids stand for the last event that was pushed from it.`;
+
+/** The document around the operations, for `@elysiajs/swagger`. @param version PERE's own */
+export const document = (version: string): NonNullable<ElysiaSwaggerConfig["documentation"]> => {
+  const body = {
+    openapi: "3.1.0",
+    info: {
+      title: "PERE",
+      version,
+      summary: "Pushed Events with return Receipt Engine",
+      description: introduction,
+      license: { name: "MIT", identifier: "MIT" },
+    },
+    servers: [{ url: "/", description: "This service" }],
+    tags: [
+      { name: "Events ↓", description: "From publishers to devices" },
+      { name: "Receipts ↑", description: "From devices to publishers" },
+      { name: "Reading", description: "What is there, and what became of it" },
+      { name: "Devices", description: "Who is enrolled" },
+      { name: "Operation", description: "For those who run it" },
+    ],
+    security: [{}, { bearer: [] }, { cookie: [] }, { query: [] }],
+    components: {
+      schemas,
+      responses: Object.fromEntries(Object.values(failures)),
+      headers: {
+        Location: {
+          description: "Where the event and what became of it can be read; on a push of one event.",
+          schema: { type: "string", format: "uri-reference" },
+        },
+        "Idempotent-Replayed": { description: "This answer was given before.", schema: { const: "true" } },
+        "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
+      },
+      securitySchemes: {
+        bearer: {
+          type: "http",
+          scheme: "bearer",
+          bearerFormat: "JWT",
+          description: "Optional, and not looked at in this version.",
+        },
+        cookie: {
+          type: "apiKey",
+          in: "cookie",
+          name: "pere_token",
+          description: "The same token, for browsers. Optional, and not looked at in this version.",
+        },
+        query: {
+          type: "apiKey",
+          in: "query",
+          name: "token",
+          description: "The same token, where nothing else can be set. Optional, and not looked at in this version.",
+        },
+      },
+    },
+  };
+  return body as unknown as NonNullable<ElysiaSwaggerConfig["documentation"]>;
+};

@@ -1,0 +1,717 @@
+/**
+ * What PERE does on this machine: `bun run bench`.
+ *
+ * Each row starts the service as people run it, a process of its own on a fresh SQLite file on a real disk, and measures over the public
+ * contract only. The service has one core and this program, which is also the load generator, the other: a figure is that of one core. Every
+ * row checks what it counted (each device was given each event once, each receipt was recorded); a row that does not add up is an
+ * error and has no figure. A row also tells how busy both cores were, because a generator near its own limit measures itself.
+ *
+ * Figures of runs at different times differ by a fifth without a cause; the service's CPU time for each delivery or receipt is steadier.
+ */
+import { fdatasyncSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, writeSync } from "node:fs";
+import { availableParallelism, cpus, platform, release, tmpdir, totalmem } from "node:os";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { eventData, Feeds, now, Requests } from "./load.ts";
+
+const HELP = `bun run bench [flags]
+
+  --only NAME      only these rows, comma separated
+  --devices N      devices of the one channel (1000)
+  --channels M     channels with one device each (1000)
+  --events E       events a fan-out row, instead of as many as go into --seconds
+  --quiet N        quiet feeds opened to see what one costs (5000)
+  --seconds S      how long a row measures (4)
+  --json           one JSON object on standard output, and nothing else
+  --help
+`;
+
+const EVENT_BYTES = 200;
+const PACED_EVENTS_A_SECOND = 20;
+/** Connections that receipts come over, one request at a time on each. */
+const RECEIPT_CONNECTIONS = 64;
+const RECEIPTS_AN_ARRAY = 100;
+const ARRAY_CONNECTIONS = 16;
+/** Events that receipts are given on; within what a channel keeps. */
+const RECEIPT_EVENTS = 10_000;
+/** Before a row measures, the code of both sides gets warm. */
+const WARM_MS = 700;
+/** Feeds that read in full, of all: few where the generator has much to do, more where it has little. */
+const READING_FEEDS = 10;
+const READING_FEEDS_PACED = 100;
+/** Above this share of its core the generator may be what is measured. */
+const GENERATOR_SHARE_MAX = 0.7;
+/** Memory is looked at when it has had time to settle. */
+const SETTLE_MS = 2_000;
+
+interface Options {
+  readonly only: readonly string[] | null;
+  readonly devices: number;
+  readonly channels: number;
+  readonly events: number | null;
+  readonly quiet: number;
+  readonly seconds: number;
+  readonly json: boolean;
+}
+
+/** What a row found. CPU times of the service are null where the system does not tell them. */
+interface Figures {
+  readonly figure: number;
+  readonly unit: string;
+  readonly p50Ms?: number;
+  readonly p99Ms?: number;
+  /** CPU microseconds of the service for each of what was counted. */
+  readonly serviceUs?: number | null;
+  /** Shares of a core, from 0 up to 1. */
+  readonly serviceCore?: number | null;
+  readonly generatorCore?: number;
+  readonly notes?: readonly string[];
+}
+
+interface RowResult extends Partial<Figures> {
+  readonly name: string;
+  readonly what: string;
+  readonly error?: string;
+}
+
+interface Row {
+  readonly name: string;
+  readonly what: string;
+  readonly run: (service: Service) => Promise<Figures>;
+}
+
+// --------------------------------------------------------------------------------------------------------------- the service
+
+/** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
+function diskFolder(): { path: string; isDisk: boolean } {
+  const isDisk = (path: string): boolean => {
+    try {
+      return ![0x01021994, 0x858458f6].includes(statfsSync(path).type); // tmpfs, ramfs: statfs(2)
+    } catch {
+      return false;
+    }
+  };
+  const parent = [tmpdir(), "/var/tmp", process.cwd()].find(isDisk);
+  return { path: mkdtempSync(join(parent ?? tmpdir(), "pere-bench-")), isDisk: parent !== undefined };
+}
+
+interface Service {
+  readonly port: number;
+  readonly pid: number;
+  stop(): Promise<void>;
+}
+
+const INDEX = join(import.meta.dir, "..", "..", "index.ts");
+
+/** @throws Error with what it said when it does not start */
+async function startService(folder: string, number: number, pinned: boolean): Promise<Service> {
+  const child = Bun.spawn([...(pinned ? ["taskset", "-c", "0"] : []), process.execPath, INDEX], {
+    // Nothing else of our environment: what is measured is the default.
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: join(folder, `${number}.db`) },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  const kill = (): void => child.kill("SIGKILL");
+  process.once("exit", kill);
+  let said = "";
+  for await (const chunk of child.stdout) {
+    said += Buffer.from(chunk).toString();
+    const port = /^PERE listening on http:\S+:(\d+)\n/.exec(said)?.[1];
+    if (!port) continue;
+    return {
+      port: Number(port),
+      pid: child.pid,
+      async stop() {
+        child.kill("SIGTERM");
+        const patience = setTimeout(kill, 5_000);
+        await child.exited;
+        clearTimeout(patience);
+        process.off("exit", kill);
+      },
+    };
+  }
+  throw new Error(`the service did not start: ${said}`);
+}
+
+/** CPU time of a process so far, all its threads; null where the system has no /proc (proc(5): fields 14 and 15, in hundredths). */
+function cpuMs(pid: number): number | null {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, "latin1").split(") ")[1]!.split(" ");
+    return 10 * (Number(fields[11]) + Number(fields[12]));
+  } catch {
+    return null;
+  }
+}
+
+/** Memory of a process that is in RAM, in kB; null where the system has no /proc. */
+function residentKb(pid: number): number | null {
+  try {
+    return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))![1]);
+  } catch {
+    return null;
+  }
+}
+
+// ----------------------------------------------------------------------------------------------------------------- measuring
+
+/** Time and CPU from now on. Call it at the end with how many things were done. */
+function meter(service: Service): (done: number) => Required<Omit<Figures, "figure" | "unit" | "p50Ms" | "p99Ms">> & {
+  perSecond: number;
+} {
+  const started = now();
+  const generator = process.cpuUsage();
+  const served = cpuMs(service.pid);
+  return (done) => {
+    const elapsedMs = now() - started;
+    const { user, system } = process.cpuUsage(generator);
+    const servedNow = cpuMs(service.pid);
+    const serviceMs = served === null || servedNow === null ? null : servedNow - served;
+    const generatorCore = (user + system) / 1000 / elapsedMs;
+    return {
+      perSecond: (done * 1000) / elapsedMs,
+      serviceUs: serviceMs === null ? null : (serviceMs * 1000) / done,
+      serviceCore: serviceMs === null ? null : serviceMs / elapsedMs,
+      generatorCore,
+      notes:
+        generatorCore > GENERATOR_SHARE_MAX
+          ? [`the generator used ${percent(generatorCore)} of its core: the service may do more`]
+          : [],
+    };
+  };
+}
+
+/** The value below which `share` of the values are. */
+function quantile(values: readonly number[], share: number): number {
+  const sorted = Float64Array.from(values).sort();
+  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
+}
+
+const latency = (valuesMs: readonly number[]): { p50Ms: number; p99Ms: number } => ({
+  p50Ms: quantile(valuesMs, 0.5),
+  p99Ms: quantile(valuesMs, 0.99),
+});
+
+/** Runs `work` over and over, `atOnce` at a time, until it says false. */
+async function closedLoop(atOnce: number, work: () => Promise<boolean>): Promise<void> {
+  const one = async (): Promise<void> => {
+    while (await work());
+  };
+  await Promise.all(Array.from({ length: atOnce }, one));
+}
+
+const orThrow = (faults: readonly string[]): void => {
+  if (faults.length > 0) throw new Error(faults.slice(0, 3).join("; "));
+};
+
+// ------------------------------------------------------------------------------------------------------------------- fan-out
+
+interface FanOut {
+  readonly channels: number;
+  readonly devices: number;
+  /** Pushes in flight; one that is answered is followed by the next. */
+  readonly atOnce: number;
+  /** Pushes at fixed times instead, whether or not earlier ones are answered. */
+  readonly perSecond?: number;
+}
+
+/** Pushes until the time is up, and waits until every device has every event. */
+async function fanOut(
+  service: Service,
+  { seconds, events }: Options,
+  { channels, devices, atOnce, perSecond }: FanOut,
+) {
+  const feeds = await Feeds.open({
+    port: service.port,
+    count: devices,
+    path: (index) => `/feed/c${index % channels}?device=device-${index}`,
+    fullEvery: Math.ceil(devices / (perSecond ? READING_FEEDS_PACED : READING_FEEDS)),
+  });
+  const requests = await Requests.open(service.port, perSecond ? RECEIPT_CONNECTIONS : atOnce);
+  const each = devices / channels;
+  let pushed = 0;
+  const push = (dueMs = now()): Promise<string> =>
+    requests.ask("POST", `/push/c${pushed++ % channels}`, eventData(dueMs, EVENT_BYTES));
+
+  const warmUntil = now() + WARM_MS;
+  await closedLoop(atOnce, async () => now() < warmUntil && Boolean(await push()));
+  await feeds.until(pushed * each);
+  if (perSecond) await Bun.sleep(SETTLE_MS / 4);
+  feeds.latenciesMs = [];
+
+  const before = pushed;
+  const measured = meter(service);
+  if (perSecond) {
+    const count = events ?? Math.ceil(perSecond * seconds);
+    const started = now();
+    const answers: Promise<string>[] = [];
+    for (let index = 0; index < count; index++) {
+      const due = started + (index * 1000) / perSecond;
+      // A timer may be a millisecond late, which would be counted as the service's: the last of the way is gone in small steps.
+      if (due - now() > 2) await Bun.sleep(due - now() - 2);
+      while (now() < due) await new Promise(setImmediate);
+      answers.push(push(due));
+    }
+    await Promise.all(answers);
+  } else {
+    const until = now() + seconds * 1000;
+    await closedLoop(atOnce, async () => {
+      if (events === null ? now() >= until : pushed - before >= events) return false;
+      return Boolean(await push());
+    });
+  }
+  await feeds.until(pushed * each);
+  const delivered = (pushed - before) * each;
+  const { perSecond: deliveriesPerSecond, ...used } = measured(delivered);
+  feeds.check((index) => Math.floor(pushed / channels) + (index % channels < pushed % channels ? 1 : 0));
+  orThrow(feeds.faults);
+  const times = latency(feeds.latenciesMs);
+  feeds.close();
+  requests.close();
+  return { ...used, ...times, deliveriesPerSecond, pushesPerSecond: deliveriesPerSecond / each };
+}
+
+// ------------------------------------------------------------------------------------------------------------------ receipts
+
+/** Enrols devices on channel `c` and pushes events to all of them; gives the events' ids. */
+async function owe(service: Service, devices: number, events: number): Promise<string[]> {
+  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
+  await Promise.all(Array.from({ length: devices }, (_, index) => requests.ask("PUT", `/devices/c/device-${index}`)));
+  const ids: string[] = [];
+  while (ids.length < events) {
+    const lines = `${eventData(now(), 0)}\n`.repeat(Math.min(1_000, events - ids.length));
+    const answer = JSON.parse(await requests.ask("POST", "/push/c", lines, "application/x-ndjson")) as {
+      events: { id: string }[];
+    };
+    ids.push(...answer.events.map(({ id }) => id));
+  }
+  requests.close();
+  return ids;
+}
+
+const receipt = (event: string, device: number): string =>
+  `{"event":"${event}","device":"device-${device}","status":"done"}`;
+
+/**
+ * Gives receipts over HTTP, `size` in a request, one event after the other with all its devices. Each is a new one: a repeated
+ * receipt would cost the service less.
+ */
+async function receipts(
+  service: Service,
+  { devices, seconds }: Options,
+  size: number,
+  atOnce: number,
+): Promise<Figures> {
+  const ids = await owe(service, devices, RECEIPT_EVENTS);
+  const requests = await Requests.open(service.port, atOnce);
+  const total = devices * ids.length;
+  let next = 0;
+  let recorded = 0;
+  const give = async (): Promise<boolean> => {
+    const from = next;
+    const upTo = (next = Math.min(total, from + size));
+    if (upTo === from) return false;
+    const texts: string[] = [];
+    for (let index = from; index < upTo; index++)
+      texts.push(receipt(ids[Math.floor(index / devices)]!, index % devices));
+    const answer = await requests.ask("POST", "/feedback/c", size === 1 ? texts[0] : `[${texts.join(",")}]`);
+    if (!answer.startsWith(`{"recorded":${upTo - from},`)) throw new Error(`receipts were answered ${answer}`);
+    recorded += upTo - from;
+    return true;
+  };
+  const timesMs: number[] = [];
+  const during = async (ms: number): Promise<void> => {
+    const until = now() + ms;
+    await closedLoop(atOnce, async () => {
+      const asked = now();
+      if (asked >= until || !(await give())) return false;
+      timesMs.push(now() - asked);
+      return true;
+    });
+  };
+  await during(WARM_MS);
+  recorded = timesMs.length = 0;
+  const measured = meter(service);
+  await during(seconds * 1000);
+  const { perSecond, ...used } = measured(recorded);
+  requests.close();
+  return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
+}
+
+/** The same over WebSockets: each device gives its own receipts, on many events in a message. */
+async function socketReceipts(service: Service, { seconds }: Options): Promise<Figures> {
+  const ids = await owe(service, RECEIPT_CONNECTIONS, RECEIPT_EVENTS);
+  const messages: string[] = [];
+  for (let from = 0; from < ids.length; from += RECEIPTS_AN_ARRAY)
+    messages.push(
+      `[${ids
+        .slice(from, from + RECEIPTS_AN_ARRAY)
+        .map((event) => `{"event":"${event}","status":"done"}`)
+        .join(",")}]`,
+    );
+  const sockets = await Promise.all(
+    Array.from({ length: RECEIPT_CONNECTIONS }, async (_, index) => {
+      const url = `ws://127.0.0.1:${service.port}/feed/c?device=device-${index}&last-event-id=${ids.at(-1)}`;
+      const socket = new WebSocket(url);
+      await new Promise<void>((resolve, reject) => {
+        socket.onmessage = () => resolve();
+        socket.onclose = ({ code }) => reject(new Error(`a WebSocket was closed with ${code}`));
+      });
+      return socket;
+    }),
+  );
+  const next = sockets.map(() => 0);
+  let recorded = 0;
+  const timesMs: number[] = [];
+  const during = async (ms: number): Promise<void> => {
+    const until = now() + ms;
+    await Promise.all(
+      sockets.map(async (socket, index) => {
+        for (let asked = now(); asked < until && next[index]! < messages.length; asked = now()) {
+          const answer = await new Promise<string>((resolve, reject) => {
+            socket.onmessage = ({ data }) => resolve(String(data));
+            socket.onclose = ({ code }) => reject(new Error(`a WebSocket was closed with ${code}`));
+            socket.send(messages[next[index]!++]!);
+          });
+          if (!answer.startsWith(`{"pere":"receipts","recorded":${RECEIPTS_AN_ARRAY},`))
+            throw new Error(`receipts were answered ${answer}`);
+          recorded += RECEIPTS_AN_ARRAY;
+          timesMs.push(now() - asked);
+        }
+      }),
+    );
+  };
+  await during(WARM_MS / 4);
+  recorded = timesMs.length = 0;
+  const measured = meter(service);
+  await during(seconds * 1000);
+  const { perSecond, ...used } = measured(recorded);
+  for (const socket of sockets) {
+    socket.onclose = null;
+    socket.close();
+  }
+  return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
+}
+
+/** Push, delivery to every device, a durable receipt from each; then the next push. */
+async function loop(service: Service, { devices, seconds, events }: Options): Promise<Figures> {
+  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
+  const given: Promise<unknown>[] = [];
+  const feeds = await Feeds.open({
+    port: service.port,
+    count: devices,
+    path: (index) => `/feed/c?device=device-${index}`,
+    fullEvery: 1,
+    onEvent: (index, id) =>
+      given.push(
+        requests.ask("POST", "/feedback/c", receipt(id, index)).then((answer) => {
+          if (!answer.startsWith('{"recorded":1,')) feeds.faults.push(`a receipt was answered ${answer}`);
+        }),
+      ),
+  });
+  let pushed = 0;
+  const timesMs: number[] = [];
+  const once = async (): Promise<void> => {
+    const started = now();
+    await requests.ask("POST", "/push/c", eventData(started, EVENT_BYTES));
+    await feeds.until(++pushed * devices);
+    orThrow(feeds.faults);
+    await Promise.all(given.splice(0));
+    timesMs.push(now() - started);
+  };
+  for (const until = now() + WARM_MS; now() < until;) await once();
+  const before = pushed;
+  timesMs.length = 0;
+  const measured = meter(service);
+  for (const until = now() + seconds * 1000; events === null ? now() < until : pushed < before + events;) await once();
+  const { perSecond, ...used } = measured((pushed - before) * devices);
+  feeds.check(() => pushed);
+  orThrow(feeds.faults);
+  feeds.close();
+  requests.close();
+  return { figure: perSecond, unit: "loops/s", ...latency(timesMs), ...used };
+}
+
+/** Opens many feeds and looks at the service's memory before and after. */
+async function quiet(service: Service, { quiet: count }: Options): Promise<Figures> {
+  const open = (name: string, feeds: number): Promise<Feeds> =>
+    Feeds.open({
+      port: service.port,
+      count: feeds,
+      path: (index) => `/feed/c?device=${name}-${index}`,
+      fullEvery: Number.POSITIVE_INFINITY,
+    });
+  const first = await open("first", 200);
+  await Bun.sleep(SETTLE_MS);
+  const beforeKb = residentKb(service.pid);
+  const started = now();
+  const more = await open("more", count);
+  const openedMs = now() - started;
+  await Bun.sleep(SETTLE_MS);
+  const afterKb = residentKb(service.pid);
+  orThrow([...first.faults, ...more.faults]);
+  first.close();
+  more.close();
+  if (beforeKb === null || afterKb === null) throw new Error("this system does not tell how much memory a process has");
+  return {
+    figure: (afterKb - beforeKb) / count,
+    unit: "kB/feed",
+    notes: [`${whole((count * 1000) / openedMs)} feeds opened a second; ${whole(afterKb / 1024)} MB in all`],
+  };
+}
+
+// ---------------------------------------------------------------------------------------------------------------------- rows
+
+const rowsOf = (options: Options): Row[] => {
+  const { devices, channels } = options;
+  const one = (name: string, what: string, run: FanOut, unit = "deliveries/s"): Row => ({
+    name,
+    what,
+    run: async (service) => {
+      const { deliveriesPerSecond, pushesPerSecond, ...rest } = await fanOut(service, options, run);
+      return { figure: unit === "pushes/s" ? pushesPerSecond : deliveriesPerSecond, unit, ...rest };
+    },
+  });
+  return [
+    one("fan-out", `1 channel, ${devices} devices, 1 push in flight`, { channels: 1, devices, atOnce: 1 }),
+    one("fan-out-16", `the same, 16 pushes in flight`, { channels: 1, devices, atOnce: 16 }),
+    one("paced", `the same, ${PACED_EVENTS_A_SECOND} events/s: see p50 and p99`, {
+      channels: 1,
+      devices,
+      atOnce: 1,
+      perSecond: PACED_EVENTS_A_SECOND,
+    }),
+    one(
+      "channels",
+      `${channels} channels, 1 device each, 16 pushes in flight`,
+      { channels, devices: channels, atOnce: 16 },
+      "pushes/s",
+    ),
+    {
+      name: "receipts",
+      what: `durable receipts one by one, ${RECEIPT_CONNECTIONS} connections`,
+      run: (service) => receipts(service, options, 1, RECEIPT_CONNECTIONS),
+    },
+    {
+      name: "receipts-array",
+      what: `the same in arrays of ${RECEIPTS_AN_ARRAY}, ${ARRAY_CONNECTIONS} connections`,
+      run: (service) => receipts(service, options, RECEIPTS_AN_ARRAY, ARRAY_CONNECTIONS),
+    },
+    {
+      name: "receipts-socket",
+      what: `the same over ${RECEIPT_CONNECTIONS} WebSockets, ${RECEIPTS_AN_ARRAY} a message`,
+      run: (service) => socketReceipts(service, options),
+    },
+    {
+      name: "loop",
+      what: `push, ${devices} deliveries, a receipt from each one by one`,
+      run: (service) => loop(service, options),
+    },
+    {
+      name: "quiet",
+      what: `${options.quiet} quiet feeds with a device's name`,
+      run: (service) => quiet(service, options),
+    },
+  ];
+};
+
+// --------------------------------------------------------------------------------------------------------------------- output
+
+const whole = (value: number): string => Math.round(value).toLocaleString("en");
+const percent = (share: number): string => `${Math.round(share * 100)} %`;
+const short = (value: number | null | undefined): string =>
+  value === null || value === undefined ? "" : value >= 100 ? whole(value) : value.toFixed(value >= 10 ? 1 : 2);
+const share = (value: number | null | undefined): string =>
+  value === null || value === undefined ? "" : percent(value);
+
+const COLUMNS = [
+  "row",
+  "figure",
+  "unit",
+  "p50 ms",
+  "p99 ms",
+  "service µs each",
+  "service",
+  "generator",
+  "what",
+] as const;
+const LEFT: readonly string[] = ["row", "unit", "what"];
+
+function table(results: readonly RowResult[]): string {
+  const cells = results.map((row) => [
+    row.name,
+    row.error === undefined ? short(row.figure) : "ERROR",
+    row.unit ?? "",
+    short(row.p50Ms),
+    short(row.p99Ms),
+    short(row.serviceUs),
+    share(row.serviceCore),
+    share(row.generatorCore),
+    row.what,
+  ]);
+  const widths = COLUMNS.map((name, column) => Math.max(name.length, ...cells.map((row) => row[column]!.length)));
+  const line = (texts: readonly string[]): string =>
+    texts
+      .map((text, column) =>
+        LEFT.includes(COLUMNS[column]!) ? text.padEnd(widths[column]!) : text.padStart(widths[column]!),
+      )
+      .join("  ")
+      .trimEnd();
+  const remarks = results.flatMap(({ name, error, notes = [] }) =>
+    [...(error === undefined ? [] : [`ERROR: ${error}`]), ...notes].map((text) => `${name}: ${text}`),
+  );
+  return [line(COLUMNS), line(widths.map((width) => "-".repeat(width))), ...cells.map(line), "", ...remarks].join("\n");
+}
+
+const BAR_CELLS = 24;
+
+/** Draws how far it is, when somebody looks; gives what ends it. */
+function progress(row: string, done: number, total: number): () => void {
+  if (!process.stderr.isTTY) return () => {};
+  const started = now();
+  const draw = (): void => {
+    const full = Math.round((done / total) * BAR_CELLS);
+    const seconds = ((now() - started) / 1000).toFixed(0);
+    process.stderr.write(
+      `\r\x1b[K[${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${done + 1}/${total} ${row} ${seconds} s`,
+    );
+  };
+  draw();
+  const timer = setInterval(draw, 500);
+  return () => {
+    clearInterval(timer);
+    process.stderr.write("\r\x1b[K");
+  };
+}
+
+/** How long the disk takes to make one small write durable: what a lone push or receipt waits at least. */
+function syncMs(folder: string): number {
+  const file = openSync(join(folder, "probe"), "w");
+  const block = new Uint8Array(4096);
+  const times = Array.from({ length: 50 }, () => {
+    const started = now();
+    writeSync(file, block);
+    fdatasyncSync(file);
+    return now() - started;
+  });
+  return quantile(times, 0.5);
+}
+
+// ----------------------------------------------------------------------------------------------------------------------- run
+
+function readOptions(argv: readonly string[]): Options {
+  const { values } = parseArgs({
+    args: [...argv],
+    options: {
+      only: { type: "string", multiple: true },
+      devices: { type: "string", default: "1000" },
+      channels: { type: "string", default: "1000" },
+      events: { type: "string" },
+      quiet: { type: "string", default: "5000" },
+      seconds: { type: "string", default: "4" },
+      json: { type: "boolean", default: false },
+      help: { type: "boolean", default: false },
+    },
+  });
+  if (values.help) {
+    console.log(HELP);
+    process.exit(0);
+  }
+  const number = (name: string, text: string): number => {
+    if (/^\d{1,7}$/.test(text) && Number(text) > 0) return Number(text);
+    throw new Error(`--${name} must be a whole number above 0, not "${text}"`);
+  };
+  return {
+    only: values.only?.flatMap((names) => names.split(",")) ?? null,
+    devices: number("devices", values.devices),
+    channels: number("channels", values.channels),
+    events: values.events === undefined ? null : number("events", values.events),
+    quiet: number("quiet", values.quiet),
+    seconds: number("seconds", values.seconds),
+    json: values.json,
+  };
+}
+
+/** Binds this program, with all its threads, to the second core; the service is then started on the first. */
+function pin(): boolean {
+  if (availableParallelism() < 2 || !Bun.which("taskset")) return false;
+  return Bun.spawnSync(["taskset", "-acp", "1", String(process.pid)]).success;
+}
+
+/** Runs the rows and gives the exit code. @throws Error when the flags are wrong or nothing can be measured here */
+async function bench(options: Options): Promise<number> {
+  const say = (text: string): void => {
+    if (!options.json) console.log(text);
+  };
+  const all = rowsOf(options);
+  const unknown = options.only?.find((name) => !all.some((row) => row.name === name));
+  if (unknown !== undefined)
+    throw new Error(`there is no row "${unknown}"; there are ${all.map(({ name }) => name).join(", ")}`);
+  const rows = options.only === null ? all : all.filter(({ name }) => options.only!.includes(name));
+
+  const openFilesMax = Number(Bun.spawnSync(["sh", "-c", "ulimit -n"]).stdout.toString());
+  const cores = availableParallelism();
+  const { path: folder, isDisk } = diskFolder();
+  process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+  const pinned = pin();
+  const machine = {
+    system: `${platform()} ${release()}`,
+    processor: cpus()[0]?.model ?? "unknown",
+    cores,
+    memoryMb: Math.round(totalmem() / 1024 ** 2),
+    bun: Bun.version,
+    syncMs: Number(syncMs(folder).toFixed(3)),
+    isDisk,
+    pinned,
+    openFilesMax,
+    date: new Date().toISOString(),
+  };
+  say(`${machine.processor}, ${cores} cores, ${machine.memoryMb} MB, ${machine.system}, Bun ${machine.bun}`);
+  say(
+    pinned
+      ? "service on core 0, generator on core 1"
+      : "NOT pinned: service and generator share the cores (needs taskset and 2 cores)",
+  );
+  if (!isDisk) say("NO DISK: the database lies in memory, so syncs cost nothing and receipts look too fast");
+
+  const results: RowResult[] = [];
+  let store = "";
+  for (const [index, row] of rows.entries()) {
+    const { name, what } = row;
+    const needed = 300 + Math.max(name === "quiet" ? options.quiet : 0, options.devices, options.channels);
+    if (needed > openFilesMax) {
+      results.push({
+        name,
+        what,
+        error: `needs ${needed} open files, the limit is ${openFilesMax}: raise it with ulimit -n`,
+      });
+      continue;
+    }
+    const finished = progress(name, index, rows.length);
+    const service = await startService(folder, index, pinned);
+    try {
+      if (store === "") {
+        const ready = (await (await fetch(`http://127.0.0.1:${service.port}/ready`)).json()) as Record<string, string>;
+        store = `${ready.store}, durability: ${ready.durability}`;
+        say(`store: ${store}; one 4 KiB write made durable takes this disk ${machine.syncMs} ms\n`);
+      }
+      results.push({ name, what, ...(await row.run(service)) });
+    } catch (error) {
+      results.push({ name, what, error: (error as Error).message });
+    } finally {
+      await service.stop();
+      finished();
+    }
+  }
+  if (options.json) console.log(JSON.stringify({ machine: { ...machine, store }, rows: results }));
+  else console.log(table(results));
+  return results.some(({ error }) => error !== undefined) ? 1 : 0;
+}
+
+for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(130));
+try {
+  process.exit(await bench(readOptions(process.argv.slice(2))));
+} catch (error) {
+  console.error(`bench: ${(error as Error).message}`);
+  process.exit(2);
+}

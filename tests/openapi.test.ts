@@ -1,0 +1,690 @@
+/**
+ * The OpenAPI document is held to the service, and the service to the document.
+ *
+ * - It is valid, and its paths are the routes that there are.
+ * - Its examples are one story. The story is played on a fresh service with a clock that stands still: what is sent is the document's own
+ *   example, and what comes back is its own example again, letter by letter, but for what a service makes up (epochs, incidents).
+ * - Every status that it declares is provoked, and every answer is held to the schema, the content type and the headers declared for it.
+ * - The page that shows it works in a real browser with nothing from outside.
+ */
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import { join } from "node:path";
+import { Validator } from "@seriousme/openapi-schema-validator";
+import Ajv2020 from "ajv/dist/2020";
+import { Elysia } from "elysia";
+import { createParser } from "eventsource-parser";
+import packageJson from "../package.json";
+import type { Engine } from "../engine/engine.ts";
+import {
+  LINES_MAX,
+  PereError,
+  RECEIPTS_MAX,
+  TO_MAX,
+  readChannel,
+  readDevice,
+  readPosition,
+  readPositions,
+  readType,
+} from "../engine/model.ts";
+import type { Service } from "../index.ts";
+import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
+import { type Answer, ask, connect, listen, start, temporary, until } from "./harness.ts";
+
+// ----------------------------------------------------------------------------------------------------- the document, as served
+
+interface Media {
+  readonly schema: object;
+  readonly examples?: Record<string, { readonly value: unknown }>;
+}
+interface Reply {
+  readonly $ref?: string;
+  readonly description: string;
+  readonly headers?: Record<string, object>;
+  readonly content?: Record<string, Media>;
+}
+interface Parameter {
+  readonly name: string;
+  readonly in: string;
+  readonly description: string;
+  readonly example?: unknown;
+}
+interface Operation {
+  readonly operationId: string;
+  readonly summary: string;
+  readonly tags: string[];
+  readonly parameters?: Parameter[];
+  readonly requestBody?: { readonly content: Record<string, Media> };
+  readonly responses: Record<string, Reply>;
+}
+interface Document {
+  readonly openapi: string;
+  readonly info: { readonly version: string };
+  readonly tags: { readonly name: string }[];
+  readonly paths: Record<string, Record<string, Operation>>;
+  readonly components: { readonly responses: Record<string, Reply>; readonly schemas: Record<string, object> };
+}
+
+let pere: Service;
+let document: Document;
+let routes: { method: string; path: string; hidden: boolean }[];
+let ajv: Ajv2020;
+
+/** Every operation by its id, with where it is. */
+const operations = new Map<string, { path: string; method: string; operation: Operation }>();
+
+beforeAll(async () => {
+  const using = spyOn(Elysia.prototype, "use");
+  pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5 }, join(temporary(), "pere.db"));
+  const app = (using.mock.contexts as unknown as Elysia[]).find(({ server }) => server)!;
+  using.mockRestore();
+  routes = app.routes.map(({ method, path, hooks }) => ({
+    method,
+    path,
+    hidden: (hooks as { detail?: { hide?: boolean } }).detail?.hide === true,
+  }));
+  document = (await ask(`${pere.url}/swagger/json`)).body as Document;
+  for (const [path, item] of Object.entries(document.paths))
+    for (const [method, operation] of Object.entries(item))
+      operations.set(operation.operationId, { path, method: method.toUpperCase(), operation });
+  ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false });
+  ajv.addSchema(strictCopy(document) as object, "document");
+});
+afterAll(() => pere.stop());
+
+/** The same, with no member allowed that is not declared: what the service says must be described. */
+function strictCopy(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(strictCopy);
+  if (typeof value !== "object" || value === null) return value;
+  const copy = Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, strictCopy(inner)]));
+  return copy.type === "object" && copy.properties && copy.additionalProperties === undefined
+    ? { ...copy, additionalProperties: false }
+    : copy;
+}
+
+/** What is wrong with a value by a schema of the document, in words; "" when nothing is. */
+function faults(pointer: string, value: unknown): string {
+  const validate = ajv.getSchema(`document#${pointer}`);
+  if (!validate) throw new Error(`there is no schema at ${pointer}`);
+  return validate(value) ? "" : `${JSON.stringify(value)}: ${ajv.errorsText(validate.errors)}`;
+}
+const shapeOf = (name: string, value: unknown): string => faults(`/components/schemas/${name}`, value);
+const escape = (part: string): string => encodeURIComponent(part.replaceAll("~", "~0").replaceAll("/", "~1"));
+
+/** A declared answer, and where it stands in the document. */
+function replyOf(operationId: string, status: number): { reply: Reply; pointer: string } | null {
+  const { path, method, operation } = operations.get(operationId)!;
+  const reply = operation.responses[status];
+  if (!reply) return null;
+  if (!reply.$ref) return { reply, pointer: `/paths/${escape(path)}/${method.toLowerCase()}/responses/${status}` };
+  const name = reply.$ref.slice("#/components/responses/".length);
+  return { reply: document.components.responses[name]!, pointer: `/components/responses/${name}` };
+}
+
+// ------------------------------------------------------------------------------------------------------ asking as it is described
+
+interface Asking {
+  /** Of the request's body: its media type, and the name of an example or a body of one's own. */
+  readonly type?: string;
+  readonly example?: string;
+  readonly body?: string | Uint8Array;
+  /** In place of the parameters' examples; null leaves one out. */
+  readonly parameters?: Record<string, string | null>;
+  readonly headers?: Record<string, string>;
+}
+
+/** The epoch of the story's channel on this service, once it is known. */
+let epoch = SAMPLE_EPOCH;
+const real = (text: string): string => text.replaceAll(SAMPLE_EPOCH, epoch);
+/** As the examples have it. */
+const sample = (text: string): string =>
+  text
+    .replaceAll(epoch, SAMPLE_EPOCH)
+    .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11");
+
+/** The request that the document describes, with the examples that it gives. */
+function requestOf(operationId: string, asking: Asking, base = pere.url) {
+  const { path, method, operation } = operations.get(operationId)!;
+  const query = new URLSearchParams();
+  const headers: Record<string, string> = { ...asking.headers };
+  let where = path;
+  for (const { name, in: place, example } of operation.parameters ?? []) {
+    const given = asking.parameters?.[name];
+    const value = given === undefined && example !== undefined ? real([example].flat().join(",")) : (given ?? null);
+    if (place === "path") where = where.replace(`{${name}}`, encodeURIComponent(value!));
+    else if (value !== null && place === "query") query.set(name, value);
+    else if (value !== null && name.toLowerCase() !== "device") headers[name] = value;
+  }
+  const described = asking.type ? operation.requestBody?.content[asking.type] : undefined;
+  let body = asking.body;
+  if (asking.example) {
+    const value = described!.examples![asking.example]!.value;
+    const form = asking.type === "application/x-www-form-urlencoded";
+    body = real(
+      form
+        ? String(new URLSearchParams(value as Record<string, string>))
+        : asking.type === "application/x-ndjson"
+          ? String(value)
+          : JSON.stringify(value),
+    );
+  }
+  const url = `${base}${where}${query.size > 0 ? `?${query}` : ""}`;
+  return { url, init: { method, headers, ...(body === undefined ? {} : { body, type: asking.type ?? "" }) } };
+}
+
+/** Holds an answer to what is declared for it. */
+function holds(operationId: string, answer: Answer): void {
+  const declared = replyOf(operationId, answer.status);
+  expect(declared, `${operationId} answers ${answer.status}: ${answer.text}`).not.toBeNull();
+  const { reply, pointer } = declared!;
+  const type = (answer.headers.get("content-type") ?? "").split(";")[0]!;
+  expect(Object.keys(reply.content ?? { "": null }), operationId).toContain(type);
+  if (type.endsWith("json"))
+    expect(faults(`${pointer}/content/${escape(type)}/schema`, answer.body), operationId).toBe("");
+  if (type === "application/problem+json") {
+    expect(shapeOf("Problem", pick(answer.body)), operationId).toBe("");
+    expect(answer.body.status).toBe(answer.status);
+  }
+  for (const name of Object.keys(reply.headers ?? {}))
+    if (name !== "Location" || "seq" in answer.body) expect(answer.headers.get(name), name).not.toBeNull();
+  if (answer.headers.has("retry-after")) expect(Object.keys(reply.headers ?? {})).toContain("Retry-After");
+  if (answer.headers.has("idempotent-replayed")) expect(answer.status).toBe(200);
+}
+
+/** A problem's own members, of an answer that may say more. */
+const pick = ({ type, title, status, detail, errors }: Record<string, unknown>) =>
+  JSON.parse(JSON.stringify({ type, title, status, detail, errors })) as unknown;
+
+async function tried(operationId: string, asking: Asking, base = pere.url): Promise<Answer> {
+  const { url, init } = requestOf(operationId, asking, base);
+  const answer = await ask(url, init);
+  holds(operationId, answer);
+  return answer;
+}
+
+// ---------------------------------------------------------------------------------------------------------------- the document
+
+describe("the document", () => {
+  test("is valid OpenAPI 3.1, and says which PERE it is", async () => {
+    const result = await new Validator().validate(structuredClone(document) as unknown as Record<string, unknown>);
+    expect(result.errors ?? []).toEqual([]);
+    expect(result.valid).toBe(true);
+    expect(document.openapi).toBe("3.1.0");
+    expect(document.info.version).toBe(packageJson.version);
+  });
+
+  test("describes every route, and no other", async () => {
+    const pages = ["/", "/swagger", "/swagger/", "/swagger/json", "/swagger/ui.css", "/swagger/ui.js"];
+    const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
+      (name) => `/${name}`,
+    );
+    const served = routes
+      .filter(({ path }) => !pages.includes(path) && !files.includes(path))
+      .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, "{$1}")}`);
+    const described = [...operations.values()].map(({ method, path }) => `${method} ${path}`);
+    expect(described.toSorted()).toEqual([...new Set(served)].toSorted());
+    expect(described).toHaveLength(13);
+  });
+
+  test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
+    const tags = document.tags.map(({ name }) => name);
+    for (const { path, operation } of operations.values()) {
+      expect(operation.summary, path).toMatch(/^[A-Z].{9,59}$/);
+      expect(tags, path).toContain(operation.tags[0]!);
+      expect(operation.tags, path).toHaveLength(1);
+      const names = operation.parameters?.map((parameter) => `${parameter.in} ${parameter.name}`) ?? [];
+      expect(new Set(names).size, path).toBe(names.length);
+      for (const parameter of operation.parameters ?? []) expect(parameter.description, path).not.toBe("");
+      const statuses = Object.keys(operation.responses).map(Number);
+      for (const status of statuses)
+        expect(replyOf(operation.operationId, status)!.reply.description, `${path} ${status}`).toMatch(/^.{4,}/);
+      const takes = names.length > 0 || operation.requestBody !== undefined;
+      expect(
+        statuses.some((status) => status >= 400 && status < 500),
+        path,
+      ).toBe(takes);
+    }
+  });
+
+  test("refers to every schema that it has, and has every schema that it refers to", () => {
+    const prose = JSON.stringify(document);
+    for (const name of Object.keys(document.components.schemas))
+      // What is only inside event streams is referred to in prose.
+      expect(prose.includes(`"#/components/schemas/${name}"`) || prose.includes(`\`${name}\``), name).toBe(true);
+    for (const [, name] of prose.matchAll(/"#\/components\/schemas\/(\w+)"/g))
+      expect(Object.keys(document.components.schemas)).toContain(name!);
+  });
+
+  test("draws names and ids as the service reads them", () => {
+    const long = (length: number): string => "a".repeat(length);
+    const texts = ["orders", "A.b_c:d~e-f", "-a", ".a", "~", "a b", "a/b", "ü", "", "a\n", "pere.x", "pere", "Pere.x"]
+      .concat([64, 65, 128, 129].map(long))
+      .concat(["k3x9-1", "k3x9-0", "k3x9-01", "K-1", "-1", "a-1.b-2", "a-1.", `${long(17)}-1`, `a-${"9".repeat(16)}`])
+      .concat([16, 17].map((count) => Array.from({ length: count }, () => "a-1").join(".")));
+    const readers = {
+      Channel: readChannel,
+      Device: readDevice,
+      EventType: readType,
+      EventId: (text: string) => readPosition(text, "id"),
+      Position: (text: string) => readPositions(text, "last-event-id"),
+    };
+    for (const [name, read] of Object.entries(readers))
+      for (const text of texts) {
+        let taken = true;
+        try {
+          read(text);
+        } catch {
+          taken = false;
+        }
+        expect(`${name} ${JSON.stringify(text)} ${shapeOf(name, text) === ""}`).toBe(
+          `${name} ${JSON.stringify(text)} ${taken}`,
+        );
+      }
+  });
+});
+
+// ------------------------------------------------------------------------------------------------------------------- the story
+
+/** One step: an operation with examples of its own, the status it ends with, and the name of the example that the answer is. */
+type Step = readonly [operationId: string, asking: Asking, status: number, type: string, example: string];
+
+const JSON_TYPE = "application/json";
+const PROBLEM = "application/problem+json";
+const FORM = "application/x-www-form-urlencoded";
+const LINES = "application/x-ndjson";
+const accept = (type: string): Asking => ({ headers: { Accept: type } });
+const keyed: Asking = { type: JSON_TYPE, example: "one", headers: { "Idempotency-Key": "a" } };
+
+const STORY: readonly Step[] = [
+  ["health", {}, 200, JSON_TYPE, "example"],
+  ["ready", {}, 200, JSON_TYPE, "example"],
+  ["enrolDevice", {}, 201, JSON_TYPE, "example"],
+  ["enrolDevice", {}, 200, JSON_TYPE, "example"],
+  ["push", keyed, 201, JSON_TYPE, "one"],
+  ["push", keyed, 200, JSON_TYPE, "one"],
+  ["push", { ...keyed, example: "", body: "1" }, 422, PROBLEM, "key"],
+  ["push", { type: LINES, example: "many" }, 201, JSON_TYPE, "many"],
+  ["followEvents", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
+  ["followEvents", accept("text/event-stream"), 200, "text/event-stream", "example"],
+  ["giveReceipts", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "one"],
+  ["giveReceipts", { type: JSON_TYPE, example: "many" }, 200, JSON_TYPE, "many"],
+  ["giveReceipts", { type: FORM, example: "form" }, 200, JSON_TYPE, "one"],
+  ["followReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
+  ["followReceipts", accept("text/event-stream"), 200, "text/event-stream", "example"],
+  ["listChannels", {}, 200, JSON_TYPE, "example"],
+  ["listEvents", {}, 200, JSON_TYPE, "example"],
+  ["readEvent", {}, 200, JSON_TYPE, "example"],
+  ["listReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
+  ["listReceipts", accept("text/csv"), 200, "text/csv", "example"],
+  ["listReceipts", accept(LINES), 200, LINES, "example"],
+  ["listDevices", {}, 200, JSON_TYPE, "example"],
+
+  ["push", { type: JSON_TYPE, body: "1", parameters: { type: "pere.x" } }, 422, PROBLEM, "type"],
+  ["push", { type: JSON_TYPE, body: JSON.stringify("x".repeat(70_000)) }, 413, PROBLEM, "example"],
+  ["push", { type: "text/plain", body: "1" }, 415, PROBLEM, "example"],
+  ["listEvents", { parameters: { channel: "-x" } }, 400, PROBLEM, "channel"],
+  ["listEvents", { parameters: { limit: "ten" } }, 400, PROBLEM, "limit"],
+  ["listEvents", { parameters: { limit: "0" } }, 422, PROBLEM, "example"],
+  ["listEvents", { parameters: { channel: "nowhere" } }, 404, PROBLEM, "example"],
+  [
+    "giveReceipts",
+    { type: JSON_TYPE, body: '{"event":"0-99","device":"till-7","status":"done"}' },
+    422,
+    PROBLEM,
+    "example",
+  ],
+];
+
+describe("the examples", () => {
+  test("are one story, and come true", async () => {
+    const told: unknown[] = [];
+    for (const [operationId, asking, status, type, example] of STORY) {
+      const step = `${operationId} ${status} ${type} ${example}`;
+      const expected = replyOf(operationId, status)!.reply.content![type]!.examples![example]!.value;
+      if (type === "text/event-stream") {
+        const { url, init } = requestOf(operationId, asking);
+        const stream = await listen(url, init.headers);
+        await stream.have(String(expected).split("\ndata: ").length - 2);
+        expect(sample(stream.raw), step).toBe(String(expected));
+        stream.close();
+      } else {
+        const answer = await tried(operationId, asking);
+        expect(answer.status, `${step}: ${answer.text}`).toBe(status);
+        if (operationId === "push" && status === 201) epoch = /"id":"([0-9a-z]+)-/.exec(answer.text)![1]!;
+        const given = JSON.parse(sample(JSON.stringify(answer.body))) as unknown;
+        expect(given, step).toEqual(expected);
+      }
+      told.push(expected);
+    }
+    // The pushed event is where the answer says it is.
+    expect(operations.get("readEvent")!.path.replace("{channel}", samples.channel).replace("{id}", samples.event)).toBe(
+      `/events/${samples.channel}/${samples.event}`,
+    );
+  });
+
+  test("are all in the story, save the two of trouble inside", () => {
+    const key = (...parts: unknown[]): string => parts.join(" ");
+    const inStory = new Set(
+      STORY.map(([operationId, , status, type, example]) => key(replyOf(operationId, status)!.pointer, type, example)),
+    );
+    const requests = new Set(STORY.map(([operationId, asking]) => key(operationId, asking.type, asking.example)));
+    const missing = new Set<string>();
+    for (const [operationId, { operation }] of operations) {
+      for (const [type, media] of Object.entries(operation.requestBody?.content ?? {}))
+        for (const name of Object.keys(media.examples ?? {}))
+          if (!requests.has(key(operationId, type, name))) missing.add(key(operationId, type, name));
+      for (const status of Object.keys(operation.responses)) {
+        const { reply, pointer } = replyOf(operationId, Number(status))!;
+        for (const [type, media] of Object.entries(reply.content ?? {})) {
+          expect(Object.keys(media.examples ?? {}), `${operationId} ${status}`).not.toEqual([]);
+          for (const name of Object.keys(media.examples ?? {}))
+            if (!inStory.has(key(pointer, type, name))) missing.add(key(pointer, type, name));
+        }
+      }
+    }
+    expect([...missing].toSorted()).toEqual([
+      `/components/responses/Away ${PROBLEM} example`,
+      `/components/responses/Inside ${PROBLEM} example`,
+    ]);
+  });
+
+  test("of event streams hold what their schemas say, frame by frame", () => {
+    const expected = { followEvents: "Event", followReceipts: "Receipt" };
+    for (const [operationId, schema] of Object.entries(expected)) {
+      const text = replyOf(operationId, 200)!.reply.content!["text/event-stream"]!.examples!.example!.value;
+      const seen: string[] = [];
+      createParser({
+        onEvent({ event, data }) {
+          const name = event === "pere.ready" ? "Ready" : schema;
+          seen.push(name);
+          expect(shapeOf(name, JSON.parse(data))).toBe("");
+        },
+      }).feed(String(text));
+      expect(new Set(seen)).toEqual(new Set(["Ready", schema]));
+    }
+  });
+
+  test("of requests are what their schemas ask for", () => {
+    let count = 0;
+    for (const { path, method, operation } of operations.values()) {
+      const pointer = `/paths/${escape(path)}/${method.toLowerCase()}`;
+      for (const [type, media] of Object.entries(operation.requestBody?.content ?? {}))
+        for (const { value } of Object.values(media.examples!)) {
+          expect(faults(`${pointer}/requestBody/content/${escape(type)}/schema`, value)).toBe("");
+          count++;
+        }
+      operation.parameters?.forEach(({ example }, index) => {
+        if (example === undefined) return;
+        expect(faults(`${pointer}/parameters/${index}/schema`, example)).toBe("");
+        count++;
+      });
+    }
+    expect(count).toBeGreaterThan(20);
+  });
+});
+
+// ------------------------------------------------------------------------------------------------------------- every status
+
+const bad = (parameters: Record<string, string>): Asking => ({ parameters });
+const post = (body: string | Uint8Array, type = JSON_TYPE): Asking => ({ type, body });
+const deep = `${"[".repeat(65)}${"]".repeat(65)}`;
+
+/** What provokes the statuses that are the asker's fault. */
+const WRONG: Record<string, Record<number, readonly Asking[]>> = {
+  push: {
+    400: [
+      post("{"),
+      post(new Uint8Array([0x22, 0xff, 0x22])),
+      post("{}\n{", LINES),
+      { ...post("1"), parameters: { ttl: "soon" } },
+      { ...post("1"), headers: { "Idempotency-Key": "" } },
+    ],
+    413: [post("1\n".repeat(LINES_MAX + 1), LINES)],
+    415: [post("1", "text/plain")],
+    422: [post(deep), { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } }],
+  },
+  followEvents: {
+    400: [bad({ since: "then" }), bad({ device: "a b" }), { headers: { Upgrade: "websocket" } }],
+    422: [
+      bad({ channel: Array.from({ length: 17 }, (_, n) => `c${n}`).join(",") }),
+      { ...accept(JSON_TYPE), ...bad({ wait: "61" }) },
+    ],
+  },
+  followReceipts: { 400: [bad({ "last-event-id": "?" })], 422: [{ ...accept(JSON_TYPE), ...bad({ wait: "61" }) }] },
+  giveReceipts: {
+    400: [post("["), post("id=x&device=till-7&status=ok", FORM)],
+    413: [post(JSON.stringify(Array.from({ length: RECEIPTS_MAX + 1 }, () => 1)))],
+    415: [post("1", "text/plain")],
+    422: [post("1"), post(deep), post("id=0-9&status=ok", FORM)],
+  },
+  listChannels: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "1001" })] },
+  listEvents: { 400: [bad({ after: "x" })], 404: [bad({ after: "0-1" })], 422: [bad({ limit: "0" })] },
+  readEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
+  listReceipts: {
+    400: [bad({ status: "gone" })],
+    404: [bad({ id: "0-1" })],
+    422: [bad({ limit: "0" })],
+  },
+  listDevices: { 400: [bad({ limit: "x" })], 404: [bad({ channel: "nowhere" })], 422: [bad({ limit: "0" })] },
+  enrolDevice: { 400: [bad({ device: "a b" })] },
+  retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
+};
+
+/** Where each operation meets the engine. */
+const BEHIND: Record<string, keyof Engine> = {
+  push: "push",
+  followEvents: "follow",
+  giveReceipts: "feedback",
+  followReceipts: "follow",
+  listChannels: "channels",
+  listEvents: "events",
+  readEvent: "event",
+  listReceipts: "rows",
+  listDevices: "devices",
+  enrolDevice: "enrol",
+  retireDevice: "retire",
+  ready: "ready",
+};
+
+/** What is asked where only the answer counts. */
+const usual = (operationId: string): Asking =>
+  operationId === "push" || operationId === "giveReceipts"
+    ? { type: JSON_TYPE, example: "one" }
+    : operationId.startsWith("follow")
+      ? { ...accept(JSON_TYPE), parameters: { wait: "0" } }
+      : {};
+
+describe("what can go wrong", () => {
+  for (const [operationId, statuses] of Object.entries(WRONG))
+    test(`${operationId} answers as described when it is asked wrongly`, async () => {
+      for (const [status, askings] of Object.entries(statuses))
+        for (const asking of askings) {
+          const answer = await tried(operationId, asking);
+          expect(`${answer.status} ${JSON.stringify(asking).slice(0, 200)}`).toBe(
+            `${status} ${JSON.stringify(asking).slice(0, 200)}`,
+          );
+        }
+    });
+
+  test("a fault inside and a store that is away are answered as described", async () => {
+    const silent = spyOn(console, "error").mockImplementation(() => {});
+    try {
+      for (const [operationId, method] of Object.entries(BEHIND))
+        for (const [status, error] of [
+          [500, new Error("boom")],
+          [503, new PereError("away", "PERE is shutting down; push again in a moment")],
+        ] as const) {
+          const behind = spyOn(pere.engine, method as "ready").mockImplementation(() => {
+            throw error;
+          });
+          const answer = await tried(operationId, usual(operationId)).finally(() => behind.mockRestore());
+          expect(answer.status, operationId).toBe(status);
+          const [[, media]] = Object.entries(replyOf(operationId, status)!.reply.content!) as [[string, Media]];
+          expect(JSON.parse(sample(answer.text)), operationId).toEqual(media.examples!.example!.value);
+        }
+    } finally {
+      silent.mockRestore();
+    }
+  });
+
+  test("nothing is declared that was not seen to come", async () => {
+    const seen = new Set(STORY.map(([operationId, , status]) => `${operationId} ${status}`));
+    for (const [operationId, statuses] of Object.entries(WRONG))
+      for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
+    for (const operationId of Object.keys(BEHIND))
+      for (const status of [500, 503]) seen.add(`${operationId} ${status}`);
+
+    const feed = await connect(`${pere.url}/feed/orders?device=till-7`, ["pere.v1"]);
+    const { pere: ready, ...body } = feed.messages[0]!;
+    expect([ready, shapeOf("Ready", body)]).toEqual(["ready", ""]);
+    feed.socket.send(JSON.stringify({ event: "0-99", status: "done" }));
+    const told = await until(() => feed.messages.find((message) => message.pere === "receipts"));
+    const { pere: _, ...feedback } = told;
+    expect(shapeOf("Feedback", feedback)).toBe("");
+    seen.add("followEvents 101");
+    const gone = await tried("retireDevice", {});
+    expect(gone.status).toBe(204);
+    seen.add("retireDevice 204");
+    const bye = await until(() => feed.messages.find((message) => message.pere === "bye"));
+    expect(shapeOf("Bye", { reason: bye.reason })).toBe("");
+    expect((await feed.closed).code).toBe(1008);
+    const receipts = await connect(`${pere.url}/feedback/orders`);
+    expect(receipts.messages[0]!.pere).toBe("ready");
+    receipts.socket.close();
+    seen.add("followReceipts 101");
+
+    const lost = await ask(`${pere.url}/feed/orders?last-event-id=0-7`, { headers: { Accept: JSON_TYPE } });
+    holds("followEvents", lost);
+    expect(lost.body.gaps).toHaveLength(1);
+
+    const declared = [...operations].flatMap(([operationId, { operation }]) =>
+      Object.keys(operation.responses).map((status) => `${operationId} ${status}`),
+    );
+    expect(declared.toSorted()).toEqual([...seen].toSorted());
+  });
+
+  test("another method is 405 with the ones there are, another path 404, as the introduction says", async () => {
+    const wrong = await ask(`${pere.url}/push/orders`);
+    expect([wrong.status, wrong.headers.get("allow"), shapeOf("Problem", wrong.body)]).toEqual([405, "POST", ""]);
+    const nothing = await ask(`${pere.url}/nothing`);
+    expect([nothing.status, shapeOf("Problem", nothing.body)]).toEqual([404, ""]);
+  });
+});
+
+// -------------------------------------------------------------------------------------------------------------------- the page
+
+describe("the page", () => {
+  const files = [
+    "/swagger",
+    "/swagger/",
+    "/swagger.js",
+    "/swagger.css",
+    "/icon.svg",
+    "/swagger/ui.js",
+    "/swagger/ui.css",
+  ];
+
+  test("and all that it loads is served, with its type", async () => {
+    const types = await Promise.all(
+      files.map(async (path) => {
+        const { status, headers } = await ask(pere.url + path);
+        return `${status} ${path} ${headers.get("content-type")?.split(";")[0]}`;
+      }),
+    );
+    expect(types).toEqual([
+      "200 /swagger text/html",
+      "200 /swagger/ text/html",
+      "200 /swagger.js text/javascript",
+      "200 /swagger.css text/css",
+      "200 /icon.svg image/svg+xml",
+      "200 /swagger/ui.js text/javascript",
+      "200 /swagger/ui.css text/css",
+    ]);
+  });
+
+  test("names no other host, and holds no script of its own", async () => {
+    for (const path of files.filter((name) => !name.endsWith("ui.js"))) {
+      const { text } = await ask(pere.url + path);
+      const allowed = text.replaceAll("http://www.w3.org/2000/svg", "").replace(/url\("?data:[^)]*\)/g, "");
+      expect(allowed.match(/(https?:)?\/\/[\w.-]+\.\w+|@import/g) ?? [], path).toEqual([]);
+    }
+    const { text } = await ask(`${pere.url}/swagger`);
+    expect(text).toContain('<html lang="en">');
+    expect(text).toMatch(/<title>[^<]{4,}<\/title>/);
+    expect(text).toContain('name="viewport"');
+    for (const [tag] of text.matchAll(/<script[^>]*>[^<]*/g)) expect(tag).toMatch(/ src="\/[^"]+"[^>]*>\s*$/);
+    expect(text).not.toMatch(/<style| style=| on\w+=/);
+    expect(text).toContain("default-src 'none'");
+  });
+
+  test("looks for the sample id that the examples have", async () => {
+    expect((await ask(`${pere.url}/swagger.js`)).text).toContain(`/${SAMPLE_EPOCH}-\\d+/g`);
+  });
+
+  const installed = ["chromium", "google-chrome", "google-chrome-stable"].some((name) => Bun.which(name) !== null);
+  const skipped = !installed && process.env.CI !== "true";
+  test.skipIf(skipped)(
+    `shows every operation in a browser, tries the story, and asks nobody else${skipped ? " (skipped: no Chromium is installed)" : ""}`,
+    async () => {
+      await using view = new Bun.WebView({
+        width: 390,
+        height: 844,
+        backend: {
+          type: "chrome",
+          argv: [
+            "--no-sandbox",
+            "--headless",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--no-first-run",
+          ],
+        },
+      });
+      const page = <Value>(script: string): Promise<Value> => view.evaluate(script) as Promise<Value>;
+      const shown = (selector: string): Promise<number> =>
+        page(`document.querySelectorAll(${JSON.stringify(selector)}).length`);
+
+      for (const path of ["/swagger", "/swagger/"]) {
+        await view.navigate(pere.url + path);
+        await until(async () => (await shown(".opblock")) === operations.size, `the operations at ${path}`);
+      }
+      // It fits a phone.
+      expect(await page<number>("document.documentElement.scrollWidth")).toBeLessThanOrEqual(390);
+
+      // Its link to one operation opens it.
+      await view.navigate(`${pere.url}/swagger#/Reading/readEvent`);
+      await view.reload();
+      await until(
+        async () => (await shown("#operations-Reading-readEvent.is-open")) === 1,
+        "the operation of the link",
+      );
+
+      // An order is pushed, and read by the id that it was given.
+      const execute = async (id: string): Promise<string> => {
+        const block = `document.getElementById(${JSON.stringify(id)})`;
+        await page(
+          `${block}.classList.contains("is-open") || ${block}.querySelector(".opblock-summary-control").click()`,
+        );
+        await until(() => page(`${block}.querySelector("button.execute") !== null`), `${id} open`);
+        await page(`${block}.querySelector("button.execute").click()`);
+        const answer = `${block}.querySelector(".live-responses-table .response")?.innerText ?? ""`;
+        return (await until(() => page<string>(answer), `an answer to ${id}`)) as string;
+      };
+      const idOf = (operationId: string): Promise<string> =>
+        page(`[...document.querySelectorAll(".opblock")].find(({ id }) => id.endsWith("-${operationId}"))?.id ?? ""`);
+      expect(await execute(await idOf("push"))).toStartWith("201");
+      expect(await execute(await idOf("followEvents"))).toStartWith("200");
+      expect(await execute(await idOf("giveReceipts"))).toStartWith("200");
+      const read = await execute(await idOf("readEvent"));
+      expect(read).toStartWith("200");
+      expect(read).toContain('"complete": true');
+
+      // Nothing came from, or went to, anybody else.
+      const asked = await page<string[]>("performance.getEntriesByType('resource').map(({ name }) => name)");
+      expect(asked.length).toBeGreaterThan(4);
+      expect(asked.filter((url) => !url.startsWith(`${pere.url}/`) && !url.startsWith("data:"))).toEqual([]);
+    },
+    60_000,
+  );
+});

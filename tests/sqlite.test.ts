@@ -1,0 +1,368 @@
+/**
+ * The SQLite store: the contract that every store keeps, and what only a file has. A file outlives its process, belongs to one
+ * process at a time, may turn out to be something else, and takes what came in one turn of the event loop in one commit.
+ *
+ * Commits are counted where SQLite writes them: each one ends with a frame in the write-ahead log that carries the database's size
+ * (https://www.sqlite.org/fileformat2.html#wal_file_format), so the count needs no tracing and no trust in the code under test.
+ */
+import { Database } from "bun:sqlite";
+import { afterEach, describe, expect, test } from "bun:test";
+import {
+  closeSync,
+  copyFileSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { join } from "node:path";
+import { type Code, type EventDraft, PereError } from "../engine/model.ts";
+import { SqliteStore } from "../engine/sqlite.ts";
+import { storeContract } from "./contract.ts";
+import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
+
+const T = Date.UTC(2026, 0, 1);
+const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft => ({
+  type: null,
+  data: JSON.stringify(data),
+  to: null,
+  ttl: null,
+  ...more,
+});
+
+/** Every process of the running test; what a failed one left is ended. */
+const started: Process[] = [];
+const spawn = async (env: Record<string, string>): Promise<Process> => {
+  const running = await spawnProcess(env);
+  started.push(running);
+  return running;
+};
+afterEach(async () => {
+  await Promise.all(started.splice(0).map((running) => running.end("SIGKILL")));
+});
+
+storeContract("SqliteStore in memory", async () => ({ store: new SqliteStore({ path: ":memory:" }) }), {
+  keepsNothing: "a database in memory ends with its store",
+});
+
+storeContract(
+  "SqliteStore in a file",
+  async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    return {
+      store,
+      async reopen() {
+        await store.close();
+        return new SqliteStore({ path });
+      },
+    };
+  },
+  { histories: 20 },
+);
+
+describe("a file", () => {
+  const refusal = (path: string): { code: Code; message: string } => {
+    try {
+      void new SqliteStore({ path }).close();
+    } catch (error) {
+      if (error instanceof PereError) return { code: error.code, message: error.message };
+      throw error;
+    }
+    throw new Error(`${path} was taken`);
+  };
+
+  /** What a service that can't start says, all of it. */
+  const said = (path: string): Promise<string> =>
+    spawn({ PERE_DB: path }).then(
+      async (process) => {
+        await process.end("SIGKILL");
+        throw new Error(`${path} was taken`);
+      },
+      (error: unknown) => (error as Error).message,
+    );
+
+  /** One line, for a person, without a stack. */
+  const expectOneLine = (line: string, path: string): void => {
+    expect(line).toStartWith("PERE can't start: ");
+    expect(line).toContain(path);
+    expect(line).not.toContain("\n");
+    expect(line).not.toContain("    at ");
+  };
+
+  test("belongs to one store at a time, in one process and between two, until that one is gone", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    await store.append("orders", [draft(1)], T);
+    expect(refusal(path)).toMatchObject({
+      code: "conflict",
+      message: `${path} is in use by another process; one PERE a file`,
+    });
+    expectOneLine(await said(path), path);
+    // Whoever was refused has harmed nothing.
+    expect((await store.append("orders", [draft(2)], T)).first).toBe(2);
+    await store.close();
+
+    const process = await spawn({ PERE_DB: path });
+    expect(refusal(path).code).toBe("conflict");
+    expectOneLine(await said(path), path);
+    expect(await push(process.url, "orders", 3)).toEndWith("-3");
+    expect(await process.end("SIGKILL")).not.toBe(0);
+    const again = new SqliteStore({ path });
+    expect((await again.events("orders", 0, 10)).length).toBe(3);
+    await again.close();
+  });
+
+  test("that is a text, short or long, is refused and left as it is", async () => {
+    // SQLite itself takes a file of a single byte for an empty one.
+    for (const text of ["ab", "a shopping list\n", "a shopping list\n".repeat(1_000)]) {
+      const path = join(temporary(), "list.txt");
+      writeFileSync(path, text);
+      expect(refusal(path)).toEqual({ code: "conflict", message: `${path} is not a database` });
+      expect(readFileSync(path, "utf8")).toBe(text);
+    }
+    const path = join(temporary(), "list.txt");
+    writeFileSync(path, "a shopping list\n");
+    expectOneLine(await said(path), path);
+  });
+
+  test("that is another program's database is refused and left as it is", async () => {
+    const path = join(temporary(), "other.db");
+    const other = new Database(path);
+    other.run("CREATE TABLE channels (name TEXT)");
+    other.run("PRAGMA user_version = 1");
+    other.close();
+    const before = readFileSync(path);
+    expect(refusal(path)).toEqual({ code: "conflict", message: `${path} is a database of another program` });
+    expectOneLine(await said(path), path);
+    expect(readFileSync(path)).toEqual(before);
+  });
+
+  test("of a newer PERE is refused and left as it is", async () => {
+    const path = join(temporary(), "pere.db");
+    await new SqliteStore({ path }).close();
+    const newer = new Database(path);
+    const { user_version } = newer.query("PRAGMA user_version").get() as { user_version: number };
+    newer.run(`PRAGMA user_version = ${user_version + 1}`);
+    newer.close();
+    const before = readFileSync(path);
+    const { code, message } = refusal(path);
+    expect(code).toBe("conflict");
+    expect(message).toContain("newer PERE");
+    expectOneLine(await said(path), path);
+    expect(readFileSync(path)).toEqual(before);
+  });
+
+  test("that can't be opened or made is refused: no such folder, a folder in its place, a folder that takes no files", async () => {
+    const folder = temporary();
+    mkdirSync(join(folder, "pere.db"));
+    // Nobody can make a file in /proc, not even root.
+    for (const path of [join(folder, "none", "pere.db"), join(folder, "pere.db"), "/proc/pere.db"]) {
+      const { code, message } = refusal(path);
+      expect([path, code]).toEqual([path, "away"]);
+      expect(message).toContain(path);
+      expect(message).not.toContain("\n");
+    }
+    expectOneLine(await said("/proc/pere.db"), "/proc/pere.db");
+  });
+
+  test("that is empty is taken, and one that was left by kill -9 too", async () => {
+    const path = join(temporary(), "pere.db");
+    writeFileSync(path, "");
+    const process = await spawn({ PERE_DB: path });
+    await push(process.url, "orders", 1);
+    await process.end("SIGKILL");
+    const again = await spawn({ PERE_DB: path });
+    expect((await ask(`${again.url}/events/orders`)).body.events.length).toBe(1);
+    expect(await again.end("SIGTERM")).toBe(0);
+  });
+
+  test("that is damaged while it is in use is told as such, by writing and by reading", async () => {
+    const path = join(temporary(), "pere.db");
+    const before = new SqliteStore({ path });
+    const big = Array.from({ length: 100 }, () => draft("x".repeat(20_000)));
+    await before.append("orders", big, T);
+    await before.close();
+    const store = new SqliteStore({ path });
+    await store.open("orders");
+    const size = statSync(path).size;
+    const file = openSync(path, "r+");
+    for (let at = 4096; at < size; at += 4096) writeSync(file, Buffer.alloc(4096, 0xee), 0, 4096, at);
+    closeSync(file);
+    for (const call of [
+      () => store.events("orders", 0, 1_000),
+      () => store.tallies("orders", 1, 100),
+      () => store.rows("orders", 1, null, "", 10),
+      () => store.append("orders", [draft(1)], T),
+    ]) {
+      const outcome = await call().then(
+        () => "no error",
+        (error: unknown) => error,
+      );
+      expect(outcome).toBeInstanceOf(PereError);
+    }
+    await store.close();
+  });
+
+  test("that ends up whole on disk leaves no log beside it when it is closed", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    await store.append("orders", [draft(1)], T);
+    await store.close();
+    expect(() => statSync(`${path}-wal`)).toThrow();
+    const moved = join(temporary(), "moved.db");
+    copyFileSync(path, moved);
+    const copy = new SqliteStore({ path: moved });
+    expect((await copy.events("orders", 0, 10)).length).toBe(1);
+    await copy.close();
+  });
+});
+
+describe("the group commit", () => {
+  /** Commits in the write-ahead log: valid frames whose "size after commit" is not 0. */
+  function commits(path: string): number {
+    const log = readFileSync(`${path}-wal`);
+    const pageBytes = log.readUInt32BE(8);
+    const salts = log.subarray(16, 24);
+    let count = 0;
+    for (let at = 32; at + 24 + pageBytes <= log.length; at += 24 + pageBytes) {
+      if (!log.subarray(at + 8, at + 16).equals(salts)) break;
+      if (log.readUInt32BE(at + 4) !== 0) count++;
+    }
+    return count;
+  }
+
+  test("takes 200 calls of one turn in one transaction, and calls that wait for one another in one each", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const { epoch } = await store.open("orders");
+    const start = commits(path);
+    for (let n = 0; n < 3; n++) await store.append("orders", [draft(n)], T);
+    expect(commits(path) - start).toBe(3);
+
+    await Promise.all(
+      Array.from({ length: 200 }, (_, n) =>
+        n % 4 === 0
+          ? store.enrol("orders", `device-${n}`, T)
+          : n % 4 === 1
+            ? store.join("orders", `device-${n - 1}`, T)
+            : n % 4 === 2
+              ? store.append(n % 3 === 0 ? "others" : "orders", [draft(n)], T)
+              : store.record(
+                  "orders",
+                  [{ event: { epoch, seq: 4 }, device: "device-0", status: "done", detail: null, deviceAt: null }],
+                  T,
+                ),
+      ),
+    );
+    expect(commits(path) - start).toBe(4);
+    await store.close();
+  });
+
+  test("goes on in the next transaction with what is asked for while it runs", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    await store.open("orders");
+    const start = commits(path);
+    const following: Promise<unknown>[] = [];
+    store.watch(({ entries }) => {
+      if (entries[0]!.seq <= 3) following.push(store.append("orders", [draft("next")], T));
+    });
+    await Promise.all([1, 2, 3].map((n) => store.append("orders", [draft(n)], T)));
+    await Promise.all(following);
+    expect(commits(path) - start).toBe(2);
+    expect((await store.heads("orders"))!.events.head).toBe(6);
+    await store.close();
+  });
+
+  test("does not let one call that can't be stored take its neighbours with it", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const told: number[] = [];
+    store.watch(({ entries }) => told.push(...entries.map(({ seq }) => seq)));
+    await store.enrol("orders", "till", T);
+    const settled = await Promise.allSettled([
+      store.append("orders", [draft("before")], T),
+      // The same name twice breaks a constraint, after the first event of the batch was written.
+      store.append("orders", [draft("bad"), draft("bad", { to: ["twice", "twice"] })], T, { key: "k", digest: "d" }),
+      store.append("new", [draft("bad", { to: ["twice", "twice"] })], T),
+      store.append("orders", [draft("after")], T),
+      store.enrol("orders", "kiosk", T),
+    ]);
+    expect(settled.map(({ status }) => status)).toEqual([
+      "fulfilled",
+      "rejected",
+      "rejected",
+      "fulfilled",
+      "fulfilled",
+    ]);
+    for (const outcome of settled) if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(PereError);
+    expect((await store.events("orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
+      [1, '"before"'],
+      [2, '"after"'],
+    ]);
+    expect(told).toEqual([1, 2]);
+    expect(await store.heads("new")).toBeNull();
+    expect([...(await store.tallies("orders", 1, 10)).values()].map(({ addressed }) => addressed)).toEqual([1, 1]);
+    // Its key was not kept either.
+    const again = await store.append("orders", [draft("good")], T, { key: "k", digest: "d" });
+    expect(again).toMatchObject({ first: 3, addressed: 2, replayed: false });
+    await store.close();
+    const reopened = new SqliteStore({ path });
+    expect((await reopened.heads("orders"))!.events.head).toBe(3);
+    await reopened.close();
+  });
+
+  test("has committed before anybody is woken or answered: a copy of the files at that moment has the entry", async () => {
+    const folder = temporary();
+    const path = join(folder, "pere.db");
+    const store = new SqliteStore({ path });
+    let copies = 0;
+    /** Opens a copy of what the files hold now. */
+    const head = async (): Promise<number> => {
+      const copy = join(folder, `copy-${++copies}.db`);
+      copyFileSync(path, copy);
+      copyFileSync(`${path}-wal`, `${copy}-wal`);
+      const opened = new SqliteStore({ path: copy });
+      const found = await opened.heads("orders");
+      await opened.close();
+      return found?.events.head ?? 0;
+    };
+    const woken: Promise<[number, number]>[] = [];
+    store.watch(({ entries }) => {
+      const { seq } = entries.at(-1)!;
+      woken.push(head().then((copied) => [seq, copied]));
+    });
+    for (const n of [1, 2, 3]) {
+      const { first } = await store.append("orders", [draft(n)], T);
+      expect(await head()).toBe(first);
+    }
+    expect(await Promise.all(woken)).toEqual([
+      [1, 1],
+      [2, 2],
+      [3, 3],
+    ]);
+    await store.close();
+  });
+
+  test("is not kept from tidying its log by a read that stopped early", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const big = "x".repeat(20_000);
+    let largest = 0;
+    for (let n = 0; n < 120; n++) {
+      await store.append(
+        "orders",
+        Array.from({ length: 10 }, () => draft(big)),
+        T,
+      );
+      await store.events("orders", 0, 100, 1);
+      largest = Math.max(largest, statSync(`${path}-wal`).size);
+    }
+    // 24 MB were written; a log that is written back now and then is used again from its beginning.
+    expect(largest).toBeLessThan(16_000_000);
+    await store.close();
+  });
+});

@@ -1,0 +1,286 @@
+/**
+ * What the operations of `openapi.ts` are made of: the types of OpenAPI 3.1 that they need, answers and parameters that many of them share,
+ * and the prose that both feeds have in common.
+ */
+import {
+  BODY_BYTES_MAX,
+  CHANNELS_MAX,
+  EVENT_BYTES_MAX,
+  PAGE_DEFAULT,
+  PAGE_MAX,
+  POLL_SECONDS_MAX,
+} from "../engine/model.ts";
+import { kib, ref, samples, type Schema } from "./openapi-schemas.ts";
+
+// ------------------------------------------------------------------------------------------------- what operations are made of
+
+export interface Example {
+  readonly summary?: string;
+  readonly value: unknown;
+}
+export interface Media {
+  readonly schema: Schema;
+  readonly examples?: Readonly<Record<string, Example>>;
+}
+export type Content = Readonly<Record<string, Media>>;
+export interface Parameter {
+  readonly name: string;
+  readonly in: "path" | "query" | "header";
+  readonly description: string;
+  readonly schema: Schema;
+  readonly required?: boolean;
+  /** Filled in when somebody tries the operation; so only where it does no harm. */
+  readonly example?: unknown;
+  readonly style?: "simple" | "form";
+  readonly explode?: boolean;
+}
+export interface Reference {
+  readonly $ref: string;
+}
+export interface Reply {
+  readonly description: string;
+  readonly headers?: Readonly<Record<string, Reference>>;
+  readonly content?: Content;
+}
+export type Replies = Readonly<Record<number, Reply | Reference>>;
+export interface Operation {
+  readonly operationId: string;
+  readonly summary: string;
+  readonly description: string;
+  readonly tags: readonly [string];
+  readonly parameters?: readonly Parameter[];
+  readonly requestBody?: { readonly required: true; readonly content: Content };
+  readonly responses: Replies;
+}
+
+/** Examples of one media type: each by its name, with a line about it. */
+export const examples = (values: Record<string, readonly [summary: string, value: unknown]>): Record<string, Example> =>
+  Object.fromEntries(Object.entries(values).map(([name, [summary, value]]) => [name, { summary, value }]));
+export const one = (value: unknown): Record<string, Example> => ({ example: { value } });
+
+export const json = (schema: string, shown: Record<string, Example>): Content => ({
+  "application/json": { schema: ref(schema), examples: shown },
+});
+export const reply = (description: string, content: Content): Reply => ({ description, content });
+
+// ------------------------------------------------------------------------------------------------------------ what goes wrong
+
+export const problem = (description: string, shown: Record<string, Example>, schema = "Problem"): Reply => ({
+  description,
+  content: { "application/problem+json": { schema: ref(schema), examples: shown } },
+});
+export const problemBody = (code: string, title: string, status: number, more: object) => ({
+  type: `urn:pere:${code}`,
+  title,
+  status,
+  ...more,
+});
+export const refusedBody = (path: string, message: string) =>
+  problemBody("refused", "Refused", 422, { detail: `${path}: ${message}`, errors: [{ path, message }] });
+
+/** The answers that many operations share: `components.responses`. */
+export const failures = {
+  400: [
+    "Malformed",
+    problem(
+      "Something has not the form that it must have: a name, a number, the JSON, the UTF-8; or an option was given twice.",
+      examples({
+        channel: ["A name", problemBody("malformed", "Malformed request", 400, samples.malformedChannel)],
+        limit: ["A number", problemBody("malformed", "Malformed request", 400, samples.malformedLimit)],
+      }),
+    ),
+  ],
+  404: [
+    "Unknown",
+    problem(
+      "There is no such channel, event or device, or the event is no longer kept.",
+      one(problemBody("unknown", "Not found", 404, { detail: "channel nowhere has never been used" })),
+    ),
+  ],
+  413: [
+    "TooLarge",
+    problem(
+      `The body is too large, or holds too many. A body of more than ${kib(2 * BODY_BYTES_MAX)} is cut off, and answered without a document.`,
+      one(problemBody("tooLarge", "Too large", 413, { detail: `the body is larger than ${EVENT_BYTES_MAX} bytes` })),
+    ),
+  ],
+  415: [
+    "WrongType",
+    problem(
+      "The `Content-Type` is none of those that are taken here.",
+      one(
+        problemBody("wrongType", "Wrong content type", 415, {
+          detail: "push takes application/json, or application/x-ndjson for many events at once",
+        }),
+      ),
+    ),
+  ],
+  422: [
+    "Refused",
+    problem(
+      "Well-formed, but out of bounds or not allowed.",
+      one(refusedBody("limit", `must be from 1 to ${PAGE_MAX}`)),
+    ),
+  ],
+  500: [
+    "Inside",
+    problem(
+      "A fault in PERE. The id in it finds the rest in the service's log.",
+      one(
+        problemBody("inside", "Internal error", 500, {
+          detail: "something went wrong in PERE; the log has it as 7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11",
+        }),
+      ),
+    ),
+  ],
+  503: [
+    "Away",
+    {
+      ...problem(
+        "The store is away or PERE is shutting down. Whether it was stored can't be known; asking again is right.",
+        one(
+          problemBody("away", "Not available now", 503, {
+            detail: "PERE is shutting down; push again in a moment",
+          }),
+        ),
+      ),
+      headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
+    },
+  ],
+} as const satisfies Record<number, readonly [string, Reply]>;
+
+/** References to shared answers. Every operation that touches the store can also end as 500 and 503. */
+export const failing = (...statuses: (keyof typeof failures)[]): Replies =>
+  Object.fromEntries(
+    [...statuses, 500 as const, 503 as const].map((status) => [
+      status,
+      { $ref: `#/components/responses/${failures[status][0]}` },
+    ]),
+  );
+
+// ----------------------------------------------------------------------------------------------------------------- parameters
+
+export const channel: Parameter = {
+  name: "channel",
+  in: "path",
+  required: true,
+  description: "The channel's name.",
+  schema: ref("Channel"),
+  example: samples.channel,
+};
+export const channels: Parameter = {
+  ...channel,
+  description: `The channel's name, or several, comma separated: one connection, at most ${CHANNELS_MAX} channels.`,
+  schema: { type: "array", items: ref("Channel"), minItems: 1, maxItems: CHANNELS_MAX },
+  style: "simple",
+  example: [samples.channel],
+};
+export const event: Parameter = {
+  name: "id",
+  in: "path",
+  required: true,
+  description: "The event's id.",
+  schema: ref("EventId"),
+  example: samples.event,
+};
+export const device: Parameter = {
+  name: "device",
+  in: "path",
+  required: true,
+  description: "The device's name.",
+  schema: ref("Device"),
+  example: samples.device,
+};
+
+/** A page of a list. @param key what `after` takes, and `next` gives */
+export const page = (key: string, schema: Schema): Parameter[] => [
+  { name: "after", in: "query", description: `Begin after this one: ${key}, as \`next\` gave it.`, schema },
+  {
+    name: "limit",
+    in: "query",
+    description: "How many at most.",
+    schema: { type: "integer", minimum: 1, maximum: PAGE_MAX, default: PAGE_DEFAULT },
+  },
+];
+
+export const deviceHere = (what: string): Parameter[] => [
+  { name: "device", in: "query", description: what, schema: ref("Device") },
+  { name: "device", in: "header", description: "The same; the query wins.", schema: ref("Device") },
+];
+
+export const lastEvent: Parameter = {
+  name: "Last-Event-ID",
+  in: "header",
+  description: "The event's id, for a form without the field `id`.",
+  schema: ref("EventId"),
+};
+
+/** Where a feed starts. @param since what to fill in when it is tried */
+export const start = (since: "now" | "earliest"): Parameter[] => [
+  {
+    name: "Last-Event-ID",
+    in: "header",
+    description: "Go on after this position. EventSource sends it by itself when it reconnects.",
+    schema: ref("Position"),
+  },
+  {
+    name: "last-event-id",
+    in: "query",
+    description: "The same, for clients that can't set the header; the header wins.",
+    schema: ref("Position"),
+  },
+  {
+    name: "since",
+    in: "query",
+    description: "Where to start when nothing else says it: `now`, `earliest`, or after a position.",
+    schema: ref("Since"),
+    ...(since === "now" ? {} : { example: since }),
+  },
+  {
+    name: "wait",
+    in: "query",
+    description: "Long-poll only: how many seconds the answer may take to come when there is nothing yet.",
+    schema: { type: "number", minimum: 0, maximum: POLL_SECONDS_MAX, default: 0 },
+    example: 5,
+  },
+];
+
+/** What a feed answers, by whichever transport. The long-poll stands first: this page can show it, and an endless stream it can't. */
+export const feedReplies = (batch: string, polled: unknown, streamed: string): Replies => ({
+  101: { description: "The WebSocket is open." },
+  200: {
+    description: "What came, for a long-poll; else an event stream, which goes on until one side ends it.",
+    content: {
+      ...json(batch, one(polled)),
+      "text/event-stream": { schema: { type: "string" }, examples: one(streamed) },
+    },
+  },
+  ...failing(400, 422),
+});
+
+/** The same URL by three transports: prose for both feeds. */
+export const transports = (own: string): string => `
+**Event stream** (the default; \`EventSource\`, \`curl -N\`). The first bytes come at once. A frame is
+
+    id: <position>
+    event: <type>        (when it has one)
+    data: <JSON>
+
+and a comment line keeps a quiet stream alive. The server's own events, which a client may ignore:
+
+| event | data | |
+|---|---|---|
+| \`pere.ready\` | \`Ready\` | first, with the position that the feed starts after as its \`id:\` |
+| \`pere.gap\` | \`Gap\` | what was asked for is no longer kept; nothing is ever skipped in silence |
+| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; come back after \`retry:\` |
+
+Trouble that passes is told as \`200\`, \`pere.bye\` and a close, because EventSource stops for ever at any other status. A stream is renewed about every
+15 minutes.
+
+**WebSocket** (\`Upgrade: websocket\`, subprotocol \`pere.v1\` or none). Text frames: the same JSON as in \`data:\`, and the server's own as
+\`{"pere":"ready"|"gap"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired. ${own}
+
+**Long-poll** (\`Accept: application/json\`): answers as soon as there is something, or when \`wait\` is over. Pass \`last\` back as
+\`last-event-id\`.
+
+On a feed of several channels the position holds a place in each. It is opaque, and goes back whole.`;

@@ -1,0 +1,407 @@
+/**
+ * The shapes of everything that goes in and out over HTTP, as JSON Schema 2020-12 (OpenAPI 3.1 takes it as it is), and the story
+ * that all examples tell: a channel `orders`, a till that prints what it gets, and the three orders of one morning.
+ *
+ * The examples are not invented. `tests/openapi.test.ts` starts a service, sends every request example in the order of the story and
+ * holds every answer example to what came back, letter by letter. What differs between two services is the first half of an id,
+ * which names one life of one channel; the examples say `SAMPLE_EPOCH` there, and `swagger.js` puts a real id in its place when somebody tries
+ * one out.
+ *
+ * Schemas of answers do not forbid further members: a later version may say more.
+ */
+import {
+  CHANNEL,
+  CHANNELS_MAX,
+  DEVICE,
+  POSITION as positionPattern,
+  DETAIL_BYTES_MAX,
+  EVENT_BYTES_MAX,
+  iso,
+  LINES_MAX,
+  RECEIPTS_MAX,
+  STATES,
+} from "../engine/model.ts";
+
+/** A JSON Schema. */
+export interface Schema {
+  readonly [keyword: string]: unknown;
+}
+
+/** A schema of this file, by its name. */
+export const ref = (name: string): Schema => ({ $ref: `#/components/schemas/${name}` });
+
+/** Bytes in words. */
+export const kib = (bytes: number): string =>
+  bytes % 1024 ** 2 === 0 ? `${bytes / 1024 ** 2} MiB` : `${bytes / 1024} KiB`;
+
+// --------------------------------------------------------------------------------------------------------------- schemas
+
+const object = (properties: Record<string, Schema>, optional: readonly string[] = [], more: Schema = {}): Schema => ({
+  type: "object",
+  properties,
+  required: Object.keys(properties).filter((name) => !optional.includes(name)),
+  ...more,
+});
+const array = (items: Schema, more: Schema = {}): Schema => ({ type: "array", items, ...more });
+const orNull = (name: string): Schema => ({ oneOf: [ref(name), { type: "null" }] });
+const count = (description: string): Schema => ({ type: "integer", minimum: 0, description });
+const next = (what: string): Schema => ({
+  type: ["string", "null"],
+  description: `What to pass as \`after\` for the next page: ${what}. \`null\`: this was the last page.`,
+});
+const anyJson = (description: string): Schema => ({ description });
+
+const POSITION = positionPattern.source.slice(1, -1);
+const POSITIONS = `${POSITION}(\\.${POSITION}){0,${CHANNELS_MAX - 1}}`;
+/** The words that a device can give; the others of `STATES` are the server's. */
+const WORDS = STATES.filter((state) => state !== "pending" && state !== "missing");
+
+const problem = {
+  type: {
+    type: "string",
+    format: "uri",
+    description: "What went wrong, for programs: `urn:pere:` and one word.",
+    examples: ["urn:pere:malformed"],
+  },
+  title: { type: "string", description: "The same for people, in general." },
+  status: { type: "integer", minimum: 400, maximum: 599, description: "The HTTP status." },
+  detail: { type: "string", description: "What went wrong this time, in one sentence." },
+  errors: array(ref("Fault"), { description: "The fields that are wrong, where fields are." }),
+};
+const feedback = {
+  recorded: count("Receipts that moved their device forward on their event."),
+  duplicate: count(
+    "Receipts that said nothing new: repeated, or behind what was said before. To their sender it is the same as recorded.",
+  ),
+  rejected: array(ref("Rejection"), { description: "Receipts that can't be taken. Sending them again won't help." }),
+};
+const eventHead = {
+  id: ref("EventId"),
+  channel: ref("Channel"),
+  seq: ref("Seq"),
+  at: ref("Time"),
+  type: ref("EventType"),
+};
+const receiptBody = {
+  detail: anyJson("The device's own words, any JSON; `null` when it gave none."),
+  at: ref("Time"),
+  deviceAt: orNull("Time"),
+  late: { type: "boolean", description: "It came after the event's deadline." },
+};
+const batch = (items: Schema): Schema =>
+  object(
+    {
+      events: array(items, { description: "Oldest first; empty when the time was up and nothing had come." }),
+      last: ref("Position"),
+      gaps: array(ref("Gap"), { description: "Only when entries that were asked for are no longer kept." }),
+    },
+    ["gaps"],
+  );
+
+/** `components.schemas` of the document. */
+export const schemas = {
+  Channel: {
+    type: "string",
+    pattern: CHANNEL.source,
+    description: "A channel's name. A channel is created by its first use.",
+  },
+  Device: {
+    type: "string",
+    pattern: DEVICE.source,
+    description: "A device's name: a UUID, a serial number, an IMEI or a MAC address all fit.",
+  },
+  EventType: {
+    type: "string",
+    pattern: "^(?!pere\\.)[A-Za-z0-9._-]{1,64}$",
+    description: "The event's name on event streams. The prefix `pere.` is the server's own.",
+  },
+  EventId: {
+    type: "string",
+    pattern: `^${POSITION}$`,
+    description: "An event's id, or a receipt's. Opaque: made by PERE, good in one channel only.",
+  },
+  Position: {
+    type: "string",
+    pattern: `^${POSITIONS}$`,
+    description: "How far a feed has come, one id a channel. Opaque: give it back whole, as `Last-Event-ID`.",
+  },
+  Since: {
+    type: "string",
+    pattern: `^(now|earliest|${POSITIONS})$`,
+    default: "now",
+    description: "`now`, `earliest`, or a position.",
+  },
+  Seq: {
+    type: "integer",
+    minimum: 1,
+    description: "Grows by exactly 1 with each event of the channel.",
+  },
+  Time: { type: "string", format: "date-time", description: "ISO 8601, UTC, milliseconds." },
+  Data: anyJson(`The event's data: one JSON value of any kind, at most ${kib(EVENT_BYTES_MAX)} as text.`),
+
+  Audience: object({
+    addressed: count("Devices that the event was addressed to: those enrolled when it was pushed, or those in `to`."),
+    connected: count("How many of them have a feed open now."),
+  }),
+  Tally: object(Object.fromEntries(STATES.map((state) => [state, count(`Devices that stand at \`${state}\`.`)])), [], {
+    description:
+      "Where the addressed devices stand; adds up to `addressed`. `missing` is 0 in this version, which has no deadlines.",
+  }),
+
+  Pushed: object({ ...eventHead, audience: ref("Audience") }, ["type"]),
+  PushedMany: object({
+    events: array(object({ id: ref("EventId"), seq: ref("Seq"), at: ref("Time") }), { maxItems: LINES_MAX }),
+    audience: ref("Audience"),
+  }),
+  Event: object({ ...eventHead, data: ref("Data") }, ["type"], { description: "An event as devices get it." }),
+  EventState: object(
+    {
+      ...eventHead,
+      expiresAt: ref("Time"),
+      to: array(ref("Device"), { description: "The devices named in `to`, when some were." }),
+      audience: ref("Audience"),
+      receipts: ref("Tally"),
+      complete: { type: "boolean", description: "Every addressed device gave its final receipt." },
+      data: ref("Data"),
+    },
+    ["type", "expiresAt", "to"],
+    { description: "An event as its publisher reads it." },
+  ),
+  EventBatch: batch(ref("Event")),
+
+  Ready: object(
+    {
+      device: orNull("Device"),
+      channels: {
+        type: "object",
+        additionalProperties: ref("EventId"),
+        description: "The position that each channel starts after.",
+      },
+    },
+    [],
+    { description: "`pere.ready`: first on every feed." },
+  ),
+  Gap: object({ channel: ref("Channel"), after: ref("EventId"), from: ref("EventId") }, [], {
+    description:
+      "`pere.gap`: entries after `after` and before `from` were asked for and are no longer kept, or never existed in this log.",
+  }),
+  Bye: object(
+    {
+      reason: {
+        enum: ["drain", "renew", "expired", "busy"],
+        description:
+          "`drain`: PERE is going away. `renew`: the stream was open for long enough; come back. `expired`: the device was retired. " +
+          "`busy`: trouble that passes.",
+      },
+    },
+    [],
+    { description: "`pere.bye`: last on a feed that the server ends." },
+  ),
+
+  ReceiptDraft: object(
+    {
+      event: ref("EventId"),
+      device: ref("Device"),
+      status: {
+        enum: WORDS,
+        description: "Later words only move forward; `done` and `failed` are final, and the first final word stands.",
+      },
+      detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher to read.`),
+      at: { ...ref("Time"), description: "The device's own clock; kept beside the server's." },
+    },
+    ["device", "detail", "at"],
+    {
+      description:
+        "One device's word on one event. `device` may be left out where the query or the header `device` names it.",
+    },
+  ),
+  ReceiptDrafts: {
+    oneOf: [ref("ReceiptDraft"), array(ref("ReceiptDraft"), { maxItems: RECEIPTS_MAX })],
+    description: `One receipt, or an array of at most ${RECEIPTS_MAX}.`,
+  },
+  OldReceipt: object(
+    {
+      id: { ...ref("EventId"), description: "The event's id; the header `Last-Event-ID` will do." },
+      device: { ...ref("Device"), description: "Here, in the query or in the header `device`." },
+      status: {
+        type: "string",
+        description:
+          "One of the four words; `ok` and `rx ok` count as `done`, any other text as `received`, and is kept in `detail`.",
+      },
+    },
+    ["id", "device", "status"],
+    { description: "A receipt as the first PERE clients send it." },
+  ),
+  Rejection: object({
+    index: count("Its place in the request, from 0."),
+    event: { type: ["string", "null"], description: "The event that it named." },
+    reason: { type: "string", description: "Why, in one sentence." },
+  }),
+  Feedback: object(feedback),
+  FeedbackProblem: object({ ...problem, ...feedback }, ["errors", ...Object.keys(feedback)], {
+    description: "A problem; when every receipt was rejected, with what `Feedback` says beside it.",
+  }),
+  Receipt: object(
+    {
+      id: ref("EventId"),
+      event: ref("EventId"),
+      channel: ref("Channel"),
+      device: ref("Device"),
+      status: { enum: WORDS },
+      ...receiptBody,
+    },
+    [],
+    { description: "A receipt as publishers get it. `id` is its own, in the log of receipts." },
+  ),
+  ReceiptBatch: batch(ref("Receipt")),
+
+  ChannelState: object({
+    channel: ref("Channel"),
+    events: count("Kept events."),
+    devices: count("Enrolled devices."),
+    connected: count("Devices with a feed open now."),
+    last: orNull("EventId"),
+  }),
+  ChannelPage: object({ channels: array(ref("ChannelState")), next: next("a channel's name") }),
+  EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
+  ReceiptRow: object({ device: ref("Device"), status: { enum: STATES }, ...receiptBody, at: orNull("Time") }, [], {
+    description: "One addressed device's standing on one event; while it is `pending`, there is nothing else to say.",
+  }),
+  ReceiptPage: object({ receipts: array(ref("ReceiptRow")), next: next("a device's name") }),
+  DeviceState: object({
+    device: ref("Device"),
+    enrolledAt: ref("Time"),
+    connected: { type: "boolean", description: "It has a feed open now." },
+    seenAt: { ...orNull("Time"), description: "Its last sign of life." },
+    pending: count("Kept, unexpired events that it owes a final receipt."),
+  }),
+  DevicePage: object({ devices: array(ref("DeviceState")), next: next("a device's name") }),
+  Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { const: true } }),
+
+  Health: object({ status: { const: "ok" } }),
+  Readiness: object({
+    status: { const: "ready" },
+    store: { type: "string", description: "Where everything is kept." },
+    durability: {
+      enum: ["fsync", "memory"],
+      description:
+        "What a 2xx answer to a push or a receipt promises: it survives a power cut, or (`memory`) not even a restart.",
+    },
+  }),
+
+  Fault: object({
+    path: { type: "string", description: "Where: a name in the query, a header, a path's part, `body` or a line." },
+    message: { type: "string", description: "Why." },
+  }),
+  Problem: object(problem, ["errors"], { description: "What went wrong (RFC 9457)." }),
+} satisfies Record<string, Schema>;
+
+// -------------------------------------------------------------------------------------------------------------- examples
+
+/** Stands in every example where a real id has the name of its channel's life. `swagger.js` knows it too. */
+export const SAMPLE_EPOCH = "k3x9q2vd";
+/** The time of all examples, milliseconds since 1970. */
+export const SAMPLE_TIME_MS = Date.UTC(2026, 10, 22, 10);
+
+const id = (seq: number): string => `${SAMPLE_EPOCH}-${seq}`;
+const at = iso(SAMPLE_TIME_MS);
+const expiresAt = iso(SAMPLE_TIME_MS + 3600_000);
+const deviceAt = iso(SAMPLE_TIME_MS - 1500);
+const orders = [
+  { order: "A-1001", table: 7, total: 12.5 },
+  { order: "A-1002", table: 3, total: 48 },
+  { order: "A-1003", table: 7, total: 9.9 },
+];
+const channel = "orders";
+const device = "till-7";
+const type = "order.created";
+
+const events = orders.map((data, n) => ({ id: id(n + 1), channel, seq: n + 1, at, type, data }));
+const receipt = (seq: number, event: number, status: string, detail: unknown, deviceTime: string | null = null) => ({
+  id: id(seq),
+  event: id(event),
+  channel,
+  device,
+  status,
+  detail,
+  at,
+  deviceAt: deviceTime,
+  late: false,
+});
+const receipts = [
+  receipt(1, 1, "done", { printed: true }, deviceAt),
+  receipt(2, 2, "working", null),
+  receipt(3, 3, "failed", "no paper"),
+  receipt(4, 2, "done", "rx ok"),
+];
+const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false };
+const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
+const states = orders.map((data, n) => ({
+  ...{ id: id(n + 1), channel, seq: n + 1, at, type, expiresAt, to: [device] },
+  audience: { addressed: 1, connected: 0 },
+  receipts: n === 2 ? { ...tally, done: 0, failed: 1 } : tally,
+  complete: true,
+  data,
+}));
+const stream = (reader: string | null, entries: readonly { id: string; type?: string }[]): string =>
+  [
+    `retry: 2500`,
+    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify({ device: reader, channels: { [channel]: id(0) } })}`,
+    ...entries.map(
+      (entry) => `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
+    ),
+  ].join("\n\n") + "\n\n";
+const fault = (path: string, message: string) => ({ detail: `${path}: ${message}`, errors: [{ path, message }] });
+
+const unknownEvent = "there is no such event in this channel, or it is no longer kept";
+
+/** The examples, told by the story at the top of this file. */
+export const samples = {
+  channel,
+  device,
+  type,
+  event: id(1),
+  order: orders[0],
+  orderLines: orders
+    .slice(1)
+    .map((order) => `${JSON.stringify(order)}\n`)
+    .join(""),
+  pushed: { id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
+  pushedMany: { events: [2, 3].map((seq) => ({ id: id(seq), seq, at })), audience: { addressed: 1, connected: 0 } },
+  eventBatch: { events, last: id(3) },
+  eventStream: stream(device, events),
+  receiptOne: { event: id(1), device, status: "done", detail: { printed: true }, at: deviceAt },
+  receiptMany: [
+    { event: id(2), device, status: "working" },
+    { event: id(3), device, status: "failed", detail: "no paper" },
+    { event: id(3), device: "truck-3", status: "done" },
+  ],
+  receiptForm: { id: id(2), device, status: "rx ok" },
+  feedbackOne: { recorded: 1, duplicate: 0, rejected: [] },
+  feedbackMany: {
+    recorded: 2,
+    duplicate: 0,
+    rejected: [{ index: 2, event: id(3), reason: "the event was not addressed to this device" }],
+  },
+  receiptBatch: { events: receipts, last: id(4) },
+  receiptStream: stream(null, receipts),
+  channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
+  events: { events: states, next: null },
+  state: states[0],
+  rows: { receipts: [row], next: null },
+  rowsCsv: `device,status,detail,at,deviceAt,late\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false\r\n`,
+  rowsLines: `${JSON.stringify(row)}\n`,
+  devices: { devices: [{ device, enrolledAt: at, connected: false, seenAt: at, pending: 0 }], next: null },
+  enrolled: { channel, device, enrolled: true },
+  health: { status: "ok" },
+  readiness: { status: "ready", store: "sqlite", durability: "fsync" },
+  allRejected: {
+    ...{ type: "urn:pere:refused", title: "Refused", status: 422, detail: unknownEvent, recorded: 0, duplicate: 0 },
+    rejected: [{ index: 0, event: "0-99", reason: unknownEvent }],
+  },
+  malformedChannel: fault(
+    "channel",
+    "a channel's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit",
+  ),
+  malformedLimit: fault("limit", "must be a whole number"),
+};
