@@ -17,6 +17,8 @@ export const RING_ENTRIES_MAX = 1_024;
 export const RING_CHARACTERS_MAX = 1024 * 1024;
 /** Followers served in one turn of the event loop: requests must not wait for a whole fan-out. */
 export const SLICE_FOLLOWERS = 256;
+/** Characters in one write, about: what a reader who stops costs. */
+export const WRITE_CHARACTERS = 256 * 1024;
 /** Entries in one catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
 
@@ -72,6 +74,19 @@ export interface Follower {
   stopped: boolean;
 }
 
+/**
+ * Entries after `from` up to `to`, for all who stand at `from`. `full`: one write carries no more, whatever comes; `toAll`: none of the entries
+ * needs a look at who gets it.
+ */
+interface Cut {
+  readonly from: number;
+  readonly first: number;
+  readonly to: number;
+  readonly full: boolean;
+  readonly toAll: boolean;
+  readonly batch: Batch;
+}
+
 export class Log {
   readonly kind: Kind;
   readonly channel: string;
@@ -91,7 +106,9 @@ export class Log {
   #agedHead = 0;
   #pass: Iterator<Follower> | undefined;
   #passHead = 0;
-  #shared: { from: number; to: number; batch: Batch } | undefined;
+  /** Whether the running pass left somebody with more to come. */
+  #unfinished = false;
+  #shared: Cut | undefined;
 
   constructor(kind: Kind, channel: string, source: Source) {
     this.kind = kind;
@@ -169,11 +186,15 @@ export class Log {
     this.#shared = undefined;
   }
 
-  /** Entries after `cursor`, or null when the ring does not reach back so far. */
-  #cut(cursor: number): readonly Entry[] | null {
+  /** Entries after `cursor`, as many as one write may carry, or null when the ring does not reach back so far. */
+  #cut(cursor: number): Entry[] | null {
     const first = this.#ring[0];
     if (!first || cursor < first.seq - 1) return null;
-    return cursor === first.seq - 1 ? this.#ring : this.#ring.slice(cursor - first.seq + 1);
+    const from = cursor - first.seq + 1;
+    let to = from;
+    for (let characters = 0; to < this.#ring.length && characters < WRITE_CHARACTERS; to++)
+      characters += this.#ring[to]!.text.length;
+    return this.#ring.slice(from, to);
   }
 
   /** Extends the ring back to `cursor` from the store, once for all who are behind: ten thousand who come back together cost one read. */
@@ -221,6 +242,7 @@ export class Log {
   #begin(): void {
     this.#pass = this.#live.values();
     this.#passHead = this.head;
+    this.#unfinished = false;
   }
 
   /** Serves a slice of the live followers; goes on in the next turn until all of them have everything. */
@@ -230,7 +252,7 @@ export class Log {
       const next = this.#pass.next();
       if (!next.done) {
         if (this.#serve(next.value) && ++served === SLICE_FOLLOWERS) return void setImmediate(this.#turn);
-      } else if (this.head > this.#passHead) this.#begin();
+      } else if (this.head > this.#passHead || this.#unfinished) this.#begin();
       else this.#pass = undefined;
     }
   };
@@ -238,13 +260,15 @@ export class Log {
   /** False when there was nothing to do. */
   #serve(follower: Follower): boolean {
     if (follower.cursor >= this.head) return false;
-    const batch = follower.sink.blocked ? null : this.#batch(follower);
-    if (!batch) {
+    const cut = follower.sink.blocked ? null : this.#share(follower.cursor);
+    if (!cut) {
       this.#live.delete(follower);
       void this.#catchUp(follower);
       return true;
     }
-    follower.cursor = this.head;
+    follower.cursor = cut.to;
+    if (cut.to < this.head) this.#unfinished = true;
+    const batch = cut.toAll && cut.first > follower.floor ? cut.batch : this.#filter(cut.batch, follower);
     if (batch.entries.length > 0 && this.#give(follower, batch)) {
       this.#live.delete(follower);
       void this.#catchUp(follower);
@@ -252,21 +276,23 @@ export class Log {
     return true;
   }
 
-  /** What a follower in step gets, or null when the ring does not have it. */
-  #batch(follower: Follower): Batch | null {
-    const { cursor } = follower;
-    if (this.#shared?.from === cursor && this.#shared.to === this.head) return this.#shared.batch;
+  /** What followers with this cursor get next, cut once for all of them; null when the ring does not have it. */
+  #share(cursor: number): Cut | null {
+    const shared = this.#shared;
+    if (shared?.from === cursor && (shared.to === this.head || shared.full)) return shared;
     const entries = this.#cut(cursor);
-    if (!entries) return null;
+    const last = entries?.at(-1);
+    if (!entries || !last) return null;
     const now = this.#source.now();
-    if (
-      !entries.every(
-        ({ to, expires, seq }) => to === null && (expires === null || expires > now) && seq > follower.floor,
-      )
-    )
-      return new Batch(entries.filter((entry) => isFor(entry, follower, now)));
-    this.#shared = { from: cursor, to: this.head, batch: new Batch(entries === this.#ring ? [...entries] : entries) };
-    return this.#shared.batch;
+    const toAll = entries.every(({ to, expires }) => to === null && (expires === null || expires > now));
+    const [from, first, to] = [cursor, entries[0]!.seq, last.seq];
+    this.#shared = { from, first, to, full: to < this.head, toAll, batch: new Batch(entries) };
+    return this.#shared;
+  }
+
+  #filter({ entries }: Batch, follower: Follower): Batch {
+    const now = this.#source.now();
+    return new Batch(entries.filter((entry) => isFor(entry, follower, now)));
   }
 
   /** True when the sink pushes back. */
@@ -296,7 +322,8 @@ export class Log {
           this.#live.add(follower);
           return sink.rest();
         }
-        const entries = await this.#page(cursor);
+        const batch = await this.#page(cursor);
+        const { entries } = batch;
         const first = entries[0]?.seq ?? this.head + 1;
         const last = entries.at(-1)?.seq ?? this.head;
         const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
@@ -306,18 +333,18 @@ export class Log {
         if (first > cursor + 1) sink.gap(this, cursor, first);
         follower.cursor = last;
         const wanted = entries.filter((entry) => isFor(entry, follower, now) && !given?.has(entry.seq));
-        if (wanted.length > 0) this.#give(follower, new Batch(wanted));
+        if (wanted.length > 0) this.#give(follower, wanted.length === entries.length ? batch : new Batch(wanted));
       }
     } catch (error) {
       if (!follower.stopped) sink.fail(error);
     }
   }
 
-  async #page(cursor: number): Promise<readonly Entry[]> {
+  /** The next entries after `cursor`, in one batch with others who stand there where the ring has them; none: nothing is kept. */
+  async #page(cursor: number): Promise<Batch> {
     const near = cursor >= this.head - RING_ENTRIES_MAX;
-    while (near && cursor < this.#filledFrom && !this.#cut(cursor)) await this.#fill(cursor);
-    const entries = this.#cut(cursor)?.slice(0, CATCH_UP_ENTRIES);
-    return entries && entries.length > 0 ? entries : this.#source.read(cursor, CATCH_UP_ENTRIES);
+    while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
+    return this.#share(cursor)?.batch ?? new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES));
   }
 }
 
