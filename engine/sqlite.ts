@@ -7,6 +7,7 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { SqliteFile } from "./commit.ts";
+import { Enrolments, type Stint } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
 import { trimChannel, trimKeys } from "./trim.ts";
 import {
@@ -29,18 +30,8 @@ import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verd
 
 /** Channels whose counters are kept in memory. */
 const CHANNELS_CACHED = 10_000;
-/** How long one request may keep the rest waiting. */
-const BREATH_MS = 5;
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
-
-/** A device's current enrolment. */
-interface Stint {
-  readonly joined: number;
-  readonly settled: number;
-  readonly lost: number;
-  readonly told: number;
-}
 
 interface EventRow {
   seq: number;
@@ -79,16 +70,11 @@ const heads = (channel: Channel): Heads => ({
   receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
 });
 
-/** Unexpired at time `?n`, for an `events e`. */
-const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
-/** The device `?n` gave no final word on `e.seq`. */
-const unsettled = (n: number): string =>
-  `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
-
 /** @throws PereError as `SqliteFile` */
 export class SqliteStore implements Store {
   readonly #file: SqliteFile;
   readonly #epoch: () => string;
+  readonly #enrolments: Enrolments;
   readonly #channels = new Map<string, Channel>();
   /** Channels whose counters the running transaction moved. */
   readonly #changed = new Set<Channel>();
@@ -113,6 +99,7 @@ export class SqliteStore implements Store {
         this.#channels.clear(); // Their counters ran ahead of the file.
       },
     });
+    this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -306,7 +293,7 @@ export class SqliteStore implements Store {
         device,
       )?.status ?? 0;
     if (before >= FINAL) return "duplicate";
-    const stint = this.#stint(channel, device);
+    const stint = this.#enrolments.stint(channel, device);
     if (!this.#isAddressed(channel, event, device, stint)) return "unaddressed";
     const after = rank(status);
     if (after <= before) return "duplicate";
@@ -420,133 +407,29 @@ export class SqliteStore implements Store {
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
-  #stint(channel: Channel, device: string): Stint | null {
-    return this.#file.get<Stint>(
-      `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-      channel.id,
-      device,
-    );
-  }
-
   join(name: string, device: string, now: number): Promise<Joined> {
     return this.#file.change(() => {
       const channel = this.#make(name);
-      const enrolled = !this.#enrolOne(channel, device, now);
-      const stint = this.#stint(channel, device)!;
-      const { joined, lost, told } = stint;
-      const settled = this.#settle(channel, device, stint, now);
-      if (settled > stint.settled || told !== lost)
-        this.#file.run(
-          `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-          channel.id,
-          device,
-          settled,
-        );
-      return { ...heads(channel), enrolled, joined, settled, lost };
+      const enrolled = !this.#enrolments.enrol(channel, device, now);
+      return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
     });
   }
 
-  /** How far the device owes nothing: up to before the first event that it owes a final word on. */
-  #settle(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
-    return (this.#oldestOwed(channel, device, joined, settled, now) ?? channel.head + 1) - 1;
-  }
-
-  /** The first event that the device owes a final word on, above `settled`. */
-  #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
-    const toAll = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
-      channel.id,
-      Math.max(joined, settled, channel.floor),
-      device,
-      now,
-    );
-    const toIt = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
-       WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
-      channel.id,
-      Math.max(settled, channel.floor),
-      device,
-      now,
-    );
-    return toAll && toIt ? Math.min(toAll.seq, toIt.seq) : ((toAll ?? toIt)?.seq ?? null);
-  }
-
   enrol(name: string, device: string, now: number): Promise<boolean> {
-    return this.#file.change(() => this.#enrolOne(this.#make(name), device, now));
-  }
-
-  #enrolOne(channel: Channel, device: string, now: number): boolean {
-    if (this.#stint(channel, device)) return false;
-    // Who left and comes back before another event was pushed has its row still.
-    this.#file.run(
-      `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
-       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, lost = 0, told = 0`,
-      channel.id,
-      device,
-      channel.head,
-      now,
-    );
-    channel.audience++;
-    this.#changed.add(channel);
-    return true;
+    return this.#file.change(() => this.#enrolments.enrol(this.#make(name), device, now));
   }
 
   retire(name: string, device: string): Promise<boolean> {
     return this.#file.change(() => {
       const channel = this.#find(name);
-      const stint = channel && this.#stint(channel, device);
-      if (!stint) return false;
-      const released = this.#file.all<{ seq: number; targeted: number; status: number | null }>(
-        `SELECT e.seq, e.targeted, l.status FROM events e LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
-         WHERE e.channel = ?1 AND e.seq > ?4 AND (l.status IS NULL OR l.status < ${FINAL}) AND
-         CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
-        channel.id,
-        stint.joined,
-        device,
-        channel.floor,
-      );
-      for (const { seq, targeted, status } of released) {
-        const leaves = status ? `, ${STATES[status]} = ${STATES[status]} - 1` : "";
-        this.#file.run(
-          `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2`,
-          channel.id,
-          seq,
-        );
-        if (targeted)
-          this.#file.run(
-            "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
-            channel.id,
-            seq,
-            device,
-          );
-      }
-      this.#file.run(
-        `UPDATE devices SET "left" = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-        channel.id,
-        device,
-        channel.head,
-      );
-      channel.audience--;
-      this.#changed.add(channel);
-      return true;
+      return channel !== null && this.#enrolments.retire(channel, device);
     });
   }
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
     return this.#file.change(() => {
       const channel = this.#find(name);
-      if (!channel) return;
-      for (const [device, at] of times) {
-        const stint = this.#stint(channel, device);
-        if (!stint) continue;
-        this.#file.run(
-          `UPDATE devices SET seenAt = ?3, settled = ?4 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-          channel.id,
-          device,
-          at,
-          this.#settle(channel, device, stint, at),
-        );
-      }
+      if (channel) for (const [device, at] of times) this.#enrolments.seen(channel, device, at);
     });
   }
 
@@ -554,7 +437,7 @@ export class SqliteStore implements Store {
     return this.#read<ReadonlyMap<string, number>>(name, new Map(), (channel) => {
       const found = new Map<string, number>();
       for (const device of devices) {
-        const stint = this.#stint(channel, device);
+        const stint = this.#enrolments.stint(channel, device);
         if (stint) found.set(device, stint.joined);
       }
       return found;
@@ -563,35 +446,9 @@ export class SqliteStore implements Store {
 
   devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
     return this.#read<Page<Enrolment, string>>(name, { items: [], next: null }, async (channel) => {
-      const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
-        `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
-         WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
-        channel.id,
-        after,
-        limit + 1,
-      );
-      const items: Enrolment[] = [];
-      let breathAt = performance.now() + BREATH_MS;
-      for (const { device, enrolledAt, seenAt, ...stint } of rows) {
-        items.push({ device, enrolledAt, seenAt, pending: this.#pending(channel, device, stint, now) });
-        if (performance.now() < breathAt) continue;
-        await Bun.sleep(0); // A thousand devices that owe thousands each: others have their turn.
-        breathAt = performance.now() + BREATH_MS;
-      }
-      return page(items, limit, ({ device }) => device);
+      const rows = await this.#enrolments.list(channel, after, limit + 1, now);
+      return page(rows, limit, ({ device }) => device);
     });
-  }
-
-  #pending(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
-    return this.#file.get<{ n: number }>(
-      `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND ${alive(5)} AND ${unsettled(3)} AND
-       CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
-      channel.id,
-      Math.max(settled, channel.floor),
-      device,
-      joined,
-      now,
-    )!.n;
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention

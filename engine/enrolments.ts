@@ -1,0 +1,189 @@
+/**
+ * Who is enrolled in a channel of a PERE file, since when, and what each device owes.
+ *
+ * An enrolment is a row of `devices`: events after `joined`, up to `left`, were addressed to the device. `settled` is the place below which it
+ * owes nothing; it only ever grows, so what a device owes is found from there and never by going through its whole past.
+ * All functions but `list` and `stint` run within a transaction.
+ */
+import type { SqliteFile } from "./commit.ts";
+import { type Enrolment, FINAL, STATES } from "./model.ts";
+import type { Channel } from "./schema.ts";
+import type { Joined } from "./store.ts";
+
+/** How long one request may keep the rest waiting. */
+const BREATH_MS = 5;
+
+/** A device's current enrolment. */
+export interface Stint {
+  readonly joined: number;
+  readonly settled: number;
+  readonly lost: number;
+  readonly told: number;
+}
+
+/** Unexpired at time `?n`, for an `events e`. */
+const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
+/** The device `?n` gave no final word on `e.seq`. */
+const unsettled = (n: number): string =>
+  `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
+
+export class Enrolments {
+  readonly #file: SqliteFile;
+  /** Called when a counter of a channel moved. */
+  readonly #changed: (channel: Channel) => void;
+
+  constructor(file: SqliteFile, changed: (channel: Channel) => void) {
+    this.#file = file;
+    this.#changed = changed;
+  }
+
+  /** The device's current enrolment. */
+  stint(channel: Channel, device: string): Stint | null {
+    return this.#file.get<Stint>(
+      `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      channel.id,
+      device,
+    );
+  }
+
+  /** False when it was enrolled already. */
+  enrol(channel: Channel, device: string, now: number): boolean {
+    if (this.stint(channel, device)) return false;
+    // Who left and comes back before another event was pushed has its row still.
+    this.#file.run(
+      `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
+       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, lost = 0, told = 0`,
+      channel.id,
+      device,
+      channel.head,
+      now,
+    );
+    channel.audience++;
+    this.#changed(channel);
+    return true;
+  }
+
+  /** Where an enrolled device stands as it opens a feed; from now on it counts as told what it lost. */
+  join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> {
+    const stint = this.stint(channel, device)!;
+    const { joined, lost, told } = stint;
+    const settled = this.#settle(channel, device, stint, now);
+    if (settled > stint.settled || told !== lost)
+      this.#file.run(
+        `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+        channel.id,
+        device,
+        settled,
+      );
+    return { joined, settled, lost };
+  }
+
+  /** A sign of life, milliseconds since 1970; and what it has settled meanwhile. */
+  seen(channel: Channel, device: string, at: number): void {
+    const stint = this.stint(channel, device);
+    if (!stint) return;
+    this.#file.run(
+      `UPDATE devices SET seenAt = ?3, settled = ?4 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      channel.id,
+      device,
+      at,
+      this.#settle(channel, device, stint, at),
+    );
+  }
+
+  /** How far the device owes nothing: up to before the first event that it owes a final word on. */
+  #settle(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
+    return (this.#oldestOwed(channel, device, joined, settled, now) ?? channel.head + 1) - 1;
+  }
+
+  /** The first event that the device owes a final word on, above `settled`. */
+  #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
+    const toAll = this.#file.get<{ seq: number }>(
+      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
+      channel.id,
+      Math.max(joined, settled, channel.floor),
+      device,
+      now,
+    );
+    const toIt = this.#file.get<{ seq: number }>(
+      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+       WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
+      channel.id,
+      Math.max(settled, channel.floor),
+      device,
+      now,
+    );
+    return toAll && toIt ? Math.min(toAll.seq, toIt.seq) : ((toAll ?? toIt)?.seq ?? null);
+  }
+
+  /** Takes the device out of the audience of every event that it gave no final word on. False when it was not enrolled. */
+  retire(channel: Channel, device: string): boolean {
+    const stint = this.stint(channel, device);
+    if (!stint) return false;
+    const released = this.#file.all<{ seq: number; targeted: number; status: number | null }>(
+      `SELECT e.seq, e.targeted, l.status FROM events e LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
+       WHERE e.channel = ?1 AND e.seq > ?4 AND (l.status IS NULL OR l.status < ${FINAL}) AND
+       CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+      channel.id,
+      stint.joined,
+      device,
+      channel.floor,
+    );
+    for (const { seq, targeted, status } of released) {
+      const leaves = status ? `, ${STATES[status]} = ${STATES[status]} - 1` : "";
+      this.#file.run(
+        `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2`,
+        channel.id,
+        seq,
+      );
+      if (targeted)
+        this.#file.run(
+          "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
+          channel.id,
+          seq,
+          device,
+        );
+    }
+    this.#file.run(
+      `UPDATE devices SET "left" = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      channel.id,
+      device,
+      channel.head,
+    );
+    channel.audience--;
+    this.#changed(channel);
+    return true;
+  }
+
+  /** Enrolled devices by name, after the device `after`, at most `limit`. */
+  async list(channel: Channel, after: string, limit: number, now: number): Promise<Enrolment[]> {
+    const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
+      `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
+       WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
+      channel.id,
+      after,
+      limit,
+    );
+    const items: Enrolment[] = [];
+    let breathAt = performance.now() + BREATH_MS;
+    for (const { device, enrolledAt, seenAt, ...stint } of rows) {
+      items.push({ device, enrolledAt, seenAt, pending: this.#pending(channel, device, stint, now) });
+      if (performance.now() < breathAt) continue;
+      await Bun.sleep(0); // A thousand devices that owe thousands each: others have their turn.
+      breathAt = performance.now() + BREATH_MS;
+    }
+    return items;
+  }
+
+  #pending(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
+    return this.#file.get<{ n: number }>(
+      `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND ${alive(5)} AND ${unsettled(3)} AND
+       CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+      channel.id,
+      Math.max(settled, channel.floor),
+      device,
+      joined,
+      now,
+    )!.n;
+  }
+}
