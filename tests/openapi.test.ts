@@ -28,6 +28,7 @@ import {
 } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
+import { browserTest, openTab } from "./browser.ts";
 import { type Answer, ask, connect, listen, start, temporary, until } from "./harness.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
@@ -620,71 +621,47 @@ describe("the page", () => {
     expect((await ask(`${pere.url}/swagger.js`)).text).toContain(`/${SAMPLE_EPOCH}-\\d+/g`);
   });
 
-  const installed = ["chromium", "google-chrome", "google-chrome-stable"].some((name) => Bun.which(name) !== null);
-  const skipped = !installed && process.env.CI !== "true";
-  test.skipIf(skipped)(
-    `shows every operation in a browser, tries the story, and asks nobody else${skipped ? " (skipped: no Chromium is installed)" : ""}`,
-    async () => {
-      await using view = new Bun.WebView({
-        width: 390,
-        height: 844,
-        backend: {
-          type: "chrome",
-          argv: [
-            "--no-sandbox",
-            "--headless",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--no-first-run",
-          ],
-        },
-      });
-      const page = <Value>(script: string): Promise<Value> => view.evaluate(script) as Promise<Value>;
-      const shown = (selector: string): Promise<number> =>
-        page(`document.querySelectorAll(${JSON.stringify(selector)}).length`);
+  browserTest("shows every operation in a browser, tries the story, and asks nobody else", async () => {
+    await using view = openTab(390, 844);
+    const page = <Value>(script: string): Promise<Value> => view.evaluate(script) as Promise<Value>;
+    const shown = (selector: string): Promise<number> =>
+      page(`document.querySelectorAll(${JSON.stringify(selector)}).length`);
 
-      for (const path of ["/swagger", "/swagger/"]) {
-        await view.navigate(pere.url + path);
-        await until(async () => (await shown(".opblock")) === operations.size, `the operations at ${path}`);
-      }
-      // It fits a phone.
-      expect(await page<number>("document.documentElement.scrollWidth")).toBeLessThanOrEqual(390);
+    for (const path of ["/swagger", "/swagger/"]) {
+      await view.navigate(pere.url + path);
+      await until(async () => (await shown(".opblock")) === operations.size, `the operations at ${path}`);
+    }
+    // It fits a phone.
+    expect(await page<number>("document.documentElement.scrollWidth")).toBeLessThanOrEqual(390);
 
-      // Its link to one operation opens it.
-      await view.navigate(`${pere.url}/swagger#/Reading/readEvent`);
-      await view.reload();
-      await until(
-        async () => (await shown("#operations-Reading-readEvent.is-open")) === 1,
-        "the operation of the link",
+    // Its link to one operation opens it.
+    await view.navigate(`${pere.url}/swagger#/Reading/readEvent`);
+    await view.reload();
+    await until(async () => (await shown("#operations-Reading-readEvent.is-open")) === 1, "the operation of the link");
+
+    // An order is pushed, and read by the id that it was given.
+    const execute = async (id: string): Promise<string> => {
+      const block = `document.getElementById(${JSON.stringify(id)})`;
+      await page(
+        `${block}.classList.contains("is-open") || ${block}.querySelector(".opblock-summary-control").click()`,
       );
+      await until(() => page(`${block}.querySelector("button.execute") !== null`), `${id} open`);
+      await page(`${block}.querySelector("button.execute").click()`);
+      const answer = `${block}.querySelector(".live-responses-table .response")?.innerText ?? ""`;
+      return (await until(() => page<string>(answer), `an answer to ${id}`)) as string;
+    };
+    const idOf = (operationId: string): Promise<string> =>
+      page(`[...document.querySelectorAll(".opblock")].find(({ id }) => id.endsWith("-${operationId}"))?.id ?? ""`);
+    expect(await execute(await idOf("push"))).toStartWith("201");
+    expect(await execute(await idOf("followEvents"))).toStartWith("200");
+    expect(await execute(await idOf("giveReceipts"))).toStartWith("200");
+    const read = await execute(await idOf("readEvent"));
+    expect(read).toStartWith("200");
+    expect(read).toContain('"complete": true');
 
-      // An order is pushed, and read by the id that it was given.
-      const execute = async (id: string): Promise<string> => {
-        const block = `document.getElementById(${JSON.stringify(id)})`;
-        await page(
-          `${block}.classList.contains("is-open") || ${block}.querySelector(".opblock-summary-control").click()`,
-        );
-        await until(() => page(`${block}.querySelector("button.execute") !== null`), `${id} open`);
-        await page(`${block}.querySelector("button.execute").click()`);
-        const answer = `${block}.querySelector(".live-responses-table .response")?.innerText ?? ""`;
-        return (await until(() => page<string>(answer), `an answer to ${id}`)) as string;
-      };
-      const idOf = (operationId: string): Promise<string> =>
-        page(`[...document.querySelectorAll(".opblock")].find(({ id }) => id.endsWith("-${operationId}"))?.id ?? ""`);
-      expect(await execute(await idOf("push"))).toStartWith("201");
-      expect(await execute(await idOf("followEvents"))).toStartWith("200");
-      expect(await execute(await idOf("giveReceipts"))).toStartWith("200");
-      const read = await execute(await idOf("readEvent"));
-      expect(read).toStartWith("200");
-      expect(read).toContain('"complete": true');
-
-      // Nothing came from, or went to, anybody else.
-      const asked = await page<string[]>("performance.getEntriesByType('resource').map(({ name }) => name)");
-      expect(asked.length).toBeGreaterThan(4);
-      expect(asked.filter((url) => !url.startsWith(`${pere.url}/`) && !url.startsWith("data:"))).toEqual([]);
-    },
-    60_000,
-  );
+    // Nothing came from, or went to, anybody else.
+    const asked = await page<string[]>("performance.getEntriesByType('resource').map(({ name }) => name)");
+    expect(asked.length).toBeGreaterThan(4);
+    expect(asked.filter((url) => !url.startsWith(`${pere.url}/`) && !url.startsWith("data:"))).toEqual([]);
+  });
 });

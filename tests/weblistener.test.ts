@@ -4,18 +4,10 @@
  * Each test has a service and a browser profile of its own. What the page shows is read from its document; what counts is read from the
  * service. `PERE_SCREENSHOTS=<folder>` keeps pictures.
  */
-import { afterAll, expect, test } from "bun:test";
+import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
+import { browserTest, openTab } from "./browser.ts";
 import { ask, push, spawn, start, temporary, until } from "./harness.ts";
-
-const LIMIT_MS = 60_000;
-const CHROMIUM = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
-  Bun.which(name),
-);
-/** A build server must have a browser: there a missing one fails the tests. */
-const skipped = !CHROMIUM && process.env.CI !== "true";
-const browserTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(skipped)(skipped ? `${name} (skipped: no Chromium is installed)` : name, run, LIMIT_MS);
 
 /** What the page shows of an event. */
 interface Shown {
@@ -32,23 +24,7 @@ class Page {
   readonly complaints: string[] = [];
 
   constructor(width = 800, height = 900) {
-    this.view = new Bun.WebView({
-      width,
-      height,
-      console: (type: string, ...args: unknown[]) => void (type === "error" && this.complaints.push(Bun.inspect(args))),
-      backend: {
-        type: "chrome",
-        argv: [
-          "--no-sandbox",
-          "--headless",
-          "--disable-gpu",
-          "--disable-background-networking",
-          "--disable-component-update",
-          "--disable-sync",
-          "--no-first-run",
-        ],
-      },
-    });
+    this.view = openTab(width, height, (what) => this.complaints.push(what));
   }
 
   /** Opens the page as a device and waits until it is connected. */
