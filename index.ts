@@ -52,6 +52,7 @@ import {
   readType,
   STATES,
   type State,
+  TARGETS_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
 } from "./engine/model.ts";
@@ -179,6 +180,8 @@ async function push(engine: Engine, channelText: string, request: Request): Prom
   const bytes = await bodyOf(request, many ? BODY_BYTES_MAX : EVENT_BYTES_MAX);
   const text = readText(bytes);
   const drafts = (many ? readLines(text) : [readData(text)]).map((data) => ({ ...options, data }));
+  if ((options.to?.length ?? 0) * drafts.length > TARGETS_MAX)
+    throw new PereError("tooLarge", `to: names times lines may be at most ${TARGETS_MAX}; send several requests`);
   const digest = key === null ? "" : `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}`;
   const pushed = await engine.push(channel, drafts, key === null ? undefined : { key, digest });
 

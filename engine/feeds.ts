@@ -231,9 +231,8 @@ export class Feeds {
     }
   }
 
-  /** Ends all feeds of a device that are open on a channel. */
+  /** Ends all feeds of a device on a channel, also those that are only about to start. */
   dismiss(channel: string, device: string): void {
-    if (!this.#present.get(channel)?.has(device)) return;
     for (const feed of [...this.#open])
       if (feed.device === device && feed.logs.some((log) => log.channel === channel)) feed.end("expired");
   }

@@ -23,6 +23,8 @@ export const LINES_MAX = 1_000;
 export const BODY_BYTES_MAX = 8 * 1024 * 1024;
 /** Names in `to`. More than that is a channel of its own. */
 export const TO_MAX = 1_000;
+/** Names in `to` times lines of the batch: each is a row in one commit, and others wait for it. */
+export const TARGETS_MAX = 20_000;
 /** Channels on one feed: what a browser page watches over one connection. */
 export const CHANNELS_MAX = 16;
 /** Rows a page. */

@@ -97,6 +97,17 @@ describe("many events", () => {
     expect((await ndjson(channel, [...lines, 0].join("\n"))).status).toBe(413);
   });
 
+  test("to many devices each are refused when they are too much for one commit", async () => {
+    const channel = fresh();
+    const names = Array.from({ length: 1000 }, (_, n) => `d${n}`).join(",");
+    const send = (lines: number) =>
+      ask(`${pere.url}/push/${channel}?to=${names}`, { body: "1\n".repeat(lines), type: "application/x-ndjson" });
+    expect((await send(20)).body.audience.addressed).toBe(1000);
+    expect((await send(21)).status).toBe(413);
+    expect((await ask(`${pere.url}/push/${channel}?to=${names},more`, { body: "1" })).status).toBe(422);
+    expect(await stored(channel)).toBe(20);
+  });
+
   test("an empty batch is refused", async () => {
     expect((await ndjson(fresh(), "\n\n")).status).toBe(400);
   });
