@@ -38,7 +38,7 @@ import {
   readChannels,
   readData,
   readDevice,
-  readJson,
+  readExactJson,
   readKey,
   readLimit,
   readLines,
@@ -128,27 +128,36 @@ function queryOf(request: Request, known?: readonly string[]): Map<string, strin
 /** A body of at most `max` bytes, also where its length was not announced. @throws PereError tooLarge */
 async function bodyOf(request: Request, max: number): Promise<Uint8Array> {
   const tooLarge = (): PereError => new PereError("tooLarge", `the body is larger than ${max} bytes`);
-  const announced = request.headers.get("content-length");
-  if (announced !== null) {
-    if (Number(announced) > max) throw tooLarge();
-    return request.bytes();
-  }
+  if (Number(request.headers.get("content-length") ?? 0) > max) throw tooLarge();
   const chunks: Uint8Array[] = [];
   let length = 0;
-  for await (const chunk of request.body ?? []) {
-    length += chunk.length;
-    if (length > max) throw tooLarge();
-    chunks.push(chunk);
+  try {
+    if (request.headers.has("content-length")) return await request.bytes();
+    for await (const chunk of request.body ?? []) {
+      length += chunk.length;
+      if (length > max) throw tooLarge();
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    if (error instanceof PereError) throw error;
+    throw new PereError("malformed", "the body ended before its end"); // Its sender is gone, and reads this no more.
   }
   return Buffer.concat(chunks);
 }
+
+/** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
+const accepts = (request: Request, type: string): boolean =>
+  (request.headers.get("accept") ?? "")
+    .toLowerCase()
+    .split(",")
+    .some((range) => range.split(";", 1)[0]!.trim() === type);
 
 const contentType = (request: Request): string =>
   (request.headers.get("content-type") ?? "").split(";", 1)[0]!.trim().toLowerCase();
 
 /** The device that a request speaks for, where it says so beside its body: `device` in the query, else the header `device`. */
 function deviceOf(request: Request, query: ReadonlyMap<string, string>): string | null {
-  const name = query.get("device") ?? request.headers.get("device");
+  const name = query.get("device") || request.headers.get("device");
   return name ? readDevice(name) : null;
 }
 
@@ -225,13 +234,12 @@ function follow(
     kind,
     channels: readChannels(channels),
     device: kind === "events" ? deviceOf(request, query) : null,
-    last: positions(request.headers.get("last-event-id") ?? query.get("last-event-id"), "last-event-id"),
+    last: positions(request.headers.get("last-event-id") || query.get("last-event-id"), "last-event-id"),
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
     renew: false,
   };
   if (request.headers.get("upgrade")?.toLowerCase() === "websocket") return socket(engine, asked, request, server);
-  const accept = request.headers.get("accept") ?? "";
-  if (accept.includes("application/json") && !accept.includes("text/event-stream"))
+  if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
     return poll(engine, asked, query, request, server);
   return eventStream(engine, { ...asked, renew: true }, request, server, random);
 }
@@ -288,6 +296,11 @@ function socket(
       wire.drained();
     },
   };
+  if (offered[0] !== "" && !offered.includes("pere.v1"))
+    throw new PereError(
+      "malformed",
+      "of the subprotocols that were offered PERE speaks none; offer pere.v1 among them, or none",
+    );
   const headers = offered.includes("pere.v1") ? { "Sec-WebSocket-Protocol": "pere.v1" } : {};
   if (server.upgrade(request, { data, headers })) return undefined;
   throw new PereError("malformed", "the WebSocket handshake is incomplete");
@@ -305,7 +318,7 @@ async function socketFeedback(
     throw new PereError("refused", "this feed is anonymous: it owes no receipts; open it with ?device=");
   return engine.feedback(
     receiptItems(
-      readJson(message, "message"),
+      readExactJson(message, "message"),
       device,
       ({ event }) => logs.find(({ epoch }) => epoch === event.epoch)?.channel ?? channels[0]!,
     ),
@@ -320,6 +333,7 @@ async function poll(
   server: Server<SocketData>,
 ) {
   const wait = readSeconds(query.get("wait") ?? "0", "wait", 0, POLL_SECONDS_MAX);
+  if (request.method === "HEAD") return jsonText("");
   server.timeout(request, 0);
   const wire = new Poll();
   const feed = engine.follow(asked, wire);
@@ -379,7 +393,7 @@ async function feedback(engine: Engine, channelText: string, request: Request): 
   const text = readText(await bodyOf(request, RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024)));
   const items =
     form === "application/json"
-      ? receiptItems(readJson(text), device, () => channel)
+      ? receiptItems(readExactJson(text), device, () => channel)
       : oldReceipt(text, request, device);
   const result = await engine.feedback(items.map((item) => ("draft" in item ? { ...item, channel } : item)));
   if (items.length === 0 || result.rejected.length < items.length) return json(result);
@@ -411,9 +425,8 @@ async function rows(engine: Engine, channelText: string, event: string, request:
   if (status !== null && !STATES.includes(status as State))
     throw new PereError("malformed", `status: must be one of ${STATES.join(", ")}`);
   const read = (from: string, size: number) => engine.rows(channel, event, status as State | null, from, size);
-  const accept = request.headers.get("accept") ?? "";
-  const asCsv = accept.includes("text/csv");
-  if (!asCsv && !accept.includes("application/x-ndjson")) {
+  const asCsv = accepts(request, "text/csv");
+  if (!asCsv && !accepts(request, "application/x-ndjson")) {
     const { items, next } = await read(after, limit);
     return jsonText(`{"receipts":[${items.map(rowJson).join(",")}],"next":${JSON.stringify(next)}}`);
   }
@@ -499,8 +512,9 @@ function routes(engine: Engine, random: () => number) {
     .get(
       "/channels",
       async ({ request }) => {
-        const { after, limit } = pageOf(queryOf(request));
-        return json(await engine.channels(after, limit));
+        const query = queryOf(request);
+        const { after, limit } = pageOf(query);
+        return json(await engine.channels(after, query.has("limit") ? limit : null));
       },
       { detail: operations.channels },
     )
@@ -580,7 +594,10 @@ function methodsAt(routes: readonly { method: string; path: string }[], path: st
   return routes
     .filter((route) => {
       const pattern = route.path.split("/");
-      return pattern.length === parts.length && pattern.every((part, n) => part.startsWith(":") || part === parts[n]);
+      return (
+        pattern.length === parts.length &&
+        pattern.every((part, n) => (part.startsWith(":") ? parts[n] !== "" : part === parts[n]))
+      );
     })
     .map(({ method }) => method);
 }

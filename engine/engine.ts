@@ -10,13 +10,16 @@ import {
   type Event,
   type EventDraft,
   eventStateText,
+  FINAL,
   PAGE_DEFAULT,
+  PAGE_MAX,
   PereError,
   type Position,
   parsePosition,
   type ReceiptDraft,
   type Rejection,
   type Row,
+  rank,
   type State,
 } from "./model.ts";
 import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
@@ -79,6 +82,8 @@ export class Engine {
   readonly #feeds: Feeds;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
+  /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
+  #leftovers = true;
   #draining = false;
 
   constructor(store: Store, { limits, now = Date.now, random = Math.random }: EngineOptions = {}) {
@@ -159,6 +164,7 @@ export class Engine {
             if (verdict === "recorded") recorded++;
             else duplicate++;
             this.#feeds.heard(channel, draft.device);
+            if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event.seq);
           } else {
             const event = `${draft.event.epoch}-${draft.event.seq}`;
             rejected.push({ index, event, reason: REASONS[verdict] });
@@ -179,16 +185,22 @@ export class Engine {
     throw new PereError("unknown", `channel ${channel} has never been used`);
   }
 
-  /** A page of channels by name, with how many devices have a feed open here. */
-  async channels(after: string, limit: number) {
-    const { items, next } = await this.#store.channels(after, limit);
-    const channels = items.map(({ channel, epoch, events, devices }) => ({
-      channel,
-      events: events.head - events.floor,
-      devices,
-      connected: this.#feeds.connected(channel, null),
-      last: events.head === 0 ? null : `${epoch}-${events.head}`,
-    }));
+  /** Channels by name, with how many devices have a feed open here: a page, or all of them when `limit` is null. */
+  async channels(after: string, limit: number | null) {
+    const channels = [];
+    let next: string | null = after;
+    do {
+      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(next, limit ?? PAGE_MAX);
+      for (const { channel, epoch, events, devices } of page.items)
+        channels.push({
+          channel,
+          events: events.head - events.floor,
+          devices,
+          connected: this.#feeds.connected(channel, null),
+          last: events.head === 0 ? null : `${epoch}-${events.head}`,
+        });
+      next = page.next;
+    } while (limit === null && next !== null);
     return { channels, next };
   }
 
@@ -231,13 +243,11 @@ export class Engine {
   async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[]> {
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, events[0]!.seq, events.at(-1)!.seq);
-    const joins = await this.#store.joins(channel, this.#feeds.present(channel).keys());
-    const joined = [...joins.values()].sort((a, b) => a - b);
+    const joined = this.#feeds.joined(channel);
     return events.flatMap((event) => {
       const tally = tallies.get(event.seq);
       if (!tally) return []; // Retention took it between the two reads.
-      const connected =
-        event.to === null ? joined.filter((seq) => seq < event.seq).length : this.#feeds.connected(channel, event.to);
+      const connected = event.to === null ? countBelow(joined, event.seq) : this.#feeds.connected(channel, event.to);
       return [eventStateText(channel, epoch, event, tally, connected)];
     });
   }
@@ -261,7 +271,7 @@ export class Engine {
     const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
       device,
       enrolledAt,
-      connected: this.#feeds.present(channel).has(device),
+      connected: this.#feeds.isConnected(channel, device),
       seenAt: this.#feeds.heardAt(channel, device) ?? seenAt,
       pending,
     }));
@@ -275,9 +285,10 @@ export class Engine {
 
   /** Ends an enrolment and the device's feeds. @throws PereError unknown */
   async retire(channel: string, device: string): Promise<void> {
+    const feeds = this.#feeds.of(channel, device); // Taken now: who comes meanwhile enrols anew.
     if (!(await this.#store.retire(channel, device, this.#now())))
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
-    this.#feeds.dismiss(channel, device);
+    for (const feed of feeds) feed.end("expired");
   }
 
   /** @throws PereError away */
@@ -294,9 +305,11 @@ export class Engine {
       const page: Awaited<ReturnType<Store["channels"]>> | null = await this.#store
         .channels(after, PAGE_DEFAULT)
         .catch(() => null);
-      for (const { channel, events } of page?.items ?? []) if (events.head > events.floor) await this.#trim(channel);
+      for (const { channel, events } of page?.items ?? [])
+        if (events.head > events.floor || this.#leftovers) await this.#trim(channel);
       after = page?.next ?? null;
     }
+    this.#leftovers = false;
   }
 
   /** Trims one channel, slice by slice; other work goes on between the slices. */
@@ -308,7 +321,7 @@ export class Engine {
       const retention = { count: this.#limits.keptEvents, before: now - this.#limits.keptMs };
       while (!this.#draining && (await this.#store.trim(channel, retention, now)));
     } catch {
-      // The store is away or full; the timer tries again.
+      this.#leftovers = true; // The store is away or full; the timer tries again.
     } finally {
       this.#trimming.delete(channel);
     }
@@ -327,4 +340,16 @@ export class Engine {
   close(): Promise<void> {
     return this.#store.close();
   }
+}
+
+/** How many of ascending numbers are below `bound`. */
+function countBelow(ascending: Float64Array, bound: number): number {
+  let low = 0;
+  let high = ascending.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (ascending[middle]! < bound) low = middle + 1;
+    else high = middle;
+  }
+  return low;
 }

@@ -98,13 +98,6 @@ export class Enrolments {
 
   /** The first event that the device owes a final word on, above `settled`. */
   #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
-    const toAll = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
-      channel.id,
-      Math.max(joined, settled, channel.floor),
-      device,
-      now,
-    );
     const toIt = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
        WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
@@ -113,7 +106,16 @@ export class Enrolments {
       device,
       now,
     );
-    return toAll && toIt ? Math.min(toAll.seq, toIt.seq) : ((toAll ?? toIt)?.seq ?? null);
+    // Only below that one: on a channel of commands to single devices, everything above would be looked at for nothing.
+    const toAll = this.#file.get<{ seq: number }>(
+      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq < ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
+      channel.id,
+      Math.max(joined, settled, channel.floor),
+      device,
+      now,
+      toIt?.seq ?? channel.head + 1,
+    );
+    return (toAll ?? toIt)?.seq ?? null;
   }
 
   /** Takes the device out of the audience of every event that it gave no final word on. False when it was not enrolled. */

@@ -52,6 +52,12 @@ export interface FeedLimits {
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
 const BEAT_TICKS = 15;
 
+/** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
+interface Present {
+  readonly feeds: Set<Feed>;
+  joined: number;
+}
+
 /** Signs of life in one commit: others want to commit as well. */
 const HEARD_AT_ONCE = 500;
 
@@ -133,8 +139,8 @@ export class Feeds {
   readonly #random: () => number;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
-  /** Devices with an open feed here, by channel: how many feeds each. */
-  readonly #present = new Map<string, Map<string, number>>();
+  /** Devices with an open feed here, by channel. */
+  readonly #present = new Map<string, Map<string, Present>>();
   /** Signs of life not yet written down, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
   readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
@@ -199,7 +205,7 @@ export class Feeds {
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
       const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
       const starts = found.map((heads) => startOf(heads, request, strangers));
-      if (kind === "events" && device !== null) this.#enter(feed, device);
+      if (kind === "events" && device !== null) this.#enter(feed, device, found as Joined[]);
       feed.wroteAt = this.tick;
       if (request.renew) feed.renewAt = this.tick + this.#ticks(this.#limits.renewMs * (0.8 + 0.4 * this.#random()));
       this.#spin(feed);
@@ -226,15 +232,14 @@ export class Feeds {
     for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
     feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
     for (const log of feed.logs) {
-      if (feed.entered) this.#leave(log.channel, feed.device!);
+      if (feed.entered) this.#leave(feed, log.channel);
       if (--log.users === 0) this.#logs.delete(logName(log.kind, log.channel));
     }
   }
 
-  /** Ends all feeds of a device on a channel, also those that are only about to start. */
-  dismiss(channel: string, device: string): void {
-    for (const feed of [...this.#open])
-      if (feed.device === device && feed.logs.some((log) => log.channel === channel)) feed.end("expired");
+  /** All feeds of a device on a channel, also those that are only about to start. */
+  of(channel: string, device: string): Feed[] {
+    return [...this.#open].filter((feed) => feed.device === device && feed.logs.some((log) => log.channel === channel));
   }
 
   #hold(kind: Kind, channel: string): Log {
@@ -282,27 +287,45 @@ export class Feeds {
     return to === null ? present.size : to.filter((device) => present.has(device)).length;
   }
 
-  /** The devices that have a feed of the channel open here. */
-  present(channel: string): ReadonlyMap<string, number> {
-    return this.#present.get(channel) ?? new Map();
+  /** The `seq`s after which connected devices joined the channel, ascending. */
+  joined(channel: string): Float64Array {
+    return Float64Array.from(this.#present.get(channel)?.values() ?? [], ({ joined }) => joined).sort();
   }
 
-  #enter(feed: Feed, device: string): void {
+  #enter(feed: Feed, device: string, found: readonly Joined[]): void {
     feed.entered = true;
-    for (const { channel } of feed.logs) {
+    feed.logs.forEach(({ channel }, index) => {
       let devices = this.#present.get(channel);
       if (!devices) this.#present.set(channel, (devices = new Map()));
-      devices.set(device, (devices.get(device) ?? 0) + 1);
+      const { joined } = found[index]!;
+      const present = devices.get(device);
+      if (present) {
+        present.feeds.add(feed);
+        present.joined = joined;
+      } else devices.set(device, { feeds: new Set([feed]), joined });
       this.heard(channel, device);
-    }
+    });
   }
 
-  #leave(channel: string, device: string): void {
+  #leave(feed: Feed, channel: string): void {
     const devices = this.#present.get(channel)!;
-    const feeds = devices.get(device)!;
-    if (feeds > 1) devices.set(device, feeds - 1);
-    else devices.delete(device);
+    const { feeds } = devices.get(feed.device!)!;
+    feeds.delete(feed);
+    if (feeds.size === 0) devices.delete(feed.device!);
     if (devices.size === 0) this.#present.delete(channel);
+  }
+
+  /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
+  settle(channel: string, device: string, seq: number): void {
+    for (const { logs, followers } of this.#present.get(channel)?.get(device)?.feeds ?? [])
+      followers.forEach((follower, index) => {
+        if (logs[index]!.channel === channel) logs[index]!.settle(follower, seq);
+      });
+  }
+
+  /** Whether a device has a feed of the channel open here. */
+  isConnected(channel: string, device: string): boolean {
+    return this.#present.get(channel)?.has(device) ?? false;
   }
 
   // ----------------------------------------------------------------------------------------------------------- signs of life

@@ -21,7 +21,7 @@ export const RECEIPTS_MAX = 1_000;
 export const LINES_MAX = 1_000;
 /** A request body: a batch of ordinary events. A batch of 64 KiB ones goes in several requests. */
 export const BODY_BYTES_MAX = 8 * 1024 * 1024;
-/** Names in `to`. More than that is a channel of its own. */
+/** Names in `to`; long ones meet the limit of a request's head, 16 KiB, before. More than that is a channel of its own. */
 export const TO_MAX = 1_000;
 /** Names in `to` times lines of the batch: each is a row in one commit, and others wait for it. */
 export const TARGETS_MAX = 20_000;
@@ -342,6 +342,19 @@ export function readJson(text: string, path = "body"): unknown {
   }
 }
 
+/** What JavaScript has for a number that must go out again as it came in (ECMAScript, JSON.rawJSON). */
+const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
+const exactNumber = (_key: string, value: unknown, { source }: { source?: string } = {}): unknown =>
+  typeof value === "number" && source !== undefined && String(value) !== source ? rawJSON(source) : value;
+
+/** As `readJson`, but `JSON.stringify` gives every number back as it was written: 12345678901234567890, 1e400, -0. */
+export function readExactJson(text: string, path = "body"): unknown {
+  const value = readJson(text, path);
+  return /\d/.test(text)
+    ? (JSON.parse(text, exactNumber as (key: string, value: unknown) => unknown) as unknown)
+    : value;
+}
+
 /** The data of one event: a JSON text, checked and returned as it is. @throws PereError */
 export function readData(text: string, path = "body"): string {
   // UTF-16 units are at most as many as UTF-8 bytes, so only a text of middling length is counted.
@@ -359,7 +372,7 @@ export function readLines(text: string): string[] {
   let number = 0;
   for (const line of text.split("\n")) {
     number++;
-    const value = line.trim();
+    const value = line.replace(/^[ \t\r]+|[ \t\r]+$/g, "");
     if (value === "") continue;
     if (data.length === LINES_MAX) throw new PereError("tooLarge", `body: at most ${LINES_MAX} lines`);
     try {

@@ -69,4 +69,6 @@ export interface Channel {
   receiptsHead: number;
   receiptsFloor: number;
   audience: number;
+  /** Retention's place among the devices that owe the event after `floor`; in memory only, and begun anew when it is lost. */
+  marked?: string;
 }

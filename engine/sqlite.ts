@@ -433,17 +433,6 @@ export class SqliteStore implements Store {
     });
   }
 
-  joins(name: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>> {
-    return this.#read<ReadonlyMap<string, number>>(name, new Map(), (channel) => {
-      const found = new Map<string, number>();
-      for (const device of devices) {
-        const stint = this.#enrolments.stint(channel, device);
-        if (stint) found.set(device, stint.joined);
-      }
-      return found;
-    });
-  }
-
   devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
     return this.#read<Page<Enrolment, string>>(name, { items: [], next: null }, async (channel) => {
       const rows = await this.#enrolments.list(channel, after, limit + 1, now);

@@ -127,9 +127,6 @@ export interface Store {
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>>;
 
-  /** For each of these devices, the `seq` after which it joined the channel; devices that are not enrolled are left out. */
-  joins(channel: string, devices: Iterable<string>): Promise<ReadonlyMap<string, number>>;
-
   /** All channels, by name, after the channel `after`; with how many devices are enrolled. */
   channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>>;
 

@@ -72,6 +72,8 @@ export interface Follower {
   /** Of events to everybody, only those after this one. */
   readonly floor: number;
   stopped: boolean;
+  /** Entries ahead of it that its device gave a final word on meanwhile. */
+  skip?: Set<number> | undefined;
 }
 
 /**
@@ -141,6 +143,11 @@ export class Log {
 
   follow(follower: Follower): void {
     void this.#catchUp(follower);
+  }
+
+  /** A follower's device gave a final word on an entry: if it was not given that entry yet, it won't be. */
+  settle(follower: Follower, seq: number): void {
+    if (seq > follower.cursor && seq <= this.head) (follower.skip ??= new Set()).add(seq);
   }
 
   stop(follower: Follower): void {
@@ -268,7 +275,8 @@ export class Log {
     }
     follower.cursor = cut.to;
     if (cut.to < this.head) this.#unfinished = true;
-    const batch = cut.toAll && cut.first > follower.floor ? cut.batch : this.#filter(cut.batch, follower);
+    const batch =
+      cut.toAll && cut.first > follower.floor && !follower.skip ? cut.batch : this.#filter(cut.batch, follower);
     if (batch.entries.length > 0 && this.#give(follower, batch)) {
       this.#live.delete(follower);
       void this.#catchUp(follower);
@@ -292,7 +300,9 @@ export class Log {
 
   #filter({ entries }: Batch, follower: Follower): Batch {
     const now = this.#source.now();
-    return new Batch(entries.filter((entry) => isFor(entry, follower, now)));
+    const { skip } = follower;
+    follower.skip = undefined;
+    return new Batch(entries.filter((entry) => isFor(entry, follower, now) && !skip?.has(entry.seq)));
   }
 
   /** True when the sink pushes back. */

@@ -10,8 +10,10 @@ import { FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Retention } from "./store.ts";
 
-/** Rows that one slice touches, about. */
+/** Rows that one slice touches, or kibibytes that it frees, about. */
 const TRIM_ROWS = 2_000;
+/** Devices that one statement looks at. */
+const MARK_DEVICES = 500;
 
 /** One slice of a channel's retention. @param now milliseconds since 1970 */
 export const trimChannel = (file: SqliteFile, channel: Channel, retention: Retention, now: number): boolean =>
@@ -39,18 +41,50 @@ function raiseFloor(file: SqliteFile, channel: Channel, { count, before }: Reten
     if (seq > channel.head - count && event.at >= before) return false;
     work += 1;
     if (event.owed > 0 && (event.expires === null || event.expires > now)) {
-      work += channel.audience;
-      file.run(
-        `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND ${
-          event.targeted ? "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2)" : "joined < ?2"
-        } AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
-        channel.id,
-        seq,
-      );
+      const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
+      work += devices;
+      if (devices === MARK_DEVICES) {
+        channel.marked = last;
+        continue; // There may be more.
+      }
     }
+    delete channel.marked;
     channel.floor = seq;
   }
   return false;
+}
+
+/** Notes an event as lost for at most `MARK_DEVICES` of its audience that owe it, by name from `channel.marked` on. */
+function markLost(
+  file: SqliteFile,
+  channel: Channel,
+  event: number,
+  targeted: boolean,
+): { devices: number; last: string } {
+  const from = channel.marked ?? "";
+  const [audience, belongs] = targeted
+    ? [
+        "targets WHERE channel = ?1 AND event = ?2",
+        "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2 AND device > ?3 AND device <= ?4)",
+      ]
+    : [`devices WHERE channel = ?1 AND "left" IS NULL AND joined < ?2`, "joined < ?2"];
+  const { devices, last } = file.get<{ devices: number; last: string | null }>(
+    `SELECT count(*) AS devices, max(device) AS last FROM
+     (SELECT device FROM ${audience} AND device > ?3 ORDER BY device LIMIT ${MARK_DEVICES})`,
+    channel.id,
+    event,
+    from,
+  )!;
+  if (last === null) return { devices, last: from };
+  file.run(
+    `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND device > ?3 AND device <= ?4
+     AND ${belongs} AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
+    channel.id,
+    event,
+    from,
+    last,
+  );
+  return { devices, last };
 }
 
 /** Deletes the rows of events that are no longer kept. */
@@ -58,17 +92,24 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
   for (let work = 0; channel.swept < channel.floor;) {
     if (work >= TRIM_ROWS) return true;
     const event = channel.swept + 1;
-    const removed = file.run(
-      `DELETE FROM latest WHERE channel = ?1 AND event = ?2 AND device IN
-       (SELECT device FROM latest WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
+    let removed = 0;
+    for (const table of ["latest", "targets"])
+      removed += file.run(
+        `DELETE FROM ${table} WHERE channel = ?1 AND event = ?2 AND device IN
+         (SELECT device FROM ${table} WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
+        channel.id,
+        event,
+      );
+    work += removed + 1;
+    if (removed >= TRIM_ROWS) continue; // There may be more.
+    const data = file.get<{ bytes: number }>(
+      "SELECT octet_length(data) AS bytes FROM events WHERE channel = ?1 AND seq = ?2",
       channel.id,
       event,
     );
-    work += removed + 1;
-    if (removed === TRIM_ROWS) continue;
+    work += Math.ceil((data?.bytes ?? 0) / 1024);
     file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
     file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
-    file.run("DELETE FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event);
     channel.swept = event;
   }
   file.run(`DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`, channel.id, channel.floor);

@@ -263,7 +263,9 @@ export class Poll implements Wire {
 
   beat(): void {}
 
-  bye(): void {
-    this.#settle(null);
+  /** What ends a feed for good has an answer; trouble that passes has none. */
+  bye(reason: Bye): void {
+    if (reason === "expired") this.#finish();
+    else this.#settle(null);
   }
 }

@@ -222,7 +222,6 @@ export function storeContract(
         expect((await store.tallies("orders", 1, 10)).size).toBe(0);
         expect(await store.rows("orders", 1, null, "", 10)).toEqual({ items: [], next: null });
         expect(await store.devices("orders", "", 10, T)).toEqual({ items: [], next: null });
-        expect((await store.joins("orders", ["till"])).size).toBe(0);
         expect(await store.retire("orders", "till", T)).toBe(false);
         expect(await store.record("orders", [word("none", 1, "till", "done")], T)).toEqual(["unknown"]);
         await store.seen("orders", new Map([["till", T]]));
@@ -409,7 +408,6 @@ export function storeContract(
         for (const event of [2, 3, 4]) expect(await give(event, "till", "done")).toBe("unaddressed");
         expect((await append("after")).addressed).toBe(1);
         expect((await devicesOf("orders")).map(({ device }) => device)).toEqual(["kiosk"]);
-        expect((await store.joins("orders", ["till", "kiosk"])).has("till")).toBe(false);
         await expectTalliesToEqualRows(store, "orders");
       });
 
@@ -618,7 +616,6 @@ export function storeContract(
           lost: 0,
         });
         expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 1 });
-        expect(await store.joins("orders", ["till", "stranger"])).toEqual(new Map([["till", 1]]));
       });
 
       test("says up to where nothing is owed, also where answers came out of order", async () => {
@@ -998,7 +995,6 @@ export function storeContract(
           tallies: () => store.tallies("orders", 1, 1),
           rows: () => store.rows("orders", 1, null, "", 10),
           devices: () => store.devices("orders", "", 10, T),
-          joins: () => store.joins("orders", ["till"]),
           channels: () => store.channels("", 10),
           trim: () => store.trim("orders", EVERYTHING, T),
           ready: () => store.ready(),
@@ -1458,9 +1454,6 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
     expect([device, enrolledAt, pending]).toEqual([device, known.enrolledAt, model.owed(device, now).length]);
     if (!known.returned) expect(seenAt).toBe(known.seenAt);
   }
-  expect(await store.joins(name, DEVICES)).toEqual(
-    new Map(names.map((device) => [device, model.devices.get(device)!.joined])),
-  );
   for (const device of DEVICES)
     expect([...(await store.settled(name, device, floor, head))].sort((a, b) => a - b)).toEqual(
       kept.filter((entry) => model.isFinal(entry, device)).map(({ event }) => event.seq),

@@ -508,12 +508,72 @@ describe("how a feed ends", () => {
     other.close();
   });
 
+  test("retiring a device ends also its feeds that are only about to start", async () => {
+    for (let n = 0; n < 50; n++) {
+      const channel = fresh();
+      await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
+      const abort = new AbortController();
+      const [stream] = await Promise.all([
+        fetch(feed(`${channel},${fresh()}`, "?device=a"), { signal: abort.signal }),
+        ask(`${pere.url}/devices/${channel}/a`, { method: "DELETE" }),
+      ]);
+      // Either the feed came first, and was ended; or it came after, and the device is enrolled anew.
+      const { devices } = (await ask(`${pere.url}/devices/${channel}`)).body;
+      if (devices.length === 0) expect(await stream.text()).toContain('{"reason":"expired"}');
+      else expect(devices).toMatchObject([{ device: "a", connected: true }]);
+      abort.abort();
+    }
+  });
+
   test("HEAD tells the headers and follows nothing", async () => {
     await until(() => pere.engine.held.feeds === 0);
     const answer = await ask(feed(fresh()), { method: "HEAD" });
     expect(answer.status).toBe(200);
     expect(answer.headers.get("content-type")).toBe("text/event-stream");
+    const channel = fresh();
+    const polled = await ask(feed(channel, "?device=ghost&wait=30"), {
+      method: "HEAD",
+      headers: { Accept: "application/json" },
+    });
+    expect(polled.headers.get("content-type")).toBe("application/json");
+    expect((await ask(`${pere.url}/devices/${channel}`)).status).toBe(404);
     expect(pere.engine.held.feeds).toBe(0);
+  });
+});
+
+describe("what a request may say", () => {
+  test.each([
+    ["text/event-stream", "text/event-stream"],
+    ["*/*", "text/event-stream"],
+    ["", "text/event-stream"],
+    ["application/jsonl", "text/event-stream"],
+    ["application/json, text/event-stream", "text/event-stream"],
+    ["APPLICATION/JSON; charset=utf-8", "application/json"],
+    ["application/json;q=0.9, */*;q=0.1", "application/json"],
+  ])("Accept: %s is answered with %s", async (accept, type) => {
+    const abort = new AbortController();
+    const response = await fetch(feed(fresh()), { headers: { Accept: accept }, signal: abort.signal });
+    expect(response.headers.get("content-type")).toBe(type);
+    abort.abort();
+  });
+
+  test("an empty name or position counts as none", async () => {
+    const channel = fresh();
+    const id = await push(pere.url, channel, 1);
+    const stream = await listen(feed(channel, `?device=&last-event-id=${id.replace(/-1$/, "-0")}`), {
+      device: "a",
+      "Last-Event-ID": "",
+    });
+    expect((await stream.own("ready")).device).toBe("a");
+    expect((await stream.have(1))[0]!.id).toBe(id);
+    stream.close();
+  });
+
+  test("a subprotocol that PERE does not speak is not agreed to", async () => {
+    const socket = new WebSocket(feed(fresh()).replace("http", "ws"), ["pere.token.x"]);
+    const closed = await new Promise<CloseEvent>((resolve) => (socket.onclose = resolve));
+    expect(closed.code).not.toBe(1000);
+    expect(socket.protocol).toBe("");
   });
 });
 

@@ -57,6 +57,13 @@ describe("a receipt", () => {
     expect(Math.abs(Date.parse(row.at) - Date.now())).toBeLessThan(60_000);
   });
 
+  test("keeps the numbers of its detail as they were written", async () => {
+    const { channel, event, url } = await channelWithEvent();
+    const detail = '{"n":12345678901234567890,"big":1e400,"z":-0,"f":12.50}';
+    await ask(url, { body: `{"event":"${event}","device":"a","status":"done","detail":${detail}}` });
+    expect((await ask(`${pere.url}/events/${channel}/${event}/receipts`)).text).toContain(`"detail":${detail},`);
+  });
+
   test("takes its device from the query or a header where it names none", async () => {
     const { channel, event, url } = await channelWithEvent();
     expect((await ask(`${url}?device=a`, { body: { event, status: "done" } })).body.recorded).toBe(1);

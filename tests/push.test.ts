@@ -256,6 +256,7 @@ describe("what is refused", () => {
     expect(answer.status).toBe(405);
     expect(answer.headers.get("allow")).toBe("POST");
     expect((await ask(`${pere.url}/pushes/c`)).status).toBe(404);
+    expect((await ask(`${pere.url}/push/`, { body: "1" })).status).toBe(404);
     expect((await ask(`${pere.url}/pushes/c`)).body.detail).toContain("/pushes/c");
   });
 });

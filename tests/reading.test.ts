@@ -174,6 +174,15 @@ describe("channels", () => {
     expect(body.channels).toEqual([{ channel: "zz-2", events: 1, devices: 1, connected: 0, last: id }]);
     expect((await get("/channels?limit=1")).body.next).toBeString();
   });
+
+  test("are all listed when no page was asked for", async () => {
+    const many = await start();
+    await Promise.all(Array.from({ length: 1_200 }, (_, n) => push(many.url, `c${n}`, n)));
+    const { body } = await ask(`${many.url}/channels`);
+    expect(body.channels).toHaveLength(1_200);
+    expect(body.next).toBeNull();
+    await many.stop();
+  });
 });
 
 describe("health", () => {
