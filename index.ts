@@ -266,6 +266,9 @@ function eventStream(
   return new Response(stream, { headers: STREAM_HEADERS });
 }
 
+/** Messages that a socket may send before it is told that it is ready. */
+const EARLY_MESSAGES_MAX = 16;
+
 function socket(
   engine: Engine,
   asked: FeedRequest,
@@ -275,19 +278,30 @@ function socket(
   const offered = (request.headers.get("sec-websocket-protocol") ?? "").split(",").map((name) => name.trim());
   let wire: Socket;
   let feed: ReturnType<Engine["follow"]>;
+  /** What came before the feed was ready: only then is it known which channel an event is of. */
+  let early: (string | Buffer)[] | null = [];
+  const take = (message: string | Buffer): void => {
+    feed.heard();
+    void socketFeedback(engine, asked, feed.logs, message).then(
+      (feedback) => wire.say("receipts", feedback),
+      (error: unknown) =>
+        wire.say("error", { detail: error instanceof PereError ? error.message : "something went wrong in PERE" }),
+    );
+  };
   const data: SocketData = {
     open(ws) {
-      wire = new Socket(ws);
+      wire = new Socket(ws, () => {
+        const waiting = early ?? [];
+        early = null;
+        waiting.forEach(take);
+      });
       feed = engine.follow(asked, wire);
     },
     message(_ws, message) {
       if (asked.kind === "receipts") return wire.say("error", { detail: "this feed only tells; receipts go to /feed" });
-      feed.heard();
-      void socketFeedback(engine, asked, feed.logs, message).then(
-        (feedback) => wire.say("receipts", feedback),
-        (error: unknown) =>
-          wire.say("error", { detail: error instanceof PereError ? error.message : "something went wrong in PERE" }),
-      );
+      if (early === null) return take(message);
+      if (early.length < EARLY_MESSAGES_MAX) early.push(message);
+      else wire.say("error", { detail: "wait for ready before you send so much" });
     },
     drain: () => wire.drained(),
     pong: () => feed.heard(),
@@ -364,24 +378,14 @@ function receiptItems(body: unknown, device: string | null, channelOf: (draft: R
 }
 
 /** The form that the clients of 2014 send: `id`, `device` and `status`, each where they put it. @throws PereError */
-function oldReceipt(text: string, request: Request, device: string | null): ReceiptItem[] {
+function oldReceipt(text: string, request: Request, device: string | null, channel: string): ReceiptItem {
   const form = new URLSearchParams(text);
   const event = form.get("id") ?? form.get("event") ?? request.headers.get("last-event-id") ?? "";
-  const { status, detail } = readOldStatus(form.get("status") ?? "");
-  const named = form.get("device");
-  const draft: ReceiptDraft | null =
-    (named ?? device) === null
-      ? null
-      : {
-          event: readPosition(event, "id"),
-          device: named === null ? device! : readDevice(named),
-          status,
-          detail,
-          deviceAt: null,
-        };
-  return draft
-    ? [{ channel: "", draft }]
-    : [{ event, reason: "device: must be named, as a field, in the query or in a header" }];
+  const name = form.get("device") ?? device;
+  if (name === null) return { event, reason: "device: must be named, as a field, in the query or in a header" };
+  const said = readOldStatus(form.get("status") ?? "");
+  const draft = { event: readPosition(event, "id"), device: readDevice(name), ...said, deviceAt: null };
+  return { channel, draft };
 }
 
 async function feedback(engine: Engine, channelText: string, request: Request): Promise<Response> {
@@ -394,8 +398,8 @@ async function feedback(engine: Engine, channelText: string, request: Request): 
   const items =
     form === "application/json"
       ? receiptItems(readExactJson(text), device, () => channel)
-      : oldReceipt(text, request, device);
-  const result = await engine.feedback(items.map((item) => ("draft" in item ? { ...item, channel } : item)));
+      : [oldReceipt(text, request, device, channel)];
+  const result = await engine.feedback(items);
   if (items.length === 0 || result.rejected.length < items.length) return json(result);
   const why = result.rejected.length === 1 ? result.rejected[0]!.reason : "every receipt was rejected";
   return problem(new PereError("refused", why), result);

@@ -152,10 +152,13 @@ const CLOSE: Record<Bye, number> = { drain: 1012, renew: 1012, busy: 1013, expir
 
 export class Socket implements Wire {
   readonly #socket: ServerWebSocket<SocketData>;
+  readonly #onReady: () => void;
   #drained: (() => void) | undefined;
 
-  constructor(socket: ServerWebSocket<SocketData>) {
+  /** @param onReady called when the reader was told that its feed is ready */
+  constructor(socket: ServerWebSocket<SocketData>, onReady: () => void) {
     this.#socket = socket;
+    this.#onReady = onReady;
   }
 
   /** A message of the server's own. */
@@ -165,6 +168,7 @@ export class Socket implements Wire {
 
   ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void {
     this.say("ready", readyBody(device, starts));
+    this.#onReady();
   }
 
   write(_channel: string, { entries }: Batch): Promise<unknown> | undefined {

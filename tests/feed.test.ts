@@ -400,6 +400,19 @@ describe("WebSocket", () => {
     socket.close();
   });
 
+  test("takes receipts that come before it said that it is ready", async () => {
+    const [one, two] = [fresh(), fresh()];
+    for (const channel of [one, two]) await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
+    const ids = [await push(pere.url, one, 1), await push(pere.url, two, 2)];
+    const socket = new WebSocket(feed(`${one},${two}`, "?device=a").replace("http", "ws"));
+    const messages: Record<string, unknown>[] = [];
+    socket.onopen = () => socket.send(JSON.stringify(ids.map((event) => ({ event, status: "done" }))));
+    socket.onmessage = ({ data }) => messages.push(JSON.parse(String(data)) as Record<string, unknown>);
+    await until(() => messages.find(({ pere }) => pere === "receipts"));
+    expect(messages.find(({ pere }) => pere === "receipts")).toMatchObject({ recorded: 2, rejected: [] });
+    socket.close();
+  });
+
   test.each(["7", "true", "null", "{", '"x"', "[[]]", "[1]"])(
     "%s is answered, and the socket goes on",
     async (text) => {
