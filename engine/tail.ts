@@ -77,15 +77,15 @@ export interface Follower {
 }
 
 /**
- * Entries after `from` up to `to`, for all who stand at `from`. `full`: one write carries no more, whatever comes; `toAll`: none of the entries
- * needs a look at who gets it.
+ * Entries after `from` up to `to`, for all who stand at `from`. `full`: one write carries no more, whatever comes; until `toAllUntil` none of
+ * the entries needs a look at who gets it.
  */
 interface Cut {
   readonly from: number;
   readonly first: number;
   readonly to: number;
   readonly full: boolean;
-  readonly toAll: boolean;
+  readonly toAllUntil: number;
   readonly batch: Batch;
 }
 
@@ -208,7 +208,6 @@ export class Log {
   #fill(cursor: number): Promise<void> {
     this.#filling ??= (async () => {
       try {
-        this.#filledFrom = cursor;
         let older: Entry[] = [];
         for (let after = cursor; after < this.#start() - 1;) {
           const read = (await this.#source.read(after, CATCH_UP_ENTRIES)).filter(({ seq }) => seq < this.#start());
@@ -216,6 +215,7 @@ export class Log {
           older.push(...read);
           after = read.at(-1)!.seq;
         }
+        this.#filledFrom = cursor; // Not before: who stands there as well waits for this read.
         if (older.at(-1)?.seq !== this.#start() - 1) return;
         let keep = older.length;
         let characters = this.#ringCharacters;
@@ -276,7 +276,9 @@ export class Log {
     follower.cursor = cut.to;
     if (cut.to < this.head) this.#unfinished = true;
     const batch =
-      cut.toAll && cut.first > follower.floor && !follower.skip ? cut.batch : this.#filter(cut.batch, follower);
+      cut.toAllUntil > this.#source.now() && cut.first > follower.floor && !follower.skip
+        ? cut.batch
+        : this.#filter(cut.batch, follower);
     if (batch.entries.length > 0 && this.#give(follower, batch)) {
       this.#live.delete(follower);
       void this.#catchUp(follower);
@@ -291,17 +293,20 @@ export class Log {
     const entries = this.#cut(cursor);
     const last = entries?.at(-1);
     if (!entries || !last) return null;
-    const now = this.#source.now();
-    const toAll = entries.every(({ to, expires }) => to === null && (expires === null || expires > now));
+    const toAllUntil = Math.min(
+      ...entries.map(({ to, expires }) =>
+        to === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
+      ),
+    );
     const [from, first, to] = [cursor, entries[0]!.seq, last.seq];
-    this.#shared = { from, first, to, full: to < this.head, toAll, batch: new Batch(entries) };
+    this.#shared = { from, first, to, full: to < this.head, toAllUntil, batch: new Batch(entries) };
     return this.#shared;
   }
 
   #filter({ entries }: Batch, follower: Follower): Batch {
     const now = this.#source.now();
     const { skip } = follower;
-    follower.skip = undefined;
+    if (skip && Math.max(...skip) <= follower.cursor) follower.skip = undefined;
     return new Batch(entries.filter((entry) => isFor(entry, follower, now) && !skip?.has(entry.seq)));
   }
 
@@ -342,7 +347,9 @@ export class Log {
         const now = this.#source.now();
         if (first > cursor + 1) sink.gap(this, cursor, first);
         follower.cursor = last;
-        const wanted = entries.filter((entry) => isFor(entry, follower, now) && !given?.has(entry.seq));
+        const wanted = entries.filter(
+          (entry) => isFor(entry, follower, now) && !given?.has(entry.seq) && !follower.skip?.has(entry.seq),
+        );
         if (wanted.length > 0) this.#give(follower, wanted.length === entries.length ? batch : new Batch(wanted));
       }
     } catch (error) {
