@@ -99,10 +99,20 @@ function inside(error: unknown): Response {
   return problem(new PereError("inside", `something went wrong in PERE; the log has it as ${incident}`));
 }
 
+/** Causes go to the log once a second, with how many there were: thousands are refused while a disk is full. */
+const QUIET_MS = 1_000;
+let warnedAt = Number.NEGATIVE_INFINITY;
+let unwarned = 0;
+
 function toResponse(error: unknown): Response {
   if (!(error instanceof PereError)) return inside(error);
-  if (error.cause !== undefined)
-    console.error(JSON.stringify({ level: "warn", message: error.message, cause: String(error.cause) }));
+  if (error.cause !== undefined && performance.now() - warnedAt < QUIET_MS) unwarned++;
+  else if (error.cause !== undefined) {
+    console.error(
+      JSON.stringify({ level: "warn", message: error.message, cause: String(error.cause), others: unwarned }),
+    );
+    [warnedAt, unwarned] = [performance.now(), 0];
+  }
   return problem(error);
 }
 
