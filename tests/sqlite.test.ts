@@ -18,19 +18,11 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { type Code, type EventDraft, PereError } from "../engine/model.ts";
+import { type Code, PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
+import { draft, T } from "./contract-calls.ts";
 import { storeContract } from "./contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
-
-const T = Date.UTC(2026, 0, 1);
-const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft => ({
-  type: null,
-  data: JSON.stringify(data),
-  to: null,
-  ttl: null,
-  ...more,
-});
 
 /** Every process of the running test; what a failed one left is ended. */
 const started: Process[] = [];

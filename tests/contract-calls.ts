@@ -1,0 +1,98 @@
+/**
+ * Short words for what the store's suite calls and compares again and again.
+ */
+import { expect } from "bun:test";
+import {
+  type Event,
+  type EventDraft,
+  type Code,
+  PereError,
+  type ReceiptDraft,
+  type Row,
+  type State,
+  type Status,
+  type Tally,
+  tallyCounts,
+} from "../engine/model.ts";
+import type { Page, Store } from "../engine/store.ts";
+
+export const T = Date.UTC(2026, 0, 1);
+export const SECOND = 1000;
+/** Retention that drops nothing. */
+export const EVERYTHING = { count: Number.MAX_SAFE_INTEGER, before: 0 };
+
+export const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft => ({
+  type: null,
+  data: JSON.stringify(data),
+  to: null,
+  ttl: null,
+  ...more,
+});
+
+export const word = (
+  epoch: string,
+  seq: number,
+  device: string,
+  status: Status,
+  more: Partial<ReceiptDraft> = {},
+): ReceiptDraft => ({ event: { epoch, seq }, device, status, detail: null, deviceAt: null, ...more });
+
+/** Reads all pages. */
+export async function all<Item>(read: (after: string) => Promise<Page<Item, string>>): Promise<Item[]> {
+  const items: Item[] = [];
+  for (let after: string | null = ""; after !== null;) {
+    const page: Page<Item, string> = await read(after);
+    items.push(...page.items);
+    after = page.next;
+  }
+  return items;
+}
+
+export const rowsOf = (store: Store, channel: string, event: number, status: State | null = null): Promise<Row[]> =>
+  all((after) => store.rows(channel, event, status, after, 1_000));
+
+export const tallyOf = async (store: Store, channel: string, event: number): Promise<Tally | undefined> =>
+  (await store.tallies(channel, event, event)).get(event);
+
+export const countRows = (rows: readonly Row[]): Record<State, number> => {
+  const counts = { pending: 0, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
+  for (const { status } of rows) counts[status]++;
+  return counts;
+};
+
+/** Every kept event's tally adds up, and says what the rows say. */
+export async function expectTalliesToEqualRows(store: Store, channel: string): Promise<void> {
+  const { events } = (await store.heads(channel))!;
+  const tallies = await store.tallies(channel, 1, events.head);
+  expect([...tallies.keys()].sort((a, b) => a - b)).toEqual(
+    Array.from({ length: events.head - events.floor }, (_, n) => events.floor + 1 + n),
+  );
+  for (const [event, tally] of tallies) {
+    const rows = await rowsOf(store, channel, event);
+    expect(tally.addressed).toBe(rows.length);
+    expect(tallyCounts(tally)).toEqual(countRows(rows));
+  }
+}
+
+/** Trims until there is no more to do, and counts the calls. */
+export async function trimAll(
+  store: Store,
+  channel: string | null,
+  retention: { count: number; before: number },
+  now: number,
+): Promise<number> {
+  for (let calls = 1; ; calls++) {
+    if (!(await store.trim(channel, retention, now))) return calls;
+    if (calls === 10_000) throw new Error("trim never ends");
+  }
+}
+
+/** The code that a call was refused with. */
+export const codeOf = (call: Promise<unknown>): Promise<Code | "accepted" | "not a PereError"> =>
+  call.then(
+    () => "accepted",
+    (error: unknown) => (error instanceof PereError ? error.code : "not a PereError"),
+  );
+
+/** `to` is a set of names: a store may give them back in any order. */
+export const sorted = (event: Event): Event => ({ ...event, to: event.to && [...event.to].sort() });
