@@ -38,7 +38,7 @@ import {
   readChannels,
   readData,
   readDevice,
-  readExactJson,
+  readReceiptsJson,
   readKey,
   readLimit,
   readLines,
@@ -342,7 +342,7 @@ async function socketFeedback(
     throw new PereError("refused", "this feed is anonymous: it owes no receipts; open it with ?device=");
   return engine.feedback(
     receiptItems(
-      readExactJson(message, "message"),
+      readReceiptsJson(message, "message"),
       device,
       ({ event }) => logs.find(({ epoch }) => epoch === event.epoch)?.channel ?? channels[0]!,
     ),
@@ -407,7 +407,7 @@ async function feedback(engine: Engine, channelText: string, request: Request): 
   const text = readText(await bodyOf(request, RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024)));
   const items =
     form === "application/json"
-      ? receiptItems(readExactJson(text), device, () => channel)
+      ? receiptItems(readReceiptsJson(text), device, () => channel)
       : [oldReceipt(text, request, device, channel)];
   const result = await engine.feedback(items);
   if (items.length === 0 || result.rejected.length < items.length) return json(result);

@@ -304,7 +304,7 @@ export function readKey(text: string): string {
 }
 
 /** How deep a JSON text nests, strings left out; it need not be valid. */
-export function jsonDepth(text: string): number {
+function jsonDepth(text: string): number {
   let depth = 0;
   let deepest = 0;
   let inString = false;
@@ -331,11 +331,14 @@ export function readText(bytes: Uint8Array): string {
   }
 }
 
+/** How a value is taken from its text; JSON.parse's second argument. */
+type Reviver = (key: string, value: unknown, context: { source?: string }) => unknown;
+
 /** One JSON value. The depth is checked before the parser sees it. @throws PereError malformed or refused */
-export function readJson(text: string, path = "body"): unknown {
+function readJson(text: string, path: string, reviver?: Reviver): unknown {
   if (jsonDepth(text) > JSON_DEPTH_MAX) throw refused(path, `nests deeper than ${JSON_DEPTH_MAX} levels`);
   try {
-    return JSON.parse(text) as unknown;
+    return JSON.parse(text, reviver as (key: string, value: unknown) => unknown) as unknown;
   } catch (error) {
     const why = text.trim() === "" ? "it is empty" : error instanceof Error ? error.message : "it does not parse";
     throw malformed(path, `must be one JSON value: ${why}`);
@@ -344,16 +347,15 @@ export function readJson(text: string, path = "body"): unknown {
 
 /** What JavaScript has for a number that must go out again as it came in (ECMAScript, JSON.rawJSON). */
 const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
-const exactNumber = (_key: string, value: unknown, { source }: { source?: string } = {}): unknown =>
+const exactNumber: Reviver = (_key, value, { source }) =>
   typeof value === "number" && source !== undefined && String(value) !== source ? rawJSON(source) : value;
 
-/** As `readJson`, but `JSON.stringify` gives every number back as it was written: 12345678901234567890, 1e400, -0. */
-export function readExactJson(text: string, path = "body"): unknown {
-  const value = readJson(text, path);
-  return /\d/.test(text)
-    ? (JSON.parse(text, exactNumber as (key: string, value: unknown) => unknown) as unknown)
-    : value;
-}
+/**
+ * What a request brings as receipts. Numbers in a `detail` are kept so that `JSON.stringify` gives them back as they were written:
+ * 12345678901234567890, 1e400, -0. @throws PereError malformed or refused
+ */
+export const readReceiptsJson = (text: string, path = "body"): unknown =>
+  readJson(text, path, text.includes('"detail"') ? exactNumber : undefined);
 
 /** The data of one event: a JSON text, checked and returned as it is. @throws PereError */
 export function readData(text: string, path = "body"): string {

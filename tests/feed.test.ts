@@ -2,6 +2,7 @@
  * GET /feed: where a feed starts, what it carries, how it resumes, and how it ends; by each of its three transports.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { connect as dial } from "node:net";
 import { EventSource } from "eventsource";
 import { WebSocket as NodeWebSocket } from "ws";
 import type { Service } from "../index.ts";
@@ -404,13 +405,19 @@ describe("WebSocket", () => {
     const [one, two] = [fresh(), fresh()];
     for (const channel of [one, two]) await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
     const ids = [await push(pere.url, one, 1), await push(pere.url, two, 2)];
-    const socket = new WebSocket(feed(`${one},${two}`, "?device=a").replace("http", "ws"));
-    const messages: Record<string, unknown>[] = [];
-    socket.onopen = () => socket.send(JSON.stringify(ids.map((event) => ({ event, status: "done" }))));
-    socket.onmessage = ({ data }) => messages.push(JSON.parse(String(data)) as Record<string, unknown>);
-    await until(() => messages.find(({ pere }) => pere === "receipts"));
-    expect(messages.find(({ pere }) => pere === "receipts")).toMatchObject({ recorded: 2, rejected: [] });
-    socket.close();
+    // Sent with the handshake, in one piece: a masked text frame with a mask of zeros (RFC 6455, section 5.2).
+    const text = JSON.stringify(ids.map((event) => ({ event, status: "done" })));
+    const frame = Buffer.from([0x81, 0xfe, text.length >> 8, text.length & 255, 0, 0, 0, 0, ...Buffer.from(text)]);
+    const head =
+      `GET /feed/${one},${two}?device=a HTTP/1.1\r\nHost: pere\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n` +
+      "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    const socket = dial(Number(new URL(pere.url).port), "127.0.0.1");
+    let said = "";
+    socket.on("data", (bytes) => (said += bytes.toString("latin1")));
+    socket.write(Buffer.concat([Buffer.from(head), frame]));
+    await until(() => said.includes('"pere":"receipts"'));
+    expect(said).toContain('{"pere":"receipts","recorded":2,"duplicate":0,"rejected":[]}');
+    socket.destroy();
   });
 
   test.each(["7", "true", "null", "{", '"x"', "[[]]", "[1]"])(
