@@ -58,6 +58,7 @@ import {
 } from "./engine/model.ts";
 import { readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
+import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
 import { document, operations } from "./web/openapi.ts";
 
@@ -629,9 +630,16 @@ export interface Service {
 /** Milliseconds in which feeds that were told to go may read that they were. */
 const FAREWELL_MS = 200;
 
+/** Redis is loaded only when it is asked for. */
+async function openRedis(urls: readonly string[], replicas: number): Promise<Store> {
+  const { RedisStore } = await import("./engine/redis.ts");
+  return RedisStore.open({ urls, replicas });
+}
+
 /** Starts PERE. @throws PereError or Error when the file or the port can't be had */
 export async function serve(settings: Settings, options: EngineOptions = {}): Promise<Service> {
-  const store = new SqliteStore({ path: settings.db });
+  const { db, redis, replicas } = settings;
+  const store = redis === null ? new SqliteStore({ path: db }) : await openRedis(redis, replicas);
   const engine = new Engine(store, { ...options, limits: { ...settings.limits, ...options.limits } });
   const app = routes(engine, options.random ?? Math.random);
   app.use(
@@ -672,6 +680,13 @@ if (import.meta.main) {
   try {
     const service = await serve(readSettings(process.argv.slice(2), process.env));
     console.log(`PERE listening on ${service.url}`);
+    service.engine.ready().then(
+      ({ version, durability, advice }) => {
+        console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
+        for (const sentence of advice) console.log(sentence);
+      },
+      (error: Error) => console.error(`PERE's store is away: ${error.message}`),
+    );
     for (const signal of ["SIGTERM", "SIGINT"] as const)
       process.once(signal, () => {
         process.once(signal, () => process.exit(1));

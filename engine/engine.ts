@@ -115,14 +115,17 @@ export class Engine {
    */
   async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
     if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
-    const appended = await this.#store.append(channel, drafts, this.#now(), key);
+    const [appended, elsewhere] = await Promise.all([
+      this.#store.append(channel, drafts, this.#now(), key),
+      this.#store.elsewhere(channel),
+    ]);
     const slack = Math.floor(this.#limits.keptEvents / 100);
     const head = appended.first + appended.count - 1;
     if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
       void this.#trim(channel);
     return {
       ...appended,
-      audience: { addressed: appended.addressed, connected: this.#feeds.connected(channel, drafts[0]!.to) },
+      audience: { addressed: appended.addressed, connected: this.#feeds.connected(channel, drafts[0]!.to, elsewhere) },
     };
   }
 
@@ -185,18 +188,19 @@ export class Engine {
     throw new PereError("unknown", `channel ${channel} has never been used`);
   }
 
-  /** Channels by name, with how many devices have a feed open here: a page, or all of them when `limit` is null. */
+  /** Channels by name, with how many devices have a feed open: a page, or all of them when `limit` is null. */
   async channels(after: string, limit: number | null) {
     const channels = [];
     let next: string | null = after;
     do {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(next, limit ?? PAGE_MAX);
-      for (const { channel, epoch, events, devices } of page.items)
+      const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.elsewhere(channel)));
+      for (const [index, { channel, epoch, events, devices }] of page.items.entries())
         channels.push({
           channel,
           events: events.head - events.floor,
           devices,
-          connected: this.#feeds.connected(channel, null),
+          connected: this.#feeds.connected(channel, null, elsewhere[index]!),
           last: events.head === 0 ? null : `${epoch}-${events.head}`,
         });
       next = page.next;
@@ -243,11 +247,13 @@ export class Engine {
   async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[]> {
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, events[0]!.seq, events.at(-1)!.seq);
-    const joined = this.#feeds.joined(channel);
+    const elsewhere = await this.#store.elsewhere(channel);
+    const joined = this.#feeds.joined(channel, elsewhere);
     return events.flatMap((event) => {
       const tally = tallies.get(event.seq);
       if (!tally) return []; // Retention took it between the two reads.
-      const connected = event.to === null ? countBelow(joined, event.seq) : this.#feeds.connected(channel, event.to);
+      const { seq, to } = event;
+      const connected = to === null ? countBelow(joined, seq) : this.#feeds.connected(channel, to, elsewhere);
       return [eventStateText(channel, epoch, event, tally, connected)];
     });
   }
@@ -268,10 +274,11 @@ export class Engine {
   async devices(channel: string, after: string, limit: number) {
     await this.#heads(channel);
     const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
+    const elsewhere = await this.#store.elsewhere(channel);
     const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
       device,
       enrolledAt,
-      connected: this.#feeds.isConnected(channel, device),
+      connected: this.#feeds.isConnected(channel, device, elsewhere),
       seenAt: this.#feeds.heardAt(channel, device) ?? seenAt,
       pending,
     }));
@@ -283,12 +290,10 @@ export class Engine {
     return this.#store.enrol(channel, device, this.#now());
   }
 
-  /** Ends an enrolment and the device's feeds. @throws PereError unknown */
+  /** Ends an enrolment, and with it the device's feeds, wherever they are. @throws PereError unknown */
   async retire(channel: string, device: string): Promise<void> {
-    const feeds = this.#feeds.of(channel, device); // Taken now: who comes meanwhile enrols anew.
     if (!(await this.#store.retire(channel, device, this.#now())))
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
-    for (const feed of feeds) feed.end("expired");
   }
 
   /** @throws PereError away */

@@ -4,8 +4,8 @@
  * A feed is one connection with a follower on each log that it asked for. What a feed costs at rest is its place in a wheel that
  * turns once in a while for all of them: no timer, no promise, no queue a feed.
  */
-import { type Event, eventText, id, type Kind, type Position, type Receipt, receiptText } from "./model.ts";
-import { type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
+import { type Event, eventText, id, type Kind, PereError, type Position, type Receipt, receiptText } from "./model.ts";
+import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { type Batch, type Entry, type Follower, Log, type Sink, type Source } from "./tail.ts";
 
 /** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
@@ -52,10 +52,28 @@ export interface FeedLimits {
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
 const BEAT_TICKS = 15;
 
+/** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
+const REJOIN_MS = 1_000;
+
 /** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
 interface Present {
   readonly feeds: Set<Feed>;
   joined: number;
+}
+
+/** A device that is being enrolled for a feed that starts. */
+interface Joining {
+  readonly channels: readonly string[];
+  readonly device: string;
+  /** It was retired in one of them meanwhile: before or after it was enrolled can't be known. */
+  isRetired: boolean;
+}
+
+/** Who has a feed of a channel open here. */
+interface Presence {
+  readonly devices: Map<string, Present>;
+  /** How many of them are at other instances too; counted once for what is known of those, as long as nobody comes or goes here. */
+  both: { readonly elsewhere: ReadonlyMap<string, number>; readonly count: number } | null;
 }
 
 /** Signs of life in one commit: others want to commit as well. */
@@ -95,8 +113,9 @@ export class Feed implements Sink {
     return this.wire.write(log.channel, batch);
   }
 
-  gap(log: Log, after: number, from: number): void {
-    this.wire.gap(log.channel, { epoch: log.epoch, seq: after }, { epoch: log.epoch, seq: from });
+  gap(log: Log, after: Position, from: Position): void {
+    this.wroteAt = this.#feeds.tick;
+    this.wire.gap(log.channel, after, from);
   }
 
   rest(): void {
@@ -140,7 +159,8 @@ export class Feeds {
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
   /** Devices with an open feed here, by channel. */
-  readonly #present = new Map<string, Map<string, Present>>();
+  readonly #present = new Map<string, Presence>();
+  readonly #joining = new Set<Joining>();
   /** Signs of life not yet written down, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
   readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
@@ -156,7 +176,10 @@ export class Feeds {
     this.#random = random;
     this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
     this.#timer.unref();
-    store.watch((wake) => this.#woken(wake));
+    store.watch(
+      (wake) => this.#woken(wake),
+      (extent) => this.#reached(extent),
+    );
   }
 
   /** What this instance holds, for tests and metrics. */
@@ -166,7 +189,7 @@ export class Feeds {
       feeds: this.#open.size,
       logs: this.#logs.size,
       live: sum([...this.#logs.values()].map(({ live }) => live)),
-      present: sum([...this.#present.values()].map(({ size }) => size)),
+      present: sum([...this.#present.values()].map(({ devices }) => devices.size)),
       spokes: sum(this.#wheel.map(({ size }) => size)),
     };
   }
@@ -193,15 +216,17 @@ export class Feeds {
       if (this.#closing) return feed.end("drain");
       if (this.#open.size > this.#limits.feeds) return feed.end("busy");
       const { kind, device } = request;
-      const found = await Promise.all(
-        request.channels.map((channel) =>
-          kind === "events" && device !== null
-            ? this.#store.join(channel, device, this.#now())
-            : this.#store.open(channel),
-        ),
-      );
+      // Heard before it is read, so that nothing falls between.
+      await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
       if (!feed.open) return;
-      found.forEach((heads, index) => feed.logs[index]!.reach(heads.epoch, heads[kind].head));
+      const found =
+        kind === "events" && device !== null
+          ? await this.#join(request.channels, device)
+          : await Promise.all(request.channels.map((channel) => this.#store.open(channel)));
+      if (!feed.open) return;
+      found.forEach((heads, index) =>
+        this.#reached({ kind, channel: request.channels[index]!, epoch: heads.epoch, head: heads[kind].head }),
+      );
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
       const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
       const starts = found.map((heads) => startOf(heads, request, strangers));
@@ -218,12 +243,24 @@ export class Feeds {
       );
       starts.forEach(({ cursor, floor, gap }, index) => {
         if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
-        feed.followers.push({ sink: feed, device, cursor, floor, stopped: false });
+        feed.followers.push({ sink: feed, device, cursor, floor, lost: null, stopped: false });
       });
       feed.followers.forEach((follower, index) => feed.logs[index]!.follow(follower));
     } catch {
       feed.end("busy");
     }
+  }
+
+  /** Enrols a device for a feed that starts. Where it is retired meanwhile, the feed counts as one that came after that. */
+  async #join(channels: readonly string[], device: string): Promise<Joined[]> {
+    const joining: Joining = { channels, device, isRetired: false };
+    this.#joining.add(joining);
+    const found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now()))).finally(
+      () => this.#joining.delete(joining),
+    );
+    if (!joining.isRetired) return found;
+    const again = await this.#join(channels, device);
+    return again.map((joined, index) => ({ ...joined, enrolled: joined.enrolled && found[index]!.enrolled }));
   }
 
   /** Called by a feed that ended. */
@@ -233,13 +270,10 @@ export class Feeds {
     feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
     for (const log of feed.logs) {
       if (feed.entered) this.#leave(feed, log.channel);
-      if (--log.users === 0) this.#logs.delete(logName(log.kind, log.channel));
+      if (--log.users > 0) continue;
+      this.#logs.delete(logName(log.kind, log.channel));
+      this.#store.unfollow(log.kind, log.channel);
     }
-  }
-
-  /** All feeds of a device on a channel, also those that are only about to start. */
-  of(channel: string, device: string): Feed[] {
-    return [...this.#open].filter((feed) => feed.device === device && feed.logs.some((log) => log.channel === channel));
   }
 
   #hold(kind: Kind, channel: string): Log {
@@ -253,9 +287,11 @@ export class Feeds {
   // --------------------------------------------------------------------------------------------------- from store to tails
 
   #woken(wake: Wake): void {
+    if (wake.kind === "retired") return this.#retired(wake.channel, wake.device);
     const log = this.#logs.get(logName(wake.kind, wake.channel));
     if (!log) return;
-    const { channel, epoch } = wake;
+    const { kind, channel, epoch } = wake;
+    if (epoch !== log.epoch) this.#reached({ kind, channel, epoch, head: wake.entries[0]!.seq - 1 });
     log.announce(
       wake.kind === "events"
         ? wake.entries.map((event) => eventEntry(channel, epoch, event))
@@ -263,69 +299,126 @@ export class Feeds {
     );
   }
 
+  /** A device's enrolment was ended, here or elsewhere: so are its feeds. One that it opened anew meanwhile may end as well; it comes back. */
+  #retired(channel: string, device: string): void {
+    for (const joining of this.#joining)
+      if (joining.device === device && joining.channels.includes(channel)) joining.isRetired = true;
+    for (const feed of [...(this.#present.get(channel)?.devices.get(device)?.feeds ?? [])]) feed.end("expired");
+  }
+
+  #reached({ kind, channel, epoch, head }: Extent): void {
+    const log = this.#logs.get(logName(kind, channel));
+    if (!log) return;
+    const before = log.epoch;
+    log.reach(epoch, head);
+    if (before === "" || before === epoch || kind !== "events") return;
+    for (const device of this.#present.get(channel)?.devices.keys() ?? []) void this.#rejoin(log, device);
+  }
+
+  /** In a new life of its channel nobody knows a device that was there all the time: it is enrolled again. */
+  async #rejoin({ channel, epoch }: Log, device: string): Promise<void> {
+    for (;;) {
+      const present = this.#present.get(channel)?.devices.get(device);
+      if (!present || this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
+      try {
+        present.joined = (await this.#store.join(channel, device, this.#now())).joined;
+        return this.#store.attend(channel, device, present.joined);
+      } catch {
+        await Bun.sleep(REJOIN_MS);
+      }
+    }
+  }
+
   #source(kind: Kind, channel: string): Source {
     const store = this.#store;
-    const epochOf = async (): Promise<string> => (await store.heads(channel))?.epoch ?? "";
+    /** Reads, and sees to it that all of it is of the log's present life. */
+    const inOneLife = async <Found>(read: () => Promise<Found>): Promise<Found> => {
+      const [before, found, after] = await Promise.all([store.heads(channel), read(), store.heads(channel)]);
+      const life = this.#logs.get(logName(kind, channel))?.epoch;
+      if (after && after.epoch !== life) this.#reached({ kind, channel, epoch: after.epoch, head: after[kind].head });
+      if (before && before.epoch === after?.epoch && before.epoch === life) return found;
+      throw new PereError("away", `the log of channel ${channel} begins anew`);
+    };
+    const epochOf = (): string => this.#logs.get(logName(kind, channel))?.epoch ?? "";
     return {
       now: this.#now,
-      async read(after, limit) {
-        const epoch = await epochOf();
-        return kind === "events"
-          ? (await store.events(channel, after, limit)).map((event) => eventEntry(channel, epoch, event))
-          : (await store.receipts(channel, after, limit)).map((receipt) => receiptEntry(channel, epoch, receipt));
-      },
+      read: (after, limit) =>
+        kind === "events"
+          ? inOneLife(() => store.events(channel, after, limit)).then((found) =>
+              found.map((event) => eventEntry(channel, epochOf(), event)),
+            )
+          : inOneLife(() => store.receipts(channel, after, limit)).then((found) =>
+              found.map((receipt) => receiptEntry(channel, epochOf(), receipt)),
+            ),
       settled: (device, after, upTo) => store.settled(channel, device, after, upTo),
     };
   }
 
   // -------------------------------------------------------------------------------------------------------- who is connected
 
-  /** How many devices have a feed of the channel open here; of those in `to`, when it is given. */
-  connected(channel: string, to: readonly string[] | null): number {
-    const present = this.#present.get(channel);
-    if (!present) return 0;
-    return to === null ? present.size : to.filter((device) => present.has(device)).length;
+  /** How many devices have a feed of the channel open, here or elsewhere; of those in `to`, when it is given. */
+  connected(channel: string, to: readonly string[] | null, elsewhere: ReadonlyMap<string, number>): number {
+    if (to !== null) return to.filter((device) => this.isConnected(channel, device, elsewhere)).length;
+    const here = this.#present.get(channel);
+    if (!here) return elsewhere.size;
+    if (here.both?.elsewhere !== elsewhere) {
+      let count = 0;
+      for (const device of elsewhere.keys()) if (here.devices.has(device)) count++;
+      here.both = { elsewhere, count };
+    }
+    return here.devices.size + elsewhere.size - here.both.count;
   }
 
   /** The `seq`s after which connected devices joined the channel, ascending. */
-  joined(channel: string): Float64Array {
-    return Float64Array.from(this.#present.get(channel)?.values() ?? [], ({ joined }) => joined).sort();
+  joined(channel: string, elsewhere: ReadonlyMap<string, number>): Float64Array {
+    const here = this.#present.get(channel)?.devices;
+    const joined = Array.from(here?.values() ?? [], (present) => present.joined);
+    for (const [device, seq] of elsewhere) if (!here?.has(device)) joined.push(seq);
+    return Float64Array.from(joined).sort();
   }
 
   #enter(feed: Feed, device: string, found: readonly Joined[]): void {
     feed.entered = true;
     feed.logs.forEach(({ channel }, index) => {
-      let devices = this.#present.get(channel);
-      if (!devices) this.#present.set(channel, (devices = new Map()));
+      let presence = this.#present.get(channel);
+      if (!presence) this.#present.set(channel, (presence = { devices: new Map(), both: null }));
       const { joined } = found[index]!;
-      const present = devices.get(device);
+      const present = presence.devices.get(device);
       if (present) {
         present.feeds.add(feed);
         present.joined = joined;
-      } else devices.set(device, { feeds: new Set([feed]), joined });
+      } else {
+        presence.devices.set(device, { feeds: new Set([feed]), joined });
+        presence.both = null;
+      }
+      this.#store.attend(channel, device, joined);
       this.heard(channel, device);
     });
   }
 
   #leave(feed: Feed, channel: string): void {
-    const devices = this.#present.get(channel)!;
-    const { feeds } = devices.get(feed.device!)!;
+    const presence = this.#present.get(channel)!;
+    const device = feed.device!;
+    const { feeds } = presence.devices.get(device)!;
     feeds.delete(feed);
-    if (feeds.size === 0) devices.delete(feed.device!);
-    if (devices.size === 0) this.#present.delete(channel);
+    if (feeds.size > 0) return;
+    presence.devices.delete(device);
+    presence.both = null;
+    this.#store.attend(channel, device, null);
+    if (presence.devices.size === 0) this.#present.delete(channel);
   }
 
   /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
   settle(channel: string, device: string, seq: number): void {
-    for (const { logs, followers } of this.#present.get(channel)?.get(device)?.feeds ?? [])
+    for (const { logs, followers } of this.#present.get(channel)?.devices.get(device)?.feeds ?? [])
       followers.forEach((follower, index) => {
         if (logs[index]!.channel === channel) logs[index]!.settle(follower, seq);
       });
   }
 
-  /** Whether a device has a feed of the channel open here. */
-  isConnected(channel: string, device: string): boolean {
-    return this.#present.get(channel)?.has(device) ?? false;
+  /** Whether a device has a feed of the channel open, here or elsewhere. */
+  isConnected(channel: string, device: string, elsewhere: ReadonlyMap<string, number>): boolean {
+    return this.#present.get(channel)?.devices.has(device) || elsewhere.has(device);
   }
 
   // ----------------------------------------------------------------------------------------------------------- signs of life

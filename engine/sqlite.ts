@@ -26,12 +26,25 @@ import {
   type State,
   type Tally,
 } from "./model.ts";
-import type { Appended, Heads, Idempotency, Joined, Page, Retention, Store, Verdict, Wake } from "./store.ts";
+import type {
+  Appended,
+  Heads,
+  Idempotency,
+  Joined,
+  Page,
+  Readiness,
+  Retention,
+  Store,
+  Verdict,
+  Wake,
+} from "./store.ts";
 
 /** Channels whose counters are kept in memory. */
 const CHANNELS_CACHED = 10_000;
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
+
+const NOBODY: ReadonlyMap<string, number> = new Map();
 
 interface EventRow {
   seq: number;
@@ -422,7 +435,9 @@ export class SqliteStore implements Store {
   retire(name: string, device: string): Promise<boolean> {
     return this.#file.change(() => {
       const channel = this.#find(name);
-      return channel !== null && this.#enrolments.retire(channel, device);
+      const isRetired = channel !== null && this.#enrolments.retire(channel, device);
+      if (isRetired) this.#wakes.push({ kind: "retired", channel: name, device });
+      return isRetired;
     });
   }
 
@@ -460,9 +475,26 @@ export class SqliteStore implements Store {
     this.#listener = listener;
   }
 
-  async ready(): Promise<{ store: string; durability: "fsync" | "memory" }> {
+  /** Everything that is stored is stored here, so every log is followed already. */
+  follow(): Promise<void> {
+    return this.#file.read(() => {});
+  }
+  unfollow(): void {}
+
+  /** There is no other instance: who is connected is connected here, and every lease is this one's. */
+  attend(): void {}
+  async elsewhere(): Promise<ReadonlyMap<string, number>> {
+    return NOBODY;
+  }
+  lease(): Promise<number | null> {
+    return this.#file.read(() => 1);
+  }
+
+  async ready(): Promise<Readiness> {
     this.#file.check();
-    return { store: "sqlite", durability: this.#file.path === ":memory:" ? "memory" : "fsync" };
+    const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
+    if (this.#file.path !== ":memory:") return { ...kept, durability: "fsync", advice: [] };
+    return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };
   }
 
   async close(): Promise<void> {

@@ -8,8 +8,8 @@
  *
  * - **Durable, then resolved.** A promise of a method that writes resolves after what it wrote survives a power cut. When it rejects, nothing of
  *   that call was written, except where the disk or the connection to the store failed in the middle: then it can't be known, and the error says so.
- * - **Durable, then told.** `watch`ers hear of an entry after it is durable, in the order of its log, exactly once while all is well. A
- *   wake-up is a hint all the same: who misses one finds the entry by reading.
+ * - **Durable, then told.** Watchers hear of an entry in a log that they follow after it is durable, in the order of its log, exactly once while all
+ *   is well, also when another instance stored it. A wake-up is a hint all the same: who misses one finds the entry by reading.
  * - **All or nothing** for each call, also when it names many events or receipts.
  * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.
  *
@@ -68,7 +68,7 @@ export interface Retention {
   readonly before: number;
 }
 
-/** What `watch` tells: entries of one log, in order, just made durable. */
+/** What `watch` tells: entries of one log, in order, just made durable; or that a device was retired. */
 export type Wake =
   | { readonly kind: "events"; readonly channel: string; readonly epoch: string; readonly entries: readonly Event[] }
   | {
@@ -76,7 +76,29 @@ export type Wake =
       readonly channel: string;
       readonly epoch: string;
       readonly entries: readonly Receipt[];
-    };
+    }
+  | { readonly kind: "retired"; readonly channel: string; readonly device: string };
+
+/** How far a log has come, when that was found by asking. An `epoch` other than before: the log that was is lost. */
+export interface Extent {
+  readonly kind: Kind;
+  readonly channel: string;
+  readonly epoch: string;
+  readonly head: number;
+}
+
+/**
+ * What an operator can rely on. `fsync`: what was acknowledged survives a power cut. `second`: all but the last second or so. `memory`: it is lost when
+ * the store's process ends.
+ */
+export interface Readiness {
+  readonly store: string;
+  /** What it is kept in, by name and version. */
+  readonly version: string;
+  readonly durability: "fsync" | "second" | "memory";
+  /** Sentences for the operator: what to change, and what it costs not to. */
+  readonly advice: readonly string[];
+}
 
 export interface Store {
   /**
@@ -102,7 +124,11 @@ export interface Store {
   /** Enrols a device; false when it was already. */
   enrol(channel: string, device: string, now: number): Promise<boolean>;
 
-  /** Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. False: it was not enrolled. */
+  /**
+   * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. Whoever follows the
+   * channel's events is told.
+   * @returns false: it was not enrolled
+   */
   retire(channel: string, device: string, now: number): Promise<boolean>;
 
   /** Keeps the last signs of life of a channel's devices, milliseconds since 1970. */
@@ -136,11 +162,32 @@ export interface Store {
    */
   trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
 
-  /** Hears of every entry that becomes durable. One watcher a store. */
-  watch(listener: (wake: Wake) => void): void;
+  /**
+   * Hears of every entry that becomes durable in a log that is followed, whoever stored it, and of retired devices where events are followed.
+   * One watcher a store.
+   * @param reached told where entries may have passed unheard; what is missing is to be read
+   */
+  watch(listener: (wake: Wake) => void, reached?: (extent: Extent) => void): void;
+
+  /** From when it resolves until `unfollow`, the watcher hears of this log. Asked twice it is the same. @throws PereError away */
+  follow(kind: Kind, channel: string): Promise<void>;
+  unfollow(kind: Kind, channel: string): void;
+
+  /** A device, which joined the channel after `joined`, is connected to this instance from now on; null: it is no longer. Other instances know it soon. */
+  attend(channel: string, device: string, joined: number | null): void;
+
+  /** Devices that are connected at other instances, each with where it joined; right within seconds, nobody where it can't be known. Never rejects. */
+  elsewhere(channel: string): Promise<ReadonlyMap<string, number>>;
+
+  /**
+   * Takes or renews a lease, for work that one instance must do.
+   * @returns its number, which grows each time that it changes hands, so that a holder who woke up late is known by an old one; null: another holds it
+   * @throws PereError away
+   */
+  lease(name: string, holder: string, ms: number): Promise<number | null>;
 
   /** What the operator can rely on, for `/ready`. @throws PereError away */
-  ready(): Promise<{ readonly store: string; readonly durability: "fsync" | "memory" }>;
+  ready(): Promise<Readiness>;
 
   /** Makes everything acknowledged durable and lets go of the store. */
   close(): Promise<void>;

@@ -9,7 +9,7 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
-import type { Kind } from "./model.ts";
+import { type Kind, PereError, type Position } from "./model.ts";
 
 /** Entries that a ring keeps: what devices on bad lines miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
@@ -19,6 +19,8 @@ export const RING_CHARACTERS_MAX = 1024 * 1024;
 export const SLICE_FOLLOWERS = 256;
 /** Characters in one write, about: what a reader who stops costs. */
 export const WRITE_CHARACTERS = 256 * 1024;
+/** A read that failed because the store is away is tried again after this, give or take a half. */
+export const RETRY_MS = 500;
 /** Entries in one catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
 
@@ -45,8 +47,8 @@ export class Batch {
 export interface Sink {
   /** Takes the batch. A promise: it was taken, and the reader is behind; nothing more is to be written until it resolves. */
   write(log: Log, batch: Batch): Promise<unknown> | undefined;
-  /** Entries after `after` and before `from` are no longer kept. */
-  gap(log: Log, after: number, from: number): void;
+  /** Entries after `after` and before `from` are no longer kept, or they were in another life of the log. */
+  gap(log: Log, after: Position, from: Position): void;
   /** A follower has everything there is and rests. */
   rest(): void;
   /** The log can't be read now. The sink ends. */
@@ -57,6 +59,7 @@ export interface Sink {
 
 /** How a log's older entries are read. */
 export interface Source {
+  /** Entries of the log's present life. @throws PereError away: they can't be had now, but later */
   read(after: number, limit: number): Promise<readonly Entry[]>;
   /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. */
   settled?(device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
@@ -70,7 +73,9 @@ export interface Follower {
   /** Everything up to here was given, or was not for it. */
   cursor: number;
   /** Of events to everybody, only those after this one. */
-  readonly floor: number;
+  floor: number;
+  /** Where it was in a life of the log that ended, until it is told. */
+  lost: Position | null;
   stopped: boolean;
   /** Entries ahead of it that its device gave a final word on meanwhile. */
   skip?: Set<number> | undefined;
@@ -98,6 +103,7 @@ export class Log {
   /** Feeds and requests that hold the log; at 0 its owner lets go of it. */
   users = 0;
   readonly #source: Source;
+  readonly #followers = new Set<Follower>();
   readonly #live = new Set<Follower>();
   #ring: Entry[] = [];
   #ringCharacters = 0;
@@ -123,8 +129,9 @@ export class Log {
     return this.#live.size;
   }
 
-  /** What the store says of the log's extent. It may have grown since. */
+  /** What the store says of the log's extent. It may have grown since. Another epoch: what there was is lost, and its followers are told. */
   reach(epoch: string, head: number): void {
+    if (this.epoch !== "" && epoch !== this.epoch) this.#renew(epoch);
     this.epoch = epoch;
     if (head <= this.head) return;
     this.#forget();
@@ -141,7 +148,22 @@ export class Log {
     this.#grow(last.seq);
   }
 
+  /** The log begins anew: everybody starts again at its beginning, with a gap from where they were. */
+  #renew(epoch: string): void {
+    const before = this.epoch;
+    this.epoch = epoch;
+    this.#forget();
+    this.head = this.#agedHead = this.#passHead = 0;
+    for (const follower of this.#followers) {
+      follower.lost ??= { epoch: before, seq: follower.cursor };
+      follower.cursor = follower.floor = 0;
+      follower.skip = undefined;
+      if (this.#live.delete(follower)) void this.#catchUp(follower);
+    }
+  }
+
   follow(follower: Follower): void {
+    this.#followers.add(follower);
     void this.#catchUp(follower);
   }
 
@@ -152,6 +174,7 @@ export class Log {
 
   stop(follower: Follower): void {
     follower.stopped = true;
+    this.#followers.delete(follower);
     this.#live.delete(follower);
   }
 
@@ -207,6 +230,7 @@ export class Log {
   /** Extends the ring back to `cursor` from the store, once for all who are behind: ten thousand who come back together cost one read. */
   #fill(cursor: number): Promise<void> {
     this.#filling ??= (async () => {
+      const { epoch } = this;
       try {
         let older: Entry[] = [];
         for (let after = cursor; after < this.#start() - 1;) {
@@ -215,6 +239,7 @@ export class Log {
           older.push(...read);
           after = read.at(-1)!.seq;
         }
+        if (epoch !== this.epoch) return;
         this.#filledFrom = cursor; // Not before: who stands there as well waits for this read.
         if (older.at(-1)?.seq !== this.#start() - 1) return;
         let keep = older.length;
@@ -325,35 +350,51 @@ export class Log {
   // -------------------------------------------------------------------------------------------------------------- catch-up
 
   async #catchUp(follower: Follower): Promise<void> {
-    const { sink, device } = follower;
-    try {
-      while (!follower.stopped) {
-        if (sink.blocked) {
-          await sink.blocked.catch(() => {});
-          continue;
-        }
-        const { cursor } = follower;
-        if (cursor >= this.head) {
-          this.#live.add(follower);
-          return sink.rest();
-        }
-        const batch = await this.#page(cursor);
-        const { entries } = batch;
-        const first = entries[0]?.seq ?? this.head + 1;
-        const last = entries.at(-1)?.seq ?? this.head;
-        const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
+    const { sink } = follower;
+    while (!follower.stopped) {
+      try {
+        return await this.#advance(follower);
+      } catch (error) {
         if (follower.stopped) return;
-        if (sink.blocked) continue;
-        const now = this.#source.now();
-        if (first > cursor + 1) sink.gap(this, cursor, first);
-        follower.cursor = last;
-        const wanted = entries.filter(
-          (entry) => isFor(entry, follower, now) && !given?.has(entry.seq) && !follower.skip?.has(entry.seq),
-        );
-        if (wanted.length > 0) this.#give(follower, wanted.length === entries.length ? batch : new Batch(wanted));
+        if (!(error instanceof PereError) || error.code !== "away") return sink.fail(error);
       }
-    } catch (error) {
-      if (!follower.stopped) sink.fail(error);
+      // What is away comes back, and the reader goes on from where it is; thousands of them not all in one moment.
+      await Bun.sleep(RETRY_MS * (0.5 + Math.random()));
+    }
+  }
+
+  /** Gives a follower all that it has not, until it rests among the live ones or is stopped. */
+  async #advance(follower: Follower): Promise<void> {
+    const { sink, device } = follower;
+    while (!follower.stopped) {
+      if (sink.blocked) {
+        await sink.blocked.catch(() => {});
+        continue;
+      }
+      if (follower.lost) {
+        sink.gap(this, follower.lost, { epoch: this.epoch, seq: 1 });
+        follower.lost = null;
+      }
+      const { epoch } = this;
+      const { cursor } = follower;
+      if (cursor >= this.head) {
+        this.#live.add(follower);
+        return sink.rest();
+      }
+      const batch = await this.#page(cursor);
+      const { entries } = batch;
+      const first = entries[0]?.seq ?? this.head + 1;
+      const last = entries.at(-1)?.seq ?? this.head;
+      const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
+      if (follower.stopped) return;
+      if (sink.blocked || epoch !== this.epoch) continue;
+      const now = this.#source.now();
+      if (first > cursor + 1) sink.gap(this, { epoch, seq: cursor }, { epoch, seq: first });
+      follower.cursor = last;
+      const wanted = entries.filter(
+        (entry) => isFor(entry, follower, now) && !given?.has(entry.seq) && !follower.skip?.has(entry.seq),
+      );
+      if (wanted.length > 0) this.#give(follower, wanted.length === entries.length ? batch : new Batch(wanted));
     }
   }
 

@@ -14,7 +14,8 @@ import {
   type Tally,
   tallyCounts,
 } from "../engine/model.ts";
-import type { Page, Store } from "../engine/store.ts";
+import type { Page, Store, Wake } from "../engine/store.ts";
+import { until } from "./harness.ts";
 
 export const T = Date.UTC(2026, 0, 1);
 export const SECOND = 1000;
@@ -96,3 +97,34 @@ export const codeOf = (call: Promise<unknown>): Promise<Code | "accepted" | "not
 
 /** `to` is a set of names: a store may give them back in any order. */
 export const sorted = (event: Event): Event => ({ ...event, to: event.to && [...event.to].sort() });
+
+/** What a watcher is told of entries. */
+export type Told = Exclude<Wake, { kind: "retired" }>;
+
+/** Watches the entries alone. */
+export function hear(store: Store, listener: (told: Told) => void): void {
+  store.watch((wake) => {
+    if (wake.kind !== "retired") listener(wake);
+  });
+}
+
+/** Waits until a watcher has heard of all that is stored in these channels: where others tell it, that may be after the answer. */
+export async function heardAll(store: Store, channels: readonly string[], wakes: readonly Told[]): Promise<void> {
+  for (const channel of channels)
+    for (const kind of ["events", "receipts"] as const) {
+      const head = (await store.heads(channel))?.[kind].head ?? 0;
+      const newest = (): number =>
+        wakes.findLast((wake) => wake.channel === channel && wake.kind === kind)?.entries.at(-1)?.seq ?? 0;
+      await until(
+        () => newest() >= head,
+        () => `${kind} ${head} of ${channel}; heard ${newest()}`,
+      );
+    }
+}
+
+/** Follows both logs of these channels. */
+export async function followAll(store: Store, channels: readonly string[]): Promise<void> {
+  await Promise.all(
+    channels.flatMap((channel) => [store.follow("events", channel), store.follow("receipts", channel)]),
+  );
+}

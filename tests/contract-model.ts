@@ -17,8 +17,22 @@ import {
   type Status,
   tallyCounts,
 } from "../engine/model.ts";
-import type { Appended, Heads, Joined, Store, Verdict, Wake } from "../engine/store.ts";
-import { all, codeOf, countRows, rowsOf, SECOND, sorted, T, trimAll, word } from "./contract-calls.ts";
+import type { Appended, Heads, Joined, Store, Verdict } from "../engine/store.ts";
+import {
+  all,
+  codeOf,
+  countRows,
+  followAll,
+  hear,
+  heardAll,
+  rowsOf,
+  SECOND,
+  sorted,
+  T,
+  trimAll,
+  word,
+  type Told,
+} from "./contract-calls.ts";
 
 // ------------------------------------------------------------------------------------------------------------- the model
 
@@ -275,8 +289,9 @@ class ModelChannel {
 /** Gives a history to the store and to the model, and compares all that they say. */
 export async function compare(store: Store, history: readonly (readonly Step[])[]): Promise<void> {
   const models = new Map<string, ModelChannel>(CHANNELS.map((name) => [name, new ModelChannel(name)]));
-  const wakes: Wake[] = [];
-  store.watch((wake) => wakes.push(wake));
+  const wakes: Told[] = [];
+  hear(store, (told) => wakes.push(told));
+  await followAll(store, CHANNELS);
   let now = T;
   for (const model of models.values()) {
     model.epoch = (await store.open(model.name)).epoch;
@@ -356,6 +371,7 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
     await Promise.all(answers);
     for (const model of models.values()) await compareAll(store, model, now);
   }
+  await heardAll(store, CHANNELS, wakes);
   for (const { name, events, receipts } of models.values()) {
     const told = wakes.filter(({ channel }) => channel === name);
     expect(told.flatMap((wake) => (wake.kind === "events" ? wake.entries : [])).map(sorted)).toEqual(

@@ -17,16 +17,21 @@ import {
   draft,
   EVERYTHING,
   expectTalliesToEqualRows,
+  followAll,
+  hear,
+  heardAll,
   rowsOf,
   SECOND,
   sorted,
   T,
   tallyOf,
+  type Told,
   trimAll,
   word,
 } from "./contract-calls.ts";
 import { compare, HISTORY } from "./contract-model.ts";
-import type { Appended, Store, Verdict, Wake } from "../engine/store.ts";
+import type { Appended, Store, Verdict } from "../engine/store.ts";
+import { until } from "./harness.ts";
 
 /** A store made for one test. */
 export interface Opened {
@@ -53,19 +58,22 @@ export function storeContract(
   describe(name, () => {
     let opened: Opened;
     let store: Store;
-    let wakes: Wake[];
+    let wakes: Told[];
 
     beforeEach(async () => {
       opened = await open();
       store = opened.store;
       wakes = [];
-      store.watch((wake) => wakes.push(wake));
+      hear(store, (told) => wakes.push(told));
+      await followAll(store, FOLLOWED);
     });
     afterEach(async () => {
       await store.close();
       await opened.end?.();
     });
 
+    const FOLLOWED = ["orders", "others"];
+    const heard = (): Promise<void> => heardAll(store, FOLLOWED, wakes);
     const append = (data: unknown, more: Partial<EventDraft> = {}, now = T): Promise<Appended> =>
       store.append("orders", [draft(data, more)], now);
     const enrol = async (...devices: string[]): Promise<void> => {
@@ -111,6 +119,7 @@ export function storeContract(
         expect((await append("b")).epoch).toBe(epoch);
         expect((await store.open("orders")).epoch).toBe(epoch);
         expect((await store.join("orders", "till", T)).epoch).toBe(epoch);
+        await heard();
         expect(wakes.filter(({ channel }) => channel === "orders").map((wake) => wake.epoch)).toEqual([epoch, epoch]);
       });
 
@@ -360,6 +369,36 @@ export function storeContract(
         expect((await append("b")).addressed).toBe(2);
         expect((await tallyOf(store, "orders", 1))!.addressed).toBe(1);
         await expectTalliesToEqualRows(store, "orders");
+      });
+    });
+
+    describe("a retirement", () => {
+      test("is told to who follows the channel's events, once it is done, and only where there was one", async () => {
+        const told: (readonly [string, string] | number)[] = [];
+        store.watch((wake) => {
+          if (wake.kind === "retired") told.push([wake.channel, wake.device]);
+          if (wake.kind === "events") told.push(...wake.entries.map(({ seq }) => seq));
+        });
+        await enrol("till", "kiosk");
+        await store.enrol("others", "till", T);
+        await append("before");
+        await store.retire("orders", "till", T);
+        await Promise.all([store.retire("orders", "till", T), store.retire("orders", "nobody", T)]);
+        await Promise.all([store.retire("orders", "kiosk", T), append("after")]);
+        await store.retire("others", "till", T);
+        await until(() => told.length >= 5, "two events and three retirements");
+        expect(told).toEqual([1, ["orders", "till"], ["orders", "kiosk"], 2, ["others", "till"]]);
+      });
+
+      test("is there to be read when it is told", async () => {
+        const readings: Promise<number>[] = [];
+        store.watch(({ kind }) => {
+          if (kind === "retired") readings.push(devicesOf("orders").then(({ length }) => length));
+        });
+        await enrol("till", "kiosk");
+        await store.retire("orders", "till", T);
+        await until(() => readings.length === 1, "the retirement");
+        expect(await readings[0]!).toBe(1);
       });
     });
 
@@ -646,6 +685,7 @@ export function storeContract(
         const answers = await Promise.all([1, 2, 3].map(() => store.append("orders", [draft(1)], T, key("k"))));
         expect(answers.map(({ first }) => first)).toEqual([1, 1, 1]);
         expect(answers.map(({ replayed }) => replayed)).toEqual([false, true, true]);
+        await heard();
         expect(wakes.length).toBe(1);
       });
 
@@ -656,6 +696,7 @@ export function storeContract(
         expect(await codeOf(refused)).toBe("refused");
         expect((await neighbour).first).toBe(2);
         expect((await store.events("orders", 0, 10)).map(({ data }) => data)).toEqual(["1", '"neighbour"']);
+        await heard();
         expect(wakes.flatMap(({ entries }) => entries.map(({ seq }) => seq))).toEqual([1, 2]);
         expect(await store.append("orders", [draft(1)], T, key("k"))).toMatchObject({ first: 1, replayed: true });
       });
@@ -833,7 +874,7 @@ export function storeContract(
     });
 
     describe("a wake", () => {
-      const told = (kind: Wake["kind"], channel = "orders"): number[] =>
+      const told = (kind: Told["kind"], channel = "orders"): number[] =>
         wakes
           .filter((wake) => wake.kind === kind && wake.channel === channel)
           .flatMap(({ entries }) => entries.map(({ seq }) => seq));
@@ -846,6 +887,7 @@ export function storeContract(
           store.record("orders", [word(epoch, 2, "till", "received"), word(epoch, 1, "till", "done")], T),
           store.record("orders", [word(epoch, 2, "till", "done", { detail: "1", deviceAt: T })], T),
         ]);
+        await heard();
         expect(told("events")).toEqual([1, 2, 3, 4]);
         expect(told("events", "others")).toEqual([1]);
         expect(told("receipts")).toEqual([1, 2, 3]);
@@ -861,6 +903,7 @@ export function storeContract(
         await enrol("till");
         const { epoch } = await append(1);
         await give(1, "till", "done");
+        await heard();
         wakes.length = 0;
         await give(1, "till", "done");
         await store.record("orders", [word(epoch, 1, "stranger", "done"), word(epoch, 5, "till", "done")], T);
@@ -868,12 +911,15 @@ export function storeContract(
         await store.retire("orders", "kiosk", T);
         await store.join("orders", "till", T);
         await trimAll(store, "orders", { count: 0, before: 0 }, T);
-        expect(wakes).toEqual([]);
+        // Wakes come in order: what follows is the first to be told.
+        await append("something");
+        await until(() => wakes.length > 0, "a wake");
+        expect(wakes.map(({ kind, entries }) => [kind, ...entries.map(({ seq }) => seq)])).toEqual([["events", 2]]);
       });
 
       test("comes when what it tells is there to be read", async () => {
         const readings: Promise<boolean>[] = [];
-        store.watch(({ kind, channel, entries }) => {
+        hear(store, ({ kind, channel, entries }) => {
           const { seq } = entries.at(-1)!;
           const read = kind === "events" ? store.events(channel, seq - 1, 1) : store.receipts(channel, seq - 1, 1);
           readings.push(Promise.resolve(read).then(([entry]) => entry?.seq === seq));
@@ -881,7 +927,7 @@ export function storeContract(
         await enrol("till");
         await Promise.all([append(1), append(2)]);
         await give(1, "till", "done");
-        expect(readings.length).toBeGreaterThan(0);
+        await until(() => readings.length === 3, "three wakes");
         expect(await Promise.all(readings)).not.toContain(false);
       });
     });
@@ -890,7 +936,13 @@ export function storeContract(
       test("says at any time what an operator can rely on", async () => {
         const ready = await store.ready();
         expect(ready.store.length).toBeGreaterThan(0);
-        expect(["fsync", "memory"]).toContain(ready.durability);
+        expect(["fsync", "second", "memory"]).toContain(ready.durability);
+      });
+
+      test("gives a lease to who asks, and again to who holds it", async () => {
+        const number = await store.lease("work", "me", 60_000);
+        expect(number).toBeGreaterThan(0);
+        expect(await store.lease("work", "me", 60_000)).toBe(number);
       });
 
       test("ends once what was asked of it is stored; after that every call is told that it is away", async () => {
@@ -914,6 +966,8 @@ export function storeContract(
           devices: () => store.devices("orders", "", 10, T),
           channels: () => store.channels("", 10),
           trim: () => store.trim("orders", EVERYTHING, T),
+          follow: () => store.follow("events", "elsewhere"),
+          lease: () => store.lease("work", "me", 1_000),
           ready: () => store.ready(),
         };
         const codes: Record<string, string> = {};
@@ -954,7 +1008,8 @@ export function storeContract(
         const before = await look();
         store = await opened.reopen!();
         wakes.length = 0;
-        store.watch((wake) => wakes.push(wake));
+        hear(store, (told) => wakes.push(told));
+        await followAll(store, FOLLOWED);
         expect(await look()).toEqual(before);
         expect(wakes).toEqual([]);
 

@@ -545,6 +545,20 @@ describe("how a feed ends", () => {
     }
   });
 
+  test("a device that is retired while it comes anew is given what a new one is", async () => {
+    for (let n = 0; n < 20; n++) {
+      const channel = fresh();
+      await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
+      const id = await push(pere.url, channel, 1);
+      const [, stream] = await Promise.all([
+        ask(`${pere.url}/devices/${channel}/a`, { method: "DELETE" }),
+        listen(feed(channel, "?device=a&since=earliest")),
+      ]);
+      expect((await stream.have(1))[0]!.id).toBe(id);
+      stream.close();
+    }
+  });
+
   test("HEAD tells the headers and follows nothing", async () => {
     await until(() => pere.engine.held.feeds === 0);
     const answer = await ask(feed(fresh()), { method: "HEAD" });

@@ -10,18 +10,8 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { connect as dial, type Socket } from "node:net";
 import { createParser } from "eventsource-parser";
 import type { Service } from "../index.ts";
+import { chance, seed } from "./chance.ts";
 import { ask, give, until } from "./harness.ts";
-
-const seed = Number(process.env.SEED ?? Math.floor(Math.random() * 2 ** 31));
-/** Mulberry32: small, and the same everywhere. */
-function chance(state: number): () => number {
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let bits = Math.imul(state ^ (state >>> 15), 1 | state);
-    bits = (bits + Math.imul(bits ^ (bits >>> 7), 61 | bits)) ^ bits;
-    return ((bits ^ (bits >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 let pere: Service;
 beforeAll(async () => {

@@ -14,6 +14,7 @@ import type { FeedRequest, Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Service } from "../index.ts";
+import { hear } from "./contract-calls.ts";
 import { ask, connect, give, listen, push, start, Stream, temporary, until } from "./harness.ts";
 
 const EMPTY = { feeds: 0, logs: 0, live: 0, present: 0, spokes: 0 };
@@ -325,7 +326,7 @@ describe("more channels in one commit than are kept in memory", () => {
     let epochs = 0;
     const store = new SqliteStore({ path: ":memory:", epoch: () => `epoch${epochs++}` });
     const told = new Map<string, number[]>();
-    store.watch(({ channel, entries }) =>
+    hear(store, ({ channel, entries }) =>
       told.set(channel, [...(told.get(channel) ?? []), ...entries.map(({ seq }) => seq)]),
     );
     const all = (data: string) => names.map((name) => store.append(name, [draft(data)], T));

@@ -36,7 +36,12 @@ async function run(command: readonly string[]): Promise<{ code: number; said: st
 }
 
 /** Debian's packages of the programs that tests drive. */
-const PROGRAMS: Record<string, string> = { chromium: "chromium", strace: "strace", curl: "curl" };
+const PROGRAMS: Record<string, string> = {
+  chromium: "chromium",
+  strace: "strace",
+  curl: "curl",
+  "redis-server": "redis-server",
+};
 
 async function installPrograms(): Promise<void> {
   const missing = Object.keys(PROGRAMS).filter((program) => !Bun.which(program));

@@ -6,7 +6,48 @@ import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
 test("defaults need nothing", () => {
-  expect(readSettings([], {})).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", limits: {} });
+  const { limits, ...settings } = readSettings([], {});
+  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
+  expect(limits).toEqual({});
+});
+
+test("REDIS_URL chooses Redis, with TLS or without", () => {
+  for (const url of ["redis://127.0.0.1", "rediss://user:secret@redis.example:6380/1"])
+    expect(readSettings([], { REDIS_URL: url }).redis).toEqual([url]);
+});
+
+test("several addresses in REDIS_URL are a Cluster's, and who knows one of them knows all", () => {
+  const cluster = (text: string) => readSettings([], { REDIS_URL: text }).redis;
+  expect(cluster("redis://a:7000,redis://b:7001")).toEqual(["redis://a:7000", "redis://b:7001"]);
+  expect(cluster("rediss://a:7000, rediss://user:p%40ss@[::1]:7001/0,rediss://b")).toEqual([
+    "rediss://user:p%40ss@a:7000",
+    "rediss://user:p%40ss@[::1]:7001",
+    "rediss://user:p%40ss@b",
+  ]);
+});
+
+test.each([
+  "redis://a:1,rediss://:secret@b:1",
+  "redis://a:1,b:secret",
+  "redis://:secret@a:1,",
+  "redis://:secret@a:1/1,redis://b:1",
+  "http://:secret@a",
+])("REDIS_URL=%s is refused without repeating it", (text) => {
+  const refused = (): string => {
+    try {
+      return JSON.stringify(readSettings([], { REDIS_URL: text }));
+    } catch (error) {
+      return (error as Error).message;
+    }
+  };
+  expect(refused()).toStartWith("REDIS_URL ");
+  expect(refused()).not.toContain("secret");
+});
+
+test("PERE_REDIS_REPLICAS says how many replicas must have what is acknowledged", () => {
+  const REDIS_URL = "redis://a:1";
+  expect(readSettings([], { REDIS_URL }).replicas).toBe(0);
+  expect(readSettings([], { REDIS_URL, PERE_REDIS_REPLICAS: "2" }).replicas).toBe(2);
 });
 
 test("flags win over the environment", () => {
@@ -24,7 +65,11 @@ test.each([
   [[], { PERE_KEEP_EVENTS: "0" }, "PERE_KEEP_EVENTS"],
   [[], { PERE_KEEP_SECONDS: "1d" }, "PERE_KEEP_SECONDS"],
   [[], { PERE_OPEN: "yes" }, "PERE_OPEN"],
-  [[], { REDIS_URL: "redis://127.0.0.1" }, "REDIS_URL"],
+  [[], { REDIS_URL: "127.0.0.1:6379" }, "redis://"],
+  [[], { REDIS_URL: "http://127.0.0.1" }, "redis://"],
+  [[], { REDIS_URL: "redis://a", PERE_REDIS_REPLICAS: "-1" }, "PERE_REDIS_REPLICAS"],
+  [[], { REDIS_URL: "redis://a", PERE_REDIS_REPLICAS: "all" }, "PERE_REDIS_REPLICAS"],
+  [[], { PERE_REDIS_REPLICAS: "1" }, "REDIS_URL"],
   [[], { PERE_JWT_SECRET: "x".repeat(32) }, "PERE_JWT_SECRET"],
   [["-o", "0.0.0.0"], {}, "PERE_OPEN=1"],
   [[], { HOST: "127.0.0.1.example.org" }, "PERE_OPEN=1"],

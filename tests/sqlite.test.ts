@@ -20,7 +20,7 @@ import {
 import { join } from "node:path";
 import { type Code, PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
-import { draft, T } from "./contract-calls.ts";
+import { draft, hear, T } from "./contract-calls.ts";
 import { storeContract } from "./contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
 
@@ -259,7 +259,7 @@ describe("the group commit", () => {
     await store.open("orders");
     const start = commits(path);
     const following: Promise<unknown>[] = [];
-    store.watch(({ entries }) => {
+    hear(store, ({ entries }) => {
       if (entries[0]!.seq <= 3) following.push(store.append("orders", [draft("next")], T));
     });
     await Promise.all([1, 2, 3].map((n) => store.append("orders", [draft(n)], T)));
@@ -273,7 +273,7 @@ describe("the group commit", () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const told: number[] = [];
-    store.watch(({ entries }) => told.push(...entries.map(({ seq }) => seq)));
+    hear(store, ({ entries }) => told.push(...entries.map(({ seq }) => seq)));
     await store.enrol("orders", "till", T);
     const settled = await Promise.allSettled([
       store.append("orders", [draft("before")], T),
@@ -323,7 +323,7 @@ describe("the group commit", () => {
       return found?.events.head ?? 0;
     };
     const woken: Promise<[number, number]>[] = [];
-    store.watch(({ entries }) => {
+    hear(store, ({ entries }) => {
       const { seq } = entries.at(-1)!;
       woken.push(head().then((copied) => [seq, copied]));
     });

@@ -7,6 +7,7 @@
  * more comes" is said after more turns of the event loop than the log could need, never after a while.
  */
 import { describe, expect, test } from "bun:test";
+import type { Position } from "../engine/model.ts";
 import {
   type Batch,
   type Entry,
@@ -106,8 +107,8 @@ class Reader implements Sink {
     this.#gate = gate();
     return this.#gate.passed;
   }
-  gap(_log: Log, after: number, from: number): void {
-    this.told.push(`gap ${after} ${from}`);
+  gap(_log: Log, after: Position, from: Position): void {
+    this.told.push(`gap ${after.seq} ${from.seq}`);
   }
   rest(): void {
     this.rests++;
@@ -131,7 +132,7 @@ const logOf = (source: Source, head = 0): Log => {
 };
 
 function follow(log: Log, sink: Sink, cursor = 0, floor = cursor): Follower {
-  const follower: Follower = { sink, device: null, cursor, floor, stopped: false };
+  const follower: Follower = { sink, device: null, cursor, floor, lost: null, stopped: false };
   log.follow(follower);
   return follower;
 }

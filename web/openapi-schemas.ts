@@ -282,11 +282,13 @@ export const schemas = {
   Readiness: object({
     status: { const: "ready" },
     store: { type: "string", description: "Where everything is kept." },
+    version: { type: "string", description: "What that is, by name and version." },
     durability: {
-      enum: ["fsync", "memory"],
+      enum: ["fsync", "second", "memory"],
       description:
-        "What a 2xx answer to a push or a receipt promises: it survives a power cut, or (`memory`) not even a restart.",
+        "What a 2xx answer to a push or a receipt promises: it survives a power cut; all but the last second does (`second`); or not even a restart (`memory`).",
     },
+    advice: array({ type: "string" }, { description: "For the operator: what to change, and what it costs not to." }),
   }),
 
   Fault: object({
@@ -394,7 +396,7 @@ export const samples = {
   devices: { devices: [{ device, enrolledAt: at, connected: false, seenAt: at, pending: 0 }], next: null },
   enrolled: { channel, device, enrolled: true },
   health: { status: "ok" },
-  readiness: { status: "ready", store: "sqlite", durability: "fsync" },
+  readiness: { status: "ready", store: "sqlite", version: "SQLite 3.54.1", durability: "fsync", advice: [] },
   allRejected: {
     ...{ type: "urn:pere:refused", title: "Refused", status: 422, detail: unknownEvent, recorded: 0, duplicate: 0 },
     rejected: [{ index: 0, event: "0-99", reason: unknownEvent }],

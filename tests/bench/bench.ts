@@ -8,11 +8,29 @@
  *
  * Figures of runs at different times differ by a fifth without a cause; the service's CPU time for each delivery or receipt is steadier.
  */
-import { fdatasyncSync, mkdtempSync, openSync, readFileSync, rmSync, statfsSync, writeSync } from "node:fs";
-import { availableParallelism, cpus, platform, release, tmpdir, totalmem } from "node:os";
+import { fdatasyncSync, openSync, rmSync, writeSync } from "node:fs";
+import { availableParallelism, cpus, platform, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { eventData, Feeds, now, Requests } from "./load.ts";
+import {
+  closedLoop,
+  EVENT_BYTES,
+  type FanOut,
+  fanOut,
+  type Figures,
+  latency,
+  meter,
+  orThrow,
+  percent,
+  quantile,
+  RECEIPT_CONNECTIONS,
+  type RowResult,
+  SETTLE_MS,
+  WARM_MS,
+} from "./measure.ts";
+import { besideRedis } from "./redis.ts";
+import { diskFolder, residentKb, type Service, startService } from "./service.ts";
 
 const HELP = `bun run bench [flags]
 
@@ -22,27 +40,16 @@ const HELP = `bun run bench [flags]
   --events E       events a fan-out row, instead of as many as go into --seconds
   --quiet N        quiet feeds opened to see what one costs (5000)
   --seconds S      how long a row measures (4)
+  --redis          instances on one Redis beside the default, instead of the other rows; starts redis-server itself
   --json           one JSON object on standard output, and nothing else
   --help
 `;
 
-const EVENT_BYTES = 200;
 const PACED_EVENTS_A_SECOND = 20;
-/** Connections that receipts come over, one request at a time on each. */
-const RECEIPT_CONNECTIONS = 64;
 const RECEIPTS_AN_ARRAY = 100;
 const ARRAY_CONNECTIONS = 16;
 /** Events that receipts are given on; within what a channel keeps. */
 const RECEIPT_EVENTS = 10_000;
-/** Before a row measures, the code of both sides gets warm. */
-const WARM_MS = 700;
-/** Feeds that read in full, of all: few where the generator has much to do, more where it has little. */
-const READING_FEEDS = 10;
-const READING_FEEDS_PACED = 100;
-/** Above this share of its core the generator may be what is measured. */
-const GENERATOR_SHARE_MAX = 0.7;
-/** Memory is looked at when it has had time to settle. */
-const SETTLE_MS = 2_000;
 
 interface Options {
   readonly only: readonly string[] | null;
@@ -52,223 +59,13 @@ interface Options {
   readonly quiet: number;
   readonly seconds: number;
   readonly json: boolean;
-}
-
-/** What a row found. CPU times of the service are null where the system does not tell them. */
-interface Figures {
-  readonly figure: number;
-  readonly unit: string;
-  readonly p50Ms?: number;
-  readonly p99Ms?: number;
-  /** CPU microseconds of the service for each of what was counted. */
-  readonly serviceUs?: number | null;
-  /** Shares of a core, from 0 up to 1. */
-  readonly serviceCore?: number | null;
-  readonly generatorCore?: number;
-  readonly notes?: readonly string[];
-}
-
-interface RowResult extends Partial<Figures> {
-  readonly name: string;
-  readonly what: string;
-  readonly error?: string;
+  readonly redis: boolean;
 }
 
 interface Row {
   readonly name: string;
   readonly what: string;
   readonly run: (service: Service) => Promise<Figures>;
-}
-
-// --------------------------------------------------------------------------------------------------------------- the service
-
-/** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
-function diskFolder(): { path: string; isDisk: boolean } {
-  const isDisk = (path: string): boolean => {
-    try {
-      return ![0x01021994, 0x858458f6].includes(statfsSync(path).type); // tmpfs, ramfs: statfs(2)
-    } catch {
-      return false;
-    }
-  };
-  const parent = [tmpdir(), "/var/tmp", process.cwd()].find(isDisk);
-  return { path: mkdtempSync(join(parent ?? tmpdir(), "pere-bench-")), isDisk: parent !== undefined };
-}
-
-interface Service {
-  readonly port: number;
-  readonly pid: number;
-  stop(): Promise<void>;
-}
-
-const INDEX = join(import.meta.dir, "..", "..", "index.ts");
-
-/** @throws Error with what it said when it does not start */
-async function startService(folder: string, number: number, pinned: boolean): Promise<Service> {
-  const child = Bun.spawn([...(pinned ? ["taskset", "-c", "0"] : []), process.execPath, INDEX], {
-    // Nothing else of our environment: what is measured is the default.
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: join(folder, `${number}.db`) },
-    stdin: "ignore",
-    stdout: "pipe",
-    stderr: "inherit",
-  });
-  const kill = (): void => child.kill("SIGKILL");
-  process.once("exit", kill);
-  let said = "";
-  for await (const chunk of child.stdout) {
-    said += Buffer.from(chunk).toString();
-    const port = /^PERE listening on http:\S+:(\d+)\n/.exec(said)?.[1];
-    if (!port) continue;
-    return {
-      port: Number(port),
-      pid: child.pid,
-      async stop() {
-        child.kill("SIGTERM");
-        const patience = setTimeout(kill, 5_000);
-        await child.exited;
-        clearTimeout(patience);
-        process.off("exit", kill);
-      },
-    };
-  }
-  throw new Error(`the service did not start: ${said}`);
-}
-
-/** CPU time of a process so far, all its threads; null where the system has no /proc (proc(5): fields 14 and 15, in hundredths). */
-function cpuMs(pid: number): number | null {
-  try {
-    const fields = readFileSync(`/proc/${pid}/stat`, "latin1").split(") ")[1]!.split(" ");
-    return 10 * (Number(fields[11]) + Number(fields[12]));
-  } catch {
-    return null;
-  }
-}
-
-/** Memory of a process that is in RAM, in kB; null where the system has no /proc. */
-function residentKb(pid: number): number | null {
-  try {
-    return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))![1]);
-  } catch {
-    return null;
-  }
-}
-
-// ----------------------------------------------------------------------------------------------------------------- measuring
-
-/** Time and CPU from now on. Call it at the end with how many things were done. */
-function meter(service: Service): (done: number) => Required<Omit<Figures, "figure" | "unit" | "p50Ms" | "p99Ms">> & {
-  perSecond: number;
-} {
-  const started = now();
-  const generator = process.cpuUsage();
-  const served = cpuMs(service.pid);
-  return (done) => {
-    const elapsedMs = now() - started;
-    const { user, system } = process.cpuUsage(generator);
-    const servedNow = cpuMs(service.pid);
-    const serviceMs = served === null || servedNow === null ? null : servedNow - served;
-    const generatorCore = (user + system) / 1000 / elapsedMs;
-    return {
-      perSecond: (done * 1000) / elapsedMs,
-      serviceUs: serviceMs === null ? null : (serviceMs * 1000) / done,
-      serviceCore: serviceMs === null ? null : serviceMs / elapsedMs,
-      generatorCore,
-      notes:
-        generatorCore > GENERATOR_SHARE_MAX
-          ? [`the generator used ${percent(generatorCore)} of its core: the service may do more`]
-          : [],
-    };
-  };
-}
-
-/** The value below which `share` of the values are. */
-function quantile(values: readonly number[], share: number): number {
-  const sorted = Float64Array.from(values).sort();
-  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
-}
-
-const latency = (valuesMs: readonly number[]): { p50Ms: number; p99Ms: number } => ({
-  p50Ms: quantile(valuesMs, 0.5),
-  p99Ms: quantile(valuesMs, 0.99),
-});
-
-/** Runs `work` over and over, `atOnce` at a time, until it says false. */
-async function closedLoop(atOnce: number, work: () => Promise<boolean>): Promise<void> {
-  const one = async (): Promise<void> => {
-    while (await work());
-  };
-  await Promise.all(Array.from({ length: atOnce }, one));
-}
-
-const orThrow = (faults: readonly string[]): void => {
-  if (faults.length > 0) throw new Error(faults.slice(0, 3).join("; "));
-};
-
-// ------------------------------------------------------------------------------------------------------------------- fan-out
-
-interface FanOut {
-  readonly channels: number;
-  readonly devices: number;
-  /** Pushes in flight; one that is answered is followed by the next. */
-  readonly atOnce: number;
-  /** Pushes at fixed times instead, whether or not earlier ones are answered. */
-  readonly perSecond?: number;
-}
-
-/** Pushes until the time is up, and waits until every device has every event. */
-async function fanOut(
-  service: Service,
-  { seconds, events }: Options,
-  { channels, devices, atOnce, perSecond }: FanOut,
-) {
-  const feeds = await Feeds.open({
-    port: service.port,
-    count: devices,
-    path: (index) => `/feed/c${index % channels}?device=device-${index}`,
-    fullEvery: Math.ceil(devices / (perSecond ? READING_FEEDS_PACED : READING_FEEDS)),
-  });
-  const requests = await Requests.open(service.port, perSecond ? RECEIPT_CONNECTIONS : atOnce);
-  const each = devices / channels;
-  let pushed = 0;
-  const push = (dueMs = now()): Promise<string> =>
-    requests.ask("POST", `/push/c${pushed++ % channels}`, eventData(dueMs, EVENT_BYTES));
-
-  const warmUntil = now() + WARM_MS;
-  await closedLoop(atOnce, async () => now() < warmUntil && Boolean(await push()));
-  await feeds.until(pushed * each);
-  if (perSecond) await Bun.sleep(SETTLE_MS / 4);
-  feeds.latenciesMs = [];
-
-  const before = pushed;
-  const measured = meter(service);
-  if (perSecond) {
-    const count = events ?? Math.ceil(perSecond * seconds);
-    const started = now();
-    const answers: Promise<string>[] = [];
-    for (let index = 0; index < count; index++) {
-      const due = started + (index * 1000) / perSecond;
-      // A timer may be a millisecond late, which would be counted as the service's: the last of the way is gone in small steps.
-      if (due - now() > 2) await Bun.sleep(due - now() - 2);
-      while (now() < due) await new Promise(setImmediate);
-      answers.push(push(due));
-    }
-    await Promise.all(answers);
-  } else {
-    const until = now() + seconds * 1000;
-    await closedLoop(atOnce, async () => {
-      if (events === null ? now() >= until : pushed - before >= events) return false;
-      return Boolean(await push());
-    });
-  }
-  await feeds.until(pushed * each);
-  const delivered = (pushed - before) * each;
-  const { perSecond: deliveriesPerSecond, ...used } = measured(delivered);
-  feeds.check((index) => Math.floor(pushed / channels) + (index % channels < pushed % channels ? 1 : 0));
-  orThrow(feeds.faults);
-  const times = latency(feeds.latenciesMs);
-  feeds.close();
-  requests.close();
-  return { ...used, ...times, deliveriesPerSecond, pushesPerSecond: deliveriesPerSecond / each };
 }
 
 // ------------------------------------------------------------------------------------------------------------------ receipts
@@ -518,7 +315,6 @@ const rowsOf = (options: Options): Row[] => {
 // --------------------------------------------------------------------------------------------------------------------- output
 
 const whole = (value: number): string => Math.round(value).toLocaleString("en");
-const percent = (share: number): string => `${Math.round(share * 100)} %`;
 const short = (value: number | null | undefined): string =>
   value === null || value === undefined ? "" : value >= 100 ? whole(value) : value.toFixed(value >= 10 ? 1 : 2);
 const share = (value: number | null | undefined): string =>
@@ -610,6 +406,7 @@ function readOptions(argv: readonly string[]): Options {
       quiet: { type: "string", default: "5000" },
       seconds: { type: "string", default: "4" },
       json: { type: "boolean", default: false },
+      redis: { type: "boolean", default: false },
       help: { type: "boolean", default: false },
     },
   });
@@ -617,6 +414,7 @@ function readOptions(argv: readonly string[]): Options {
     console.log(HELP);
     process.exit(0);
   }
+  if (values.redis && values.only) throw new Error("--only chooses among the other rows; --redis has its own");
   const number = (name: string, text: string): number => {
     if (/^\d{1,7}$/.test(text) && Number(text) > 0) return Number(text);
     throw new Error(`--${name} must be a whole number above 0, not "${text}"`);
@@ -629,6 +427,7 @@ function readOptions(argv: readonly string[]): Options {
     quiet: number("quiet", values.quiet),
     seconds: number("seconds", values.seconds),
     json: values.json,
+    redis: values.redis,
   };
 }
 
@@ -643,7 +442,7 @@ async function bench(options: Options): Promise<number> {
   const say = (text: string): void => {
     if (!options.json) console.log(text);
   };
-  const all = rowsOf(options);
+  const all = options.redis ? [] : rowsOf(options);
   const unknown = options.only?.find((name) => !all.some((row) => row.name === name));
   if (unknown !== undefined)
     throw new Error(`there is no row "${unknown}"; there are ${all.map(({ name }) => name).join(", ")}`);
@@ -688,7 +487,7 @@ async function bench(options: Options): Promise<number> {
       continue;
     }
     const finished = progress(name, index, rows.length);
-    const service = await startService(folder, index, pinned);
+    const service = await startService(folder, pinned ? 0 : null);
     try {
       if (store === "") {
         const ready = (await (await fetch(`http://127.0.0.1:${service.port}/ready`)).json()) as Record<string, string>;
@@ -703,6 +502,7 @@ async function bench(options: Options): Promise<number> {
       finished();
     }
   }
+  if (options.redis) results.push(...(await besideRedis({ folder, cores, pinned, say }, options)));
   if (options.json) console.log(JSON.stringify({ machine: { ...machine, store }, rows: results }));
   else console.log(table(results));
   return results.some(({ error }) => error !== undefined) ? 1 : 0;

@@ -261,7 +261,8 @@ export class Requests {
     return new Promise((resolve, reject) => {
       if (this.#failure) return reject(this.#failure);
       const exchange = { text: head + body, resolve, reject };
-      const socket = this.#free.pop();
+      // In turn, so that none is quiet for so long that the service closes it.
+      const socket = this.#free.shift();
       if (socket) this.#put(socket, exchange);
       else this.#waiting.push(exchange);
     });

@@ -1,0 +1,524 @@
+/**
+ * What PERE keeps in Redis, and the scripts that change it.
+ *
+ * A channel's keys share one hash tag, so they live in one slot and one script may touch them all. Each change is one script: it appends,
+ * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script gets the same keys in the
+ * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
+ *
+ *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without it there is no such channel
+ *     events    stream   `<seq>-0`: v = the entry
+ *     receipts  stream   `<seq>-0`: v = the entry, k = its field in `latest`
+ *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices stand there
+ *     latest    hash     `<seq>:<device>` = `<rank> <receipt>`
+ *     devices   hash     device = `joined enrolledAt settled lost told seenAt` (seenAt -1: never)
+ *     names     zset     the enrolled devices, all with score 0, for pages by name
+ *     special   zset     the events with an expiry or with names: `<seq>:<expires or 0>:<1 when named>`, scored by seq
+ *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: who was named
+ *     gone      zset     the same form: who left after a final word on an event to everybody, and so stays in its audience
+ *
+ * Idempotency keys have a key each, in the same slot. There is no index of receipts by device: what a device owes is found from `settled`,
+ * the place below which it owes nothing, by looking each later event up in `latest`; and `settled` follows the device every few seconds.
+ *
+ * Where a channel has no counters, whatever else is left of it belongs to a life that ended: it is removed, and the channel begins anew with
+ * an epoch of its own. So a Redis that was flushed, or that dropped keys for want of memory, is never taken for the one that was.
+ */
+import { createHash } from "node:crypto";
+
+/** The parts of a channel, in the order of `KEYS`. */
+const PARTS = [
+  "counters",
+  "events",
+  "receipts",
+  "tallies",
+  "latest",
+  "devices",
+  "names",
+  "special",
+  "targets",
+  "gone",
+] as const;
+
+/** The keys of one channel. */
+export interface Keys {
+  readonly all: readonly string[];
+  readonly counters: string;
+  readonly events: string;
+  readonly receipts: string;
+  readonly devices: string;
+  readonly names: string;
+  /** Connected devices, as `redis-presence.ts` writes them. */
+  readonly present: string;
+  /** Written to find out what replicas have. */
+  readonly spread: string;
+  readonly idempotency: (key: string) => string;
+}
+
+export function keysOf(prefix: string, channel: string): Keys {
+  const key = (part: string): string => `${prefix}{${channel}}:${part}`;
+  return {
+    all: PARTS.map(key),
+    counters: key("counters"),
+    events: key("events"),
+    receipts: key("receipts"),
+    devices: key("devices"),
+    names: key("names"),
+    present: key("present"),
+    spread: key("spread"),
+    idempotency: (name) => key(`key:${name}`),
+  };
+}
+
+/** Between the parts of a message. Entries are JSON texts and names, so it is never in one. */
+export const SEPARATOR = "\x1e";
+/** The second word of a message that tells of no entries: who was retired is the third. */
+export const RETIRED = "retired";
+
+/** A script, and the name that Redis knows it by. */
+export interface Script {
+  readonly text: string;
+  readonly sha: string;
+}
+
+/** The rank from which a word is final, and that of the server's own word; `engine/model.ts` has the list. */
+const RANKS = "local FINAL, MISSING = 4, 3";
+
+/** What scripts may use: paragraphs, each with one function at most. */
+const COMMON = `
+${RANKS}
+local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local devices, names, special, targets, gone = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local CHUNK = 500
+
+-- Numbers stay below 10^15, so that each is exact and written in full.
+local function text(number) return string.format('%.0f', number) end
+
+local function named(seq, device) return string.format('%015.0f/', seq) .. device end
+
+-- The channel's counters; nil when there is no such channel.
+local function look()
+  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience')
+  if not c[1] then return nil end
+  return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
+    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]) }
+end
+
+-- The same, made with this epoch when there is none. The second result: whether it was made.
+local function make(epoch)
+  local found = look()
+  if found then return found, 0 end
+  for part = 2, 10 do redis.call('DEL', KEYS[part]) end
+  redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
+  return look(), 1
+end
+
+local function stintOf(device)
+  local packed = redis.call('HGET', devices, device)
+  if not packed then return nil end
+  local n = {}
+  for number in packed:gmatch('%S+') do n[#n + 1] = tonumber(number) end
+  return { joined = n[1], enrolledAt = n[2], settled = n[3], lost = n[4], told = n[5], seenAt = n[6] }
+end
+
+local function keepStint(device, s)
+  redis.call('HSET', devices, device, table.concat({ text(s.joined), text(s.enrolledAt), text(s.settled), text(s.lost),
+    text(s.told), text(s.seenAt) }, ' '))
+end
+
+-- False when it was enrolled already.
+local function enrol(channel, device, now)
+  if redis.call('HEXISTS', devices, device) == 1 then return false end
+  keepStint(device, { joined = channel.head, enrolledAt = now, settled = 0, lost = 0, told = 0, seenAt = -1 })
+  redis.call('ZADD', names, 0, device)
+  channel.audience = redis.call('HINCRBY', counters, 'audience', 1)
+  return true
+end
+
+-- Of the events from first to last, those with an expiry or with names: seq = { expires or 0, named }.
+local function specials(first, last)
+  local found = {}
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', special, text(first), text(last))) do
+    local seq, expires, to = member:match('^(%d+):(%d+):(%d)$')
+    found[tonumber(seq)] = { expires = tonumber(expires), named = to == '1' }
+  end
+  return found
+end
+
+local function rankOf(word)
+  return word and tonumber(word:match('^%d+')) or 0
+end
+
+-- Calls visit(seq, rank, named, expires) for each kept event after 'after' that is addressed to a device that joined after 'joined', oldest
+-- first, until it returns true.
+local function walk(channel, device, joined, after, visit)
+  after = math.max(after, channel.floor)
+  if after < joined then
+    -- Of what came before it joined, only what names it.
+    local found = specials(after + 1, math.min(joined, channel.head))
+    local order = {}
+    for seq, about in pairs(found) do if about.named then order[#order + 1] = seq end end
+    table.sort(order)
+    for _, seq in ipairs(order) do
+      if redis.call('ZSCORE', targets, named(seq, device)) then
+        local rank = rankOf(redis.call('HGET', latest, text(seq) .. ':' .. device))
+        if visit(seq, rank, true, found[seq].expires) then return end
+      end
+    end
+  end
+  local seq = math.max(after, joined) + 1
+  while seq <= channel.head do
+    local last = math.min(seq + CHUNK - 1, channel.head)
+    local found = specials(seq, last)
+    local fields = {}
+    for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. device end
+    local words = redis.call('HMGET', latest, unpack(fields))
+    for at = seq, last do
+      local about = found[at]
+      if not about or not about.named or redis.call('ZSCORE', targets, named(at, device)) then
+        local isNamed = about ~= nil and about.named
+        if visit(at, rankOf(words[at - seq + 1]), isNamed, about and about.expires or 0) then return end
+      end
+    end
+    seq = last + 1
+  end
+end
+
+-- How far the device owes nothing: up to before the first event that it owes a final word on.
+local function settle(channel, device, stint, now)
+  local owed = nil
+  walk(channel, device, stint.joined, stint.settled, function(seq, rank, _, expires)
+    if rank < FINAL and (expires == 0 or expires > now) then owed = seq end
+    return owed ~= nil
+  end)
+  return owed and owed - 1 or channel.head
+end
+
+-- A message carries its entries as long as they are small: subscribers that read slowly are cut off by the megabyte. A longer one says
+-- only how far the log has come.
+local function publish(log, epoch, first, entries)
+  local bytes = 0
+  for _, entry in ipairs(entries) do bytes = bytes + #entry end
+  local about = epoch .. ' ' .. text(first) .. ' ' .. text(first + #entries - 1)
+  if bytes > 262144 then return redis.call('PUBLISH', log, about) end
+  redis.call('PUBLISH', log, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
+end
+`;
+
+const whole = (text: string): Script => ({ text, sha: createHash("sha1").update(text).digest("hex") });
+const PARAGRAPHS = COMMON.split("\n\n").reverse();
+
+/** A script with what it uses, and no more: Redis runs all of the text each time. */
+function script(text: string): Script {
+  let found = text;
+  for (const paragraph of PARAGRAPHS) {
+    const name = /^local function (\w+)/m.exec(paragraph)?.[1];
+    if (!name || found.includes(`${name}(`)) found = `${paragraph}\n${found}`;
+  }
+  return whole(found);
+}
+
+/** Instances by their last sign of life. An instance, milliseconds of life, of memory → whether it was unknown, the living ones */
+export const BEAT = whole(`
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
+return { new, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[2]), '+inf')) }`);
+
+/** A holder, milliseconds → the lease's number, one more with each change of hands; 0: another holds it */
+export const LEASE = whole(`
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = redis.call('HMGET', KEYS[1], 'holder', 'until')
+local isLive = held[1] and tonumber(held[2]) > now
+if isLive and held[1] ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', string.format('%.0f', now + ARGV[2]))
+if isLive then return tonumber(redis.call('HGET', KEYS[1], 'number')) end
+return redis.call('HINCRBY', KEYS[1], 'number', 1)`);
+
+const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
+
+export const SCRIPTS = {
+  /** the epoch that was lost, another → nothing */
+  renew: script(`
+    if redis.call('HGET', counters, 'epoch') == ARGV[1] then redis.call('HSET', counters, 'epoch', ARGV[2]) end
+    return 1`),
+
+  /** epoch → made, extent */
+  open: script(`
+    local channel, made = make(ARGV[1])
+    return { made, ${EXTENT} }`),
+
+  /**
+   * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, entry, how many
+   * names, names → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
+   */
+  append: script(`
+    local channel, made = make(ARGV[1])
+    local now, digest = tonumber(ARGV[2]), ARGV[3]
+    if digest ~= '' then
+      local known = redis.call('GET', KEYS[11])
+      known = known and cjson.decode(known)
+      if known and known.epoch == channel.epoch and known.expires > now then
+        if known.digest ~= digest then return {} end
+        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1 }
+      end
+    end
+    local count, at = tonumber(ARGV[7]), 8
+    local first, entries, addressedFirst = channel.head + 1, {}, 0
+    for n = 1, count do
+      local seq, expires, entry, to = channel.head + n, ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+      local addressed = to > 0 and to or channel.audience
+      if n == 1 then addressedFirst = addressed end
+      entries[n] = entry
+      redis.call('XADD', events, text(seq) .. '-0', 'v', entry)
+      redis.call('HSET', tallies, text(seq) .. ':n', addressed, text(seq) .. ':at', ARGV[2])
+      if to > 0 or expires ~= '0' then
+        redis.call('ZADD', special, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
+      end
+      for name = at + 3, at + 2 + to do redis.call('ZADD', targets, 0, named(seq, ARGV[name])) end
+      at = at + 3 + to
+    end
+    redis.call('HSET', counters, 'head', text(channel.head + count))
+    if digest ~= '' then
+      redis.call('SET', KEYS[11], cjson.encode({ epoch = channel.epoch, digest = digest, first = first, count = count, at = now,
+        addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
+    end
+    publish(events, channel.epoch, first, entries)
+    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0 }`),
+
+  /** now, then for each: epoch, event, device, rank, the entry's beginning, its end → a verdict each: recorded, duplicate, unknown, unaddressed as 0 to 3 */
+  record: script(`
+    local channel = look()
+    local verdicts, entries = {}, {}
+    for at = 2, #ARGV, 6 do
+      local epoch, event, device, rank = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
+      local verdict = 2
+      if channel and epoch == channel.epoch and event > channel.floor and event <= channel.head then
+        local field = ARGV[at + 1] .. ':' .. device
+        local before = rankOf(redis.call('HGET', latest, field))
+        local stint = stintOf(device)
+        local about = specials(event, event)[event]
+        local addressed
+        if about and about.named then addressed = redis.call('ZSCORE', targets, named(event, device))
+        else addressed = stint and stint.joined < event end
+        if before >= FINAL then verdict = 1
+        elseif not addressed then verdict = 3
+        elseif rank <= before then verdict = 1
+        else
+          verdict = 0
+          local seq = text(channel.receiptsHead + #entries + 1)
+          local entry = ARGV[at + 4] .. (before == MISSING and ' 1 ' or ' 0 ') .. ARGV[at + 5]
+          entries[#entries + 1] = entry
+          redis.call('XADD', receipts, seq .. '-0', 'v', entry, 'k', field)
+          redis.call('HSET', latest, field, rank .. ' ' .. seq)
+          redis.call('HINCRBY', tallies, ARGV[at + 1] .. ':' .. rank, 1)
+          if before > 0 then redis.call('HINCRBY', tallies, ARGV[at + 1] .. ':' .. before, -1) end
+          if stint and stint.lost > 0 and stint.told == stint.lost then
+            stint.lost, stint.told = 0, 0
+            keepStint(device, stint)
+          end
+        end
+      end
+      verdicts[#verdicts + 1] = verdict
+    end
+    if #entries > 0 then
+      redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
+      publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
+    end
+    return verdicts`),
+
+  /** epoch, device, now → made, whether it was new */
+  enrol: script(`
+    local channel, made = make(ARGV[1])
+    return { made, enrol(channel, ARGV[2], tonumber(ARGV[3])) and 1 or 0 }`),
+
+  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost */
+  join: script(`
+    local channel, made = make(ARGV[1])
+    local device, now = ARGV[2], tonumber(ARGV[3])
+    local new = enrol(channel, device, now) and 1 or 0
+    local stint = stintOf(device)
+    stint.settled = settle(channel, device, stint, now)
+    stint.told = stint.lost
+    keepStint(device, stint)
+    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost }`),
+
+  /** device → whether it was enrolled */
+  retire: script(`
+    local channel, device = look(), ARGV[1]
+    local stint = channel and stintOf(device)
+    if not stint then return 0 end
+    walk(channel, device, stint.joined, channel.floor, function(seq, rank, isNamed)
+      local event = text(seq)
+      if rank >= FINAL then
+        if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
+        return
+      end
+      redis.call('HINCRBY', tallies, event .. ':n', -1)
+      if rank > 0 then
+        redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
+        redis.call('HDEL', latest, event .. ':' .. device)
+      end
+      if isNamed then redis.call('ZREM', targets, named(seq, device)) end
+    end)
+    redis.call('HDEL', devices, device)
+    redis.call('ZREM', names, device)
+    redis.call('HINCRBY', counters, 'audience', -1)
+    redis.call('PUBLISH', events, channel.epoch .. ' ${RETIRED} ' .. device)
+    return 1`),
+
+  /** device, at, device, at, … */
+  seen: script(`
+    local channel = look()
+    if not channel then return 0 end
+    for n = 1, #ARGV, 2 do
+      local stint = stintOf(ARGV[n])
+      if stint then
+        stint.seenAt = tonumber(ARGV[n + 1])
+        stint.settled = settle(channel, ARGV[n], stint, stint.seenAt)
+        keepStint(ARGV[n], stint)
+      end
+    end
+    return 1`),
+
+  /** now, devices → for each that is enrolled: device, enrolledAt, seenAt, how much it owes */
+  owing: script(`
+    local channel, now, found = look(), tonumber(ARGV[1]), {}
+    for n = 2, channel and #ARGV or 1 do
+      local stint = stintOf(ARGV[n])
+      if stint then
+        local pending = 0
+        walk(channel, ARGV[n], stint.joined, stint.settled, function(_, rank, _, expires)
+          if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
+        end)
+        for _, value in ipairs({ ARGV[n], stint.enrolledAt, stint.seenAt, pending }) do found[#found + 1] = value end
+      end
+    end
+    return found`),
+
+  /** device, after, up to → the kept events between that it gave a final word on */
+  settled: script(`
+    local channel, found = look(), {}
+    if not channel then return found end
+    local seq, upTo = math.max(tonumber(ARGV[2]), channel.floor) + 1, math.min(tonumber(ARGV[3]), channel.head)
+    while seq <= upTo do
+      local last, fields = math.min(seq + CHUNK - 1, upTo), {}
+      for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. ARGV[1] end
+      for n, word in ipairs(redis.call('HMGET', latest, unpack(fields))) do
+        if rankOf(word) >= FINAL then found[#found + 1] = seq + n - 1 end
+      end
+      seq = last + 1
+    end
+    return found`),
+
+  /** from, up to → for each kept event: seq, addressed, received, working, missing, done, failed */
+  tallies: script(`
+    local channel, found = look(), {}
+    if not channel then return found end
+    for seq = math.max(tonumber(ARGV[1]), channel.floor + 1), math.min(tonumber(ARGV[2]), channel.head) do
+      local s = text(seq)
+      local counts = redis.call('HMGET', tallies, s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5')
+      found[#found + 1] = seq
+      for n = 1, 6 do found[#found + 1] = tonumber(counts[n] or 0) end
+    end
+    return found`),
+
+  /**
+   * event, rank ('': all), after, how many names to look at → two lists by name, of who was addressed and of who left since: each begins with
+   * the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''
+   */
+  rows: script(`
+    local channel, event = look(), tonumber(ARGV[1])
+    if not channel or event <= channel.floor or event > channel.head then return { { '' }, { '' } } end
+    local rank, after, limit = ARGV[2], ARGV[3], tonumber(ARGV[4])
+    local function list(found, nameOf, isHere)
+      local rows = { #found == limit and nameOf(found[#found]) or '' }
+      for _, member in ipairs(found) do
+        local device = nameOf(member)
+        if isHere(device) then
+          local word = redis.call('HGET', latest, text(event) .. ':' .. device)
+          if rank == '' or rankOf(word) == tonumber(rank) then
+            local entry = ''
+            if word then
+              local seq = word:match('%d+$') .. '-0'
+              local kept = redis.call('XRANGE', receipts, seq, seq)
+              entry = kept[1] and kept[1][2][2] or ''
+            end
+            rows[#rows + 1], rows[#rows + 2], rows[#rows + 3] = device, rankOf(word), entry
+          end
+        end
+      end
+      return rows
+    end
+    local function everybody() return true end
+    local function behind(member) return member:sub(17) end
+    local function byEvent(key)
+      -- '0' comes right after '/'.
+      return redis.call('ZRANGEBYLEX', key, '(' .. named(event, after), '(' .. string.format('%015.0f0', event), 'LIMIT', 0, limit)
+    end
+    local about = specials(event, event)[event]
+    if about and about.named then return { list(byEvent(targets), behind, everybody), { '' } } end
+    local enrolled = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, limit)
+    local function wasThere(device) return stintOf(device).joined < event end
+    return { list(enrolled, function(name) return name end, wasThere), list(byEvent(gone), behind, everybody) }`),
+
+  /** keeps so many events, none before, now, the work of one slice → whether there is more to do */
+  trim: script(`
+    local channel = look()
+    if not channel then return 0 end
+    local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+    local floor, work, more, owed = channel.floor, 0, 0, {}
+    while floor < channel.head do
+      local seq = floor + 1
+      local s = text(seq)
+      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5')
+      if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
+      if work >= workMax then more = 1 break end
+      local addressed, about = tonumber(t[2] or 0), specials(seq, seq)[seq]
+      work = work + 1 + (about and about.named and addressed or 0)
+      if addressed - tonumber(t[3] or 0) - tonumber(t[4] or 0) > 0 and not (about and about.expires > 0 and about.expires <= now) then
+        work = work + channel.audience
+        owed[#owed + 1] = { seq = seq, named = about ~= nil and about.named }
+      end
+      redis.call('HDEL', tallies, s .. ':at', s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5')
+      floor = seq
+    end
+    if floor > channel.floor then
+      -- Each device notes the newest that it lost; so the newest is looked at first, and once for each device.
+      local noted, enrolled = {}, #owed > 0 and redis.call('ZRANGE', names, 0, -1) or {}
+      for n = #owed, 1, -1 do
+        local seq, isNamed = owed[n].seq, owed[n].named
+        for _, device in ipairs(enrolled) do
+          if not noted[device] and rankOf(redis.call('HGET', latest, text(seq) .. ':' .. device)) < FINAL then
+            local stint = stintOf(device)
+            local addressed = stint.joined < seq
+            if isNamed then addressed = redis.call('ZSCORE', targets, named(seq, device)) end
+            if addressed then
+              stint.lost, noted[device] = seq, true
+              keepStint(device, stint)
+            end
+          end
+        end
+      end
+      redis.call('HSET', counters, 'floor', text(floor))
+      redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
+      redis.call('ZREMRANGEBYSCORE', special, '-inf', text(floor))
+      redis.call('ZREMRANGEBYLEX', targets, '-', '(' .. named(floor + 1, ''))
+      redis.call('ZREMRANGEBYLEX', gone, '-', '(' .. named(floor + 1, ''))
+    end
+    if more == 1 then return 1 end
+
+    -- The oldest receipts, as long as their events are no longer kept.
+    local last, fields = nil, {}
+    local oldest = redis.call('XRANGE', receipts, '-', '+', 'COUNT', CHUNK)
+    for _, entry in ipairs(oldest) do
+      local field = entry[2][4]
+      if tonumber(field:match('^%d+')) > floor then break end
+      fields[#fields + 1], last = field, tonumber(entry[1]:match('^%d+'))
+    end
+    if not last then return 0 end
+    redis.call('HDEL', latest, unpack(fields))
+    redis.call('XTRIM', receipts, 'MINID', '=', text(last + 1) .. '-0')
+    redis.call('HSET', counters, 'receiptsFloor', text(last))
+    return #fields == CHUNK and 1 or 0`),
+} as const;

@@ -1,0 +1,459 @@
+/**
+ * The promise kept for many instances: a memory that they share in one Redis or Valkey.
+ *
+ * Each change is one script of `redis-scripts.ts`, which appends, counts and publishes in one step; the calls of one turn of the event
+ * loop go out together. What is stored is told through Redis to every instance alike, the one that wrote it included: there is one way to
+ * deliver. How an instance hears of it, and never misses it for long, is in `redis-ear.ts`.
+ *
+ * How durable an answer is, Redis alone decides: `redis-promise.ts` says what its settings promise. Where it has replicas, pushes and receipts are
+ * answered only when as many as the operator wants have them.
+ */
+import {
+  type Enrolment,
+  EVENT_BYTES_MAX,
+  type Event,
+  type EventDraft,
+  KEY_MEMORY_MS,
+  PereError,
+  type Receipt,
+  type ReceiptDraft,
+  type Kind,
+  type Row,
+  rank,
+  STATES,
+  type State,
+  type Tally,
+} from "./model.ts";
+import { RedisEar } from "./redis-ear.ts";
+import { RedisCluster } from "./redis-cluster.ts";
+import { type Client, type Redis, RedisLink, type Reply, type Spread } from "./redis-link.ts";
+import { eventOf, eventText, receiptHead, receiptOf } from "./redis-entries.ts";
+import { RedisPresence } from "./redis-presence.ts";
+import { check, readPromise } from "./redis-promise.ts";
+import { BEAT, type Keys, keysOf, LEASE, type Script, SCRIPTS } from "./redis-scripts.ts";
+import type {
+  Appended,
+  Extent,
+  Heads,
+  Idempotency,
+  Joined,
+  Page,
+  Readiness,
+  Retention,
+  Store,
+  Verdict,
+  Wake,
+} from "./store.ts";
+
+/** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
+const READ_BYTES = 4 * EVENT_BYTES_MAX;
+/** Entries that one command reads: 8 MiB of the largest. */
+const READ_ENTRIES = 128;
+/** Names that one script looks at for rows, and devices whose debts one script counts: a few milliseconds of Redis' time. */
+const NAMES_AT_ONCE = 1_000;
+const DEBTORS_AT_ONCE = 16;
+/** Rows that one slice of trimming touches, about. */
+const TRIM_ROWS = 2_000;
+/** Redis drops an idempotency key by its own clock, so somewhat later than it is forgotten. */
+const KEY_SLACK_MS = 3_600_000;
+/** Channels that are known to be in the list of channels. */
+const LISTED_MAX = 100_000;
+
+const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
+
+export interface RedisOptions {
+  /** `redis://` or `rediss://`; several are nodes of one Cluster. */
+  readonly urls: readonly string[];
+  /** How many replicas must have a push or a receipt before it is answered. */
+  readonly replicas?: number;
+  /** What all keys begin with, for several services on one Redis. */
+  readonly prefix?: string;
+  /** Makes epochs; 41 random bits by default. */
+  readonly epoch?: () => string;
+}
+
+const randomEpoch = (): string => {
+  const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
+  return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
+};
+
+/** The extent that scripts give, from place `at` on. */
+const headsOf = (reply: readonly Reply[], at: number): Heads => ({
+  epoch: reply[at] as string,
+  events: { head: Number(reply[at + 1]), floor: Number(reply[at + 2]) },
+  receipts: { head: Number(reply[at + 3]), floor: Number(reply[at + 4]) },
+});
+
+type Seven = [number, number, number, number, number, number, number];
+
+/** One value after another, `width` to each. */
+function* inGroups(values: readonly Reply[], width: number): Generator<readonly Reply[]> {
+  for (let at = 0; at < values.length; at += width) yield values.slice(at, at + width);
+}
+
+/** @throws PereError as `RedisLink` */
+export class RedisStore implements Store {
+  readonly #prefix: string;
+  readonly #epoch: () => string;
+  readonly #replicas: number;
+  readonly #link: Redis;
+  readonly #ear: RedisEar;
+  readonly #presence: RedisPresence;
+  /** Channels that this instance has put into the list of channels. */
+  readonly #listed = new Set<string>();
+  #closing: Promise<void> | undefined;
+
+  constructor({ urls, replicas = 0, prefix = "pere:", epoch = randomEpoch }: RedisOptions) {
+    this.#prefix = prefix;
+    this.#epoch = epoch;
+    this.#replicas = replicas;
+    const ready = (client: Client): void => {
+      // First on every connection, so that the calls of one turn keep their order.
+      for (const { text } of [BEAT, LEASE, ...Object.values(SCRIPTS)])
+        client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
+      this.#ear.doubt();
+    };
+    this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
+    this.#presence = new RedisPresence(this.#link, `${prefix}instances`, (channel) => keysOf(prefix, channel).present);
+    // What is published at one node of a Cluster is heard at all of them.
+    this.#ear = new RedisEar(urls, {
+      key: (kind, channel) => keysOf(prefix, channel)[kind],
+      heads: (channel) => this.heads(channel),
+      entry: (kind, channel, seq) => this.#entry(keysOf(prefix, channel)[kind], seq),
+      open: (channel) => this.open(channel),
+      renew: (channel, lost) => this.#run(SCRIPTS.renew, channel, [lost, this.#epoch()]),
+    });
+  }
+
+  /** A store that is connected. @throws PereError away */
+  static async open(options: RedisOptions): Promise<RedisStore> {
+    const store = new RedisStore(options);
+    try {
+      await Promise.all([store.#link.start(), store.#ear.start()]);
+      check((await readPromise(store.#link.masters(), store.#replicas)).facts, options.urls.length > 1);
+      await store.#presence.beat();
+      return store;
+    } catch (error) {
+      await store.close();
+      throw error;
+    }
+  }
+
+  #keys(channel: string): Keys {
+    return keysOf(this.#prefix, channel);
+  }
+
+  async #run(
+    script: Script,
+    channel: string,
+    values: readonly (string | number)[],
+    spread?: Spread,
+  ): Promise<readonly Reply[]> {
+    const reply = await this.#link.run(script, this.#keys(channel).all, values, spread);
+    return Array.isArray(reply) ? (reply as readonly Reply[]) : [reply];
+  }
+
+  /** A script that may make its channel; its reply begins with whether it did. */
+  async #make(
+    script: Script,
+    channel: string,
+    values: readonly (string | number)[],
+    keys: readonly string[] = [],
+    spread?: Spread,
+  ): Promise<readonly Reply[]> {
+    const isListed = this.#listed.has(channel);
+    const [reply] = (await Promise.all([
+      this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], spread),
+      isListed ? null : this.#list(channel),
+    ])) as [readonly Reply[], unknown];
+    if (isListed && reply[0] === 1) await this.#list(channel); // Another life of it; the list may be lost as well.
+    return reply;
+  }
+
+  /** What the answer to a push or a receipt waits for. */
+  #spread(channel: string): Spread | undefined {
+    return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).spread };
+  }
+
+  async #list(channel: string): Promise<void> {
+    await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel);
+    if (this.#listed.size >= LISTED_MAX) this.#listed.clear();
+    this.#listed.add(channel);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- channels
+
+  async open(channel: string): Promise<Heads> {
+    return headsOf(await this.#make(SCRIPTS.open, channel, []), 1);
+  }
+
+  async heads(channel: string): Promise<Heads | null> {
+    return (await this.#counters(channel))?.heads ?? null;
+  }
+
+  async #counters(channel: string): Promise<{ heads: Heads; devices: number } | null> {
+    const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience"];
+    const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
+    return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]) };
+  }
+
+  async channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
+    const names = await this.#names(`${this.#prefix}channels`, after, limit + 1);
+    const { items, next } = page(names, limit, (name) => name);
+    const found = await Promise.all(items.map((channel) => this.#counters(channel)));
+    return {
+      items: items.flatMap((channel, index) => {
+        const counters = found[index];
+        return counters ? [{ channel, devices: counters.devices, ...counters.heads }] : [];
+      }),
+      next,
+    };
+  }
+
+  async #names(key: string, after: string, limit: number): Promise<readonly string[]> {
+    const from = after === "" ? "-" : `(${after}`;
+    return (await this.#link.send("ZRANGEBYLEX", key, from, "+", "LIMIT", "0", String(limit))) as readonly string[];
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- events
+
+  async append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
+    const values: (string | number)[] = [
+      now,
+      key?.digest ?? "",
+      now + KEY_MEMORY_MS,
+      KEY_MEMORY_MS + KEY_SLACK_MS,
+      drafts[0]!.type ?? "",
+      drafts.length,
+    ];
+    for (const draft of drafts) {
+      const expires = draft.ttl === null ? null : now + Math.round(draft.ttl * 1000);
+      values.push(expires ?? 0, eventText(draft, now, expires), draft.to?.length ?? 0, ...(draft.to ?? []));
+    }
+    const keys = key ? [this.#keys(channel).idempotency(key.key)] : [];
+    const reply = await this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel));
+    if (reply.length === 0)
+      throw new PereError("refused", "this Idempotency-Key came with another body before", [
+        { path: "Idempotency-Key", message: "it came with another body before" },
+      ]);
+    const [, epoch, first, count, at, addressed, type, replayed] = reply;
+    return {
+      epoch: epoch as string,
+      first: Number(first),
+      count: Number(count),
+      at: Number(at),
+      addressed: Number(addressed),
+      type: type === "" ? null : (type as string),
+      replayed: replayed === 1,
+    };
+  }
+
+  async events(channel: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
+    const found: Event[] = [];
+    let bytes = 0;
+    for await (const [seq, text] of this.#entries(this.#keys(channel).events, after, limit)) {
+      const event = eventOf(seq, text);
+      found.push(event);
+      bytes += event.data.length;
+      if (bytes >= bytesMax) break;
+    }
+    return found;
+  }
+
+  async receipts(channel: string, after: number, limit: number): Promise<Receipt[]> {
+    const found: Receipt[] = [];
+    for await (const [seq, text] of this.#entries(this.#keys(channel).receipts, after, limit))
+      found.push(receiptOf(seq, text));
+    return found;
+  }
+
+  async #entry(key: string, seq: number): Promise<string | null> {
+    const found = (await this.#link.send("XRANGE", key, `${seq}-0`, `${seq}-0`)) as readonly (readonly [
+      string,
+      readonly string[],
+    ])[];
+    return found[0]?.[1][1] ?? null;
+  }
+
+  /** A stream's entries after `after`, some at a time. */
+  async *#entries(key: string, after: number, limit: number): AsyncGenerator<readonly [number, string]> {
+    for (let left = limit; left > 0;) {
+      const count = Math.min(left, READ_ENTRIES);
+      const read = (await this.#link.send(
+        "XRANGE",
+        key,
+        `${after + 1}-0`,
+        "+",
+        "COUNT",
+        String(count),
+      )) as readonly (readonly [string, readonly string[]])[];
+      for (const [id, fields] of read) {
+        after = Number.parseInt(id, 10);
+        yield [after, fields[1]!];
+      }
+      left -= read.length;
+      if (read.length < count) return;
+    }
+  }
+
+  async tallies(channel: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
+    const reply = await this.#run(SCRIPTS.tallies, channel, [from, upTo]);
+    const tallies = new Map<number, Tally>();
+    for (const group of inGroups(reply, 7)) {
+      const [seq, addressed, received, working, missing, done, failed] = group.map(Number) as Seven;
+      tallies.set(seq, { addressed, received, working, missing, done, failed });
+    }
+    return tallies;
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- receipts
+
+  async record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+    const values: (string | number)[] = [now];
+    for (const draft of drafts) {
+      const { event, device, status, detail } = draft;
+      values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
+    }
+    const verdicts = await this.#run(SCRIPTS.record, channel, values, this.#spread(channel));
+    return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
+  }
+
+  async settled(channel: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
+    return new Set((await this.#run(SCRIPTS.settled, channel, [device, after, upTo])).map(Number));
+  }
+
+  async rows(
+    channel: string,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string>> {
+    const wanted = status === null ? "" : rank(status);
+    const found: Row[] = [];
+    for (let from: string | null = after; from !== null && found.length <= limit;) {
+      const reply = (await this.#run(SCRIPTS.rows, channel, [event, wanted, from, NAMES_AT_ONCE])) as readonly [
+        readonly Reply[],
+        readonly Reply[],
+      ];
+      // Two lists by name; where one of them was cut, only what comes up to there is known of both.
+      const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
+      const upTo: string | null = cuts.length === 0 ? null : cuts.reduce((a, b) => (a < b ? a : b));
+      const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 3)].map(rowOf));
+      rows.sort((a, b) => (a.device < b.device ? -1 : 1));
+      found.push(...rows.filter(({ device }) => upTo === null || device <= upTo));
+      from = upTo;
+    }
+    return page(found, limit, ({ device }) => device);
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- devices
+
+  async join(channel: string, device: string, now: number): Promise<Joined> {
+    const reply = await this.#make(SCRIPTS.join, channel, [device, now]);
+    const [fresh, joined, settled, lost] = reply.slice(6).map(Number) as [number, number, number, number];
+    return { ...headsOf(reply, 1), enrolled: fresh === 0, joined, settled, lost };
+  }
+
+  async enrol(channel: string, device: string, now: number): Promise<boolean> {
+    return (await this.#make(SCRIPTS.enrol, channel, [device, now]))[1] === 1;
+  }
+
+  async retire(channel: string, device: string): Promise<boolean> {
+    return (await this.#run(SCRIPTS.retire, channel, [device]))[0] === 1;
+  }
+
+  async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
+    await this.#run(SCRIPTS.seen, channel, [...times].flat());
+  }
+
+  async devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
+    const names = await this.#names(this.#keys(channel).names, after, limit + 1);
+    const { items, next } = page(names, limit, (name) => name);
+    const enrolments: Enrolment[] = [];
+    // One script after another: what a thousand devices owe must not hold everybody up.
+    for (let at = 0; at < items.length; at += DEBTORS_AT_ONCE) {
+      const some = items.slice(at, at + DEBTORS_AT_ONCE);
+      for (const [device, enrolledAt, seenAt, pending] of inGroups(
+        await this.#run(SCRIPTS.owing, channel, [now, ...some]),
+        4,
+      ))
+        enrolments.push({
+          device: device as string,
+          enrolledAt: Number(enrolledAt),
+          seenAt: seenAt === -1 ? null : Number(seenAt),
+          pending: Number(pending),
+        });
+    }
+    return { items: enrolments, next };
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- retention
+
+  /** Idempotency keys are dropped by Redis itself. */
+  async trim(channel: string | null, { count, before }: Retention, now: number): Promise<boolean> {
+    if (channel !== null) return (await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]))[0] === 1;
+    await this.ready();
+    return false;
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- its own life
+
+  watch(listener: (wake: Wake) => void, reached: (extent: Extent) => void = () => {}): void {
+    this.#ear.watch(listener, reached);
+  }
+
+  follow(kind: Kind, channel: string): Promise<void> {
+    return this.#ear.follow(kind, channel);
+  }
+
+  unfollow(kind: Kind, channel: string): void {
+    this.#ear.unfollow(kind, channel);
+  }
+
+  attend(channel: string, device: string, joined: number | null): void {
+    this.#presence.attend(channel, device, joined);
+  }
+
+  elsewhere(channel: string): Promise<ReadonlyMap<string, number>> {
+    return this.#presence.elsewhere(channel);
+  }
+
+  async lease(name: string, holder: string, ms: number): Promise<number | null> {
+    const number = await this.#link.run(LEASE, [`${this.#prefix}lease:${name}`], [holder, ms]);
+    return number === 0 ? null : Number(number);
+  }
+
+  async ready(): Promise<Readiness> {
+    const { facts: _, ...readiness } = await readPromise(this.#link.masters(), this.#replicas);
+    return readiness;
+  }
+
+  async close(): Promise<void> {
+    this.#closing ??= (async () => {
+      // The good-bye is on its way before the connection takes no more.
+      const farewell = this.#presence.close();
+      await Promise.all([this.#ear.close(), this.#link.close(), farewell]);
+    })();
+    await this.#closing;
+  }
+}
+
+function rowOf([device, status, entry]: readonly Reply[]): Row {
+  const said = entry === "" ? null : receiptOf(0, entry as string);
+  return {
+    device: device as string,
+    status: STATES[Number(status)]!,
+    detail: said?.detail ?? null,
+    at: said?.at ?? null,
+    deviceAt: said?.deviceAt ?? null,
+    late: said?.late ?? false,
+  };
+}
+
+/** A page of what was read one beyond its limit. */
+function page<Item, Key>(rows: readonly Item[], limit: number, key: (item: Item) => Key): Page<Item, Key> {
+  if (rows.length <= limit) return { items: rows, next: null };
+  const items = rows.slice(0, limit);
+  return { items, next: key(items.at(-1)!) };
+}

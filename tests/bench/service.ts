@@ -1,0 +1,88 @@
+/**
+ * The service under measurement, as people run it: a process of its own, on a disk, bound to a core.
+ */
+import { mkdtempSync, readFileSync, statfsSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+/** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
+export function diskFolder(): { path: string; isDisk: boolean } {
+  const isDisk = (path: string): boolean => {
+    try {
+      return ![0x01021994, 0x858458f6].includes(statfsSync(path).type); // tmpfs, ramfs: statfs(2)
+    } catch {
+      return false;
+    }
+  };
+  const parent = [tmpdir(), "/var/tmp", process.cwd()].find(isDisk);
+  return { path: mkdtempSync(join(parent ?? tmpdir(), "pere-bench-")), isDisk: parent !== undefined };
+}
+
+export interface Service {
+  readonly port: number;
+  readonly pid: number;
+  stop(): Promise<void>;
+}
+
+const INDEX = join(import.meta.dir, "..", "..", "index.ts");
+/** How many were started; each has a file of its own. */
+let started = 0;
+
+/**
+ * @param core what it is bound to, or null
+ * @param env settings beside those that give it a port and a file
+ * @throws Error with what it said when it does not start
+ */
+export async function startService(
+  folder: string,
+  core: number | null,
+  env: Record<string, string> = {},
+): Promise<Service> {
+  const file = join(folder, `${++started}.db`);
+  const child = Bun.spawn([...(core === null ? [] : ["taskset", "-c", String(core)]), process.execPath, INDEX], {
+    // Nothing else of our environment: what is measured is the default.
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: file, ...env },
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  const kill = (): void => child.kill("SIGKILL");
+  process.once("exit", kill);
+  let said = "";
+  for await (const chunk of child.stdout) {
+    said += Buffer.from(chunk).toString();
+    const port = /^PERE listening on http:\S+:(\d+)\n/.exec(said)?.[1];
+    if (!port) continue;
+    return {
+      port: Number(port),
+      pid: child.pid,
+      async stop() {
+        child.kill("SIGTERM");
+        const patience = setTimeout(kill, 5_000);
+        await child.exited;
+        clearTimeout(patience);
+        process.off("exit", kill);
+      },
+    };
+  }
+  throw new Error(`the service did not start: ${said}`);
+}
+
+/** CPU time of a process so far, all its threads; null where the system has no /proc (proc(5): fields 14 and 15, in hundredths). */
+export function cpuMs(pid: number): number | null {
+  try {
+    const fields = readFileSync(`/proc/${pid}/stat`, "latin1").split(") ")[1]!.split(" ");
+    return 10 * (Number(fields[11]) + Number(fields[12]));
+  } catch {
+    return null;
+  }
+}
+
+/** Memory of a process that is in RAM, in kB; null where the system has no /proc. */
+export function residentKb(pid: number): number | null {
+  try {
+    return Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))![1]);
+  } catch {
+    return null;
+  }
+}
