@@ -20,10 +20,14 @@ import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import {
   BODY_BYTES_MAX,
+  DEADLINE_SECONDS_MAX,
+  DEADLINE_SECONDS_MIN,
   type Code,
   DETAIL_BYTES_MAX,
   EVENT_BYTES_MAX,
+  HOOK_BYTES_MAX,
   id,
+  isComplete,
   iso,
   type Kind,
   PAGE_DEFAULT,
@@ -32,6 +36,8 @@ import {
   POLL_SECONDS_MAX,
   type Position,
   RECEIPTS_MAX,
+  REMIND_SECONDS_MAX,
+  REMIND_SECONDS_MIN,
   type ReceiptDraft,
   type Row,
   readChannel,
@@ -53,9 +59,13 @@ import {
   STATES,
   type State,
   TARGETS_MAX,
+  type Tally,
+  tallyCounts,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
+  WAIT_SECONDS_MAX,
 } from "./engine/model.ts";
+import { readHookName } from "./engine/hooks.ts";
 import { readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
@@ -67,6 +77,8 @@ import { document, operations } from "./web/openapi.ts";
 /** The one table from what went wrong to an HTTP status. */
 const STATUS: Record<Code, readonly [number, string]> = {
   malformed: [400, "Malformed request"],
+  unauthorized: [401, "Unauthorized"],
+  forbidden: [403, "Forbidden"],
   unknown: [404, "Not found"],
   wrongMethod: [405, "Method not allowed"],
   conflict: [409, "Conflict"],
@@ -179,17 +191,41 @@ const jsonText = (text: string): Response =>
 
 // ------------------------------------------------------------------------------------------------------------------- push
 
-const PUSH_OPTIONS = ["type", "to", "ttl"] as const;
+const PUSH_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
 
-async function push(engine: Engine, channelText: string, request: Request): Promise<Response> {
+/** `Prefer: wait=<seconds>` (RFC 7240, section 4.3) in milliseconds; null: nobody waits. Other preferences are left alone. @throws PereError */
+function waitOf(request: Request): number | null {
+  for (const [preference] of (request.headers.get("prefer") ?? "").matchAll(/(?:"[^"]*"|[^,"])+/g)) {
+    const [name, value = ""] = preference.split(";", 1)[0]!.split("=");
+    if (name!.trim().toLowerCase() === "wait")
+      return 1000 * readSeconds(value.trim().replace(/^"(.*)"$/, "$1"), "Prefer: wait", 0, WAIT_SECONDS_MAX);
+  }
+  return null;
+}
+
+/** What became of an event until now. */
+const outcomeJson = (tally: Tally | undefined) =>
+  tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
+
+async function push(
+  engine: Engine,
+  channelText: string,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response> {
   const channel = readChannel(channelText);
   const query = queryOf(request, PUSH_OPTIONS);
-  const [type, to, ttl] = PUSH_OPTIONS.map((name) => query.get(name));
+  const [type, to, ttl, deadline, remind] = PUSH_OPTIONS.map((name) => query.get(name));
+  const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
+    text === undefined ? null : readSeconds(text, name, min, max);
   const options = {
     type: type === undefined ? null : readType(type),
     to: to === undefined ? null : readTo(to),
-    ttl: ttl === undefined ? null : readSeconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
+    ttl: seconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
+    deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
+    remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
   };
+  const waitMs = waitOf(request);
   const keyText = request.headers.get("idempotency-key");
   const key = keyText === null ? null : readKey(keyText);
   const form = contentType(request);
@@ -209,12 +245,23 @@ async function push(engine: Engine, channelText: string, request: Request): Prom
   const headers: Record<string, string> = pushed.replayed ? { "Idempotent-Replayed": "true" } : {};
   const { epoch, first, count, audience } = pushed;
   const at = iso(pushed.at);
+  let outcomes: ReadonlyMap<number, Tally> = new Map();
+  if (waitMs !== null) {
+    server.timeout(request, 0);
+    // What was stored is acknowledged, also where its tally can't be read now.
+    outcomes = await engine.outcome(pushed, channel, waitMs, request.signal).catch(() => outcomes);
+    if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
+  }
   if (many) {
-    const events = Array.from({ length: count }, (_, n) => ({ id: id(epoch, first + n), seq: first + n, at }));
+    const events = Array.from({ length: count }, (_, n) => {
+      const seq = first + n;
+      return { id: id(epoch, seq), seq, at, ...outcomeJson(outcomes.get(seq)) };
+    });
     return json({ events, audience }, status, headers);
   }
   const name = id(epoch, first);
-  const event = { id: name, channel, seq: first, at, ...(pushed.type === null ? {} : { type: pushed.type }), audience };
+  const typed = pushed.type === null ? {} : { type: pushed.type };
+  const event = { id: name, channel, seq: first, at, ...typed, audience, ...outcomeJson(outcomes.get(first)) };
   return json(event, status, { Location: `/events/${channel}/${name}`, ...headers });
 }
 
@@ -369,7 +416,8 @@ async function poll(
   clearTimeout(timer);
   if (!answer) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
-  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}}`);
+  const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";
+  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}}`);
 }
 
 // --------------------------------------------------------------------------------------------------------------- feedback
@@ -469,6 +517,17 @@ const deviceJson = (device: Awaited<ReturnType<Engine["devices"]>>["devices"][nu
   seenAt: device.seenAt === null ? null : iso(device.seenAt),
 });
 
+// ------------------------------------------------------------------------------------------------------------------ hooks
+
+async function putHook(engine: Engine, params: { channel: string; name: string }, request: Request): Promise<Response> {
+  const channel = readChannel(params.channel);
+  const name = readHookName(params.name);
+  if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook is application/json");
+  const body = readReceiptsJson(readText(await bodyOf(request, HOOK_BYTES_MAX)));
+  const { hook, created } = await engine.hooks.put(channel, name, body);
+  return json(hook, created ? 201 : 200);
+}
+
 // ----------------------------------------------------------------------------------------------------------------- routes
 
 const file = (path: string, type: string): Response =>
@@ -503,10 +562,11 @@ function routes(engine: Engine, random: () => number) {
       return response;
     })
 
-    .post("/push/:channel", ({ params, request }) => push(engine, params.channel, request), {
-      ...raw,
-      detail: operations.push,
-    })
+    .post(
+      "/push/:channel",
+      ({ params, request, server }) => push(engine, params.channel, request, server as Server<SocketData>),
+      { ...raw, detail: operations.push },
+    )
     .get(
       "/feed/:channel",
       ({ params, request, server }) =>
@@ -582,6 +642,32 @@ function routes(engine: Engine, random: () => number) {
       { ...raw, detail: operations.retire },
     )
 
+    .get(
+      "/hooks/:channel",
+      async ({ params }) => json({ hooks: await engine.hooks.list(readChannel(params.channel)) }),
+      { detail: operations.hooks },
+    )
+    .put("/hooks/:channel/:name", ({ params, request }) => putHook(engine, params, request), {
+      ...raw,
+      detail: operations.putHook,
+    })
+    .delete(
+      "/hooks/:channel/:name",
+      async ({ params }) => {
+        await engine.hooks.drop(readChannel(params.channel), readHookName(params.name));
+        return new Response(null, { status: 204 });
+      },
+      { ...raw, detail: operations.dropHook },
+    )
+    .post(
+      "/hooks/:channel/:name/retry",
+      async ({ params }) => {
+        const retried = await engine.hooks.retry(readChannel(params.channel), readHookName(params.name));
+        return json({ retried });
+      },
+      { ...raw, detail: operations.retryHook },
+    )
+
     .get("/health", () => json({ status: "ok" }), { detail: operations.health })
     .get(
       "/ready",
@@ -638,9 +724,9 @@ async function openRedis(urls: readonly string[], replicas: number): Promise<Sto
 
 /** Starts PERE. @throws PereError or Error when the file or the port can't be had */
 export async function serve(settings: Settings, options: EngineOptions = {}): Promise<Service> {
-  const { db, redis, replicas } = settings;
+  const { db, redis, replicas, hooksAllowed, limits } = settings;
   const store = redis === null ? new SqliteStore({ path: db }) : await openRedis(redis, replicas);
-  const engine = new Engine(store, { ...options, limits: { ...settings.limits, ...options.limits } });
+  const engine = new Engine(store, { hooksAllowed, ...options, limits: { ...limits, ...options.limits } });
   const app = routes(engine, options.random ?? Math.random);
   app.use(
     await staticPlugin({

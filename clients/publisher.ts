@@ -2,11 +2,12 @@
 /**
  * A publisher: it pushes events and shows, for each, how many of its devices have answered, and what.
  *
- *   bun clients/publisher.ts [url] [channel]
+ *   bun clients/publisher.ts [--wait=seconds] [--deadline=seconds] [--remind=seconds] [url] [channel]
  *   printf '{"table": 7}\\ntwo coffees\\n' | bun clients/publisher.ts
  *
  * On its own it pushes an event every second, until it is interrupted. Given lines on its input it pushes those (a line that is JSON as it is,
  * any other as a JSON string), and ends when every event is complete, or ten seconds after the last line, with status 1 if one is not.
+ * With `--wait` it pushes the next event when the one before is complete, or after so many seconds; the other two are given to each event.
  * It is written against PERE's public contract alone. Two things are worth a look: each push carries an `Idempotency-Key`, so that it can be
  * repeated until it was answered without being stored twice; and the receipts are followed from before the first push, so that none is missed.
  */
@@ -54,8 +55,8 @@ class Board {
 }
 
 /** Pushes one JSON text, again until it is answered. @throws Error when it is refused */
-async function push(url: string, data: string): Promise<Pushed> {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID() };
+async function push(url: string, data: string, more: Record<string, string>): Promise<Pushed> {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID(), ...more };
   for (let failures = 0; ; failures++) {
     const response = await fetch(url, { method: "POST", headers, body: data }).catch((error: Error) => error);
     if (response instanceof Response && !passes(response.status)) {
@@ -90,7 +91,13 @@ async function* texts(given: boolean): AsyncGenerator<string> {
 }
 
 async function main(): Promise<void> {
-  const { positionals } = parseArgs({ allowPositionals: true });
+  const seconds = { type: "string" } as const;
+  const { positionals, values } = parseArgs({
+    allowPositionals: true,
+    options: { wait: seconds, deadline: seconds, remind: seconds },
+  });
+  const { wait, ...options } = values;
+  const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${wait}` };
   const base = (positionals[0] ?? "http://127.0.0.1:4567").replace(/\/+$/, "");
   const channel = encodeURIComponent(positionals[1] ?? "orders");
   // A terminal and /dev/null are character devices; a pipe or a file is somebody's input.
@@ -131,7 +138,7 @@ async function main(): Promise<void> {
   listen().catch(fail);
   await ready.promise;
   for await (const text of texts(given)) {
-    const event = await push(`${base}/push/${channel}`, text);
+    const event = await push(`${base}/push/${channel}?${new URLSearchParams(options)}`, text, prefer);
     for (const [device, word] of early.get(event.id) ?? []) event.words.set(device, word);
     early.clear();
     pushed.set(event.id, event);

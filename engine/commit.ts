@@ -17,11 +17,10 @@ const CHECKPOINT_PAGES = 2_000;
 /** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
 const CACHE_KIBIBYTES = 32 * 1024;
 
-/** What a file holds: its mark in the header, its version, and the statements that make it. */
+/** What a file holds: its mark in the header, and for each version the statements that make it out of the one before. */
 export interface Schema {
   readonly applicationId: number;
-  readonly version: number;
-  readonly sql: string;
+  readonly steps: readonly string[];
 }
 
 /** What the owner of a file does around its transactions. */
@@ -66,17 +65,17 @@ export class SqliteFile {
     }
   }
 
-  #prepare({ applicationId, version, sql }: Schema): void {
+  #prepare({ applicationId, steps }: Schema): void {
     // Exclusive: two processes could not know of each other's followers. The lock goes with its holder, also by kill -9.
     this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
     const tables = this.get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
     const found = this.#pragma("user_version");
     if (tables > 0 && this.#pragma("application_id") !== applicationId)
       throw new PereError("conflict", `${this.path} is a database of another program`);
-    if (found > version)
+    if (found > steps.length)
       throw new PereError(
         "conflict",
-        `${this.path} was written by a newer PERE (schema ${found}; this one knows ${version})`,
+        `${this.path} was written by a newer PERE (schema ${found}; this one knows ${steps.length})`,
       );
     this.#db.run("PRAGMA journal_mode = WAL");
     this.#db.run("PRAGMA synchronous = FULL");
@@ -86,11 +85,9 @@ export class SqliteFile {
     this.#db.run(`PRAGMA cache_size = -${CACHE_KIBIBYTES}`);
     this.#db.run("PRAGMA temp_store = MEMORY");
     this.#db.run("BEGIN EXCLUSIVE");
-    if (tables === 0) {
-      this.#db.run(sql);
-      this.#db.run(`PRAGMA application_id = ${applicationId}`);
-      this.#db.run(`PRAGMA user_version = ${version}`);
-    }
+    for (const step of steps.slice(found)) this.#db.run(step);
+    this.#db.run(`PRAGMA application_id = ${applicationId}`);
+    this.#db.run(`PRAGMA user_version = ${steps.length}`);
     this.#db.run("COMMIT");
   }
 

@@ -5,6 +5,7 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
+import { Deadlines } from "./deadlines.ts";
 import { type FeedLimits, type Feed, type FeedRequest, Feeds, type Wire } from "./feeds.ts";
 import {
   type Event,
@@ -22,6 +23,10 @@ import {
   rank,
   type State,
 } from "./model.ts";
+import type { Allowed, CallOptions } from "./hook-call.ts";
+import { Hooks } from "./hooks.ts";
+import { Reminders } from "./reminders.ts";
+import { Waiting } from "./waiting.ts";
 import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
@@ -51,6 +56,9 @@ export interface EngineOptions {
   readonly now?: () => number;
   /** From 0 up to 1. */
   readonly random?: () => number;
+  /** Private addresses that hooks may call. */
+  readonly hooksAllowed?: readonly Allowed[];
+  readonly hookCall?: CallOptions;
 }
 
 export interface Audience {
@@ -76,21 +84,50 @@ const REASONS = {
 } as const;
 
 export class Engine {
+  /** Who is called when there are receipts. */
+  readonly hooks: Hooks;
   readonly #store: Store;
   readonly #limits: Limits;
   readonly #now: () => number;
   readonly #feeds: Feeds;
+  readonly #reminders: Reminders;
+  readonly #deadlines: Deadlines;
+  readonly #waiting: Waiting;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
   #leftovers = true;
   #draining = false;
 
-  constructor(store: Store, { limits, now = Date.now, random = Math.random }: EngineOptions = {}) {
+  constructor(store: Store, options: EngineOptions = {}) {
+    const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
-    this.#feeds = new Feeds(store, this.#limits, now, random);
+    this.#feeds = new Feeds(store, this.#limits, now, random, (channel, isAttended) =>
+      this.#reminders.attended(channel, isAttended),
+    );
+    this.#reminders = new Reminders(store, this.#feeds, now);
+    this.#deadlines = new Deadlines(store, now);
+    this.hooks = new Hooks(store, {
+      follow: (request, wire) => this.#feeds.follow(request, wire),
+      state: (channel, id) => this.event(channel, id),
+      allowed: hooksAllowed,
+      call: hookCall,
+      now,
+      random,
+    });
+    this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
+    store.watch(
+      (wake) => {
+        this.#feeds.woken(wake);
+        this.#reminders.woken(wake);
+      },
+      (extent) => {
+        this.#feeds.reached(extent);
+        if (extent.kind === "events") this.#reminders.read(extent.channel);
+      },
+    );
     this.#timers = [
       setInterval(() => void this.#feeds.writeHeard(), this.#limits.seenMs),
       setInterval(() => void this.#trimAll(), this.#limits.trimMs),
@@ -123,10 +160,21 @@ export class Engine {
     const head = appended.first + appended.count - 1;
     if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
       void this.#trim(channel);
+    if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
     return {
       ...appended,
       audience: { addressed: appended.addressed, connected: this.#feeds.connected(channel, drafts[0]!.to, elsewhere) },
     };
+  }
+
+  /**
+   * Waits until every device that an event was addressed to gave a final receipt, wherever that came in; at most for so long, or until `signal`.
+   * @returns the events' tallies then, by `seq`; one that is no longer kept has none
+   * @throws PereError away: they can't be read
+   */
+  outcome({ first, count }: Pushed, channel: string, waitMs: number, signal: AbortSignal) {
+    const events = Array.from({ length: count }, (_, n) => first + n);
+    return this.#waiting.until(channel, events, waitMs, signal);
   }
 
   /** Opens a feed; see `Feeds.follow`. */
@@ -338,7 +386,9 @@ export class Engine {
   async drain(): Promise<void> {
     this.#draining = true;
     for (const timer of this.#timers) clearInterval(timer);
-    await this.#feeds.close();
+    this.#reminders.stop();
+    this.#waiting.stop();
+    await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 
   /** Makes everything acknowledged durable and lets go of the store. */

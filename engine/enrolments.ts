@@ -6,7 +6,7 @@
  * All functions but `list` and `stint` run within a transaction.
  */
 import type { SqliteFile } from "./commit.ts";
-import { type Enrolment, FINAL, STATES } from "./model.ts";
+import { type Enrolment, FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Joined } from "./store.ts";
 
@@ -118,8 +118,11 @@ export class Enrolments {
     return (toAll ?? toIt)?.seq ?? null;
   }
 
-  /** Takes the device out of the audience of every event that it gave no final word on. False when it was not enrolled. */
-  retire(channel: Channel, device: string): boolean {
+  /**
+   * Takes the device out of the audience of every event that it gave no final word on. False when it was not enrolled.
+   * @param release told of each such event, and of the device's rank there
+   */
+  retire(channel: Channel, device: string, release: (event: number, rank: number) => void): boolean {
     const stint = this.stint(channel, device);
     if (!stint) return false;
     const released = this.#file.all<{ seq: number; targeted: number; status: number | null }>(
@@ -132,12 +135,7 @@ export class Enrolments {
       channel.floor,
     );
     for (const { seq, targeted, status } of released) {
-      const leaves = status ? `, ${STATES[status]} = ${STATES[status]} - 1` : "";
-      this.#file.run(
-        `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2`,
-        channel.id,
-        seq,
-      );
+      release(seq, status ?? 0);
       if (targeted)
         this.#file.run(
           "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",

@@ -4,9 +4,19 @@
  * A feed is one connection with a follower on each log that it asked for. What a feed costs at rest is its place in a wheel that
  * turns once in a while for all of them: no timer, no promise, no queue a feed.
  */
-import { type Event, eventText, id, type Kind, PereError, type Position, type Receipt, receiptText } from "./model.ts";
+import {
+  completeText,
+  type Event,
+  eventText,
+  id,
+  type Kind,
+  PereError,
+  type Position,
+  type Receipt,
+  receiptText,
+} from "./model.ts";
 import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
-import { type Batch, type Entry, type Follower, Log, type Sink, type Source } from "./tail.ts";
+import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } from "./tail.ts";
 
 /** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
 export type Bye = "drain" | "renew" | "expired" | "busy";
@@ -23,6 +33,8 @@ export interface Wire {
   rest(): void;
   /** Nothing was written for `beatMs`: a sign of life. `positions`: how far each channel has come, given or not for this reader. */
   beat(positions: readonly Position[]): void;
+  /** One entry once more; the reader's position stays where it is. Returns as `write` does. */
+  remind(batch: Batch): Promise<unknown> | undefined;
   /** Tells why and closes; the feed lets go of everything by itself. */
   bye(reason: Bye): void;
 }
@@ -113,6 +125,15 @@ export class Feed implements Sink {
     return this.wire.write(log.channel, batch);
   }
 
+  /** An entry once more, when it was given before and the reader keeps up. */
+  remind(log: Log, batch: Batch): void {
+    const follower = this.followers[this.logs.indexOf(log)];
+    if (!this.open || this.blocked || !follower || follower.cursor < batch.entries[0]!.seq) return;
+    this.wroteAt = this.#feeds.tick;
+    const drained = this.wire.remind(batch);
+    if (drained) hold(this, drained);
+  }
+
   gap(log: Log, after: Position, from: Position): void {
     this.wroteAt = this.#feeds.tick;
     this.wire.gap(log.channel, after, from);
@@ -156,6 +177,7 @@ export class Feeds {
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
+  readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
   /** Devices with an open feed here, by channel. */
@@ -169,17 +191,21 @@ export class Feeds {
   /** Turns of the wheel so far, `BEAT_TICKS` in each `beatMs`. */
   tick = 0;
 
-  constructor(store: Store, limits: FeedLimits, now: () => number, random: () => number) {
+  /** @param attended told when the first device follows a channel here, and when none does any more */
+  constructor(
+    store: Store,
+    limits: FeedLimits,
+    now: () => number,
+    random: () => number,
+    attended: (channel: string, isAttended: boolean) => void,
+  ) {
     this.#store = store;
+    this.#attended = attended;
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
     this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
     this.#timer.unref();
-    store.watch(
-      (wake) => this.#woken(wake),
-      (extent) => this.#reached(extent),
-    );
   }
 
   /** What this instance holds, for tests and metrics. */
@@ -225,7 +251,7 @@ export class Feeds {
           : await Promise.all(request.channels.map((channel) => this.#store.open(channel)));
       if (!feed.open) return;
       found.forEach((heads, index) =>
-        this.#reached({ kind, channel: request.channels[index]!, epoch: heads.epoch, head: heads[kind].head }),
+        this.reached({ kind, channel: request.channels[index]!, epoch: heads.epoch, head: heads[kind].head }),
       );
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
       const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
@@ -286,12 +312,13 @@ export class Feeds {
 
   // --------------------------------------------------------------------------------------------------- from store to tails
 
-  #woken(wake: Wake): void {
+  /** Entries were stored, or a device was retired. */
+  woken(wake: Wake): void {
     if (wake.kind === "retired") return this.#retired(wake.channel, wake.device);
     const log = this.#logs.get(logName(wake.kind, wake.channel));
     if (!log) return;
     const { kind, channel, epoch } = wake;
-    if (epoch !== log.epoch) this.#reached({ kind, channel, epoch, head: wake.entries[0]!.seq - 1 });
+    if (epoch !== log.epoch) this.reached({ kind, channel, epoch, head: wake.entries[0]!.seq - 1 });
     log.announce(
       wake.kind === "events"
         ? wake.entries.map((event) => eventEntry(channel, epoch, event))
@@ -306,7 +333,8 @@ export class Feeds {
     for (const feed of [...(this.#present.get(channel)?.devices.get(device)?.feeds ?? [])]) feed.end("expired");
   }
 
-  #reached({ kind, channel, epoch, head }: Extent): void {
+  /** A log has come so far; entries may have passed unheard. */
+  reached({ kind, channel, epoch, head }: Extent): void {
     const log = this.#logs.get(logName(kind, channel));
     if (!log) return;
     const before = log.epoch;
@@ -335,7 +363,7 @@ export class Feeds {
     const inOneLife = async <Found>(read: () => Promise<Found>): Promise<Found> => {
       const [before, found, after] = await Promise.all([store.heads(channel), read(), store.heads(channel)]);
       const life = this.#logs.get(logName(kind, channel))?.epoch;
-      if (after && after.epoch !== life) this.#reached({ kind, channel, epoch: after.epoch, head: after[kind].head });
+      if (after && after.epoch !== life) this.reached({ kind, channel, epoch: after.epoch, head: after[kind].head });
       if (before && before.epoch === after?.epoch && before.epoch === life) return found;
       throw new PereError("away", `the log of channel ${channel} begins anew`);
     };
@@ -381,7 +409,10 @@ export class Feeds {
     feed.entered = true;
     feed.logs.forEach(({ channel }, index) => {
       let presence = this.#present.get(channel);
-      if (!presence) this.#present.set(channel, (presence = { devices: new Map(), both: null }));
+      if (!presence) {
+        this.#present.set(channel, (presence = { devices: new Map(), both: null }));
+        this.#attended(channel, true);
+      }
       const { joined } = found[index]!;
       const present = presence.devices.get(device);
       if (present) {
@@ -405,7 +436,9 @@ export class Feeds {
     presence.devices.delete(device);
     presence.both = null;
     this.#store.attend(channel, device, null);
-    if (presence.devices.size === 0) this.#present.delete(channel);
+    if (presence.devices.size > 0) return;
+    this.#present.delete(channel);
+    this.#attended(channel, false);
   }
 
   /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
@@ -419,6 +452,22 @@ export class Feeds {
   /** Whether a device has a feed of the channel open, here or elsewhere. */
   isConnected(channel: string, device: string, elsewhere: ReadonlyMap<string, number>): boolean {
     return this.#present.get(channel)?.devices.has(device) || elsewhere.has(device);
+  }
+
+  /** The devices with a feed of the channel open here that an event is addressed to. */
+  addressed(channel: string, { seq, to }: Event): string[] {
+    const here = this.#present.get(channel)?.devices ?? new Map<string, Present>();
+    if (to !== null) return to.filter((device) => here.has(device));
+    return [...here].filter(([, { joined }]) => joined < seq).map(([device]) => device);
+  }
+
+  /** Gives an event once more to those of these devices that have a feed open here and were given it before. */
+  remind(channel: string, event: Event, devices: readonly string[]): void {
+    const log = this.#logs.get(logName("events", channel));
+    if (!log) return;
+    const batch = new Batch([eventEntry(channel, log.epoch, event)]);
+    for (const device of devices)
+      for (const feed of this.#present.get(channel)?.devices.get(device)?.feeds ?? []) feed.remind(log, batch);
   }
 
   // ----------------------------------------------------------------------------------------------------------- signs of life
@@ -514,6 +563,8 @@ const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
   seq: event.seq,
   id: id(epoch, event.seq),
   text: eventText(channel, epoch, event),
+  complete: null,
+  receipt: null,
   type: event.type,
   to: event.to,
   expires: event.expires,
@@ -522,7 +573,9 @@ const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
 const receiptEntry = (channel: string, epoch: string, receipt: Receipt): Entry => ({
   seq: receipt.seq,
   id: id(epoch, receipt.seq),
-  text: receiptText(channel, epoch, receipt),
+  text: receipt.status === "pending" ? "" : receiptText(channel, epoch, receipt),
+  complete: receipt.completes && completeText(channel, epoch, receipt),
+  receipt,
   type: null,
   to: null,
   expires: null,

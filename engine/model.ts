@@ -25,6 +25,8 @@ export const BODY_BYTES_MAX = 8 * 1024 * 1024;
 export const TO_MAX = 1_000;
 /** Names in `to` times lines of the batch: each is a row in one commit, and others wait for it. */
 export const TARGETS_MAX = 20_000;
+/** A hook's URL, secret and kinds. */
+export const HOOK_BYTES_MAX = 8 * 1024;
 /** Channels on one feed: what a browser page watches over one connection. */
 export const CHANNELS_MAX = 16;
 /** Rows a page. */
@@ -39,6 +41,14 @@ export const POLL_SECONDS_MAX = 60;
 export const TTL_SECONDS_MIN = 0.001;
 /** A time to live beyond a year is no time to live. */
 export const TTL_SECONDS_MAX = 366 * 24 * 3600;
+/** A deadline or a time between reminders: as with a time to live. */
+export const DEADLINE_SECONDS_MIN = TTL_SECONDS_MIN;
+export const DEADLINE_SECONDS_MAX = TTL_SECONDS_MAX;
+/** Nobody answers faster than he is reminded; a second is a short breath already. */
+export const REMIND_SECONDS_MIN = 1;
+export const REMIND_SECONDS_MAX = TTL_SECONDS_MAX;
+/** A push that waits for receipts holds its connection; proxies are told to allow that long. */
+export const WAIT_SECONDS_MAX = 120;
 /** How long an idempotency key is remembered. */
 export const KEY_MEMORY_MS = 24 * 3600 * 1000;
 /** Characters of an idempotency key: contract. */
@@ -48,7 +58,17 @@ export const KEY_CHARACTERS_MAX = 255;
 
 /** What went wrong, for the machine. `index.ts` has the one table from these to HTTP statuses. */
 export type Code =
-  "malformed" | "unknown" | "wrongMethod" | "conflict" | "tooLarge" | "wrongType" | "refused" | "away" | "inside";
+  | "malformed"
+  | "unauthorized"
+  | "forbidden"
+  | "unknown"
+  | "wrongMethod"
+  | "conflict"
+  | "tooLarge"
+  | "wrongType"
+  | "refused"
+  | "away"
+  | "inside";
 
 /** One field that is wrong: where (a query name, a header, or a JSON pointer) and why. */
 export interface Fault {
@@ -85,15 +105,20 @@ export interface Position {
   readonly seq: number;
 }
 
-/** What a publisher asks to be pushed. `data` is his own JSON text, never re-encoded. `ttl` in seconds. */
+/** What a publisher asks to be pushed. `data` is his own JSON text, never re-encoded. `ttl`, `deadline` and `remind` in seconds. */
 export interface EventDraft {
   readonly type: string | null;
   readonly data: string;
   readonly to: readonly string[] | null;
   readonly ttl: number | null;
+  readonly deadline: number | null;
+  readonly remind: number | null;
 }
 
-/** An event as stored. Times are milliseconds since 1970. `to` names its audience, in no order, when that is not everybody enrolled. */
+/**
+ * An event as stored. Times are milliseconds since 1970, `remind` is milliseconds. `to` names its audience, in no order, when that is not
+ * everybody enrolled.
+ */
 export interface Event {
   readonly seq: number;
   readonly at: number;
@@ -101,7 +126,13 @@ export interface Event {
   readonly data: string;
   readonly to: readonly string[] | null;
   readonly expires: number | null;
+  readonly deadline: number | null;
+  readonly remind: number | null;
 }
+
+/** Until when an event is sent again, milliseconds since 1970; null: as long as it is kept. */
+export const remindedUntil = ({ deadline, expires }: Pick<Event, "deadline" | "expires">): number | null =>
+  deadline === null || expires === null ? (deadline ?? expires) : Math.min(deadline, expires);
 
 /**
  * What is known of one device and one event, in the order in which it moves forward. `pending` is the absence of a word,
@@ -126,7 +157,16 @@ export interface ReceiptDraft {
   readonly deviceAt: number | null;
 }
 
-/** A word that counted, as the receipts log keeps it. `event` is the event's `seq`. */
+/** How many devices gave which final word. */
+export interface Outcome {
+  readonly done: number;
+  readonly failed: number;
+}
+
+/**
+ * A word that counted, as the receipts log keeps it. `event` is the event's `seq`; `completes` is there when with this word every addressed device
+ * had given a final one.
+ */
 export interface Receipt {
   readonly seq: number;
   readonly event: number;
@@ -136,6 +176,7 @@ export interface Receipt {
   readonly at: number;
   readonly deviceAt: number | null;
   readonly late: boolean;
+  readonly completes: Outcome | null;
 }
 
 /** How many devices an event was addressed to, and how many of them stand where; `pending` is what the others leave. */
@@ -168,6 +209,16 @@ export interface Enrolment {
 
 // ------------------------------------------------------------------------------------------------------- writing them out
 
+/** A time so many seconds after another, in milliseconds. */
+export const afterSeconds = (at: number, seconds: number | null): number | null =>
+  seconds === null ? null : at + Math.round(seconds * 1000);
+
+/** A name for a life of a channel: 41 random bits, so that no other life of any channel has it. */
+export function newEpoch(): string {
+  const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
+  return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
+}
+
 /** ISO 8601, UTC, milliseconds. */
 export const iso = (ms: number): string => new Date(ms).toISOString();
 
@@ -176,7 +227,8 @@ export const id = (epoch: string, seq: number): string => `${epoch}-${seq}`;
 
 const head = (channel: string, epoch: string, event: Event): string =>
   `{"id":"${epoch}-${event.seq}","channel":"${channel}","seq":${event.seq},"at":"${iso(event.at)}"` +
-  (event.type === null ? "" : `,"type":"${event.type}"`);
+  (event.type === null ? "" : `,"type":"${event.type}"`) +
+  (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`);
 
 /** The event as devices get it: one JSON object, with the publisher's bytes as they were. Whom else it went to is not in it. */
 export const eventText = (channel: string, epoch: string, event: Event): string =>
@@ -196,6 +248,7 @@ export const isComplete = (tally: Tally): boolean => tally.done + tally.failed =
 export function eventStateText(channel: string, epoch: string, event: Event, tally: Tally, connected: number): string {
   const about = {
     ...(event.expires === null ? {} : { expiresAt: iso(event.expires) }),
+    ...(event.remind === null ? {} : { remind: event.remind / 1000 }),
     ...(event.to === null ? {} : { to: event.to }),
     audience: { addressed: tally.addressed, connected },
     receipts: tallyCounts(tally),
@@ -204,7 +257,14 @@ export function eventStateText(channel: string, epoch: string, event: Event, tal
   return `${head(channel, epoch, event)},${JSON.stringify(about).slice(1, -1)},"data":${event.data}}`;
 }
 
-/** A receipts log's entry as publishers get it. */
+/** That an event is complete, as publishers get it: with the tally, in which only final words are left. */
+export function completeText(channel: string, epoch: string, { event, at, completes }: Receipt): string {
+  const { done, failed } = completes!;
+  const receipts = tallyCounts({ addressed: done + failed, received: 0, working: 0, missing: 0, done, failed });
+  return JSON.stringify({ event: id(epoch, event), channel, at: iso(at), receipts, complete: true });
+}
+
+/** A word of the receipts log as publishers get it. */
 export const receiptText = (channel: string, epoch: string, receipt: Receipt): string =>
   `{"id":"${epoch}-${receipt.seq}","event":"${epoch}-${receipt.event}","channel":"${channel}",` +
   `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +

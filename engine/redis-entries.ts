@@ -17,14 +17,18 @@ function split(text: string, words: number): string[] {
   return parts;
 }
 
+type Seven = [string, string, string, string, string, string, string];
 const numberOrNull = (text: string): number | null => (text === "" ? null : Number(text));
 
-/** `at expires type to data` */
-export const eventText = ({ type, to, data }: EventDraft, at: number, expires: number | null): string =>
-  `${at} ${expires ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
+/** When an event is over, and how often it is sent again. */
+type Times = Pick<Event, "expires" | "deadline" | "remind">;
+
+/** `at expires deadline remind type to data` */
+export const eventText = ({ type, to, data }: EventDraft, at: number, { expires, deadline, remind }: Times): string =>
+  `${at} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
 export function eventOf(seq: number, text: string): Event {
-  const [at, expires, type, to, data] = split(text, 4) as [string, string, string, string, string];
+  const [at, expires, deadline, remind, type, to, data] = split(text, 6) as Seven;
   return {
     seq,
     at: Number(at),
@@ -32,23 +36,19 @@ export function eventOf(seq: number, text: string): Event {
     data,
     to: to === "" ? null : to.split(","),
     expires: numberOrNull(expires),
+    deadline: numberOrNull(deadline),
+    remind: numberOrNull(remind),
   };
 }
 
-/** `event device rank at deviceAt`; the script adds ` late detail`. */
+/** `event device rank at deviceAt`; the script adds ` late outcome detail`, the outcome as `done/failed` where the event is complete. */
 export const receiptHead = ({ event, device, status, deviceAt }: ReceiptDraft, at: number): string =>
   `${event.seq} ${device} ${rank(status)} ${at} ${deviceAt ?? ""}`;
 
 export function receiptOf(seq: number, text: string): Receipt {
-  const [event, device, status, at, deviceAt, late, detail] = split(text, 6) as [
-    string,
-    string,
-    string,
-    string,
-    string,
-    string,
-    string,
-  ];
+  const [event, device, status, at, deviceAt, late, rest] = split(text, 6) as Seven;
+  const [outcome, detail] = split(rest, 1) as [string, string];
+  const [done, failed] = outcome.split("/").map(Number) as [number, number];
   return {
     seq,
     event: Number(event),
@@ -58,5 +58,6 @@ export function receiptOf(seq: number, text: string): Receipt {
     at: Number(at),
     deviceAt: numberOrNull(deviceAt),
     late: late === "1",
+    completes: outcome === "" ? null : { done, failed },
   };
 }

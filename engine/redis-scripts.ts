@@ -15,8 +15,12 @@
  *     special   zset     the events with an expiry or with names: `<seq>:<expires or 0>:<1 when named>`, scored by seq
  *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: who was named
  *     gone      zset     the same form: who left after a final word on an event to everybody, and so stays in its audience
+ *     deadlines zset     the events whose deadline is ahead or being dealt with, scored by it; `<seq>:after` in tallies: the last device that was
+ *     reminded  zset     the events that are sent again: `<seq>:<at>:<every>:<until or 0>`, scored by seq
  *
- * Idempotency keys have a key each, in the same slot. There is no index of receipts by device: what a device owes is found from `settled`,
+ * Idempotency keys have a key each, in the same slot; so has each hook, a hash, and its deliveries, another one. Which channels have a deadline ahead
+ * or hooks is in two keys beside the channels, `due` and `hooked`; what they say too much is found out, and what `due` has lost comes back with
+ * the next round of trimming. There is no index of receipts by device: what a device owes is found from `settled`,
  * the place below which it owes nothing, by looking each later event up in `latest`; and `settled` follows the device every few seconds.
  *
  * Where a channel has no counters, whatever else is left of it belongs to a life that ended: it is removed, and the channel begins anew with
@@ -36,6 +40,8 @@ const PARTS = [
   "special",
   "targets",
   "gone",
+  "deadlines",
+  "reminded",
 ] as const;
 
 /** The keys of one channel. */
@@ -46,6 +52,11 @@ export interface Keys {
   readonly receipts: string;
   readonly devices: string;
   readonly names: string;
+  readonly latest: string;
+  readonly reminded: string;
+  readonly hooks: string;
+  readonly hook: (name: string) => string;
+  readonly deliveries: (name: string) => string;
   /** Connected devices, as `redis-presence.ts` writes them. */
   readonly present: string;
   /** Written to find out what replicas have. */
@@ -62,6 +73,11 @@ export function keysOf(prefix: string, channel: string): Keys {
     receipts: key("receipts"),
     devices: key("devices"),
     names: key("names"),
+    latest: key("latest"),
+    reminded: key("reminded"),
+    hooks: key("hooks"),
+    hook: (name) => key(`hook:${name}`),
+    deliveries: (name) => key(`deliveries:${name}`),
     present: key("present"),
     spread: key("spread"),
     idempotency: (name) => key(`key:${name}`),
@@ -87,6 +103,7 @@ const COMMON = `
 ${RANKS}
 local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local devices, names, special, targets, gone = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local deadlines, reminded = KEYS[11], KEYS[12]
 local CHUNK = 500
 
 -- Numbers stay below 10^15, so that each is exact and written in full.
@@ -106,7 +123,7 @@ end
 local function make(epoch)
   local found = look()
   if found then return found, 0 end
-  for part = 2, 10 do redis.call('DEL', KEYS[part]) end
+  for part = 2, 12 do redis.call('DEL', KEYS[part]) end
   redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
   return look(), 1
 end
@@ -201,6 +218,83 @@ local function publish(log, epoch, first, entries)
   if bytes > 262144 then return redis.call('PUBLISH', log, about) end
   redis.call('PUBLISH', log, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
 end
+
+-- How many devices an event waits for, and the final words of the others: done/failed.
+local function standing(event)
+  local t = redis.call('HMGET', tallies, event .. ':n', event .. ':4', event .. ':5')
+  local done, failed = tonumber(t[2] or 0), tonumber(t[3] or 0)
+  return tonumber(t[1] or 0) - done - failed, text(done) .. '/' .. text(failed)
+end
+
+-- Appends a word to the receipts log and moves the device and the tally. Rank 0 is none: the entry only tells that the event is complete.
+-- 'entries' are those of this script so far; 'tell' ends with them.
+local function keep(channel, entries, event, device, rank, before, head, late, detail)
+  local seq, field, outcome = text(channel.receiptsHead + #entries + 1), event .. ':' .. device, ''
+  if rank > 0 then
+    redis.call('HSET', latest, field, rank .. ' ' .. seq)
+    redis.call('HINCRBY', tallies, event .. ':' .. rank, 1)
+    if before > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before, -1) end
+  end
+  if rank == 0 or rank >= FINAL then
+    local owed, said = standing(event)
+    if owed == 0 then outcome = said end
+  end
+  local entry = head .. ' ' .. late .. ' ' .. outcome .. ' ' .. detail
+  entries[#entries + 1] = entry
+  redis.call('XADD', receipts, seq .. '-0', 'v', entry, 'k', field)
+end
+
+-- Tells the entries that a script kept.
+local function tell(channel, entries)
+  if #entries == 0 then return end
+  redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
+  publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
+end
+
+-- The next devices of an event's audience, by name, after 'after': at most CHUNK are looked at. How many were, and the last one.
+local function audience(event, after, visit)
+  local about = specials(event, event)[event]
+  local isNamed = about ~= nil and about.named
+  local found
+  if isNamed then
+    -- '0' comes right after '/'.
+    found = redis.call('ZRANGEBYLEX', targets, '(' .. named(event, after), '(' .. string.format('%015.0f0', event), 'LIMIT', 0, CHUNK)
+    for n, member in ipairs(found) do found[n] = member:sub(17) end
+  else
+    found = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, CHUNK)
+  end
+  if #found == 0 then return 0, after end
+  local fields = {}
+  for n, device in ipairs(found) do fields[n] = text(event) .. ':' .. device end
+  local words, stints = redis.call('HMGET', latest, unpack(fields)), redis.call('HMGET', devices, unpack(found))
+  for n, device in ipairs(found) do
+    local isAddressed = isNamed or (stints[n] and tonumber(stints[n]:match('^%d+')) < event)
+    if isAddressed then visit(device, rankOf(words[n])) end
+  end
+  return #found, found[#found]
+end
+
+-- Records some devices as missing that owe an event a final word; after the last ones its deadline is no more. How many were looked at.
+local function miss(channel, entries, event, now, detail)
+  local s, looked, last = text(event), 0, nil
+  local t = redis.call('HMGET', tallies, s .. ':n', s .. ':3', s .. ':4', s .. ':5', s .. ':after')
+  local owed = tonumber(t[1] or 0) - tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
+  if event > channel.floor and owed > 0 then
+    looked, last = audience(event, t[5] or '', function(device, before)
+      if before >= MISSING then return end
+      keep(channel, entries, s, device, MISSING, before, s .. ' ' .. device .. ' ' .. MISSING .. ' ' .. text(now) .. ' ', '0', detail)
+    end)
+  end
+  if looked == CHUNK then redis.call('HSET', tallies, s .. ':after', last)
+  else
+    redis.call('ZREM', deadlines, s)
+    redis.call('HDEL', tallies, s .. ':after')
+  end
+  return looked
+end
+
+-- When a deadline of the channel is next; '': none is ahead.
+local function nextDeadline() return redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2] or '' end
 `;
 
 const whole = (text: string): Script => ({ text, sha: createHash("sha1").update(text).digest("hex") });
@@ -249,14 +343,14 @@ export const SCRIPTS = {
     return { made, ${EXTENT} }`),
 
   /**
-   * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, entry, how many
-   * names, names → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
+   * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, deadline or 0, time
+   * between reminders or 0, until when or 0, entry, how many names, names → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
    */
   append: script(`
     local channel, made = make(ARGV[1])
     local now, digest = tonumber(ARGV[2]), ARGV[3]
     if digest ~= '' then
-      local known = redis.call('GET', KEYS[11])
+      local known = redis.call('GET', KEYS[13])
       known = known and cjson.decode(known)
       if known and known.epoch == channel.epoch and known.expires > now then
         if known.digest ~= digest then return {} end
@@ -266,7 +360,8 @@ export const SCRIPTS = {
     local count, at = tonumber(ARGV[7]), 8
     local first, entries, addressedFirst = channel.head + 1, {}, 0
     for n = 1, count do
-      local seq, expires, entry, to = channel.head + n, ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+      local seq, expires, deadline, remind = channel.head + n, ARGV[at], ARGV[at + 1], ARGV[at + 2]
+      local entry, to = ARGV[at + 4], tonumber(ARGV[at + 5])
       local addressed = to > 0 and to or channel.audience
       if n == 1 then addressedFirst = addressed end
       entries[n] = entry
@@ -275,12 +370,16 @@ export const SCRIPTS = {
       if to > 0 or expires ~= '0' then
         redis.call('ZADD', special, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
       end
-      for name = at + 3, at + 2 + to do redis.call('ZADD', targets, 0, named(seq, ARGV[name])) end
-      at = at + 3 + to
+      for name = at + 6, at + 5 + to do redis.call('ZADD', targets, 0, named(seq, ARGV[name])) end
+      if deadline ~= '0' then redis.call('ZADD', deadlines, deadline, text(seq)) end
+      if remind ~= '0' then
+        redis.call('ZADD', reminded, text(seq), text(seq) .. ':' .. ARGV[2] .. ':' .. remind .. ':' .. ARGV[at + 3])
+      end
+      at = at + 6 + to
     end
     redis.call('HSET', counters, 'head', text(channel.head + count))
     if digest ~= '' then
-      redis.call('SET', KEYS[11], cjson.encode({ epoch = channel.epoch, digest = digest, first = first, count = count, at = now,
+      redis.call('SET', KEYS[13], cjson.encode({ epoch = channel.epoch, digest = digest, first = first, count = count, at = now,
         addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
     end
     publish(events, channel.epoch, first, entries)
@@ -306,13 +405,7 @@ export const SCRIPTS = {
         elseif rank <= before then verdict = 1
         else
           verdict = 0
-          local seq = text(channel.receiptsHead + #entries + 1)
-          local entry = ARGV[at + 4] .. (before == MISSING and ' 1 ' or ' 0 ') .. ARGV[at + 5]
-          entries[#entries + 1] = entry
-          redis.call('XADD', receipts, seq .. '-0', 'v', entry, 'k', field)
-          redis.call('HSET', latest, field, rank .. ' ' .. seq)
-          redis.call('HINCRBY', tallies, ARGV[at + 1] .. ':' .. rank, 1)
-          if before > 0 then redis.call('HINCRBY', tallies, ARGV[at + 1] .. ':' .. before, -1) end
+          keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5])
           if stint and stint.lost > 0 and stint.told == stint.lost then
             stint.lost, stint.told = 0, 0
             keepStint(device, stint)
@@ -321,10 +414,7 @@ export const SCRIPTS = {
       end
       verdicts[#verdicts + 1] = verdict
     end
-    if #entries > 0 then
-      redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
-      publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
-    end
+    if channel then tell(channel, entries) end
     return verdicts`),
 
   /** epoch, device, now → made, whether it was new */
@@ -343,9 +433,9 @@ export const SCRIPTS = {
     keepStint(device, stint)
     return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost }`),
 
-  /** device → whether it was enrolled */
+  /** device, now → whether it was enrolled */
   retire: script(`
-    local channel, device = look(), ARGV[1]
+    local channel, device, entries = look(), ARGV[1], {}
     local stint = channel and stintOf(device)
     if not stint then return 0 end
     walk(channel, device, stint.joined, channel.floor, function(seq, rank, isNamed)
@@ -360,7 +450,9 @@ export const SCRIPTS = {
         redis.call('HDEL', latest, event .. ':' .. device)
       end
       if isNamed then redis.call('ZREM', targets, named(seq, device)) end
+      if standing(event) == 0 then keep(channel, entries, event, device, 0, 0, event .. ' ' .. device .. ' 0 ' .. ARGV[2] .. ' ', '0', '') end
     end)
+    tell(channel, entries)
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
     redis.call('HINCRBY', counters, 'audience', -1)
@@ -462,51 +554,65 @@ export const SCRIPTS = {
     local function wasThere(device) return stintOf(device).joined < event end
     return { list(enrolled, function(name) return name end, wasThere), list(byEvent(gone), behind, everybody) }`),
 
-  /** keeps so many events, none before, now, the work of one slice → whether there is more to do */
+  /** now, how many devices to look at → when a deadline is next ('': none is ahead) */
+  miss: script(`
+    local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+    if not channel then return { '' } end
+    while left > 0 do
+      local due = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
+      if not due[1] or tonumber(due[2]) > now then break end
+      left = left - 1 - miss(channel, entries, tonumber(due[1]), now, '')
+    end
+    tell(channel, entries)
+    return { nextDeadline() }`),
+
+  /** keeps so many events, none before, now, the work of one slice → whether there is more to do, when a deadline is next ('': none is ahead) */
   trim: script(`
     local channel = look()
-    if not channel then return 0 end
+    if not channel then return { 0, '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-    local floor, work, more, owed = channel.floor, 0, 0, {}
-    while floor < channel.head do
-      local seq = floor + 1
+    local first, work, more, entries = channel.floor, 0, 0, {}
+    while channel.floor < channel.head do
+      local seq = channel.floor + 1
       local s = text(seq)
-      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5')
+      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5', s .. ':marked')
       if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
       if work >= workMax then more = 1 break end
-      local addressed, about = tonumber(t[2] or 0), specials(seq, seq)[seq]
-      work = work + 1 + (about and about.named and addressed or 0)
-      if addressed - tonumber(t[3] or 0) - tonumber(t[4] or 0) > 0 and not (about and about.expires > 0 and about.expires <= now) then
-        work = work + channel.audience
-        owed[#owed + 1] = { seq = seq, named = about ~= nil and about.named }
-      end
-      redis.call('HDEL', tallies, s .. ':at', s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5')
-      floor = seq
-    end
-    if floor > channel.floor then
-      -- Each device notes the newest that it lost; so the newest is looked at first, and once for each device.
-      local noted, enrolled = {}, #owed > 0 and redis.call('ZRANGE', names, 0, -1) or {}
-      for n = #owed, 1, -1 do
-        local seq, isNamed = owed[n].seq, owed[n].named
-        for _, device in ipairs(enrolled) do
-          if not noted[device] and rankOf(redis.call('HGET', latest, text(seq) .. ':' .. device)) < FINAL then
-            local stint = stintOf(device)
-            local addressed = stint.joined < seq
-            if isNamed then addressed = redis.call('ZSCORE', targets, named(seq, device)) end
-            if addressed then
-              stint.lost, noted[device] = seq, true
-              keepStint(device, stint)
-            end
+      local owed, about = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0), specials(seq, seq)[seq]
+      local looked, last = 0, nil
+      local deadline = redis.call('ZSCORE', deadlines, s)
+      if deadline then
+        -- Who owes it a word is missing, and if it goes before its deadline, that is why. Then it is looked at again.
+        looked = CHUNK
+        miss(channel, entries, seq, now, tonumber(deadline) > now and '{"reason":"expired"}' or '')
+      elseif owed > 0 and not (about and about.expires > 0 and about.expires <= now) then
+        -- Each device notes the newest event that it lost.
+        looked, last = audience(seq, t[5] or '', function(device, rank)
+          local stint = rank < FINAL and stintOf(device)
+          if stint then
+            stint.lost = seq
+            keepStint(device, stint)
           end
-        end
+        end)
+        if looked == CHUNK then redis.call('HSET', tallies, s .. ':marked', last) end
       end
+      work = work + 1 + looked
+      if looked < CHUNK then
+        redis.call('HDEL', tallies, s .. ':at', s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5', s .. ':marked')
+        channel.floor = seq
+      end
+    end
+    tell(channel, entries)
+    local floor = channel.floor
+    if floor > first then
       redis.call('HSET', counters, 'floor', text(floor))
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
       redis.call('ZREMRANGEBYSCORE', special, '-inf', text(floor))
+      redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
       redis.call('ZREMRANGEBYLEX', targets, '-', '(' .. named(floor + 1, ''))
       redis.call('ZREMRANGEBYLEX', gone, '-', '(' .. named(floor + 1, ''))
     end
-    if more == 1 then return 1 end
+    if more == 1 then return { 1, '' } end
 
     -- The oldest receipts, as long as their events are no longer kept.
     local last, fields = nil, {}
@@ -516,9 +622,49 @@ export const SCRIPTS = {
       if tonumber(field:match('^%d+')) > floor then break end
       fields[#fields + 1], last = field, tonumber(entry[1]:match('^%d+'))
     end
-    if not last then return 0 end
+    if not last then return { 0, nextDeadline() } end
     redis.call('HDEL', latest, unpack(fields))
     redis.call('XTRIM', receipts, 'MINID', '=', text(last + 1) .. '-0')
     redis.call('HSET', counters, 'receiptsFloor', text(last))
-    return #fields == CHUNK and 1 or 0`),
+    return { #fields == CHUNK and 1 or 0, nextDeadline() }`),
+
+  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be → made, whether it was new; -1: there are as many already */
+  putHook: script(`
+    local channel, made = make(ARGV[1])
+    local hooks, hook = KEYS[13], KEYS[14]
+    local isNew = redis.call('SISMEMBER', hooks, ARGV[2]) == 0
+    if isNew then
+      if redis.call('SCARD', hooks) >= tonumber(ARGV[8]) then return { made, -1 } end
+      redis.call('SADD', hooks, ARGV[2])
+      redis.call('HSET', hook, 'secret', ARGV[6], 'createdAt', ARGV[7], 'epoch', channel.epoch, 'seq', text(channel.receiptsHead), 'fence', 0)
+    end
+    redis.call('HSET', hook, 'url', ARGV[3], 'kinds', ARGV[5])
+    if ARGV[4] ~= '' then redis.call('HSET', hook, 'secret', ARGV[4]) end
+    redis.call('HDEL', hook, 'disabled')
+    redis.call('HINCRBY', hook, 'revision', 1)
+    return { made, isNew and 1 or 0 }`),
 } as const;
+
+/**
+ * A hook, its deliveries. When it was created ('': whichever), fence ('': it is not the runner), epoch and seq of the cursor ('': it stays), the reason why it is disabled ('-': none, '': as
+ * it was), how many deliveries to keep, then the id and the text of each, then the ids of those that are done → whether it was kept
+ */
+export const PROGRESS = whole(`
+local hook, deliveries = KEYS[1], KEYS[2]
+local fence, createdAt = unpack(redis.call('HMGET', hook, 'fence', 'createdAt'))
+if not fence or (ARGV[1] ~= '' and ARGV[1] ~= createdAt) or (ARGV[2] ~= '' and tonumber(ARGV[2]) < tonumber(fence)) then return 0 end
+if ARGV[2] == '' then redis.call('HINCRBY', hook, 'revision', 1) else redis.call('HSET', hook, 'fence', ARGV[2]) end
+if ARGV[3] ~= '' then redis.call('HSET', hook, 'epoch', ARGV[3], 'seq', ARGV[4]) end
+if ARGV[5] == '-' then redis.call('HDEL', hook, 'disabled') elseif ARGV[5] ~= '' then redis.call('HSET', hook, 'disabled', ARGV[5]) end
+local after = 7 + 2 * ARGV[6]
+for at = 7, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
+for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
+return 1`);
+
+/** A channel, the score that says that its deadlines are being dealt with, when the next one is (''): unless somebody told an earlier one meanwhile. */
+export const UNCLAIM = whole(`
+local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if score and tonumber(score) == tonumber(ARGV[2]) then
+  if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
+end
+return 1`);

@@ -9,17 +9,20 @@
  * answered only when as many as the operator wants have them.
  */
 import {
+  afterSeconds,
   type Enrolment,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
   KEY_MEMORY_MS,
+  newEpoch,
   PereError,
   type Receipt,
   type ReceiptDraft,
   type Kind,
   type Row,
   rank,
+  remindedUntil,
   STATES,
   type State,
   type Tally,
@@ -30,19 +33,27 @@ import { type Client, type Redis, RedisLink, type Reply, type Spread } from "./r
 import { eventOf, eventText, receiptHead, receiptOf } from "./redis-entries.ts";
 import { RedisPresence } from "./redis-presence.ts";
 import { check, readPromise } from "./redis-promise.ts";
-import { BEAT, type Keys, keysOf, LEASE, type Script, SCRIPTS } from "./redis-scripts.ts";
-import type {
-  Appended,
-  Extent,
-  Heads,
-  Idempotency,
-  Joined,
-  Page,
-  Readiness,
-  Retention,
-  Store,
-  Verdict,
-  Wake,
+import { BEAT, type Keys, keysOf, LEASE, PROGRESS, type Script, SCRIPTS, UNCLAIM } from "./redis-scripts.ts";
+import {
+  type Appended,
+  type Delivery,
+  type Extent,
+  type Heads,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type HookKind,
+  type Idempotency,
+  type Joined,
+  type Page,
+  page,
+  type Progress,
+  type Readiness,
+  type Reminder,
+  type Retention,
+  type Store,
+  type Verdict,
+  type Wake,
 } from "./store.ts";
 
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
@@ -59,6 +70,12 @@ const KEY_SLACK_MS = 3_600_000;
 /** Channels that are known to be in the list of channels. */
 const LISTED_MAX = 100_000;
 
+/** Channels whose deadlines are dealt with at once, and devices that one script looks at for them. */
+const DUE_AT_ONCE = "16";
+const MISS_DEVICES = 500;
+/** Later than any deadline: the channel's are being dealt with. */
+const CLAIMED = 1e15;
+
 const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
 
 export interface RedisOptions {
@@ -71,11 +88,6 @@ export interface RedisOptions {
   /** Makes epochs; 41 random bits by default. */
   readonly epoch?: () => string;
 }
-
-const randomEpoch = (): string => {
-  const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
-  return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
-};
 
 /** The extent that scripts give, from place `at` on. */
 const headsOf = (reply: readonly Reply[], at: number): Heads => ({
@@ -103,13 +115,13 @@ export class RedisStore implements Store {
   readonly #listed = new Set<string>();
   #closing: Promise<void> | undefined;
 
-  constructor({ urls, replicas = 0, prefix = "pere:", epoch = randomEpoch }: RedisOptions) {
+  constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
     this.#prefix = prefix;
     this.#epoch = epoch;
     this.#replicas = replicas;
     const ready = (client: Client): void => {
       // First on every connection, so that the calls of one turn keep their order.
-      for (const { text } of [BEAT, LEASE, ...Object.values(SCRIPTS)])
+      for (const { text } of [BEAT, LEASE, PROGRESS, UNCLAIM, ...Object.values(SCRIPTS)])
         client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
       this.#ear.doubt();
     };
@@ -227,11 +239,27 @@ export class RedisStore implements Store {
       drafts.length,
     ];
     for (const draft of drafts) {
-      const expires = draft.ttl === null ? null : now + Math.round(draft.ttl * 1000);
-      values.push(expires ?? 0, eventText(draft, now, expires), draft.to?.length ?? 0, ...(draft.to ?? []));
+      const expires = afterSeconds(now, draft.ttl);
+      const deadline = afterSeconds(now, draft.deadline);
+      const remind = afterSeconds(0, draft.remind);
+      const text = eventText(draft, now, { expires, deadline, remind });
+      const until = remindedUntil({ expires, deadline });
+      values.push(
+        expires ?? 0,
+        deadline ?? 0,
+        remind ?? 0,
+        until ?? 0,
+        text,
+        draft.to?.length ?? 0,
+        ...(draft.to ?? []),
+      );
     }
     const keys = key ? [this.#keys(channel).idempotency(key.key)] : [];
-    const reply = await this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel));
+    const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(now, deadline) ?? []);
+    const [reply] = await Promise.all([
+      this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel)),
+      deadlines.length === 0 ? null : this.#isDue(channel, Math.min(...deadlines)),
+    ]);
     if (reply.length === 0)
       throw new PereError("refused", "this Idempotency-Key came with another body before", [
         { path: "Idempotency-Key", message: "it came with another body before" },
@@ -347,6 +375,48 @@ export class RedisStore implements Store {
     return page(found, limit, ({ device }) => device);
   }
 
+  silent(channel: string, event: number, devices: readonly string[]): Promise<string[]> {
+    if (devices.length === 0) return Promise.resolve([]);
+    const fields = devices.map((device) => `${event}:${device}`);
+    return this.#link
+      .send("HMGET", this.#keys(channel).latest, ...fields)
+      .then((words) => devices.filter((_, n) => (words as readonly Reply[])[n] === null));
+  }
+
+  // -------------------------------------------------------------------------------------------------- deadlines and reminders
+
+  async reminders(channel: string, now: number): Promise<Reminder[]> {
+    const found = (await this.#link.send("ZRANGE", this.#keys(channel).reminded, "0", "-1")) as readonly string[];
+    return found
+      .map((member) => member.split(":").map(Number) as [number, number, number, number])
+      .map(([seq, at, every, until]) => ({ seq, at, every, until: until === 0 ? null : until }))
+      .filter(({ until }) => until === null || until > now);
+  }
+
+  get #due(): string {
+    return `${this.#prefix}due`;
+  }
+
+  /** A channel has a deadline then, if not before. */
+  #isDue(channel: string, at: number | string): Promise<unknown> {
+    return this.#link.send("ZADD", this.#due, "LT", String(at), channel);
+  }
+
+  async miss(now: number): Promise<number | null> {
+    const due = await this.#link.send("ZRANGEBYSCORE", this.#due, "-inf", String(now), "LIMIT", "0", DUE_AT_ONCE);
+    await Promise.all((due as readonly string[]).map((channel) => this.#missIn(channel, now)));
+    // Its member and its score.
+    const first = ((await this.#link.send("ZRANGE", this.#due, "0", "0", "WITHSCORES")) as readonly Reply[]).flat();
+    return first.length === 2 && Number(first[1]) < CLAIMED ? Number(first[1]) : null;
+  }
+
+  async #missIn(channel: string, now: number): Promise<void> {
+    // A push that comes meanwhile with a deadline puts the channel back to where it must be.
+    await this.#link.send("ZADD", this.#due, "XX", String(CLAIMED), channel);
+    const [next] = await this.#run(SCRIPTS.miss, channel, [now, MISS_DEVICES]);
+    await this.#link.run(UNCLAIM, [this.#due], [channel, CLAIMED, next as string]);
+  }
+
   // --------------------------------------------------------------------------------------------------------------- devices
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
@@ -359,8 +429,8 @@ export class RedisStore implements Store {
     return (await this.#make(SCRIPTS.enrol, channel, [device, now]))[1] === 1;
   }
 
-  async retire(channel: string, device: string): Promise<boolean> {
-    return (await this.#run(SCRIPTS.retire, channel, [device]))[0] === 1;
+  async retire(channel: string, device: string, now: number): Promise<boolean> {
+    return (await this.#run(SCRIPTS.retire, channel, [device, now]))[0] === 1;
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
@@ -392,9 +462,93 @@ export class RedisStore implements Store {
 
   /** Idempotency keys are dropped by Redis itself. */
   async trim(channel: string | null, { count, before }: Retention, now: number): Promise<boolean> {
-    if (channel !== null) return (await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]))[0] === 1;
-    await this.ready();
-    return false;
+    if (channel === null) {
+      await this.ready();
+      return false;
+    }
+    const [more, next] = await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]);
+    if (next !== "") await this.#isDue(channel, next as string);
+    return more === 1;
+  }
+
+  // ----------------------------------------------------------------------------------------------------------------- hooks
+
+  get #hooked(): string {
+    return `${this.#prefix}hooked`;
+  }
+
+  async putHook(
+    channel: string,
+    draft: HookDraft,
+    fresh: string,
+    now: number,
+  ): Promise<{ hook: Hook; created: boolean }> {
+    const { name, url, secret, on } = draft;
+    const keys = this.#keys(channel);
+    const values = [name, url, secret ?? "", on.join(","), fresh, now, HOOKS_MAX];
+    const [, [, created]] = await Promise.all([
+      this.#link.send("SADD", this.#hooked, channel),
+      this.#make(SCRIPTS.putHook, channel, values, [keys.hooks, keys.hook(name)]),
+    ]);
+    if (created === -1) throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
+    return { hook: (await this.#hook(channel, name))!, created: created === 1 };
+  }
+
+  async dropHook(channel: string, name: string): Promise<boolean> {
+    const keys = this.#keys(channel);
+    const [dropped] = await Promise.all([
+      this.#link.send("SREM", keys.hooks, name),
+      this.#link.send("DEL", keys.hook(name), keys.deliveries(name)),
+    ]);
+    return dropped === 1;
+  }
+
+  async hooks(channel: string | null): Promise<Hook[]> {
+    if (channel === null) {
+      const channels = [...((await this.#link.send("SMEMBERS", this.#hooked)) as Iterable<string>)].sort();
+      return (await Promise.all(channels.map((one) => this.hooks(one)))).flat();
+    }
+    const names = [...((await this.#link.send("SMEMBERS", this.#keys(channel).hooks)) as Iterable<string>)].sort();
+    return (await Promise.all(names.map((name) => this.#hook(channel, name)))).filter((hook) => hook !== null);
+  }
+
+  async #hook(channel: string, name: string): Promise<Hook | null> {
+    const fields = ["url", "secret", "kinds", "createdAt", "epoch", "seq", "disabled", "revision"];
+    const found = await this.#link.send("HMGET", this.#keys(channel).hook(name), ...fields);
+    const [url, secret, kinds, createdAt, epoch, seq, disabled, revision] = found as readonly (string | null)[];
+    if (url === null || url === undefined) return null;
+    return {
+      channel,
+      name,
+      url,
+      secret: secret!,
+      on: kinds!.split(",") as HookKind[],
+      createdAt: Number(createdAt),
+      cursor: { epoch: epoch!, seq: Number(seq) },
+      disabled: disabled ?? null,
+      revision: Number(revision),
+    };
+  }
+
+  async deliveries(channel: string, name: string): Promise<Delivery[]> {
+    const found = (await this.#link.send("HVALS", this.#keys(channel).deliveries(name))) as readonly string[];
+    return found
+      .map((text) => JSON.parse(text) as Delivery)
+      .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
+  }
+
+  async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
+    const { of = "", cursor, disabled, keep = [], drop = [] } = progress;
+    const keys = this.#keys(channel);
+    const values = [
+      of,
+      fence ?? "",
+      cursor?.epoch ?? "",
+      cursor?.seq ?? "",
+      disabled === null ? "-" : (disabled ?? ""),
+    ];
+    values.push(keep.length, ...keep.flatMap((delivery) => [delivery.id, JSON.stringify(delivery)]), ...drop);
+    return (await this.#link.run(PROGRESS, [keys.hook(name), keys.deliveries(name)], values)) === 1;
   }
 
   // ----------------------------------------------------------------------------------------------------------- its own life
@@ -449,11 +603,4 @@ function rowOf([device, status, entry]: readonly Reply[]): Row {
     deviceAt: said?.deviceAt ?? null,
     late: said?.late ?? false,
   };
-}
-
-/** A page of what was read one beyond its limit. */
-function page<Item, Key>(rows: readonly Item[], limit: number, key: (item: Item) => Key): Page<Item, Key> {
-  if (rows.length <= limit) return { items: rows, next: null };
-  const items = rows.slice(0, limit);
-  return { items, next: key(items.at(-1)!) };
 }

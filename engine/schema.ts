@@ -5,12 +5,15 @@
  * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
  * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
  *
+ * `deadlines` has the events whose deadline is ahead or being dealt with; `after` is the last device that was.
+ *
  * There is no index of receipts by device, on purpose: devices answer the same event at about the same time, so it would dirty a page a
  * receipt where `latest` dirties one for dozens. What a device owes is found from `settled`, the place below which it owes nothing, by
  * looking each later event up in `latest`; and `settled` follows the device every few seconds.
  */
 import type { Schema } from "./commit.ts";
 
+/** What the first version had. */
 const TABLES = `
 CREATE TABLE channels (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
@@ -55,8 +58,31 @@ CREATE TABLE keys (
 CREATE INDEX keysByAge ON keys (expires);
 `;
 
+/** Deadlines, reminders, hooks; and which receipt completed its event. */
+const DEADLINES = `
+ALTER TABLE events ADD COLUMN deadline INTEGER;
+ALTER TABLE events ADD COLUMN remind INTEGER;
+CREATE INDEX reminded ON events (channel, seq) WHERE remind IS NOT NULL;
+ALTER TABLE receipts ADD COLUMN done INTEGER;
+ALTER TABLE receipts ADD COLUMN failed INTEGER;
+CREATE TABLE deadlines (
+  at INTEGER NOT NULL, channel INTEGER NOT NULL, event INTEGER NOT NULL, after TEXT NOT NULL,
+  PRIMARY KEY (at, channel, event)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE hooks (
+  channel INTEGER NOT NULL, name TEXT NOT NULL, url TEXT NOT NULL, secret TEXT NOT NULL, kinds TEXT NOT NULL, createdAt INTEGER NOT NULL,
+  cursor INTEGER NOT NULL, disabled TEXT, revision INTEGER NOT NULL, fence INTEGER NOT NULL,
+  PRIMARY KEY (channel, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE deliveries (
+  channel INTEGER NOT NULL, hook TEXT NOT NULL, id TEXT NOT NULL, body TEXT NOT NULL, createdAt INTEGER NOT NULL,
+  attempts INTEGER NOT NULL, nextAt INTEGER, status INTEGER, error TEXT,
+  PRIMARY KEY (channel, hook, id)
+) STRICT, WITHOUT ROWID;
+`;
+
 /** "PERE" in the file's header: a file that is another program's is left alone. */
-export const SCHEMA: Schema = { applicationId: 0x50455245, version: 1, sql: TABLES };
+export const SCHEMA: Schema = { applicationId: 0x50455245, steps: [TABLES, DEADLINES] };
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 export interface Channel {

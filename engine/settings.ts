@@ -5,6 +5,7 @@
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import type { Limits } from "./engine.ts";
+import { type Allowed, readAllowed } from "./hook-call.ts";
 
 /** What the operator set; see README, "Settings". */
 export interface Settings {
@@ -17,11 +18,13 @@ export interface Settings {
   readonly redis: readonly string[] | null;
   /** How many replicas of Redis must have a push or a receipt before it is answered. */
   readonly replicas: number;
+  /** Address ranges that hooks may call although they are private. */
+  readonly hooksAllowed: readonly Allowed[];
   readonly limits: Partial<Limits>;
 }
 
 /** Names of the contract that this version does not know yet: an operator who sets one must not believe that it works. */
-const NOT_YET = ["PERE_JWT_SECRET", "PERE_JWKS", "PERE_ORIGINS", "PERE_HOOKS_ALLOW"] as const;
+const NOT_YET = ["PERE_JWT_SECRET", "PERE_JWKS", "PERE_ORIGINS"] as const;
 
 const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
@@ -74,6 +77,7 @@ export function readSettings(argv: readonly string[], env: Record<string, string
     db: env.PERE_DB || "pere.db",
     redis: env.REDIS_URL ? redisUrls(env.REDIS_URL) : null,
     replicas: env.PERE_REDIS_REPLICAS ? whole("PERE_REDIS_REPLICAS", env.PERE_REDIS_REPLICAS, 0, 99) : 0,
+    hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW ?? ""),
     limits: {
       ...(env.PERE_KEEP_EVENTS ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, 100_000_000) } : {}),
       ...(env.PERE_KEEP_SECONDS

@@ -7,36 +7,47 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { SqliteFile } from "./commit.ts";
-import { Enrolments, type Stint } from "./enrolments.ts";
+import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
 import { trimChannel, trimKeys } from "./trim.ts";
+import { Words } from "./words.ts";
+import { HookRows } from "./hook-rows.ts";
 import {
+  afterSeconds,
   type Enrolment,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
   FINAL,
   KEY_MEMORY_MS,
+  newEpoch,
   PereError,
   type Receipt,
   type ReceiptDraft,
   type Row,
   rank,
+  remindedUntil,
   STATES,
   type State,
   type Tally,
 } from "./model.ts";
-import type {
-  Appended,
-  Heads,
-  Idempotency,
-  Joined,
-  Page,
-  Readiness,
-  Retention,
-  Store,
-  Verdict,
-  Wake,
+import {
+  type Appended,
+  type Delivery,
+  type Heads,
+  type Hook,
+  type HookDraft,
+  type Idempotency,
+  type Joined,
+  type Page,
+  page,
+  type Progress,
+  type Readiness,
+  type Reminder,
+  type Retention,
+  type Store,
+  type Verdict,
+  type Wake,
 } from "./store.ts";
 
 /** Channels whose counters are kept in memory. */
@@ -53,6 +64,8 @@ interface EventRow {
   data: string;
   targeted: number;
   expires: number | null;
+  deadline: number | null;
+  remind: number | null;
 }
 interface ReceiptRow {
   seq: number;
@@ -63,6 +76,8 @@ interface ReceiptRow {
   at: number;
   deviceAt: number | null;
   late: number;
+  done: number | null;
+  failed: number | null;
 }
 
 export interface SqliteOptions {
@@ -71,11 +86,6 @@ export interface SqliteOptions {
   /** Makes epochs; 41 random bits by default. */
   readonly epoch?: () => string;
 }
-
-const randomEpoch = (): string => {
-  const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
-  return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
-};
 
 const heads = (channel: Channel): Heads => ({
   epoch: channel.epoch,
@@ -88,13 +98,15 @@ export class SqliteStore implements Store {
   readonly #file: SqliteFile;
   readonly #epoch: () => string;
   readonly #enrolments: Enrolments;
+  readonly #words: Words;
+  readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
   /** Channels whose counters the running transaction moved. */
   readonly #changed = new Set<Channel>();
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = randomEpoch }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch }: SqliteOptions) {
     this.#epoch = epoch;
     this.#file = new SqliteFile(path, SCHEMA, {
       finish: () => {
@@ -113,6 +125,8 @@ export class SqliteStore implements Store {
       },
     });
     this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
+    this.#hooks = new HookRows(this.#file);
+    this.#words = new Words(this.#file, this.#enrolments, (channel, receipt) => this.#tell(channel, receipt));
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -224,13 +238,16 @@ export class SqliteStore implements Store {
     });
   }
 
-  #appendOne(channel: Channel, { type, data, to, ttl }: EventDraft, at: number): Event {
+  #appendOne(channel: Channel, draft: EventDraft, at: number): Event {
+    const { type, data, to } = draft;
     const seq = ++channel.head;
-    const expires = ttl === null ? null : at + Math.round(ttl * 1000);
+    const expires = afterSeconds(at, draft.ttl);
+    const deadline = afterSeconds(at, draft.deadline);
+    const remind = afterSeconds(0, draft.remind);
     const addressed = to?.length ?? channel.audience;
     this.#changed.add(channel);
     this.#file.run(
-      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
       channel.id,
       seq,
       at,
@@ -238,25 +255,28 @@ export class SqliteStore implements Store {
       to ? 1 : 0,
       type,
       data,
+      deadline,
+      remind,
     );
+    if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, seq, addressed);
     for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
-    return { seq, at, type, data, to, expires };
+    return { seq, at, type, data, to, expires, deadline, remind };
   }
 
   events(name: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
     return this.#read<Event[]>(name, [], (channel) => {
       const found: Event[] = [];
       const rows = this.#file.each<EventRow>(
-        "SELECT seq, at, type, data, targeted, expires FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
         channel.id,
         Math.max(after, channel.floor),
         limit,
       );
       let bytes = 0;
-      for (const { seq, at, type, data, targeted, expires } of rows) {
-        found.push({ seq, at, type, data, to: targeted ? this.#targets(channel, seq) : null, expires });
-        bytes += data.length;
+      for (const { targeted, ...event } of rows) {
+        found.push({ ...event, to: targeted ? this.#targets(channel, event.seq) : null });
+        bytes += event.data.length;
         if (bytes >= bytesMax) break;
       }
       return found;
@@ -283,99 +303,38 @@ export class SqliteStore implements Store {
 
   // -------------------------------------------------------------------------------------------------------------- receipts
 
+  /** Within a transaction: an entry of a receipts log. Those of one change are told together. */
+  #tell(channel: Channel, receipt: Receipt): void {
+    this.#changed.add(channel);
+    const last = this.#wakes.at(-1);
+    if (last?.kind === "receipts" && last.channel === channel.name) (last.entries as Receipt[]).push(receipt);
+    else this.#wakes.push({ kind: "receipts", channel: channel.name, epoch: channel.epoch, entries: [receipt] });
+  }
+
   record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
     return this.#file.change(() => {
       const channel = this.#find(name);
       if (!channel) return drafts.map((): Verdict => "unknown");
-      const entries: Receipt[] = [];
-      const verdicts = drafts.map((draft) => this.#recordOne(channel, draft, now, entries));
-      if (entries.length > 0) this.#wakes.push({ kind: "receipts", channel: name, epoch: channel.epoch, entries });
-      return verdicts;
+      return drafts.map((draft) => this.#words.record(channel, draft, now));
     });
-  }
-
-  #recordOne(channel: Channel, draft: ReceiptDraft, now: number, entries: Receipt[]): Verdict {
-    const { device, status, detail, deviceAt } = draft;
-    const event = draft.event.seq;
-    if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
-    const before =
-      this.#file.get<{ status: number }>(
-        "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
-        channel.id,
-        event,
-        device,
-      )?.status ?? 0;
-    if (before >= FINAL) return "duplicate";
-    const stint = this.#enrolments.stint(channel, device);
-    if (!this.#isAddressed(channel, event, device, stint)) return "unaddressed";
-    const after = rank(status);
-    if (after <= before) return "duplicate";
-
-    const seq = ++channel.receiptsHead;
-    const late = before === rank("missing");
-    this.#changed.add(channel);
-    this.#file.run(
-      "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-      channel.id,
-      seq,
-      event,
-      device,
-      after,
-      now,
-      deviceAt,
-      late ? 1 : 0,
-      detail,
-    );
-    this.#file.run("INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, event, device, after, seq);
-    const leaves = before === 0 ? "" : `, ${STATES[before]} = ${STATES[before]} - 1`;
-    this.#file.run(
-      `UPDATE tallies SET ${status} = ${status} + 1${leaves} WHERE channel = ?1 AND event = ?2`,
-      channel.id,
-      event,
-    );
-    if (stint !== null && stint.lost > 0 && stint.told === stint.lost)
-      this.#file.run(
-        `UPDATE devices SET lost = 0 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-        channel.id,
-        device,
-      );
-    entries.push({ seq, event, device, status, detail, at: now, deviceAt, late });
-    return "recorded";
-  }
-
-  #isTargeted(channel: Channel, event: number): boolean {
-    return (
-      this.#file.get<{ targeted: number }>(
-        "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
-        channel.id,
-        event,
-      )!.targeted === 1
-    );
-  }
-
-  #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
-    if (!this.#isTargeted(channel, event)) return stint !== null && stint.joined < event;
-    return (
-      this.#file.get(
-        "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
-        channel.id,
-        event,
-        device,
-      ) !== null
-    );
   }
 
   receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
     return this.#read<Receipt[]>(name, [], (channel) =>
       this.#file
         .all<ReceiptRow>(
-          `SELECT seq, event, device, status, detail, at, deviceAt, late FROM receipts
+          `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed FROM receipts
            WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
           channel.id,
           Math.max(after, channel.receiptsFloor),
           limit,
         )
-        .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 })),
+        .map(({ done, failed, ...row }) => ({
+          ...row,
+          status: STATES[row.status]!,
+          late: row.late === 1,
+          completes: done === null || failed === null ? null : { done, failed },
+        })),
     );
   }
 
@@ -397,11 +356,16 @@ export class SqliteStore implements Store {
     return this.#read<Page<Row, string>>(name, { items: [], next: null }, (channel) => {
       if (event <= channel.floor || event > channel.head) return { items: [], next: null };
       // Who was enrolled and is so still, or left after giving a final word: see `retire`.
-      const [audience, condition] = this.#isTargeted(channel, event)
+      const [audience, condition] = this.#words.isTargeted(channel, event)
         ? ["targets", "a.event = ?2"]
         : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
       const found = this.#file
-        .all<Omit<ReceiptRow, "seq" | "event" | "at" | "late"> & { at: number | null; late: number | null }>(
+        .all<
+          Omit<ReceiptRow, "seq" | "event" | "at" | "late" | "done" | "failed"> & {
+            at: number | null;
+            late: number | null;
+          }
+        >(
           `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
            LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
            LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
@@ -418,6 +382,48 @@ export class SqliteStore implements Store {
     });
   }
 
+  silent(name: string, event: number, devices: readonly string[]): Promise<string[]> {
+    return this.#read<string[]>(name, [], (channel) =>
+      this.#file
+        .all<{ device: string }>(
+          `SELECT value AS device FROM json_each(?3) WHERE NOT EXISTS
+           (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)`,
+          channel.id,
+          event,
+          JSON.stringify(devices),
+        )
+        .map(({ device }) => device),
+    );
+  }
+
+  // -------------------------------------------------------------------------------------------------- deadlines and reminders
+
+  async miss(now: number): Promise<number | null> {
+    const next = await this.#file.read(() =>
+      this.#file.get<{ at: number }>("SELECT at FROM deadlines ORDER BY at LIMIT 1"),
+    );
+    if (!next || next.at > now) return next?.at ?? null;
+    return this.#file.change(() => this.#words.miss((id) => this.#byId(id), now));
+  }
+
+  #byId(id: number): Channel {
+    return this.#find(this.#file.get<{ name: string }>("SELECT name FROM channels WHERE id = ?1", id)!.name)!;
+  }
+
+  reminders(name: string, now: number): Promise<Reminder[]> {
+    return this.#read<Reminder[]>(name, [], (channel) =>
+      this.#file
+        .all<Omit<Event, "remind"> & { remind: number }>(
+          `SELECT seq, at, remind, deadline, expires FROM events WHERE channel = ?1 AND seq > ?2 AND remind IS NOT NULL
+           AND (deadline IS NULL OR deadline > ?3) AND (expires IS NULL OR expires > ?3) ORDER BY seq`,
+          channel.id,
+          channel.floor,
+          now,
+        )
+        .map((event) => ({ seq: event.seq, at: event.at, every: event.remind, until: remindedUntil(event) })),
+    );
+  }
+
   // --------------------------------------------------------------------------------------------------------------- devices
 
   join(name: string, device: string, now: number): Promise<Joined> {
@@ -432,10 +438,14 @@ export class SqliteStore implements Store {
     return this.#file.change(() => this.#enrolments.enrol(this.#make(name), device, now));
   }
 
-  retire(name: string, device: string): Promise<boolean> {
+  retire(name: string, device: string, now: number): Promise<boolean> {
     return this.#file.change(() => {
       const channel = this.#find(name);
-      const isRetired = channel !== null && this.#enrolments.retire(channel, device);
+      const isRetired =
+        channel !== null &&
+        this.#enrolments.retire(channel, device, (event, before) =>
+          this.#words.release(channel, event, device, before, now),
+        );
       if (isRetired) this.#wakes.push({ kind: "retired", channel: name, device });
       return isRetired;
     });
@@ -463,7 +473,7 @@ export class SqliteStore implements Store {
       const channel = this.#find(name);
       if (!channel) return false;
       const before = channel.floor + channel.swept + channel.receiptsFloor;
-      const more = trimChannel(this.#file, channel, retention, now);
+      const more = trimChannel(this.#file, this.#words, channel, retention, now);
       if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
       return more;
     });
@@ -490,6 +500,24 @@ export class SqliteStore implements Store {
     return this.#file.read(() => 1);
   }
 
+  // ----------------------------------------------------------------------------------------------------------------- hooks
+
+  putHook(name: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
+    return this.#file.change(() => this.#hooks.put(this.#make(name), draft, fresh, now));
+  }
+  dropHook(name: string, hook: string): Promise<boolean> {
+    return this.#file.change(() => this.#hooks.drop(this.#find(name), hook));
+  }
+  hooks(name: string | null): Promise<Hook[]> {
+    return this.#file.read(() => this.#hooks.list(name));
+  }
+  deliveries(name: string, hook: string): Promise<Delivery[]> {
+    return this.#read<Delivery[]>(name, [], (channel) => this.#hooks.deliveries(channel, hook));
+  }
+  progress(name: string, hook: string, fence: number | null, progress: Progress): Promise<boolean> {
+    return this.#file.change(() => this.#hooks.progress(this.#find(name), hook, fence, progress));
+  }
+
   async ready(): Promise<Readiness> {
     this.#file.check();
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
@@ -500,11 +528,4 @@ export class SqliteStore implements Store {
   async close(): Promise<void> {
     this.#file.close();
   }
-}
-
-/** A page of rows that were read one beyond its limit. */
-function page<Item, Key>(rows: Item[], limit: number, key: (item: Item) => Key): Page<Item, Key> {
-  if (rows.length <= limit) return { items: rows, next: null };
-  const items = rows.slice(0, limit);
-  return { items, next: key(items.at(-1)!) };
 }

@@ -15,7 +15,18 @@
  *
  * `tests/contract.ts` holds every store to this page.
  */
-import type { Enrolment, Event, EventDraft, Kind, Receipt, ReceiptDraft, Row, State, Tally } from "./model.ts";
+import type {
+  Enrolment,
+  Event,
+  EventDraft,
+  Kind,
+  Position,
+  Receipt,
+  ReceiptDraft,
+  Row,
+  State,
+  Tally,
+} from "./model.ts";
 
 /** The two logs' extent in a channel: the newest entry's `seq`, and the newest one that is no longer kept (0: none). */
 export interface Heads {
@@ -100,6 +111,67 @@ export interface Readiness {
   readonly advice: readonly string[];
 }
 
+/** An event that is sent again, every so many milliseconds since `at`, until a time or until it is no longer kept (null). */
+export interface Reminder {
+  readonly seq: number;
+  readonly at: number;
+  readonly every: number;
+  readonly until: number | null;
+}
+
+/** Hooks a channel: each is a call for each batch of receipts. */
+export const HOOKS_MAX = 16;
+
+/** What a hook can be called for. */
+export const HOOK_KINDS = ["receipt", "complete", "missing"] as const;
+export type HookKind = (typeof HOOK_KINDS)[number];
+
+/** What a publisher asks for: where he is called, and for what. Without a secret a known hook keeps its own. */
+export interface HookDraft {
+  readonly name: string;
+  readonly url: string;
+  readonly secret: string | null;
+  readonly on: readonly HookKind[];
+}
+
+/** A hook as kept. It is a cursor on its channel's receipts log: everything up to there was delivered, or is among its deliveries. */
+export interface Hook extends HookDraft {
+  readonly channel: string;
+  readonly secret: string;
+  readonly createdAt: number;
+  readonly cursor: Position;
+  /** Why it is called no more, in a sentence. */
+  readonly disabled: string | null;
+  /** Grows with each change that its runner did not make. */
+  readonly revision: number;
+}
+
+/** A call that did not succeed at once. Times in milliseconds since 1970. */
+export interface Delivery {
+  /** The `webhook-id`, the same on every try. */
+  readonly id: string;
+  readonly body: string;
+  readonly createdAt: number;
+  readonly attempts: number;
+  /** When it is tried again; null: it was given up. */
+  readonly nextAt: number | null;
+  /** Of the last try: the HTTP status, or why there was none. */
+  readonly status: number | null;
+  readonly error: string | null;
+}
+
+/** What a hook's runner has done, in one change. */
+export interface Progress {
+  /** When the hook was created of which this is said: another of its name is another. */
+  readonly of?: number;
+  readonly cursor?: Position;
+  readonly disabled?: string | null;
+  /** Deliveries that are new or that were tried. */
+  readonly keep?: readonly Delivery[];
+  /** Deliveries that are done, by id. */
+  readonly drop?: readonly string[];
+}
+
 export interface Store {
   /**
    * Appends events to a channel, creating it on first use. Their audience is whoever is enrolled at that moment, or the devices in `to`.
@@ -126,7 +198,8 @@ export interface Store {
 
   /**
    * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. Whoever follows the
-   * channel's events is told.
+   * channel's events is told. An event that is complete thereby has an entry in the receipts log that says so, with the device's name and no word
+   * of it (`pending`).
    * @returns false: it was not enrolled
    */
   retire(channel: string, device: string, now: number): Promise<boolean>;
@@ -147,6 +220,18 @@ export interface Store {
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
   tallies(channel: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>>;
 
+  /** Of these devices: those that gave no word at all on the event. */
+  silent(channel: string, event: number, devices: readonly string[]): Promise<string[]>;
+
+  /** Kept events that are sent again to who is silent, and that are neither expired nor past their deadline. */
+  reminders(channel: string, now: number): Promise<Reminder[]>;
+
+  /**
+   * Records as `missing`, a bounded slice a call, the devices that owe a final word on an event whose deadline has passed; each once.
+   * @returns when to ask again, milliseconds since 1970 (`now` or before: at once), too early perhaps but never too late; null: no deadline is ahead
+   */
+  miss(now: number): Promise<number | null>;
+
   /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */
   rows(channel: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>>;
 
@@ -157,7 +242,8 @@ export interface Store {
   channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>>;
 
   /**
-   * Drops what retention no longer keeps, a bounded slice a call, and remembers for each device what it lost unanswered. True: call again.
+   * Drops what retention no longer keeps, a bounded slice a call, and remembers for each device what it lost unanswered. Where an event goes
+   * before its deadline, who owes it a final word is recorded as `missing` first, with the reason `expired`. True: call again.
    * @param channel one channel, or null for what belongs to none (idempotency keys)
    */
   trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
@@ -180,17 +266,47 @@ export interface Store {
   elsewhere(channel: string): Promise<ReadonlyMap<string, number>>;
 
   /**
-   * Takes or renews a lease, for work that one instance must do.
+   * Takes or renews a lease, for work that one instance must do; for 0 ms its holder gives it back.
    * @returns its number, which grows each time that it changes hands, so that a holder who woke up late is known by an old one; null: another holds it
    * @throws PereError away
    */
   lease(name: string, holder: string, ms: number): Promise<number | null>;
+
+  /**
+   * Stores a hook. A new one starts at the receipts log's end; a known one goes on from where it is, and is no longer disabled.
+   * @param fresh the secret of a new hook that came with none
+   */
+  putHook(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }>;
+
+  /** Removes a hook with its deliveries; false: there was none. */
+  dropHook(channel: string, name: string): Promise<boolean>;
+
+  /** The hooks of a channel, by name; of all channels, when it is null. */
+  hooks(channel: string | null): Promise<Hook[]>;
+
+  /** A hook's deliveries, oldest first. */
+  deliveries(channel: string, name: string): Promise<Delivery[]>;
+
+  /**
+   * Keeps what a hook's runner has done.
+   * @param fence the number of the runner's lease: one that is older than the last that was kept is refused; null: it is not the runner who asks,
+   * and the runner is to look again
+   * @returns false: nothing was kept, for the hook is gone, or another runs it
+   */
+  progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean>;
 
   /** What the operator can rely on, for `/ready`. @throws PereError away */
   ready(): Promise<Readiness>;
 
   /** Makes everything acknowledged durable and lets go of the store. */
   close(): Promise<void>;
+}
+
+/** A page of what was read one beyond its limit. */
+export function page<Item, Key>(found: readonly Item[], limit: number, keyOf: (item: Item) => Key): Page<Item, Key> {
+  if (found.length <= limit) return { items: found, next: null };
+  const items = found.slice(0, limit);
+  return { items, next: keyOf(items.at(-1)!) };
 }
 
 /** Which log a follower reads, for messages and keys. */

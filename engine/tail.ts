@@ -9,7 +9,7 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
-import { type Kind, PereError, type Position } from "./model.ts";
+import { type Kind, PereError, type Position, type Receipt } from "./model.ts";
 
 /** Entries that a ring keeps: what devices on bad lines miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
@@ -24,11 +24,17 @@ export const RETRY_MS = 500;
 /** Entries in one catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
 
-/** One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. */
+/**
+ * One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. `complete` is said after the text where
+ * a receipt completes its event, and is all that there is to say where the text is empty.
+ */
 export interface Entry {
   readonly seq: number;
   readonly id: string;
   readonly text: string;
+  readonly complete: string | null;
+  /** What a receipts log's entry is made of; null in a log of events. */
+  readonly receipt: Receipt | null;
   readonly type: string | null;
   readonly to: readonly string[] | null;
   readonly expires: number | null;
@@ -55,6 +61,15 @@ export interface Sink {
   fail(error: unknown): void;
   /** Set while the reader is behind. */
   blocked: Promise<unknown> | undefined;
+}
+
+/** Marks a sink as behind until its reader has drained. */
+export function hold(sink: Sink, drained: Promise<unknown>): void {
+  const release = (): void => {
+    if (sink.blocked === drained) sink.blocked = undefined;
+  };
+  sink.blocked = drained;
+  drained.then(release, release);
 }
 
 /** How a log's older entries are read. */
@@ -339,11 +354,7 @@ export class Log {
   #give({ sink }: Follower, batch: Batch): boolean {
     const drained = sink.write(this, batch);
     if (!drained) return false;
-    const release = (): void => {
-      if (sink.blocked === drained) sink.blocked = undefined;
-    };
-    sink.blocked = drained;
-    drained.then(release, release);
+    hold(sink, drained);
     return true;
   }
 

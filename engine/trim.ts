@@ -9,15 +9,23 @@ import type { SqliteFile } from "./commit.ts";
 import { FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Retention } from "./store.ts";
+import type { Words } from "./words.ts";
 
 /** Rows that one slice touches, or kibibytes that it frees, about. */
 const TRIM_ROWS = 2_000;
+/** Why a device is missing whose event went before its deadline. */
+const EXPIRED = '{"reason":"expired"}';
 /** Devices that one statement looks at. */
 const MARK_DEVICES = 500;
 
 /** One slice of a channel's retention. @param now milliseconds since 1970 */
-export const trimChannel = (file: SqliteFile, channel: Channel, retention: Retention, now: number): boolean =>
-  raiseFloor(file, channel, retention, now) || sweep(file, channel) || trimReceipts(file, channel);
+export const trimChannel = (
+  file: SqliteFile,
+  words: Words,
+  channel: Channel,
+  retention: Retention,
+  now: number,
+): boolean => raiseFloor(file, words, channel, retention, now) || sweep(file, channel) || trimReceipts(file, channel);
 
 /** One slice of forgetting idempotency keys. @param now milliseconds since 1970 */
 export const trimKeys = (file: SqliteFile, now: number): boolean =>
@@ -28,18 +36,35 @@ export const trimKeys = (file: SqliteFile, now: number): boolean =>
   ) === TRIM_ROWS;
 
 /** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
-function raiseFloor(file: SqliteFile, channel: Channel, { count, before }: Retention, now: number): boolean {
+function raiseFloor(
+  file: SqliteFile,
+  words: Words,
+  channel: Channel,
+  { count, before }: Retention,
+  now: number,
+): boolean {
   for (let work = 0; channel.floor < channel.head;) {
     if (work >= TRIM_ROWS) return true;
     const seq = channel.floor + 1;
-    const event = file.get<{ at: number; targeted: number; expires: number | null; owed: number }>(
-      `SELECT e.at, e.targeted, e.expires, t.addressed - t.done - t.failed AS owed FROM events e
+    const event = file.get<{
+      at: number;
+      targeted: number;
+      expires: number | null;
+      deadline: number | null;
+      owed: number;
+    }>(
+      `SELECT e.at, e.targeted, e.expires, e.deadline, t.addressed - t.done - t.failed AS owed FROM events e
        JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
       channel.id,
       seq,
     )!;
     if (seq > channel.head - count && event.at >= before) return false;
     work += 1;
+    if (event.deadline !== null) {
+      const missed = words.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
+      work += missed;
+      if (missed > 0) continue; // There may be more.
+    }
     if (event.owed > 0 && (event.expires === null || event.expires > now)) {
       const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
       work += devices;

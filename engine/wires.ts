@@ -55,6 +55,14 @@ export function frame(fields: { id?: string; event?: string | null; data: string
   return `${id === undefined ? "" : `id: ${id}\n`}${event ? `event: ${event}\n` : ""}data: ${lines}\n\n`;
 }
 
+/** The frames of an entry: what it says, and that its event is complete. */
+function frames(entry: Entry, id: string): string {
+  const { text, type, complete } = entry;
+  const said = text === "" ? "" : frame({ id, event: type, data: text });
+  if (complete === null) return said;
+  return said + frame({ ...(text === "" ? { id } : {}), event: "pere.complete", data: complete });
+}
+
 const utf8 = new TextEncoder();
 
 /** What Bun gives for a stream of `type: "direct"`. `write` returns a promise when the peer reads slowly, and 0 when it is gone. */
@@ -98,9 +106,7 @@ export class EventStream implements Wire {
   /** A feed of one channel: its bytes are the same for all, made once. */
   #shared(batch: Batch): Uint8Array {
     this.#told = batch.entries.at(-1)!.id;
-    batch.encoded ??= utf8.encode(
-      batch.entries.map((entry) => frame({ id: entry.id, event: entry.type, data: entry.text })).join(""),
-    );
+    batch.encoded ??= utf8.encode(batch.entries.map((entry) => frames(entry, entry.id)).join(""));
     return batch.encoded as Uint8Array;
   }
 
@@ -108,7 +114,7 @@ export class EventStream implements Wire {
     let text = "";
     for (const entry of entries) {
       this.#positions.set(channel, entry.id);
-      text += frame({ id: this.#id(), event: entry.type, data: entry.text });
+      text += frames(entry, this.#id());
     }
     return text;
   }
@@ -116,6 +122,12 @@ export class EventStream implements Wire {
   gap(channel: string, after: Position, from: Position): void {
     this.#positions.set(channel, id(from.epoch, from.seq - 1));
     this.#out.write(frame({ id: this.#id(), event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
+  }
+
+  remind(batch: Batch): Promise<unknown> | undefined {
+    const { type, text } = batch.entries[0]!;
+    const result = this.#out.write((batch.encoded ??= utf8.encode(frame({ event: type, data: text }))) as Uint8Array);
+    return typeof result === "number" ? undefined : result;
   }
 
   rest(): void {}
@@ -174,11 +186,12 @@ export class Socket implements Wire {
   write(_channel: string, { entries }: Batch): Promise<unknown> | undefined {
     let behind = false;
     const socket = this.#socket;
-    if (entries.length === 1) behind = socket.send(entries[0]!.text) === -1;
-    else
-      socket.cork(() => {
-        for (const { text } of entries) if (socket.send(text) === -1) behind = true;
-      });
+    const send = ({ text, complete }: Entry): void => {
+      if (text !== "" && socket.send(text) === -1) behind = true;
+      if (complete !== null && socket.send(`{"pere":"complete",${complete.slice(1)}`) === -1) behind = true;
+    };
+    if (entries.length === 1) send(entries[0]!);
+    else socket.cork(() => entries.forEach(send));
     return behind ? new Promise<void>((resolve) => (this.#drained = resolve)) : undefined;
   }
 
@@ -190,6 +203,10 @@ export class Socket implements Wire {
 
   gap(channel: string, after: Position, from: Position): void {
     this.say("gap", gapBody(channel, after, from));
+  }
+
+  remind(batch: Batch): Promise<unknown> | undefined {
+    return this.write("", batch);
   }
 
   rest(): void {}
@@ -205,9 +222,10 @@ export class Socket implements Wire {
 
 // -------------------------------------------------------------------------------------------------------------- long-poll
 
-/** What a long-poll is answered with. `gaps` is there only when entries asked for are no longer kept. */
+/** What a long-poll is answered with. `gaps` is there only when entries asked for are no longer kept, `complete` when events became so. */
 export interface PollAnswer {
   readonly texts: readonly string[];
+  readonly complete: readonly string[];
   readonly last: string;
   readonly gaps: readonly { channel: string; after: string; from: string }[];
 }
@@ -216,6 +234,7 @@ export class Poll implements Wire {
   /** Resolves once; null: the server is draining or busy. */
   readonly answer: Promise<PollAnswer | null>;
   readonly #texts: string[] = [];
+  readonly #complete: string[] = [];
   readonly #gaps: { channel: string; after: string; from: string }[] = [];
   readonly #settle: (answer: PollAnswer | null) => void;
   #feed: Feed | undefined;
@@ -242,15 +261,17 @@ export class Poll implements Wire {
 
   #finish(): void {
     if (!this.#feed?.open) return;
-    this.#settle({ texts: this.#texts, last: positionsText(this.#feed.positions()), gaps: this.#gaps });
+    const last = positionsText(this.#feed.positions());
+    this.#settle({ texts: this.#texts, complete: this.#complete, last, gaps: this.#gaps });
     this.#feed.stop();
   }
 
   ready(): void {}
 
   write(_channel: string, { entries }: Batch): undefined {
-    for (const { text } of entries) {
-      this.#texts.push(text);
+    for (const { text, complete } of entries) {
+      if (text !== "") this.#texts.push(text);
+      if (complete !== null) this.#complete.push(complete);
       this.#characters += text.length;
     }
     if (this.#resting || this.#texts.length >= POLL_EVENTS || this.#characters >= POLL_CHARACTERS) this.#finish();
@@ -262,7 +283,15 @@ export class Poll implements Wire {
 
   rest(): void {
     this.#resting = true;
-    if (this.#late || this.#texts.length > 0 || this.#gaps.length > 0) this.#finish();
+    const isSomething = this.#texts.length + this.#complete.length + this.#gaps.length > 0;
+    if (this.#late || isSomething) this.#finish();
+  }
+
+  /** A poll that waits has something to say; one that still gathers has it already. */
+  remind({ entries }: Batch): undefined {
+    if (!this.#resting) return;
+    this.#texts.push(entries[0]!.text);
+    this.#finish();
   }
 
   beat(): void {}

@@ -3,7 +3,7 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { ask, push, spawn, start, temporary, until } from "./harness.ts";
+import { ask, give, push, spawn, start, temporary, until } from "./harness.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");
 /** A test here waits for several things, each with the harness's patience. */
@@ -98,6 +98,36 @@ test(
     publisher.child.kill("SIGINT");
     expect(await publisher.child.exited).toBe(0);
     expect(publisher.said).toMatch(/\n(\d+) pushed, \1 complete\n$/);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "the publisher gives each event the deadline and the reminders that he was told, and waits for one before he pushes the next",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    await ask(`${pere.url}/devices/orders/till-1`, { method: "PUT" });
+    const options = ["--wait=60", "--deadline", "600", "--remind=60"];
+    const publisher = new Client("publisher", [...options, pere.url, "orders"], "1\n2\n");
+    for (const count of [1, 2]) {
+      await until(async () => (await tallies(pere.url)).length === count, `event ${count}`);
+      // He follows the receipts, and his push waits for them.
+      await until(() => pere.engine.held.live === 2, "a push that waits");
+      const events = await tallies(pere.url);
+      expect(events).toHaveLength(count);
+      const { id, at, deadline } = events.at(-1) as (typeof events)[number] & { at: string; deadline: string };
+      expect(events.at(-1)).toMatchObject({ remind: 60, complete: false });
+      expect(Date.parse(deadline) - Date.parse(at)).toBe(600_000);
+      await give(pere.url, "orders", id, "till-1", "done");
+      await publisher.says(new RegExp(`^${id}: 1 of 1 answered: 1 done, complete$`, "m"));
+    }
+    await publisher.says(/2 pushed, 2 complete/);
+    expect(await publisher.child.exited).toBe(0);
+
+    const wrong = new Client("publisher", ["--wait=soon", pere.url, "orders"], "1\n");
+    expect(await wrong.child.exited).toBe(1);
+    await wrong.says(/Prefer: wait/);
   },
   LIMIT_MS,
 );

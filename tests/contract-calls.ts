@@ -27,6 +27,8 @@ export const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft
   data: JSON.stringify(data),
   to: null,
   ttl: null,
+  deadline: null,
+  remind: null,
   ...more,
 });
 
@@ -87,6 +89,27 @@ export async function trimAll(
     if (calls === 10_000) throw new Error("trim never ends");
   }
 }
+
+/**
+ * Has the deadlines that have passed dealt with, to the end.
+ * @param between what else is done before each further call
+ * @returns when there is something to do next
+ */
+export async function missAll(
+  store: Store,
+  now: number,
+  between: (calls: number) => Promise<unknown> | void = () => {},
+): Promise<number | null> {
+  for (let calls = 1; ; calls++) {
+    const next = await store.miss(now);
+    if (next === null || next > now) return next;
+    if (calls === 10_000) throw new Error("miss never ends");
+    await between(calls);
+  }
+}
+
+/** In the order of a log. */
+export const bySeq = (a: { readonly seq: number }, b: { readonly seq: number }): number => a.seq - b.seq;
 
 /** The code that a call was refused with. */
 export const codeOf = (call: Promise<unknown>): Promise<Code | "accepted" | "not a PereError"> =>

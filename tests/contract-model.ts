@@ -9,22 +9,26 @@ import {
   type EventDraft,
   FINAL,
   KEY_MEMORY_MS,
+  type Outcome,
   type Receipt,
   type ReceiptDraft,
   type Row,
   rank,
+  remindedUntil,
   STATES,
   type Status,
   tallyCounts,
 } from "../engine/model.ts";
-import type { Appended, Heads, Joined, Store, Verdict } from "../engine/store.ts";
+import type { Appended, Heads, Joined, Reminder, Store, Verdict } from "../engine/store.ts";
 import {
   all,
+  bySeq,
   codeOf,
   countRows,
   followAll,
   hear,
   heardAll,
+  missAll,
   rowsOf,
   SECOND,
   sorted,
@@ -52,6 +56,7 @@ type Step = { readonly channel: string } & (
     }
   | { readonly do: "enrol" | "retire" | "join" | "seen"; readonly device: string }
   | { readonly do: "trim"; readonly count: number; readonly age: number }
+  | { readonly do: "miss" }
   | { readonly do: "wait"; readonly ms: number }
 );
 
@@ -63,6 +68,8 @@ const DRAFT: fc.Arbitrary<EventDraft> = fc.record({
   data: fc.constantFrom("1", '"ü"', "{}"),
   to: fc.option(fc.uniqueArray(DEVICE, { minLength: 1, maxLength: 3 }), { freq: 3 }),
   ttl: fc.option(fc.constantFrom(0.7, 5), { freq: 3 }),
+  deadline: fc.option(fc.constantFrom(0.3, 1.5, 5), { freq: 2 }),
+  remind: fc.option(fc.constantFrom(1, 2.5), { freq: 3 }),
 });
 const STEP: fc.Arbitrary<Step> = fc.oneof(
   {
@@ -116,12 +123,13 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
       age: fc.constantFrom(3 * SECOND, 10 * KEY_MEMORY_MS),
     }),
   },
+  { weight: 2, arbitrary: fc.record({ do: fc.constant("miss" as const), channel: CHANNEL }) },
   {
-    weight: 2,
+    weight: 3,
     arbitrary: fc.record({
       do: fc.constant("wait" as const),
       channel: CHANNEL,
-      ms: fc.constantFrom(1, 300, 2 * SECOND, KEY_MEMORY_MS + 1),
+      ms: fc.constantFrom(1, 300, 300, 2 * SECOND, KEY_MEMORY_MS + 1),
     }),
   },
 );
@@ -131,6 +139,9 @@ export const HISTORY = fc.array(fc.array(STEP, { minLength: 1, maxLength: 4, siz
   maxLength: 24,
   size: "max",
 });
+
+/** Why a device is missing whose event went before its deadline. */
+const EXPIRED = '{"reason":"expired"}';
 
 interface ModelEvent {
   readonly event: Event;
@@ -193,9 +204,11 @@ class ModelChannel {
     if (known && known.expires > now)
       return known.digest === key.digest ? { ...known.answer, replayed: true } : "refused";
     const first = this.events.length + 1;
-    for (const { type, data, to, ttl } of drafts) {
-      const expires = ttl === null ? null : now + ttl * 1000;
-      const event = { seq: this.events.length + 1, at: now, type, data, to, expires };
+    for (const { type, data, to, ...draft } of drafts) {
+      const [expires, deadline] = [draft.ttl, draft.deadline].map((s) => (s === null ? null : now + s * SECOND));
+      const remind = draft.remind === null ? null : draft.remind * SECOND;
+      const seq = this.events.length + 1;
+      const event = { seq, at: now, type, data, to, expires: expires!, deadline: deadline!, remind };
       this.events.push({ event, audience: new Set(to ?? this.devices.keys()), words: new Map() });
     }
     const { event, audience } = this.events[first - 1]!;
@@ -218,21 +231,67 @@ class ModelChannel {
     if (!entry.audience.has(device)) return "unaddressed";
     const before = entry.words.get(device)?.status ?? "pending";
     if (rank(before) >= FINAL || rank(status) <= rank(before)) return "duplicate";
-    const receipt = {
-      seq: this.receipts.length + 1,
-      event: position.seq,
-      device,
-      status,
-      detail,
-      at: now,
-      deviceAt,
-      late: false,
-    };
-    this.receipts.push(receipt);
-    entry.words.set(device, receipt);
+    const receipt = { event: position.seq, device, status, detail, at: now, deviceAt, late: before === "missing" };
+    this.note({ ...receipt, completes: null });
     const known = this.devices.get(device);
     if (known && known.told === known.lost) known.lost = known.told = 0;
     return "recorded";
+  }
+
+  /** A word, as it enters the log: with the outcome, when it is the last that was owed. `pending`: its device left, which is told only then. */
+  note(word: Omit<Receipt, "seq">): void {
+    const entry = this.events[word.event - 1]!;
+    const receipt = { ...word, seq: this.receipts.length + 1 };
+    if (word.status !== "pending") entry.words.set(word.device, receipt);
+    const completes = word.status === "pending" || rank(word.status) >= FINAL ? this.outcome(entry) : null;
+    if (word.status === "pending" && completes === null) return;
+    this.receipts.push({ ...receipt, completes });
+  }
+
+  /** What all said, or null: somebody owes a final word. */
+  outcome(entry: ModelEvent): Outcome | null {
+    const said = [...entry.audience].map((device) => entry.words.get(device)?.status);
+    const [done, failed] = (["done", "failed"] as const).map((final) => said.filter((s) => s === final).length);
+    return done! + failed! === said.length ? { done: done!, failed: failed! } : null;
+  }
+
+  /** Who owes a final word on an event and is not missing yet, as the log would have it; and in what order is the store's choice. */
+  absent({ event: { seq }, audience, words }: ModelEvent, detail: string | null, now: number): Omit<Receipt, "seq">[] {
+    return [...audience]
+      .filter((device) => rank(words.get(device)?.status ?? "pending") < rank("missing"))
+      .map((device) => ({
+        event: seq,
+        device,
+        status: "missing",
+        detail,
+        at: now,
+        deviceAt: null,
+        late: false,
+        completes: null,
+      }));
+  }
+
+  /** Who is missing now, for deadlines that have passed. */
+  due(now: number): Omit<Receipt, "seq">[] {
+    return this.kept
+      .filter(({ event: { deadline } }) => deadline !== null && deadline <= now)
+      .flatMap((entry) => this.absent(entry, null, now));
+  }
+
+  /** Deadlines ahead, of kept events, at which somebody would be missing as things stand. */
+  ahead(now: number): number[] {
+    return this.kept
+      .filter((entry) => this.absent(entry, null, now).length > 0)
+      .map(({ event }) => event.deadline ?? 0)
+      .filter((deadline) => deadline > now);
+  }
+
+  reminders(now: number): Reminder[] {
+    return this.kept.flatMap(({ event }) => {
+      const { seq, at, remind } = event;
+      const until = remindedUntil(event);
+      return remind === null || (until !== null && until <= now) ? [] : [{ seq, at, every: remind, until }];
+    });
   }
 
   enrol(device: string, now: number): boolean {
@@ -243,12 +302,16 @@ class ModelChannel {
     return true;
   }
 
-  retire(device: string): boolean {
+  retire(device: string, now: number): boolean {
     const known = this.devices.get(device);
     if (!known) return false;
     this.devices.delete(device);
     this.left.set(device, known.joined);
-    for (const entry of this.kept) if (!this.isFinal(entry, device)) entry.audience.delete(device);
+    for (const entry of this.kept)
+      if (!this.isFinal(entry, device) && entry.audience.delete(device)) {
+        const nothing = { status: "pending", detail: null, deviceAt: null, late: false, completes: null } as const;
+        this.note({ event: entry.event.seq, device, at: now, ...nothing });
+      }
     return true;
   }
 
@@ -260,15 +323,19 @@ class ModelChannel {
     return { ...this.heads, enrolled, joined: known.joined, settled, lost: known.lost };
   }
 
-  trim(count: number, before: number, now: number): void {
+  /** @returns who is missing before the events go */
+  trim(count: number, before: number, now: number): Omit<Receipt, "seq">[] {
+    const missing: Omit<Receipt, "seq">[] = [];
     for (const entry of this.kept) {
-      const { seq, at, expires } = entry.event;
+      const { seq, at, expires, deadline } = entry.event;
       if (seq > this.events.length - count && at >= before) break;
+      if (deadline !== null) missing.push(...this.absent(entry, deadline > now ? EXPIRED : null, now));
       for (const [device, known] of this.devices)
         if (entry.audience.has(device) && !this.isFinal(entry, device) && (expires === null || expires > now))
           known.lost = seq;
       this.floor = seq;
     }
+    return missing;
   }
 
   rows({ audience, words }: ModelEvent): Row[] {
@@ -280,7 +347,7 @@ class ModelChannel {
         detail: said?.detail ?? null,
         at: said?.at ?? null,
         deviceAt: said?.deviceAt ?? null,
-        late: false,
+        late: said?.late ?? false,
       };
     });
   }
@@ -333,7 +400,7 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
           break;
         }
         case "retire": {
-          const expected = model.retire(step.device);
+          const expected = model.retire(step.device, now);
           answer(store.retire(name, step.device, now), (retired) => expect(retired).toBe(expected));
           break;
         }
@@ -357,11 +424,24 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
           await Promise.all(answers);
           answers = [];
           const before = now - step.age;
-          model.trim(step.count, before, now);
+          const missing = model.trim(step.count, before, now);
           await trimAll(store, name, { count: step.count, before }, now);
+          // Some left the log with their events at once; whoever follows it has heard of them.
+          await heardAll(store, [name], wakes);
+          noteAll(model, receiptsIn(wakes, name), missing);
           await trimAll(store, null, { count: step.count, before }, now);
           const [oldest] = await store.receipts(name, 0, 1);
           if (oldest) expect(oldest.event).toBeGreaterThan(model.floor);
+          break;
+        }
+        case "miss": {
+          await Promise.all(answers);
+          answers = [];
+          const next = await missAll(store, now);
+          for (const each of models.values())
+            noteAll(each, await store.receipts(each.name, each.receipts.length, 1_000), each.due(now));
+          const owed = [...models.values()].flatMap((model) => model.ahead(now));
+          expect(next ?? Number.POSITIVE_INFINITY).toBeLessThanOrEqual(Math.min(...owed));
           break;
         }
         case "wait":
@@ -377,8 +457,25 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
     expect(told.flatMap((wake) => (wake.kind === "events" ? wake.entries : [])).map(sorted)).toEqual(
       events.map(({ event }) => sorted(event)),
     );
-    expect(told.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []))).toEqual(receipts);
+    expect(receiptsIn(wakes, name)).toEqual(receipts);
     expect(told.every(({ entries }) => entries.length > 0)).toBe(true);
+  }
+}
+
+/** What was told of a channel's receipts log. */
+const receiptsIn = (wakes: readonly Told[], name: string): Receipt[] =>
+  wakes.flatMap((wake) => (wake.kind === "receipts" && wake.channel === name ? wake.entries : []));
+
+/** Compares the newest entries of a log with what the model expects of them, whatever their order, and lets the model have them in that order. */
+function noteAll(model: ModelChannel, log: readonly Receipt[], expected: readonly Omit<Receipt, "seq">[]): void {
+  const entries = log.filter(({ seq }) => seq > model.receipts.length);
+  const named = (words: readonly Omit<Receipt, "seq">[]) =>
+    new Map(words.map((word) => [`${word.event} ${word.device}`, { ...word, seq: 0 }]));
+  expect(entries.length).toBe(expected.length);
+  expect(named(entries)).toEqual(named(expected));
+  for (const { seq, ...entry } of entries) {
+    model.note(entry);
+    expect(model.receipts.length).toBe(seq);
   }
 }
 
@@ -410,7 +507,14 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
     expect(tallyCounts(tallies.get(seq)!)).toEqual(countRows(rows));
     const state = STATES[seq % STATES.length]!;
     expect(await rowsOf(store, name, seq, state)).toEqual(rows.filter(({ status }) => status === state));
+    if (entry.event.remind === null) continue;
+    // Whether who is missing or has left was silent is the store's choice.
+    const isAsked = (device: string): boolean =>
+      !entry.words.has(device) || (entry.audience.has(device) && entry.words.get(device)!.status !== "missing");
+    const asked = DEVICES.filter(isAsked);
+    expect((await store.silent(name, seq, asked)).sort()).toEqual(asked.filter((device) => !entry.words.has(device)));
   }
+  expect([...(await store.reminders(name, now))].sort(bySeq)).toEqual(model.reminders(now));
 
   const names = [...model.devices.keys()].sort();
   const enrolments = await all((after) => store.devices(name, after, 3, now));

@@ -10,9 +10,20 @@
  */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { type EventDraft, FINAL, isComplete, KEY_MEMORY_MS, rank, type State, type Status } from "../engine/model.ts";
+import {
+  type EventDraft,
+  FINAL,
+  isComplete,
+  KEY_MEMORY_MS,
+  type Receipt,
+  rank,
+  type State,
+  type Status,
+  tallyCounts,
+} from "../engine/model.ts";
 import {
   all,
+  bySeq,
   codeOf,
   draft,
   EVERYTHING,
@@ -20,6 +31,7 @@ import {
   followAll,
   hear,
   heardAll,
+  missAll,
   rowsOf,
   SECOND,
   sorted,
@@ -30,7 +42,15 @@ import {
   word,
 } from "./contract-calls.ts";
 import { compare, HISTORY } from "./contract-model.ts";
-import type { Appended, Store, Verdict } from "../engine/store.ts";
+import {
+  type Appended,
+  type Delivery,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type Store,
+  type Verdict,
+} from "../engine/store.ts";
 import { until } from "./harness.ts";
 
 /** A store made for one test. */
@@ -83,6 +103,11 @@ export function storeContract(
       const { epoch } = (await store.heads("orders"))!;
       return (await store.record("orders", [word(epoch, seq, device, status)], now))[0]!;
     };
+    /** The receipts log, in short. */
+    const log = async (after = 0): Promise<[number, string, State][]> =>
+      (await store.receipts("orders", after, 10_000)).map(({ event, device, status }) => [event, device, status]);
+    const namesOf = (count: number): string[] =>
+      Array.from({ length: count }, (_, n) => `device-${String(n).padStart(6, "0")}`);
     const devicesOf = (channel: string, now = T) => all((after) => store.devices(channel, after, 1_000, now));
     const pendingOf = async (device: string, now = T): Promise<number | undefined> =>
       (await devicesOf("orders", now)).find((enrolment) => enrolment.device === device)?.pending;
@@ -148,6 +173,13 @@ export function storeContract(
         expect((await store.tallies("orders", 1, 10)).size).toBe(0);
         expect(await store.rows("orders", 1, null, "", 10)).toEqual({ items: [], next: null });
         expect(await store.devices("orders", "", 10, T)).toEqual({ items: [], next: null });
+        expect(await store.reminders("orders", T)).toEqual([]);
+        await store.silent("orders", 1, ["till"]);
+        expect(await store.miss(T)).toBeNull();
+        for (const channel of ["orders", null]) expect(await store.hooks(channel)).toEqual([]);
+        expect(await store.deliveries("orders", "till")).toEqual([]);
+        expect(await store.progress("orders", "till", null, {})).toBe(false);
+        expect(await store.dropHook("orders", "till")).toBe(false);
         expect(await store.retire("orders", "till", T)).toBe(false);
         expect(await store.record("orders", [word("none", 1, "till", "done")], T)).toEqual(["unknown"]);
         await store.seen("orders", new Map([["till", T]]));
@@ -188,11 +220,24 @@ export function storeContract(
     });
 
     describe("an event", () => {
-      test("keeps the publisher's bytes, its type, its time and its expiry", async () => {
+      test("keeps the publisher's bytes, its type and all its times", async () => {
         const data = '{"b":1,"a":12345678901234567890,"a":-0,  "text":"ü\\u0000\\ud83d 😀 \'quoted\'"}';
-        await store.append("orders", [{ type: "order.created", data, to: null, ttl: 1.5 }], T);
+        await store.append(
+          "orders",
+          [{ type: "order.created", data, to: null, ttl: 1.5, deadline: 60, remind: 2.5 }],
+          T,
+        );
         expect(await store.events("orders", 0, 1)).toEqual([
-          { seq: 1, at: T, type: "order.created", data, to: null, expires: T + 1500 },
+          {
+            seq: 1,
+            at: T,
+            type: "order.created",
+            data,
+            to: null,
+            expires: T + 1500,
+            deadline: T + 60_000,
+            remind: 2500,
+          },
         ]);
       });
 
@@ -359,6 +404,46 @@ export function storeContract(
         await expectTalliesToEqualRows(store, "orders");
       });
 
+      test("that completes events has an entry for each in the log, with the device's name and no word of it", async () => {
+        await enrol("till", "kiosk");
+        for (const data of ["kiosk is done", "till is done", "both owe", "till alone"])
+          await append(data, data === "till alone" ? { to: ["till"], deadline: 1 } : {});
+        await give(1, "kiosk", "done");
+        await give(1, "till", "working");
+        await give(2, "till", "failed");
+        await missAll(store, T + SECOND);
+        expect((await store.heads("orders"))!.receipts.head).toBe(4);
+        await store.retire("orders", "till", T + 2 * SECOND);
+        const entries = (await store.receipts("orders", 4, 10)).sort((a, b) => a.event - b.event);
+        const entry = {
+          device: "till",
+          status: "pending",
+          detail: null,
+          at: T + 2 * SECOND,
+          deviceAt: null,
+          late: false,
+        };
+        expect(entries.map(({ seq: _, ...rest }) => rest) as unknown[]).toEqual([
+          { ...entry, event: 1, completes: { done: 1, failed: 0 } },
+          { ...entry, event: 4, completes: { done: 0, failed: 0 } },
+        ]);
+        const tallies = await store.tallies("orders", 1, 4);
+        expect([1, 2, 3, 4].map((event) => isComplete(tallies.get(event)!))).toEqual([true, false, false, true]);
+        await expectTalliesToEqualRows(store, "orders");
+        await heard();
+        expect(wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).slice(4)).toEqual(
+          await store.receipts("orders", 4, 10),
+        );
+
+        // Of what it left behind nothing is told again.
+        expect(await give(2, "kiosk", "done")).toBe("recorded");
+        expect((await store.receipts("orders", 6, 10)).map(({ completes }) => completes)).toEqual([
+          { done: 1, failed: 1 },
+        ]);
+        await store.retire("orders", "kiosk", T);
+        expect((await log(7)) as unknown[]).toEqual([[3, "kiosk", "pending"]]);
+      });
+
       test("and enrolling it again before another push changes nothing for others", async () => {
         await enrol("till", "kiosk");
         await append("a");
@@ -434,7 +519,17 @@ export function storeContract(
           { device: "till", status: "done", detail, at: T + 7, deviceAt: T - 5, late: false },
         ]);
         expect(await store.receipts("orders", 0, 10)).toEqual([
-          { seq: 1, event: 1, device: "till", status: "done", detail, at: T + 7, deviceAt: T - 5, late: false },
+          {
+            seq: 1,
+            event: 1,
+            device: "till",
+            status: "done",
+            detail,
+            at: T + 7,
+            deviceAt: T - 5,
+            late: false,
+            completes: { done: 1, failed: 0 },
+          },
         ]);
       });
 
@@ -495,6 +590,42 @@ export function storeContract(
         const verdicts = await Promise.all([give(1, "till", "done"), give(1, "till", "failed")]);
         expect(verdicts.sort()).toEqual(["duplicate", "recorded"]);
         await expectTalliesToEqualRows(store, "orders");
+      });
+
+      test("with which every addressed device gave a final word says so, with the outcome; no other does", async () => {
+        await enrol("a", "b", "c");
+        const { epoch } = await append("a");
+        await append("to one", { to: ["stranger"] });
+        await store.record(
+          "orders",
+          [
+            word(epoch, 1, "a", "done"),
+            word(epoch, 1, "b", "received"),
+            word(epoch, 1, "c", "failed"),
+            word(epoch, 1, "c", "done"),
+            word(epoch, 2, "stranger", "working"),
+            word(epoch, 1, "b", "working"),
+            word(epoch, 1, "b", "done"),
+            word(epoch, 1, "b", "done"),
+            word(epoch, 2, "stranger", "failed"),
+          ],
+          T,
+        );
+        expect(
+          (await store.receipts("orders", 0, 10)).map(({ event, device, completes }) => [event, device, completes]),
+        ).toEqual([
+          [1, "a", null],
+          [1, "b", null],
+          [1, "c", null],
+          [2, "stranger", null],
+          [1, "b", null],
+          [1, "b", { done: 2, failed: 1 }],
+          [2, "stranger", { done: 0, failed: 1 }],
+        ]);
+        await heard();
+        expect(wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []))).toEqual(
+          await store.receipts("orders", 0, 10),
+        );
       });
 
       test("log is read after a position, at most so many", async () => {
@@ -823,7 +954,7 @@ export function storeContract(
         expect((await store.heads("orders"))!.events).toEqual({ head: 5_000 + calls, floor: 4_990 + calls });
         await expectTalliesToEqualRows(store, "orders");
         expect((await store.receipts("orders", 0, 10_000)).every(({ event }) => event > 4_990 + calls)).toBe(true);
-      });
+      }, 30_000);
 
       test("remembers for each device the newest it lost unanswered, until a receipt follows a join", async () => {
         await enrol("owes", "answered", "gone");
@@ -870,6 +1001,464 @@ export function storeContract(
         await trimAll(store, "orders", { count: 1, before: 0 }, T);
         expect((await store.join("orders", "till", T)).lost).toBe(1);
         expect((await store.join("orders", "kiosk", T)).lost).toBe(0);
+      });
+    });
+
+    describe("a deadline", () => {
+      /** Who is missing as the log has it, in the order of their names. */
+      const missing = async (after = 0): Promise<Omit<Receipt, "seq">[]> =>
+        (await store.receipts("orders", after, 10_000))
+          .filter(({ status }) => status === "missing")
+          .map(({ seq: _, ...entry }) => entry)
+          .sort((a, b) => a.event - b.event || (a.device < b.device ? -1 : 1));
+      const entryOf = (event: number, device: string, at: number, detail: string | null = null) =>
+        ({ event, device, status: "missing", detail, at, deviceAt: null, late: false, completes: null }) as const;
+      const EXPIRED = '{"reason":"expired"}';
+
+      test("that passes makes missing who owes a final word, once: in the log, in the rows and in the tally", async () => {
+        await enrol("silent", "working", "done", "failed");
+        const { epoch } = await append("a", { deadline: 10 });
+        await store.record(
+          "orders",
+          [word(epoch, 1, "working", "working"), word(epoch, 1, "done", "done"), word(epoch, 1, "failed", "failed")],
+          T,
+        );
+        const at = T + 10 * SECOND;
+        expect(await store.miss(at - 1)).toBe(at);
+        expect(await missing()).toEqual([]);
+        for (let n = 0; n < 3; n++) expect(await missAll(store, at + n)).toBeNull();
+        expect(await missing()).toEqual([entryOf(1, "silent", at), entryOf(1, "working", at)]);
+        expect((await store.heads("orders"))!.receipts).toEqual({ head: 5, floor: 0 });
+        expect(tallyCounts((await tallyOf(store, "orders", 1))!)).toEqual({
+          pending: 0,
+          received: 0,
+          working: 0,
+          missing: 2,
+          done: 1,
+          failed: 1,
+        });
+        expect(isComplete((await tallyOf(store, "orders", 1))!)).toBe(false);
+        expect(await rowsOf(store, "orders", 1, "missing")).toEqual(
+          ["silent", "working"].map((device) => ({
+            device,
+            status: "missing",
+            detail: null,
+            at,
+            deviceAt: null,
+            late: false,
+          })),
+        );
+        await expectTalliesToEqualRows(store, "orders");
+        await heard();
+        const told = wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+        expect(told).toEqual(await store.receipts("orders", 0, 10));
+      });
+
+      test("asks for a word of whom the event was addressed to: not who came later, not who left, but a stranger in `to`", async () => {
+        await enrol("till", "gone");
+        await append("for all", { deadline: 1 });
+        await append("for some", { deadline: 1, to: ["stranger", "gone"] });
+        await enrol("late");
+        await store.retire("orders", "gone", T);
+        await missAll(store, T + SECOND);
+        expect(await missing()).toEqual([entryOf(1, "till", T + SECOND), entryOf(2, "stranger", T + SECOND)]);
+        await expectTalliesToEqualRows(store, "orders");
+        // Nor does who leaves after it stay missing.
+        await store.retire("orders", "till", T + SECOND);
+        expect((await tallyOf(store, "orders", 1))!).toMatchObject({ addressed: 0, missing: 0 });
+        await expectTalliesToEqualRows(store, "orders");
+      });
+
+      test("holds for an event that has expired meanwhile", async () => {
+        await enrol("till");
+        await append("a", { ttl: 1, deadline: 5 });
+        await give(1, "till", "working");
+        await missAll(store, T + 5 * SECOND);
+        expect(await missing()).toEqual([entryOf(1, "till", T + 5 * SECOND)]);
+      });
+
+      test("that has passed leaves room for a final word, which is late; anything less says nothing new", async () => {
+        await enrol("till", "kiosk", "truck");
+        const { epoch } = await append("a", { deadline: 1 });
+        await give(1, "kiosk", "working");
+        await give(1, "truck", "done");
+        await missAll(store, T + SECOND);
+        const at = T + 2 * SECOND;
+        for (const status of ["received", "working"] as const)
+          expect(await give(1, "till", status, at)).toBe("duplicate");
+        const late = [word(epoch, 1, "kiosk", "done"), word(epoch, 1, "till", "failed", { detail: '"no paper"' })];
+        expect(await store.record("orders", late, at)).toEqual(["recorded", "recorded"]);
+        expect(await give(1, "till", "done", at)).toBe("duplicate");
+        const entries = (await store.receipts("orders", 4, 10)).map(({ device, status, late: isLate, completes }) => [
+          device,
+          status,
+          isLate,
+          completes,
+        ]);
+        expect(entries).toEqual([
+          ["kiosk", "done", true, null],
+          ["till", "failed", true, { done: 2, failed: 1 }],
+        ]);
+        const rows = await rowsOf(store, "orders", 1);
+        expect(rows.map(({ device, status, late: isLate }) => [device, status, isLate])).toEqual([
+          ["kiosk", "done", true],
+          ["till", "failed", true],
+          ["truck", "done", false],
+        ]);
+        expect(tallyCounts((await tallyOf(store, "orders", 1))!)).toMatchObject({ missing: 0, done: 2, failed: 1 });
+        await missAll(store, at);
+        expect(await missing(4)).toEqual([]);
+      });
+
+      test("that has passed does not settle what is owed, nor does it count as a sign that a device was told of a loss", async () => {
+        await enrol("till");
+        await append("lost");
+        await append("a", { deadline: 1 });
+        await trimAll(store, "orders", { count: 1, before: 0 }, T);
+        expect(await store.join("orders", "till", T)).toMatchObject({ lost: 1, settled: 1 });
+        await missAll(store, T + SECOND);
+        expect(await pendingOf("till", T + SECOND)).toBe(1);
+        expect((await store.settled("orders", "till", 0, 2)).size).toBe(0);
+        expect(await store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 1, settled: 1 });
+        await trimAll(store, "orders", { count: 0, before: 0 }, T + SECOND);
+        expect(await store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 2 });
+      });
+
+      test("is told before it passes, the next one of all channels; none, when none is ahead", async () => {
+        await enrol("till");
+        await store.enrol("others", "till", T);
+        expect(await store.miss(T)).toBeNull();
+        await append("without");
+        expect(await store.miss(T)).toBeNull();
+        await append("last", { deadline: 30 });
+        await store.append("others", [draft("first", { deadline: 10 }), draft("second", { deadline: 20.5 })], T);
+        expect(await store.miss(T)).toBe(T + 10_000);
+        expect(await missAll(store, T + 10_000)).toBe(T + 20_500);
+        await append("earlier", { deadline: 1 }, T + 11_000);
+        expect(await missAll(store, T + 11_000)).toBe(T + 12_000);
+        expect(await missAll(store, T + 20_499)).toBe(T + 20_500);
+        expect(await missAll(store, T + 60_000)).toBeNull();
+        expect((await store.receipts("others", 0, 10)).map(({ event, at }) => [event, at])).toEqual([
+          [1, T + 10_000],
+          [2, T + 60_000],
+        ]);
+        expect(await log()).toEqual([
+          [3, "till", "missing"],
+          [2, "till", "missing"],
+        ]);
+      });
+
+      test("of 3,000 devices is dealt with in slices, each device once, while words and pushes come between", async () => {
+        const names = namesOf(3_000);
+        await Promise.all(names.map((device) => store.enrol("orders", device, T)));
+        await append("a", { deadline: 1 });
+        let calls = 0;
+        const answered = [names.at(-1)!];
+        await give(1, answered[0]!, "done");
+        await missAll(store, T + SECOND, async (call) => {
+          calls = call;
+          const device = names.at(-1 - call)!;
+          // It was found missing already, or it will not be.
+          if ((await rowsOf(store, "orders", 1, "pending")).some((row) => row.device === device)) answered.push(device);
+          await Promise.all([give(1, device, "failed", T + SECOND), append("between")]);
+          await expectTalliesToEqualRows(store, "orders");
+        });
+        expect(calls).toBeGreaterThan(0);
+        const found = (await missing()).map(({ device }) => device);
+        expect(found).toEqual(names.filter((device) => !answered.includes(device)));
+        expect((await tallyOf(store, "orders", 1))!.missing).toBe((await rowsOf(store, "orders", 1, "missing")).length);
+        await heard();
+        const told = wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+        expect(told.map(({ seq }) => seq)).toEqual(Array.from({ length: told.length }, (_, n) => n + 1));
+      }, 30_000);
+
+      test("is not waited for when retention drops the event: who owes it is missing before, with the reason", async () => {
+        await enrol("till", "kiosk");
+        await append("goes early", { deadline: 10 });
+        await append("passed unnoticed", { deadline: 1, to: ["till"] });
+        await append("without");
+        await append("stays", { deadline: 20 });
+        await give(1, "kiosk", "done");
+        const at = T + 5 * SECOND;
+        await trimAll(store, "orders", { count: 1, before: 0 }, at);
+        await heard();
+        const told = wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).sort(bySeq);
+        expect(told.slice(1).map(({ seq: _, ...entry }) => entry)).toEqual([
+          entryOf(1, "till", at, EXPIRED),
+          entryOf(2, "till", at),
+        ]);
+        expect(await missAll(store, at)).toBe(T + 20_000);
+        expect((await store.heads("orders"))!.receipts.head).toBe(3);
+        expect((await store.join("orders", "till", at)).lost).toBe(3);
+        await missAll(store, T + 20 * SECOND);
+        expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
+      });
+
+      test("and retention that drops events of 3,000 devices take turns, and each device is missing once", async () => {
+        const names = namesOf(3_000);
+        await Promise.all(names.map((device) => store.enrol("orders", device, T)));
+        await append("owed", { deadline: 1 });
+        await append("expired", { deadline: 10, ttl: 0.5 });
+        await append("stays");
+        await store.miss(T + SECOND);
+        let more = true;
+        while (more) {
+          [more] = await Promise.all([
+            store.trim("orders", { count: 1, before: 0 }, T + SECOND),
+            store.miss(T + SECOND),
+          ]);
+        }
+        await missAll(store, T + SECOND);
+        expect((await store.heads("orders"))!.receipts).toEqual({ head: 6_000, floor: 6_000 });
+        expect((await store.heads("orders"))!.events.floor).toBe(2);
+        await heard();
+        const told = wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+        for (const seq of [1, 2])
+          expect(
+            told
+              .filter(({ event }) => event === seq)
+              .map(({ device }) => device)
+              .sort(),
+          ).toEqual(names);
+        for (const device of [names[0]!, names.at(-1)!])
+          expect((await store.join("orders", device, T + SECOND)).lost).toBe(1);
+      }, 30_000);
+    });
+
+    describe("reminders", () => {
+      const remindersOf = async (now: number) => [...(await store.reminders("orders", now))].sort(bySeq);
+
+      test("are what is to be sent again, until it expires, its deadline passes or it is no longer kept", async () => {
+        await enrol("till");
+        await append("without", { deadline: 5 });
+        await append("for ever", { remind: 60 });
+        await append("to its deadline", { remind: 1.5, deadline: 5, ttl: 8 });
+        await append("to its expiry", { remind: 2, deadline: 8, ttl: 5, to: ["kiosk"] }, T + 1);
+        await store.append("others", [draft("elsewhere", { remind: 1 })], T);
+        const forEver = { seq: 2, at: T, every: 60_000, until: null };
+        const both = [
+          { seq: 3, at: T, every: 1_500, until: T + 5_000 },
+          { seq: 4, at: T + 1, every: 2_000, until: T + 5_001 },
+        ];
+        expect(await remindersOf(T)).toEqual([forEver, ...both]);
+        expect(await remindersOf(T + 4_999)).toEqual([forEver, ...both]);
+        expect(await remindersOf(T + 5_000)).toEqual([forEver, both[1]!]);
+        expect(await remindersOf(T + 5_001)).toEqual([forEver]);
+        await missAll(store, T + 5_001);
+        expect(await remindersOf(T + 5_001)).toEqual([forEver]);
+        await trimAll(store, "orders", { count: 2, before: 0 }, T);
+        expect(await remindersOf(T)).toEqual(both);
+      });
+
+      test("are for who is silent: of these devices those that gave no word at all", async () => {
+        await enrol("a", "b", "c", "d", "e");
+        await append("a", { remind: 1 });
+        await append("b", { remind: 1 });
+        for (const [device, status] of [
+          ["a", "received"],
+          ["b", "working"],
+          ["c", "done"],
+          ["d", "failed"],
+        ] as const)
+          await give(1, device, status);
+        const silent = async (event: number, devices: string[]) =>
+          [...(await store.silent("orders", event, devices))].sort();
+        expect(await silent(1, ["a", "b", "c", "d", "e"])).toEqual(["e"]);
+        expect(await silent(1, ["a"])).toEqual([]);
+        expect(await silent(1, [])).toEqual([]);
+        expect(await silent(2, ["e", "a", "b"])).toEqual(["a", "b", "e"]);
+        const names = namesOf(500);
+        expect(await silent(2, [...names, "a"])).toEqual(["a", ...names]);
+      });
+    });
+
+    describe("a hook", () => {
+      const hook = (name: string, more: Partial<HookDraft> = {}): HookDraft => ({
+        name,
+        url: `https://example.com/${name}`,
+        secret: null,
+        on: ["receipt"],
+        ...more,
+      });
+      const put = (draft: HookDraft, channel = "orders", now = T) => store.putHook(channel, draft, "fresh", now);
+      const hookOf = async (name: string): Promise<Hook> =>
+        (await store.hooks("orders")).find((found) => found.name === name)!;
+      const delivery = (id: string, more: Partial<Delivery> = {}): Delivery => ({
+        id,
+        body: `{"id":"${id}","text":"ü"}`,
+        createdAt: T,
+        attempts: 1,
+        nextAt: T + SECOND,
+        status: 500,
+        error: null,
+        ...more,
+      });
+
+      test("starts at the end of the receipts log, with the secret that it came with or a fresh one", async () => {
+        await enrol("till");
+        await append("a");
+        await give(1, "till", "received");
+        await give(1, "till", "done");
+        const { epoch } = (await store.heads("orders"))!;
+        const { hook: made, created } = await put(hook("a", { on: ["missing", "complete", "receipt"] }));
+        expect(created).toBe(true);
+        expect({ ...made, on: [...made.on].sort() }).toEqual({
+          ...hook("a"),
+          channel: "orders",
+          secret: "fresh",
+          on: ["complete", "missing", "receipt"],
+          createdAt: T,
+          cursor: { epoch, seq: 2 },
+          disabled: null,
+          revision: made.revision,
+        });
+        expect((await put(hook("b", { secret: "its own" }))).hook.secret).toBe("its own");
+        expect(await store.hooks("orders")).toEqual([made, await hookOf("b")]);
+        // A channel that was never used begins with it.
+        const { hook: first } = await put(hook("a"), "new");
+        expect(first.cursor).toEqual({ epoch: (await store.heads("new"))!.epoch, seq: 0 });
+      });
+
+      test("put again goes on where it is, keeps its secret unless another comes, and is disabled no more", async () => {
+        await enrol("till");
+        const { hook: made } = await put(hook("a", { secret: "one" }));
+        await append("a");
+        await give(1, "till", "done");
+        const cursor = { ...made.cursor, seq: 1 };
+        await store.progress("orders", "a", 1, { cursor, disabled: "it is gone", keep: [delivery("d1")] });
+        expect(await hookOf("a")).toEqual({ ...made, cursor, disabled: "it is gone" });
+        await append("b");
+        await give(2, "till", "done");
+
+        const more = { url: "http://example.com/other", on: ["complete"] } as const;
+        const again = await store.putHook("orders", hook("a", more), "fresh", T + SECOND);
+        expect(again.created).toBe(false);
+        expect(again.hook).toEqual({ ...made, ...more, cursor, revision: again.hook.revision });
+        expect(again.hook.revision).toBeGreaterThan(made.revision);
+        expect(await store.deliveries("orders", "a")).toEqual([delivery("d1")]);
+        const changed = await put(hook("a", { secret: "two" }));
+        expect(changed.hook).toMatchObject({ secret: "two", createdAt: T, cursor });
+        expect(changed.hook.revision).toBeGreaterThan(again.hook.revision);
+        expect(await store.hooks("orders")).toEqual([changed.hook]);
+      });
+
+      test(`is one of ${HOOKS_MAX} that a channel may have; one more is refused`, async () => {
+        const names = Array.from({ length: HOOKS_MAX }, (_, n) => `hook-${n}`);
+        for (const name of names) await put(hook(name));
+        expect(await codeOf(put(hook("more")))).toBe("refused");
+        expect((await put(hook("hook-0"))).created).toBe(false);
+        expect((await put(hook("more"), "others")).created).toBe(true);
+        expect((await store.hooks("orders")).map(({ name }) => name)).toEqual([...names].sort());
+        await store.dropHook("orders", "hook-3");
+        expect((await put(hook("more"))).created).toBe(true);
+        // Also when they come at once.
+        const codes = await Promise.all(
+          Array.from({ length: HOOKS_MAX + 2 }, (_, n) => codeOf(put(hook(`hook-${n}`), "new"))),
+        );
+        expect(codes.filter((code) => code === "accepted")).toHaveLength(HOOKS_MAX);
+        expect(await store.hooks("new")).toHaveLength(HOOKS_MAX);
+      });
+
+      test("is listed by name, with those of its channel or of all", async () => {
+        for (const name of ["b", "A", "a"]) await put(hook(name));
+        await put(hook("z"), "an-other");
+        const names = async (channel: string | null) =>
+          (await store.hooks(channel)).map((found) => `${found.channel} ${found.name}`);
+        expect(await names("orders")).toEqual(["orders A", "orders a", "orders b"]);
+        expect(await names("others")).toEqual([]);
+        expect((await names(null)).sort()).toEqual(["an-other z", "orders A", "orders a", "orders b"]);
+      });
+
+      test("is removed with its deliveries; another of that name is another", async () => {
+        const { hook: made } = await put(hook("a"));
+        await put(hook("b"));
+        for (const name of ["a", "b"]) await store.progress("orders", name, 7, { keep: [delivery("d1")] });
+        expect(await store.dropHook("orders", "a")).toBe(true);
+        expect(await store.dropHook("orders", "a")).toBe(false);
+        expect(await store.dropHook("others", "b")).toBe(false);
+        expect((await store.hooks("orders")).map(({ name }) => name)).toEqual(["b"]);
+        expect(await store.deliveries("orders", "a")).toEqual([]);
+        expect(await store.deliveries("orders", "b")).toEqual([delivery("d1")]);
+        expect(await store.progress("orders", "a", 8, { keep: [delivery("d2")] })).toBe(false);
+
+        await enrol("till");
+        await append("a");
+        await give(1, "till", "done");
+        const again = await store.putHook("orders", hook("a"), "fresher", T + SECOND);
+        expect(again).toMatchObject({
+          created: true,
+          hook: { secret: "fresher", createdAt: T + SECOND, cursor: { ...made.cursor, seq: 1 }, disabled: null },
+        });
+        expect(await store.deliveries("orders", "a")).toEqual([]);
+        // What is still said of the one before is not said of this one.
+        expect(await store.progress("orders", "a", 9, { of: T, keep: [delivery("d3")] })).toBe(false);
+        expect(await store.progress("orders", "a", 9, { of: T + SECOND, keep: [delivery("d3")] })).toBe(true);
+        expect(await store.deliveries("orders", "a")).toEqual([delivery("d3")]);
+      });
+
+      test("keeps its deliveries as they are, oldest first, until they are done", async () => {
+        await put(hook("a"));
+        await put(hook("b"));
+        const kept = [
+          delivery("d3", { createdAt: T + 1, status: null, error: "connection refused" }),
+          delivery("d1", { createdAt: T + 2, attempts: 9, nextAt: null, status: 410 }),
+          delivery("d2", { createdAt: T + 3 }),
+        ];
+        expect(await store.progress("orders", "a", 1, { keep: [kept[2]!, kept[0]!] })).toBe(true);
+        expect(await store.progress("orders", "a", 1, { keep: [kept[1]!] })).toBe(true);
+        expect(await store.deliveries("orders", "a")).toEqual(kept);
+        expect(await store.deliveries("orders", "b")).toEqual([]);
+        const tried = { ...kept[0]!, attempts: 2, nextAt: T + 9, status: 503, error: null };
+        expect(await store.progress("orders", "a", 1, { keep: [tried], drop: ["d1", "none"] })).toBe(true);
+        expect(await store.deliveries("orders", "a")).toEqual([tried, kept[2]!]);
+        expect(await store.progress("orders", "a", 1, { drop: ["d2", "d3"] })).toBe(true);
+        expect(await store.deliveries("orders", "a")).toEqual([]);
+      });
+
+      test("moves by what its runner has done, and only by that of which it speaks", async () => {
+        const { hook: made } = await put(hook("a"));
+        const cursor = { ...made.cursor, seq: 5 };
+        expect(await store.progress("orders", "a", 1, { cursor })).toBe(true);
+        expect(await hookOf("a")).toEqual({ ...made, cursor });
+        expect(await store.progress("orders", "a", 1, { disabled: "it answered 410" })).toBe(true);
+        expect(await hookOf("a")).toEqual({ ...made, cursor, disabled: "it answered 410" });
+        expect(await store.progress("orders", "a", 1, { keep: [delivery("d1")] })).toBe(true);
+        expect(await hookOf("a")).toEqual({ ...made, cursor, disabled: "it answered 410" });
+        expect(await store.progress("orders", "a", 1, { disabled: null })).toBe(true);
+        expect(await hookOf("a")).toEqual({ ...made, cursor });
+        for (const [channel, name] of [
+          ["orders", "none"],
+          ["others", "a"],
+        ] as const)
+          for (const fence of [1, null])
+            expect(await store.progress(channel, name, fence, { cursor, keep: [delivery("d2")] })).toBe(false);
+        expect(await store.deliveries("orders", "none")).toEqual([]);
+      });
+
+      test("is not moved by a runner that another has followed; whoever is no runner has it look again", async () => {
+        const { hook: made } = await put(hook("a"));
+        const at = (seq: number) => ({ ...made.cursor, seq });
+        expect(await store.progress("orders", "a", 3, { cursor: at(1), keep: [delivery("d1")] })).toBe(true);
+        const old = { cursor: at(9), disabled: "by an old one", keep: [delivery("d2")], drop: ["d1"] };
+        expect(await store.progress("orders", "a", 2, old)).toBe(false);
+        expect(await hookOf("a")).toEqual({ ...made, cursor: at(1) });
+        expect(await store.deliveries("orders", "a")).toEqual([delivery("d1")]);
+
+        // Sent again by a person: kept, seen by the runner, and in nobody's way.
+        const again = delivery("d1", { attempts: 0, nextAt: T });
+        expect(await store.progress("orders", "a", null, { keep: [again] })).toBe(true);
+        const looked = await hookOf("a");
+        expect(looked.revision).toBeGreaterThan(made.revision);
+        expect(await store.deliveries("orders", "a")).toEqual([again]);
+        expect(await store.progress("orders", "a", 2, old)).toBe(false);
+        expect(await store.progress("orders", "a", 3, { cursor: at(2) })).toBe(true);
+        expect(await store.progress("orders", "a", 5, { cursor: at(3) })).toBe(true);
+        expect(await store.progress("orders", "a", 4, { cursor: at(4) })).toBe(false);
+        expect(await hookOf("a")).toEqual({ ...looked, cursor: at(3) });
+        // Nor does a change of the hook let it back in.
+        await put(hook("a"));
+        expect(await store.progress("orders", "a", 4, { cursor: at(4) })).toBe(false);
+        expect((await hookOf("a")).cursor).toEqual(at(3));
       });
     });
 
@@ -965,7 +1554,17 @@ export function storeContract(
           rows: () => store.rows("orders", 1, null, "", 10),
           devices: () => store.devices("orders", "", 10, T),
           channels: () => store.channels("", 10),
+          silent: () => store.silent("orders", 1, ["till"]),
+          reminders: () => store.reminders("orders", T),
+          miss: () => store.miss(T),
           trim: () => store.trim("orders", EVERYTHING, T),
+          putHook: () =>
+            store.putHook("orders", { name: "a", url: "https://a", secret: null, on: ["receipt"] }, "s", T),
+          dropHook: () => store.dropHook("orders", "a"),
+          hooks: () => store.hooks("orders"),
+          "hooks of all": () => store.hooks(null),
+          deliveries: () => store.deliveries("orders", "a"),
+          progress: () => store.progress("orders", "a", null, {}),
           follow: () => store.follow("events", "elsewhere"),
           lease: () => store.lease("work", "me", 1_000),
           ready: () => store.ready(),
@@ -982,6 +1581,15 @@ export function storeContract(
 
       const kept = keepsNothing === undefined ? test : test.skip;
       const why = keepsNothing === undefined ? "" : ` (skipped: ${keepsNothing})`;
+      /** Opens the store again. */
+      const reopen = async (): Promise<void> => {
+        await store.close();
+        store = await opened.reopen!();
+        wakes.length = 0;
+        hear(store, (told) => wakes.push(told));
+        await followAll(store, FOLLOWED);
+      };
+
       kept(`goes on where it was when it is opened again${why}`, async () => {
         await enrol("till", "kiosk", "gone");
         await store.append("orders", [draft(1), draft(2), draft(3, { to: ["till", "truck"], ttl: 60 })], T, {
@@ -1006,10 +1614,7 @@ export function storeContract(
           settled: await store.settled("orders", "till", 1, 100),
         });
         const before = await look();
-        store = await opened.reopen!();
-        wakes.length = 0;
-        hear(store, (told) => wakes.push(told));
-        await followAll(store, FOLLOWED);
+        await reopen();
         expect(await look()).toEqual(before);
         expect(wakes).toEqual([]);
 
@@ -1022,6 +1627,57 @@ export function storeContract(
         expect(await give(2, "till", "done")).toBe("recorded");
         expect(await give(2, "gone", "done")).toBe("unaddressed");
         await expectTalliesToEqualRows(store, "orders");
+      });
+
+      kept(
+        `has its deadlines and reminders when it is opened again, also one that was half dealt with${why}`,
+        async () => {
+          const names = namesOf(3_000);
+          await Promise.all(names.map((device) => store.enrol("orders", device, T)));
+          await append("a", { deadline: 10, remind: 1 });
+          await append("b", { deadline: 20, remind: 2, to: ["till"] });
+          const reminders = await store.reminders("orders", T);
+          await reopen();
+          expect(await store.reminders("orders", T)).toEqual(reminders);
+          expect(await store.miss(T)).toBe(T + 10_000);
+          expect(await store.miss(T + 10_000)).toBeLessThanOrEqual(T + 10_000);
+          await reopen();
+          expect(await missAll(store, T + 10_000)).toBe(T + 20_000);
+          expect((await log()).map(([, device]) => device).sort()).toEqual(names);
+          expect((await tallyOf(store, "orders", 1))!.missing).toBe(3_000);
+          await reopen();
+          expect(await missAll(store, T + 60_000)).toBeNull();
+          expect(await log(3_000)).toEqual([[2, "till", "missing"]]);
+          expect(await give(1, names[0]!, "done", T + 60_000)).toBe("recorded");
+          expect((await store.receipts("orders", 3_001, 10))[0]!.late).toBe(true);
+        },
+        30_000,
+      );
+
+      kept(`has its hooks when it is opened again, their fences, and what completed${why}`, async () => {
+        await enrol("till");
+        await append("a");
+        await give(1, "till", "done");
+        const { hook } = await store.putHook(
+          "orders",
+          { name: "a", url: "https://example.com", secret: "secret", on: ["complete", "missing"] },
+          "fresh",
+          T,
+        );
+        const delivery = { id: "d1", body: "{}", createdAt: T, attempts: 1, nextAt: null, status: 500, error: "no" };
+        await store.progress("orders", "a", 5, {
+          cursor: { ...hook.cursor, seq: 1 },
+          disabled: "no",
+          keep: [delivery],
+        });
+        const before = await store.hooks(null);
+        await reopen();
+        expect(await store.hooks(null)).toEqual(before);
+        expect(await store.hooks("orders")).toEqual([{ ...hook, disabled: "no" }]);
+        expect(await store.deliveries("orders", "a")).toEqual([delivery]);
+        expect(await store.progress("orders", "a", 4, { drop: ["d1"] })).toBe(false);
+        expect(await store.progress("orders", "a", 5, { drop: ["d1"] })).toBe(true);
+        expect((await store.receipts("orders", 0, 10))[0]!.completes).toEqual({ done: 1, failed: 0 });
       });
     });
 

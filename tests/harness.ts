@@ -30,11 +30,14 @@ export async function until<Value>(
 
 /** A service in this process, where its clock, its chance and its limits can be held. Stop it at the end. */
 export const start = (options: EngineOptions = {}, db = ":memory:"): Promise<Service> =>
-  serve({ host: "127.0.0.1", port: 0, db, redis: null, replicas: 0, limits: {} }, options);
+  serve({ host: "127.0.0.1", port: 0, db, redis: null, replicas: 0, hooksAllowed: [], limits: {} }, options);
 
 /** The same on a Redis, or on a Cluster by its addresses, comma separated; other instances may share it. */
 export const startOn = (redis: string, options: EngineOptions = {}, replicas = 0): Promise<Service> =>
-  serve({ host: "127.0.0.1", port: 0, db: ":memory:", redis: redis.split(","), replicas, limits: {} }, options);
+  serve(
+    { host: "127.0.0.1", port: 0, db: ":memory:", redis: redis.split(","), replicas, hooksAllowed: [], limits: {} },
+    options,
+  );
 
 /** A service in a process of its own, as people run it. */
 export interface Process {

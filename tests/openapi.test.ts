@@ -15,7 +15,10 @@ import { Elysia } from "elysia";
 import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
 import type { Engine } from "../engine/engine.ts";
+import { readAllowed } from "../engine/hook-call.ts";
+import { readHookName } from "../engine/hooks.ts";
 import {
+  HOOK_BYTES_MAX,
   LINES_MAX,
   PereError,
   RECEIPTS_MAX,
@@ -75,7 +78,9 @@ const operations = new Map<string, { path: string; method: string; operation: Op
 
 beforeAll(async () => {
   const using = spyOn(Elysia.prototype, "use");
-  pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5 }, join(temporary(), "pere.db"));
+  // The example's hook leads to nobody.
+  const hooks = { hooksAllowed: readAllowed("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } };
+  pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5, ...hooks }, join(temporary(), "pere.db"));
   const app = (using.mock.contexts as unknown as Elysia[]).find(({ server }) => server)!;
   using.mockRestore();
   routes = app.routes.map(({ method, path, hooks }) => ({
@@ -186,8 +191,12 @@ function holds(operationId: string, answer: Answer): void {
     expect(answer.body.status).toBe(answer.status);
   }
   for (const name of Object.keys(reply.headers ?? {}))
-    if (name !== "Location" || "seq" in answer.body) expect(answer.headers.get(name), name).not.toBeNull();
+    if (name === "Preference-Applied")
+      expect(answer.headers.get(name)).toBe(/"complete":/.test(answer.text) ? "wait" : null);
+    else if (name !== "Location" || "seq" in answer.body) expect(answer.headers.get(name), name).not.toBeNull();
   if (answer.headers.has("retry-after")) expect(Object.keys(reply.headers ?? {})).toContain("Retry-After");
+  if (answer.headers.has("preference-applied"))
+    expect(Object.keys(reply.headers ?? {})).toContain("Preference-Applied");
   if (answer.headers.has("idempotent-replayed")) expect(answer.status).toBe(200);
 }
 
@@ -223,7 +232,7 @@ describe("the document", () => {
       .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, "{$1}")}`);
     const described = [...operations.values()].map(({ method, path }) => `${method} ${path}`);
     expect(described.toSorted()).toEqual([...new Set(served)].toSorted());
-    expect(described).toHaveLength(13);
+    expect(described).toHaveLength(17);
   });
 
   test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
@@ -264,6 +273,7 @@ describe("the document", () => {
     const readers = {
       Channel: readChannel,
       Device: readDevice,
+      HookName: readHookName,
       EventType: readType,
       EventId: (text: string) => readPosition(text, "id"),
       Position: (text: string) => readPositions(text, "last-event-id"),
@@ -309,6 +319,7 @@ const STORY: readonly Step[] = [
   ["giveReceipts", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "one"],
   ["giveReceipts", { type: JSON_TYPE, example: "many" }, 200, JSON_TYPE, "many"],
   ["giveReceipts", { type: FORM, example: "form" }, 200, JSON_TYPE, "one"],
+  ["push", { ...keyed, headers: { ...keyed.headers, Prefer: "wait=30" } }, 200, JSON_TYPE, "waited"],
   ["followReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["followReceipts", accept("text/event-stream"), 200, "text/event-stream", "example"],
   ["listChannels", {}, 200, JSON_TYPE, "example"],
@@ -318,6 +329,10 @@ const STORY: readonly Step[] = [
   ["listReceipts", accept("text/csv"), 200, "text/csv", "example"],
   ["listReceipts", accept(LINES), 200, LINES, "example"],
   ["listDevices", {}, 200, JSON_TYPE, "example"],
+  ["putHook", { type: JSON_TYPE, example: "one" }, 201, JSON_TYPE, "example"],
+  ["putHook", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "example"],
+  ["retryHook", {}, 200, JSON_TYPE, "example"],
+  ["listHooks", {}, 200, JSON_TYPE, "example"],
 
   ["push", { type: JSON_TYPE, body: "1", parameters: { type: "pere.x" } }, 422, PROBLEM, "type"],
   ["push", { type: JSON_TYPE, body: JSON.stringify("x".repeat(70_000)) }, 413, PROBLEM, "example"],
@@ -344,7 +359,7 @@ describe("the examples", () => {
       if (type === "text/event-stream") {
         const { url, init } = requestOf(operationId, asking);
         const stream = await listen(url, init.headers);
-        await stream.have(String(expected).split("\ndata: ").length - 2);
+        await until(() => sample(stream.raw).length >= String(expected).length);
         expect(sample(stream.raw), step).toBe(String(expected));
         stream.close();
       } else {
@@ -389,18 +404,19 @@ describe("the examples", () => {
   });
 
   test("of event streams hold what their schemas say, frame by frame", () => {
-    const expected = { followEvents: "Event", followReceipts: "Receipt" };
-    for (const [operationId, schema] of Object.entries(expected)) {
+    const expected = { followEvents: ["Event"], followReceipts: ["Receipt", "Complete"] };
+    for (const [operationId, schemas] of Object.entries(expected)) {
       const text = replyOf(operationId, 200)!.reply.content!["text/event-stream"]!.examples!.example!.value;
       const seen: string[] = [];
       createParser({
         onEvent({ event, data }) {
-          const name = event === "pere.ready" ? "Ready" : schema;
+          const own: Record<string, string> = { "pere.ready": "Ready", "pere.complete": "Complete" };
+          const name = own[event ?? ""] ?? schemas[0]!;
           seen.push(name);
           expect(shapeOf(name, JSON.parse(data))).toBe("");
         },
       }).feed(String(text));
-      expect(new Set(seen)).toEqual(new Set(["Ready", schema]));
+      expect(new Set(seen)).toEqual(new Set(["Ready", ...schemas]));
     }
   });
 
@@ -437,11 +453,18 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       post(new Uint8Array([0x22, 0xff, 0x22])),
       post("{}\n{", LINES),
       { ...post("1"), parameters: { ttl: "soon" } },
+      { ...post("1"), headers: { Prefer: "wait=soon" } },
       { ...post("1"), headers: { "Idempotency-Key": "" } },
     ],
     413: [post("1\n".repeat(LINES_MAX + 1), LINES)],
     415: [post("1", "text/plain")],
-    422: [post(deep), { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } }],
+    422: [
+      post(deep),
+      { ...post("1"), parameters: { deadline: "0" } },
+      { ...post("1"), parameters: { remind: "0.9" } },
+      { ...post("1"), headers: { Prefer: "wait=121" } },
+      { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } },
+    ],
   },
   followEvents: {
     400: [bad({ since: "then" }), bad({ device: "a b" }), { headers: { Upgrade: "websocket" } }],
@@ -468,6 +491,15 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   listDevices: { 400: [bad({ limit: "x" })], 404: [bad({ channel: "nowhere" })], 422: [bad({ limit: "0" })] },
   enrolDevice: { 400: [bad({ device: "a b" })] },
   retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
+  listHooks: { 400: [bad({ channel: "-" })] },
+  putHook: {
+    400: [post("{"), post('{"url":"ftp://shop.example"}'), { ...post("{}"), ...bad({ name: "-" }) }],
+    413: [post(`"${"x".repeat(HOOK_BYTES_MAX)}"`)],
+    415: [post("{}", "text/plain")],
+    422: [post('{"url":"http://10.0.0.1/"}')],
+  },
+  dropHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
+  retryHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
 };
 
 /** Where each operation meets the engine. */
@@ -485,10 +517,17 @@ const BEHIND: Record<string, keyof Engine> = {
   retireDevice: "retire",
   ready: "ready",
 };
+/** The same for hooks. */
+const BEHIND_HOOKS: Record<string, keyof Engine["hooks"]> = {
+  listHooks: "list",
+  putHook: "put",
+  dropHook: "drop",
+  retryHook: "retry",
+};
 
 /** What is asked where only the answer counts. */
 const usual = (operationId: string): Asking =>
-  operationId === "push" || operationId === "giveReceipts"
+  operationId === "push" || operationId === "giveReceipts" || operationId === "putHook"
     ? { type: JSON_TYPE, example: "one" }
     : operationId.startsWith("follow")
       ? { ...accept(JSON_TYPE), parameters: { wait: "0" } }
@@ -509,12 +548,13 @@ describe("what can go wrong", () => {
   test("a fault inside and a store that is away are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
-      for (const [operationId, method] of Object.entries(BEHIND))
+      for (const [operationId, method] of Object.entries({ ...BEHIND, ...BEHIND_HOOKS }))
         for (const [status, error] of [
           [500, new Error("boom")],
           [503, new PereError("away", "PERE is shutting down; push again in a moment")],
         ] as const) {
-          const behind = spyOn(pere.engine, method as "ready").mockImplementation(() => {
+          const whose = operationId in BEHIND ? pere.engine : (pere.engine.hooks as unknown as Engine);
+          const behind = spyOn(whose, method as "ready").mockImplementation(() => {
             throw error;
           });
           const answer = await tried(operationId, usual(operationId)).finally(() => behind.mockRestore());
@@ -531,7 +571,7 @@ describe("what can go wrong", () => {
     const seen = new Set(STORY.map(([operationId, , status]) => `${operationId} ${status}`));
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
-    for (const operationId of Object.keys(BEHIND))
+    for (const operationId of Object.keys({ ...BEHIND, ...BEHIND_HOOKS }))
       for (const status of [500, 503]) seen.add(`${operationId} ${status}`);
 
     const feed = await connect(`${pere.url}/feed/orders?device=till-7`, ["pere.v1"]);
@@ -545,6 +585,8 @@ describe("what can go wrong", () => {
     const gone = await tried("retireDevice", {});
     expect(gone.status).toBe(204);
     seen.add("retireDevice 204");
+    expect((await tried("dropHook", {})).status).toBe(204);
+    seen.add("dropHook 204");
     const bye = await until(() => feed.messages.find((message) => message.pere === "bye"));
     expect(shapeOf("Bye", { reason: bye.reason })).toBe("");
     expect((await feed.closed).code).toBe(1008);
@@ -569,6 +611,42 @@ describe("what can go wrong", () => {
     const nothing = await ask(`${pere.url}/nothing`);
     expect([nothing.status, shapeOf("Problem", nothing.body)]).toEqual([404, ""]);
   });
+});
+
+// ---------------------------------------------------------------------------------------------------------------- what goes out
+
+test("hooks are called with what is described", async () => {
+  const bodies: { type: string }[] = [];
+  const receiver = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    async fetch(request) {
+      bodies.push((await request.json()) as { type: string });
+      return new Response();
+    },
+  });
+  let now = SAMPLE_TIME_MS;
+  const own = await start({ now: () => now, hooksAllowed: readAllowed("127.0.0.0/8") });
+  const heard = (type: string): Promise<unknown> => until(() => bodies.some((body) => body.type === type), type);
+  await ask(`${own.url}/hooks/c/h`, { method: "PUT", body: { url: `http://127.0.0.1:${receiver.port}/` } });
+  const pushed = await ask(`${own.url}/push/c?to=a,b&type=x&deadline=60`, { body: "1" });
+  const receipt = (device: string, status: string): Promise<Answer> =>
+    ask(`${own.url}/feedback/c`, { body: { event: pushed.body.id as string, device, status } });
+  await receipt("a", "done");
+  await heard("pere.receipt");
+  now += 61_000;
+  await heard("pere.missing");
+  await receipt("b", "failed");
+  await heard("pere.complete");
+  const state = bodies.find(({ type }) => type === "pere.complete")!;
+  const complete = (await ask(`${own.url}/feedback/c?since=earliest`, { headers: { Accept: JSON_TYPE } })).body
+    .complete[0];
+  for (const body of [...bodies, { ...state, data: complete }]) expect(shapeOf("HookCall", body)).toBe("");
+  const gap = { channel: "c", after: "a-1", from: "a-3" };
+  expect(shapeOf("HookCall", { ...state, type: "pere.gap", data: gap })).toBe("");
+  expect(shapeOf("HookCall", { ...state, data: gap })).not.toBe("");
+  await own.stop();
+  await receiver.stop(true);
 });
 
 // -------------------------------------------------------------------------------------------------------------------- the page

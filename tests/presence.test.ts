@@ -31,7 +31,7 @@ const poll = (path: string, url = pere.url) => ask(`${url}${path}`, { headers: {
 /** A channel's only device. */
 const device = async (channel: string, url = pere.url): Promise<{ connected: boolean; seenAt: string | null }> =>
   (await ask(`${url}/devices/${channel}`)).body.devices[0];
-const draft = (data: string): EventDraft => ({ type: null, data, to: null, ttl: null });
+const draft = (data: string): EventDraft => ({ type: null, data, to: null, ttl: null, deadline: null, remind: null });
 const asked = (device: string | null, channels = ["c"]): FeedRequest => ({
   kind: "events",
   channels,
@@ -60,6 +60,9 @@ class Counted implements Wire {
     this.told.push("gap");
   }
   rest(): void {}
+  remind(): undefined {
+    this.told.push("remind");
+  }
   beat(): void {
     this.beats++;
   }

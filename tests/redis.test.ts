@@ -16,7 +16,14 @@ import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 /** The longest that a test takes which starts processes, on a slow machine. */
 const PROCESS_MS = 40_000;
 const T = Date.UTC(2026, 0, 1);
-const draft = (data: unknown): EventDraft => ({ type: null, data: JSON.stringify(data), to: null, ttl: null });
+const draft = (data: unknown): EventDraft => ({
+  type: null,
+  data: JSON.stringify(data),
+  to: null,
+  ttl: null,
+  deadline: null,
+  remind: null,
+});
 
 /** Redis as most of these tests want it. */
 let redis: RedisServer;

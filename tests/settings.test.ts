@@ -6,9 +6,9 @@ import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
 test("defaults need nothing", () => {
-  const { limits, ...settings } = readSettings([], {});
+  const { limits, hooksAllowed, ...settings } = readSettings([], {});
   expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
-  expect(limits).toEqual({});
+  expect([limits, hooksAllowed]).toEqual([{}, []]);
 });
 
 test("REDIS_URL chooses Redis, with TLS or without", () => {
@@ -59,6 +59,13 @@ test("flags win over the environment", () => {
   ).toMatchObject({ host: "127.9.9.9", port: 0, limits: { keptEvents: 5, keptMs: 60_000 } });
 });
 
+test("PERE_HOOKS_ALLOW names ranges; empty, it names none", () => {
+  const ranges = (text: string): string[] =>
+    readSettings([], { PERE_HOOKS_ALLOW: text }).hooksAllowed.map(([address, bits]) => `${address}/${bits}`);
+  expect(ranges("10.0.0.0/8, fd00::/8")).toEqual(["10.0.0.0/8", "fd00::/8"]);
+  expect(ranges("")).toEqual([]);
+});
+
 test.each([
   [["-p", "70000"], {}, "PORT"],
   [[], { PORT: "http" }, "PORT"],
@@ -70,6 +77,9 @@ test.each([
   [[], { REDIS_URL: "redis://a", PERE_REDIS_REPLICAS: "-1" }, "PERE_REDIS_REPLICAS"],
   [[], { REDIS_URL: "redis://a", PERE_REDIS_REPLICAS: "all" }, "PERE_REDIS_REPLICAS"],
   [[], { PERE_REDIS_REPLICAS: "1" }, "REDIS_URL"],
+  [[], { PERE_HOOKS_ALLOW: "10.0.0.1" }, "PERE_HOOKS_ALLOW"],
+  [[], { PERE_HOOKS_ALLOW: "127.0.0.0/8, localhost" }, "localhost"],
+  [[], { PERE_HOOKS_ALLOW: "10.0.0.0/33" }, "10.0.0.0/33"],
   [[], { PERE_JWT_SECRET: "x".repeat(32) }, "PERE_JWT_SECRET"],
   [["-o", "0.0.0.0"], {}, "PERE_OPEN=1"],
   [[], { HOST: "127.0.0.1.example.org" }, "PERE_OPEN=1"],
@@ -97,6 +107,7 @@ test("a wrong setting, a taken port and an unusable file each stop it with one c
     [{ PORT: "x" }, "PORT must be"],
     [{ PORT: port, PERE_DB: ":memory:" }, port],
     [{ PERE_DB: "/nowhere/pere.db" }, "/nowhere/pere.db"],
+    [{ PERE_HOOKS_ALLOW: "10.0.0.0", PERE_DB: ":memory:" }, "PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8"],
   ] as const) {
     const said = await spawn(env).then(
       () => "it started",

@@ -19,8 +19,9 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { type Code, PereError } from "../engine/model.ts";
+import { SCHEMA } from "../engine/schema.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
-import { draft, hear, T } from "./contract-calls.ts";
+import { draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract-calls.ts";
 import { storeContract } from "./contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
 
@@ -158,6 +159,73 @@ describe("a file", () => {
       expect(message).not.toContain("\n");
     }
     expectOneLine(await said("/proc/pere.db"), "/proc/pere.db");
+  });
+
+  test("of the first version is taken with all that it has, and has deadlines from then on", async () => {
+    const path = join(temporary(), "pere.db");
+    const first = new Database(path);
+    first.run(SCHEMA.steps[0]!);
+    first.run(`PRAGMA application_id = ${SCHEMA.applicationId}`);
+    first.run("PRAGMA user_version = 1");
+    first.run("INSERT INTO channels VALUES (1, 'orders', 'epoch', 3, 1, 1, 2, 0, 2)");
+    first.run(
+      `INSERT INTO events VALUES (1, 2, ${T}, ${T + SECOND}, 1, 't', '"to till"'), (1, 3, ${T}, NULL, 0, NULL, '"to all"')`,
+    );
+    first.run("INSERT INTO tallies (channel, event, addressed, working, done) VALUES (1, 2, 1, 0, 1), (1, 3, 2, 1, 0)");
+    first.run("INSERT INTO targets VALUES (1, 2, 'till')");
+    first.run(
+      `INSERT INTO devices VALUES (1, 'kiosk', 2, NULL, ${T}, NULL, 0, 0, 0), (1, 'till', 0, NULL, ${T}, ${T + 1}, 0, 1, 0)`,
+    );
+    first.run(
+      `INSERT INTO receipts VALUES (1, 1, 2, 'till', 4, ${T}, NULL, 0, '"x"'), (1, 2, 3, 'kiosk', 2, ${T}, ${T}, 0, NULL)`,
+    );
+    first.run("INSERT INTO latest VALUES (1, 2, 'till', 4, 1), (1, 3, 'kiosk', 2, 2)");
+    first.run(`INSERT INTO keys VALUES (1, 'k', 'd', 3, 1, ${T}, 2, NULL, ${T + 60 * SECOND})`);
+    first.close();
+
+    for (let opening = 1; opening <= 2; opening++) {
+      const store = new SqliteStore({ path });
+      expect(await store.heads("orders")).toEqual({
+        epoch: "epoch",
+        events: { head: 3, floor: 1 },
+        receipts: { head: 2, floor: 0 },
+      });
+      const none = { deadline: null, remind: null };
+      expect(await store.events("orders", 0, 10)).toEqual([
+        { seq: 2, at: T, type: "t", data: '"to till"', to: ["till"], expires: T + SECOND, ...none },
+        { seq: 3, at: T, type: null, data: '"to all"', to: null, expires: null, ...none },
+      ]);
+      expect(await store.receipts("orders", 0, 10)).toMatchObject([
+        { event: 2, device: "till", status: "done", detail: '"x"', completes: null },
+        { event: 3, device: "kiosk", status: "working", deviceAt: T, completes: null },
+      ]);
+      await expectTalliesToEqualRows(store, "orders");
+      expect(await store.miss(T)).toBeNull();
+      expect(await store.reminders("orders", T)).toEqual([]);
+      expect(await store.hooks(null)).toEqual([]);
+      await store.close();
+    }
+
+    const store = new SqliteStore({ path });
+    expect(await store.append("orders", [draft(1)], T, { key: "k", digest: "d" })).toMatchObject({ replayed: true });
+    const late = await store.append("orders", [draft(4, { deadline: 1, remind: 1 })], T);
+    expect(late).toMatchObject({ epoch: "epoch", first: 4, addressed: 2 });
+    expect(
+      await store.record("orders", [word("epoch", 3, "kiosk", "done"), word("epoch", 3, "till", "done")], T),
+    ).toEqual(["recorded", "recorded"]);
+    expect((await store.reminders("orders", T)).map(({ seq }) => seq)).toEqual([4]);
+    expect(await missAll(store, T + SECOND)).toBeNull();
+    expect(
+      (await store.receipts("orders", 2, 10)).map(({ event, status, completes }) => [event, status, completes]),
+    ).toEqual([
+      [3, "done", null],
+      [3, "done", { done: 2, failed: 0 }],
+      [4, "missing", null],
+      [4, "missing", null],
+    ]);
+    expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 0, settled: 3, lost: 1 });
+    await expectTalliesToEqualRows(store, "orders");
+    await store.close();
   });
 
   test("that is empty is taken, and one that was left by kill -9 too", async () => {
@@ -355,6 +423,90 @@ describe("the group commit", () => {
     }
     // 24 MB were written; a log that is written back now and then is used again from its beginning.
     expect(largest).toBeLessThan(16_000_000);
+    await store.close();
+  });
+});
+
+describe("a deadline", () => {
+  /** So many rows hold up a push by a few milliseconds. */
+  const ROWS_A_CALL = 3_000;
+
+  test("of 100,000 devices is dealt with in slices that let pushes through", async () => {
+    const store = new SqliteStore({ path: ":memory:" });
+    const count = 100_000;
+    await Promise.all(Array.from({ length: count }, (_, n) => store.enrol("orders", `device-${n}`, T)));
+    const { epoch } = await store.append("orders", [draft("a", { deadline: 1 })], T);
+    const answered = [7, 50_000, 99_999].map((n) => word(epoch, 1, `device-${n}`, "done"));
+    await store.record("orders", answered, T);
+    let told = 0;
+    let largest = 0;
+    let pushed = 1;
+    hear(store, ({ kind, entries }) => {
+      if (kind === "events") return;
+      told += entries.length;
+      largest = Math.max(largest, entries.length);
+    });
+    const next = await missAll(store, T + SECOND, async () => {
+      expect((await store.append("orders", [draft("between")], T)).first).toBe(++pushed);
+    });
+    expect(next).toBeNull();
+    expect(told).toBe(count - 3);
+    expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
+    expect(pushed).toBeGreaterThan(count / ROWS_A_CALL);
+    expect((await store.tallies("orders", 1, 1)).get(1)).toMatchObject({
+      addressed: count,
+      missing: count - 3,
+      done: 3,
+    });
+    const missing = await rowsOf(store, "orders", 1, "missing");
+    expect(new Set(missing.map(({ device }) => device)).size).toBe(count - 3);
+    await store.close();
+  }, 30_000);
+
+  test("of 100,000 devices that all have answered but one costs slices too", async () => {
+    const store = new SqliteStore({ path: ":memory:" });
+    const devices = Array.from({ length: 100_000 }, (_, n) => `device-${String(n).padStart(6, "0")}`);
+    await Promise.all(devices.map((device) => store.enrol("orders", device, T)));
+    const { epoch } = await store.append("orders", [draft("a", { deadline: 1 }), draft("b", { deadline: 1 })], T);
+    for (let at = 0; at < devices.length; at += 10_000) {
+      const some = devices.slice(at, at + 10_000);
+      await store.record(
+        "orders",
+        some.map((device) => word(epoch, 1, device, "done")),
+        T,
+      );
+      await store.record(
+        "orders",
+        some.filter((device) => device !== devices.at(-1)).map((device) => word(epoch, 2, device, "done")),
+        T,
+      );
+    }
+    let calls = 0;
+    expect(await missAll(store, T + SECOND, (call) => void (calls = call))).toBeNull();
+    expect(calls).toBeGreaterThan(devices.length / ROWS_A_CALL);
+    // Where nobody owes anything, nobody is looked at.
+    expect(calls).toBeLessThan((1.5 * devices.length) / 1_500);
+    const log = await store.receipts("orders", 2 * devices.length - 1, 10);
+    expect(log.map(({ event, device, status }) => [event, device, status])).toEqual([[2, devices.at(-1)!, "missing"]]);
+    await store.close();
+  }, 30_000);
+
+  test("of thousands of events at the same time is dealt with in slices", async () => {
+    const store = new SqliteStore({ path: ":memory:" });
+    await store.enrol("orders", "till", T);
+    for (let batch = 0; batch < 10; batch++)
+      await store.append(
+        "orders",
+        Array.from({ length: 1_000 }, (_, n) => draft(n, { deadline: 1 })),
+        T,
+      );
+    let largest = 0;
+    hear(store, ({ entries }) => void (largest = Math.max(largest, entries.length)));
+    expect(await missAll(store, T + SECOND)).toBeNull();
+    expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
+    expect((await store.receipts("orders", 0, 20_000)).map(({ event }) => event)).toEqual(
+      Array.from({ length: 10_000 }, (_, n) => n + 1),
+    );
     await store.close();
   });
 });

@@ -29,6 +29,8 @@ const entry = (seq: number, more: Partial<Entry> = {}): Entry => ({
   seq,
   id: `${EPOCH}-${seq}`,
   text: `{"seq":${seq}}`,
+  complete: null,
+  receipt: null,
   type: null,
   to: null,
   expires: null,

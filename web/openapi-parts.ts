@@ -93,7 +93,7 @@ export const failures = {
   404: [
     "Unknown",
     problem(
-      "There is no such channel, event or device, or the event is no longer kept.",
+      "There is no such channel, event, device or hook, or the event is no longer kept.",
       one(problemBody("unknown", "Not found", 404, { detail: "channel nowhere has never been used" })),
     ),
   ],
@@ -190,6 +190,15 @@ export const device: Parameter = {
   description: "The device's name.",
   schema: ref("Device"),
   example: samples.device,
+};
+
+export const hookName: Parameter = {
+  name: "name",
+  in: "path",
+  required: true,
+  description: "The hook's name.",
+  schema: ref("HookName"),
+  example: samples.hookName,
 };
 
 /** A page of a list. @param key what `after` takes, and `next` gives */

@@ -21,6 +21,7 @@ import {
   RECEIPTS_MAX,
   STATES,
 } from "../engine/model.ts";
+import { HOOK_KINDS, HOOKS_MAX } from "../engine/store.ts";
 
 /** A JSON Schema. */
 export interface Schema {
@@ -82,21 +83,43 @@ const eventHead = {
   at: ref("Time"),
   type: ref("EventType"),
 };
+const deadlineTime = { ...ref("Time"), description: "By when every addressed device owes a final receipt." };
+/** What a push that waits is answered with as well. */
+const outcome = {
+  receipts: { ...ref("Tally"), description: "Only with `Prefer: wait`." },
+  complete: {
+    type: "boolean",
+    description:
+      "Only with `Prefer: wait`. `true`: every addressed device gave its final receipt in time for this answer.",
+  },
+};
 const receiptBody = {
   detail: anyJson("The device's own words, any JSON; `null` when it gave none."),
   at: ref("Time"),
   deviceAt: orNull("Time"),
   late: { type: "boolean", description: "It came after the event's deadline." },
 };
-const batch = (items: Schema): Schema =>
+const batch = (items: Schema, more: Record<string, Schema> = {}): Schema =>
   object(
     {
       events: array(items, { description: "Oldest first; empty when the time was up and nothing had come." }),
       last: ref("Position"),
       gaps: array(ref("Gap"), { description: "Only when entries that were asked for are no longer kept." }),
+      ...more,
     },
-    ["gaps"],
+    ["gaps", ...Object.keys(more)],
   );
+
+const hook = {
+  channel: ref("Channel"),
+  name: ref("HookName"),
+  url: { type: "string", format: "uri" },
+  on: array({ enum: HOOK_KINDS }),
+  createdAt: ref("Time"),
+  disabled: { type: ["string", "null"], description: "Why it is called no more, in a sentence." },
+};
+const hookCall = (types: readonly string[], data: Schema, description: string): Schema =>
+  object({ type: { enum: types }, timestamp: ref("Time"), data }, [], { description });
 
 /** `components.schemas` of the document. */
 export const schemas = {
@@ -145,26 +168,32 @@ export const schemas = {
   }),
   Tally: object(Object.fromEntries(STATES.map((state) => [state, count(`Devices that stand at \`${state}\`.`)])), [], {
     description:
-      "Where the addressed devices stand; adds up to `addressed`. `missing` is 0 in this version, which has no deadlines.",
+      "Where the addressed devices stand; adds up to `addressed`. `missing`: the deadline passed without their final receipt.",
   }),
 
-  Pushed: object({ ...eventHead, audience: ref("Audience") }, ["type"]),
+  Pushed: object({ ...eventHead, audience: ref("Audience"), ...outcome }, ["type", ...Object.keys(outcome)]),
   PushedMany: object({
-    events: array(object({ id: ref("EventId"), seq: ref("Seq"), at: ref("Time") }), { maxItems: LINES_MAX }),
+    events: array(object({ id: ref("EventId"), seq: ref("Seq"), at: ref("Time"), ...outcome }, Object.keys(outcome)), {
+      maxItems: LINES_MAX,
+    }),
     audience: ref("Audience"),
   }),
-  Event: object({ ...eventHead, data: ref("Data") }, ["type"], { description: "An event as devices get it." }),
+  Event: object({ ...eventHead, deadline: deadlineTime, data: ref("Data") }, ["type", "deadline"], {
+    description: "An event as devices get it.",
+  }),
   EventState: object(
     {
       ...eventHead,
+      deadline: deadlineTime,
       expiresAt: ref("Time"),
+      remind: { type: "number", description: "Seconds between reminders, when there are some." },
       to: array(ref("Device"), { description: "The devices named in `to`, when some were." }),
       audience: ref("Audience"),
       receipts: ref("Tally"),
       complete: { type: "boolean", description: "Every addressed device gave its final receipt." },
       data: ref("Data"),
     },
-    ["type", "expiresAt", "to"],
+    ["type", "deadline", "expiresAt", "remind", "to"],
     { description: "An event as its publisher reads it." },
   ),
   EventBatch: batch(ref("Event")),
@@ -247,13 +276,26 @@ export const schemas = {
       event: ref("EventId"),
       channel: ref("Channel"),
       device: ref("Device"),
-      status: { enum: WORDS },
+      status: { enum: [...WORDS, "missing"], description: "`missing` is the server's own word, at the deadline." },
       ...receiptBody,
     },
     [],
     { description: "A receipt as publishers get it. `id` is its own, in the log of receipts." },
   ),
-  ReceiptBatch: batch(ref("Receipt")),
+  Complete: object(
+    {
+      event: ref("EventId"),
+      channel: ref("Channel"),
+      at: ref("Time"),
+      receipts: ref("Tally"),
+      complete: { const: true },
+    },
+    [],
+    { description: "`pere.complete`: every addressed device has given its final receipt on this event." },
+  ),
+  ReceiptBatch: batch(ref("Receipt"), {
+    complete: array(ref("Complete"), { description: "Events that became complete; only when some did." }),
+  }),
 
   ChannelState: object({
     channel: ref("Channel"),
@@ -277,6 +319,70 @@ export const schemas = {
   }),
   DevicePage: object({ devices: array(ref("DeviceState")), next: next("a device's name") }),
   Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { const: true } }),
+
+  HookName: {
+    type: "string",
+    pattern: CHANNEL.source,
+    description: "A hook's name in its channel.",
+  },
+  HookDraft: object(
+    {
+      url: {
+        type: "string",
+        format: "uri",
+        maxLength: 2048,
+        description: "Who is called: http or https, without user and password.",
+      },
+      secret: {
+        type: ["string", "null"],
+        pattern: "^whsec_[A-Za-z0-9+/]{32,86}={0,2}$",
+        description:
+          "`whsec_` and the base64 of 24 to 64 bytes. Without it a new hook is given one, and a known hook keeps its own.",
+      },
+      on: array({ enum: HOOK_KINDS }, { minItems: 1, default: HOOK_KINDS, description: "What it is called for." }),
+    },
+    ["secret", "on"],
+    { additionalProperties: false },
+  ),
+  HookStored: object(
+    {
+      ...hook,
+      secret: { type: "string", description: "Only when it was made just now. It is shown this once." },
+    },
+    ["secret"],
+  ),
+  HookState: object({
+    ...hook,
+    position: { ...ref("EventId"), description: "The last entry of the receipts log that it is through with." },
+    retrying: array(ref("Delivery"), { description: "Calls that failed and are tried again." }),
+    failed: array(ref("Delivery"), { description: "Calls that were given up." }),
+  }),
+  HookList: object({ hooks: array(ref("HookState"), { maxItems: HOOKS_MAX }) }),
+  Delivery: object({
+    id: { type: "string", description: "The `webhook-id`, the same on every try." },
+    createdAt: ref("Time"),
+    attempts: count("How often it was tried."),
+    nextAt: { ...orNull("Time"), description: "When it is tried again; `null`: it was given up." },
+    status: { type: ["integer", "null"], description: "The status that it was last answered with." },
+    error: { type: ["string", "null"], description: "Why the last try failed, in one sentence." },
+  }),
+  Retried: object({ retried: count("How many calls are sent again.") }),
+  HookCall: {
+    description: "What a hook's URL is called with.",
+    oneOf: [
+      hookCall(
+        ["pere.receipt", "pere.missing"],
+        object({ channel: ref("Channel"), receipts: array(ref("Receipt"), { minItems: 1, maxItems: 100 }) }),
+        "What devices said, or who is missing.",
+      ),
+      hookCall(
+        ["pere.complete"],
+        { oneOf: [ref("EventState"), ref("Complete")] },
+        "An event is complete: its state; or, where it is no longer kept, what is left to say.",
+      ),
+      hookCall(["pere.gap"], ref("Gap"), "Receipts that the hook was not called for are no longer kept."),
+    ],
+  },
 
   Health: object({ status: { const: "ok" } }),
   Readiness: object({
@@ -308,6 +414,7 @@ export const SAMPLE_TIME_MS = Date.UTC(2026, 10, 22, 10);
 const id = (seq: number): string => `${SAMPLE_EPOCH}-${seq}`;
 const at = iso(SAMPLE_TIME_MS);
 const expiresAt = iso(SAMPLE_TIME_MS + 3600_000);
+const deadline = iso(SAMPLE_TIME_MS + 600_000);
 const deviceAt = iso(SAMPLE_TIME_MS - 1500);
 const orders = [
   { order: "A-1001", table: 7, total: 12.5 },
@@ -318,7 +425,7 @@ const channel = "orders";
 const device = "till-7";
 const type = "order.created";
 
-const events = orders.map((data, n) => ({ id: id(n + 1), channel, seq: n + 1, at, type, data }));
+const events = orders.map((data, n) => ({ id: id(n + 1), channel, seq: n + 1, at, type, deadline, data }));
 const receipt = (seq: number, event: number, status: string, detail: unknown, deviceTime: string | null = null) => ({
   id: id(seq),
   event: id(event),
@@ -338,21 +445,37 @@ const receipts = [
 ];
 const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false };
 const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
+const completed = (event: number, receipts: object) => ({ event: id(event), channel, at, receipts, complete: true });
+/** What the receipts brought with them, by their place. */
+const completes = [completed(1, tally), null, completed(3, { ...tally, done: 0, failed: 1 }), completed(2, tally)];
 const states = orders.map((data, n) => ({
-  ...{ id: id(n + 1), channel, seq: n + 1, at, type, expiresAt, to: [device] },
+  ...{ id: id(n + 1), channel, seq: n + 1, at, type, deadline, expiresAt, to: [device] },
   audience: { addressed: 1, connected: 0 },
   receipts: n === 2 ? { ...tally, done: 0, failed: 1 } : tally,
   complete: true,
   data,
 }));
-const stream = (reader: string | null, entries: readonly { id: string; type?: string }[]): string =>
+const stream = (
+  reader: string | null,
+  entries: readonly { id: string; type?: string }[],
+  more: readonly (object | null)[] = [],
+): string =>
   [
     `retry: 2500`,
     `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify({ device: reader, channels: { [channel]: id(0) } })}`,
-    ...entries.map(
-      (entry) => `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
-    ),
+    ...entries.flatMap((entry, n) => [
+      `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
+      ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
+    ]),
   ].join("\n\n") + "\n\n";
+const hookName = "shop";
+/** Everybody may know this one. */
+const hookDraft = {
+  url: "https://shop.example/pere",
+  secret: "whsec_ZXZlcnlib2R5IGtub3dzIHRoaXMgb25l",
+  on: ["receipt", "complete"],
+};
+const hookShown = { channel, name: hookName, url: hookDraft.url, on: hookDraft.on, createdAt: at, disabled: null };
 const fault = (path: string, message: string) => ({ detail: `${path}: ${message}`, errors: [{ path, message }] });
 
 const unknownEvent = "there is no such event in this channel, or it is no longer kept";
@@ -370,6 +493,10 @@ export const samples = {
     .join(""),
   pushed: { id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
   pushedMany: { events: [2, 3].map((seq) => ({ id: id(seq), seq, at })), audience: { addressed: 1, connected: 0 } },
+  waited: {
+    ...{ id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
+    ...{ receipts: tally, complete: true },
+  },
   eventBatch: { events, last: id(3) },
   eventStream: stream(device, events),
   receiptOne: { event: id(1), device, status: "done", detail: { printed: true }, at: deviceAt },
@@ -385,8 +512,8 @@ export const samples = {
     duplicate: 0,
     rejected: [{ index: 2, event: id(3), reason: "the event was not addressed to this device" }],
   },
-  receiptBatch: { events: receipts, last: id(4) },
-  receiptStream: stream(null, receipts),
+  receiptBatch: { events: receipts, last: id(4), complete: completes.filter((said) => said !== null) },
+  receiptStream: stream(null, receipts, completes),
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
   events: { events: states, next: null },
   state: states[0],
@@ -395,6 +522,11 @@ export const samples = {
   rowsLines: `${JSON.stringify(row)}\n`,
   devices: { devices: [{ device, enrolledAt: at, connected: false, seenAt: at, pending: 0 }], next: null },
   enrolled: { channel, device, enrolled: true },
+  hookName,
+  hookDraft,
+  hook: hookShown,
+  hooks: { hooks: [{ ...hookShown, position: id(4), retrying: [], failed: [] }] },
+  retried: { retried: 0 },
   health: { status: "ok" },
   readiness: { status: "ready", store: "sqlite", version: "SQLite 3.54.1", durability: "fsync", advice: [] },
   allRejected: {

@@ -12,6 +12,8 @@ import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
 import {
   BODY_BYTES_MAX,
+  DEADLINE_SECONDS_MAX,
+  DEADLINE_SECONDS_MIN,
   JSON_DEPTH_MAX,
   KEY_CHARACTERS_MAX,
   KEY_MEMORY_MS,
@@ -19,11 +21,15 @@ import {
   PAGE_DEFAULT,
   PAGE_MAX,
   RECEIPTS_MAX,
+  REMIND_SECONDS_MAX,
+  REMIND_SECONDS_MIN,
   STATES,
   TO_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
+  WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
+import { HOOKS_MAX } from "../engine/store.ts";
 import {
   channel,
   channels,
@@ -34,6 +40,7 @@ import {
   failing,
   failures,
   feedReplies,
+  hookName,
   json,
   lastEvent,
   one,
@@ -60,6 +67,9 @@ it may or may not have been stored: repeat it with the same \`Idempotency-Key\`.
 
 The event is addressed to the devices that are enrolled now, or to those in \`to\`. Devices get the body's own bytes: numbers, key order and
 duplicate keys survive.
+
+**What became of it** is in the answer with \`Prefer: wait=N\`: it comes when every addressed device has given a final receipt, or after N seconds, and says where they stand. Who
+does not wait follows the receipts, or reads the event later.
 
 **Many at once**: \`application/x-ndjson\`, one JSON value a line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}; the options hold for all of them, and all are
 stored or none is. The answer then is \`PushedMany\`, with no \`Location\`.
@@ -91,6 +101,27 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         example: 3600,
       },
       {
+        name: "deadline",
+        in: "query",
+        description:
+          "Seconds by which every addressed device owes a final receipt. Who has given none by then is recorded as `missing`; a later one still counts, as `late`.",
+        schema: { type: "number", minimum: DEADLINE_SECONDS_MIN, maximum: DEADLINE_SECONDS_MAX },
+        example: 600,
+      },
+      {
+        name: "remind",
+        in: "query",
+        description:
+          "Seconds: at each such interval it is sent again to connected devices that have given no receipt at all, until the deadline or the ttl.",
+        schema: { type: "number", minimum: REMIND_SECONDS_MIN, maximum: REMIND_SECONDS_MAX },
+      },
+      {
+        name: "Prefer",
+        in: "header",
+        description: `\`wait=N\` (RFC 7240): answer when the event is complete, or after N seconds, at most ${WAIT_SECONDS_MAX}. Other preferences are left alone.`,
+        schema: { type: "string" },
+      },
+      {
         name: "Idempotency-Key",
         in: "header",
         description:
@@ -115,17 +146,24 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         headers: {
           Location: { $ref: "#/components/headers/Location" },
           "Idempotent-Replayed": { $ref: "#/components/headers/Idempotent-Replayed" },
+          "Preference-Applied": { $ref: "#/components/headers/Preference-Applied" },
         },
         content: {
           "application/json": {
             schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
-            examples: examples({ one: ["One event", samples.pushed] }),
+            examples: examples({
+              one: ["One event", samples.pushed],
+              waited: ["With `Prefer: wait=30`, and complete", samples.waited],
+            }),
           },
         },
       },
       201: {
         description: "Stored, and on its way.",
-        headers: { Location: { $ref: "#/components/headers/Location" } },
+        headers: {
+          Location: { $ref: "#/components/headers/Location" },
+          "Preference-Applied": { $ref: "#/components/headers/Preference-Applied" },
+        },
         content: {
           "application/json": {
             schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
@@ -159,7 +197,8 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
     tags: ["Events ↓"],
     description: `A device that opens a feed with its name is enrolled by that, and is given every event addressed to it that is still kept, unexpired, and has no final receipt from it, oldest
 first; then what comes, in order, with no gap and no repeat. Without a name the feed is anonymous: it owes no receipts, and starts at \`since\`.
-With \`Last-Event-ID\` any feed goes on from there.
+With \`Last-Event-ID\` any feed goes on from there. An event that was pushed with \`remind\` may come again, to a device that has said nothing of it; on an event stream without an
+\`id:\`, for the place to resume at stays where it is.
 ${transports(
   "On a feed with a device, send one receipt or an array of them, without naming the device; the answer is " +
     '`{"pere":"receipts","recorded":n,"duplicate":n,"rejected":[…]}`, once they are durable, or `{"pere":"error","detail":"…"}`.',
@@ -226,7 +265,10 @@ A form is one receipt as the first PERE clients send it.`,
     operationId: "followReceipts",
     summary: "Follow a channel's receipts",
     tags: ["Receipts ↑"],
-    description: `What devices say, as they say it, to the publisher. With ids and resume of its own, exactly like a feed of events.
+    description: `What devices say, as they say it, to the publisher, and who is \`missing\` at a deadline. With ids and resume of its own, exactly like a feed of events.
+
+The receipt with which an event is complete is followed by \`pere.complete\` with \`Complete\`: on an event stream without an \`id:\` of its own, on a socket as
+\`{"pere":"complete", …}\`, in a long-poll in \`complete\` beside the events. Where the last device that owed a word was retired it comes by itself, with an \`id:\`.
 ${transports("Nothing is to be sent on it.")}`,
     parameters: [channels, ...start("earliest")],
     responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
@@ -325,9 +367,70 @@ ${transports("Nothing is to be sent on it.")}`,
     summary: "Retire a device",
     tags: ["Devices"],
     description:
-      "Later events are not addressed to it, and those without its final receipt no longer are. Its open feeds end, with `expired`.",
+      "Later events are not addressed to it, and those without its final receipt no longer are; what is complete thereby is told as such. Its open feeds end, with `expired`.",
     parameters: [channel, device],
     responses: { 204: { description: "It is retired." }, ...failing(400, 404) },
+  },
+
+  hooks: {
+    operationId: "listHooks",
+    summary: "List a channel's hooks",
+    tags: ["Hooks"],
+    description:
+      "By name, each with the calls that are tried again and those that were given up. Secrets are not shown.",
+    parameters: [channel],
+    responses: { 200: reply("The hooks.", json("HookList", one(samples.hooks))), ...failing(400) },
+  },
+
+  putHook: {
+    operationId: "putHook",
+    summary: "Have a URL called when there are receipts",
+    tags: ["Hooks"],
+    description: `From now on the URL is called by POST with a \`HookCall\`, signed as [Standard Webhooks](https://www.standardwebhooks.com) says; their libraries verify it. A
+new hook hears what comes after it was stored; one that is stored again goes on from where it was, and is no longer disabled. A channel has at most ${HOOKS_MAX}.
+
+A 2xx answer within 15 seconds is success, anything else is not, a redirect included. A call that failed is tried again after 5 seconds, 5 minutes, 30 minutes, 2, 5 and 10 hours, with the same
+\`webhook-id\` and body, beside what is new; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
+always in order. 410 disables the hook.
+
+Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`.`,
+    parameters: [channel, hookName],
+    requestBody: {
+      required: true,
+      content: {
+        "application/json": {
+          schema: ref("HookDraft"),
+          examples: examples({ one: ["For everything, with a secret of one's own", samples.hookDraft] }),
+        },
+      },
+    },
+    responses: {
+      200: reply("It was known, and is changed.", json("HookStored", one(samples.hook))),
+      201: reply("It is stored.", json("HookStored", one(samples.hook))),
+      ...failing(400, 413, 415, 422),
+    },
+  },
+
+  dropHook: {
+    operationId: "dropHook",
+    summary: "Remove a hook",
+    tags: ["Hooks"],
+    description: "With everything that was still to be sent to it.",
+    parameters: [channel, hookName],
+    responses: { 204: { description: "It is gone." }, ...failing(400, 404) },
+  },
+
+  retryHook: {
+    operationId: "retryHook",
+    summary: "Send again what was not delivered",
+    tags: ["Hooks"],
+    description:
+      "What was given up begins its schedule anew, what waits for another try is sent now, and a disabled hook is enabled.",
+    parameters: [channel, hookName],
+    responses: {
+      200: reply("They are being sent.", json("Retried", one(samples.retried))),
+      ...failing(400, 404),
+    },
   },
 
   health: {
@@ -389,6 +492,7 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
       { name: "Receipts ↑", description: "From devices to publishers" },
       { name: "Reading", description: "What is there, and what became of it" },
       { name: "Devices", description: "Who is enrolled" },
+      { name: "Hooks", description: "Who is called when there are receipts" },
       { name: "Operation", description: "For those who run it" },
     ],
     security: [{}, { bearer: [] }, { cookie: [] }, { query: [] }],
@@ -401,6 +505,11 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
           schema: { type: "string", format: "uri-reference" },
         },
         "Idempotent-Replayed": { description: "This answer was given before.", schema: { const: "true" } },
+        "Preference-Applied": {
+          description:
+            "The answer was given when the event was complete, or the time up: `Prefer: wait` was asked for.",
+          schema: { const: "wait" },
+        },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
       },
       securitySchemes: {

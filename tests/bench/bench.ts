@@ -12,23 +12,27 @@ import { fdatasyncSync, openSync, rmSync, writeSync } from "node:fs";
 import { availableParallelism, cpus, platform, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { eventData, Feeds, now, Requests } from "./load.ts";
+import { Feeds, now } from "./load.ts";
 import {
-  closedLoop,
-  EVENT_BYTES,
   type FanOut,
   fanOut,
   type Figures,
-  latency,
-  meter,
   orThrow,
   percent,
   quantile,
   RECEIPT_CONNECTIONS,
   type RowResult,
   SETTLE_MS,
-  WARM_MS,
 } from "./measure.ts";
+import {
+  ARRAY_CONNECTIONS,
+  loop,
+  receipts,
+  RECEIPTS_AN_ARRAY,
+  socketReceipts,
+  told,
+  TOLD_A_SECOND,
+} from "./receipts.ts";
 import { besideRedis } from "./redis.ts";
 import { diskFolder, residentKb, type Service, startService } from "./service.ts";
 
@@ -46,10 +50,6 @@ const HELP = `bun run bench [flags]
 `;
 
 const PACED_EVENTS_A_SECOND = 20;
-const RECEIPTS_AN_ARRAY = 100;
-const ARRAY_CONNECTIONS = 16;
-/** Events that receipts are given on; within what a channel keeps. */
-const RECEIPT_EVENTS = 10_000;
 
 interface Options {
   readonly only: readonly string[] | null;
@@ -68,166 +68,7 @@ interface Row {
   readonly run: (service: Service) => Promise<Figures>;
 }
 
-// ------------------------------------------------------------------------------------------------------------------ receipts
-
-/** Enrols devices on channel `c` and pushes events to all of them; gives the events' ids. */
-async function owe(service: Service, devices: number, events: number): Promise<string[]> {
-  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
-  await Promise.all(Array.from({ length: devices }, (_, index) => requests.ask("PUT", `/devices/c/device-${index}`)));
-  const ids: string[] = [];
-  while (ids.length < events) {
-    const lines = `${eventData(now(), 0)}\n`.repeat(Math.min(1_000, events - ids.length));
-    const answer = JSON.parse(await requests.ask("POST", "/push/c", lines, "application/x-ndjson")) as {
-      events: { id: string }[];
-    };
-    ids.push(...answer.events.map(({ id }) => id));
-  }
-  requests.close();
-  return ids;
-}
-
-const receipt = (event: string, device: number): string =>
-  `{"event":"${event}","device":"device-${device}","status":"done"}`;
-
-/**
- * Gives receipts over HTTP, `size` in a request, one event after the other with all its devices. Each is a new one: a repeated
- * receipt would cost the service less.
- */
-async function receipts(
-  service: Service,
-  { devices, seconds }: Options,
-  size: number,
-  atOnce: number,
-): Promise<Figures> {
-  const ids = await owe(service, devices, RECEIPT_EVENTS);
-  const requests = await Requests.open(service.port, atOnce);
-  const total = devices * ids.length;
-  let next = 0;
-  let recorded = 0;
-  const give = async (): Promise<boolean> => {
-    const from = next;
-    const upTo = (next = Math.min(total, from + size));
-    if (upTo === from) return false;
-    const texts: string[] = [];
-    for (let index = from; index < upTo; index++)
-      texts.push(receipt(ids[Math.floor(index / devices)]!, index % devices));
-    const answer = await requests.ask("POST", "/feedback/c", size === 1 ? texts[0] : `[${texts.join(",")}]`);
-    if (!answer.startsWith(`{"recorded":${upTo - from},`)) throw new Error(`receipts were answered ${answer}`);
-    recorded += upTo - from;
-    return true;
-  };
-  const timesMs: number[] = [];
-  const during = async (ms: number): Promise<void> => {
-    const until = now() + ms;
-    await closedLoop(atOnce, async () => {
-      const asked = now();
-      if (asked >= until || !(await give())) return false;
-      timesMs.push(now() - asked);
-      return true;
-    });
-  };
-  await during(WARM_MS);
-  recorded = timesMs.length = 0;
-  const measured = meter(service);
-  await during(seconds * 1000);
-  const { perSecond, ...used } = measured(recorded);
-  requests.close();
-  return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
-}
-
-/** The same over WebSockets: each device gives its own receipts, on many events in a message. */
-async function socketReceipts(service: Service, { seconds }: Options): Promise<Figures> {
-  const ids = await owe(service, RECEIPT_CONNECTIONS, RECEIPT_EVENTS);
-  const messages: string[] = [];
-  for (let from = 0; from < ids.length; from += RECEIPTS_AN_ARRAY)
-    messages.push(
-      `[${ids
-        .slice(from, from + RECEIPTS_AN_ARRAY)
-        .map((event) => `{"event":"${event}","status":"done"}`)
-        .join(",")}]`,
-    );
-  const sockets = await Promise.all(
-    Array.from({ length: RECEIPT_CONNECTIONS }, async (_, index) => {
-      const url = `ws://127.0.0.1:${service.port}/feed/c?device=device-${index}&last-event-id=${ids.at(-1)}`;
-      const socket = new WebSocket(url);
-      await new Promise<void>((resolve, reject) => {
-        socket.onmessage = () => resolve();
-        socket.onclose = ({ code }) => reject(new Error(`a WebSocket was closed with ${code}`));
-      });
-      return socket;
-    }),
-  );
-  const next = sockets.map(() => 0);
-  let recorded = 0;
-  const timesMs: number[] = [];
-  const during = async (ms: number): Promise<void> => {
-    const until = now() + ms;
-    await Promise.all(
-      sockets.map(async (socket, index) => {
-        for (let asked = now(); asked < until && next[index]! < messages.length; asked = now()) {
-          const answer = await new Promise<string>((resolve, reject) => {
-            socket.onmessage = ({ data }) => resolve(String(data));
-            socket.onclose = ({ code }) => reject(new Error(`a WebSocket was closed with ${code}`));
-            socket.send(messages[next[index]!++]!);
-          });
-          if (!answer.startsWith(`{"pere":"receipts","recorded":${RECEIPTS_AN_ARRAY},`))
-            throw new Error(`receipts were answered ${answer}`);
-          recorded += RECEIPTS_AN_ARRAY;
-          timesMs.push(now() - asked);
-        }
-      }),
-    );
-  };
-  await during(WARM_MS / 4);
-  recorded = timesMs.length = 0;
-  const measured = meter(service);
-  await during(seconds * 1000);
-  const { perSecond, ...used } = measured(recorded);
-  for (const socket of sockets) {
-    socket.onclose = null;
-    socket.close();
-  }
-  return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
-}
-
-/** Push, delivery to every device, a durable receipt from each; then the next push. */
-async function loop(service: Service, { devices, seconds, events }: Options): Promise<Figures> {
-  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
-  const given: Promise<unknown>[] = [];
-  const feeds = await Feeds.open({
-    port: service.port,
-    count: devices,
-    path: (index) => `/feed/c?device=device-${index}`,
-    fullEvery: 1,
-    onEvent: (index, id) =>
-      given.push(
-        requests.ask("POST", "/feedback/c", receipt(id, index)).then((answer) => {
-          if (!answer.startsWith('{"recorded":1,')) feeds.faults.push(`a receipt was answered ${answer}`);
-        }),
-      ),
-  });
-  let pushed = 0;
-  const timesMs: number[] = [];
-  const once = async (): Promise<void> => {
-    const started = now();
-    await requests.ask("POST", "/push/c", eventData(started, EVENT_BYTES));
-    await feeds.until(++pushed * devices);
-    orThrow(feeds.faults);
-    await Promise.all(given.splice(0));
-    timesMs.push(now() - started);
-  };
-  for (const until = now() + WARM_MS; now() < until;) await once();
-  const before = pushed;
-  timesMs.length = 0;
-  const measured = meter(service);
-  for (const until = now() + seconds * 1000; events === null ? now() < until : pushed < before + events;) await once();
-  const { perSecond, ...used } = measured((pushed - before) * devices);
-  feeds.check(() => pushed);
-  orThrow(feeds.faults);
-  feeds.close();
-  requests.close();
-  return { figure: perSecond, unit: "loops/s", ...latency(timesMs), ...used };
-}
+// --------------------------------------------------------------------------------------------------------------------- quiet
 
 /** Opens many feeds and looks at the service's memory before and after. */
 async function quiet(service: Service, { quiet: count }: Options): Promise<Figures> {
@@ -302,7 +143,17 @@ const rowsOf = (options: Options): Row[] => {
     {
       name: "loop",
       what: `push, ${devices} deliveries, a receipt from each one by one`,
-      run: (service) => loop(service, options),
+      run: (service) => loop(service, options, false),
+    },
+    {
+      name: "wait",
+      what: `the same, the push answered when all of them are in (Prefer: wait)`,
+      run: (service) => loop(service, options, true),
+    },
+    {
+      name: "told",
+      what: `a device's receipt to the publisher's event stream, ${TOLD_A_SECOND} receipts/s: see p50 and p99`,
+      run: (service) => told(service, options),
     },
     {
       name: "quiet",

@@ -256,8 +256,15 @@ export class Requests {
   }
 
   /** Asks, and gives the body of the answer. @throws Error unless the status is 2xx */
-  ask(method: "POST" | "PUT", path: string, body = "", type = "application/json"): Promise<string> {
-    const head = `${method} ${path} HTTP/1.1\r\nHost: ${HOST}:${this.#port}\r\nContent-Type: ${type}\r\nContent-Length: ${body.length}\r\n\r\n`;
+  ask(
+    method: "POST" | "PUT",
+    path: string,
+    body = "",
+    type = "application/json",
+    /** Each with its line break. */
+    headers = "",
+  ): Promise<string> {
+    const head = `${method} ${path} HTTP/1.1\r\nHost: ${HOST}:${this.#port}\r\n${headers}Content-Type: ${type}\r\nContent-Length: ${body.length}\r\n\r\n`;
     return new Promise((resolve, reject) => {
       if (this.#failure) return reject(this.#failure);
       const exchange = { text: head + body, resolve, reject };

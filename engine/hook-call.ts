@@ -1,0 +1,264 @@
+/**
+ * One call of a webhook, as Standard Webhooks has it (https://www.standardwebhooks.com): a signed POST to an address that was checked.
+ *
+ * A hook's URL comes from whoever may set hooks on a channel, and the call is made from where PERE runs: behind the firewall, beside
+ * databases and the cloud's metadata. So only public addresses are called, and those that the operator named in PERE_HOOKS_ALLOW.
+ * What a name leads to can change between two questions; each call therefore asks once, checks every address of the answer, and gives
+ * the connection these addresses and no name. Bun's `fetch` asks for itself, whatever one gives it; `node:http` takes a `lookup`.
+ *
+ * The answer is the status. A body is read, so that the receiver can end in peace, and thrown away; when to try again is for
+ * others to say. It never follows a redirect, never reuses a connection, never asks a proxy, never throws.
+ */
+import { lookup } from "node:dns/promises";
+import { request as httpRequest } from "node:http";
+import { request as httpsRequest } from "node:https";
+import { type LookupFunction, isIP } from "node:net";
+import ipaddr from "ipaddr.js";
+import { Webhook } from "standardwebhooks";
+import { PereError } from "./model.ts";
+
+/** What a URL can be long and still pass every proxy on its way. */
+const URL_CHARACTERS_MAX = 2_048;
+/** A key of HMAC-SHA256: Standard Webhooks, "Signature scheme". */
+const SECRET_BYTES_MIN = 24;
+const SECRET_BYTES_MAX = 64;
+/** As long as the digest; more adds nothing. */
+const SECRET_BYTES = 32;
+/** Standard Webhooks, "Request timeout", gives 15 to 30 seconds; a receiver that needs longer should answer first and work then. */
+const CALL_MS = 15_000;
+/** Somebody waits for the answer while a name is looked up. */
+const CHECK_MS = 5_000;
+/** An answer's body is for people who debug; none of it is kept. */
+const ANSWER_BYTES_MAX = 64 * 1024;
+/** Answers that only announce an answer (RFC 9110, 15.2): a receiver has one or two of them, and a joker has no end. */
+const ANNOUNCEMENTS_MAX = 8;
+
+/** An address range that hooks may call although it is private: its beginning, and how many leading bits count. */
+export type Allowed = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
+
+/** The addresses of a name, as texts. */
+export type Resolve = (name: string) => Promise<readonly string[]>;
+
+/** How long it may take, and who knows the addresses of a name: Bun's own resolver, unless a test brings another. */
+export interface CallOptions {
+  readonly timeoutMs?: number;
+  readonly resolve?: Resolve;
+}
+
+/** One attempt. `at`, in milliseconds since 1970, is when it is made; `id` stays the same on every attempt. */
+export interface HookCall {
+  readonly id: string;
+  readonly url: string;
+  readonly secret: string;
+  readonly body: string;
+  readonly at: number;
+}
+
+/** The status that the receiver gave, 3xx as it came; or null, and in one sentence why there is none. */
+export interface HookAnswer {
+  readonly status: number | null;
+  readonly error: string | null;
+}
+
+const refused = (message: string, cause?: unknown): PereError =>
+  new PereError("refused", `url: ${message}`, [{ path: "url", message }], cause);
+const malformed = (path: string, message: string): PereError =>
+  new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
+
+// -------------------------------------------------------------------------------------------------------------- addresses
+
+/** Address ranges in CIDR notation, comma separated; an empty text is none. @throws Error with the one line to print */
+export function readAllowed(text: string): readonly Allowed[] {
+  const entries = text.split(",").map((entry) => entry.trim());
+  return entries.filter((entry) => entry !== "").map(readRange);
+}
+
+function readRange(text: string): Allowed {
+  if (ipaddr.IPv4.isValidCIDRFourPartDecimal(text)) return ipaddr.IPv4.parseCIDR(text);
+  const range = ipaddr.IPv6.isValidCIDR(text) ? ipaddr.IPv6.parseCIDR(text) : null;
+  // Addresses are compared as the IPv4 that they are, so a range in this form would let nobody through.
+  if (range && !range[0].isIPv4MappedAddress()) return range;
+  throw new Error(`PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`);
+}
+
+/** What the registries have given out of IPv6 so far (RFC 4291, 2.4); ipaddr.js calls all the rest unicast, `::127.0.0.1` too. */
+const GLOBAL_UNICAST = ipaddr.IPv6.parseCIDR("2000::/3");
+
+/** Public, or allowed. IPv6 forms that carry an IPv4 address count as that address when they are mapped, and are not public otherwise. */
+function isCallable(text: string, allowed: readonly Allowed[]): boolean {
+  if (!ipaddr.isValid(text)) return false;
+  const address = ipaddr.process(text);
+  if (allowed.some(([range, bits]) => range.kind() === address.kind() && address.match(range, bits))) return true;
+  return address.range() === "unicast" && (address.kind() === "ipv4" || address.match(GLOBAL_UNICAST));
+}
+
+/** The address that a host is without anybody being asked, or null when it is a name. */
+function literalAddress({ hostname }: URL): string | null {
+  const host = hostname.replace(/^\[|\]$|\.+$/g, "");
+  // No resolver needs to agree: RFC 6761, 6.3.
+  if (host === "localhost" || host.endsWith(".localhost")) return "127.0.0.1";
+  return ipaddr.isValid(host) ? host : null;
+}
+
+const notPublic = (): PereError =>
+  refused("leads to an address that is not public; hooks may call such a one only where PERE_HOOKS_ALLOW says so");
+
+/** Every address of the URL's host, all of them good to call. @throws PereError refused */
+async function checkedAddresses(url: URL, allowed: readonly Allowed[], resolve: Resolve): Promise<readonly string[]> {
+  const literal = literalAddress(url);
+  const addresses = literal === null ? await resolve(url.hostname).catch(unknownName) : [literal];
+  if (addresses.length === 0) unknownName();
+  if (!addresses.every((address) => isCallable(address, allowed))) throw notPublic();
+  return addresses;
+}
+
+function unknownName(cause?: unknown): never {
+  throw refused("its host has no address", cause);
+}
+
+const resolveName: Resolve = async (name) => (await lookup(name, { all: true })).map(({ address }) => address);
+
+/** The promise's outcome, or the signal's reason when that comes first. */
+const within = <Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> =>
+  new Promise((resolve, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+    promise.then(resolve, reject);
+  });
+
+// ------------------------------------------------------------------------------------------------------------ reading them
+
+/**
+ * A hook's URL: http or https, without user and password, at most 2,048 characters. An address that may not be called is refused
+ * at once; a name is not looked up. @throws PereError malformed or refused
+ */
+export function readHookUrl(text: string, allowed: readonly Allowed[]): URL {
+  const url = URL.canParse(text) ? new URL(text) : null;
+  if (!url || (url.protocol !== "http:" && url.protocol !== "https:"))
+    throw malformed("url", "must be a URL that begins with http:// or https://");
+  if (Math.max(text.length, url.href.length) > URL_CHARACTERS_MAX)
+    throw refused(`must have at most ${URL_CHARACTERS_MAX} characters`);
+  if (url.username !== "" || url.password !== "") throw refused("must not hold a user or a password");
+  const literal = literalAddress(url);
+  if (literal !== null && !isCallable(literal, allowed)) throw notPublic();
+  return url;
+}
+
+/** Refuses a URL whose host has no address, or any that may not be called; its name is looked up. @throws PereError refused */
+export async function checkHookUrl(
+  url: URL,
+  allowed: readonly Allowed[],
+  { timeoutMs = CHECK_MS, resolve = resolveName }: CallOptions = {},
+): Promise<void> {
+  const deadline = AbortSignal.timeout(timeoutMs);
+  await within(deadline, checkedAddresses(url, allowed, resolve)).catch((error: unknown) => {
+    throw deadline.aborted ? refused("its host could not be looked up in time", error) : error;
+  });
+}
+
+/**
+ * A secret as Standard Webhooks writes it: `whsec_` and the base64, with its padding, of 24 to 64 bytes.
+ * @throws PereError malformed, which does not repeat it
+ */
+export function readSecret(text: string): string {
+  const [, base64 = ""] = /^whsec_([A-Za-z0-9+/]{32,86}={0,2})$/.exec(text) ?? [];
+  const bytes = Buffer.from(base64, "base64");
+  if (bytes.length >= SECRET_BYTES_MIN && bytes.length <= SECRET_BYTES_MAX && bytes.toString("base64") === base64)
+    return text;
+  throw malformed("secret", `must be whsec_ and the base64 of ${SECRET_BYTES_MIN} to ${SECRET_BYTES_MAX} bytes`);
+}
+
+/** A new secret, of 32 random bytes. */
+export const makeSecret = (): string =>
+  `whsec_${Buffer.from(crypto.getRandomValues(new Uint8Array(SECRET_BYTES))).toString("base64")}`;
+
+// --------------------------------------------------------------------------------------------------------------- the call
+
+/**
+ * Makes the call and gives its outcome. From looking up the name to the end of the answer it takes at most `timeoutMs`; a status that
+ * came before counts, whatever becomes of the body. Never throws.
+ */
+export async function callHook(
+  call: HookCall,
+  allowed: readonly Allowed[],
+  { timeoutMs = CALL_MS, resolve = resolveName }: CallOptions = {},
+): Promise<HookAnswer> {
+  // No AbortSignal.timeout: that would hold the body until its time comes, seconds after the call.
+  const clock = new AbortController();
+  const timer = setTimeout(() => clock.abort(), timeoutMs);
+  const deadline = clock.signal;
+  try {
+    const url = readHookUrl(call.url, allowed);
+    const addresses = await within(deadline, checkedAddresses(url, allowed, resolve));
+    return { status: await post(url, addresses, call, deadline), error: null };
+  } catch (error) {
+    const late = `there was no answer within ${timeoutMs / 1000} seconds`;
+    return { status: null, error: deadline.aborted ? late : sentence(error) };
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Standard Webhooks, "Webhook headers". */
+function headers({ id, secret, body, at }: HookCall): Record<string, string> {
+  const time = new Date(at);
+  return {
+    "content-type": "application/json",
+    "user-agent": "PERE",
+    "webhook-id": id,
+    "webhook-timestamp": String(Math.floor(at / 1000)),
+    "webhook-signature": new Webhook(secret).sign(id, time, body),
+  };
+}
+
+/** Connects to one of `addresses`, the next where one takes no connection, and gives the status. */
+function post(url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal): Promise<number> {
+  const found = addresses.map((address) => ({ address, family: isIP(address) }));
+  const known: LookupFunction = (_name, _options, answer) => answer(null, found);
+  return new Promise((resolve, reject) => {
+    const open = url.protocol === "https:" ? httpsRequest : httpRequest;
+    const options = { method: "POST", headers: headers(call), agent: false, lookup: known, autoSelectFamily: true };
+    const request = open(url, options);
+    let status: number | undefined;
+    const end = (error?: unknown): void => {
+      if (status === undefined) reject(error);
+      else resolve(status);
+      request.destroy();
+    };
+    let announcements = 0;
+    request.on("information", () => {
+      if (++announcements > ANNOUNCEMENTS_MAX) end(new Error("announcements without end"));
+    });
+    request.on("upgrade", ({ statusCode }) => {
+      status = statusCode;
+      end();
+    });
+    request.on("response", (response) => {
+      status = response.statusCode;
+      let bytes = 0;
+      response.on("data", (chunk: Buffer) => {
+        bytes += chunk.length;
+        if (bytes > ANSWER_BYTES_MAX) end();
+      });
+      response.on("error", end).on("close", () => end());
+    });
+    request.on("error", end);
+    deadline.addEventListener("abort", () => end(deadline.reason), { once: true });
+    request.end(call.body);
+  });
+}
+
+/** Error codes of Node, llhttp and OpenSSL, and what they come to for somebody who looks at his hook. */
+const SENTENCES: readonly (readonly [RegExp, string])[] = [
+  [/^ECONNREFUSED$/, "the connection was refused"],
+  [/^(EHOSTUNREACH|ENETUNREACH|ETIMEDOUT|EADDRNOTAVAIL)$/, "its address can't be reached"],
+  [/^(ECONNRESET|EPIPE)$/, "the connection closed before the answer"],
+  [/^HPE_/, "the answer is not HTTP"],
+  [/^(ERR_SSL_|EPROTO$)/, "TLS could not be agreed on"],
+  [/CERT|SIGNATURE/, "its certificate can't be verified"],
+];
+
+function sentence(error: unknown): string {
+  if (error instanceof PereError) return error.message;
+  const code = error instanceof Error && "code" in error ? String(error.code) : "";
+  return SENTENCES.find(([pattern]) => pattern.test(code))?.[1] ?? "the call failed";
+}

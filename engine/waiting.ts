@@ -1,0 +1,200 @@
+/**
+ * Pushes that wait until every addressed device gave a final receipt.
+ *
+ * For each channel where somebody waits there is one cursor on the receipts log, whoever waits and for whatever: the entry with which an event became
+ * complete says so, also when the receipt came in at another instance. A waiting push costs a place in a map and one timer.
+ * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
+ */
+import type { Bye, Feed, FeedRequest, Wire } from "./feeds.ts";
+import { isComplete, type Tally } from "./model.ts";
+import type { Store } from "./store.ts";
+import type { Batch } from "./tail.ts";
+
+/** A cursor that broke is set again after this. */
+const AGAIN_MS = 500;
+
+type Follow = (request: FeedRequest, wire: Wire) => Feed;
+
+export class Waiting {
+  readonly #store: Store;
+  readonly #follow: Follow;
+  readonly #watchers = new Map<string, Watcher>();
+
+  constructor(store: Store, follow: Follow) {
+    this.#store = store;
+    this.#follow = follow;
+  }
+
+  /**
+   * Waits until events are complete, at most for so long, or until `signal`.
+   * @param events their `seq`s, ascending, without holes
+   * @returns their tallies then; an event that is no longer kept has none
+   * @throws PereError away
+   */
+  async until(
+    channel: string,
+    events: readonly number[],
+    ms: number,
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<number, Tally>> {
+    const [first, last] = [events[0]!, events.at(-1)!];
+    const { promise: timeUp, resolve } = Promise.withResolvers<true>();
+    const timer = setTimeout(() => resolve(true), ms);
+    signal.addEventListener("abort", () => resolve(true));
+    if (signal.aborted) resolve(true);
+    let watcher = this.#watchers.get(channel);
+    if (!watcher) {
+      watcher = new Watcher(channel, this.#follow, () => this.#watchers.delete(channel));
+      this.#watchers.set(channel, watcher);
+    }
+    const place = watcher.enter(events);
+    try {
+      for (let isOver = false; ;) {
+        const changed = place.changed(); // Taken before the look: what changes during it is looked at again.
+        // Where all have completed by the log there is nothing to ask.
+        const tallies = place.tallies() ?? (await this.#store.tallies(channel, first, last));
+        if (isOver || place.saw(tallies)) return tallies;
+        isOver = await Promise.race([changed, timeUp]);
+      }
+    } finally {
+      clearTimeout(timer);
+      watcher.leave(place);
+    }
+  }
+
+  /** Everybody is answered with what is there. */
+  stop(): void {
+    for (const watcher of [...this.#watchers.values()]) watcher.stop();
+  }
+}
+
+/** One push that waits. */
+class Place {
+  readonly events: readonly number[];
+  /** Events that are not known to be complete, or gone. */
+  readonly #open: Set<number>;
+  readonly #complete = new Map<number, Tally>();
+  #change = Promise.withResolvers<boolean>();
+
+  constructor(events: readonly number[]) {
+    this.events = events;
+    this.#open = new Set(events);
+  }
+
+  /** Resolves when the tally is worth a look; true: there is nothing to wait for any more. */
+  changed(): Promise<boolean> {
+    return this.#change.promise;
+  }
+
+  /** The tallies, once there is nothing more to learn. */
+  tallies(): ReadonlyMap<number, Tally> | null {
+    return this.#open.size === 0 ? this.#complete : null;
+  }
+
+  /** Tallies as they were read. True: there is nothing left to wait for. */
+  saw(tallies: ReadonlyMap<number, Tally>): boolean {
+    for (const event of this.#open) {
+      const tally = tallies.get(event);
+      if (tally && !isComplete(tally)) continue;
+      this.#open.delete(event);
+      if (tally) this.#complete.set(event, tally);
+    }
+    return this.#open.size === 0;
+  }
+
+  complete(event: number, tally: Tally): void {
+    this.#complete.set(event, tally);
+    this.#open.delete(event);
+    if (this.#open.size === 0) this.look(true);
+  }
+
+  look(isOver: boolean): void {
+    this.#change.resolve(isOver);
+    this.#change = Promise.withResolvers<boolean>();
+    if (isOver) this.#change.resolve(true);
+  }
+}
+
+/** The cursor of all who wait at one channel. */
+class Watcher implements Wire {
+  readonly #channel: string;
+  readonly #follow: Follow;
+  readonly #end: () => void;
+  readonly #places = new Map<number, Set<Place>>();
+  #feed: Feed | undefined;
+  #waiting = 0;
+  #stopped = false;
+
+  constructor(channel: string, follow: Follow, end: () => void) {
+    this.#channel = channel;
+    this.#follow = follow;
+    this.#end = end;
+    this.#open();
+  }
+
+  #open(): void {
+    if (this.#stopped) return;
+    const request = { kind: "receipts", channels: [this.#channel], device: null, last: null } as const;
+    this.#feed = this.#follow({ ...request, since: "now", renew: false }, this);
+  }
+
+  enter(events: readonly number[]): Place {
+    const place = new Place(events);
+    this.#waiting++;
+    for (const event of events) {
+      const places = this.#places.get(event);
+      if (places) places.add(place);
+      else this.#places.set(event, new Set([place]));
+    }
+    if (this.#stopped) place.look(true); // Who comes last is told as well.
+    return place;
+  }
+
+  leave(place: Place): void {
+    for (const event of place.events) {
+      const places = this.#places.get(event);
+      places?.delete(place);
+      if (places?.size === 0) this.#places.delete(event);
+    }
+    if (--this.#waiting > 0) return;
+    this.#stopped = true;
+    this.#feed?.stop();
+    this.#end();
+  }
+
+  /** All who wait look at the tally. */
+  #look(isOver: boolean): void {
+    for (const place of new Set([...this.#places.values()].flatMap((places) => [...places]))) place.look(isOver);
+  }
+
+  stop(): void {
+    this.#stopped = true;
+    this.#look(true);
+  }
+
+  ready(): void {
+    this.#look(false);
+  }
+
+  write(_channel: string, { entries }: Batch): undefined {
+    for (const { receipt } of entries) {
+      if (!receipt?.completes) continue;
+      const { done, failed } = receipt.completes;
+      const tally = { addressed: done + failed, received: 0, working: 0, missing: 0, done, failed };
+      for (const place of this.#places.get(receipt.event) ?? []) place.complete(receipt.event, tally);
+    }
+  }
+
+  gap(): void {
+    this.#look(false);
+  }
+
+  rest(): void {}
+  beat(): void {}
+  remind(): undefined {}
+
+  bye(reason: Bye): void {
+    if (reason === "busy") setTimeout(() => this.#open(), AGAIN_MS).unref();
+    else this.stop();
+  }
+}

@@ -1,0 +1,96 @@
+/**
+ * What becomes of an event, how its publisher knows, and his hooks, where two instances share one Redis: the cases that hold on any memory, and
+ * the races that only several instances can run.
+ */
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { RedisStore } from "../engine/redis.ts";
+import { draft, missAll, SECOND, T } from "./contract-calls.ts";
+import { ask, give, push, spawn, startOn, until } from "./harness.ts";
+import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./hook-cases.ts";
+import { outcomes } from "./outcome-cases.ts";
+import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+
+setDefaultTimeout(60_000);
+const DEVICES = Array.from({ length: 700 }, (_, n) => `device-${n}`).sort();
+
+const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
+
+describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
+  let redis: RedisServer;
+  beforeAll(async () => {
+    redis = await startRedis();
+  });
+  afterAll(() => redis.end());
+  beforeEach(() => redis.ask("FLUSHALL"));
+  afterEach(tidyUp);
+
+  outcomes("two instances", 2, async () => (options) => startOn(redis.url, options));
+
+  hookCases("Redis", () => ({ start: (options) => startOn(redis.url, options), env: { REDIS_URL: redis.url } }));
+
+  describe("a race", () => {
+    test("of three instances for one deadline: each device is missing once, and each hears of it", async () => {
+      const prefix = "deadline-race:";
+      const stores = await Promise.all([1, 2, 3].map(() => RedisStore.open({ urls: [redis.url], prefix })));
+      const [store] = stores as [RedisStore];
+      const told = await Promise.all(
+        stores.map(async (one) => {
+          const heard: string[] = [];
+          one.watch((wake) => {
+            if (wake.kind === "receipts") heard.push(...wake.entries.map(({ device }) => device));
+          });
+          await one.follow("receipts", "orders");
+          return heard;
+        }),
+      );
+      await Promise.all(DEVICES.map((device) => store.enrol("orders", device, T)));
+      await store.append("orders", [draft(1, { deadline: 1 }), draft(2, { deadline: 1 })], T);
+      await Promise.all([...stores, ...stores].map((one) => missAll(one, T + SECOND)));
+      await until(async () => (await store.heads("orders"))!.receipts.head >= 2 * DEVICES.length, "all to be missing");
+      for (const heard of told) {
+        await until(() => heard.length >= 2 * DEVICES.length, "every word");
+        expect(heard.toSorted()).toEqual([...DEVICES, ...DEVICES].sort());
+      }
+      expect((await store.tallies("orders", 1, 2)).get(2)).toMatchObject({ addressed: DEVICES.length, missing: 700 });
+      await Promise.all(stores.map((one) => one.close()));
+    });
+
+    test("of two instances for one hook: each receipt is told once, and an instance that is killed is followed within seconds", async () => {
+      const receiver = new Receiver();
+      const env = { REDIS_URL: redis.url, PERE_HOOKS_ALLOW: "127.0.0.0/8" };
+      const first = await spawn(env);
+      services.push({ stop: () => first.end("SIGKILL") });
+      await hook(first.url, receiver);
+      await receive(first.url, ["a"], "done");
+      await receiver.hear(["a done"]);
+      const second = await startOn(redis.url, { hooksAllowed: LOOPBACK });
+      services.push(second);
+      await receive(second.url, ["b"], "done");
+      await receiver.hear(["b done"]);
+      await until(async () => (await listed(second.url)).position.endsWith("-2"), "the call to be kept");
+      expect(receiver.receipts).toEqual(["a done", "b done"]);
+      // The first one has the hooks; what comes in after its end is told by the second.
+      await first.end("SIGKILL");
+      const from = performance.now();
+      await receive(second.url, ["c"], "done");
+      await receiver.hear(["c done"]);
+      expect(performance.now() - from).toBeLessThan(12_000);
+      expect(receiver.receipts).toEqual(["a done", "b done", "c done"]);
+    });
+
+    test("for a deadline that an instance took up and died over: the others come back to it", async () => {
+      let now = Date.now();
+      const pere = await startOn(redis.url, { now: () => now, limits: { trimMs: 500 } });
+      services.push(pere);
+      await ask(`${pere.url}/devices/c/till`, { method: "PUT" });
+      const event = await push(pere.url, "c", 1, "?deadline=60");
+      // As it is when a process dies between taking the channel up and being done with it.
+      await redis.ask("ZADD", "pere:due", "1000000000000000", "c");
+      now += 61_000;
+      const state = async () => (await ask(`${pere.url}/events/c/${event}`)).body.receipts;
+      await until(async () => (await state()).missing === 1, "the till to be missing");
+      expect((await give(pere.url, "c", event, "till", "done")).body.recorded).toBe(1);
+      expect(await state()).toMatchObject({ missing: 0, done: 1 });
+    });
+  });
+});
