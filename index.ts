@@ -16,6 +16,7 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
+import { Breath } from "./engine/breath.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import {
@@ -31,7 +32,6 @@ import {
   iso,
   type Kind,
   PAGE_DEFAULT,
-  PAGE_MAX,
   PereError,
   POLL_SECONDS_MAX,
   type Position,
@@ -480,13 +480,18 @@ const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
   `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late}`;
 
+/** Rows that an export reads at once: with the longest details a mebibyte, which is what a reader who stops costs. */
+const EXPORT_ROWS = 250;
+
 async function rows(engine: Engine, channelText: string, event: string, request: Request): Promise<Response> {
   const channel = readChannel(channelText);
   const query = queryOf(request);
   const { after, limit } = pageOf(query);
   const status = query.get("status") ?? null;
-  if (status !== null && !STATES.includes(status as State))
-    throw new PereError("malformed", `status: must be one of ${STATES.join(", ")}`);
+  if (status !== null && !STATES.includes(status as State)) {
+    const message = `must be one of ${STATES.join(", ")}`;
+    throw new PereError("malformed", `status: ${message}`, [{ path: "status", message }]);
+  }
   const read = (from: string, size: number) => engine.rows(channel, event, status as State | null, from, size);
   const asCsv = accepts(request, "text/csv");
   if (!asCsv && !accepts(request, "application/x-ndjson")) {
@@ -495,14 +500,15 @@ async function rows(engine: Engine, channelText: string, event: string, request:
   }
   // An export: all rows unless a limit was named, a page at a time, as fast as the reader takes them.
   let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
-  let page = await read(after, Math.min(left, PAGE_MAX));
+  let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
     if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
-    for (;;) {
+    for (const breath = new Breath(); ;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;
       if (page.next === null || left <= 0) return;
-      page = await read(page.next, Math.min(left, PAGE_MAX));
+      await breath.take();
+      page = await read(page.next, Math.min(left, EXPORT_ROWS));
     }
   }
   const type = asCsv ? "text/csv; charset=utf-8; header=present" : "application/x-ndjson";

@@ -2,8 +2,8 @@
  * One SQLite file, held by one process, written by group commit.
  *
  * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
- * changes are gathered: each is a small function in a queue, and once a turn of the event loop one transaction runs them all. What
- * arrives while that transaction is on its way to the disk goes into the next. One change alone waits a sync; a thousand share one.
+ * changes are gathered: each is a small function in a queue, and once a turn of the event loop one transaction runs them all, or as many
+ * as there is time for. What arrives while that transaction is on its way to the disk goes into the next. One change alone waits a sync; a thousand share one.
  *
  * What it never does: resolve before the commit, or go on after a sync failed. (When `fsync` fails, the kernel may have thrown the
  * pages away and a second try would "succeed"; only a restart reads what is really there.) That goes for checkpoints too, whose
@@ -16,6 +16,9 @@ import { PereError } from "./model.ts";
 const CHECKPOINT_PAGES = 2_000;
 /** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
 const CACHE_KIBIBYTES = 32 * 1024;
+
+/** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
+const COMMIT_MS = 100;
 
 /** What a file holds: its mark in the header, and for each version the statements that make it out of the one before. */
 export interface Schema {
@@ -114,14 +117,19 @@ export class SqliteFile {
   readonly #commit = (): void => {
     const changes = this.#queue;
     this.#queue = [];
+    const stored = this.#transact(changes);
     // When one of them can't be stored, each stands for itself, so that it fails alone.
-    if (!this.#transact(changes) && changes.length > 1) for (const change of changes) this.#transact([change]);
+    if (stored === 0 && changes.length > 1) for (const change of changes) this.#transact([change]);
     this.#checkpoint();
+    if (stored === 0 || stored === changes.length) return;
+    if (this.#queue.length === 0) setImmediate(this.#commit);
+    this.#queue = changes.slice(stored).concat(this.#queue);
   };
 
-  /** Runs changes in one transaction. False when it was undone; a lone change is then told so. */
-  #transact(changes: readonly Change[]): boolean {
-    if (changes.length === 0) return true;
+  /** Runs the first of these changes, as many as there is time for, in one transaction. 0: it was undone; a lone change is then told so. */
+  #transact(changes: readonly Change[]): number {
+    if (changes.length === 0) return 0;
+    const end = performance.now() + COMMIT_MS;
     const results: { value?: unknown; error?: PereError }[] = [];
     try {
       this.check();
@@ -133,6 +141,7 @@ export class SqliteFile {
           if (!(error instanceof PereError)) throw error;
           results.push({ error });
         }
+        if (performance.now() > end) break;
       }
       this.#owner.finish();
       this.run("COMMIT");
@@ -149,18 +158,17 @@ export class SqliteFile {
             error,
           ),
         );
-      return false;
+      return 0;
     }
     try {
       this.#owner.committed();
     } finally {
-      changes.forEach((change, index) => {
-        const { value, error } = results[index]!;
-        if (error) change.reject(error);
-        else change.resolve(value as never);
+      results.forEach(({ value, error }, index) => {
+        if (error) changes[index]!.reject(error);
+        else changes[index]!.resolve(value as never);
       });
     }
-    return true;
+    return results.length;
   }
 
   #undo(error: unknown): void {
@@ -187,7 +195,7 @@ export class SqliteFile {
   /** Commits what is queued and lets go of the file. */
   close(): void {
     if (this.#closed) return;
-    this.#commit();
+    while (this.#queue.length > 0) this.#commit();
     this.#closed = true;
     for (const statement of this.#statements.values()) statement.finalize();
     this.#db.close();

@@ -315,7 +315,9 @@ export class Engine {
     limit: number,
   ): Promise<Page<Row, string>> {
     const { seq } = await this.#kept(channel, id);
-    return this.#store.rows(channel, seq, status, after, limit);
+    const page = await this.#store.rows(channel, seq, status, after, limit);
+    await this.#kept(channel, id); // Else some of the rows may have gone while they were read.
+    return page;
   }
 
   /** Enrolled devices by name. @throws PereError unknown */

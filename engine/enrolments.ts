@@ -5,13 +5,11 @@
  * owes nothing; it only ever grows, so what a device owes is found from there and never by going through its whole past.
  * All functions but `list` and `stint` run within a transaction.
  */
+import { Breath } from "./breath.ts";
 import type { SqliteFile } from "./commit.ts";
 import { type Enrolment, FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Joined } from "./store.ts";
-
-/** How long one request may keep the rest waiting. */
-const BREATH_MS = 5;
 
 /** A device's current enrolment. */
 export interface Stint {
@@ -165,12 +163,10 @@ export class Enrolments {
       limit,
     );
     const items: Enrolment[] = [];
-    let breathAt = performance.now() + BREATH_MS;
+    const breath = new Breath(); // A thousand devices may owe thousands each.
     for (const { device, enrolledAt, seenAt, ...stint } of rows) {
       items.push({ device, enrolledAt, seenAt, pending: this.#pending(channel, device, stint, now) });
-      if (performance.now() < breathAt) continue;
-      await Bun.sleep(0); // A thousand devices that owe thousands each: others have their turn.
-      breathAt = performance.now() + BREATH_MS;
+      await breath.take();
     }
     return items;
   }

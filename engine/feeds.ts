@@ -49,6 +49,8 @@ export interface FeedRequest {
   readonly since: "now" | "earliest" | readonly Position[];
   /** Whether the feed is ended and begun anew from time to time: where a dead link can't be told from a quiet one. */
   readonly renew: boolean;
+  /** PERE's own cursor, not a connection: a full house does not turn it away. */
+  readonly own?: boolean;
 }
 
 /** Times in milliseconds. */
@@ -57,7 +59,7 @@ export interface FeedLimits {
   readonly beatMs: number;
   /** A feed that is renewed lives this long, ± 20 %: so long can a dead link pass for a device. */
   readonly renewMs: number;
-  /** Open feeds an instance. */
+  /** Open feeds an instance, its own left out. */
   readonly feeds: number;
 }
 
@@ -180,6 +182,8 @@ export class Feeds {
   readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
+  /** Those of them that are PERE's own. */
+  readonly #own = new Set<Feed>();
   /** Devices with an open feed here, by channel. */
   readonly #present = new Map<string, Presence>();
   readonly #joining = new Set<Joining>();
@@ -231,6 +235,7 @@ export class Feeds {
     const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
     const feed = new Feed(this, request.device, logs, wire);
     this.#open.add(feed);
+    if (request.own) this.#own.add(feed);
     void this.#start(feed, request);
     return feed;
   }
@@ -240,7 +245,7 @@ export class Feeds {
     if (!feed.open) return;
     try {
       if (this.#closing) return feed.end("drain");
-      if (this.#open.size > this.#limits.feeds) return feed.end("busy");
+      if (!request.own && this.#open.size - this.#own.size > this.#limits.feeds) return feed.end("busy");
       const { kind, device } = request;
       // Heard before it is read, so that nothing falls between.
       await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
@@ -292,6 +297,7 @@ export class Feeds {
   /** Called by a feed that ended. */
   release(feed: Feed): void {
     this.#open.delete(feed);
+    this.#own.delete(feed);
     for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
     feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
     for (const log of feed.logs) {

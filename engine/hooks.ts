@@ -268,7 +268,15 @@ class Runner implements Wire {
     if (this.stopped || this.#feed?.open) return;
     const { channel } = this.hook;
     this.#feed = this.#options.follow(
-      { kind: "receipts", channels: [channel], device: null, last: [this.#cursor], since: "now", renew: false },
+      {
+        kind: "receipts",
+        channels: [channel],
+        device: null,
+        last: [this.#cursor],
+        since: "now",
+        renew: false,
+        own: true,
+      },
       this,
     );
   }

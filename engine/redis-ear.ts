@@ -192,7 +192,12 @@ export class RedisEar {
     this.#again = false;
     const atOnce = this.#hurry;
     this.#hurry = false;
-    const all = [...this.#followed.values()].filter(({ wanted, subscribed }) => wanted && subscribed);
+    const all = [...this.#followed.values()].filter((followed) => {
+      const { wanted, subscribed, isSure, heard, heardBefore } = followed;
+      followed.heardBefore = heard;
+      // Messages come: a log that is busy needs no question, until it is quiet for a turn of the timer.
+      return wanted && subscribed && (atOnce || !isSure || heard === heardBefore);
+    });
     for (let at = 0; at < all.length; at += LOOKS_AT_ONCE)
       // Where Redis is away, the timer looks again.
       await this.#lookAt(all.slice(at, at + LOOKS_AT_ONCE), atOnce).catch(() => (this.#hurry ||= atOnce));

@@ -11,6 +11,7 @@
  * A client of the library is one connection here, from its making to its end: so what was sent on the same client went to the same server, and only
  * there does `WAIT` say which replicas have it.
  */
+import { tracingChannel } from "node:diagnostics_channel";
 import { createClient } from "redis";
 import { PereError } from "./model.ts";
 import type { Script } from "./redis-scripts.ts";
@@ -37,6 +38,13 @@ export type Reply = string | number | null | readonly Reply[];
 const PASSES =
   /^(OOM|BUSY|LOADING|READONLY|MISCONF|MASTERDOWN|CLUSTERDOWN|MOVED|ASK|TRYAGAIN|NOREPLICAS|NOAUTH|NOPERM)\b/;
 
+/** What Redis before 7.0 puts before the error of a command that a script gave. */
+const IN_SCRIPT = /^ERR Error running script \(call to \w+\): (@user_script: ?\d+: )+-/;
+
+/** What Redis said was wrong, beginning with its word for it; other errors as they are. */
+const messageOf = (error: unknown): string =>
+  (error instanceof Error ? error.message : String(error)).replace(IN_SCRIPT, "");
+
 /** How many replicas must have what was stored, and a key in the same slot that can be written to find out. */
 export interface Spread {
   readonly replicas: number;
@@ -62,14 +70,12 @@ export type Work = (send: (command: readonly string[]) => Promise<Reply>) => Pro
 
 export const scripted =
   ({ sha, text }: Script, keys: readonly string[], values: readonly (string | number)[]): Work =>
-  async (send) => {
+  (send) => {
     const rest = [String(keys.length), ...keys, ...values.map(String)];
-    try {
-      return await send(["EVALSHA", sha, ...rest]);
-    } catch (error) {
+    return send(["EVALSHA", sha, ...rest]).catch((error: unknown) => {
       if (!(error instanceof Error) || !error.message.startsWith("NOSCRIPT")) throw error;
-      return await send(["EVAL", text, ...rest]);
-    }
+      return send(["EVAL", text, ...rest]);
+    });
   };
 
 export interface WorkOptions {
@@ -81,11 +87,23 @@ export interface WorkOptions {
 
 export type Client = ReturnType<typeof connect>;
 
+// Node's `TracingChannel.hasSubscribers`, which Bun 1.4.5 lacks: without it the library takes it that somebody traces each command, and copies
+// its arguments for him.
+const tracing: object = Object.getPrototypeOf(tracingChannel("pere"));
+if (!("hasSubscribers" in tracing))
+  Object.defineProperty(tracing, "hasSubscribers", {
+    get(this: Readonly<Record<string, { readonly hasSubscribers: boolean }>>) {
+      return ["start", "end", "asyncStart", "asyncEnd", "error"].some((name) => this[name]!.hasSubscribers);
+    },
+  });
+
 const connect = (url: string) =>
   createClient({
     url,
     disableOfflineQueue: true,
     commandsQueueMaxLength: CALLS_MAX,
+    // A call has its time here; the library's own would be one more timer a call, which stays until it is over.
+    commandOptions: { timeout: 0 },
     pingInterval: PING_MS,
     maintNotifications: "disabled",
     socket: { connectTimeout: SILENCE_MS, socketTimeout: SILENCE_MS, reconnectStrategy: false },
@@ -93,22 +111,35 @@ const connect = (url: string) =>
 
 const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
 
-/** @throws what `late` does, when it takes longer */
-async function within<Value>(timeoutMs: number, work: Promise<Value>, late: () => never): Promise<Value> {
-  let timer: Timer | undefined;
-  const timeout = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => {
-      try {
-        late();
-      } catch (error) {
-        reject(error);
-      }
-    }, timeoutMs);
-  });
-  try {
-    return await Promise.race([work, timeout]);
-  } finally {
-    clearTimeout(timer);
+/** How exactly a time is kept. */
+const SWEEP_MS = 50;
+
+/** Calls and how long each may take. One timer looks after all of them: a timer a call costs more than what it guards. */
+class Patience {
+  readonly #waiting = new Set<{ readonly until: number; readonly late: () => void }>();
+  #timer: Timer | undefined;
+
+  /** Becomes what the work becomes, or is rejected with what `late` says where that takes longer. */
+  within<Value>(timeoutMs: number, work: Promise<Value>, late: () => PereError): Promise<Value> {
+    this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS);
+    return new Promise((resolve, reject) => {
+      const waiting = { until: performance.now() + timeoutMs, late: () => reject(late()) };
+      this.#waiting.add(waiting);
+      const over = (): unknown => this.#waiting.delete(waiting);
+      work.finally(over).then(resolve, reject);
+    });
+  }
+
+  #sweep(): void {
+    const now = performance.now();
+    for (const waiting of this.#waiting) {
+      if (waiting.until > now) continue;
+      this.#waiting.delete(waiting);
+      waiting.late();
+    }
+    if (this.#waiting.size > 0) return;
+    clearInterval(this.#timer);
+    this.#timer = undefined;
   }
 }
 
@@ -116,6 +147,7 @@ async function within<Value>(timeoutMs: number, work: Promise<Value>, late: () =
 export class RedisLink implements Redis {
   readonly #urls: readonly string[];
   readonly #ready: (client: Client) => void;
+  readonly #patience = new Patience();
   #client: Client;
   /** Where it leads. */
   #url = "";
@@ -187,15 +219,15 @@ export class RedisLink implements Redis {
     const client = this.#client;
     if (!client.isReady) throw away("Redis can't be reached; nothing was stored", this.#trouble);
     try {
-      return await within(timeoutMs, run(client), () => {
+      return await this.#patience.within(timeoutMs, run(client), () => {
         // A call that was tried elsewhere before has little time: that is not the connection's fault.
         if (timeoutMs > SILENCE_MS) this.#replace(client);
-        throw away("Redis does not answer; whether it was stored can't be known");
+        return away("Redis does not answer; whether it was stored can't be known");
       });
     } catch (error) {
       const isOld = performance.now() - this.#readyAt > RETRY_MS_MAX;
       // It was made a replica. The connection would stay; a new one may find the master, where the address has moved with it.
-      if (error instanceof Error && error.message.startsWith("READONLY") && isOld) this.renew(client);
+      if (messageOf(error).startsWith("READONLY") && isOld) this.renew(client);
       throw explain(error);
     }
   }
@@ -217,9 +249,9 @@ export class RedisLink implements Redis {
     };
     const reply = await this.call(() => work(send), timeoutMs);
     if (spread)
-      await within(end - performance.now(), this.#have(client, spread), () => {
-        throw away("stored, but its replicas were not heard of in time; repeating is safe");
-      });
+      await this.#patience.within(end - performance.now(), this.#have(client, spread), () =>
+        away("stored, but its replicas were not heard of in time; repeating is safe"),
+      );
     return reply;
   }
 
@@ -285,7 +317,7 @@ async function end(client: Client): Promise<void> {
 /** An error of Redis or of the way to it, as the house says it. */
 function explain(error: unknown): PereError {
   if (error instanceof PereError) return error;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = messageOf(error);
   const answered = /^[A-Z]+ /.test(message);
   if (answered && !PASSES.test(message))
     return new PereError("inside", `Redis refused a command: ${message}`, [], error);

@@ -6,15 +6,19 @@
  * nobody has to tidy up for that. What a dead one left is removed by whoever comes across it much later.
  *
  * What is true here is kept here: when Redis has lost it, the next sign of life shows that this instance is not known, and it is all written again.
+ * A new connection may lead to an older state, a snapshot or a replica that lagged behind, and what that says of this instance is anybody's guess: so
+ * it goes on under another name, and what stands under the old one is a dead instance's.
  */
 import type { Redis, Reply } from "./redis-link.ts";
-import { BEAT } from "./redis-scripts.ts";
+import { SCRIPTS } from "./redis-scripts.ts";
 
 const BEAT_MS = 1_000;
 /** Without a sign of life for so long, an instance is dead. */
 const LIFE_MS = 4_000;
 /** For so long a dead one is remembered, before what it left is removed. */
 const MEMORY_MS = 60_000;
+/** For so long it is remembered that something is left of an instance: many reads may have to remove it. */
+const STRANGER_MS = 10 * MEMORY_MS;
 /** For so long it is good enough to know who was connected elsewhere. */
 const FRESH_MS = 1_000;
 /** Devices in one command. */
@@ -31,7 +35,8 @@ interface Known {
 }
 
 export class RedisPresence {
-  readonly #instance = crypto.randomUUID();
+  #instance = crypto.randomUUID();
+  #isDoubted = false;
   readonly #link: Redis;
   readonly #instances: string;
   readonly #key: (channel: string) => string;
@@ -54,19 +59,34 @@ export class RedisPresence {
     this.#timer.unref();
   }
 
+  /** There is a new connection to Redis. */
+  doubt(): void {
+    this.#isDoubted = true;
+  }
+
   /** A sign of life; and who else lives. */
   async beat(): Promise<void> {
     try {
+      if (this.#isDoubted) await this.#rename();
       const values = [this.#instance, LIFE_MS, MEMORY_MS];
-      const [isNew, ...living] = (await this.#link.run(BEAT, [this.#instances], values)) as readonly Reply[];
+      const [isNew, ...living] = (await this.#link.run(SCRIPTS.beat, [this.#instances], values)) as readonly Reply[];
       this.#living = new Set(living as readonly string[]);
       if (isNew === 1)
         for (const [channel, devices] of this.#here) for (const device of devices.keys()) this.#change(channel, device);
       if (this.#changed.size > 0) await this.#write();
       for (const [channel, { at }] of this.#known) if (Date.now() - at > FRESH_MS) this.#known.delete(channel);
+      for (const [stranger, since] of this.#strangers)
+        if (Date.now() - since > STRANGER_MS) this.#strangers.delete(stranger);
     } catch {
       // Redis is away; the timer tries again.
     }
+  }
+
+  async #rename(): Promise<void> {
+    const before = this.#instance;
+    this.#isDoubted = false;
+    this.#instance = crypto.randomUUID();
+    await this.#link.send("ZREM", this.#instances, before);
   }
 
   /** A device is connected here from now on; null: it is no longer. */

@@ -2,7 +2,7 @@
  * What PERE keeps in Redis, and the scripts that change it.
  *
  * A channel's keys share one hash tag, so they live in one slot and one script may touch them all. Each change is one script: it appends,
- * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script gets the same keys in the
+ * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script of a channel gets the same keys in the
  * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
  *
  *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without it there is no such channel
@@ -27,62 +27,6 @@
  * an epoch of its own. So a Redis that was flushed, or that dropped keys for want of memory, is never taken for the one that was.
  */
 import { createHash } from "node:crypto";
-
-/** The parts of a channel, in the order of `KEYS`. */
-const PARTS = [
-  "counters",
-  "events",
-  "receipts",
-  "tallies",
-  "latest",
-  "devices",
-  "names",
-  "special",
-  "targets",
-  "gone",
-  "deadlines",
-  "reminded",
-] as const;
-
-/** The keys of one channel. */
-export interface Keys {
-  readonly all: readonly string[];
-  readonly counters: string;
-  readonly events: string;
-  readonly receipts: string;
-  readonly devices: string;
-  readonly names: string;
-  readonly latest: string;
-  readonly reminded: string;
-  readonly hooks: string;
-  readonly hook: (name: string) => string;
-  readonly deliveries: (name: string) => string;
-  /** Connected devices, as `redis-presence.ts` writes them. */
-  readonly present: string;
-  /** Written to find out what replicas have. */
-  readonly spread: string;
-  readonly idempotency: (key: string) => string;
-}
-
-export function keysOf(prefix: string, channel: string): Keys {
-  const key = (part: string): string => `${prefix}{${channel}}:${part}`;
-  return {
-    all: PARTS.map(key),
-    counters: key("counters"),
-    events: key("events"),
-    receipts: key("receipts"),
-    devices: key("devices"),
-    names: key("names"),
-    latest: key("latest"),
-    reminded: key("reminded"),
-    hooks: key("hooks"),
-    hook: (name) => key(`hook:${name}`),
-    deliveries: (name) => key(`deliveries:${name}`),
-    present: key("present"),
-    spread: key("spread"),
-    idempotency: (name) => key(`key:${name}`),
-  };
-}
 
 /** Between the parts of a message. Entries are JSON texts and names, so it is never in one. */
 export const SEPARATOR = "\x1e";
@@ -309,25 +253,8 @@ function script(text: string): Script {
   }
   return whole(found);
 }
-
-/** Instances by their last sign of life. An instance, milliseconds of life, of memory → whether it was unknown, the living ones */
-export const BEAT = whole(`
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
-return { new, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[2]), '+inf')) }`);
-
-/** A holder, milliseconds → the lease's number, one more with each change of hands; 0: another holds it */
-export const LEASE = whole(`
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local held = redis.call('HMGET', KEYS[1], 'holder', 'until')
-local isLive = held[1] and tonumber(held[2]) > now
-if isLive and held[1] ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', string.format('%.0f', now + ARGV[2]))
-if isLive then return tonumber(redis.call('HGET', KEYS[1], 'number')) end
-return redis.call('HINCRBY', KEYS[1], 'number', 1)`);
+/** Of a hook. */
+export const HOOK_FIELDS = ["url", "secret", "kinds", "createdAt", "epoch", "seq", "disabled", "revision"] as const;
 
 const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
 
@@ -557,14 +484,14 @@ export const SCRIPTS = {
   /** now, how many devices to look at → when a deadline is next ('': none is ahead) */
   miss: script(`
     local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
-    if not channel then return { '' } end
+    if not channel then return '' end
     while left > 0 do
       local due = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
       if not due[1] or tonumber(due[2]) > now then break end
       left = left - 1 - miss(channel, entries, tonumber(due[1]), now, '')
     end
     tell(channel, entries)
-    return { nextDeadline() }`),
+    return nextDeadline()`),
 
   /** keeps so many events, none before, now, the work of one slice → whether there is more to do, when a deadline is next ('': none is ahead) */
   trim: script(`
@@ -628,7 +555,7 @@ export const SCRIPTS = {
     redis.call('HSET', counters, 'receiptsFloor', text(last))
     return { #fields == CHUNK and 1 or 0, nextDeadline() }`),
 
-  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be → made, whether it was new; -1: there are as many already */
+  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be → made, whether it was new (-1: there are as many already), its fields */
   putHook: script(`
     local channel, made = make(ARGV[1])
     local hooks, hook = KEYS[13], KEYS[14]
@@ -642,29 +569,54 @@ export const SCRIPTS = {
     if ARGV[4] ~= '' then redis.call('HSET', hook, 'secret', ARGV[4]) end
     redis.call('HDEL', hook, 'disabled')
     redis.call('HINCRBY', hook, 'revision', 1)
-    return { made, isNew and 1 or 0 }`),
+    return { made, isNew and 1 or 0, redis.call('HMGET', hook, ${HOOK_FIELDS.map((field) => `'${field}'`).join(", ")}) }`),
+
+  /** The hooks of a channel, a hook, its deliveries. Its name → whether there was one */
+  dropHook: whole(`
+    redis.call('DEL', KEYS[2], KEYS[3])
+    return redis.call('SREM', KEYS[1], ARGV[1])`),
+
+  /**
+   * A hook, its deliveries. When it was created ('': whichever), fence ('': it is not the runner), epoch and seq of the cursor ('': it stays), the
+   * reason why it is disabled ('-': none, '': as it was), how many deliveries to keep, then the id and the text of each, then the ids of those that
+   * are done → whether it was kept
+   */
+  progress: whole(`
+    local hook, deliveries = KEYS[1], KEYS[2]
+    local fence, createdAt = unpack(redis.call('HMGET', hook, 'fence', 'createdAt'))
+    if not fence or (ARGV[1] ~= '' and ARGV[1] ~= createdAt) or (ARGV[2] ~= '' and tonumber(ARGV[2]) < tonumber(fence)) then return 0 end
+    if ARGV[2] == '' then redis.call('HINCRBY', hook, 'revision', 1) else redis.call('HSET', hook, 'fence', ARGV[2]) end
+    if ARGV[3] ~= '' then redis.call('HSET', hook, 'epoch', ARGV[3], 'seq', ARGV[4]) end
+    if ARGV[5] == '-' then redis.call('HDEL', hook, 'disabled') elseif ARGV[5] ~= '' then redis.call('HSET', hook, 'disabled', ARGV[5]) end
+    local after = 7 + 2 * ARGV[6]
+    for at = 7, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
+    for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
+    return 1`),
+
+  /** The list of what is due. A channel, the score that says that it is being dealt with, when it is due next (''): unless somebody told an earlier time meanwhile */
+  unclaim: whole(`
+    local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+    if score and tonumber(score) == tonumber(ARGV[2]) then
+      if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
+    end
+    return 1`),
+
+  /** Instances by their last sign of life. An instance, milliseconds of life, of memory → whether it was unknown, the living ones */
+  beat: whole(`
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local new = redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1])
+    redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
+    return { new, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[2]), '+inf')) }`),
+
+  /** A lease. A holder, milliseconds → its number, one more with each change of hands; 0: another holds it */
+  lease: whole(`
+    local time = redis.call('TIME')
+    local now = time[1] * 1000 + math.floor(time[2] / 1000)
+    local held = redis.call('HMGET', KEYS[1], 'holder', 'until')
+    local isLive = held[1] and tonumber(held[2]) > now
+    if isLive and held[1] ~= ARGV[1] then return 0 end
+    redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'until', string.format('%.0f', now + ARGV[2]))
+    if isLive then return tonumber(redis.call('HGET', KEYS[1], 'number')) end
+    return redis.call('HINCRBY', KEYS[1], 'number', 1)`),
 } as const;
-
-/**
- * A hook, its deliveries. When it was created ('': whichever), fence ('': it is not the runner), epoch and seq of the cursor ('': it stays), the reason why it is disabled ('-': none, '': as
- * it was), how many deliveries to keep, then the id and the text of each, then the ids of those that are done → whether it was kept
- */
-export const PROGRESS = whole(`
-local hook, deliveries = KEYS[1], KEYS[2]
-local fence, createdAt = unpack(redis.call('HMGET', hook, 'fence', 'createdAt'))
-if not fence or (ARGV[1] ~= '' and ARGV[1] ~= createdAt) or (ARGV[2] ~= '' and tonumber(ARGV[2]) < tonumber(fence)) then return 0 end
-if ARGV[2] == '' then redis.call('HINCRBY', hook, 'revision', 1) else redis.call('HSET', hook, 'fence', ARGV[2]) end
-if ARGV[3] ~= '' then redis.call('HSET', hook, 'epoch', ARGV[3], 'seq', ARGV[4]) end
-if ARGV[5] == '-' then redis.call('HDEL', hook, 'disabled') elseif ARGV[5] ~= '' then redis.call('HSET', hook, 'disabled', ARGV[5]) end
-local after = 7 + 2 * ARGV[6]
-for at = 7, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
-for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
-return 1`);
-
-/** A channel, the score that says that its deadlines are being dealt with, when the next one is (''): unless somebody told an earlier one meanwhile. */
-export const UNCLAIM = whole(`
-local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if score and tonumber(score) == tonumber(ARGV[2]) then
-  if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
-end
-return 1`);

@@ -31,9 +31,12 @@ import { RedisEar } from "./redis-ear.ts";
 import { RedisCluster } from "./redis-cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type Spread } from "./redis-link.ts";
 import { eventOf, eventText, receiptHead, receiptOf } from "./redis-entries.ts";
+import { RedisDeadlines } from "./redis-deadlines.ts";
+import { RedisHooks } from "./redis-hooks.ts";
 import { RedisPresence } from "./redis-presence.ts";
 import { check, readPromise } from "./redis-promise.ts";
-import { BEAT, type Keys, keysOf, LEASE, PROGRESS, type Script, SCRIPTS, UNCLAIM } from "./redis-scripts.ts";
+import { type Keys, keysWith } from "./redis-keys.ts";
+import { type Script, SCRIPTS } from "./redis-scripts.ts";
 import {
   type Appended,
   type Delivery,
@@ -41,8 +44,6 @@ import {
   type Heads,
   type Hook,
   type HookDraft,
-  HOOKS_MAX,
-  type HookKind,
   type Idempotency,
   type Joined,
   type Page,
@@ -69,12 +70,6 @@ const TRIM_ROWS = 2_000;
 const KEY_SLACK_MS = 3_600_000;
 /** Channels that are known to be in the list of channels. */
 const LISTED_MAX = 100_000;
-
-/** Channels whose deadlines are dealt with at once, and devices that one script looks at for them. */
-const DUE_AT_ONCE = "16";
-const MISS_DEVICES = 500;
-/** Later than any deadline: the channel's are being dealt with. */
-const CLAIMED = 1e15;
 
 const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
 
@@ -106,32 +101,42 @@ function* inGroups(values: readonly Reply[], width: number): Generator<readonly 
 /** @throws PereError as `RedisLink` */
 export class RedisStore implements Store {
   readonly #prefix: string;
+  readonly #keys: (channel: string) => Keys;
   readonly #epoch: () => string;
   readonly #replicas: number;
   readonly #link: Redis;
   readonly #ear: RedisEar;
   readonly #presence: RedisPresence;
+  readonly #deadlines: RedisDeadlines;
+  readonly #hooks: RedisHooks;
   /** Channels that this instance has put into the list of channels. */
   readonly #listed = new Set<string>();
   #closing: Promise<void> | undefined;
 
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
     this.#prefix = prefix;
+    this.#keys = keysWith(prefix);
     this.#epoch = epoch;
     this.#replicas = replicas;
     const ready = (client: Client): void => {
       // First on every connection, so that the calls of one turn keep their order.
-      for (const { text } of [BEAT, LEASE, PROGRESS, UNCLAIM, ...Object.values(SCRIPTS)])
-        client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
+      for (const { text } of Object.values(SCRIPTS)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
+      // What is behind it may be in another state than what was behind the one before.
+      this.#listed.clear();
+      this.#presence.doubt();
       this.#ear.doubt();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
-    this.#presence = new RedisPresence(this.#link, `${prefix}instances`, (channel) => keysOf(prefix, channel).present);
+    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys);
+    this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
+      this.#make(script, channel, values, keys),
+    );
+    this.#presence = new RedisPresence(this.#link, `${prefix}instances`, (channel) => this.#keys(channel).present);
     // What is published at one node of a Cluster is heard at all of them.
     this.#ear = new RedisEar(urls, {
-      key: (kind, channel) => keysOf(prefix, channel)[kind],
+      key: (kind, channel) => this.#keys(channel)[kind],
       heads: (channel) => this.heads(channel),
-      entry: (kind, channel, seq) => this.#entry(keysOf(prefix, channel)[kind], seq),
+      entry: (kind, channel, seq) => this.#entry(this.#keys(channel)[kind], seq),
       open: (channel) => this.open(channel),
       renew: (channel, lost) => this.#run(SCRIPTS.renew, channel, [lost, this.#epoch()]),
     });
@@ -149,10 +154,6 @@ export class RedisStore implements Store {
       await store.close();
       throw error;
     }
-  }
-
-  #keys(channel: string): Keys {
-    return keysOf(this.#prefix, channel);
   }
 
   async #run(
@@ -173,12 +174,10 @@ export class RedisStore implements Store {
     keys: readonly string[] = [],
     spread?: Spread,
   ): Promise<readonly Reply[]> {
-    const isListed = this.#listed.has(channel);
-    const [reply] = (await Promise.all([
-      this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], spread),
-      isListed ? null : this.#list(channel),
-    ])) as [readonly Reply[], unknown];
-    if (isListed && reply[0] === 1) await this.#list(channel); // Another life of it; the list may be lost as well.
+    const made = this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], spread);
+    if (!this.#listed.has(channel)) return (await Promise.all([made, this.#list(channel)]))[0] as readonly Reply[];
+    const reply = (await made) as readonly Reply[];
+    if (reply[0] === 1) await this.#list(channel); // Another life of it; the list may be lost as well.
     return reply;
   }
 
@@ -187,8 +186,10 @@ export class RedisStore implements Store {
     return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).spread };
   }
 
+  /** Puts a channel into the list of channels. What is stored is stored: where that can't be done now, the next change tries again. */
   async #list(channel: string): Promise<void> {
-    await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel);
+    const isDone = await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel).catch(() => null);
+    if (isDone === null) return;
     if (this.#listed.size >= LISTED_MAX) this.#listed.clear();
     this.#listed.add(channel);
   }
@@ -258,7 +259,7 @@ export class RedisStore implements Store {
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(now, deadline) ?? []);
     const [reply] = await Promise.all([
       this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel)),
-      deadlines.length === 0 ? null : this.#isDue(channel, Math.min(...deadlines)),
+      deadlines.length === 0 ? null : this.#deadlines.ahead(channel, Math.min(...deadlines)),
     ]);
     if (reply.length === 0)
       throw new PereError("refused", "this Idempotency-Key came with another body before", [
@@ -303,7 +304,7 @@ export class RedisStore implements Store {
     return found[0]?.[1][1] ?? null;
   }
 
-  /** A stream's entries after `after`, some at a time. */
+  /** A stream's entries after `after`, some at a time, without a hole between them. */
   async *#entries(key: string, after: number, limit: number): AsyncGenerator<readonly [number, string]> {
     for (let left = limit; left > 0;) {
       const count = Math.min(left, READ_ENTRIES);
@@ -316,7 +317,10 @@ export class RedisStore implements Store {
         String(count),
       )) as readonly (readonly [string, readonly string[]])[];
       for (const [id, fields] of read) {
-        after = Number.parseInt(id, 10);
+        const seq = Number.parseInt(id, 10);
+        // Retention came between two steps. The hole is found by whoever reads on from here.
+        if (left < limit && seq !== after + 1) return;
+        after = seq;
         yield [after, fields[1]!];
       }
       left -= read.length;
@@ -393,28 +397,8 @@ export class RedisStore implements Store {
       .filter(({ until }) => until === null || until > now);
   }
 
-  get #due(): string {
-    return `${this.#prefix}due`;
-  }
-
-  /** A channel has a deadline then, if not before. */
-  #isDue(channel: string, at: number | string): Promise<unknown> {
-    return this.#link.send("ZADD", this.#due, "LT", String(at), channel);
-  }
-
-  async miss(now: number): Promise<number | null> {
-    const due = await this.#link.send("ZRANGEBYSCORE", this.#due, "-inf", String(now), "LIMIT", "0", DUE_AT_ONCE);
-    await Promise.all((due as readonly string[]).map((channel) => this.#missIn(channel, now)));
-    // Its member and its score.
-    const first = ((await this.#link.send("ZRANGE", this.#due, "0", "0", "WITHSCORES")) as readonly Reply[]).flat();
-    return first.length === 2 && Number(first[1]) < CLAIMED ? Number(first[1]) : null;
-  }
-
-  async #missIn(channel: string, now: number): Promise<void> {
-    // A push that comes meanwhile with a deadline puts the channel back to where it must be.
-    await this.#link.send("ZADD", this.#due, "XX", String(CLAIMED), channel);
-    const [next] = await this.#run(SCRIPTS.miss, channel, [now, MISS_DEVICES]);
-    await this.#link.run(UNCLAIM, [this.#due], [channel, CLAIMED, next as string]);
+  miss(now: number): Promise<number | null> {
+    return this.#deadlines.miss(now);
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices
@@ -467,88 +451,30 @@ export class RedisStore implements Store {
       return false;
     }
     const [more, next] = await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]);
-    if (next !== "") await this.#isDue(channel, next as string);
+    if (next !== "") await this.#deadlines.ahead(channel, next as string);
     return more === 1;
   }
 
   // ----------------------------------------------------------------------------------------------------------------- hooks
 
-  get #hooked(): string {
-    return `${this.#prefix}hooked`;
+  putHook(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
+    return this.#hooks.put(channel, draft, fresh, now);
   }
 
-  async putHook(
-    channel: string,
-    draft: HookDraft,
-    fresh: string,
-    now: number,
-  ): Promise<{ hook: Hook; created: boolean }> {
-    const { name, url, secret, on } = draft;
-    const keys = this.#keys(channel);
-    const values = [name, url, secret ?? "", on.join(","), fresh, now, HOOKS_MAX];
-    const [, [, created]] = await Promise.all([
-      this.#link.send("SADD", this.#hooked, channel),
-      this.#make(SCRIPTS.putHook, channel, values, [keys.hooks, keys.hook(name)]),
-    ]);
-    if (created === -1) throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
-    return { hook: (await this.#hook(channel, name))!, created: created === 1 };
+  dropHook(channel: string, name: string): Promise<boolean> {
+    return this.#hooks.drop(channel, name);
   }
 
-  async dropHook(channel: string, name: string): Promise<boolean> {
-    const keys = this.#keys(channel);
-    const [dropped] = await Promise.all([
-      this.#link.send("SREM", keys.hooks, name),
-      this.#link.send("DEL", keys.hook(name), keys.deliveries(name)),
-    ]);
-    return dropped === 1;
+  hooks(channel: string | null): Promise<Hook[]> {
+    return this.#hooks.list(channel);
   }
 
-  async hooks(channel: string | null): Promise<Hook[]> {
-    if (channel === null) {
-      const channels = [...((await this.#link.send("SMEMBERS", this.#hooked)) as Iterable<string>)].sort();
-      return (await Promise.all(channels.map((one) => this.hooks(one)))).flat();
-    }
-    const names = [...((await this.#link.send("SMEMBERS", this.#keys(channel).hooks)) as Iterable<string>)].sort();
-    return (await Promise.all(names.map((name) => this.#hook(channel, name)))).filter((hook) => hook !== null);
+  deliveries(channel: string, name: string): Promise<Delivery[]> {
+    return this.#hooks.deliveries(channel, name);
   }
 
-  async #hook(channel: string, name: string): Promise<Hook | null> {
-    const fields = ["url", "secret", "kinds", "createdAt", "epoch", "seq", "disabled", "revision"];
-    const found = await this.#link.send("HMGET", this.#keys(channel).hook(name), ...fields);
-    const [url, secret, kinds, createdAt, epoch, seq, disabled, revision] = found as readonly (string | null)[];
-    if (url === null || url === undefined) return null;
-    return {
-      channel,
-      name,
-      url,
-      secret: secret!,
-      on: kinds!.split(",") as HookKind[],
-      createdAt: Number(createdAt),
-      cursor: { epoch: epoch!, seq: Number(seq) },
-      disabled: disabled ?? null,
-      revision: Number(revision),
-    };
-  }
-
-  async deliveries(channel: string, name: string): Promise<Delivery[]> {
-    const found = (await this.#link.send("HVALS", this.#keys(channel).deliveries(name))) as readonly string[];
-    return found
-      .map((text) => JSON.parse(text) as Delivery)
-      .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
-  }
-
-  async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
-    const { of = "", cursor, disabled, keep = [], drop = [] } = progress;
-    const keys = this.#keys(channel);
-    const values = [
-      of,
-      fence ?? "",
-      cursor?.epoch ?? "",
-      cursor?.seq ?? "",
-      disabled === null ? "-" : (disabled ?? ""),
-    ];
-    values.push(keep.length, ...keep.flatMap((delivery) => [delivery.id, JSON.stringify(delivery)]), ...drop);
-    return (await this.#link.run(PROGRESS, [keys.hook(name), keys.deliveries(name)], values)) === 1;
+  progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
+    return this.#hooks.progress(channel, name, fence, progress);
   }
 
   // ----------------------------------------------------------------------------------------------------------- its own life
@@ -574,7 +500,7 @@ export class RedisStore implements Store {
   }
 
   async lease(name: string, holder: string, ms: number): Promise<number | null> {
-    const number = await this.#link.run(LEASE, [`${this.#prefix}lease:${name}`], [holder, ms]);
+    const number = await this.#link.run(SCRIPTS.lease, [`${this.#prefix}lease:${name}`], [holder, ms]);
     return number === 0 ? null : Number(number);
   }
 

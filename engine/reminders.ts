@@ -5,6 +5,7 @@
  * reads those there are when the first device of a channel comes, or when something may have passed unheard. When one is due follows
  * from the time of its event, so it is the same at every instance, before and after a restart.
  */
+import { Breath } from "./breath.ts";
 import type { Feeds } from "./feeds.ts";
 import { remindedUntil } from "./model.ts";
 import type { Reminder, Store, Wake } from "./store.ts";
@@ -13,6 +14,23 @@ import type { Reminder, Store, Wake } from "./store.ts";
 const TICK_MS = 250;
 /** Devices that the store is asked about at once. */
 const DEVICES_AT_ONCE = 500;
+/** Events that are reminded of at once: more would only wait for each other in the store. */
+const EVENTS_AT_ONCE = 16;
+/** Reminders of a channel that may come before it is looked for those that retention took; twice as many as there are, and these. */
+const SLACK = 1_000;
+
+/** One reminder, and when it is due. */
+interface Entry {
+  readonly channel: string;
+  readonly reminder: Reminder;
+  due: number;
+}
+
+/** What is known of a channel that a device follows here: by the event's `seq`, at most so many. */
+interface Known {
+  readonly entries: Map<number, Entry>;
+  most: number;
+}
 
 /** When a reminder is due next after a time. */
 const dueAfter = ({ at, every }: Reminder, time: number): number =>
@@ -22,8 +40,10 @@ export class Reminders {
   readonly #store: Store;
   readonly #feeds: Feeds;
   readonly #now: () => number;
-  /** Those of channels that a device follows here, by the event's `seq`, with when they are due. */
-  readonly #channels = new Map<string, Map<number, { readonly reminder: Reminder; due: number }>>();
+  readonly #channels = new Map<string, Known>();
+  /** Whose turn is to come. */
+  readonly #queue = new Set<Entry>();
+  #isWorking = false;
   readonly #timer: Timer;
   #earliest = Number.POSITIVE_INFINITY;
   #lookedAt = Number.NEGATIVE_INFINITY;
@@ -39,16 +59,24 @@ export class Reminders {
   /** A device follows this channel here, or none does any more. */
   attended(channel: string, isAttended: boolean): void {
     if (!isAttended) return void this.#channels.delete(channel);
-    this.#channels.set(channel, new Map());
+    this.#channels.set(channel, { entries: new Map(), most: Number.POSITIVE_INFINITY });
     this.read(channel);
   }
 
-  /** Reads a channel's reminders, where a device follows it. */
+  /** Reads a channel's reminders, where a device follows it, and forgets those that are no longer kept. */
   read(channel: string): void {
     const known = this.#channels.get(channel);
     if (!known) return;
+    const { entries } = known;
+    const newest = [...entries.keys()].at(-1) ?? 0;
+    known.most = Number.POSITIVE_INFINITY; // Until it is known, it is not asked again.
     this.#store.reminders(channel, this.#now()).then(
-      (found) => found.forEach((reminder) => this.#add(known, reminder)),
+      (found) => {
+        const oldest = found[0]?.seq ?? newest + 1;
+        for (const seq of entries.keys()) if (seq < oldest) entries.delete(seq);
+        for (const reminder of found) this.#add(channel, entries, reminder);
+        known.most = 2 * entries.size + SLACK;
+      },
       () => void setTimeout(() => this.read(channel), TICK_MS * (4 + 4 * Math.random())).unref(),
     );
   }
@@ -59,13 +87,20 @@ export class Reminders {
     if (!known) return;
     for (const event of (wake as Extract<Wake, { kind: "events" }>).entries)
       if (event.remind !== null)
-        this.#add(known, { seq: event.seq, at: event.at, every: event.remind, until: remindedUntil(event) });
+        this.#add(channel, known.entries, {
+          seq: event.seq,
+          at: event.at,
+          every: event.remind,
+          until: remindedUntil(event),
+        });
+    if (known.entries.size > known.most) this.read(channel);
   }
 
-  #add(known: Map<number, { readonly reminder: Reminder; due: number }>, reminder: Reminder): void {
-    if (known.has(reminder.seq)) return;
+  #add(channel: string, entries: Known["entries"], reminder: Reminder): void {
+    // In a new life of the channel the number is another event's.
+    if (entries.get(reminder.seq)?.reminder.at === reminder.at) return;
     const due = dueAfter(reminder, this.#now());
-    known.set(reminder.seq, { reminder, due });
+    entries.set(reminder.seq, { channel, reminder, due });
     this.#earliest = Math.min(this.#earliest, due);
   }
 
@@ -75,23 +110,46 @@ export class Reminders {
     this.#lookedAt = now;
     if (now < this.#earliest && !wentBack) return;
     this.#earliest = Number.POSITIVE_INFINITY;
-    for (const [channel, known] of this.#channels)
-      for (const [seq, entry] of known) {
+    for (const { entries } of this.#channels.values())
+      for (const [seq, entry] of entries) {
         const { until } = entry.reminder;
         if (until !== null && until <= now) {
-          known.delete(seq);
+          entries.delete(seq);
           continue;
         }
         if (wentBack) entry.due = Math.min(entry.due, dueAfter(entry.reminder, now));
         if (entry.due <= now) {
           entry.due = dueAfter(entry.reminder, now);
-          this.#remind(channel, seq).then(
-            (isOver) => isOver && known.delete(seq),
-            () => {}, // The store is away; there is another reminder.
-          );
+          this.#queue.add(entry);
         }
         this.#earliest = Math.min(this.#earliest, entry.due);
       }
+    if (!this.#isWorking) void this.#work();
+  }
+
+  /** Reminds of what is due, some at a time; who is due again before his turn came has one turn. */
+  async #work(): Promise<void> {
+    this.#isWorking = true;
+    const breath = new Breath();
+    while (this.#queue.size > 0) {
+      const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
+      for (const entry of some) this.#queue.delete(entry);
+      await Promise.all(some.map((entry) => this.#takeTurn(entry)));
+      await breath.take();
+    }
+    this.#isWorking = false;
+  }
+
+  async #takeTurn(entry: Entry): Promise<void> {
+    const entries = this.#channels.get(entry.channel)?.entries;
+    const { seq, until } = entry.reminder;
+    if (entries?.get(seq) !== entry) return; // Nobody follows the channel any more.
+    if (until !== null && until <= this.#now()) return;
+    try {
+      if (await this.#remind(entry.channel, seq)) entries.delete(seq);
+    } catch {
+      // The store is away; there is another reminder.
+    }
   }
 
   /** True: there is nobody left to remind, nowhere. */
@@ -103,16 +161,17 @@ export class Reminders {
     const [event] = await this.#store.events(channel, seq - 1, 1);
     if (event?.seq !== seq) return true;
     const addressees = this.#feeds.addressed(channel, event);
-    for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE)
-      this.#feeds.remind(
-        channel,
-        event,
-        await this.#store.silent(channel, seq, addressees.slice(at, at + DEVICES_AT_ONCE)),
-      );
+    const breath = new Breath();
+    for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
+      const silent = await this.#store.silent(channel, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
+      this.#feeds.remind(channel, event, silent);
+      await breath.take();
+    }
     return false;
   }
 
   stop(): void {
     clearInterval(this.#timer);
+    this.#queue.clear();
   }
 }

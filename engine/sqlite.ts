@@ -9,23 +9,22 @@
 import { SqliteFile } from "./commit.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
+import { HookRows } from "./hook-rows.ts";
+import { Standings } from "./standings.ts";
 import { trimChannel, trimKeys } from "./trim.ts";
 import { Words } from "./words.ts";
-import { HookRows } from "./hook-rows.ts";
 import {
   afterSeconds,
   type Enrolment,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
-  FINAL,
   KEY_MEMORY_MS,
   newEpoch,
   PereError,
   type Receipt,
   type ReceiptDraft,
   type Row,
-  rank,
   remindedUntil,
   STATES,
   type State,
@@ -99,6 +98,7 @@ export class SqliteStore implements Store {
   readonly #epoch: () => string;
   readonly #enrolments: Enrolments;
   readonly #words: Words;
+  readonly #standings: Standings;
   readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
   /** Channels whose counters the running transaction moved. */
@@ -127,6 +127,7 @@ export class SqliteStore implements Store {
     this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
     this.#words = new Words(this.#file, this.#enrolments, (channel, receipt) => this.#tell(channel, receipt));
+    this.#standings = new Standings(this.#file, this.#words);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -290,15 +291,9 @@ export class SqliteStore implements Store {
   }
 
   tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
-    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) => {
-      const rows = this.#file.all<Tally & { event: number }>(
-        "SELECT event, addressed, received, working, missing, done, failed FROM tallies WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
-        channel.id,
-        Math.max(from, channel.floor + 1),
-        upTo,
-      );
-      return new Map(rows.map(({ event, ...tally }) => [event, tally]));
-    });
+    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) =>
+      this.#standings.tallies(channel, from, upTo),
+    );
   }
 
   // -------------------------------------------------------------------------------------------------------------- receipts
@@ -339,61 +334,19 @@ export class SqliteStore implements Store {
   }
 
   settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
-    return this.#read<ReadonlySet<number>>(name, new Set(), (channel) => {
-      const rows = this.#file.all<{ event: number }>(
-        `SELECT t.event FROM tallies t WHERE t.channel = ?1 AND t.event > ?2 AND t.event <= ?3 AND EXISTS
-         (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = t.event AND l.device = ?4 AND l.status >= ${FINAL})`,
-        channel.id,
-        after,
-        upTo,
-        device,
-      );
-      return new Set(rows.map(({ event }) => event));
-    });
+    return this.#read<ReadonlySet<number>>(name, new Set(), (channel) =>
+      this.#standings.settled(channel, device, after, upTo),
+    );
   }
 
   rows(name: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>> {
-    return this.#read<Page<Row, string>>(name, { items: [], next: null }, (channel) => {
-      if (event <= channel.floor || event > channel.head) return { items: [], next: null };
-      // Who was enrolled and is so still, or left after giving a final word: see `retire`.
-      const [audience, condition] = this.#words.isTargeted(channel, event)
-        ? ["targets", "a.event = ?2"]
-        : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
-      const found = this.#file
-        .all<
-          Omit<ReceiptRow, "seq" | "event" | "at" | "late" | "done" | "failed"> & {
-            at: number | null;
-            late: number | null;
-          }
-        >(
-          `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
-           LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
-           LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
-           WHERE a.channel = ?1 AND a.device > ?3 AND (?4 IS NULL OR coalesce(l.status, 0) = ?4) AND ${condition}
-           ORDER BY a.device LIMIT ?5`,
-          channel.id,
-          event,
-          after,
-          status === null ? null : rank(status),
-          limit + 1,
-        )
-        .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
-      return page(found, limit, ({ device }) => device);
-    });
+    return this.#read<Page<Row, string>>(name, { items: [], next: null }, (channel) =>
+      this.#standings.rows(channel, event, status, after, limit),
+    );
   }
 
   silent(name: string, event: number, devices: readonly string[]): Promise<string[]> {
-    return this.#read<string[]>(name, [], (channel) =>
-      this.#file
-        .all<{ device: string }>(
-          `SELECT value AS device FROM json_each(?3) WHERE NOT EXISTS
-           (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)`,
-          channel.id,
-          event,
-          JSON.stringify(devices),
-        )
-        .map(({ device }) => device),
-    );
+    return this.#read<string[]>(name, [], (channel) => this.#standings.silent(channel, event, devices));
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders

@@ -210,7 +210,7 @@ export interface Store {
   /** The channel's extent, or null when it was never used. */
   heads(channel: string): Promise<Heads | null>;
 
-  /** Kept entries after `after`, oldest first, at most `limit` and about `bytesMax` of data, at least one when there is one. */
+  /** Kept entries after `after`, oldest first and without a hole between them, at most `limit` and about `bytesMax` of data, at least one when there is one. */
   events(channel: string, after: number, limit: number, bytesMax?: number): Promise<Event[]>;
   receipts(channel: string, after: number, limit: number): Promise<Receipt[]>;
 

@@ -13,6 +13,8 @@ import type { Words } from "./words.ts";
 
 /** Rows that one slice touches, or kibibytes that it frees, about. */
 const TRIM_ROWS = 2_000;
+/** What an event costs beside its rows: some statements, as long as so many rows. */
+const EVENT_ROWS = 20;
 /** Why a device is missing whose event went before its deadline. */
 const EXPIRED = '{"reason":"expired"}';
 /** Devices that one statement looks at. */
@@ -59,7 +61,7 @@ function raiseFloor(
       seq,
     )!;
     if (seq > channel.head - count && event.at >= before) return false;
-    work += 1;
+    work += EVENT_ROWS;
     if (event.deadline !== null) {
       const missed = words.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
       work += missed;
@@ -125,7 +127,7 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
         channel.id,
         event,
       );
-    work += removed + 1;
+    work += removed + EVENT_ROWS;
     if (removed >= TRIM_ROWS) continue; // There may be more.
     const data = file.get<{ bytes: number }>(
       "SELECT octet_length(data) AS bytes FROM events WHERE channel = ?1 AND seq = ?2",

@@ -6,12 +6,15 @@
  * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
  */
 import type { Bye, Feed, FeedRequest, Wire } from "./feeds.ts";
-import { isComplete, type Tally } from "./model.ts";
+import { isComplete, PereError, type Tally } from "./model.ts";
 import type { Store } from "./store.ts";
 import type { Batch } from "./tail.ts";
 
 /** A cursor that broke is set again after this. */
 const AGAIN_MS = 500;
+
+/** Events that are waited for at once, each push for its own: some hundred bytes each, and as many as there may be feeds, twice. */
+const EVENTS_MAX = 200_000;
 
 type Follow = (request: FeedRequest, wire: Wire) => Feed;
 
@@ -19,6 +22,8 @@ export class Waiting {
   readonly #store: Store;
   readonly #follow: Follow;
   readonly #watchers = new Map<string, Watcher>();
+  /** How many events are waited for. */
+  #events = 0;
 
   constructor(store: Store, follow: Follow) {
     this.#store = store;
@@ -29,7 +34,7 @@ export class Waiting {
    * Waits until events are complete, at most for so long, or until `signal`.
    * @param events their `seq`s, ascending, without holes
    * @returns their tallies then; an event that is no longer kept has none
-   * @throws PereError away
+   * @throws PereError away: they can't be read, or so many wait that nobody else can
    */
   async until(
     channel: string,
@@ -37,6 +42,8 @@ export class Waiting {
     ms: number,
     signal: AbortSignal,
   ): Promise<ReadonlyMap<number, Tally>> {
+    if (this.#events + events.length > EVENTS_MAX) throw new PereError("away", "too many pushes wait already");
+    this.#events += events.length;
     const [first, last] = [events[0]!, events.at(-1)!];
     const { promise: timeUp, resolve } = Promise.withResolvers<true>();
     const timer = setTimeout(() => resolve(true), ms);
@@ -58,6 +65,7 @@ export class Waiting {
       }
     } finally {
       clearTimeout(timer);
+      this.#events -= events.length;
       watcher.leave(place);
     }
   }
@@ -135,7 +143,7 @@ class Watcher implements Wire {
   #open(): void {
     if (this.#stopped) return;
     const request = { kind: "receipts", channels: [this.#channel], device: null, last: null } as const;
-    this.#feed = this.#follow({ ...request, since: "now", renew: false }, this);
+    this.#feed = this.#follow({ ...request, since: "now", renew: false, own: true }, this);
   }
 
   enter(events: readonly number[]): Place {

@@ -385,19 +385,42 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await until(() => Bun.deepEquals(fleet.here.engine.held, EMPTY));
     });
 
-    test("is answered when the time is up or the service drains, also where there are as many feeds as may be", async () => {
+    test("is answered by receipts, when the time is up or the service drains, also where there are as many feeds as may be", async () => {
       await using fleet = await open({ limits: { feeds: 0 } });
       await fleet.enrol("c", "a");
+      const pushed = (count: number) =>
+        until(async () => {
+          const found = (await ask(`${fleet.here.url}/events/c`)).body.events as { id: string }[];
+          return found.length === count && found;
+        });
+      const answered = fleet.wait("c", "wait=120");
+      await fleet.waiting();
+      await fleet.give("c", (await pushed(1))[0]!.id, "a", "done");
+      expect((await answered).body).toMatchObject({ complete: true, receipts: { ...NOBODY, done: 1 } });
       const [short, long] = [fleet.wait("c", "wait=1.6"), fleet.wait("c", "wait=120")];
-      const events = await until(async () => {
-        const found = (await ask(`${fleet.here.url}/events/c`)).body.events as { id: string }[];
-        return found.length === 2 && found;
-      });
-      for (const { id } of events) await fleet.give("c", id, "a", "received");
+      for (const { id } of await pushed(3)) await fleet.give("c", id, "a", "received");
       const pending = { ...NOBODY, received: 1 };
       expect((await short).body).toMatchObject({ complete: false, receipts: pending });
       const stopped = fleet.stop();
       expect((await long).body).toMatchObject({ complete: false, receipts: pending });
+      await stopped;
+    });
+
+    test("is one of so many that wait; one more is stored and answered at once, without an outcome", async () => {
+      await using fleet = await open();
+      await fleet.enrol("c", "a");
+      // By its key a push waits for the first time's events: a thousand, two hundred times.
+      const headers = { "Idempotency-Key": "k" };
+      const batch = { body: "1\n".repeat(1_000), type: "application/x-ndjson", headers };
+      const waiting = Array.from({ length: 200 }, () => fleet.wait("c", "wait=120", batch));
+      const { status, body } = await until(async () => {
+        const answer = await fleet.wait("c", "wait=0");
+        return answer.status === 201 && !answer.headers.has("preference-applied") && answer;
+      });
+      expect([status, body.receipts]).toEqual([201, undefined]);
+      expect((await fleet.state("c", body.id)).receipts).toEqual({ ...NOBODY, pending: 1 });
+      const stopped = fleet.stop();
+      for (const answer of waiting) expect((await answer).body.events).toHaveLength(1_000);
       await stopped;
     });
 
@@ -785,6 +808,34 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         expect(reminders(stream)).toEqual(["it"]);
         stream.close();
       }
+    });
+
+    test("of many events at once lets others have their turn", async () => {
+      await using fleet = await open();
+      let turn = 0;
+      let given = 0;
+      const turns: number[] = [];
+      const wire: Wire = {
+        ready() {},
+        write: (_channel, { entries }) => void (given += entries.length),
+        remind: () => void turns.push(turn),
+        gap() {},
+        rest() {},
+        beat() {},
+        bye() {},
+      };
+      const request = { kind: "events", channels: ["c"], device: "a", last: null, since: "now" } as const;
+      const feed = fleet.there.engine.follow({ ...request, renew: false }, wire);
+      await until(() => fleet.there.engine.held.live === 1);
+      for (let n = 0; n < 3; n++)
+        await ask(`${fleet.here.url}/push/c?remind=10`, { body: "1\n".repeat(1_000), type: "application/x-ndjson" });
+      await until(() => given === 3_000);
+      const count = (): void => void (turn++, feed.open && setImmediate(count));
+      count();
+      fleet.now += 10_000;
+      await until(() => turns.length === 3_000);
+      expect(new Set(turns).size).toBeGreaterThan(5);
+      feed.stop();
     });
 
     test("does not go to a reader that is behind", async () => {

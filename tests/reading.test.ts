@@ -1,7 +1,7 @@
 /**
  * What a publisher reads: channels, events with their tallies, a row a device, devices; and what retention does to all of it.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import type { Service } from "../index.ts";
 import { ask, give, listen, push, start, until } from "./harness.ts";
 
@@ -129,6 +129,54 @@ describe("rows", () => {
     ).toHaveLength(6);
   });
 });
+
+describe("an export", () => {
+  test("lets others have their turn", async () => {
+    for (let n = 0; n < 6_000; n += 500)
+      await Promise.all(Array.from({ length: 500 }, (_, k) => enrol("turns", `d${n + k}`)));
+    const id = await push(pere.url, "turns", 1);
+    let turn = 0;
+    const count = (): void => void (turn++, turn > 0 && setImmediate(count));
+    count();
+    const turns: number[] = [];
+    const { rows } = pere.engine;
+    const spy = spyOn(pere.engine, "rows").mockImplementation((...asked) => {
+      turns.push(turn);
+      return rows.apply(pere.engine, asked);
+    });
+    const { text } = await get(`/events/turns/${id}/receipts`, { Accept: "application/x-ndjson" });
+    spy.mockRestore();
+    turn = Number.NEGATIVE_INFINITY;
+    expect(text.trimEnd().split("\n")).toHaveLength(6_000);
+    expect(new Set(turns).size).toBeGreaterThan(2);
+  });
+
+  test("of an event that goes meanwhile breaks off, and is not taken for whole", async () => {
+    let now = Date.UTC(2026, 10, 22);
+    await using held = await disposable(start({ now: () => now, limits: { trimMs: 20, keptMs: 60_000 } }));
+    const names = Array.from({ length: 1_000 }, (_, n) => `d${n}`);
+    await Promise.all(names.map((name) => enrol("going", name, held.url)));
+    const id = await push(held.url, "going", 1);
+    const { rows } = held.engine;
+    const spy = spyOn(held.engine, "rows").mockImplementation(async (...asked) => {
+      if (asked[3] !== "") {
+        now += 120_000;
+        await until(async () => (await ask(`${held.url}/events/going/${id}`)).status === 404);
+      }
+      return rows.apply(held.engine, asked);
+    });
+    const path = `${held.url}/events/going/${id}/receipts`;
+    const cut = ask(path, { headers: { Accept: "text/csv" } }).catch(() => "cut");
+    expect(await cut).toBe("cut");
+    spy.mockRestore();
+    expect((await ask(`${held.url}/health`)).status).toBe(200);
+    expect((await ask(path, { headers: { Accept: "text/csv" } })).status).toBe(404);
+  });
+});
+
+/** A service that ends with its block. */
+const disposable = async (service: Promise<Service>) =>
+  Object.assign(await service, { [Symbol.asyncDispose]: async () => (await service).stop() });
 
 describe("devices", () => {
   test("are enrolled once, listed with what they owe, and retired", async () => {

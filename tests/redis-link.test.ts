@@ -120,3 +120,32 @@ describe.skipIf(noRedis !== null)(`a connection to Redis${why}`, () => {
     expect(link.url).not.toBe(here.url);
   });
 });
+
+/** A server that takes every connection, and every script for wrong. */
+function pretend(error: string): string {
+  const server = Bun.listen({
+    hostname: "127.0.0.1",
+    port: 0,
+    socket: {
+      data(socket, bytes) {
+        for (const [, command] of bytes.toString().matchAll(/\*\d+\r\n\$\d+\r\n([A-Z]+)\r\n/g))
+          socket.write(command === "HELLO" ? "%0\r\n" : command === "EVALSHA" ? `-${error}\r\n` : "+OK\r\n");
+      },
+    },
+  });
+  closing.push(async () => server.stop(true));
+  return `redis://127.0.0.1:${server.port}`;
+}
+
+// What Redis 6.2 says where 7 gives the command's own error.
+test.each([
+  ["-OOM command not allowed when used memory > 'maxmemory'.", "away"],
+  ["-READONLY You can't write against a read only replica.", "away"],
+  ["attempt to index a nil value", "inside"],
+])("an error within a script, as Redis before 7 tells it: %s is %s", async (said, code) => {
+  const link = await openLink(
+    pretend(`ERR Error running script (call to f_${"0f".repeat(20)}): @user_script:12: @user_script: 12: ${said}`),
+  );
+  const error = await errorOf(link.run({ text: "", sha: "0f".repeat(20) }, [], []));
+  expect(error.code).toBe(code as PereError["code"]);
+});

@@ -94,6 +94,20 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     { histories: 40 },
   );
 
+  test("a read that retention comes into has no hole: it ends before it, and the next one begins behind it", async () => {
+    const store = await openStore(prefix());
+    await store.append("orders", upTo(300).map(draft), T);
+    // The first step of the read is on its way when retention follows it.
+    const [found] = await Promise.all([
+      store.events("orders", 0, 300),
+      store.trim("orders", { count: 50, before: 0 }, T),
+    ]);
+    const seqs = found.map(({ seq }) => seq);
+    expect(seqs).toEqual(upTo(seqs.length));
+    const rest = await store.events("orders", seqs.length, 300);
+    expect(rest.map(({ seq }) => seq)).toEqual(upTo(300).slice(250));
+  });
+
   describe("two instances", () => {
     test("hear each other's entries and their own, in order, exactly once", async () => {
       const name = prefix();

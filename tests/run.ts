@@ -41,6 +41,7 @@ const PROGRAMS: Record<string, string> = {
   strace: "strace",
   curl: "curl",
   "redis-server": "redis-server",
+  nginx: "nginx",
 };
 
 async function installPrograms(): Promise<void> {

@@ -280,6 +280,30 @@ describe("a file", () => {
   });
 });
 
+test("rows of one state among very many devices are looked for while others have their turn", async () => {
+  const store = new SqliteStore({ path: ":memory:" });
+  const names = Array.from({ length: 20_000 }, (_, n) => `d${String(n).padStart(5, "0")}`);
+  await Promise.all(names.map((name) => store.enrol("orders", name, T)));
+  const { epoch } = await store.append("orders", [draft(1)], T);
+  // One device that left and came back, whose rows lie on both sides of a window's end.
+  for (let n = 0; n < 3; n++) {
+    await store.retire("orders", names[999]!, T);
+    await store.append("orders", [draft(1)], T);
+    await store.enrol("orders", names[999]!, T);
+  }
+  await store.record("orders", [word(epoch, 1, names[1_000]!, "done"), word(epoch, 1, names[19_999]!, "done")], T);
+  let turns = 0;
+  const count = (): void => void (turns++, turns > 0 && setImmediate(count));
+  count();
+  const found = await store.rows("orders", 1, "done", "", 10);
+  expect(turns).toBeGreaterThan(1);
+  turns = Number.NEGATIVE_INFINITY;
+  expect(found).toMatchObject({ items: [{ device: names[1_000]! }, { device: names[19_999]! }], next: null });
+  expect((await rowsOf(store, "orders", 1)).map(({ device }) => device)).toEqual(names.toSpliced(999, 1));
+  expect((await rowsOf(store, "orders", 4)).map(({ device }) => device)).toEqual(names.toSpliced(999, 1));
+  await store.close();
+});
+
 describe("the group commit", () => {
   /** Commits in the write-ahead log: valid frames whose "size after commit" is not 0. */
   function commits(path: string): number {
@@ -319,6 +343,31 @@ describe("the group commit", () => {
     );
     expect(commits(path) - start).toBe(4);
     await store.close();
+  });
+
+  test("leaves what there is no time for to the next transaction, in order", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    await store.open("orders");
+    const batch = Array.from({ length: 1_000 }, () => draft(1));
+    let turn = 0;
+    const count = (): void => void (turn++, turn > 0 && setImmediate(count));
+    count();
+    const turns = new Set<number>();
+    const appended = await Promise.all(
+      Array.from({ length: 60 }, () =>
+        store.append("orders", batch, T).then(({ first }) => {
+          turns.add(turn);
+          return first;
+        }),
+      ),
+    );
+    const unfinished = Array.from({ length: 60 }, () => store.append("orders", batch, T));
+    await store.close();
+    turn = Number.NEGATIVE_INFINITY;
+    expect(appended).toEqual(Array.from({ length: 60 }, (_, n) => n * 1_000 + 1));
+    expect(turns.size).toBeGreaterThan(1);
+    expect((await Promise.all(unfinished)).at(-1)!.first).toBe(119_001);
   });
 
   test("goes on in the next transaction with what is asked for while it runs", async () => {

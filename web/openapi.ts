@@ -104,7 +104,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         name: "deadline",
         in: "query",
         description:
-          "Seconds by which every addressed device owes a final receipt. Who has given none by then is recorded as `missing`; a later one still counts, as `late`.",
+          "Seconds by which every addressed device owes a final receipt. Who has given none by then is recorded as `missing`; a later one still counts, as `late`. Where retention drops the event before, they are missing then.",
         schema: { type: "number", minimum: DEADLINE_SECONDS_MIN, maximum: DEADLINE_SECONDS_MAX },
         example: 600,
       },
@@ -507,7 +507,7 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
         "Idempotent-Replayed": { description: "This answer was given before.", schema: { const: "true" } },
         "Preference-Applied": {
           description:
-            "The answer was given when the event was complete, or the time up: `Prefer: wait` was asked for.",
+            "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same.",
           schema: { const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },

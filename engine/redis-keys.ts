@@ -1,0 +1,76 @@
+/**
+ * The names under which a channel is kept in Redis. All of one channel's share a hash tag, so they live in one slot, where one script may touch them
+ * all. What is in them: `redis-scripts.ts`.
+ */
+
+/** The parts of a channel, in the order of `KEYS`. */
+const PARTS = [
+  "counters",
+  "events",
+  "receipts",
+  "tallies",
+  "latest",
+  "devices",
+  "names",
+  "special",
+  "targets",
+  "gone",
+  "deadlines",
+  "reminded",
+] as const;
+
+/** The keys of one channel. */
+export interface Keys {
+  readonly all: readonly string[];
+  readonly counters: string;
+  readonly events: string;
+  readonly receipts: string;
+  readonly devices: string;
+  readonly names: string;
+  readonly latest: string;
+  readonly reminded: string;
+  readonly hooks: string;
+  readonly hook: (name: string) => string;
+  readonly deliveries: (name: string) => string;
+  /** Connected devices, as `redis-presence.ts` writes them. */
+  readonly present: string;
+  /** Written to find out what replicas have. */
+  readonly spread: string;
+  readonly idempotency: (key: string) => string;
+}
+
+function keysOf(prefix: string, channel: string): Keys {
+  const key = (part: string): string => `${prefix}{${channel}}:${part}`;
+  return {
+    all: PARTS.map(key),
+    counters: key("counters"),
+    events: key("events"),
+    receipts: key("receipts"),
+    devices: key("devices"),
+    names: key("names"),
+    latest: key("latest"),
+    reminded: key("reminded"),
+    hooks: key("hooks"),
+    hook: (name) => key(`hook:${name}`),
+    deliveries: (name) => key(`deliveries:${name}`),
+    present: key("present"),
+    spread: key("spread"),
+    idempotency: (name) => key(`key:${name}`),
+  };
+}
+
+/** Channels whose keys are remembered: making a dozen names anew costs as much as sending them. */
+const REMEMBERED_MAX = 5_000;
+
+/** Gives a channel's keys, all of which begin with `prefix`. */
+export function keysWith(prefix: string): (channel: string) => Keys {
+  const remembered = new Map<string, Keys>();
+  return (channel) => {
+    let keys = remembered.get(channel);
+    if (!keys) {
+      if (remembered.size >= REMEMBERED_MAX) remembered.clear();
+      remembered.set(channel, (keys = keysOf(prefix, channel)));
+    }
+    return keys;
+  };
+}
