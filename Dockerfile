@@ -1,4 +1,4 @@
-# PERE in a container: `docker run -p 4567:4567 -e PERE_OPEN=1 -v pere:/data IMAGE`.
+# PERE in a container: `docker run -p 4567:4567 -v pere:/data IMAGE`.
 # The first stage installs what package.json pins; the second holds Bun, the sources and these packages, and runs as a user without rights.
 ARG BUN=1.4.5
 

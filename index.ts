@@ -16,9 +16,12 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
+import { challenge, demand, type Grant, mint, openAccess, readMint, type Right } from "./engine/access.ts";
 import { Breath } from "./engine/breath.ts";
+import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
+import { openLog } from "./engine/log.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -66,7 +69,8 @@ import {
   WAIT_SECONDS_MAX,
 } from "./engine/model.ts";
 import { readHookName } from "./engine/hooks.ts";
-import { readSettings, type Settings } from "./engine/settings.ts";
+import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
+import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
@@ -81,13 +85,18 @@ const STATUS: Record<Code, readonly [number, string]> = {
   forbidden: [403, "Forbidden"],
   unknown: [404, "Not found"],
   wrongMethod: [405, "Method not allowed"],
+  slow: [408, "Too slow"],
   conflict: [409, "Conflict"],
   tooLarge: [413, "Too large"],
   wrongType: [415, "Wrong content type"],
   refused: [422, "Refused"],
+  tooMany: [429, "Too many requests"],
   away: [503, "Not available now"],
   inside: [500, "Internal error"],
 };
+
+/** What every answer carries that is made for this request: nobody keeps it, nobody takes it for something else. */
+const PLAIN = { "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff" };
 
 /** A problem document (RFC 9457). `more` stands beside the standard members. */
 function problem(error: PereError, more: object = {}): Response {
@@ -100,32 +109,23 @@ function problem(error: PereError, more: object = {}): Response {
     ...(error.faults.length > 0 ? { errors: error.faults } : {}),
     ...more,
   };
-  const headers = new Headers({ "Content-Type": "application/problem+json", "Cache-Control": "no-store" });
+  const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
   if (status === 503) headers.set("Retry-After", "2");
+  // What is still to come of the body is not waited for.
+  if (status === 408) headers.set("Connection", "close");
+  if (status === 401 || error.faults.some(({ path }) => path === "token"))
+    headers.set("WWW-Authenticate", challenge(error));
   return new Response(JSON.stringify(body), { status, headers });
 }
 
-/** What is not ours to explain: the inside goes to the log, with an id to find it by, and only that goes out. */
-function inside(error: unknown): Response {
-  const incident = crypto.randomUUID();
-  console.error(JSON.stringify({ level: "error", incident, error: Bun.inspect(error) }));
-  return problem(new PereError("inside", `something went wrong in PERE; the log has it as ${incident}`));
-}
+/** What the service says of itself; opened anew where the operator wants to hear more, or less. */
+let log = openLog();
 
-/** Causes go to the log once a second, with how many there were: thousands are refused while a disk is full. */
-const QUIET_MS = 1_000;
-let warnedAt = Number.NEGATIVE_INFINITY;
-let unwarned = 0;
-
+/** What is not ours to explain goes to the log, and only the id to find it by goes out; so do causes, and stay there. */
 function toResponse(error: unknown): Response {
-  if (!(error instanceof PereError)) return inside(error);
-  if (error.cause !== undefined && performance.now() - warnedAt < QUIET_MS) unwarned++;
-  else if (error.cause !== undefined) {
-    console.error(
-      JSON.stringify({ level: "warn", message: error.message, cause: String(error.cause), others: unwarned }),
-    );
-    [warnedAt, unwarned] = [performance.now(), 0];
-  }
+  if (!(error instanceof PereError))
+    return problem(new PereError("inside", `something went wrong in PERE; the log has it as ${log.incident(error)}`));
+  if (error.cause !== undefined) log.cause(error.message, error.cause);
   return problem(error);
 }
 
@@ -148,25 +148,75 @@ function queryOf(request: Request, known?: readonly string[]): Map<string, strin
   return query;
 }
 
-/** A body of at most `max` bytes, also where its length was not announced. @throws PereError tooLarge */
-async function bodyOf(request: Request, max: number): Promise<Uint8Array> {
-  const tooLarge = (): PereError => new PereError("tooLarge", `the body is larger than ${max} bytes`);
-  if (Number(request.headers.get("content-length") ?? 0) > max) throw tooLarge();
-  const chunks: Uint8Array[] = [];
-  let length = 0;
-  try {
-    if (request.headers.has("content-length")) return await request.bytes();
-    for await (const chunk of request.body ?? []) {
-      length += chunk.length;
-      if (length > max) throw tooLarge();
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    if (error instanceof PereError) throw error;
-    throw new PereError("malformed", "the body ended before its end"); // Its sender is gone, and reads this no more.
-  }
-  return Buffer.concat(chunks);
+/** The time that a body may take on any line, and beside it what a slow one needs: bytes a millisecond. Nobody drips one for hours. */
+const BODY_MS = 30_000;
+const BODY_BYTES_PER_MS = 10;
+/** The server cuts a request of more than 30 s, also while its body is coming. Before that it is told to leave the time to us. */
+const BODY_LEAVE_MS = 10_000;
+/** Seconds that a connection may rest between two requests: what Elysia sets. */
+const IDLE_SECONDS = 30;
+
+/** Reads a body of at most so many bytes. @throws PereError tooLarge, slow, malformed */
+type BodyReader = (request: Request, bytesMax: number) => Promise<Uint8Array>;
+
+/** What requests are served with. */
+interface Parts {
+  readonly engine: Engine;
+  readonly door: Door;
+  readonly bodyOf: BodyReader;
 }
+
+/**
+ * Bodies within bounds, also where their length was not announced, and within a time: `bodyMs` and what `BODY_BYTES_PER_MS` allows
+ * for the length that was announced, or else for what has come.
+ * @param leave sets the server's own limit for a request, in seconds; 0 lifts it
+ */
+const bodyReader =
+  (bodyMs: number, leave: (request: Request, seconds: number) => void): BodyReader =>
+  async (request, bytesMax) => {
+    const tooLarge = (): PereError => new PereError("tooLarge", `the body is larger than ${bytesMax} bytes`);
+    const announced = request.headers.get("content-length");
+    if (Number(announced ?? 0) > bytesMax) throw tooLarge();
+    const whole = announced === null ? null : request.bytes();
+    if (whole && Bun.peek.status(whole) === "fulfilled") return whole; // It came with the head, as most do.
+    const reader = whole ? undefined : request.body?.getReader();
+    let length = Number(announced ?? 0);
+    const startedAt = performance.now();
+    let isLeft = false;
+    const slow = Promise.withResolvers<never>();
+    const watch = (): void => {
+      const leftMs = startedAt + bodyMs + length / BODY_BYTES_PER_MS - performance.now();
+      if (leftMs <= 0)
+        return slow.reject(
+          new PereError("slow", "the body came too slowly; send it again, in smaller parts on a bad line"),
+        );
+      if (!isLeft) leave(request, 0);
+      isLeft = true;
+      timer = setTimeout(watch, leftMs);
+    };
+    let timer = setTimeout(watch, Math.min(bodyMs, BODY_LEAVE_MS));
+    const gather = async (): Promise<Uint8Array> => {
+      // One buffer that grows: a list of chunks of a byte each would take a hundred times as much.
+      const bytes = new Bun.ArrayBufferSink();
+      bytes.start({ asUint8Array: true });
+      for (;;) {
+        const { done = true, value } = (await reader?.read()) ?? {};
+        if (done) return bytes.end() as Uint8Array;
+        if ((length += value!.length) > bytesMax) throw tooLarge();
+        bytes.write(value!);
+      }
+    };
+    try {
+      return await Promise.race([whole ?? gather(), slow.promise]);
+    } catch (error) {
+      if (error instanceof PereError) throw error;
+      throw new PereError("malformed", "the body ended before its end"); // Its sender is gone, and reads this no more.
+    } finally {
+      clearTimeout(timer);
+      if (isLeft) leave(request, IDLE_SECONDS);
+      reader?.cancel().catch(() => {}); // What still comes is dropped, not kept.
+    }
+  };
 
 /** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
 const accepts = (request: Request, type: string): boolean =>
@@ -178,16 +228,17 @@ const accepts = (request: Request, type: string): boolean =>
 const contentType = (request: Request): string =>
   (request.headers.get("content-type") ?? "").split(";", 1)[0]!.trim().toLowerCase();
 
-/** The device that a request speaks for, where it says so beside its body: `device` in the query, else the header `device`. */
-function deviceOf(request: Request, query: ReadonlyMap<string, string>): string | null {
+/** The device that a request speaks for: its token's, else what it says beside its body, `device` in the query or in a header. */
+function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<string, string>): string | null {
+  if (grant.subject !== null) return grant.subject;
   const name = query.get("device") || request.headers.get("device");
   return name ? readDevice(name) : null;
 }
 
 const json = (body: object, status = 200, headers: Record<string, string> = {}): Response =>
-  Response.json(body, { status, headers: { "Cache-Control": "no-store", ...headers } });
+  Response.json(body, { status, headers: { ...PLAIN, ...headers } });
 const jsonText = (text: string): Response =>
-  new Response(text, { headers: { "Content-Type": "application/json", "Cache-Control": "no-store" } });
+  new Response(text, { headers: { "Content-Type": "application/json", ...PLAIN } });
 
 // ------------------------------------------------------------------------------------------------------------------- push
 
@@ -208,12 +259,13 @@ const outcomeJson = (tally: Tally | undefined) =>
   tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
 
 async function push(
-  engine: Engine,
+  { engine, door, bodyOf }: Parts,
   channelText: string,
   request: Request,
   server: Server<SocketData>,
 ): Promise<Response> {
   const channel = readChannel(channelText);
+  const grant = await door.admit(request, "push", [channel]);
   const query = queryOf(request, PUSH_OPTIONS);
   const [type, to, ttl, deadline, remind] = PUSH_OPTIONS.map((name) => query.get(name));
   const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
@@ -238,6 +290,7 @@ async function push(
   const drafts = (many ? readLines(text) : [readData(text)]).map((data) => ({ ...options, data }));
   if ((options.to?.length ?? 0) * drafts.length > TARGETS_MAX)
     throw new PereError("tooLarge", `to: names times lines may be at most ${TARGETS_MAX}; send several requests`);
+  await door.take("push", grant, request, server, drafts.length);
   const digest = key === null ? "" : `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}`;
   const pushed = await engine.push(channel, drafts, key === null ? undefined : { key, digest });
 
@@ -268,6 +321,7 @@ async function push(
 // ----------------------------------------------------------------------------------------------------------------- follow
 
 const STREAM_HEADERS = {
+  "X-Content-Type-Options": "nosniff",
   "Content-Type": "text/event-stream",
   "Cache-Control": "no-cache, no-transform",
   "X-Accel-Buffering": "no",
@@ -275,28 +329,49 @@ const STREAM_HEADERS = {
 /** Seconds that a peer who does not read may hold a stream that was ended. */
 const LINGER_SECONDS = 10;
 
+/** What a reader of a log must be allowed to. */
+const RIGHT: Record<Kind, Right> = { events: "feed", receipts: "push" };
+
+/** Why a caller may not go on now; null: he may. */
+async function refusal(take: () => Promise<void> | void): Promise<TooMany | null> {
+  try {
+    await take();
+    return null;
+  } catch (error) {
+    if (error instanceof TooMany) return error;
+    throw error;
+  }
+}
+
 /** A feed by whichever transport the request asks for: the same URL, the same cursor. */
-function follow(
+async function follow(
   engine: Engine,
+  door: Door,
   kind: Kind,
-  channels: string,
+  channelsText: string,
   request: Request,
   server: Server<SocketData>,
   random: () => number,
 ) {
   const query = queryOf(request);
+  const channels = readChannels(channelsText);
+  const grant = await door.admit(request, RIGHT[kind], channels);
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
   const since = query.get("since") ?? "now";
   const asked: FeedRequest = {
     kind,
-    channels: readChannels(channels),
-    device: kind === "events" ? deviceOf(request, query) : null,
+    channels,
+    device: kind === "events" ? deviceOf(grant, request, query) : null,
+    expires: grant.expires,
+    caller: door.caller(grant, request, server),
+    refused: await refusal(() => door.take("feed", grant, request, server)),
     last: positions(request.headers.get("last-event-id") || query.get("last-event-id"), "last-event-id"),
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
     renew: false,
   };
-  if (request.headers.get("upgrade")?.toLowerCase() === "websocket") return socket(engine, asked, request, server);
+  if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
+    return socket(engine, door, asked, (count) => door.take("receipt", grant, request, server, count), request, server);
   if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
     return poll(engine, asked, query, request, server);
   return eventStream(engine, { ...asked, renew: true }, request, server, random);
@@ -324,12 +399,28 @@ function eventStream(
   return new Response(stream, { headers: STREAM_HEADERS });
 }
 
+/** A longer message brings no token. */
+const MESSAGE_WITH_TOKEN_MAX = 16 * 1024;
 /** Messages that a socket may send before it is told that it is ready. */
 const EARLY_MESSAGES_MAX = 16;
 
+/** A fresh token for an open socket, instead of the one that it came with: `{"pere":"token","token":…}`. */
+function freshToken(message: string | Buffer): string | null {
+  if (typeof message !== "string" || message.length > MESSAGE_WITH_TOKEN_MAX || !message.includes('"pere"'))
+    return null;
+  try {
+    const { pere, token } = JSON.parse(message) as { pere?: unknown; token?: unknown };
+    return pere === "token" && typeof token === "string" ? token : null;
+  } catch {
+    return null;
+  }
+}
+
 function socket(
   engine: Engine,
+  door: Door,
   asked: FeedRequest,
+  count: (receipts: number) => Promise<void> | void,
   request: Request,
   server: Server<SocketData>,
 ): Response | undefined {
@@ -340,11 +431,21 @@ function socket(
   let early: (string | Buffer)[] | null = [];
   const take = (message: string | Buffer): void => {
     feed.heard();
-    void socketFeedback(engine, asked, feed.logs, message).then(
+    void socketFeedback(engine, asked, count, feed.logs, message).then(
       (feedback) => wire.say("receipts", feedback),
-      (error: unknown) =>
-        wire.say("error", { detail: error instanceof PereError ? error.message : "something went wrong in PERE" }),
+      wrong,
     );
+  };
+  const wrong = (error: unknown): void =>
+    wire.say("error", { detail: error instanceof PereError ? error.message : "something went wrong in PERE" });
+  /** Puts the feed's end off to the fresh token's; one that allows less, or is somebody else's, changes nothing. */
+  const renew = async (token: string): Promise<void> => {
+    const grant = await door.renewed(token);
+    for (const channel of asked.channels) demand(grant, RIGHT[asked.kind], channel);
+    if (asked.device !== null && grant.subject !== null && grant.subject !== asked.device)
+      throw new PereError("forbidden", "token: it is another device's");
+    feed.expires = grant.expires;
+    wire.say("token", { expires: Number.isFinite(grant.expires) ? iso(grant.expires) : null });
   };
   const data: SocketData = {
     open(ws) {
@@ -356,6 +457,8 @@ function socket(
       feed = engine.follow(asked, wire);
     },
     message(_ws, message) {
+      const token = freshToken(message);
+      if (token !== null) return void renew(token).catch(wrong);
       if (asked.kind === "receipts") return wire.say("error", { detail: "this feed only tells; receipts go to /feed" });
       if (early === null) return take(message);
       if (early.length < EARLY_MESSAGES_MAX) early.push(message);
@@ -382,19 +485,20 @@ function socket(
 async function socketFeedback(
   engine: Engine,
   { device, channels }: FeedRequest,
+  count: (receipts: number) => Promise<void> | void,
   logs: readonly { channel: string; epoch: string }[],
   message: string | Buffer,
 ): Promise<Feedback> {
   if (typeof message !== "string") throw new PereError("malformed", "a message is a JSON text, not bytes");
   if (device === null)
     throw new PereError("refused", "this feed is anonymous: it owes no receipts; open it with ?device=");
-  return engine.feedback(
-    receiptItems(
-      readReceiptsJson(message, "message"),
-      device,
-      ({ event }) => logs.find(({ epoch }) => epoch === event.epoch)?.channel ?? channels[0]!,
-    ),
+  const items = receiptItems(
+    readReceiptsJson(message, "message"),
+    device,
+    ({ event }) => logs.find(({ epoch }) => epoch === event.epoch)?.channel ?? channels[0]!,
   );
+  await count(items.length);
+  return engine.feedback(items);
 }
 
 async function poll(
@@ -406,6 +510,7 @@ async function poll(
 ) {
   const wait = readSeconds(query.get("wait") ?? "0", "wait", 0, POLL_SECONDS_MAX);
   if (request.method === "HEAD") return jsonText("");
+  if (asked.refused !== null) throw asked.refused;
   server.timeout(request, 0);
   const wire = new Poll();
   const feed = engine.follow(asked, wire);
@@ -414,7 +519,8 @@ async function poll(
   const timer = setTimeout(() => wire.timeUp(), wait * 1000);
   const answer = await wire.answer;
   clearTimeout(timer);
-  if (!answer) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
+  // Without a place to go on from, an answer would lose what comes until the next one.
+  if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
   const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";
   return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}}`);
@@ -437,19 +543,32 @@ function receiptItems(body: unknown, device: string | null, channelOf: (draft: R
 }
 
 /** The form that the clients of 2014 send: `id`, `device` and `status`, each where they put it. @throws PereError */
-function oldReceipt(text: string, request: Request, device: string | null, channel: string): ReceiptItem {
+function oldReceipt(
+  text: string,
+  request: Request,
+  device: string | null,
+  owner: string | null,
+  channel: string,
+): ReceiptItem {
   const form = new URLSearchParams(text);
   const event = form.get("id") ?? form.get("event") ?? request.headers.get("last-event-id") ?? "";
   const name = form.get("device") ?? device;
+  if (owner !== null && name !== owner) return { event, reason: "device: this token speaks for another device" };
   if (name === null) return { event, reason: "device: must be named, as a field, in the query or in a header" };
   const said = readOldStatus(form.get("status") ?? "");
   const draft = { event: readPosition(event, "id"), device: readDevice(name), ...said, deviceAt: null };
   return { channel, draft };
 }
 
-async function feedback(engine: Engine, channelText: string, request: Request): Promise<Response> {
+async function feedback(
+  { engine, door, bodyOf }: Parts,
+  channelText: string,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response> {
   const channel = readChannel(channelText);
-  const device = deviceOf(request, queryOf(request));
+  const grant = await door.admit(request, "feed", [channel]);
+  const device = deviceOf(grant, request, queryOf(request));
   const form = contentType(request);
   if (form !== "application/json" && form !== "application/x-www-form-urlencoded")
     throw new PereError("wrongType", "feedback takes application/json, or a form as the first PERE clients sent it");
@@ -457,7 +576,8 @@ async function feedback(engine: Engine, channelText: string, request: Request): 
   const items =
     form === "application/json"
       ? receiptItems(readReceiptsJson(text), device, () => channel)
-      : [oldReceipt(text, request, device, channel)];
+      : [oldReceipt(text, request, device, grant.subject, channel)];
+  await door.take("receipt", grant, request, server, items.length);
   const result = await engine.feedback(items);
   if (items.length === 0 || result.rejected.length < items.length) return json(result);
   const why = result.rejected.length === 1 ? result.rejected[0]!.reason : "every receipt was rejected";
@@ -483,8 +603,7 @@ const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
 /** Rows that an export reads at once: with the longest details a mebibyte, which is what a reader who stops costs. */
 const EXPORT_ROWS = 250;
 
-async function rows(engine: Engine, channelText: string, event: string, request: Request): Promise<Response> {
-  const channel = readChannel(channelText);
+async function rows(engine: Engine, channel: string, event: string, request: Request): Promise<Response> {
   const query = queryOf(request);
   const { after, limit } = pageOf(query);
   const status = query.get("status") ?? null;
@@ -513,7 +632,7 @@ async function rows(engine: Engine, channelText: string, event: string, request:
   }
   const type = asCsv ? "text/csv; charset=utf-8; header=present" : "application/x-ndjson";
   return new Response(lines() as unknown as BodyInit, {
-    headers: { "Content-Type": type, "Cache-Control": "no-store" },
+    headers: { "Content-Type": type, ...PLAIN },
   });
 }
 
@@ -525,9 +644,14 @@ const deviceJson = (device: Awaited<ReturnType<Engine["devices"]>>["devices"][nu
 
 // ------------------------------------------------------------------------------------------------------------------ hooks
 
-async function putHook(engine: Engine, params: { channel: string; name: string }, request: Request): Promise<Response> {
+async function putHook(
+  { engine, door, bodyOf }: Parts,
+  params: { channel: string; name: string },
+  request: Request,
+): Promise<Response> {
   const channel = readChannel(params.channel);
   const name = readHookName(params.name);
+  await door.admit(request, "push", [channel]);
   if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook is application/json");
   const body = readReceiptsJson(readText(await bodyOf(request, HOOK_BYTES_MAX)));
   const { hook, created } = await engine.hooks.put(channel, name, body);
@@ -536,11 +660,45 @@ async function putHook(engine: Engine, params: { channel: string; name: string }
 
 // ----------------------------------------------------------------------------------------------------------------- routes
 
-const file = (path: string, type: string): Response =>
-  new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600" } });
+/** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
+const PAGE = {
+  "Content-Security-Policy":
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+};
 
-/** All routes. `random` (from 0 up to 1) spreads the readers' return. */
-function routes(engine: Engine, random: () => number) {
+const file = (path: string, type: string): Response =>
+  new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
+
+/** The way in with a link: the token leaves the address bar for a cookie that no script reads, and the browser goes on to the first page. */
+async function home(door: Door, request: Request): Promise<Response> {
+  const headers: Record<string, string> = { Location: "/weblistener.html", "Cache-Control": "no-store", ...PAGE };
+  const token = queryOf(request).get("token");
+  const isSecure = request.url.startsWith("https:") || request.headers.get("x-forwarded-proto") === "https";
+  const cookie = token === undefined ? null : await door.cookie(token, isSecure);
+  if (cookie !== null) headers["Set-Cookie"] = cookie;
+  return new Response(null, { status: 303, headers });
+}
+
+/** How a service is run. */
+interface Ways {
+  /** From 0 up to 1; spreads the readers' return. */
+  readonly random: () => number;
+  /** What a body may take. */
+  readonly bodyMs: number;
+  /** Each request is written to the log. */
+  readonly isWatched: boolean;
+}
+
+/** All routes. */
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways) {
+  /** The channel of a request about it, for who may push on it. @throws PereError */
+  const managed = async (text: string, request: Request): Promise<string> => {
+    const channel = readChannel(text);
+    await door.admit(request, "push", [channel]);
+    return channel;
+  };
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
@@ -558,7 +716,25 @@ function routes(engine: Engine, random: () => number) {
       idleTimeout: 60,
     },
   });
+  const bodyOf = bodyReader(bodyMs, (request, seconds) => app.server?.timeout(request, seconds));
+  const parts = { engine, door, bodyOf };
+  if (isWatched)
+    app.onAfterResponse(({ request, responseValue }) => {
+      const status = responseValue instanceof Response ? responseValue.status : null;
+      log.debug("answered", { request: crypto.randomUUID(), method: request.method, url: request.url, status });
+    });
   return app
+    .onRequest(({ request, set }) => {
+      try {
+        const allowed = door.look(request.headers);
+        const answer = door.preflight(request, allowed);
+        if (answer) return new Response(null, { status: 204, headers: answer });
+        Object.assign(set.headers, allowed);
+      } catch (error) {
+        return toResponse(error);
+      }
+      return undefined;
+    })
     .onError(({ code, error, request, path }) => {
       if (code !== "NOT_FOUND") return toResponse(error);
       const allowed = methodsAt(app.routes, path);
@@ -570,69 +746,72 @@ function routes(engine: Engine, random: () => number) {
 
     .post(
       "/push/:channel",
-      ({ params, request, server }) => push(engine, params.channel, request, server as Server<SocketData>),
+      ({ params, request, server }) => push(parts, params.channel, request, server as Server<SocketData>),
       { ...raw, detail: operations.push },
     )
     .get(
       "/feed/:channel",
       ({ params, request, server }) =>
-        follow(engine, "events", params.channel, request, server as Server<SocketData>, random),
+        follow(engine, door, "events", params.channel, request, server as Server<SocketData>, random),
       { detail: operations.feed },
     )
-    .post("/feedback/:channel", ({ params, request }) => feedback(engine, params.channel, request), {
-      ...raw,
-      detail: operations.feedback,
-    })
+    .post(
+      "/feedback/:channel",
+      ({ params, request, server }) => feedback(parts, params.channel, request, server as Server<SocketData>),
+      { ...raw, detail: operations.feedback },
+    )
     .get(
       "/feedback/:channel",
       ({ params, request, server }) =>
-        follow(engine, "receipts", params.channel, request, server as Server<SocketData>, random),
+        follow(engine, door, "receipts", params.channel, request, server as Server<SocketData>, random),
       { detail: operations.receipts },
     )
 
     .get(
       "/channels",
       async ({ request }) => {
+        const grant = await door.grant(request);
         const query = queryOf(request);
         const { after, limit } = pageOf(query);
-        return json(await engine.channels(after, query.has("limit") ? limit : null));
+        const may = (channel: string): boolean => grant.may("push", channel);
+        return json(await engine.channels(after, query.has("limit") ? limit : null, may));
       },
       { detail: operations.channels },
     )
     .get(
       "/events/:channel",
       async ({ params, request }) => {
+        const channel = await managed(params.channel, request);
         const { after, limit } = pageOf(queryOf(request));
-        const { texts, next } = await engine.events(
-          readChannel(params.channel),
-          after ? readPosition(after, "after") : null,
-          limit,
-        );
+        const { texts, next } = await engine.events(channel, after ? readPosition(after, "after") : null, limit);
         return jsonText(`{"events":[${texts.join(",")}],"next":${JSON.stringify(next)}}`);
       },
       { detail: operations.events },
     )
     .get(
       "/events/:channel/:id",
-      async ({ params }) => jsonText(await engine.event(readChannel(params.channel), params.id)),
+      async ({ params, request }) => jsonText(await engine.event(await managed(params.channel, request), params.id)),
       { detail: operations.event },
     )
-    .get("/events/:channel/:id/receipts", ({ params, request }) => rows(engine, params.channel, params.id, request), {
-      detail: operations.rows,
-    })
+    .get(
+      "/events/:channel/:id/receipts",
+      async ({ params, request }) => rows(engine, await managed(params.channel, request), params.id, request),
+      { detail: operations.rows },
+    )
     .get(
       "/devices/:channel",
       async ({ params, request }) => {
+        const channel = await managed(params.channel, request);
         const { after, limit } = pageOf(queryOf(request));
-        const { devices, next } = await engine.devices(readChannel(params.channel), after, limit);
+        const { devices, next } = await engine.devices(channel, after, limit);
         return json({ devices: devices.map(deviceJson), next });
       },
       { detail: operations.devices },
     )
     .put(
       "/devices/:channel/:device",
-      async ({ params }) => {
-        const channel = readChannel(params.channel);
+      async ({ params, request }) => {
+        const channel = await managed(params.channel, request);
         const device = readDevice(params.device);
         const enrolled = await engine.enrol(channel, device);
         return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
@@ -641,8 +820,8 @@ function routes(engine: Engine, random: () => number) {
     )
     .delete(
       "/devices/:channel/:device",
-      async ({ params }) => {
-        await engine.retire(readChannel(params.channel), readDevice(params.device));
+      async ({ params, request }) => {
+        await engine.retire(await managed(params.channel, request), readDevice(params.device));
         return new Response(null, { status: 204 });
       },
       { ...raw, detail: operations.retire },
@@ -650,25 +829,25 @@ function routes(engine: Engine, random: () => number) {
 
     .get(
       "/hooks/:channel",
-      async ({ params }) => json({ hooks: await engine.hooks.list(readChannel(params.channel)) }),
+      async ({ params, request }) => json({ hooks: await engine.hooks.list(await managed(params.channel, request)) }),
       { detail: operations.hooks },
     )
-    .put("/hooks/:channel/:name", ({ params, request }) => putHook(engine, params, request), {
+    .put("/hooks/:channel/:name", ({ params, request }) => putHook(parts, params, request), {
       ...raw,
       detail: operations.putHook,
     })
     .delete(
       "/hooks/:channel/:name",
-      async ({ params }) => {
-        await engine.hooks.drop(readChannel(params.channel), readHookName(params.name));
+      async ({ params, request }) => {
+        await engine.hooks.drop(await managed(params.channel, request), readHookName(params.name));
         return new Response(null, { status: 204 });
       },
       { ...raw, detail: operations.dropHook },
     )
     .post(
       "/hooks/:channel/:name/retry",
-      async ({ params }) => {
-        const retried = await engine.hooks.retry(readChannel(params.channel), readHookName(params.name));
+      async ({ params, request }) => {
+        const retried = await engine.hooks.retry(await managed(params.channel, request), readHookName(params.name));
         return json({ retried });
       },
       { ...raw, detail: operations.retryHook },
@@ -685,7 +864,7 @@ function routes(engine: Engine, random: () => number) {
       { detail: operations.ready },
     )
 
-    .get("/", () => Response.redirect("/weblistener.html", 302), { detail: { hide: true } })
+    .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
     })
@@ -715,6 +894,8 @@ function methodsAt(routes: readonly { method: string; path: string }[], path: st
 export interface Service {
   readonly url: string;
   readonly engine: Engine;
+  /** The path of the way in with all rights, where PERE made its own secret; else null. */
+  link(): Promise<string | null>;
   /** Takes no more pushes, tells every feed, makes everything acknowledged durable, and lets go of file and port. */
   stop(): Promise<void>;
 }
@@ -722,32 +903,65 @@ export interface Service {
 /** Milliseconds in which feeds that were told to go may read that they were. */
 const FAREWELL_MS = 200;
 
+/** Whom the way in with all rights is for, and for how long. */
+const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
+
+/** A secret that nobody chose. */
+const makeKey = (): string => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url");
+
+/** The secret that PERE made, now or before. @throws PereError away; then the store is closed */
+const ownSecret = (store: Store): Promise<string> =>
+  store.secret(makeKey()).catch(async (error: unknown) => {
+    await store.close();
+    throw error;
+  });
+
 /** Redis is loaded only when it is asked for. */
 async function openRedis(urls: readonly string[], replicas: number): Promise<Store> {
   const { RedisStore } = await import("./engine/redis.ts");
   return RedisStore.open({ urls, replicas });
 }
 
+export interface ServiceOptions extends EngineOptions {
+  /** Milliseconds that a body may take beside what its length needs. */
+  readonly bodyMs?: number;
+}
+
 /** Starts PERE. @throws PereError or Error when the file or the port can't be had */
-export async function serve(settings: Settings, options: EngineOptions = {}): Promise<Service> {
+export async function serve(settings: Settings, options: ServiceOptions = {}): Promise<Service> {
   const { db, redis, replicas, hooksAllowed, limits } = settings;
+  const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
+  // Wrong keys stop the start before anything is opened.
+  const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
   const store = redis === null ? new SqliteStore({ path: db }) : await openRedis(redis, replicas);
+  const own = settings.access === "own" ? await ownSecret(store) : null;
+  const access = own === null ? given : await openAccess({ secret: own, now });
   const engine = new Engine(store, { hooksAllowed, ...options, limits: { ...limits, ...options.limits } });
-  const app = routes(engine, options.random ?? Math.random);
+  const loopbackOnly = access === null && isLoopback(settings.host);
+  if (settings.log !== "info") log = openLog(settings.log);
+  const { origins, proxies } = settings;
+  const rates = new Rates(settings.rates, redis, log.cause);
+  const door = new Door({ access, origins, loopbackOnly, rates, proxies, now });
+  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug" });
   app.use(
     await staticPlugin({
       assets: WEB,
       prefix: "/",
       alwaysStatic: true,
-      ignorePatterns: [/\.ts$/, "swagger.html"],
+      ignorePatterns: [/\.(ts|html)$/],
       directive: "no-cache",
       maxAge: null,
+      headers: { "X-Content-Type-Options": "nosniff" },
     }),
   );
   // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
   app.use(swagger({ documentation: document(packageJson.version) }));
-  for (const path of ["/swagger", "/swagger/"])
-    app.get(path, () => file(join(WEB, "swagger.html"), "text/html; charset=utf-8"), { detail: { hide: true } });
+  for (const [path, page] of [
+    ["/swagger", "swagger.html"],
+    ["/swagger/", "swagger.html"],
+    ["/weblistener.html", "weblistener.html"],
+  ] as const)
+    app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
   try {
     app.listen({ hostname: settings.host, port: settings.port });
   } catch (error) {
@@ -757,27 +971,50 @@ export async function serve(settings: Settings, options: EngineOptions = {}): Pr
   }
   const server = app.server!;
   return {
+    link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
     url: `http://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${server.port}`,
     engine,
     async stop() {
       await engine.drain();
       await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
       await server.stop(true);
-      await engine.close();
+      await Promise.all([rates.close(), engine.close()]);
     },
   };
 }
 
+/** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
+async function mintKeys({ access, db, redis }: Settings): Promise<Parameters<typeof mint>[0]> {
+  if (typeof access !== "string") return access;
+  const kept = Bun.file(`${db}.secret`);
+  return redis === null && (await kept.exists()) ? { secret: (await kept.text()).trim() } : {};
+}
+
 if (import.meta.main) {
+  const isMint = process.argv[2] === "token";
   try {
-    const service = await serve(readSettings(process.argv.slice(2), process.env));
+    if (isMint) {
+      console.log(await mint(await mintKeys(readSettings([], process.env)), readMint(process.argv.slice(3))));
+      process.exit(0);
+    }
+    const settings = readSettings(process.argv.slice(2), process.env);
+    const service = await serve(settings);
     console.log(`PERE listening on ${service.url}`);
+    for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
+    const link = await service.link();
+    if (link !== null) {
+      // What listens everywhere listens here.
+      const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+      console.log(
+        `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
+      );
+    }
     service.engine.ready().then(
       ({ version, durability, advice }) => {
         console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
         for (const sentence of advice) console.log(sentence);
       },
-      (error: Error) => console.error(`PERE's store is away: ${error.message}`),
+      (error: Error) => log.warn("the store is away", { error }),
     );
     for (const signal of ["SIGTERM", "SIGINT"] as const)
       process.once(signal, () => {
@@ -785,7 +1022,7 @@ if (import.meta.main) {
         void service.stop().then(() => process.exit(0));
       });
   } catch (error) {
-    console.error(`PERE can't start: ${(error as Error).message}`);
+    console.error(`PERE can't ${isMint ? "make a token" : "start"}: ${(error as Error).message}`);
     process.exit(1);
   }
 }

@@ -5,13 +5,16 @@
  *   bun clients/hostlistener.ts [url] [channel] [device] [--flaky]
  *
  * For each event it gives `received` at once and `done` after a moment; `failed` where the event's data has `"fail": true`, and with
- * `--flaky` one time in ten. It is written against PERE's public contract alone, with nothing but what Bun has: read it as an example
- * of what a device must do. That is three things: follow the feed and come back where it broke off (`stream.ts`), keep each receipt
- * until it was answered (`give`, `deliver`), and take an event that comes twice for one (`busy`).
+ * `--flaky` one time in ten. Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; the device is then the
+ * token's, whatever the arguments say.
+ *
+ * It is written against PERE's public contract alone, with nothing but what Bun has: read it as an example of what a device must do. That
+ * is three things: follow the feed and come back where it broke off (`stream.ts`), keep each receipt until it was answered (`give`,
+ * `deliver`), and take an event that comes twice for one (`busy`).
  */
 import { hostname } from "node:os";
 import { parseArgs } from "node:util";
-import { follow, passes } from "./stream.ts";
+import { authorization, follow, passes } from "./stream.ts";
 
 /** A device's word on an event, as it goes out. */
 interface Receipt {
@@ -31,7 +34,7 @@ async function main(): Promise<void> {
   const { values, positionals } = parseArgs({ options: { flaky: { type: "boolean" } }, allowPositionals: true });
   const base = (positionals[0] ?? "http://127.0.0.1:4567").replace(/\/+$/, "");
   const channel = positionals[1] ?? "orders";
-  const device =
+  let device =
     positionals[2] ??
     (hostname()
       .replace(/[^A-Za-z0-9._:~-]/g, "-")
@@ -57,7 +60,7 @@ async function main(): Promise<void> {
       try {
         const response = await fetch(`${base}/feedback/${encodeURIComponent(channel)}`, {
           method: "POST",
-          headers: { "Content-Type": "application/json" },
+          headers: { "Content-Type": "application/json", ...authorization() },
           body: JSON.stringify(batch),
         });
         if (passes(response.status)) throw new Error(`status ${response.status}`);
@@ -99,6 +102,8 @@ async function main(): Promise<void> {
   for await (const { event, data } of follow(feed, (why) => console.log(`! ${why}`))) {
     if (event.startsWith("pere.")) {
       console.log(`. ${event} ${data}`);
+      // A token says who its bearer is.
+      if (event === "pere.ready") ({ device } = JSON.parse(data) as { device: string });
       continue;
     }
     const pushed = JSON.parse(data) as { id: string; data: unknown };

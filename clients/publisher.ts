@@ -7,13 +7,14 @@
  *
  * On its own it pushes an event every second, until it is interrupted. Given lines on its input it pushes those (a line that is JSON as it is,
  * any other as a JSON string), and ends when every event is complete, or ten seconds after the last line, with status 1 if one is not.
+ * Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; it needs the right to push on the channel.
  * With `--wait` it pushes the next event when the one before is complete, or after so many seconds; the other two are given to each event.
  * It is written against PERE's public contract alone. Two things are worth a look: each push carries an `Idempotency-Key`, so that it can be
  * repeated until it was answered without being stored twice; and the receipts are followed from before the first push, so that none is missed.
  */
 import { fstatSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { follow, linesOf, passes } from "./stream.ts";
+import { authorization, follow, linesOf, passes } from "./stream.ts";
 
 /** Between two events of its own. */
 const EVERY_MS = 1_000;
@@ -56,7 +57,12 @@ class Board {
 
 /** Pushes one JSON text, again until it is answered. @throws Error when it is refused */
 async function push(url: string, data: string, more: Record<string, string>): Promise<Pushed> {
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID(), ...more };
+  const headers = {
+    "Content-Type": "application/json",
+    "Idempotency-Key": crypto.randomUUID(),
+    ...authorization(),
+    ...more,
+  };
   for (let failures = 0; ; failures++) {
     const response = await fetch(url, { method: "POST", headers, body: data }).catch((error: Error) => error);
     if (response instanceof Response && !passes(response.status)) {

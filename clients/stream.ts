@@ -1,5 +1,6 @@
 /**
- * Following an event stream for as long as the program runs: reads its lines, and comes back where it broke off.
+ * Following an event stream for as long as the program runs: reads its lines, and comes back where it broke off. A token for it stands in
+ * the environment, `PERE_TOKEN`.
  */
 
 /** One message of an event stream (WHATWG HTML, section 9.2). */
@@ -26,6 +27,10 @@ export async function* linesOf(body: ReadableStream<Uint8Array>): AsyncGenerator
   if (rest !== "") yield rest;
 }
 
+/** The token in the environment, as requests carry it; nothing, where there is none. */
+export const authorization = (): Record<string, string> =>
+  process.env.PERE_TOKEN ? { Authorization: `Bearer ${process.env.PERE_TOKEN}` } : {};
+
 /** Whether asking again may help: the service is away or has too much to do. */
 export const passes = (status: number): boolean => status >= 500 || status === 408 || status === 429;
 
@@ -43,7 +48,7 @@ export async function* follow(url: string, onLoss: (why: string) => void): Async
     let why = "the stream ended";
     try {
       const response = await fetch(url, {
-        headers: { Accept: "text/event-stream", ...(last === "" ? {} : { "Last-Event-ID": last }) },
+        headers: { Accept: "text/event-stream", ...authorization(), ...(last === "" ? {} : { "Last-Event-ID": last }) },
         signal: quiet.signal,
       });
       if (!response.ok && !passes(response.status)) throw new Refused(await response.text());

@@ -124,8 +124,9 @@ function readRights(claim: unknown): Grant["may"] | string {
 
 /** @throws PereError forbidden, unless the grant has the right on the channel */
 export function demand(grant: Grant, right: Right, channel: string): void {
-  if (!grant.may(right, channel))
-    throw new PereError("forbidden", `this token gives no right to ${right} on ${channel}`);
+  if (grant.may(right, channel)) return;
+  const message = `gives no right to ${right} on ${channel}`;
+  throw new PereError("forbidden", `this token ${message}`, [{ path: "token", message: `it ${message}` }]);
 }
 
 // ----------------------------------------------------------------------------------------------------------------- errors
@@ -491,7 +492,8 @@ export class Access {
       clockTolerance: TOLERANCE_SECONDS,
       currentDate: new Date(now),
     }).catch((error: unknown) => {
-      throw refused(reason(error), error);
+      // Without its cause: that holds the claims, which are nobody's business but the bearer's, and the reason says it all.
+      throw refused(reason(error));
     });
     return readClaims(verified.payload, now);
   }

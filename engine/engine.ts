@@ -44,6 +44,7 @@ export const LIMITS: Limits = {
   beatMs: 15_000,
   renewMs: 15 * 60_000,
   feeds: 100_000,
+  feedsACaller: Number.POSITIVE_INFINITY,
   seenMs: 5_000,
   trimMs: 30_000,
   keptEvents: 10_000,
@@ -237,13 +238,17 @@ export class Engine {
   }
 
   /** Channels by name, with how many devices have a feed open: a page, or all of them when `limit` is null. */
-  async channels(after: string, limit: number | null) {
-    const channels = [];
-    let next: string | null = after;
-    do {
-      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(next, limit ?? PAGE_MAX);
-      const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.elsewhere(channel)));
-      for (const [index, { channel, epoch, events, devices }] of page.items.entries())
+  async channels(after: string, limit: number | null, may: (channel: string) => boolean = () => true) {
+    const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
+    let from: string | null = after;
+    let isMore = false;
+    // One more than was asked for tells whether there are more; names that the reader may not know are in no answer, also not in `next`.
+    for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
+      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
+      const open = page.items.filter(({ channel }) => may(channel));
+      const shown = limit === null ? open : open.slice(0, limit - channels.length);
+      const elsewhere = await Promise.all(shown.map(({ channel }) => this.#store.elsewhere(channel)));
+      for (const [index, { channel, epoch, events, devices }] of shown.entries())
         channels.push({
           channel,
           events: events.head - events.floor,
@@ -251,9 +256,10 @@ export class Engine {
           connected: this.#feeds.connected(channel, null, elsewhere[index]!),
           last: events.head === 0 ? null : `${epoch}-${events.head}`,
         });
-      next = page.next;
-    } while (limit === null && next !== null);
-    return { channels, next };
+      isMore = shown.length < open.length;
+      from = page.next;
+    }
+    return { channels, next: isMore ? channels.at(-1)!.channel : null };
   }
 
   /**

@@ -47,6 +47,12 @@ export interface FeedRequest {
   /** Where it was, from `Last-Event-ID`; null: it did not say. */
   readonly last: readonly Position[] | null;
   readonly since: "now" | "earliest" | readonly Position[];
+  /** Whose connection it is, a token's bearer or an address; null: PERE's own cursor. */
+  readonly caller: string | null;
+  /** Why the reader may not have it now: trouble that passes. */
+  readonly refused: PereError | null;
+  /** When the reader's right to it ends, milliseconds since 1970. */
+  readonly expires: number;
   /** Whether the feed is ended and begun anew from time to time: where a dead link can't be told from a quiet one. */
   readonly renew: boolean;
   /** PERE's own cursor, not a connection: a full house does not turn it away. */
@@ -61,6 +67,8 @@ export interface FeedLimits {
   readonly renewMs: number;
   /** Open feeds an instance, its own left out. */
   readonly feeds: number;
+  /** Open feeds a caller. */
+  readonly feedsACaller: number;
 }
 
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
@@ -103,21 +111,26 @@ interface Start {
 /** One connection that follows one or more logs. */
 export class Feed implements Sink {
   readonly device: string | null;
+  readonly caller: string | null;
   readonly logs: Log[];
   readonly followers: Follower[] = [];
   blocked: Promise<unknown> | undefined;
   open = true;
   /** Whether its device counts as connected. */
   entered = false;
+  /** When it ends at the latest, milliseconds since 1970; somebody may put it off. */
+  expires: number;
   /** Turns of the wheel. */
   wroteAt = 0;
   renewAt = Number.POSITIVE_INFINITY;
   readonly wire: Wire;
   readonly #feeds: Feeds;
 
-  constructor(feeds: Feeds, device: string | null, logs: Log[], wire: Wire) {
+  constructor(feeds: Feeds, { device, caller, expires }: FeedRequest, logs: Log[], wire: Wire) {
     this.#feeds = feeds;
     this.device = device;
+    this.caller = caller;
+    this.expires = expires;
     this.logs = logs;
     this.wire = wire;
   }
@@ -184,6 +197,10 @@ export class Feeds {
   readonly #open = new Set<Feed>();
   /** Those of them that are PERE's own. */
   readonly #own = new Set<Feed>();
+  /** How many of them each caller has. */
+  readonly #callers = new Map<string, number>();
+  /** Those of them that end at some time, however much there is to say. */
+  readonly #expiring = new Set<Feed>();
   /** Devices with an open feed here, by channel. */
   readonly #present = new Map<string, Presence>();
   readonly #joining = new Set<Joining>();
@@ -233,9 +250,11 @@ export class Feeds {
   follow(request: FeedRequest, wire: Wire): Feed {
     // The logs are held from here on: what is stored after the reads below is announced to them, so nothing falls between.
     const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
-    const feed = new Feed(this, request.device, logs, wire);
+    const feed = new Feed(this, request, logs, wire);
     this.#open.add(feed);
     if (request.own) this.#own.add(feed);
+    if (request.caller !== null) this.#callers.set(request.caller, this.#feedsOf(request.caller) + 1);
+    if (Number.isFinite(request.expires)) this.#expiring.add(feed);
     void this.#start(feed, request);
     return feed;
   }
@@ -245,7 +264,10 @@ export class Feeds {
     if (!feed.open) return;
     try {
       if (this.#closing) return feed.end("drain");
-      if (!request.own && this.#open.size - this.#own.size > this.#limits.feeds) return feed.end("busy");
+      const isFull =
+        this.#open.size - this.#own.size > this.#limits.feeds ||
+        (request.caller !== null && this.#feedsOf(request.caller) > this.#limits.feedsACaller);
+      if (request.refused !== null || (isFull && !request.own)) return feed.end("busy");
       const { kind, device } = request;
       // Heard before it is read, so that nothing falls between.
       await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
@@ -294,10 +316,20 @@ export class Feeds {
     return again.map((joined, index) => ({ ...joined, enrolled: joined.enrolled && found[index]!.enrolled }));
   }
 
+  #feedsOf(caller: string): number {
+    return this.#callers.get(caller) ?? 0;
+  }
+
   /** Called by a feed that ended. */
   release(feed: Feed): void {
     this.#open.delete(feed);
     this.#own.delete(feed);
+    this.#expiring.delete(feed);
+    if (feed.caller !== null) {
+      const left = this.#feedsOf(feed.caller) - 1;
+      if (left > 0) this.#callers.set(feed.caller, left);
+      else this.#callers.delete(feed.caller);
+    }
     for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
     feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
     for (const log of feed.logs) {
@@ -514,6 +546,8 @@ export class Feeds {
   #turn(): void {
     this.tick++;
     if (this.tick % BEAT_TICKS === 0) for (const log of this.#logs.values()) log.age();
+    const now = this.#now();
+    for (const feed of this.#expiring) if (feed.expires <= now) feed.end("expired");
     const spokes = this.#wheel[this.tick % this.#wheel.length]!;
     const due = [...spokes];
     spokes.clear();

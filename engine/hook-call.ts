@@ -67,18 +67,18 @@ const malformed = (path: string, message: string): PereError =>
 
 // -------------------------------------------------------------------------------------------------------------- addresses
 
-/** Address ranges in CIDR notation, comma separated; an empty text is none. @throws Error with the one line to print */
-export function readAllowed(text: string): readonly Allowed[] {
+/** Address ranges in CIDR notation, comma separated; an empty text is none. @param name of the setting; @throws Error with the one line to print */
+export function readAllowed(text: string, name = "PERE_HOOKS_ALLOW"): readonly Allowed[] {
   const entries = text.split(",").map((entry) => entry.trim());
-  return entries.filter((entry) => entry !== "").map(readRange);
+  return entries.filter((entry) => entry !== "").map((entry) => readRange(entry, name));
 }
 
-function readRange(text: string): Allowed {
+function readRange(text: string, name: string): Allowed {
   if (ipaddr.IPv4.isValidCIDRFourPartDecimal(text)) return ipaddr.IPv4.parseCIDR(text);
   const range = ipaddr.IPv6.isValidCIDR(text) ? ipaddr.IPv6.parseCIDR(text) : null;
   // Addresses are compared as the IPv4 that they are, so a range in this form would let nobody through.
   if (range && !range[0].isIPv4MappedAddress()) return range;
-  throw new Error(`PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`);
+  throw new Error(`${name} must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`);
 }
 
 /** What the registries have given out of IPv6 so far (RFC 4291, 2.4); ipaddr.js calls all the rest unicast, `::127.0.0.1` too. */

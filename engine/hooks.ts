@@ -276,6 +276,9 @@ class Runner implements Wire {
         since: "now",
         renew: false,
         own: true,
+        caller: null,
+        refused: null,
+        expires: Infinity,
       },
       this,
     );

@@ -63,10 +63,12 @@ export type Code =
   | "forbidden"
   | "unknown"
   | "wrongMethod"
+  | "slow"
   | "conflict"
   | "tooLarge"
   | "wrongType"
   | "refused"
+  | "tooMany"
   | "away"
   | "inside";
 

@@ -504,6 +504,12 @@ export class RedisStore implements Store {
     return number === 0 ? null : Number(number);
   }
 
+  async secret(fresh: string): Promise<string> {
+    const key = `${this.#prefix}secret`;
+    await this.#link.send("SET", key, fresh, "NX");
+    return (await this.#link.send("GET", key)) as string;
+  }
+
   async ready(): Promise<Readiness> {
     const { facts: _, ...readiness } = await readPromise(this.#link.masters(), this.#replicas);
     return readiness;

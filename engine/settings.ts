@@ -1,11 +1,17 @@
 /**
  * What the operator sets: flags and environment, read together once, before anything starts. A wrong setting stops the start with one
- * clear line; a setting that this version does not know yet stops it too, so that nobody believes in it.
+ * clear line; a `PERE_` name that means nothing is named, so that nobody believes in it. A secret may stand in a file instead, whose path is in the
+ * variable of the same name with `_FILE` behind it.
  */
+import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
+import type { AccessOptions } from "./access.ts";
+import { type Origins, readOrigins } from "./door.ts";
 import type { Limits } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
+import type { Level } from "./log.ts";
+import { type RateLimits, RATES } from "./rates.ts";
 
 /** What the operator set; see README, "Settings". */
 export interface Settings {
@@ -21,12 +27,45 @@ export interface Settings {
   /** Address ranges that hooks may call although they are private. */
   readonly hooksAllowed: readonly Allowed[];
   readonly limits: Partial<Limits>;
+  /** Where the keys are that tokens are checked with; `own`: PERE makes a secret; `open`: there are no tokens. */
+  readonly access: Pick<AccessOptions, "secret" | "jwks" | "audience" | "issuer"> | "own" | "open";
+  readonly origins: Origins;
+  /** How much one caller may do in a minute. */
+  readonly rates: RateLimits;
+  /** Proxies whose `X-Forwarded-For` is believed. */
+  readonly proxies: readonly Allowed[];
+  /** From what on the log is written. */
+  readonly log: Level;
+  /** Names that were set and mean nothing. */
+  readonly unknown: readonly string[];
 }
 
-/** Names of the contract that this version does not know yet: an operator who sets one must not believe that it works. */
-const NOT_YET = ["PERE_JWT_SECRET", "PERE_JWKS", "PERE_ORIGINS"] as const;
+/** Open feeds of one caller beyond loopback: the devices of a large site behind one address. */
+const FEEDS_A_CALLER = 10_000;
 
-const isLoopback = (host: string): boolean =>
+/** All that may be set, besides `HOST` and `PORT`. */
+const NAMES: readonly string[] = [
+  "PERE_DB",
+  "PERE_FEEDS_A_CALLER",
+  "PERE_HOOKS_ALLOW",
+  "PERE_JWKS",
+  "PERE_JWT_AUDIENCE",
+  "PERE_JWT_ISSUER",
+  "PERE_JWT_SECRET",
+  "PERE_JWT_SECRET_FILE",
+  "PERE_KEEP_EVENTS",
+  "PERE_KEEP_SECONDS",
+  "PERE_LOG",
+  "PERE_OPEN",
+  "PERE_ORIGINS",
+  "PERE_PROXIES",
+  "PERE_RATE_FEEDS",
+  "PERE_RATE_PUSHES",
+  "PERE_RATE_RECEIPTS",
+  "PERE_REDIS_REPLICAS",
+];
+
+export const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 
 /** @throws Error with the one line to print; the URLs may hold a password, so they are not repeated */
@@ -49,8 +88,52 @@ function redisUrls(text: string): string[] {
   return urls.map(({ protocol, host }) => `${protocol}//${who}${host}`);
 }
 
+type Environment = Record<string, string | undefined>;
+
+/** A secret, or what is in the file that holds it. @throws Error with the one line to print */
+function secretOf(env: Environment, name: string): string | undefined {
+  const path = env[`${name}_FILE`];
+  if (!path) return env[name] || undefined;
+  if (env[name]) throw new Error(`${name} and ${name}_FILE are both set; one of them is enough`);
+  let text: string;
+  try {
+    text = readFileSync(path, "utf8").replace(/\r?\n$/, "");
+  } catch (error) {
+    throw new Error(`${name}_FILE can't be read: ${(error as Error).message}`);
+  }
+  if (text === "") throw new Error(`${name}_FILE is an empty file`);
+  return text;
+}
+
+/** Who may come in. @throws Error with the one line to print */
+function accessOf(env: Environment, host: string): Settings["access"] {
+  const open = env.PERE_OPEN || "0";
+  if (open !== "0" && open !== "1") throw new Error(`PERE_OPEN must be 1 or 0, not "${open}"`);
+  const secret = secretOf(env, "PERE_JWT_SECRET");
+  const found = {
+    ...(secret === undefined ? {} : { secret }),
+    ...(env.PERE_JWKS ? { jwks: env.PERE_JWKS } : {}),
+    ...(env.PERE_JWT_AUDIENCE ? { audience: env.PERE_JWT_AUDIENCE } : {}),
+    ...(env.PERE_JWT_ISSUER ? { issuer: env.PERE_JWT_ISSUER } : {}),
+  };
+  const hasKeys = "secret" in found || "jwks" in found;
+  if (open === "1" && hasKeys)
+    throw new Error("PERE_OPEN=1 lets everybody in, so PERE_JWT_SECRET and PERE_JWKS must not be set");
+  if (hasKeys) return found;
+  for (const name of ["PERE_JWT_AUDIENCE", "PERE_JWT_ISSUER"])
+    if (env[name])
+      throw new Error(`${name} is set, but neither PERE_JWT_SECRET nor PERE_JWKS: there is no key for such tokens`);
+  return open === "1" || isLoopback(host) ? "open" : "own";
+}
+
+/** @throws Error with the one line to print */
+function levelOf(text: string): Level {
+  if (text === "debug" || text === "info" || text === "warn" || text === "error") return text;
+  throw new Error(`PERE_LOG must be debug, info, warn or error, not "${text}"`);
+}
+
 /** Reads flags and environment together. @throws Error with the one line to print */
-export function readSettings(argv: readonly string[], env: Record<string, string | undefined>): Settings {
+export function readSettings(argv: readonly string[], env: Environment): Settings {
   const { values } = parseArgs({
     args: [...argv],
     options: { host: { type: "string", short: "o" }, port: { type: "string", short: "p" } },
@@ -59,26 +142,33 @@ export function readSettings(argv: readonly string[], env: Record<string, string
     if (/^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max) return Number(text);
     throw new Error(`${name} must be a whole number from ${min} to ${max}, not "${text}"`);
   };
-  for (const name of NOT_YET)
-    if (env[name]) throw new Error(`${name} is set, but this version of PERE can't do that yet`);
   const host = values.host ?? (env.HOST || "127.0.0.1");
   const port = whole("PORT", values.port ?? (env.PORT || "4567"), 0, 65535);
-  const open = env.PERE_OPEN || "0";
-  if (open !== "0" && open !== "1") throw new Error(`PERE_OPEN must be 1 or 0, not "${open}"`);
-  if (!isLoopback(host) && open !== "1")
-    throw new Error(
-      `HOST ${host} is beyond loopback and PERE has no tokens yet: set PERE_OPEN=1 to let everybody in who can reach it`,
-    );
-  if (env.PERE_REDIS_REPLICAS && !env.REDIS_URL)
+  /** On a loopback address everybody is one caller. */
+  const rate = (name: string, usual: number): number =>
+    env[name] ? whole(name, env[name], 0, 1_000_000_000) : isLoopback(host) ? 0 : usual;
+  const redis = secretOf(env, "REDIS_URL");
+  if (env.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
   return {
     host,
     port,
     db: env.PERE_DB || "pere.db",
-    redis: env.REDIS_URL ? redisUrls(env.REDIS_URL) : null,
+    redis: redis ? redisUrls(redis) : null,
     replicas: env.PERE_REDIS_REPLICAS ? whole("PERE_REDIS_REPLICAS", env.PERE_REDIS_REPLICAS, 0, 99) : 0,
     hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW ?? ""),
+    access: accessOf(env, host),
+    origins: readOrigins(env.PERE_ORIGINS ?? ""),
+    rates: {
+      push: rate("PERE_RATE_PUSHES", RATES.push),
+      receipt: rate("PERE_RATE_RECEIPTS", RATES.receipt),
+      feed: rate("PERE_RATE_FEEDS", RATES.feed),
+    },
+    proxies: readAllowed(env.PERE_PROXIES ?? "", "PERE_PROXIES"),
+    log: levelOf(env.PERE_LOG || "info"),
+    unknown: Object.keys(env).filter((name) => name.startsWith("PERE_") && !NAMES.includes(name)),
     limits: {
+      feedsACaller: rate("PERE_FEEDS_A_CALLER", FEEDS_A_CALLER) || Number.POSITIVE_INFINITY,
       ...(env.PERE_KEEP_EVENTS ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, 100_000_000) } : {}),
       ...(env.PERE_KEEP_SECONDS
         ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, 999_999_999) }

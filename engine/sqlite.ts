@@ -6,6 +6,17 @@
  *
  * What is told to watchers is gathered in the transaction and told after it.
  */
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeSync,
+} from "node:fs";
 import { SqliteFile } from "./commit.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
@@ -471,6 +482,14 @@ export class SqliteStore implements Store {
     return this.#file.change(() => this.#hooks.progress(this.#find(name), hook, fence, progress));
   }
 
+  /** Beside the file, for its owner alone. */
+  async secret(fresh: string): Promise<string> {
+    this.#file.check();
+    const { path } = this.#file;
+    if (path === ":memory:") return fresh;
+    return keptSecret(`${path}.secret`, fresh);
+  }
+
   async ready(): Promise<Readiness> {
     this.#file.check();
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
@@ -480,5 +499,27 @@ export class SqliteStore implements Store {
 
   async close(): Promise<void> {
     this.#file.close();
+  }
+}
+
+/** A secret in a file that only its owner may read; `fresh`, when there is none yet. @throws PereError away */
+function keptSecret(path: string, fresh: string): string {
+  try {
+    if (existsSync(path)) {
+      chmodSync(path, 0o600);
+      const kept = readFileSync(path, "utf8").trim();
+      if (kept.length >= fresh.length) return kept;
+      throw new Error("it holds no secret; without the file PERE makes another");
+    }
+    // All of it, or none.
+    rmSync(`${path}.new`, { force: true });
+    const file = openSync(`${path}.new`, "wx", 0o600);
+    writeSync(file, `${fresh}\n`);
+    fsyncSync(file);
+    closeSync(file);
+    renameSync(`${path}.new`, path);
+    return fresh;
+  } catch (error) {
+    throw new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
   }
 }

@@ -295,6 +295,9 @@ export interface Store {
    */
   progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean>;
 
+  /** A secret that all instances on this memory share: `fresh`, unless there is one. It is kept where nobody else reads it. @throws PereError away */
+  secret(fresh: string): Promise<string>;
+
   /** What the operator can rely on, for `/ready`. @throws PereError away */
   ready(): Promise<Readiness>;
 

@@ -143,7 +143,8 @@ class Watcher implements Wire {
   #open(): void {
     if (this.#stopped) return;
     const request = { kind: "receipts", channels: [this.#channel], device: null, last: null } as const;
-    this.#feed = this.#follow({ ...request, since: "now", renew: false, own: true }, this);
+    const forever = { caller: null, renew: false, refused: null, expires: Infinity, own: true } as const;
+    this.#feed = this.#follow({ ...request, ...forever, since: "now" }, this);
   }
 
   enter(events: readonly number[]): Place {

@@ -3,7 +3,8 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { ask, give, push, spawn, start, temporary, until } from "./harness.ts";
+import { mint } from "../engine/access.ts";
+import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");
 /** A test here waits for several things, each with the harness's patience. */
@@ -15,9 +16,9 @@ class Client {
   said = "";
 
   /** @param input what is piped into it; without, its input is `/dev/null`, as under a supervisor */
-  constructor(name: string, args: readonly string[], input?: string) {
+  constructor(name: string, args: readonly string[], input?: string, token?: string) {
     this.child = Bun.spawn([process.execPath, join(CLIENTS, `${name}.ts`), ...args], {
-      env: { PATH: process.env.PATH },
+      env: { PATH: process.env.PATH, ...(token === undefined ? {} : { PERE_TOKEN: token }) },
       stdin: input === undefined ? "ignore" : new Blob([input]),
       stdout: "pipe",
       stderr: "pipe",
@@ -146,6 +147,36 @@ test(
   LIMIT_MS,
 );
 
+test(
+  "with PERE_TOKEN they work where a token is asked for, the listener as the token's device; without it, or with a weak one, they end",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+    const token = (sub: string, rights: object): Promise<string> =>
+      mint({ secret: SECRET }, { sub, push: [], feed: [], days: 1, ...rights });
+    const [till, office] = [await token("till-7", { feed: ["orders"] }), await token("office", { push: ["orders"] })];
+    const listener = new Client("hostlistener", [pere.url, "orders", "somebody"], undefined, till);
+    await listener.says(/pere\.ready {"device":"till-7"/);
+    const publisher = new Client("publisher", [pere.url, "orders"], "1\n", office);
+    await publisher.says(/1 of 1 answered: 1 done, complete\n1 pushed, 1 complete/);
+    expect(await publisher.child.exited).toBe(0);
+    expect(listener.said).not.toContain("rejected");
+
+    for (const name of ["hostlistener", "publisher"])
+      for (const [without, status] of [
+        [undefined, 401],
+        ["x", 401],
+        [name === "publisher" ? till : office, 403],
+      ] as const) {
+        const client = new Client(name, [pere.url, "orders"], "1\n", without);
+        expect(await client.child.exited).toBe(1);
+        await client.says(new RegExp(`"status":${status}`));
+        if (without) expect(client.said).not.toContain(without.slice(-20) + "\n");
+      }
+  },
+  LIMIT_MS,
+);
+
 for (const signal of ["SIGKILL", "SIGTERM"] as const)
   test(
     `a service that ends by ${signal} and starts again is resumed: no event lost, none done twice, all answered`,
@@ -182,6 +213,8 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
 
       const events = await tallies(pere.url);
       expect(events.length).toBeGreaterThan(6);
+      // A receipt counts before its answer has come to the device.
+      await until(() => events.every(({ id }) => listener.said.includes(`^ ${id} done\n`)), "all to be answered");
       for (const { id, receipts } of events) {
         expect(receipts).toMatchObject({ done: 1, pending: 0 });
         expect(listener.said.split(`v ${id} `).length - 1).toBe(1);

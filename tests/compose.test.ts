@@ -59,7 +59,11 @@ test("compose.yaml: a durable Redis, two instances, and nothing published but th
   expect(services.redis!.healthcheck?.test).toContain("ping");
   for (const name of ["pere-1", "pere-2"]) {
     expect(services[name]!.build).toBe(".");
-    expect(services[name]!.environment).toEqual({ REDIS_URL: "redis://redis:6379", PERE_OPEN: "1" });
+    expect(services[name]!.environment).toEqual({
+      REDIS_URL: "redis://redis:6379",
+      PERE_OPEN: "1",
+      PERE_PROXIES: "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16",
+    });
     expect(proxyConfig()).toContain(`server ${name}:4567 `);
   }
   expect(Object.entries(services).flatMap(([name, { ports = [] }]) => ports.map((port) => `${name} ${port}`))).toEqual([

@@ -409,7 +409,7 @@ describe("WebSocket", () => {
     const text = JSON.stringify(ids.map((event) => ({ event, status: "done" })));
     const frame = Buffer.from([0x81, 0xfe, text.length >> 8, text.length & 255, 0, 0, 0, 0, ...Buffer.from(text)]);
     const head =
-      `GET /feed/${one},${two}?device=a HTTP/1.1\r\nHost: pere\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n` +
+      `GET /feed/${one},${two}?device=a HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n` +
       "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     const socket = dial(Number(new URL(pere.url).port), "127.0.0.1");
     let said = "";

@@ -90,7 +90,7 @@ class Device {
     });
     socket.on("error", () => {});
     const last = this.#position !== "" && !forget ? `Last-Event-ID: ${this.#position}\r\n` : "";
-    socket.write(`GET /feed/${this.#channel}?device=${this.name} HTTP/1.1\r\nHost: pere\r\n${last}\r\n`);
+    socket.write(`GET /feed/${this.#channel}?device=${this.name} HTTP/1.1\r\nHost: localhost\r\n${last}\r\n`);
     this.#socket = socket;
   }
 

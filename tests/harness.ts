@@ -7,7 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import type { EngineOptions } from "../engine/engine.ts";
-import { type Service, serve } from "../index.ts";
+import type { Settings } from "../engine/settings.ts";
+import { type Service, type ServiceOptions, serve } from "../index.ts";
 
 /** The longest that a test waits for one thing. */
 export const PATIENCE_MS = 10_000;
@@ -28,14 +29,54 @@ export async function until<Value>(
   }
 }
 
+/** Who may come in, where a test does not say. */
+const OPEN = {
+  access: "open",
+  origins: [],
+  rates: { push: 0, receipt: 0, feed: 0 },
+  proxies: [],
+  log: "info",
+  unknown: [],
+} as const;
+
+/** A secret for services that ask for tokens. */
+export const SECRET = "a secret of thirty-two bytes, ok";
+
+/** A service in this process with any settings, by default one that asks for tokens of `SECRET`. Stop it at the end. */
+export const startWith = (settings: Partial<Settings> = {}, options: EngineOptions = {}): Promise<Service> =>
+  serve(
+    {
+      host: "127.0.0.1",
+      port: 0,
+      db: ":memory:",
+      redis: null,
+      replicas: 0,
+      hooksAllowed: [],
+      limits: {},
+      ...OPEN,
+      access: { secret: SECRET },
+      ...settings,
+    },
+    options,
+  );
+
 /** A service in this process, where its clock, its chance and its limits can be held. Stop it at the end. */
-export const start = (options: EngineOptions = {}, db = ":memory:"): Promise<Service> =>
-  serve({ host: "127.0.0.1", port: 0, db, redis: null, replicas: 0, hooksAllowed: [], limits: {} }, options);
+export const start = (options: ServiceOptions = {}, db = ":memory:"): Promise<Service> =>
+  serve({ host: "127.0.0.1", port: 0, db, redis: null, replicas: 0, hooksAllowed: [], limits: {}, ...OPEN }, options);
 
 /** The same on a Redis, or on a Cluster by its addresses, comma separated; other instances may share it. */
 export const startOn = (redis: string, options: EngineOptions = {}, replicas = 0): Promise<Service> =>
   serve(
-    { host: "127.0.0.1", port: 0, db: ":memory:", redis: redis.split(","), replicas, hooksAllowed: [], limits: {} },
+    {
+      host: "127.0.0.1",
+      port: 0,
+      db: ":memory:",
+      redis: redis.split(","),
+      replicas,
+      hooksAllowed: [],
+      limits: {},
+      ...OPEN,
+    },
     options,
   );
 

@@ -14,6 +14,7 @@ import Ajv2020 from "ajv/dist/2020";
 import { Elysia } from "elysia";
 import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
+import { mint } from "../engine/access.ts";
 import type { Engine } from "../engine/engine.ts";
 import { readAllowed } from "../engine/hook-call.ts";
 import { readHookName } from "../engine/hooks.ts";
@@ -32,7 +33,7 @@ import {
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
 import { browserTest, openTab } from "./browser.ts";
-import { type Answer, ask, connect, listen, start, temporary, until } from "./harness.ts";
+import { type Answer, ask, connect, listen, SECRET, start, startWith, temporary, until } from "./harness.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
 
@@ -54,6 +55,7 @@ interface Parameter {
 }
 interface Operation {
   readonly operationId: string;
+  readonly security?: readonly object[];
   readonly summary: string;
   readonly tags: string[];
   readonly parameters?: Parameter[];
@@ -65,10 +67,19 @@ interface Document {
   readonly info: { readonly version: string };
   readonly tags: { readonly name: string }[];
   readonly paths: Record<string, Record<string, Operation>>;
-  readonly components: { readonly responses: Record<string, Reply>; readonly schemas: Record<string, object> };
+  readonly security: readonly object[];
+  readonly components: {
+    readonly responses: Record<string, Reply>;
+    readonly schemas: Record<string, object>;
+    readonly securitySchemes: Record<string, object>;
+  };
 }
 
 let pere: Service;
+/** The same with a secret, and tokens for it: one with no right at all, and one that has had its time. */
+let guarded: Service;
+let weak: string;
+let expired: string;
 let document: Document;
 let routes: { method: string; path: string; hidden: boolean }[];
 let ajv: Ajv2020;
@@ -81,6 +92,10 @@ beforeAll(async () => {
   // The example's hook leads to nobody.
   const hooks = { hooksAllowed: readAllowed("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } };
   pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5, ...hooks }, join(temporary(), "pere.db"));
+  guarded = await startWith({}, { now: () => SAMPLE_TIME_MS });
+  const claims = { sub: "till-7", push: [], feed: [], days: 1 };
+  weak = await mint({ secret: SECRET, now: () => SAMPLE_TIME_MS }, claims);
+  expired = await mint({ secret: SECRET, now: () => SAMPLE_TIME_MS - 2 * 86_400_000 }, claims);
   const app = (using.mock.contexts as unknown as Elysia[]).find(({ server }) => server)!;
   using.mockRestore();
   routes = app.routes.map(({ method, path, hooks }) => ({
@@ -95,7 +110,7 @@ beforeAll(async () => {
   ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false });
   ajv.addSchema(strictCopy(document) as object, "document");
 });
-afterAll(() => pere.stop());
+afterAll(() => Promise.all([pere.stop(), guarded.stop()]));
 
 /** The same, with no member allowed that is not declared: what the service says must be described. */
 function strictCopy(value: unknown): unknown {
@@ -136,6 +151,7 @@ interface Asking {
   /** In place of the parameters' examples; null leaves one out. */
   readonly parameters?: Record<string, string | null>;
   readonly headers?: Record<string, string>;
+  readonly token?: "weak" | "expired";
 }
 
 /** The epoch of the story's channel on this service, once it is known. */
@@ -152,6 +168,7 @@ function requestOf(operationId: string, asking: Asking, base = pere.url) {
   const { path, method, operation } = operations.get(operationId)!;
   const query = new URLSearchParams();
   const headers: Record<string, string> = { ...asking.headers };
+  if (asking.token) headers.Authorization = `Bearer ${asking.token === "weak" ? weak : expired}`;
   let where = path;
   for (const { name, in: place, example } of operation.parameters ?? []) {
     const given = asking.parameters?.[name];
@@ -255,6 +272,22 @@ describe("the document", () => {
     }
   });
 
+  test("declares each way of giving a token, and asks for one everywhere but where the process is looked at", () => {
+    expect(document.components.securitySchemes).toMatchObject({
+      bearer: { type: "http", scheme: "bearer", bearerFormat: "JWT" },
+      cookie: { type: "apiKey", in: "cookie", name: "pere_token" },
+      query: { type: "apiKey", in: "query", name: "token" },
+    });
+    expect(document.security).toEqual([{ bearer: [] }, { cookie: [] }, { query: [] }]);
+    for (const [operationId, { operation }] of operations) {
+      const isOpen = operationId === "health" || operationId === "ready";
+      expect(operation.security, operationId).toEqual(isOpen ? [] : undefined);
+      expect("401" in operation.responses, operationId).toBe(!isOpen);
+      // A list of all channels needs no right on one: it is shorter.
+      expect("403" in operation.responses, operationId).toBe(!isOpen && operationId !== "listChannels");
+    }
+  });
+
   test("refers to every schema that it has, and has every schema that it refers to", () => {
     const prose = JSON.stringify(document);
     for (const name of Object.keys(document.components.schemas))
@@ -302,6 +335,8 @@ const JSON_TYPE = "application/json";
 const PROBLEM = "application/problem+json";
 const FORM = "application/x-www-form-urlencoded";
 const LINES = "application/x-ndjson";
+/** The statuses for which the service with a secret is asked. */
+const isGuarded = (status: number): boolean => status === 401 || status === 403;
 const accept = (type: string): Asking => ({ headers: { Accept: type } });
 const keyed: Asking = { type: JSON_TYPE, example: "one", headers: { "Idempotency-Key": "a" } };
 
@@ -334,6 +369,9 @@ const STORY: readonly Step[] = [
   ["retryHook", {}, 200, JSON_TYPE, "example"],
   ["listHooks", {}, 200, JSON_TYPE, "example"],
 
+  ["push", { type: JSON_TYPE, body: "1" }, 401, PROBLEM, "missing"],
+  ["push", { type: JSON_TYPE, body: "1", token: "expired" }, 401, PROBLEM, "expired"],
+  ["push", { type: JSON_TYPE, body: "1", token: "weak" }, 403, PROBLEM, "example"],
   ["push", { type: JSON_TYPE, body: "1", parameters: { type: "pere.x" } }, 422, PROBLEM, "type"],
   ["push", { type: JSON_TYPE, body: JSON.stringify("x".repeat(70_000)) }, 413, PROBLEM, "example"],
   ["push", { type: "text/plain", body: "1" }, 415, PROBLEM, "example"],
@@ -363,7 +401,7 @@ describe("the examples", () => {
         expect(sample(stream.raw), step).toBe(String(expected));
         stream.close();
       } else {
-        const answer = await tried(operationId, asking);
+        const answer = await tried(operationId, asking, isGuarded(status) ? guarded.url : pere.url);
         expect(answer.status, `${step}: ${answer.text}`).toBe(status);
         if (operationId === "push" && status === 201) epoch = /"id":"([0-9a-z]+)-/.exec(answer.text)![1]!;
         const given = JSON.parse(sample(JSON.stringify(answer.body))) as unknown;
@@ -377,7 +415,7 @@ describe("the examples", () => {
     );
   });
 
-  test("are all in the story, save the two of trouble inside", () => {
+  test("are all in the story, save those of trouble inside, of too much, and of bodies that do not come", () => {
     const key = (...parts: unknown[]): string => parts.join(" ");
     const inStory = new Set(
       STORY.map(([operationId, , status, type, example]) => key(replyOf(operationId, status)!.pointer, type, example)),
@@ -400,6 +438,8 @@ describe("the examples", () => {
     expect([...missing].toSorted()).toEqual([
       `/components/responses/Away ${PROBLEM} example`,
       `/components/responses/Inside ${PROBLEM} example`,
+      `/components/responses/TooMany ${PROBLEM} example`,
+      `/components/responses/TooSlow ${PROBLEM} example`,
     ]);
   });
 
@@ -502,6 +542,11 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   retryHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
 };
 
+/** What takes a body may wait for it in vain. */
+const SLOW = ["push", "giveReceipts", "putHook"];
+/** Operations that one caller may do only so often. */
+const LIMITED = ["push", "giveReceipts", "followReceipts", "followEvents"];
+
 /** Where each operation meets the engine. */
 const BEHIND: Record<string, keyof Engine> = {
   push: "push",
@@ -545,6 +590,17 @@ describe("what can go wrong", () => {
         }
     });
 
+  test("without a token, with one that has expired, and with one too weak, each operation answers as described", async () => {
+    for (const [operationId, { operation }] of operations)
+      for (const [status, token] of [[401], [401, "expired"], [403, "weak"]] as const) {
+        const asking = { ...usual(operationId), ...(token ? { token } : {}) };
+        if (status in operation.responses)
+          expect((await tried(operationId, asking, guarded.url)).status, operationId).toBe(status);
+      }
+    for (const operationId of ["health", "ready"])
+      expect((await tried(operationId, {}, guarded.url)).status, operationId).toBe(200);
+  });
+
   test("a fault inside and a store that is away are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
@@ -567,12 +623,48 @@ describe("what can go wrong", () => {
     }
   });
 
+  test("a body that comes too slowly is answered as described", async () => {
+    const hasty = await start({ bodyMs: 10 });
+    for (const operationId of SLOW) {
+      const { url, init } = requestOf(operationId, usual(operationId), hasty.url);
+      const body = new ReadableStream({ pull: () => new Promise(() => {}) });
+      const response = await fetch(url, { ...init, headers: { "Content-Type": JSON_TYPE }, body });
+      const text = await response.text();
+      expect([operationId, response.status]).toEqual([operationId, 408]);
+      holds(operationId, { status: 408, headers: response.headers, text, body: JSON.parse(text) as unknown });
+      const { example } = replyOf(operationId, 408)!.reply.content!["application/problem+json"]!.examples!;
+      expect(JSON.parse(text)).toEqual(example!.value);
+    }
+    await hasty.stop();
+  });
+
+  test("who does too much is answered as described", async () => {
+    const small = await startWith({ access: "open", rates: { push: 1, receipt: 1, feed: 1 } });
+    for (const operationId of LIMITED) {
+      const { url, init } = requestOf(operationId, usual(operationId), small.url);
+      await ask(url, init);
+      const answer = await ask(url, init);
+      expect([operationId, answer.status]).toEqual([operationId, 429]);
+      holds(operationId, answer);
+      if (operationId !== "push") continue;
+      const { example } = replyOf(operationId, 429)!.reply.content![PROBLEM]!.examples!;
+      expect(answer.body).toEqual(example!.value);
+    }
+    await small.stop();
+  });
+
   test("nothing is declared that was not seen to come", async () => {
     const seen = new Set(STORY.map(([operationId, , status]) => `${operationId} ${status}`));
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
     for (const operationId of Object.keys({ ...BEHIND, ...BEHIND_HOOKS }))
       for (const status of [500, 503]) seen.add(`${operationId} ${status}`);
+    for (const operationId of SLOW) seen.add(`${operationId} 408`);
+    for (const operationId of LIMITED) seen.add(`${operationId} 429`);
+
+    // By the test above.
+    for (const operationId of operations.keys())
+      for (const status of [401, 403]) if (replyOf(operationId, status)) seen.add(`${operationId} ${status}`);
 
     const feed = await connect(`${pere.url}/feed/orders?device=till-7`, ["pere.v1"]);
     const { pere: ready, ...body } = feed.messages[0]!;

@@ -763,11 +763,13 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await using fleet = await open();
       const stream = await fleet.device("c", "a");
       await fleet.push("c", "?remind=10");
+      await stream.have(1);
       fleet.now += 24 * 3_600_000;
       await until(() => reminders(stream).length === 1);
       fleet.now = T + 1_000;
       const other = await fleet.device("d", "b");
       await fleet.push("d", "?remind=1");
+      await other.have(1);
       fleet.now += 1_000;
       await until(() => reminders(other).length === 1);
       expect(reminders(stream)).toHaveLength(1);
@@ -825,7 +827,10 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         bye() {},
       };
       const request = { kind: "events", channels: ["c"], device: "a", last: null, since: "now" } as const;
-      const feed = fleet.there.engine.follow({ ...request, renew: false }, wire);
+      const feed = fleet.there.engine.follow(
+        { ...request, renew: false, caller: null, refused: null, expires: Infinity },
+        wire,
+      );
       await until(() => fleet.there.engine.held.live === 1);
       for (let n = 0; n < 3; n++)
         await ask(`${fleet.here.url}/push/c?remind=10`, { body: "1\n".repeat(1_000), type: "application/x-ndjson" });
@@ -851,7 +856,10 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         bye() {},
       };
       const request = { kind: "events", channels: ["c"], device: "slow", last: null, since: "now" } as const;
-      const feed = fleet.there.engine.follow({ ...request, renew: false }, wire);
+      const feed = fleet.there.engine.follow(
+        { ...request, renew: false, caller: null, refused: null, expires: Infinity },
+        wire,
+      );
       await until(() => told.length === 1);
       await fleet.push("c", "?remind=10");
       await until(() => told.length === 2);

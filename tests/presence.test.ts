@@ -38,6 +38,9 @@ const asked = (device: string | null, channels = ["c"]): FeedRequest => ({
   device,
   last: null,
   since: "now",
+  caller: null,
+  refused: null,
+  expires: Infinity,
   renew: true,
 });
 

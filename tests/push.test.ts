@@ -45,12 +45,12 @@ describe("one event", () => {
     let said = "";
     socket.on("data", (bytes) => (said += bytes.toString()));
     socket.write(
-      `POST /push/${channel} HTTP/1.1\r\nHost: pere\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n`,
+      `POST /push/${channel} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{"a\r\n`,
     );
     socket.write(`5\r\n": 1}\r\n0\r\n\r\n`);
     await until(() => said.includes('"seq":1'));
     socket.write(
-      `POST /push/${channel} HTTP/1.1\r\nHost: pere\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n`,
+      `POST /push/${channel} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n`,
     );
     const part = `8000\r\n${"1".repeat(0x8000)}\r\n`;
     socket.write(`${part}${part}${part}0\r\n\r\n`);

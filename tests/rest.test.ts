@@ -41,7 +41,7 @@ async function open(url: string, count: number, path: (n: number) => string, pau
           if (paused) socket.pause();
           resolve();
         });
-        socket.write(`GET ${path(from + n)} HTTP/1.1\r\nHost: pere\r\n\r\n`);
+        socket.write(`GET ${path(from + n)} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
         sockets.push(socket);
         return promise;
       }),
@@ -133,7 +133,7 @@ test("a WebSocket that stops reading costs a bounded buffer as well", async () =
   for (let n = 0; n < 20; n++) {
     const socket = dial(Number(port), hostname);
     socket.write(
-      `GET /feed/frames?device=w${n} HTTP/1.1\r\nHost: pere\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n`,
+      `GET /feed/frames?device=w${n} HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n`,
     );
     await new Promise<void>((resolve) =>
       socket.on("data", (bytes) => bytes.includes('"ready"') && (socket.pause(), resolve())),

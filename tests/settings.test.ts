@@ -6,9 +6,11 @@ import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
 test("defaults need nothing", () => {
-  const { limits, hooksAllowed, ...settings } = readSettings([], {});
+  const { limits, hooksAllowed, access, origins, rates, proxies, log, unknown, ...settings } = readSettings([], {});
+  expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
   expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
-  expect([limits, hooksAllowed]).toEqual([{}, []]);
+  expect(limits).toEqual({ feedsACaller: Number.POSITIVE_INFINITY });
+  expect([hooksAllowed, access, origins, unknown]).toEqual([[], "open", [], []]);
 });
 
 test("REDIS_URL chooses Redis, with TLS or without", () => {
@@ -80,9 +82,12 @@ test.each([
   [[], { PERE_HOOKS_ALLOW: "10.0.0.1" }, "PERE_HOOKS_ALLOW"],
   [[], { PERE_HOOKS_ALLOW: "127.0.0.0/8, localhost" }, "localhost"],
   [[], { PERE_HOOKS_ALLOW: "10.0.0.0/33" }, "10.0.0.0/33"],
-  [[], { PERE_JWT_SECRET: "x".repeat(32) }, "PERE_JWT_SECRET"],
-  [["-o", "0.0.0.0"], {}, "PERE_OPEN=1"],
-  [[], { HOST: "127.0.0.1.example.org" }, "PERE_OPEN=1"],
+  [[], { PERE_JWT_SECRET: "x".repeat(32), PERE_OPEN: "1" }, "PERE_OPEN=1"],
+  [[], { PERE_JWT_SECRET: "x".repeat(32), PERE_JWT_SECRET_FILE: "/etc/hostname" }, "PERE_JWT_SECRET_FILE"],
+  [[], { REDIS_URL_FILE: "/nowhere" }, "REDIS_URL_FILE"],
+  [[], { PERE_ORIGINS: "shop.example" }, "PERE_ORIGINS"],
+  [[], { PERE_ORIGINS: "https://shop.example/" }, "https://shop.example/"],
+  [[], { PERE_ORIGINS: "null" }, "PERE_ORIGINS"],
   [["--prot", "1"], {}, "--prot"],
 ])("%j %j is refused in a sentence that names %s", (argv, env, name) => {
   expect(() => readSettings(argv, env)).toThrow(name);

@@ -7,7 +7,8 @@
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import { browserTest, openTab } from "./browser.ts";
-import { ask, push, spawn, start, temporary, until } from "./harness.ts";
+import { mint } from "../engine/access.ts";
+import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 /** What the page shows of an event. */
 interface Shown {
@@ -25,6 +26,20 @@ class Page {
 
   constructor(width = 800, height = 900) {
     this.view = openTab(width, height, (what) => this.complaints.push(what));
+  }
+
+  /** Opens the page and waits until its address and what it is are these. */
+  async becomes(device: string, address: string): Promise<void> {
+    const read = (): Promise<string> =>
+      this.read<string>(
+        "`${document.querySelector('#device-name').textContent} ${location.pathname}${location.search}`",
+      ).catch(() => "");
+    let now = "";
+    await until(
+      async () => (now = await read()) === `${device} ${address}`,
+      () => `${device} ${address}; it is ${now}`,
+    );
+    await this.state("connected");
   }
 
   /** Opens the page as a device and waits until it is connected. */
@@ -303,3 +318,118 @@ browserTest("at most 200 cards are kept; the oldest answered one goes first", as
   expect(ids).not.toContain(answered);
   await until(async () => (await page.text("#summary")) === "200 events · 200 to answer", "an empty outbox");
 });
+
+/** A token for a device that may follow orders. */
+const till = (sub: string, feed: readonly string[] = ["orders"], days = 1): Promise<string> =>
+  mint({ secret: SECRET }, { sub, push: [], feed, days });
+
+/** A publisher's headers, and the rows of an event as he reads them. */
+const office = async (): Promise<Record<string, string>> => ({
+  Authorization: `Bearer ${await mint({ secret: SECRET }, { sub: "office", push: ["*"], feed: ["*"], days: 1 })}`,
+});
+async function rowsOf(url: string, id: string): Promise<string[]> {
+  const { receipts } = (await ask(`${url}/events/orders/${id}/receipts`, { headers: await office() })).body;
+  return (receipts as { device: string; status: string }[]).map(({ device, status }) => `${device} ${status}`);
+}
+
+browserTest("a token in the address leaves it, says who the device is, and survives a reload", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+  const token = await till("till-7");
+  using page = new Page();
+  await page.view.navigate(`${pere.url}/weblistener.html?token=${token}&device=somebody`);
+  await page.becomes("till-7", "/weblistener.html?device=till-7");
+  const { id } = (await ask(`${pere.url}/push/orders`, { body: 1, headers: await office() })).body;
+  await page.shows(id, "received");
+  await page.click(id, "button.done");
+  await until(async () => (await rowsOf(pere.url, id))[0] === "till-7 done", "the receipt");
+  await page.view.reload();
+  await page.becomes("till-7", "/weblistener.html?device=till-7");
+  expect(await page.read<string>("document.documentElement.outerHTML + document.cookie")).not.toContain(token);
+  expect(await page.read<number>("history.length")).toBeLessThan(4);
+  expect(page.complaints).toEqual([]);
+  const devices = (await ask(`${pere.url}/devices/orders`, { headers: await office() })).body.devices;
+  expect((devices as { device: string }[]).map(({ device }) => device)).toEqual(["till-7"]);
+});
+
+browserTest("the link with all rights leaves a cookie, with which the page works and no script sees it", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
+  using page = new Page();
+  const link = (await pere.link())!;
+  await page.view.navigate(pere.url + link);
+  await page.becomes("console", "/weblistener.html?device=console");
+  expect(await page.read<string>("document.cookie")).toBe("");
+  const pushed = await page.read<number>(
+    "fetch('/push/orders', { method: 'POST', body: '1', headers: { 'Content-Type': 'application/json' } }).then(({ status }) => status)",
+  );
+  expect(pushed).toBe(201);
+  await until(async () => (await page.cards()).some(({ receipt }) => receipt === "received"), "its card");
+  expect(page.complaints).toEqual([]);
+});
+
+browserTest("without a token, or where it allows nothing, the page says why and asks no more", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await startWith({}, { limits: { beatMs: 150 } }), (service) => service.stop());
+  using page = new Page();
+  // Another test's, for the same host: a cookie knows no port.
+  await page.view.navigate("about:blank");
+  await page.view.cdp("Network.clearBrowserCookies");
+  const why = (): Promise<string> => page.text("#state-why").catch(() => "");
+  const asked = (): Promise<number> => page.read<number>("performance.getEntriesByType('resource').length");
+  for (const [query, words] of [
+    ["", "a token is needed here"],
+    [`?token=${await till("till-7", ["other"])}`, "this token gives no right to feed on orders"],
+    ["?token=x", "token: it is not a signed JWT"],
+  ] as const) {
+    await page.view.navigate("about:blank");
+    await page.view.navigate(`${pere.url}/weblistener.html${query}`);
+    await until(async () => (await why()) === words, words);
+    expect(await page.read<string>("document.querySelector('#state').dataset.state")).toBe("offline");
+    const before = await asked();
+    await Bun.sleep(1_500); // The first pauses would be shorter.
+    expect(await asked()).toBe(before);
+  }
+  // One that ends while it is open is told, too.
+  await page.view.navigate(
+    `${pere.url}/weblistener.html?token=${await till("till-7", ["orders"], 5 / 86_400)}&device=till-7`,
+  );
+  await page.state("connected");
+  await until(async () => (await why()) === "token: it has expired", "the end");
+});
+
+browserTest(
+  "what one device has queued is not given by another one's token, and is there when it comes back",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+    using page = new Page();
+    const open = async (device: string): Promise<void> => {
+      await page.view.navigate(`${pere.url}/weblistener.html?token=${await till(device)}&device=${device}`);
+      await page.becomes(device, `/weblistener.html?device=${device}`);
+    };
+    await open("till-7");
+    const { id } = (await ask(`${pere.url}/push/orders`, { body: 1, headers: await office() })).body;
+    await page.shows(id, "received");
+    await until(async () => (await rowsOf(pere.url, id))[0] === "till-7 received", "the first receipt");
+    await page.view.cdp("Network.enable");
+    await page.view.cdp("Network.setBlockedURLs", { urls: ["*/feedback/*"] });
+    await page.click(id, "button.done");
+    await page.shows(id, "queued: done");
+    await page.view.cdp("Network.setBlockedURLs", { urls: [] });
+    // A page that the service does not know yet gives nothing, whoever it takes itself for.
+    await page.read("localStorage.setItem('pere.device', '\"till-7\"')");
+    await page.view.navigate(`${pere.url}/weblistener.html?channel=other&token=${await till("till-8")}`);
+    await until(async () => (await page.text("#state-why").catch(() => "")).includes("no right"), "its refusal");
+    expect(await page.text("#device-name")).toBe("till-7");
+    await page.read("dispatchEvent(new Event('online'))");
+    await Bun.sleep(500);
+    expect(await page.read<string>("localStorage.getItem('pere.outbox')")).toContain(id as string);
+    await open("till-8");
+    const other = (await ask(`${pere.url}/push/orders`, { body: 2, headers: await office() })).body.id as string;
+    await until(async () => (await rowsOf(pere.url, other)).includes("till-8 received"), "the other's receipt");
+    expect(await rowsOf(pere.url, id)).toEqual(["till-7 received"]);
+    await open("till-7");
+    await until(async () => (await rowsOf(pere.url, id))[0] === "till-7 done", "the queued receipt");
+  },
+);

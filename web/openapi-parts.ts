@@ -2,15 +2,8 @@
  * What the operations of `openapi.ts` are made of: the types of OpenAPI 3.1 that they need, answers and parameters that many of them share,
  * and the prose that both feeds have in common.
  */
-import {
-  BODY_BYTES_MAX,
-  CHANNELS_MAX,
-  EVENT_BYTES_MAX,
-  PAGE_DEFAULT,
-  PAGE_MAX,
-  POLL_SECONDS_MAX,
-} from "../engine/model.ts";
-import { kib, ref, samples, type Schema } from "./openapi-schemas.ts";
+import { CHANNELS_MAX, EVENT_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, POLL_SECONDS_MAX } from "../engine/model.ts";
+import { ref, samples, type Schema } from "./openapi-schemas.ts";
 
 // ------------------------------------------------------------------------------------------------- what operations are made of
 
@@ -51,6 +44,8 @@ export interface Operation {
   readonly parameters?: readonly Parameter[];
   readonly requestBody?: { readonly required: true; readonly content: Content };
   readonly responses: Replies;
+  /** Empty where no token is needed. */
+  readonly security?: readonly [];
 }
 
 /** Examples of one media type: each by its name, with a line about it. */
@@ -90,6 +85,40 @@ export const failures = {
       }),
     ),
   ],
+  401: [
+    "Unauthorized",
+    {
+      ...problem(
+        "No token, or not a good one, and why. On a feed that is final: there is nothing to come back for without another one.",
+        examples({
+          missing: ["No token", problemBody("unauthorized", "Unauthorized", 401, { detail: "a token is needed here" })],
+          expired: [
+            "A token that has expired",
+            problemBody("unauthorized", "Unauthorized", 401, {
+              detail: "token: it has expired",
+              errors: [{ path: "token", message: "it has expired" }],
+            }),
+          ],
+        }),
+      ),
+      headers: { "WWW-Authenticate": { $ref: "#/components/headers/WWW-Authenticate" } },
+    },
+  ],
+  403: [
+    "Forbidden",
+    {
+      ...problem(
+        "The token does not allow this here. On a feed that is final, too.",
+        one(
+          problemBody("forbidden", "Forbidden", 403, {
+            detail: "this token gives no right to push on orders",
+            errors: [{ path: "token", message: "it gives no right to push on orders" }],
+          }),
+        ),
+      ),
+      headers: { "WWW-Authenticate": { $ref: "#/components/headers/WWW-Authenticate" } },
+    },
+  ],
   404: [
     "Unknown",
     problem(
@@ -97,10 +126,21 @@ export const failures = {
       one(problemBody("unknown", "Not found", 404, { detail: "channel nowhere has never been used" })),
     ),
   ],
+  408: [
+    "TooSlow",
+    problem(
+      "The body took longer than 30 s and what its length needs at 10 kB/s. Send it again.",
+      one(
+        problemBody("slow", "Too slow", 408, {
+          detail: "the body came too slowly; send it again, in smaller parts on a bad line",
+        }),
+      ),
+    ),
+  ],
   413: [
     "TooLarge",
     problem(
-      `The body is too large, or holds too many. A body of more than ${kib(2 * BODY_BYTES_MAX)} is cut off, and answered without a document.`,
+      "The body is too large, or holds too many.",
       one(problemBody("tooLarge", "Too large", 413, { detail: `the body is larger than ${EVENT_BYTES_MAX} bytes` })),
     ),
   ],
@@ -121,6 +161,24 @@ export const failures = {
       "Well-formed, but out of bounds or not allowed.",
       one(refusedBody("limit", `must be from 1 to ${PAGE_MAX}`)),
     ),
+  ],
+  429: [
+    "TooMany",
+    {
+      ...problem(
+        "One caller, a token's `sub` or an address, has done too much within a minute. A stream and a socket are told `busy` instead.",
+        one(
+          problemBody("tooMany", "Too many requests", 429, {
+            detail: "more than 1 events pushed in 60 s; try again in 60 s",
+          }),
+        ),
+      ),
+      headers: {
+        "Retry-After": { $ref: "#/components/headers/Retry-After" },
+        RateLimit: { $ref: "#/components/headers/RateLimit" },
+        "RateLimit-Policy": { $ref: "#/components/headers/RateLimit-Policy" },
+      },
+    },
   ],
   500: [
     "Inside",
@@ -264,7 +322,7 @@ export const feedReplies = (batch: string, polled: unknown, streamed: string): R
       "text/event-stream": { schema: { type: "string" }, examples: one(streamed) },
     },
   },
-  ...failing(400, 422),
+  ...failing(400, 401, 403, 422, 429),
 });
 
 /** The same URL by three transports: prose for both feeds. */
@@ -287,7 +345,9 @@ Trouble that passes is told as \`200\`, \`pere.bye\` and a close, because EventS
 15 minutes.
 
 **WebSocket** (\`Upgrade: websocket\`, subprotocol \`pere.v1\` or none). Text frames: the same JSON as in \`data:\`, and the server's own as
-\`{"pere":"ready"|"gap"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired. ${own}
+\`{"pere":"ready"|"gap"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired or the token has expired. ${own}
+A fresh token in place of the one that it was opened with is \`{"pere":"token","token":"…"}\`, and is answered \`{"pere":"token","expires":"…"}\`; one that is not good, allows less or is
+another device's is answered \`{"pere":"error","detail":"…"}\` and changes nothing.
 
 **Long-poll** (\`Accept: application/json\`): answers as soon as there is something, or when \`wait\` is over. Pass \`last\` back as
 \`last-event-id\`.

@@ -174,7 +174,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
           },
         },
       },
-      ...failing(400, 413, 415),
+      ...failing(400, 401, 403, 408, 413, 415, 429),
       422: problem(
         "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body before.",
         examples({
@@ -252,7 +252,7 @@ A form is one receipt as the first PERE clients send it.`,
           }),
         ),
       ),
-      ...failing(400, 413, 415),
+      ...failing(400, 401, 403, 408, 413, 415, 429),
       422: problem(
         "Every receipt was rejected, or the JSON nests too deep.",
         one(samples.allRejected),
@@ -278,9 +278,12 @@ ${transports("Nothing is to be sent on it.")}`,
     operationId: "listChannels",
     summary: "List the channels",
     tags: ["Reading"],
-    description: "All channels, by name.",
+    description: "By name, all on which the token may push.",
     parameters: page("a channel's name", ref("Channel")),
-    responses: { 200: reply("A page of channels.", json("ChannelPage", one(samples.channels))), ...failing(400, 422) },
+    responses: {
+      200: reply("A page of channels.", json("ChannelPage", one(samples.channels))),
+      ...failing(400, 401, 422),
+    },
   },
 
   events: {
@@ -289,7 +292,10 @@ ${transports("Nothing is to be sent on it.")}`,
     tags: ["Reading"],
     description: "Oldest first, each with where its devices stand.",
     parameters: [channel, ...page("an event's id", ref("EventId"))],
-    responses: { 200: reply("A page of events.", json("EventPage", one(samples.events))), ...failing(400, 404, 422) },
+    responses: {
+      200: reply("A page of events.", json("EventPage", one(samples.events))),
+      ...failing(400, 401, 403, 404, 422),
+    },
   },
 
   event: {
@@ -298,7 +304,7 @@ ${transports("Nothing is to be sent on it.")}`,
     tags: ["Reading"],
     description: "The event with its audience and where they stand: the `Location` that a push is answered with.",
     parameters: [channel, event],
-    responses: { 200: reply("The event.", json("EventState", one(samples.state))), ...failing(400, 404) },
+    responses: { 200: reply("The event.", json("EventState", one(samples.state))), ...failing(400, 401, 403, 404) },
   },
 
   rows: {
@@ -332,7 +338,7 @@ ${transports("Nothing is to be sent on it.")}`,
         "text/csv": { schema: { type: "string" }, examples: one(samples.rowsCsv) },
         "application/x-ndjson": { schema: { type: "string" }, examples: one(samples.rowsLines) },
       }),
-      ...failing(400, 404, 422),
+      ...failing(400, 401, 403, 404, 422),
     },
   },
 
@@ -344,7 +350,7 @@ ${transports("Nothing is to be sent on it.")}`,
     parameters: [channel, ...page("a device's name", ref("Device"))],
     responses: {
       200: reply("A page of devices.", json("DevicePage", one(samples.devices))),
-      ...failing(400, 404, 422),
+      ...failing(400, 401, 403, 404, 422),
     },
   },
 
@@ -358,7 +364,7 @@ ${transports("Nothing is to be sent on it.")}`,
     responses: {
       200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
       201: reply("It is enrolled now.", json("Enrolled", one(samples.enrolled))),
-      ...failing(400),
+      ...failing(400, 401, 403),
     },
   },
 
@@ -369,7 +375,7 @@ ${transports("Nothing is to be sent on it.")}`,
     description:
       "Later events are not addressed to it, and those without its final receipt no longer are; what is complete thereby is told as such. Its open feeds end, with `expired`.",
     parameters: [channel, device],
-    responses: { 204: { description: "It is retired." }, ...failing(400, 404) },
+    responses: { 204: { description: "It is retired." }, ...failing(400, 401, 403, 404) },
   },
 
   hooks: {
@@ -379,7 +385,7 @@ ${transports("Nothing is to be sent on it.")}`,
     description:
       "By name, each with the calls that are tried again and those that were given up. Secrets are not shown.",
     parameters: [channel],
-    responses: { 200: reply("The hooks.", json("HookList", one(samples.hooks))), ...failing(400) },
+    responses: { 200: reply("The hooks.", json("HookList", one(samples.hooks))), ...failing(400, 401, 403) },
   },
 
   putHook: {
@@ -407,7 +413,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     responses: {
       200: reply("It was known, and is changed.", json("HookStored", one(samples.hook))),
       201: reply("It is stored.", json("HookStored", one(samples.hook))),
-      ...failing(400, 413, 415, 422),
+      ...failing(400, 401, 403, 408, 413, 415, 422),
     },
   },
 
@@ -417,7 +423,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     tags: ["Hooks"],
     description: "With everything that was still to be sent to it.",
     parameters: [channel, hookName],
-    responses: { 204: { description: "It is gone." }, ...failing(400, 404) },
+    responses: { 204: { description: "It is gone." }, ...failing(400, 401, 403, 404) },
   },
 
   retryHook: {
@@ -429,7 +435,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     parameters: [channel, hookName],
     responses: {
       200: reply("They are being sent.", json("Retried", one(samples.retried))),
-      ...failing(400, 404),
+      ...failing(400, 401, 403, 404),
     },
   },
 
@@ -438,6 +444,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     summary: "Is the process alive?",
     tags: ["Operation"],
     description: "For a supervisor that restarts what does not answer. It does not look at the store.",
+    security: [],
     responses: { 200: reply("It is.", json("Health", one(samples.health))) },
   },
 
@@ -447,6 +454,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     tags: ["Operation"],
     description:
       "For a load balancer: the store answers and PERE is not shutting down. Says what a 2xx answer to a push is worth.",
+    security: [],
     responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
   },
 } satisfies Record<string, Operation>;
@@ -467,8 +475,12 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
 
-**Who may**: this version is open to everybody who can reach it, and therefore listens on a loopback address unless it is told otherwise. It
-has no tokens yet; the ways to give one that are declared here are where a client may put it, and nothing looks at it.
+**Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
+every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
+channels at once, the right is needed on each. \`*\` alone is every channel, a trailing \`.*\` every one that begins so. It stands in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
+as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback address is open: there no token is looked at.
+
+**Pages** of other origins are answered 403, also at a WebSocket's handshake, unless the service names their origin. A \`Host\` that can't be this service is 400 or 403.
 
 **Errors** are problem documents (RFC 9457). An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
 
@@ -495,7 +507,7 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
       { name: "Hooks", description: "Who is called when there are receipts" },
       { name: "Operation", description: "For those who run it" },
     ],
-    security: [{}, { bearer: [] }, { cookie: [] }, { query: [] }],
+    security: [{ bearer: [] }, { cookie: [] }, { query: [] }],
     components: {
       schemas,
       responses: Object.fromEntries(Object.values(failures)),
@@ -511,25 +523,37 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
           schema: { const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
+        RateLimit: {
+          description: "How a limit stands: what remains, and the seconds until all of it is there again.",
+          schema: { type: "string", pattern: '^"[a-z]+";r=\\d+;t=\\d+$' },
+        },
+        "RateLimit-Policy": {
+          description: "The limit: how many, in how many seconds.",
+          schema: { type: "string", pattern: '^"[a-z]+";q=\\d+;w=\\d+$' },
+        },
+        "WWW-Authenticate": {
+          description: "What was wrong with the token (RFC 6750, section 3); without a token only that one is needed.",
+          schema: { type: "string", pattern: "^Bearer " },
+        },
       },
       securitySchemes: {
         bearer: {
           type: "http",
           scheme: "bearer",
           bearerFormat: "JWT",
-          description: "Optional, and not looked at in this version.",
+          description: "The token.",
         },
         cookie: {
           type: "apiKey",
           in: "cookie",
           name: "pere_token",
-          description: "The same token, for browsers. Optional, and not looked at in this version.",
+          description: "The same token, for browsers: `/?token=…` puts it there. It gives way to one in another place.",
         },
         query: {
           type: "apiKey",
           in: "query",
           name: "token",
-          description: "The same token, where nothing else can be set. Optional, and not looked at in this version.",
+          description: "The same token, where nothing else can be set, as with EventSource.",
         },
       },
     },

@@ -120,7 +120,23 @@ function ownDevice() {
   return name;
 }
 
+/** @param {string | null} given @returns {string | null} */
+function tabToken(given) {
+  try {
+    if (given) sessionStorage.setItem("pere.token", given);
+    return given || sessionStorage.getItem("pere.token");
+  } catch {
+    return given;
+  }
+}
+
 const query = new URLSearchParams(location.search);
+/** A token that came in the address stays with this tab, and out of sight. Without one the browser may have a cookie of its own. */
+const token = tabToken(query.get("token"));
+if (query.has("token")) {
+  query.delete("token");
+  history.replaceState(null, "", `?${query}`);
+}
 const channel = query.get("channel") || "orders";
 const device = query.get("device") || ownDevice();
 const auto = query.get("auto") === "1";
@@ -155,15 +171,21 @@ function give({ id, channel }, status, detail) {
   void send();
 }
 
-/** Sends what is queued, until nothing is or the service is away. */
+/** Whether the service knows this page by the device's name: with a token it is the token's. */
+let isKnown = false;
+
+/** Receipts that this page may give: a token speaks for its own device alone, and what another one queued waits for its page. */
+const own = () => outbox().filter((receipt) => receipt.device === device);
+
+/** Sends what this device has queued, until nothing is or the service is away. */
 async function send() {
-  if (sending) return;
+  if (sending || !isKnown) return;
   sending = true;
   clearTimeout(again);
   try {
-    for (let [first] = outbox(); first; [first] = outbox()) {
+    for (let [first] = own(); first; [first] = own()) {
       const to = first.channel;
-      await sendBatch(outbox().filter(({ channel }) => channel === to));
+      await sendBatch(own().filter(({ channel }) => channel === to));
       render();
     }
     failures = 0;
@@ -183,7 +205,7 @@ async function sendBatch(queued) {
   const batch = queued.slice(0, BATCH_MAX);
   const response = await fetch(`feedback/${encodeURIComponent(batch[0]?.channel ?? "")}`, {
     method: "POST",
-    headers: { "Content-Type": "application/json" },
+    headers: { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
     body: JSON.stringify(batch.map(({ channel: _, ...receipt }) => receipt)),
     signal: AbortSignal.timeout(REQUEST_MS_MAX),
   });
@@ -309,10 +331,16 @@ const exact = (/** @type {string} */ text) => {
 const BYE = { drain: "the service is restarting", busy: "the service is busy", expired: "the token has expired" };
 
 /** What the service says for itself. @param {{ pere: string, [name: string]: string }} message */
-function hear({ pere, channel, after, from, reason = "", detail }) {
+function hear({ pere, channel, after, from, reason = "", detail, device: name }) {
   if (pere === "ready") {
+    // A token says who its bearer is.
+    if (name && name !== device) {
+      query.set("device", name);
+      return location.replace(`?${query}`);
+    }
     losses = 0;
     why = "";
+    isKnown = true;
     show("connected");
     void send();
   } else if (pere === "gap")
@@ -327,7 +355,7 @@ function connect() {
   const url = new URL(`feed/${encodeURIComponent(channel)}`, location.href);
   url.protocol = url.protocol.replace("http", "ws");
   url.searchParams.set("device", device);
-  const opened = new WebSocket(url);
+  const opened = new WebSocket(url, token ? ["pere.v1", `pere.token.${token}`] : []);
   socket = opened;
   heardAt = Date.now();
   opened.onmessage = ({ data }) => {
@@ -337,16 +365,38 @@ function connect() {
     if ("pere" in message) hear(message);
     else arrive(message);
   };
-  opened.onclose = () => opened === socket && lose();
+  let wasOpen = false;
+  opened.onopen = () => (wasOpen = true);
+  opened.onclose = () =>
+    opened === socket && (wasOpen ? lose() : void refused().then((no) => opened === socket && lose(no)));
 }
 
-/** The feed is gone, or is given up; another one is opened in a while. */
-function lose() {
+/**
+ * Why the service does not let this page in: a browser keeps that of a socket to itself, so the same is asked without one. No and no again
+ * is final; everything else passes. @returns {Promise<string>} "" when nothing speaks against another try
+ */
+async function refused() {
+  try {
+    const response = await fetch(`feed/${encodeURIComponent(channel)}?${new URLSearchParams({ device })}`, {
+      headers: { Accept: "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
+      signal: AbortSignal.timeout(REQUEST_MS_MAX),
+    });
+    if (response.status !== 401 && response.status !== 403) return "";
+    const { detail = "" } = await response.json();
+    return detail || `status ${response.status}`;
+  } catch {
+    return "";
+  }
+}
+
+/** The feed is gone, or is given up; another one is opened in a while, unless the service said no. */
+function lose(no = "") {
   const gone = socket;
   socket = undefined;
   gone?.close();
-  show("offline", why || (navigator.onLine ? "the service can't be reached" : "there is no network"));
+  show("offline", no || why || (navigator.onLine ? "the service can't be reached" : "there is no network"));
   clearTimeout(reconnect);
+  if (no) return;
   reconnect = setTimeout(connect, pauseMs(losses++));
 }
 
@@ -362,7 +412,7 @@ function start() {
     settings.reportValidity();
     return;
   }
-  addEventListener("offline", lose);
+  addEventListener("offline", () => lose());
   addEventListener("online", () => {
     losses = failures = 0;
     if (socket?.readyState !== WebSocket.OPEN) connect();
@@ -377,7 +427,6 @@ function start() {
     else if (quietMs > QUIET_MS) socket.send("[]");
   }, QUIET_MS / 3);
   connect();
-  void send();
 }
 
 start();
