@@ -16,12 +16,13 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
-import { challenge, demand, type Grant, mint, openAccess, readMint, type Right } from "./engine/access.ts";
+import { challenge, openAccess } from "./engine/access.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
+import { mint, readMint } from "./engine/mint.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -70,6 +71,7 @@ import {
 } from "./engine/model.ts";
 import { readHookName } from "./engine/hooks.ts";
 import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
+import { demand, type Grant, type Right } from "./engine/rights.ts";
 import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";

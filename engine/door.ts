@@ -8,10 +8,11 @@
  *
  * It knows no route: which right a request needs is said by whoever asks.
  */
-import { type Access, demand, type Grant, OPEN, type Right, tokenOf } from "./access.ts";
+import { type Access, tokenOf } from "./access.ts";
 import type { Allowed } from "./hook-call.ts";
 import { PereError } from "./model.ts";
 import { addressOf, type Rates, type Work } from "./rates.ts";
+import { demand, type Grant, OPEN, type Right } from "./rights.ts";
 
 /** A name or an address, perhaps with a port: RFC 9110, 7.2. */
 const HOST = /^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?$/;

@@ -7,20 +7,10 @@ import { createHmac, generateKeyPairSync, randomBytes, sign } from "node:crypto"
 import { join } from "node:path";
 import fc from "fast-check";
 import { type JWK, SignJWT, exportJWK, exportSPKI, generateKeyPair } from "jose";
-import {
-  type Access,
-  type AccessOptions,
-  type Grant,
-  OPEN,
-  challenge,
-  demand,
-  mint,
-  openAccess,
-  readMint,
-  redact,
-  tokenOf,
-} from "../engine/access.ts";
+import { type Access, type AccessOptions, challenge, openAccess, redact, tokenOf } from "../engine/access.ts";
+import { mint, readMint } from "../engine/mint.ts";
 import { PereError } from "../engine/model.ts";
+import { type Grant, OPEN, demand } from "../engine/rights.ts";
 import { seed } from "./chance.ts";
 import { temporary, until } from "./harness.ts";
 

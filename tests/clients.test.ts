@@ -3,7 +3,7 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { mint } from "../engine/access.ts";
+import { mint } from "../engine/mint.ts";
 import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");

@@ -6,7 +6,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { chmodSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { EventSource } from "eventsource";
-import { mint } from "../engine/access.ts";
+import { mint } from "../engine/mint.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import { readAllowed } from "../engine/hook-call.ts";
 import { readSettings, type Settings } from "../engine/settings.ts";

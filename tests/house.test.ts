@@ -117,7 +117,10 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/store.ts",
     "engine/model.ts",
   ],
-  "engine/access.ts": ["engine/model.ts", "jose", "node:fs/promises", "node:util"],
+  "engine/rights.ts": ["engine/model.ts"],
+  "engine/keys.ts": ["engine/model.ts", "jose", "node:fs/promises"],
+  "engine/access.ts": ["engine/keys.ts", "engine/rights.ts", "engine/model.ts", "jose"],
+  "engine/mint.ts": ["engine/access.ts", "engine/keys.ts", "engine/rights.ts", "engine/model.ts", "jose", "node:util"],
   "engine/log.ts": ["engine/access.ts", "pino"],
   "engine/rates.ts": [
     "engine/hook-call.ts",
@@ -126,7 +129,13 @@ const ROOMS: Record<string, readonly string[]> = {
     "ipaddr.js",
     "rate-limiter-flexible",
   ],
-  "engine/door.ts": ["engine/access.ts", "engine/hook-call.ts", "engine/model.ts", "engine/rates.ts"],
+  "engine/door.ts": [
+    "engine/access.ts",
+    "engine/rights.ts",
+    "engine/hook-call.ts",
+    "engine/model.ts",
+    "engine/rates.ts",
+  ],
   "engine/settings.ts": [
     "engine/access.ts",
     "engine/door.ts",

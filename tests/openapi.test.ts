@@ -14,7 +14,7 @@ import Ajv2020 from "ajv/dist/2020";
 import { Elysia } from "elysia";
 import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
-import { mint } from "../engine/access.ts";
+import { mint } from "../engine/mint.ts";
 import type { Engine } from "../engine/engine.ts";
 import { readAllowed } from "../engine/hook-call.ts";
 import { readHookName } from "../engine/hooks.ts";

@@ -7,7 +7,7 @@
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import { browserTest, openTab } from "./browser.ts";
-import { mint } from "../engine/access.ts";
+import { mint } from "../engine/mint.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 /** What the page shows of an event. */
