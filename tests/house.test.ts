@@ -98,7 +98,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:https",
     "node:net",
   ],
-  "engine/hooks.ts": [
+  "engine/hook-runner.ts": [
     "engine/hook-call.ts",
     "engine/feeds.ts",
     "engine/tail.ts",
@@ -106,6 +106,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/model.ts",
     "node:crypto",
   ],
+  "engine/hooks.ts": ["engine/hook-runner.ts", "engine/hook-call.ts", "engine/store.ts", "engine/model.ts"],
   "engine/engine.ts": [
     "engine/deadlines.ts",
     "engine/reminders.ts",
