@@ -17,6 +17,7 @@ import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "f
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import { challenge, openAccess } from "./engine/access.ts";
+import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
@@ -72,6 +73,7 @@ import {
 import { readHookName } from "./engine/hooks.ts";
 import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
 import { demand, type Grant, type Right } from "./engine/rights.ts";
+import { foundSecret, freshSecret } from "./engine/secret.ts";
 import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
@@ -150,16 +152,8 @@ function queryOf(request: Request, known?: readonly string[]): Map<string, strin
   return query;
 }
 
-/** The time that a body may take on any line, and beside it what a slow one needs: bytes a millisecond. Nobody drips one for hours. */
-const BODY_MS = 30_000;
-const BODY_BYTES_PER_MS = 10;
-/** The server cuts a request of more than 30 s, also while its body is coming. Before that it is told to leave the time to us. */
-const BODY_LEAVE_MS = 10_000;
 /** Seconds that a connection may rest between two requests: what Elysia sets. */
 const IDLE_SECONDS = 30;
-
-/** Reads a body of at most so many bytes. @throws PereError tooLarge, slow, malformed */
-type BodyReader = (request: Request, bytesMax: number) => Promise<Uint8Array>;
 
 /** What requests are served with. */
 interface Parts {
@@ -167,58 +161,6 @@ interface Parts {
   readonly door: Door;
   readonly bodyOf: BodyReader;
 }
-
-/**
- * Bodies within bounds, also where their length was not announced, and within a time: `bodyMs` and what `BODY_BYTES_PER_MS` allows
- * for the length that was announced, or else for what has come.
- * @param leave sets the server's own limit for a request, in seconds; 0 lifts it
- */
-const bodyReader =
-  (bodyMs: number, leave: (request: Request, seconds: number) => void): BodyReader =>
-  async (request, bytesMax) => {
-    const tooLarge = (): PereError => new PereError("tooLarge", `the body is larger than ${bytesMax} bytes`);
-    const announced = request.headers.get("content-length");
-    if (Number(announced ?? 0) > bytesMax) throw tooLarge();
-    const whole = announced === null ? null : request.bytes();
-    if (whole && Bun.peek.status(whole) === "fulfilled") return whole; // It came with the head, as most do.
-    const reader = whole ? undefined : request.body?.getReader();
-    let length = Number(announced ?? 0);
-    const startedAt = performance.now();
-    let isLeft = false;
-    const slow = Promise.withResolvers<never>();
-    const watch = (): void => {
-      const leftMs = startedAt + bodyMs + length / BODY_BYTES_PER_MS - performance.now();
-      if (leftMs <= 0)
-        return slow.reject(
-          new PereError("slow", "the body came too slowly; send it again, in smaller parts on a bad line"),
-        );
-      if (!isLeft) leave(request, 0);
-      isLeft = true;
-      timer = setTimeout(watch, leftMs);
-    };
-    let timer = setTimeout(watch, Math.min(bodyMs, BODY_LEAVE_MS));
-    const gather = async (): Promise<Uint8Array> => {
-      // One buffer that grows: a list of chunks of a byte each would take a hundred times as much.
-      const bytes = new Bun.ArrayBufferSink();
-      bytes.start({ asUint8Array: true });
-      for (;;) {
-        const { done = true, value } = (await reader?.read()) ?? {};
-        if (done) return bytes.end() as Uint8Array;
-        if ((length += value!.length) > bytesMax) throw tooLarge();
-        bytes.write(value!);
-      }
-    };
-    try {
-      return await Promise.race([whole ?? gather(), slow.promise]);
-    } catch (error) {
-      if (error instanceof PereError) throw error;
-      throw new PereError("malformed", "the body ended before its end"); // Its sender is gone, and reads this no more.
-    } finally {
-      clearTimeout(timer);
-      if (isLeft) leave(request, IDLE_SECONDS);
-      reader?.cancel().catch(() => {}); // What still comes is dropped, not kept.
-    }
-  };
 
 /** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
 const accepts = (request: Request, type: string): boolean =>
@@ -718,7 +660,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
       idleTimeout: 60,
     },
   });
-  const bodyOf = bodyReader(bodyMs, (request, seconds) => app.server?.timeout(request, seconds));
+  const bodyOf = bodyReader(bodyMs, (request, isLeft) => app.server?.timeout(request, isLeft ? 0 : IDLE_SECONDS));
   const parts = { engine, door, bodyOf };
   if (isWatched)
     app.onAfterResponse(({ request, responseValue }) => {
@@ -908,12 +850,9 @@ const FAREWELL_MS = 200;
 /** Whom the way in with all rights is for, and for how long. */
 const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
 
-/** A secret that nobody chose. */
-const makeKey = (): string => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url");
-
 /** The secret that PERE made, now or before. @throws PereError away; then the store is closed */
 const ownSecret = (store: Store): Promise<string> =>
-  store.secret(makeKey()).catch(async (error: unknown) => {
+  store.secret(freshSecret()).catch(async (error: unknown) => {
     await store.close();
     throw error;
   });
@@ -986,17 +925,17 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
 }
 
 /** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
-async function mintKeys({ access, db, redis }: Settings): Promise<Parameters<typeof mint>[0]> {
+function mintKeys({ access, db, redis }: Settings): Parameters<typeof mint>[0] {
   if (typeof access !== "string") return access;
-  const kept = Bun.file(`${db}.secret`);
-  return redis === null && (await kept.exists()) ? { secret: (await kept.text()).trim() } : {};
+  const secret = redis === null ? foundSecret(db) : null;
+  return secret === null ? {} : { secret };
 }
 
 if (import.meta.main) {
   const isMint = process.argv[2] === "token";
   try {
     if (isMint) {
-      console.log(await mint(await mintKeys(readSettings([], process.env)), readMint(process.argv.slice(3))));
+      console.log(await mint(mintKeys(readSettings([], process.env)), readMint(process.argv.slice(3))));
       process.exit(0);
     }
     const settings = readSettings(process.argv.slice(2), process.env);

@@ -6,21 +6,11 @@
  *
  * What is told to watchers is gathered in the transaction and told after it.
  */
-import {
-  chmodSync,
-  closeSync,
-  existsSync,
-  fsyncSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from "node:fs";
 import { SqliteFile } from "./commit.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hook-rows.ts";
+import { keptSecret } from "./secret.ts";
 import { Standings } from "./standings.ts";
 import { trimChannel, trimKeys } from "./trim.ts";
 import { Words } from "./words.ts";
@@ -487,7 +477,7 @@ export class SqliteStore implements Store {
     this.#file.check();
     const { path } = this.#file;
     if (path === ":memory:") return fresh;
-    return keptSecret(`${path}.secret`, fresh);
+    return keptSecret(path, fresh);
   }
 
   async ready(): Promise<Readiness> {
@@ -499,27 +489,5 @@ export class SqliteStore implements Store {
 
   async close(): Promise<void> {
     this.#file.close();
-  }
-}
-
-/** A secret in a file that only its owner may read; `fresh`, when there is none yet. @throws PereError away */
-function keptSecret(path: string, fresh: string): string {
-  try {
-    if (existsSync(path)) {
-      chmodSync(path, 0o600);
-      const kept = readFileSync(path, "utf8").trim();
-      if (kept.length >= fresh.length) return kept;
-      throw new Error("it holds no secret; without the file PERE makes another");
-    }
-    // All of it, or none.
-    rmSync(`${path}.new`, { force: true });
-    const file = openSync(`${path}.new`, "wx", 0o600);
-    writeSync(file, `${fresh}\n`);
-    fsyncSync(file);
-    closeSync(file);
-    renameSync(`${path}.new`, path);
-    return fresh;
-  } catch (error) {
-    throw new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
   }
 }

@@ -10,6 +10,8 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/model.ts": [],
   "engine/store.ts": ["engine/model.ts"],
   "engine/breath.ts": [],
+  "engine/body.ts": ["engine/model.ts"],
+  "engine/secret.ts": ["engine/model.ts", "node:fs"],
   "engine/commit.ts": ["engine/model.ts", "bun:sqlite"],
   "engine/schema.ts": ["engine/commit.ts", "engine/model.ts"],
   "engine/enrolments.ts": [
@@ -45,8 +47,8 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/schema.ts",
     "engine/commit.ts",
     "engine/store.ts",
+    "engine/secret.ts",
     "engine/model.ts",
-    "node:fs",
   ],
   "engine/redis-keys.ts": [],
   "engine/redis-scripts.ts": ["node:crypto"],
