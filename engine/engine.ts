@@ -130,7 +130,7 @@ export class Engine {
       },
     );
     this.#timers = [
-      setInterval(() => void this.#feeds.writeHeard(), this.#limits.seenMs),
+      setInterval(() => void this.#feeds.presence.writeHeard(), this.#limits.seenMs),
       setInterval(() => void this.#trimAll(), this.#limits.trimMs),
     ];
     for (const timer of this.#timers) timer.unref();
@@ -164,7 +164,10 @@ export class Engine {
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
     return {
       ...appended,
-      audience: { addressed: appended.addressed, connected: this.#feeds.connected(channel, drafts[0]!.to, elsewhere) },
+      audience: {
+        addressed: appended.addressed,
+        connected: this.#feeds.presence.connected(channel, drafts[0]!.to, elsewhere),
+      },
     };
   }
 
@@ -215,7 +218,7 @@ export class Engine {
           if (verdict === "recorded" || verdict === "duplicate") {
             if (verdict === "recorded") recorded++;
             else duplicate++;
-            this.#feeds.heard(channel, draft.device);
+            this.#feeds.presence.heard(channel, draft.device);
             if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event.seq);
           } else {
             const event = `${draft.event.epoch}-${draft.event.seq}`;
@@ -253,7 +256,7 @@ export class Engine {
           channel,
           events: events.head - events.floor,
           devices,
-          connected: this.#feeds.connected(channel, null, elsewhere[index]!),
+          connected: this.#feeds.presence.connected(channel, null, elsewhere[index]!),
           last: events.head === 0 ? null : `${epoch}-${events.head}`,
         });
       isMore = shown.length < open.length;
@@ -302,12 +305,12 @@ export class Engine {
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, events[0]!.seq, events.at(-1)!.seq);
     const elsewhere = await this.#store.elsewhere(channel);
-    const joined = this.#feeds.joined(channel, elsewhere);
+    const joined = this.#feeds.presence.joined(channel, elsewhere);
     return events.flatMap((event) => {
       const tally = tallies.get(event.seq);
       if (!tally) return []; // Retention took it between the two reads.
       const { seq, to } = event;
-      const connected = to === null ? countBelow(joined, seq) : this.#feeds.connected(channel, to, elsewhere);
+      const connected = to === null ? countBelow(joined, seq) : this.#feeds.presence.connected(channel, to, elsewhere);
       return [eventStateText(channel, epoch, event, tally, connected)];
     });
   }
@@ -334,8 +337,8 @@ export class Engine {
     const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
       device,
       enrolledAt,
-      connected: this.#feeds.isConnected(channel, device, elsewhere),
-      seenAt: this.#feeds.heardAt(channel, device) ?? seenAt,
+      connected: this.#feeds.presence.isConnected(channel, device, elsewhere),
+      seenAt: this.#feeds.presence.heardAt(channel, device) ?? seenAt,
       pending,
     }));
     return { devices, next };

@@ -1,5 +1,5 @@
 /**
- * Open feeds: where each starts, what it hears when nothing happens, when it ends, and which devices are therefore connected here.
+ * Open feeds: where each starts, what it hears when nothing happens, and when it ends.
  *
  * A feed is one connection with a follower on each log that it asked for. What a feed costs at rest is its place in a wheel that
  * turns once in a while for all of them: no timer, no promise, no queue a feed.
@@ -15,6 +15,7 @@ import {
   type Receipt,
   receiptText,
 } from "./model.ts";
+import { Presence } from "./presence.ts";
 import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } from "./tail.ts";
 
@@ -77,12 +78,6 @@ const BEAT_TICKS = 15;
 /** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
 const REJOIN_MS = 1_000;
 
-/** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
-interface Present {
-  readonly feeds: Set<Feed>;
-  joined: number;
-}
-
 /** A device that is being enrolled for a feed that starts. */
 interface Joining {
   readonly channels: readonly string[];
@@ -90,16 +85,6 @@ interface Joining {
   /** It was retired in one of them meanwhile: before or after it was enrolled can't be known. */
   isRetired: boolean;
 }
-
-/** Who has a feed of a channel open here. */
-interface Presence {
-  readonly devices: Map<string, Present>;
-  /** How many of them are at other instances too; counted once for what is known of those, as long as nobody comes or goes here. */
-  both: { readonly elsewhere: ReadonlyMap<string, number>; readonly count: number } | null;
-}
-
-/** Signs of life in one commit: others want to commit as well. */
-const HEARD_AT_ONCE = 500;
 
 /** Where one channel of a feed starts. A `gap` is told before its first event. */
 interface Start {
@@ -149,6 +134,14 @@ export class Feed implements Sink {
     if (drained) hold(this, drained);
   }
 
+  /** Where the event is still to come, it is passed over. */
+  settle(channel: string, seq: number): void {
+    this.followers.forEach((follower, index) => {
+      const log = this.logs[index]!;
+      if (log.channel === channel) log.settle(follower, seq);
+    });
+  }
+
   gap(log: Log, after: Position, from: Position): void {
     this.wroteAt = this.#feeds.tick;
     this.wire.gap(log.channel, after, from);
@@ -169,7 +162,8 @@ export class Feed implements Sink {
 
   /** The device gave a sign of life. */
   heard(): void {
-    if (this.open && this.device !== null) for (const log of this.logs) this.#feeds.heard(log.channel, this.device);
+    if (this.open && this.device !== null)
+      for (const log of this.logs) this.#feeds.presence.heard(log.channel, this.device);
   }
 
   /** Tells the reader why, and lets go of everything. */
@@ -188,11 +182,12 @@ export class Feed implements Sink {
 }
 
 export class Feeds {
+  /** Which devices are therefore connected here. */
+  readonly presence: Presence<Feed>;
   readonly #store: Store;
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
-  readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
   /** Those of them that are PERE's own. */
@@ -201,11 +196,7 @@ export class Feeds {
   readonly #callers = new Map<string, number>();
   /** Those of them that end at some time, however much there is to say. */
   readonly #expiring = new Set<Feed>();
-  /** Devices with an open feed here, by channel. */
-  readonly #present = new Map<string, Presence>();
   readonly #joining = new Set<Joining>();
-  /** Signs of life not yet written down, by channel. */
-  readonly #heard = new Map<string, Map<string, number>>();
   readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
   readonly #timer: Timer;
   #closing = false;
@@ -221,7 +212,7 @@ export class Feeds {
     attended: (channel: string, isAttended: boolean) => void,
   ) {
     this.#store = store;
-    this.#attended = attended;
+    this.presence = new Presence(store, now, attended);
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
@@ -236,7 +227,7 @@ export class Feeds {
       feeds: this.#open.size,
       logs: this.#logs.size,
       live: sum([...this.#logs.values()].map(({ live }) => live)),
-      present: sum([...this.#present.values()].map(({ devices }) => devices.size)),
+      present: this.presence.size,
       spokes: sum(this.#wheel.map(({ size }) => size)),
     };
   }
@@ -283,7 +274,12 @@ export class Feeds {
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
       const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
       const starts = found.map((heads) => startOf(heads, request, strangers));
-      if (kind === "events" && device !== null) this.#enter(feed, device, found as Joined[]);
+      if (kind === "events" && device !== null) {
+        feed.entered = true;
+        (found as Joined[]).forEach(({ joined }, index) =>
+          this.presence.enter(request.channels[index]!, device, feed, joined),
+        );
+      }
       feed.wroteAt = this.tick;
       if (request.renew) feed.renewAt = this.tick + this.#ticks(this.#limits.renewMs * (0.8 + 0.4 * this.#random()));
       this.#spin(feed);
@@ -333,7 +329,7 @@ export class Feeds {
     for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
     feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
     for (const log of feed.logs) {
-      if (feed.entered) this.#leave(feed, log.channel);
+      if (feed.entered) this.presence.leave(log.channel, feed.device!, feed);
       if (--log.users > 0) continue;
       this.#logs.delete(logName(log.kind, log.channel));
       this.#store.unfollow(log.kind, log.channel);
@@ -368,7 +364,7 @@ export class Feeds {
   #retired(channel: string, device: string): void {
     for (const joining of this.#joining)
       if (joining.device === device && joining.channels.includes(channel)) joining.isRetired = true;
-    for (const feed of [...(this.#present.get(channel)?.devices.get(device)?.feeds ?? [])]) feed.end("expired");
+    for (const feed of [...this.presence.feeds(channel, device)]) feed.end("expired");
   }
 
   /** A log has come so far; entries may have passed unheard. */
@@ -378,17 +374,15 @@ export class Feeds {
     const before = log.epoch;
     log.reach(epoch, head);
     if (before === "" || before === epoch || kind !== "events") return;
-    for (const device of this.#present.get(channel)?.devices.keys() ?? []) void this.#rejoin(log, device);
+    for (const device of this.presence.devices(channel)) void this.#rejoin(log, device);
   }
 
   /** In a new life of its channel nobody knows a device that was there all the time: it is enrolled again. */
   async #rejoin({ channel, epoch }: Log, device: string): Promise<void> {
     for (;;) {
-      const present = this.#present.get(channel)?.devices.get(device);
-      if (!present || this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
+      if (this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
       try {
-        present.joined = (await this.#store.join(channel, device, this.#now())).joined;
-        return this.#store.attend(channel, device, present.joined);
+        return await this.presence.rejoin(channel, device);
       } catch {
         await Bun.sleep(REJOIN_MS);
       }
@@ -420,83 +414,11 @@ export class Feeds {
     };
   }
 
-  // -------------------------------------------------------------------------------------------------------- who is connected
-
-  /** How many devices have a feed of the channel open, here or elsewhere; of those in `to`, when it is given. */
-  connected(channel: string, to: readonly string[] | null, elsewhere: ReadonlyMap<string, number>): number {
-    if (to !== null) return to.filter((device) => this.isConnected(channel, device, elsewhere)).length;
-    const here = this.#present.get(channel);
-    if (!here) return elsewhere.size;
-    if (here.both?.elsewhere !== elsewhere) {
-      let count = 0;
-      for (const device of elsewhere.keys()) if (here.devices.has(device)) count++;
-      here.both = { elsewhere, count };
-    }
-    return here.devices.size + elsewhere.size - here.both.count;
-  }
-
-  /** The `seq`s after which connected devices joined the channel, ascending. */
-  joined(channel: string, elsewhere: ReadonlyMap<string, number>): Float64Array {
-    const here = this.#present.get(channel)?.devices;
-    const joined = Array.from(here?.values() ?? [], (present) => present.joined);
-    for (const [device, seq] of elsewhere) if (!here?.has(device)) joined.push(seq);
-    return Float64Array.from(joined).sort();
-  }
-
-  #enter(feed: Feed, device: string, found: readonly Joined[]): void {
-    feed.entered = true;
-    feed.logs.forEach(({ channel }, index) => {
-      let presence = this.#present.get(channel);
-      if (!presence) {
-        this.#present.set(channel, (presence = { devices: new Map(), both: null }));
-        this.#attended(channel, true);
-      }
-      const { joined } = found[index]!;
-      const present = presence.devices.get(device);
-      if (present) {
-        present.feeds.add(feed);
-        present.joined = joined;
-      } else {
-        presence.devices.set(device, { feeds: new Set([feed]), joined });
-        presence.both = null;
-      }
-      this.#store.attend(channel, device, joined);
-      this.heard(channel, device);
-    });
-  }
-
-  #leave(feed: Feed, channel: string): void {
-    const presence = this.#present.get(channel)!;
-    const device = feed.device!;
-    const { feeds } = presence.devices.get(device)!;
-    feeds.delete(feed);
-    if (feeds.size > 0) return;
-    presence.devices.delete(device);
-    presence.both = null;
-    this.#store.attend(channel, device, null);
-    if (presence.devices.size > 0) return;
-    this.#present.delete(channel);
-    this.#attended(channel, false);
-  }
+  // --------------------------------------------------------------------------------------------- what became of an event
 
   /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
   settle(channel: string, device: string, seq: number): void {
-    for (const { logs, followers } of this.#present.get(channel)?.devices.get(device)?.feeds ?? [])
-      followers.forEach((follower, index) => {
-        if (logs[index]!.channel === channel) logs[index]!.settle(follower, seq);
-      });
-  }
-
-  /** Whether a device has a feed of the channel open, here or elsewhere. */
-  isConnected(channel: string, device: string, elsewhere: ReadonlyMap<string, number>): boolean {
-    return this.#present.get(channel)?.devices.has(device) || elsewhere.has(device);
-  }
-
-  /** The devices with a feed of the channel open here that an event is addressed to. */
-  addressed(channel: string, { seq, to }: Event): string[] {
-    const here = this.#present.get(channel)?.devices ?? new Map<string, Present>();
-    if (to !== null) return to.filter((device) => here.has(device));
-    return [...here].filter(([, { joined }]) => joined < seq).map(([device]) => device);
+    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, seq);
   }
 
   /** Gives an event once more to those of these devices that have a feed open here and were given it before. */
@@ -504,34 +426,10 @@ export class Feeds {
     const log = this.#logs.get(logName("events", channel));
     if (!log) return;
     const batch = new Batch([eventEntry(channel, log.epoch, event)]);
-    for (const device of devices)
-      for (const feed of this.#present.get(channel)?.devices.get(device)?.feeds ?? []) feed.remind(log, batch);
+    for (const device of devices) for (const feed of this.presence.feeds(channel, device)) feed.remind(log, batch);
   }
 
-  // ----------------------------------------------------------------------------------------------------------- signs of life
-
-  /** A device was really heard from: it opened a feed, gave a receipt, answered a ping, polled. */
-  heard(channel: string, device: string): void {
-    let devices = this.#heard.get(channel);
-    if (!devices) this.#heard.set(channel, (devices = new Map()));
-    devices.set(device, this.#now());
-  }
-
-  /** The last sign of life that is not yet written down, milliseconds since 1970. */
-  heardAt(channel: string, device: string): number | null {
-    return this.#heard.get(channel)?.get(device) ?? null;
-  }
-
-  /** Writes signs of life down, some at a time. One that can't be written now is followed by others. */
-  async writeHeard(): Promise<void> {
-    const heard = [...this.#heard];
-    this.#heard.clear();
-    for (const [channel, times] of heard) {
-      const all = [...times];
-      for (let from = 0; from < all.length; from += HEARD_AT_ONCE)
-        await this.#store.seen(channel, new Map(all.slice(from, from + HEARD_AT_ONCE))).catch(() => {});
-    }
-  }
+  // ------------------------------------------------------------------------------------------------------------- the wheel
 
   #ticks(ms: number): number {
     return Math.max(1, Math.round((ms * BEAT_TICKS) / this.#limits.beatMs));
@@ -569,7 +467,7 @@ export class Feeds {
     this.#closing = true;
     clearInterval(this.#timer);
     for (const feed of [...this.#open]) feed.end("drain");
-    await this.writeHeard();
+    await this.presence.writeHeard();
   }
 }
 

@@ -160,7 +160,7 @@ export class Reminders {
     if (addressed === received + working + missing + done + failed) return true;
     const [event] = await this.#store.events(channel, seq - 1, 1);
     if (event?.seq !== seq) return true;
-    const addressees = this.#feeds.addressed(channel, event);
+    const addressees = this.#feeds.presence.addressed(channel, event);
     const breath = new Breath();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
       const silent = await this.#store.silent(channel, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
