@@ -19,6 +19,9 @@ export interface Stint {
   readonly told: number;
 }
 
+/** Enrolments held in memory: the devices that answer now. */
+const STINTS_CACHED = 50_000;
+
 /** Unexpired at time `?n`, for an `events e`. */
 const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
 /** The device `?n` gave no final word on `e.seq`. */
@@ -29,6 +32,8 @@ export class Enrolments {
   readonly #file: SqliteFile;
   /** Called when a counter of a channel moved. */
   readonly #changed: (channel: Channel) => void;
+  /** Current enrolments as they are in the file, or will be after the running transaction. */
+  readonly #stints = new Map<string, Stint>();
 
   constructor(file: SqliteFile, changed: (channel: Channel) => void) {
     this.#file = file;
@@ -37,11 +42,38 @@ export class Enrolments {
 
   /** The device's current enrolment. */
   stint(channel: Channel, device: string): Stint | null {
-    return this.#file.get<Stint>(
+    const name = `${channel.id} ${device}`;
+    const known = this.#stints.get(name);
+    if (known) return known;
+    const found = this.#file.get<Stint>(
       `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
       channel.id,
       device,
     );
+    if (this.#stints.size >= STINTS_CACHED) this.#stints.clear();
+    if (found) this.#stints.set(name, found);
+    return found;
+  }
+
+  /** Forgets what is held in memory: the file has it, or has changed. */
+  clear(): void {
+    this.#stints.clear();
+  }
+
+  /** Changes a device's current enrolment. @param change what is set, in SQL, with values from `?3` on */
+  #set(channel: Channel, device: string, change: string, ...values: number[]): void {
+    this.#stints.delete(`${channel.id} ${device}`);
+    this.#file.run(
+      `UPDATE devices SET ${change} WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      channel.id,
+      device,
+      ...values,
+    );
+  }
+
+  /** A device that was told what it lost goes on: it is not told again. */
+  answered(channel: Channel, device: string): void {
+    this.#set(channel, device, "lost = 0");
   }
 
   /** False when it was enrolled already. */
@@ -66,13 +98,7 @@ export class Enrolments {
     const stint = this.stint(channel, device)!;
     const { joined, lost, told } = stint;
     const settled = this.#settle(channel, device, stint, now);
-    if (settled > stint.settled || told !== lost)
-      this.#file.run(
-        `UPDATE devices SET settled = ?3, told = lost WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-        channel.id,
-        device,
-        settled,
-      );
+    if (settled > stint.settled || told !== lost) this.#set(channel, device, "settled = ?3, told = lost", settled);
     return { joined, settled, lost };
   }
 
@@ -80,13 +106,7 @@ export class Enrolments {
   seen(channel: Channel, device: string, at: number): void {
     const stint = this.stint(channel, device);
     if (!stint) return;
-    this.#file.run(
-      `UPDATE devices SET seenAt = ?3, settled = ?4 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-      channel.id,
-      device,
-      at,
-      this.#settle(channel, device, stint, at),
-    );
+    this.#set(channel, device, "seenAt = ?3, settled = ?4", at, this.#settle(channel, device, stint, at));
   }
 
   /** How far the device owes nothing: up to before the first event that it owes a final word on. */
@@ -142,12 +162,7 @@ export class Enrolments {
           device,
         );
     }
-    this.#file.run(
-      `UPDATE devices SET "left" = ?3 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-      channel.id,
-      device,
-      channel.head,
-    );
+    this.#set(channel, device, `"left" = ?3`, channel.head);
     channel.audience--;
     this.#changed(channel);
     return true;

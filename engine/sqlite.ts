@@ -6,6 +6,7 @@
  *
  * What is told to watchers is gathered in the transaction and told after it.
  */
+import { Answers } from "./answers.ts";
 import { SqliteFile } from "./commit.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
@@ -98,6 +99,7 @@ export class SqliteStore implements Store {
   readonly #file: SqliteFile;
   readonly #epoch: () => string;
   readonly #enrolments: Enrolments;
+  readonly #answers: Answers;
   readonly #words: Words;
   readonly #standings: Standings;
   readonly #hooks: HookRows;
@@ -111,6 +113,8 @@ export class SqliteStore implements Store {
     this.#epoch = epoch;
     this.#file = new SqliteFile(path, SCHEMA, {
       finish: () => {
+        this.#words.write();
+        this.#answers.save();
         for (const channel of this.#changed) this.#saveChannel(channel);
       },
       committed: () => {
@@ -122,12 +126,19 @@ export class SqliteStore implements Store {
       undone: () => {
         this.#wakes = [];
         this.#changed.clear();
-        this.#channels.clear(); // Their counters ran ahead of the file.
+        // What is held in memory ran ahead of the file.
+        this.#channels.clear();
+        this.#enrolments.clear();
+        this.#answers.clear();
+        this.#words.undo();
       },
     });
     this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
-    this.#words = new Words(this.#file, this.#enrolments, (channel, receipt) => this.#tell(channel, receipt));
+    this.#answers = new Answers(this.#file);
+    this.#words = new Words(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
+      this.#tell(channel, receipt),
+    );
     this.#standings = new Standings(this.#file, this.#words);
   }
 
@@ -261,7 +272,7 @@ export class SqliteStore implements Store {
       remind,
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, seq, addressed);
+    this.#answers.add(channel, seq, to !== null, addressed);
     for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
     return { seq, at, type, data, to, expires, deadline, remind };
   }
@@ -382,6 +393,7 @@ export class SqliteStore implements Store {
 
   join(name: string, device: string, now: number): Promise<Joined> {
     return this.#file.change(() => {
+      this.#words.write();
       const channel = this.#make(name);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
@@ -394,6 +406,7 @@ export class SqliteStore implements Store {
 
   retire(name: string, device: string, now: number): Promise<boolean> {
     return this.#file.change(() => {
+      this.#words.write();
       const channel = this.#find(name);
       const isRetired =
         channel !== null &&
@@ -407,6 +420,7 @@ export class SqliteStore implements Store {
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
     return this.#file.change(() => {
+      this.#words.write();
       const channel = this.#find(name);
       if (channel) for (const [device, at] of times) this.#enrolments.seen(channel, device, at);
     });
@@ -423,11 +437,12 @@ export class SqliteStore implements Store {
 
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
     return this.#file.change(() => {
+      this.#words.write();
       if (name === null) return trimKeys(this.#file, now);
       const channel = this.#find(name);
       if (!channel) return false;
       const before = channel.floor + channel.swept + channel.receiptsFloor;
-      const more = trimChannel(this.#file, this.#words, channel, retention, now);
+      const more = trimChannel(this.#file, this.#words, this.#enrolments, channel, retention, now);
       if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
       return more;
     });

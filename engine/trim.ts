@@ -6,6 +6,7 @@
  * All functions run within a transaction, return whether there is more to do, and move the counters of the channel they are given.
  */
 import type { SqliteFile } from "./commit.ts";
+import type { Enrolments } from "./enrolments.ts";
 import { FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Retention } from "./store.ts";
@@ -21,13 +22,18 @@ const EXPIRED = '{"reason":"expired"}';
 const MARK_DEVICES = 500;
 
 /** One slice of a channel's retention. @param now milliseconds since 1970 */
-export const trimChannel = (
+export function trimChannel(
   file: SqliteFile,
   words: Words,
+  enrolments: Enrolments,
   channel: Channel,
   retention: Retention,
   now: number,
-): boolean => raiseFloor(file, words, channel, retention, now) || sweep(file, channel) || trimReceipts(file, channel);
+): boolean {
+  if (raiseFloor(file, words, enrolments, channel, retention, now)) return true;
+  words.write(); // Those of who is missing now.
+  return sweep(file, channel) || trimReceipts(file, channel);
+}
 
 /** One slice of forgetting idempotency keys. @param now milliseconds since 1970 */
 export const trimKeys = (file: SqliteFile, now: number): boolean =>
@@ -41,6 +47,7 @@ export const trimKeys = (file: SqliteFile, now: number): boolean =>
 function raiseFloor(
   file: SqliteFile,
   words: Words,
+  enrolments: Enrolments,
   channel: Channel,
   { count, before }: Retention,
   now: number,
@@ -53,13 +60,7 @@ function raiseFloor(
       targeted: number;
       expires: number | null;
       deadline: number | null;
-      owed: number;
-    }>(
-      `SELECT e.at, e.targeted, e.expires, e.deadline, t.addressed - t.done - t.failed AS owed FROM events e
-       JOIN tallies t ON t.channel = e.channel AND t.event = e.seq WHERE e.channel = ?1 AND e.seq = ?2`,
-      channel.id,
-      seq,
-    )!;
+    }>("SELECT at, targeted, expires, deadline FROM events WHERE channel = ?1 AND seq = ?2", channel.id, seq)!;
     if (seq > channel.head - count && event.at >= before) return false;
     work += EVENT_ROWS;
     if (event.deadline !== null) {
@@ -67,8 +68,10 @@ function raiseFloor(
       work += missed;
       if (missed > 0) continue; // There may be more.
     }
-    if (event.owed > 0 && (event.expires === null || event.expires > now)) {
+    if (words.owed(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
+      words.write();
       const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
+      enrolments.clear();
       work += devices;
       if (devices === MARK_DEVICES) {
         channel.marked = last;

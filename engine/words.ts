@@ -3,11 +3,14 @@
  *
  * A word moves three things at once: the receipts log gets an entry, `latest` says where the device stands now, and the event's tally moves
  * with it. So a tally is never counted, and always right. The entry with which an event became complete says so.
- * All functions run within a transaction, and move the counters of the channel they are given.
+ * All functions run within a transaction, and move the counters of the channel they are given. Rows are gathered and written many to a
+ * statement: who reads `receipts` or `latest` in the same transaction calls `write` before.
  */
+import type { SQLQueryBindings } from "bun:sqlite";
+import type { Answer, Answers } from "./answers.ts";
 import type { SqliteFile } from "./commit.ts";
 import type { Enrolments, Stint } from "./enrolments.ts";
-import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank, type State, STATES } from "./model.ts";
+import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import type { Verdict } from "./store.ts";
 
@@ -16,21 +19,41 @@ const MISS_DEVICES = 500;
 /** Rows that one slice of deadlines touches, about. */
 const MISS_ROWS = 2_000;
 const MISSING = rank("missing");
+/** Rows that one statement inserts: the most that there are rows for. A row among 32 costs half of one alone. */
+const ROWS_A_STATEMENT = [32, 8, 1] as const;
 
-/** How many devices an event is waiting for, and what the others said. */
-interface Standing extends Outcome {
-  readonly owed: number;
-}
+/** The statements that insert rows of so many columns, the largest first. */
+const inserts = (into: string, columns: number) =>
+  ROWS_A_STATEMENT.map((rows) => {
+    const row = `(${Array(columns).fill("?").join()})`;
+    return { sql: `${into} VALUES ${Array(rows).fill(row).join()}`, values: rows * columns };
+  });
+const INSERT_RECEIPTS = inserts("INSERT INTO receipts", 11);
+const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
+
+const outcome = ({ tally: { done, failed } }: Answer): Outcome => ({ done, failed });
+/** How many devices an event is waiting for. */
+const owed = ({ tally: { addressed, done, failed } }: Answer): number => addressed - done - failed;
 
 export class Words {
   readonly #file: SqliteFile;
   readonly #enrolments: Enrolments;
+  readonly #answers: Answers;
+  /** Rows of `receipts` and of `latest` to be written, value by value. */
+  #receipts: SQLQueryBindings[] = [];
+  #latest: SQLQueryBindings[] = [];
   /** Told of each entry of a receipts log. */
   readonly #told: (channel: Channel, receipt: Receipt) => void;
 
-  constructor(file: SqliteFile, enrolments: Enrolments, told: (channel: Channel, receipt: Receipt) => void) {
+  constructor(
+    file: SqliteFile,
+    enrolments: Enrolments,
+    answers: Answers,
+    told: (channel: Channel, receipt: Receipt) => void,
+  ) {
     this.#file = file;
     this.#enrolments = enrolments;
+    this.#answers = answers;
     this.#told = told;
   }
 
@@ -41,83 +64,58 @@ export class Words {
     const { device, status, detail, deviceAt } = draft;
     const event = draft.event.seq;
     if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
-    const before =
-      this.#file.get<{ status: number }>(
-        "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
-        channel.id,
-        event,
-        device,
-      )?.status ?? 0;
+    const answer = this.#answers.of(channel, event);
+    const before = this.#answers.rank(answer, device);
     if (before >= FINAL) return "duplicate";
     const stint = this.#enrolments.stint(channel, device);
-    if (!this.#isAddressed(channel, event, device, stint)) return "unaddressed";
+    if (!this.#isAddressed(channel, answer, device, stint)) return "unaddressed";
     if (rank(status) <= before) return "duplicate";
-    const { owed, ...outcome } = this.#move(channel, event, status, before);
-    const completes = rank(status) >= FINAL && owed === 0 ? outcome : null;
+    this.#answers.step(answer, device, before, rank(status));
+    const completes = rank(status) >= FINAL && owed(answer) === 0 ? outcome(answer) : null;
     const late = before === MISSING;
     this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes });
-    if (stint !== null && stint.lost > 0 && stint.told === stint.lost)
-      this.#file.run(
-        `UPDATE devices SET lost = 0 WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
-        channel.id,
-        device,
-      );
+    if (stint !== null && stint.lost > 0 && stint.told === stint.lost) this.#enrolments.answered(channel, device);
     return "recorded";
-  }
-
-  /** One device's step in the tally. */
-  #move(channel: Channel, event: number, status: State, before: number): Standing {
-    const leaves = before === 0 ? "" : `, ${STATES[before]} = ${STATES[before]} - 1`;
-    return this.#file.get<Standing>(
-      `UPDATE tallies SET ${status} = ${status} + 1${leaves} WHERE channel = ?1 AND event = ?2
-       RETURNING addressed - done - failed AS owed, done, failed`,
-      channel.id,
-      event,
-    )!;
   }
 
   /** An entry of the receipts log; and where its device stands from now on, unless it only tells that the event is complete. */
   #keep(channel: Channel, word: Omit<Receipt, "seq">): void {
     const { event, device, status, detail, at, deviceAt, late, completes } = word;
     const seq = ++channel.receiptsHead;
-    this.#file.run(
-      "INSERT INTO receipts VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-      channel.id,
-      seq,
-      event,
-      device,
-      rank(status),
-      at,
-      deviceAt,
-      late ? 1 : 0,
-      detail,
-      completes?.done ?? null,
-      completes?.failed ?? null,
-    );
-    if (status !== "pending")
-      this.#file.run(
-        "INSERT OR REPLACE INTO latest VALUES (?1, ?2, ?3, ?4, ?5)",
-        channel.id,
-        event,
-        device,
-        rank(status),
-        seq,
-      );
-    this.#told(channel, { seq, ...word });
+    const place = rank(status);
+    const [done, failed] = completes ? [completes.done, completes.failed] : [null, null];
+    this.#receipts.push(channel.id, seq, event, device, place, at, deviceAt, late ? 1 : 0, detail, done, failed);
+    if (status !== "pending") this.#latest.push(channel.id, event, device, place, seq);
+    this.#told(channel, { seq, event, device, status, detail, at, deviceAt, late, completes });
+  }
+
+  /** Writes the rows that were gathered. */
+  write(): void {
+    if (this.#receipts.length === 0) return;
+    this.#insert(INSERT_RECEIPTS, this.#receipts);
+    this.#insert(INSERT_LATEST, this.#latest);
+    this.undo();
+  }
+
+  #insert(statements: ReturnType<typeof inserts>, gathered: readonly SQLQueryBindings[]): void {
+    let from = 0;
+    for (const { sql, values } of statements)
+      for (; from + values <= gathered.length; from += values)
+        this.#file.run(sql, ...gathered.slice(from, from + values));
+  }
+
+  /** Forgets the rows that were gathered. */
+  undo(): void {
+    this.#receipts = [];
+    this.#latest = [];
   }
 
   isTargeted(channel: Channel, event: number): boolean {
-    return (
-      this.#file.get<{ targeted: number }>(
-        "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
-        channel.id,
-        event,
-      )!.targeted === 1
-    );
+    return this.#answers.of(channel, event).targeted;
   }
 
-  #isAddressed(channel: Channel, event: number, device: string, stint: Stint | null): boolean {
-    if (!this.isTargeted(channel, event)) return stint !== null && stint.joined < event;
+  #isAddressed(channel: Channel, { event, targeted }: Answer, device: string, stint: Stint | null): boolean {
+    if (!targeted) return stint !== null && stint.joined < event;
     return (
       this.#file.get(
         "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -128,20 +126,20 @@ export class Words {
     );
   }
 
+  /** How many of an event's devices owe a final word. */
+  owed(channel: Channel, event: number): number {
+    return owed(this.#answers.of(channel, event));
+  }
+
   // -------------------------------------------------------------------------------------------------------- who left, who is missing
 
   /** A device owes no word on an event any more, for it left. Where that completes the event, the log says so. */
   release(channel: Channel, event: number, device: string, before: number, now: number): void {
-    const leaves = before === 0 ? "" : `, ${STATES[before]} = ${STATES[before]} - 1`;
-    const { owed, ...completes } = this.#file.get<Standing>(
-      `UPDATE tallies SET addressed = addressed - 1${leaves} WHERE channel = ?1 AND event = ?2
-       RETURNING addressed - done - failed AS owed, done, failed`,
-      channel.id,
-      event,
-    )!;
-    if (owed > 0) return;
+    const answer = this.#answers.of(channel, event);
+    this.#answers.release(answer, before);
+    if (owed(answer) > 0) return;
     const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
-    this.#keep(channel, { event, device, ...nothing, at: now, completes });
+    this.#keep(channel, { event, device, ...nothing, at: now, completes: outcome(answer) });
   }
 
   /** A slice of the deadlines that have passed. @param find the channel of this id; @returns when to go on, or null: no deadline is ahead */
@@ -169,8 +167,9 @@ export class Words {
     )?.after;
     if (from === undefined) return 0;
     const { looked, last, owing } = this.#owing(channel, event, from);
+    const answer = owing.length > 0 ? this.#answers.of(channel, event) : null;
     for (const { device, status } of owing) {
-      this.#move(channel, event, "missing", status);
+      this.#answers.step(answer!, device, status, MISSING);
       this.#keep(channel, {
         event,
         device,
@@ -191,12 +190,10 @@ export class Words {
   /** Of the next devices of an event's audience, by name: those that owe a final word and are not missing yet. */
   #owing(channel: Channel, event: number, from: string) {
     const nobody = { looked: 0, last: from, owing: [] };
-    const standing = this.#file.get<{ owed: number }>(
-      "SELECT addressed - done - failed - missing AS owed FROM tallies WHERE channel = ?1 AND event = ?2",
-      channel.id,
-      event,
-    );
-    if (event <= channel.floor || !standing || standing.owed === 0) return nobody;
+    if (event <= channel.floor) return nobody;
+    const answer = this.#answers.of(channel, event);
+    if (owed(answer) === answer.tally.missing) return nobody;
+    this.write();
     const audience = this.isTargeted(channel, event)
       ? "targets WHERE channel = ?1 AND event = ?2"
       : `devices WHERE channel = ?1 AND "left" IS NULL AND joined < ?2`;

@@ -1,0 +1,133 @@
+/**
+ * What a PERE file knows of events that are being answered: each one's tally, whether it went to named devices, and who said what.
+ *
+ * The file has all of it; here it is held in memory while words come, because a word would otherwise cost four look-ups and a written tally.
+ * An answer moves with each word and is written once a commit. It is a copy of the file as it will be after the running transaction, so it is
+ * thrown away with one that fails, and may be thrown away between any two.
+ */
+import type { SqliteFile } from "./commit.ts";
+import { type State, STATES, type Tally } from "./model.ts";
+import type { Channel } from "./schema.ts";
+
+/** Words held in all, some 100 bytes each: those of the events that most devices are busy with. */
+const WORDS_CACHED = 200_000;
+/** Events held, answered or not. */
+const ANSWERS_CACHED = 20_000;
+
+type Counts = { -readonly [Name in keyof Tally]: number };
+
+/** One event. */
+export interface Answer {
+  readonly channel: number;
+  readonly event: number;
+  readonly targeted: boolean;
+  readonly tally: Counts;
+  /** Ranks of the devices' latest words, as far as they were looked at or came since. */
+  readonly words: Map<string, number>;
+  /** A device that is not among `words` said nothing. */
+  readonly isWhole: boolean;
+}
+
+export class Answers {
+  readonly #file: SqliteFile;
+  readonly #known = new Map<string, Answer>();
+  /** Those that the running transaction moved. */
+  readonly #moved = new Set<Answer>();
+  #words = 0;
+
+  constructor(file: SqliteFile) {
+    this.#file = file;
+  }
+
+  /** An event that was stored just now. */
+  add(channel: Channel, event: number, targeted: boolean, addressed: number): void {
+    this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, event, addressed);
+    const tally = { addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
+    this.#hold({ channel: channel.id, event, targeted, tally, words: new Map(), isWhole: true });
+  }
+
+  /** @param event of the channel, and not yet swept by retention */
+  of(channel: Channel, event: number): Answer {
+    const known = this.#known.get(`${channel.id} ${event}`);
+    if (known) return known;
+    const { targeted, ...tally } = this.#file.get<Counts & { targeted: number }>(
+      `SELECT e.targeted, t.addressed, t.received, t.working, t.missing, t.done, t.failed
+       FROM tallies t JOIN events e ON e.channel = t.channel AND e.seq = t.event WHERE t.channel = ?1 AND t.event = ?2`,
+      channel.id,
+      event,
+    )!;
+    const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
+    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: new Map(), isWhole });
+  }
+
+  #hold(answer: Answer): Answer {
+    if ((this.#known.size >= ANSWERS_CACHED || this.#words >= WORDS_CACHED) && this.#moved.size === 0) this.clear();
+    this.#known.set(`${answer.channel} ${answer.event}`, answer);
+    return answer;
+  }
+
+  /** The rank of a device's latest word, 0 when it said nothing. */
+  rank({ channel, event, words, isWhole }: Answer, device: string): number {
+    const known = words.get(device);
+    if (known !== undefined || isWhole) return known ?? 0;
+    const found = this.#file.get<{ status: number }>(
+      "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
+      channel,
+      event,
+      device,
+    );
+    this.#remember(words, device, found?.status ?? 0);
+    return found?.status ?? 0;
+  }
+
+  #remember(words: Map<string, number>, device: string, rank: number): void {
+    words.set(device, rank);
+    this.#words++;
+  }
+
+  /** A device's step in the tally, from the rank `before` to `rank`. */
+  step(answer: Answer, device: string, before: number, rank: number): void {
+    this.#count(answer, before, -1);
+    this.#count(answer, rank, 1);
+    this.#remember(answer.words, device, rank);
+    this.#moved.add(answer);
+  }
+
+  /** A device that stood at `before` owes no word any more. */
+  release(answer: Answer, before: number): void {
+    this.#count(answer, before, -1);
+    answer.tally.addressed--;
+    this.#moved.add(answer);
+  }
+
+  /** `pending` is what is left of `addressed`, and has no count of its own. */
+  #count({ tally }: Answer, rank: number, by: number): void {
+    const state = STATES[rank] as State;
+    if (state !== "pending") tally[state] += by;
+  }
+
+  /** Writes down what moved. */
+  save(): void {
+    for (const { channel, event, tally } of this.#moved)
+      this.#file.run(
+        `UPDATE tallies SET addressed = ?3, received = ?4, working = ?5, missing = ?6, done = ?7, failed = ?8
+         WHERE channel = ?1 AND event = ?2`,
+        channel,
+        event,
+        tally.addressed,
+        tally.received,
+        tally.working,
+        tally.missing,
+        tally.done,
+        tally.failed,
+      );
+    this.#moved.clear();
+  }
+
+  /** Forgets all of it: the file has it, or it never was. */
+  clear(): void {
+    this.#known.clear();
+    this.#moved.clear();
+    this.#words = 0;
+  }
+}
