@@ -19,7 +19,7 @@ import packageJson from "./package.json";
 import { challenge, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
-import { Door } from "./engine/door.ts";
+import { Door, NOTHING } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
@@ -169,8 +169,10 @@ const accepts = (request: Request, type: string): boolean =>
     .split(",")
     .some((range) => range.split(";", 1)[0]!.trim() === type);
 
-const contentType = (request: Request): string =>
-  (request.headers.get("content-type") ?? "").split(";", 1)[0]!.trim().toLowerCase();
+function contentType(request: Request): string {
+  const type = request.headers.get("content-type") ?? "";
+  return type === "application/json" ? type : type.split(";", 1)[0]!.trim().toLowerCase();
+}
 
 /** The device that a request speaks for: its token's, else what it says beside its body, `device` in the query or in a header. */
 function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<string, string>): string | null {
@@ -179,10 +181,15 @@ function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<string, str
   return name ? readDevice(name) : null;
 }
 
-const json = (body: object, status = 200, headers: Record<string, string> = {}): Response =>
-  Response.json(body, { status, headers: { ...PLAIN, ...headers } });
-const jsonText = (text: string): Response =>
-  new Response(text, { headers: { "Content-Type": "application/json", ...PLAIN } });
+/** Made once: a `Headers` is copied in a third of the time that it takes to make one. */
+const JSON_HEADERS = new Headers({ "Content-Type": "application/json", ...PLAIN });
+
+const jsonText = (text: string): Response => new Response(text, { headers: JSON_HEADERS });
+const json = (body: object, status = 200, headers?: Record<string, string>): Response => {
+  const response = new Response(JSON.stringify(body), { status, headers: JSON_HEADERS });
+  for (const name in headers) response.headers.set(name, headers[name]!);
+  return response;
+};
 
 // ------------------------------------------------------------------------------------------------------------------- push
 
@@ -673,7 +680,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
         const allowed = door.look(request.headers);
         const answer = door.preflight(request, allowed);
         if (answer) return new Response(null, { status: 204, headers: answer });
-        Object.assign(set.headers, allowed);
+        if (allowed !== NOTHING) Object.assign(set.headers, allowed);
       } catch (error) {
         return toResponse(error);
       }

@@ -12,6 +12,18 @@ const BODY_BYTES_PER_MS = 10;
 /** A server cuts a request of more than 30 s, also while its body is coming. Before that it is told to leave the time to us. */
 const BODY_LEAVE_MS = 10_000;
 
+const ignore = (): void => {};
+
+/** The end of this turn of the event loop: one promise for all who wait for it. */
+let turn: Promise<void> | undefined;
+const endOfTurn = (): Promise<void> =>
+  (turn ??= new Promise((resolve) =>
+    setImmediate(() => {
+      turn = undefined;
+      resolve();
+    }),
+  ));
+
 /** Reads a body of at most so many bytes. @throws PereError tooLarge, slow, malformed */
 export type BodyReader = (request: Request, bytesMax: number) => Promise<Uint8Array>;
 
@@ -27,7 +39,12 @@ export const bodyReader =
     const announced = request.headers.get("content-length");
     if (Number(announced ?? 0) > bytesMax) throw tooLarge();
     const whole = announced === null ? null : request.bytes();
-    if (whole && Bun.peek.status(whole) === "fulfilled") return whole; // It came with the head, as most do.
+    if (whole) {
+      // Most come with the head, and need no clock; but the server gives them a moment after it.
+      whole.catch(ignore);
+      await endOfTurn();
+      if (Bun.peek.status(whole) === "fulfilled") return whole;
+    }
     const reader = whole ? undefined : request.body?.getReader();
     let length = Number(announced ?? 0);
     const startedAt = performance.now();
@@ -63,6 +80,6 @@ export const bodyReader =
     } finally {
       clearTimeout(timer);
       if (isLeft) leave(request, false);
-      reader?.cancel().catch(() => {}); // What still comes is dropped, not kept.
+      reader?.cancel().catch(ignore); // What still comes is dropped, not kept.
     }
   };

@@ -80,7 +80,7 @@ export class Door {
         `Host: this service is open to its own machine and does not answer to "${host}"; name it in PERE_ORIGINS, or use tokens`,
       );
     const origin = headers.get("origin");
-    const varies: Record<string, string> = origins === "*" || origins.length === 0 ? {} : { Vary: "Origin" };
+    const varies = origins === "*" || origins.length === 0 ? NOTHING : { Vary: "Origin" };
     if (origin === null || this.#isOwn(origin, host)) return varies;
     if (origin === "null" || (origins !== "*" && !origins.includes(origin)))
       throw new PereError(
@@ -154,7 +154,7 @@ export class Door {
 
   /** The grant of a request that needs a right on some channels. @throws PereError unauthorized, forbidden, malformed, away */
   async admit(request: Request, right: Right, channels: readonly string[]): Promise<Grant> {
-    const grant = await this.grant(request);
+    const grant = this.#options.access === null ? this.#open(request.headers) : await this.grant(request);
     for (const channel of channels) demand(grant, right, channel);
     return grant;
   }
@@ -172,6 +172,9 @@ export class Door {
     if (rates.counts(work)) return rates.take(work, this.caller(grant, request, server), points);
   }
 }
+
+/** What most answers need: no page of another origin asked. */
+export const NOTHING: Record<string, string> = {};
 
 /** Headers of answers that pages of other origins may read. */
 const EXPOSED = {
