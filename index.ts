@@ -197,7 +197,9 @@ const PUSH_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
 
 /** `Prefer: wait=<seconds>` (RFC 7240, section 4.3) in milliseconds; null: nobody waits. Other preferences are left alone. @throws PereError */
 function waitOf(request: Request): number | null {
-  for (const [preference] of (request.headers.get("prefer") ?? "").matchAll(/(?:"[^"]*"|[^,"])+/g)) {
+  const prefer = request.headers.get("prefer");
+  if (prefer === null) return null;
+  for (const [preference] of prefer.matchAll(/(?:"[^"]*"|[^,"])+/g)) {
     const [name, value = ""] = preference.split(";", 1)[0]!.split("=");
     if (name!.trim().toLowerCase() === "wait")
       return 1000 * readSeconds(value.trim().replace(/^"(.*)"$/, "$1"), "Prefer: wait", 0, WAIT_SECONDS_MAX);

@@ -9,10 +9,11 @@ import type { SqliteFile } from "./commit.ts";
 import { type State, STATES, type Tally } from "./model.ts";
 import type { Channel } from "./schema.ts";
 
-/** Words held in all, some 100 bytes each: those of the events that most devices are busy with. */
-const WORDS_CACHED = 200_000;
-/** Events held, answered or not. */
-const ANSWERS_CACHED = 20_000;
+/** How many are held at most: events, answered or not, and words on them, some 100 bytes each. */
+export interface AnswersHeld {
+  readonly answers: number;
+  readonly words: number;
+}
 
 type Counts = { -readonly [Name in keyof Tally]: number };
 
@@ -30,13 +31,15 @@ export interface Answer {
 
 export class Answers {
   readonly #file: SqliteFile;
+  readonly #most: AnswersHeld;
   readonly #known = new Map<string, Answer>();
   /** Those that the running transaction moved. */
   readonly #moved = new Set<Answer>();
   #words = 0;
 
-  constructor(file: SqliteFile) {
+  constructor(file: SqliteFile, most: AnswersHeld) {
     this.#file = file;
+    this.#most = most;
   }
 
   /** An event that was stored just now. */
@@ -61,7 +64,8 @@ export class Answers {
   }
 
   #hold(answer: Answer): Answer {
-    if ((this.#known.size >= ANSWERS_CACHED || this.#words >= WORDS_CACHED) && this.#moved.size === 0) this.clear();
+    const isFull = this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
+    if (isFull && this.#moved.size === 0) this.clear();
     this.#known.set(`${answer.channel} ${answer.event}`, answer);
     return answer;
   }

@@ -2,8 +2,9 @@
  * One SQLite file, held by one process, written by group commit.
  *
  * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
- * changes are gathered: each is a small function in a queue, and once a turn of the event loop one transaction runs them all, or as many
- * as there is time for. What arrives while that transaction is on its way to the disk goes into the next. One change alone waits a sync; a thousand share one.
+ * changes are gathered: each is a small function in a queue, and one transaction runs them all, or as many as there is time for, as soon as a
+ * turn of the event loop has brought no more of them. What arrives while that transaction is on its way to the disk goes into the next. One
+ * change alone waits a sync; a thousand share one.
  *
  * What it never does: resolve before the commit, or go on after a sync failed. (When `fsync` fails, the kernel may have thrown the
  * pages away and a second try would "succeed"; only a restart reads what is really there.) That goes for checkpoints too, whose
@@ -16,6 +17,12 @@ import { PereError } from "./model.ts";
 const CHECKPOINT_PAGES = 2_000;
 /** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
 const CACHE_KIBIBYTES = 32 * 1024;
+
+/** Turns of the event loop in which a commit waits for more, as long as each brings some. */
+const GATHER_TURNS = 8;
+
+/** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
+const CHECKPOINT_MS = 50;
 
 /** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
 const COMMIT_MS = 100;
@@ -48,6 +55,10 @@ export class SqliteFile {
   readonly #owner: Transactions;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
+  /** How many changes the queue held when the last turn ended, and how many turns it has waited. */
+  #gathered = 0;
+  #turns = 0;
+  #checkedAt = 0;
   #broken: unknown;
   #closed = false;
 
@@ -110,11 +121,24 @@ export class SqliteFile {
   async change<Result>(run: () => Result): Promise<Result> {
     this.check();
     return new Promise<Result>((resolve, reject) => {
-      if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) setImmediate(this.#commit);
+      if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) this.#gather();
     });
   }
 
-  readonly #commit = (): void => {
+  #gather(): void {
+    this.#gathered = this.#queue.length;
+    this.#turns = 0;
+    setImmediate(this.#turn);
+  }
+
+  readonly #turn = (): void => {
+    const { length } = this.#queue;
+    if (length === this.#gathered || ++this.#turns === GATHER_TURNS) return this.#commit();
+    this.#gathered = length;
+    setImmediate(this.#turn);
+  };
+
+  #commit(): void {
     const changes = this.#queue;
     this.#queue = [];
     const stored = this.#transact(changes);
@@ -122,9 +146,10 @@ export class SqliteFile {
     if (stored === 0 && changes.length > 1) for (const change of changes) this.#transact([change]);
     this.#checkpoint();
     if (stored === 0 || stored === changes.length) return;
-    if (this.#queue.length === 0) setImmediate(this.#commit);
+    const isGathering = this.#queue.length > 0;
     this.#queue = changes.slice(stored).concat(this.#queue);
-  };
+    if (!isGathering) this.#gather();
+  }
 
   /** Runs the first of these changes, as many as there is time for, in one transaction. 0: it was undone; a lone change is then told so. */
   #transact(changes: readonly Change[]): number {
@@ -183,7 +208,9 @@ export class SqliteFile {
 
   /** Moves the log into the file when it has grown long. What is acknowledged is in the log until this has succeeded. */
   #checkpoint(): void {
-    if (this.#broken !== undefined) return;
+    const now = performance.now();
+    if (this.#broken !== undefined || now < this.#checkedAt + CHECKPOINT_MS) return;
+    this.#checkedAt = now;
     try {
       const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
       if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");

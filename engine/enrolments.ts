@@ -19,9 +19,6 @@ export interface Stint {
   readonly told: number;
 }
 
-/** Enrolments held in memory: the devices that answer now. */
-const STINTS_CACHED = 50_000;
-
 /** Unexpired at time `?n`, for an `events e`. */
 const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
 /** The device `?n` gave no final word on `e.seq`. */
@@ -32,11 +29,14 @@ export class Enrolments {
   readonly #file: SqliteFile;
   /** Called when a counter of a channel moved. */
   readonly #changed: (channel: Channel) => void;
+  readonly #stintsMost: number;
   /** Current enrolments as they are in the file, or will be after the running transaction. */
   readonly #stints = new Map<string, Stint>();
 
-  constructor(file: SqliteFile, changed: (channel: Channel) => void) {
+  /** @param stintsMost how many current enrolments are held in memory */
+  constructor(file: SqliteFile, stintsMost: number, changed: (channel: Channel) => void) {
     this.#file = file;
+    this.#stintsMost = stintsMost;
     this.#changed = changed;
   }
 
@@ -50,7 +50,7 @@ export class Enrolments {
       channel.id,
       device,
     );
-    if (this.#stints.size >= STINTS_CACHED) this.#stints.clear();
+    if (this.#stints.size >= this.#stintsMost) this.#stints.clear();
     if (found) this.#stints.set(name, found);
     return found;
   }

@@ -151,10 +151,20 @@ export class Presence<Feed> {
   async writeHeard(): Promise<void> {
     const heard = [...this.#heard];
     this.#heard.clear();
+    let writing: Promise<void>[] = [];
+    let left = HEARD_AT_ONCE;
     for (const [channel, times] of heard) {
       const all = [...times];
-      for (let from = 0; from < all.length; from += HEARD_AT_ONCE)
-        await this.#store.seen(channel, new Map(all.slice(from, from + HEARD_AT_ONCE))).catch(() => {});
+      for (let from = 0; from < all.length;) {
+        const some = new Map(all.slice(from, from + left));
+        writing.push(this.#store.seen(channel, some).catch(() => {}));
+        from += some.size;
+        if ((left -= some.size) > 0) continue;
+        await Promise.all(writing);
+        writing = [];
+        left = HEARD_AT_ONCE;
+      }
     }
+    await Promise.all(writing);
   }
 }

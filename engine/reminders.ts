@@ -82,10 +82,12 @@ export class Reminders {
   }
 
   /** Entries were stored. */
-  woken({ kind, channel, ...wake }: Wake): void {
-    const known = kind === "events" ? this.#channels.get(channel) : undefined;
+  woken(wake: Wake): void {
+    if (wake.kind !== "events") return;
+    const { channel, entries } = wake;
+    const known = this.#channels.get(channel);
     if (!known) return;
-    for (const event of (wake as Extract<Wake, { kind: "events" }>).entries)
+    for (const event of entries)
       if (event.remind !== null)
         this.#add(channel, known.entries, {
           seq: event.seq,

@@ -51,8 +51,8 @@ import {
   type Wake,
 } from "./store.ts";
 
-/** Channels whose counters are kept in memory. */
-const CHANNELS_CACHED = 10_000;
+/** What is held in memory of the file: what channels, events and devices are busy with now. */
+const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000 };
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
@@ -86,6 +86,8 @@ export interface SqliteOptions {
   readonly path: string;
   /** Makes epochs; 41 random bits by default. */
   readonly epoch?: () => string;
+  /** How many of each are held in memory at most. */
+  readonly held?: typeof HELD;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -98,6 +100,7 @@ const heads = (channel: Channel): Heads => ({
 export class SqliteStore implements Store {
   readonly #file: SqliteFile;
   readonly #epoch: () => string;
+  readonly #channelsMost: number;
   readonly #enrolments: Enrolments;
   readonly #answers: Answers;
   readonly #words: Words;
@@ -109,8 +112,9 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, held = HELD }: SqliteOptions) {
     this.#epoch = epoch;
+    this.#channelsMost = held.channels;
     this.#file = new SqliteFile(path, SCHEMA, {
       finish: () => {
         this.#words.write();
@@ -133,9 +137,9 @@ export class SqliteStore implements Store {
         this.#words.undo();
       },
     });
-    this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
+    this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
-    this.#answers = new Answers(this.#file);
+    this.#answers = new Answers(this.#file, held);
     this.#words = new Words(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
       this.#tell(channel, receipt),
     );
@@ -149,7 +153,7 @@ export class SqliteStore implements Store {
     if (known) return known;
     const row = this.#file.get<Channel>("SELECT * FROM channels WHERE name = ?1", name);
     if (row) {
-      if (this.#channels.size >= CHANNELS_CACHED && this.#changed.size === 0) this.#channels.clear();
+      if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0) this.#channels.clear();
       this.#channels.set(name, row);
     }
     return row;

@@ -6,7 +6,6 @@
  * All functions run within a transaction, and move the counters of the channel they are given. Rows are gathered and written many to a
  * statement: who reads `receipts` or `latest` in the same transaction calls `write` before.
  */
-import type { SQLQueryBindings } from "bun:sqlite";
 import type { Answer, Answers } from "./answers.ts";
 import type { SqliteFile } from "./commit.ts";
 import type { Enrolments, Stint } from "./enrolments.ts";
@@ -31,6 +30,9 @@ const inserts = (into: string, columns: number) =>
 const INSERT_RECEIPTS = inserts("INSERT INTO receipts", 11);
 const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
 
+/** What a column holds. */
+type Value = string | number | null;
+
 const outcome = ({ tally: { done, failed } }: Answer): Outcome => ({ done, failed });
 /** How many devices an event is waiting for. */
 const owed = ({ tally: { addressed, done, failed } }: Answer): number => addressed - done - failed;
@@ -40,8 +42,8 @@ export class Words {
   readonly #enrolments: Enrolments;
   readonly #answers: Answers;
   /** Rows of `receipts` and of `latest` to be written, value by value. */
-  #receipts: SQLQueryBindings[] = [];
-  #latest: SQLQueryBindings[] = [];
+  #receipts: Value[] = [];
+  #latest: Value[] = [];
   /** Told of each entry of a receipts log. */
   readonly #told: (channel: Channel, receipt: Receipt) => void;
 
@@ -97,7 +99,7 @@ export class Words {
     this.undo();
   }
 
-  #insert(statements: ReturnType<typeof inserts>, gathered: readonly SQLQueryBindings[]): void {
+  #insert(statements: ReturnType<typeof inserts>, gathered: readonly Value[]): void {
     let from = 0;
     for (const { sql, values } of statements)
       for (; from + values <= gathered.length; from += values)

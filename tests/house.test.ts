@@ -21,14 +21,23 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/store.ts",
     "engine/model.ts",
   ],
+  "engine/answers.ts": ["engine/commit.ts", "engine/schema.ts", "engine/model.ts"],
   "engine/words.ts": [
+    "engine/answers.ts",
     "engine/enrolments.ts",
     "engine/commit.ts",
     "engine/schema.ts",
     "engine/store.ts",
     "engine/model.ts",
   ],
-  "engine/trim.ts": ["engine/words.ts", "engine/commit.ts", "engine/schema.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/trim.ts": [
+    "engine/words.ts",
+    "engine/enrolments.ts",
+    "engine/commit.ts",
+    "engine/schema.ts",
+    "engine/store.ts",
+    "engine/model.ts",
+  ],
   "engine/hook-rows.ts": ["engine/commit.ts", "engine/schema.ts", "engine/store.ts", "engine/model.ts"],
   "engine/standings.ts": [
     "engine/words.ts",
@@ -40,6 +49,7 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/sqlite.ts": [
     "engine/standings.ts",
+    "engine/answers.ts",
     "engine/enrolments.ts",
     "engine/words.ts",
     "engine/trim.ts",
