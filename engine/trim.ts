@@ -69,7 +69,6 @@ function raiseFloor(
       if (missed > 0) continue; // There may be more.
     }
     if (words.owed(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
-      words.write();
       const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
       enrolments.clear();
       work += devices;

@@ -1002,6 +1002,19 @@ export function storeContract(
         expect((await store.join("orders", "till", T)).lost).toBe(1);
         expect((await store.join("orders", "kiosk", T)).lost).toBe(0);
       });
+
+      test("loses nothing that the device answers in the same moment", async () => {
+        await enrol("kiosk", "till");
+        const { epoch } = await append("answered");
+        await append("kept");
+        await Promise.all([
+          store.record("orders", [word(epoch, 1, "till", "done")], T),
+          store.trim("orders", { count: 1, before: 0 }, T),
+        ]);
+        await trimAll(store, "orders", { count: 1, before: 0 }, T);
+        expect((await store.join("orders", "till", T)).lost).toBe(0);
+        expect((await store.join("orders", "kiosk", T)).lost).toBe(1);
+      });
     });
 
     describe("a deadline", () => {
@@ -1192,6 +1205,18 @@ export function storeContract(
         expect((await store.join("orders", "till", at)).lost).toBe(3);
         await missAll(store, T + 20 * SECOND);
         expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
+      });
+
+      test("finds nobody missing who answers in the same moment", async () => {
+        await enrol("kiosk", "till");
+        const { epoch } = await append("answered", { deadline: 1 });
+        await Promise.all([store.record("orders", [word(epoch, 1, "till", "done")], T), store.miss(T + SECOND)]);
+        await missAll(store, T + SECOND);
+        expect(await log()).toEqual([
+          [1, "till", "done"],
+          [1, "kiosk", "missing"],
+        ]);
+        await expectTalliesToEqualRows(store, "orders");
       });
 
       test("and retention that drops events of 3,000 devices take turns, and each device is missing once", async () => {

@@ -162,6 +162,38 @@ describe("a file", () => {
     expectOneLine(await said("/proc/pere.db"), "/proc/pere.db");
   });
 
+  test("stores what came in one turn with something that can't be stored, as if it had come alone", async () => {
+    const store = new SqliteStore({ path: join(temporary(), "pere.db") });
+    const { epoch } = await store.append("orders", [draft(1)], T);
+    await store.enrol("orders", "till", T);
+    await store.append("orders", [draft(2)], T);
+    const together = [
+      store.enrol("orders", "kiosk", T),
+      store.record("orders", [word(epoch, 2, "till", "done")], T),
+      store.append("orders", [draft(3)], T),
+      store.enrol("orders", "truck", T),
+      store.record("orders", [word(epoch, 2, "truck", "done")], T),
+    ];
+    const notATime = store.seen("orders", new Map([["till", 0.5]])).catch(({ code }: PereError) => code);
+    const neither = { ...word(epoch, 3, "kiosk", "received"), deviceAt: 0.5 };
+    const notRecorded = store.record("orders", [neither], T).catch(({ code }: PereError) => code);
+    expect(await Promise.all(together)).toMatchObject([
+      true,
+      ["recorded"],
+      { first: 3, addressed: 2 },
+      true,
+      ["unaddressed"],
+    ]);
+    expect([await notATime, await notRecorded]).toEqual(["away", "away"]);
+    expect(await store.record("orders", [word(epoch, 3, "kiosk", "done")], T)).toEqual(["recorded"]);
+    expect(await store.receipts("orders", 0, 10)).toMatchObject([
+      { seq: 1, event: 2, device: "till" },
+      { seq: 2, event: 3, device: "kiosk" },
+    ]);
+    await expectTalliesToEqualRows(store, "orders");
+    await store.close();
+  });
+
   test("of the first version is taken with all that it has, and has deadlines from then on", async () => {
     const path = join(temporary(), "pere.db");
     const first = new Database(path);
