@@ -24,6 +24,7 @@ import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
+import type { Metrics } from "./engine/metrics.ts";
 import { mint, readMint } from "./engine/mint.ts";
 import {
   BODY_BYTES_MAX,
@@ -634,10 +635,12 @@ interface Ways {
   readonly bodyMs: number;
   /** Each request is written to the log. */
   readonly isWatched: boolean;
+  /** Made for the first who asks. */
+  readonly metrics: () => Promise<Metrics>;
 }
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -802,11 +805,21 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
     .get(
       "/ready",
       async () => {
-        const store = await engine.ready();
         if (engine.draining) throw new PereError("away", "PERE is shutting down");
+        const store = await engine.ready();
         return json({ status: "ready", ...store });
       },
       { detail: operations.ready },
+    )
+
+    .get(
+      "/metrics",
+      async ({ request }) => {
+        demand(await door.grant(request), "push", "*");
+        const scraped = await metrics();
+        return new Response(await scraped.text(), { headers: { ...PLAIN, "Content-Type": scraped.contentType } });
+      },
+      { detail: operations.metrics },
     )
 
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
@@ -875,7 +888,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
-  const counts = new Counts();
+  const counts = new Counts(settings.metricsChannels);
   const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
@@ -885,7 +898,12 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { origins, proxies } = settings;
   const rates = new Rates(settings.rates, redis, log.cause);
   const door = new Door({ access, origins, loopbackOnly, rates, proxies, now });
-  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug" });
+  let scraped: Promise<Metrics> | undefined;
+  const metrics = (): Promise<Metrics> =>
+    (scraped ??= import("./engine/metrics.ts").then(
+      ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
+    ));
+  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug", metrics });
   app.use(
     await staticPlugin({
       assets: WEB,
@@ -921,6 +939,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       await engine.drain();
       await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
       await server.stop(true);
+      (await scraped)?.stop();
       await Promise.all([rates.close(), engine.close()]);
     },
   };

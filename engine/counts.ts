@@ -82,6 +82,9 @@ export class Work {
   }
 }
 
+/** What became of a call to a hook: 2xx, another status, none at all, 410. */
+export type HookResult = "delivered" | "refused" | "unreachable" | "gone";
+
 /** Events whose time is remembered: the last half minute of a busy instance, in 1.5 MB. A power of two. */
 const TIMES = 65_536;
 
@@ -121,6 +124,10 @@ export class Counts {
   readonly rest = new Work();
   /** Feeds that ended, by the word that they were told; those whose reader left are not among them. */
   readonly byes: Record<string, number> = {};
+  /** Calls to hooks, each try for itself, by what became of it. */
+  readonly hookTries: Record<HookResult, number> = { delivered: 0, refused: 0, unreachable: 0, gone: 0 };
+  /** Calls that were given up after the last try. */
+  hookGivenUp = 0;
   /** Seconds that the store took for a push and for a request's receipts: what their sender waits for. */
   readonly pushStored = new Spread(STORE_SECONDS);
   readonly receiptsStored = new Spread(STORE_SECONDS);

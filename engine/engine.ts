@@ -28,7 +28,7 @@ import type { Allowed, CallOptions } from "./hook-call.ts";
 import { Hooks } from "./hooks.ts";
 import { Reminders } from "./reminders.ts";
 import { Waiting } from "./waiting.ts";
-import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
+import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
 export interface Limits extends FeedLimits {
@@ -104,6 +104,8 @@ export class Engine {
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
   #leftovers = true;
   #draining = false;
+  /** While the store is asked what it promises. */
+  #looking: Promise<Readiness> | undefined;
 
   constructor(store: Store, options: EngineOptions = {}) {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
@@ -122,6 +124,7 @@ export class Engine {
       state: (channel, id) => this.event(channel, id),
       allowed: hooksAllowed,
       call: hookCall,
+      counts,
       now,
       random,
     });
@@ -151,6 +154,11 @@ export class Engine {
   /** What this instance holds, for tests and metrics. */
   get held() {
     return this.#feeds.held;
+  }
+
+  /** How readers are connected, for metrics. */
+  get readers() {
+    return this.#feeds.readers;
   }
 
   // ------------------------------------------------------------------------------------------------------------------ push
@@ -381,9 +389,9 @@ export class Engine {
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
   }
 
-  /** @throws PereError away */
-  ready() {
-    return this.#store.ready();
+  /** What the store promises. Who asks while it is looked at is answered with the same look. @throws PereError away */
+  ready(): Promise<Readiness> {
+    return (this.#looking ??= this.#store.ready().finally(() => (this.#looking = undefined)));
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention

@@ -23,8 +23,13 @@ import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } f
 /** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
 export type Bye = "drain" | "renew" | "expired" | "busy";
 
+/** How a reader is connected. */
+export type Transport = "sse" | "websocket" | "poll";
+
 /** What a transport is to the engine: one connection that frames and writes. */
 export interface Wire {
+  /** Absent: PERE's own cursor, no connection. */
+  readonly transport?: Transport;
   /** First on every feed: who it is and where each channel starts, in the order of the request. */
   ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void;
   /** A promise: the reader is behind until it resolves. */
@@ -240,6 +245,15 @@ export class Feeds {
       present: this.presence.size,
       spokes: sum(this.#wheel.map(({ size }) => size)),
     };
+  }
+
+  /** How readers are connected, and how many followers of logs there are, PERE's own included; for metrics. */
+  get readers(): { transports: Record<Transport, number>; followers: number } {
+    const transports: Record<Transport, number> = { sse: 0, websocket: 0, poll: 0 };
+    for (const { wire } of this.#open) if (wire.transport) transports[wire.transport]++;
+    let followers = 0;
+    for (const log of this.#logs.values()) followers += log.followers;
+    return { transports, followers };
   }
 
   // --------------------------------------------------------------------------------------------------------------- opening

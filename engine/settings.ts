@@ -11,6 +11,7 @@ import { type Origins, readOrigins } from "./door.ts";
 import type { Limits } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
+import { CHANNEL } from "./model.ts";
 import { type RateLimits, RATES } from "./rates.ts";
 
 /** What the operator set; see README, "Settings". */
@@ -36,6 +37,8 @@ export interface Settings {
   readonly proxies: readonly Allowed[];
   /** From what on the log is written. */
   readonly log: Level;
+  /** Channels that `/metrics` tells apart. */
+  readonly metricsChannels: readonly string[];
   /** Names that were set and mean nothing. */
   readonly unknown: readonly string[];
 }
@@ -56,6 +59,7 @@ const NAMES: readonly string[] = [
   "PERE_KEEP_EVENTS",
   "PERE_KEEP_SECONDS",
   "PERE_LOG",
+  "PERE_METRICS_CHANNELS",
   "PERE_OPEN",
   "PERE_ORIGINS",
   "PERE_PROXIES",
@@ -126,6 +130,22 @@ function accessOf(env: Environment, host: string): Settings["access"] {
   return open === "1" || isLoopback(host) ? "open" : "own";
 }
 
+/** Channels that get series of their own: each is some fifty, and a scraper keeps them all. */
+const METRICS_CHANNELS_MAX = 100;
+
+/** @throws Error with the one line to print */
+function channelsOf(text: string): string[] {
+  const names = text
+    .split(",")
+    .map((name) => name.trim())
+    .filter((name) => name !== "");
+  const wrong = names.find((name) => !CHANNEL.test(name));
+  if (wrong !== undefined) throw new Error(`PERE_METRICS_CHANNELS: "${wrong}" is not a channel's name`);
+  if (names.length > METRICS_CHANNELS_MAX)
+    throw new Error(`PERE_METRICS_CHANNELS may name at most ${METRICS_CHANNELS_MAX} channels`);
+  return [...new Set(names)];
+}
+
 /** @throws Error with the one line to print */
 function levelOf(text: string): Level {
   if (text === "debug" || text === "info" || text === "warn" || text === "error") return text;
@@ -166,6 +186,7 @@ export function readSettings(argv: readonly string[], env: Environment): Setting
     },
     proxies: readAllowed(env.PERE_PROXIES ?? "", "PERE_PROXIES"),
     log: levelOf(env.PERE_LOG || "info"),
+    metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS ?? ""),
     unknown: Object.keys(env).filter((name) => name.startsWith("PERE_") && !NAMES.includes(name)),
     limits: {
       feedsACaller: rate("PERE_FEEDS_A_CALLER", FEEDS_A_CALLER) || Number.POSITIVE_INFINITY,

@@ -142,7 +142,12 @@ export class Log {
     this.#work = work;
   }
 
-  /** Followers at rest or being served, for tests and metrics. */
+  /** Followers, for metrics. */
+  get followers(): number {
+    return this.#followers.size;
+  }
+
+  /** Those of them at rest or being served, for tests and metrics. */
   get live(): number {
     return this.#live.size;
   }

@@ -36,6 +36,7 @@ const OPEN = {
   rates: { push: 0, receipt: 0, feed: 0 },
   proxies: [],
   log: "info",
+  metricsChannels: [],
   unknown: [],
 } as const;
 

@@ -250,7 +250,7 @@ describe("the document", () => {
       .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, "{$1}")}`);
     const described = [...operations.values()].map(({ method, path }) => `${method} ${path}`);
     expect(described.toSorted()).toEqual([...new Set(served)].toSorted());
-    expect(described).toHaveLength(17);
+    expect(described).toHaveLength(18);
   });
 
   test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
@@ -265,7 +265,7 @@ describe("the document", () => {
       const statuses = Object.keys(operation.responses).map(Number);
       for (const status of statuses)
         expect(replyOf(operation.operationId, status)!.reply.description, `${path} ${status}`).toMatch(/^.{4,}/);
-      const takes = names.length > 0 || operation.requestBody !== undefined;
+      const takes = names.length > 0 || operation.requestBody !== undefined || operation.responses["403"] !== undefined;
       expect(
         statuses.some((status) => status >= 400 && status < 500),
         path,
@@ -416,7 +416,7 @@ describe("the examples", () => {
     );
   });
 
-  test("are all in the story, save those of trouble inside, of too much, and of bodies that do not come", () => {
+  test("are all in the story, save those of numbers, of trouble inside, of too much, and of bodies that do not come", () => {
     const key = (...parts: unknown[]): string => parts.join(" ");
     const inStory = new Set(
       STORY.map(([operationId, , status, type, example]) => key(replyOf(operationId, status)!.pointer, type, example)),
@@ -441,6 +441,7 @@ describe("the examples", () => {
       `/components/responses/Inside ${PROBLEM} example`,
       `/components/responses/TooMany ${PROBLEM} example`,
       `/components/responses/TooSlow ${PROBLEM} example`,
+      "/paths/~1metrics/get/responses/200 text/plain example",
     ]);
   });
 
@@ -675,6 +676,8 @@ describe("what can go wrong", () => {
     const { pere: _, ...feedback } = told;
     expect(shapeOf("Feedback", feedback)).toBe("");
     seen.add("followEvents 101");
+    expect((await tried("metrics", {})).status).toBe(200);
+    seen.add("metrics 200");
     const gone = await tried("retireDevice", {});
     expect(gone.status).toBe(204);
     seen.add("retireDevice 204");

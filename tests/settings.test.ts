@@ -6,11 +6,12 @@ import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
 test("defaults need nothing", () => {
-  const { limits, hooksAllowed, access, origins, rates, proxies, log, unknown, ...settings } = readSettings([], {});
+  const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
+    readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
   expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
   expect(limits).toEqual({ feedsACaller: Number.POSITIVE_INFINITY });
-  expect([hooksAllowed, access, origins, unknown]).toEqual([[], "open", [], []]);
+  expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "open", [], [], []]);
 });
 
 test("REDIS_URL chooses Redis, with TLS or without", () => {

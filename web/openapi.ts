@@ -49,6 +49,7 @@ import {
   problem,
   problemBody,
   refusedBody,
+  refusing,
   reply,
   start,
   transports,
@@ -456,6 +457,21 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
       "For a load balancer: the store answers and PERE is not shutting down. Says what a 2xx answer to a push is worth.",
     security: [],
     responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
+  },
+
+  metrics: {
+    operationId: "metrics",
+    summary: "What was done, in numbers",
+    tags: ["Operation"],
+    description:
+      "For Prometheus and what speaks its text format. Where there are tokens, it takes one with `push` on `*`. No series has a device's name; a channel's, only where `PERE_METRICS_CHANNELS` names it.",
+    responses: {
+      200: {
+        description: "All series of this instance.",
+        content: { "text/plain": { schema: { type: "string" }, examples: one(samples.metrics) } },
+      },
+      ...refusing(401, 403),
+    },
   },
 } satisfies Record<string, Operation>;
 
