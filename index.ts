@@ -858,8 +858,10 @@ export interface Service {
   stop(): Promise<void>;
 }
 
-/** Milliseconds in which feeds that were told to go may read that they were. */
-const FAREWELL_MS = 200;
+/** Milliseconds in which requests under way may end, and feeds that were told to go may read that they were. */
+const FAREWELL_MS = 1_000;
+/** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
+const STOP_MS = 9_000;
 
 /** Whom the way in with all rights is for, and for how long. */
 const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
@@ -937,7 +939,9 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     engine,
     async stop() {
       await engine.drain();
-      await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
+      void server.stop(); // Takes no new connections; those that are idle may stay open for ever.
+      const end = performance.now() + FAREWELL_MS;
+      while (server.pendingRequests + server.pendingWebSockets > 0 && performance.now() < end) await Bun.sleep(5);
       await server.stop(true);
       (await scraped)?.stop();
       await Promise.all([rates.close(), engine.close()]);
@@ -981,7 +985,7 @@ if (import.meta.main) {
     for (const signal of ["SIGTERM", "SIGINT"] as const)
       process.once(signal, () => {
         process.once(signal, () => process.exit(1));
-        void service.stop().then(() => process.exit(0));
+        void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
       });
   } catch (error) {
     console.error(`PERE can't ${isMint ? "make a token" : "start"}: ${(error as Error).message}`);

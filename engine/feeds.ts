@@ -87,6 +87,11 @@ export interface FeedLimits {
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
 const BEAT_TICKS = 15;
 
+/** How long feeds are told of a drain, one after the other; fewer than two thousand in less. What is told is looked at this often. */
+const DRAIN_MS_MAX = 3_000;
+const DRAIN_MS_A_FEED = 1.5;
+const DRAIN_STEP_MS = 10;
+
 /** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
 const REJOIN_MS = 1_000;
 
@@ -501,11 +506,20 @@ export class Feeds {
     }
   }
 
-  /** Tells every feed and takes no new ones. */
+  /** Tells every feed, so many at a time that their readers do not all come to another instance in one moment, and takes no new ones. */
   async close(): Promise<void> {
     this.#closing = true;
+    const feeds = [...this.#open].filter(({ caller }) => caller !== null);
+    const spreadMs = Math.min(DRAIN_MS_MAX, feeds.length * DRAIN_MS_A_FEED);
+    const startedAt = performance.now();
+    for (let told = 0; told < feeds.length;) {
+      const share = (performance.now() - startedAt) / spreadMs;
+      for (const upTo = Math.min(feeds.length, 1 + share * feeds.length); told < upTo; told++)
+        feeds[told]!.end("drain");
+      if (told < feeds.length) await Bun.sleep(DRAIN_STEP_MS);
+    }
+    for (const feed of [...this.#open]) feed.end("drain"); // PERE's own cursors.
     clearInterval(this.#timer);
-    for (const feed of [...this.#open]) feed.end("drain");
     await this.presence.writeHeard();
   }
 }

@@ -21,7 +21,7 @@ const POLL_CHARACTERS = 1024 * 1024;
 const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
   start: [1_000, 4_000],
   renew: [50, 500],
-  drain: [500, 3_000],
+  drain: [250, 1_500],
   expired: [1_000, 4_000],
   busy: [5_000, 20_000],
 };
