@@ -19,6 +19,7 @@ import packageJson from "./package.json";
 import { challenge, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
+import { readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
 import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
@@ -650,6 +651,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
+    // Else a short Host or :authority turns wildcard and WebSocket routes into nothing.
     handler: { standardHostname: false },
     serve: {
       reusePort: false,
@@ -854,6 +856,8 @@ export interface Service {
   readonly engine: Engine;
   /** The path of the way in with all rights, where PERE made its own secret; else null. */
   link(): Promise<string | null>;
+  /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
+  renew(): void;
   /** Takes no more pushes, tells every feed, makes everything acknowledged durable, and lets go of file and port. */
   stop(): Promise<void>;
 }
@@ -889,6 +893,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { db, redis, replicas, hooksAllowed, limits } = settings;
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
+  const tls = settings.tls;
+  const certificate = tls && readCertificate(tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
   const counts = new Counts(settings.metricsChannels);
   const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
@@ -925,24 +931,38 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
+  /** Takes connections; with TLS, browsers and others that offer it get HTTP/2. */
+  const listen = (port: number, shown = certificate): Server<SocketData> => {
+    app.listen({ hostname: settings.host, port, ...(shown ? { tls: shown, http2: true } : {}) });
+    return app.server as Server<SocketData>;
+  };
+  /** The last one listens; those before it, with other certificates, have connections left. */
+  const servers: Server<SocketData>[] = [];
   try {
-    app.listen({ hostname: settings.host, port: settings.port });
+    servers.push(listen(settings.port));
   } catch (error) {
     await engine.drain();
     await engine.close();
     throw error;
   }
-  const server = app.server!;
+  const { port } = servers[0]!;
   return {
     link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
-    url: `http://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${server.port}`,
+    url: `http${tls ? "s" : ""}://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${port}`,
     engine,
+    renew() {
+      if (tls === null) return;
+      const shown = readCertificate(tls);
+      void servers.at(-1)!.stop();
+      servers.push(listen(port!, shown));
+    },
     async stop() {
       await engine.drain();
-      void server.stop(); // Takes no new connections; those that are idle may stay open for ever.
-      const end = performance.now() + FAREWELL_MS;
-      while (server.pendingRequests + server.pendingWebSockets > 0 && performance.now() < end) await Bun.sleep(5);
-      await server.stop(true);
+      // New connections are not taken; those that are idle may stay open for ever.
+      for (const server of servers) void server.stop();
+      const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
+      for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
+      await Promise.all(servers.map((server) => server.stop(true)));
       (await scraped)?.stop();
       await Promise.all([rates.close(), engine.close()]);
     },
@@ -982,6 +1002,14 @@ if (import.meta.main) {
       },
       (error: Error) => log.warn("the store is away", { error }),
     );
+    const renew = (): void => {
+      try {
+        service.renew();
+      } catch (error) {
+        log.warn("the certificate is as it was", { error: error as Error });
+      }
+    };
+    if (settings.tls) process.on("SIGHUP", renew);
     for (const signal of ["SIGTERM", "SIGINT"] as const)
       process.once(signal, () => {
         process.once(signal, () => process.exit(1));

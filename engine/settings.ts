@@ -7,6 +7,7 @@ import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import type { AccessOptions } from "./access.ts";
+import type { CertificateFiles } from "./certificate.ts";
 import { type Origins, readOrigins } from "./door.ts";
 import type { Limits } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
@@ -19,6 +20,8 @@ export interface Settings {
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** The files that TLS is spoken with; null: it is not. */
+  readonly tls: CertificateFiles | null;
   /** Path of the SQLite file, or `:memory:`. */
   readonly db: string;
   /** Where Redis is, when many instances share one memory there; several addresses are a Cluster's. Null: everything is in `db`. */
@@ -67,6 +70,8 @@ const NAMES: readonly string[] = [
   "PERE_RATE_PUSHES",
   "PERE_RATE_RECEIPTS",
   "PERE_REDIS_REPLICAS",
+  "PERE_TLS_CERT",
+  "PERE_TLS_KEY",
 ];
 
 export const isLoopback = (host: string): boolean =>
@@ -170,9 +175,12 @@ export function readSettings(argv: readonly string[], env: Environment): Setting
   const redis = secretOf(env, "REDIS_URL");
   if (env.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
+  const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
+  if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
   return {
     host,
     port,
+    tls: cert && key ? { cert, key } : null,
     db: env.PERE_DB || "pere.db",
     redis: redis ? redisUrls(redis) : null,
     replicas: env.PERE_REDIS_REPLICAS ? whole("PERE_REDIS_REPLICAS", env.PERE_REDIS_REPLICAS, 0, 99) : 0,

@@ -10,6 +10,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/model.ts": [],
   "engine/store.ts": ["engine/model.ts"],
   "engine/breath.ts": [],
+  "engine/certificate.ts": ["node:crypto", "node:fs"],
   "engine/body.ts": ["engine/model.ts"],
   "engine/secret.ts": ["engine/model.ts", "node:fs"],
   "engine/owed.ts": ["engine/breath.ts", "engine/store.ts", "engine/model.ts"],
@@ -148,6 +149,7 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/settings.ts": [
     "engine/access.ts",
+    "engine/certificate.ts",
     "engine/door.ts",
     "engine/engine.ts",
     "engine/hook-call.ts",

@@ -9,7 +9,7 @@ test("defaults need nothing", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
     readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
-  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
+  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0, tls: null });
   expect(limits).toEqual({ feedsACaller: Number.POSITIVE_INFINITY });
   expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "open", [], [], []]);
 });
@@ -89,6 +89,10 @@ test.each([
   [[], { PERE_ORIGINS: "shop.example" }, "PERE_ORIGINS"],
   [[], { PERE_ORIGINS: "https://shop.example/" }, "https://shop.example/"],
   [[], { PERE_ORIGINS: "null" }, "PERE_ORIGINS"],
+  [[], { PERE_METRICS_CHANNELS: "orders, a b" }, '"a b" is not'],
+  [[], { PERE_METRICS_CHANNELS: Array.from({ length: 101 }, (_, n) => `c${n}`).join() }, "at most 100"],
+  [[], { PERE_TLS_CERT: "cert.pem" }, "PERE_TLS_KEY"],
+  [[], { PERE_TLS_KEY: "key.pem" }, "PERE_TLS_CERT"],
   [["--prot", "1"], {}, "--prot"],
 ])("%j %j is refused in a sentence that names %s", (argv, env, name) => {
   expect(() => readSettings(argv, env)).toThrow(name);
