@@ -99,6 +99,7 @@ const STATUS: Record<Code, readonly [number, string]> = {
   refused: [422, "Refused"],
   tooMany: [429, "Too many requests"],
   away: [503, "Not available now"],
+  full: [507, "The disk is full"],
   inside: [500, "Internal error"],
 };
 
@@ -118,6 +119,7 @@ function problem(error: PereError, more: object = {}): Response {
   };
   const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
   if (status === 503) headers.set("Retry-After", "2");
+  if (status === 507) headers.set("Retry-After", "30"); // Somebody has to make room.
   // What is still to come of the body is not waited for.
   if (status === 408) headers.set("Connection", "close");
   if (status === 401 || error.faults.some(({ path }) => path === "token"))

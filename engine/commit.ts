@@ -150,17 +150,7 @@ export class SqliteFile {
       this.run("COMMIT");
     } catch (error) {
       this.#undo(error);
-      if (changes.length === 1)
-        changes[0]!.reject(
-          new PereError(
-            "away",
-            this.#broken === undefined
-              ? "the store could not take it; nothing was stored"
-              : "the disk failed; whether it was stored is known after PERE was started again",
-            [],
-            error,
-          ),
-        );
+      if (changes.length === 1) changes[0]!.reject(this.#refusal(error));
       return 0;
     }
     this.#counts.commits.note((performance.now() - startedAt) / 1000);
@@ -174,6 +164,16 @@ export class SqliteFile {
       });
     }
     return results.length;
+  }
+
+  /** What the sender of a change is told that could not be stored. */
+  #refusal(error: unknown): PereError {
+    if (isFull(error)) return new PereError("full", "the disk is full; nothing was stored", [], error);
+    const what =
+      this.#broken === undefined
+        ? "the store could not take it; nothing was stored"
+        : "the disk failed; whether it was stored is known after PERE was started again";
+    return new PereError("away", what, [], error);
   }
 
   #undo(error: unknown): void {
@@ -193,7 +193,7 @@ export class SqliteFile {
       const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
       if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");
     } catch (error) {
-      this.#broken = error;
+      if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
     }
   }
 
@@ -240,6 +240,9 @@ export class SqliteFile {
     return statement;
   }
 }
+
+/** The disk has no room for it: nothing else is wrong, and it may have some later. */
+const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
 
 /** Why a file can't be used, in one line. */
 function explain(path: string, error: unknown): PereError {

@@ -438,6 +438,7 @@ describe("the examples", () => {
     }
     expect([...missing].toSorted()).toEqual([
       `/components/responses/Away ${PROBLEM} example`,
+      `/components/responses/Full ${PROBLEM} example`,
       `/components/responses/Inside ${PROBLEM} example`,
       `/components/responses/TooMany ${PROBLEM} example`,
       `/components/responses/TooSlow ${PROBLEM} example`,
@@ -603,14 +604,16 @@ describe("what can go wrong", () => {
       expect((await tried(operationId, {}, guarded.url)).status, operationId).toBe(200);
   });
 
-  test("a fault inside and a store that is away are answered as described", async () => {
+  test("a fault inside, a store that is away and a disk that is full are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
       for (const [operationId, method] of Object.entries({ ...BEHIND, ...BEHIND_HOOKS }))
         for (const [status, error] of [
           [500, new Error("boom")],
           [503, new PereError("away", "PERE is shutting down; push again in a moment")],
+          [507, new PereError("full", "the disk is full; nothing was stored")],
         ] as const) {
+          if (status === 507 && !replyOf(operationId, status)) continue; // It only reads.
           const whose = operationId in BEHIND ? pere.engine : (pere.engine.hooks as unknown as Engine);
           const behind = spyOn(whose, method as "ready").mockImplementation(() => {
             throw error;
@@ -660,7 +663,8 @@ describe("what can go wrong", () => {
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
     for (const operationId of Object.keys({ ...BEHIND, ...BEHIND_HOOKS }))
-      for (const status of [500, 503]) seen.add(`${operationId} ${status}`);
+      for (const status of [500, 503, 507])
+        if (status !== 507 || replyOf(operationId, status)) seen.add(`${operationId} ${status}`);
     for (const operationId of SLOW) seen.add(`${operationId} 408`);
     for (const operationId of LIMITED) seen.add(`${operationId} 429`);
 

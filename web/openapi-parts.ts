@@ -205,6 +205,16 @@ export const failures = {
       headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
     },
   ],
+  507: [
+    "Full",
+    {
+      ...problem(
+        "The disk is full, and nothing was stored. Feeds and reading go on; when there is room again, so does this.",
+        one(problemBody("full", "The disk is full", 507, { detail: "the disk is full; nothing was stored" })),
+      ),
+      headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
+    },
+  ],
 } as const satisfies Record<number, readonly [string, Reply]>;
 
 /** References to shared answers. */
