@@ -27,6 +27,7 @@ import {
 import type { Allowed, CallOptions } from "./hook-call.ts";
 import { Hooks } from "./hooks.ts";
 import { Reminders } from "./reminders.ts";
+import { fits, type KeepRule } from "./retention.ts";
 import { Waiting } from "./waiting.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 
@@ -39,6 +40,8 @@ export interface Limits extends FeedLimits {
   /** Kept events a channel, by number and by age. */
   readonly keptEvents: number;
   readonly keptMs: number;
+  /** Channels of which more or less is kept; the first rule that fits holds. */
+  readonly keep: readonly KeepRule[];
 }
 
 export const LIMITS: Limits = {
@@ -50,6 +53,7 @@ export const LIMITS: Limits = {
   trimMs: 30_000,
   keptEvents: 10_000,
   keptMs: 7 * 24 * 3600 * 1000,
+  keep: [],
 };
 
 export interface EngineOptions {
@@ -182,10 +186,10 @@ export class Engine {
     if (appended.replayed) work.replays++;
     else work.pushes += appended.count;
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
-    const slack = Math.floor(this.#limits.keptEvents / 100);
+    const { events: kept } = this.#retention(channel);
+    const slack = Math.floor(kept / 100);
     const head = appended.first + appended.count - 1;
-    if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
-      void this.#trim(channel);
+    if (!appended.replayed && head > kept + slack && head % (slack + 1) < drafts.length) void this.#trim(channel);
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
     return {
       ...appended,
@@ -396,6 +400,13 @@ export class Engine {
 
   // ------------------------------------------------------------------------------------------------------------- retention
 
+  /** How much is kept of a channel. */
+  #retention(channel: string): { events: number; ms: number } {
+    const { keptEvents, keptMs, keep } = this.#limits;
+    const rule = keep.length === 0 ? undefined : keep.find(({ pattern }) => fits(pattern, channel));
+    return { events: rule?.events ?? keptEvents, ms: rule?.ms ?? keptMs };
+  }
+
   async #trimAll(): Promise<void> {
     await this.#trim(null);
     let after: string | null = "";
@@ -416,7 +427,8 @@ export class Engine {
     this.#trimming.add(channel);
     try {
       const now = this.#now();
-      const retention = { count: this.#limits.keptEvents, before: now - this.#limits.keptMs };
+      const { events: count, ms } = this.#retention(channel ?? "");
+      const retention = { count, before: now - ms };
       while (!this.#draining && (await this.#store.trim(channel, retention, now)));
     } catch {
       this.#leftovers = true; // The store is away or full; the timer tries again.

@@ -14,6 +14,7 @@ import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
 import { CHANNEL } from "./model.ts";
 import { type RateLimits, RATES } from "./rates.ts";
+import { KEPT_EVENTS_MAX, KEPT_SECONDS_MAX, readKeep } from "./retention.ts";
 
 /** What the operator set; see README, "Settings". */
 export interface Settings {
@@ -59,6 +60,7 @@ const NAMES: readonly string[] = [
   "PERE_JWT_ISSUER",
   "PERE_JWT_SECRET",
   "PERE_JWT_SECRET_FILE",
+  "PERE_KEEP",
   "PERE_KEEP_EVENTS",
   "PERE_KEEP_SECONDS",
   "PERE_LOG",
@@ -198,9 +200,12 @@ export function readSettings(argv: readonly string[], env: Environment): Setting
     unknown: Object.keys(env).filter((name) => name.startsWith("PERE_") && !NAMES.includes(name)),
     limits: {
       feedsACaller: rate("PERE_FEEDS_A_CALLER", FEEDS_A_CALLER) || Number.POSITIVE_INFINITY,
-      ...(env.PERE_KEEP_EVENTS ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, 100_000_000) } : {}),
+      ...(env.PERE_KEEP ? { keep: readKeep(env.PERE_KEEP) } : {}),
+      ...(env.PERE_KEEP_EVENTS
+        ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, KEPT_EVENTS_MAX) }
+        : {}),
       ...(env.PERE_KEEP_SECONDS
-        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, 999_999_999) }
+        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, KEPT_SECONDS_MAX) }
         : {}),
     },
   };

@@ -116,7 +116,9 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:crypto",
   ],
   "engine/hooks.ts": ["engine/hook-runner.ts", "engine/hook-call.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/retention.ts": ["engine/model.ts"],
   "engine/engine.ts": [
+    "engine/retention.ts",
     "engine/counts.ts",
     "engine/deadlines.ts",
     "engine/reminders.ts",
@@ -156,6 +158,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/log.ts",
     "engine/model.ts",
     "engine/rates.ts",
+    "engine/retention.ts",
     "node:fs",
     "node:net",
     "node:util",
