@@ -201,12 +201,12 @@ export class Metrics {
     this.#gauge("pere_devices_connected", "Devices with a feed open here, counted once a channel", [], () => [
       [{}, engine.held.present],
     ]);
-    this.#gauge("pere_store_up", "1: the store takes changes", ["store", "durability"], () =>
-      engine.ready().then(
-        ({ store, durability }) => [[{ store, durability }, 1]],
-        () => [[{}, 0]],
-      ),
-    );
+    const readiness = () => engine.ready().catch(() => null);
+    this.#gauge("pere_store_up", "1: the store takes changes", [], async () => [[{}, (await readiness()) ? 1 : 0]]);
+    this.#gauge("pere_store_info", "What it is kept in, and what a 2xx survives", ["store", "durability"], async () => {
+      const known = await readiness();
+      return known ? [[{ store: known.store, durability: known.durability }, 1]] : [];
+    });
     this.#gauge("pere_draining", "1: it is shutting down", [], () => [[{}, engine.draining ? 1 : 0]]);
     this.#gauge("pere_resident_memory_bytes", "Memory of the process", [], () => [[{}, process.memoryUsage.rss()]]);
     const startedAt = performance.timeOrigin / 1000;

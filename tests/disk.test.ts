@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import { closeSync, openSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { type Answer, ask, give, listen, spawn, temporary, until } from "./harness.ts";
+import { type Answer, ask, give, listen, spawn, Stream, temporary, until } from "./harness.ts";
 
 /** Mounts a file system of 32 mebibytes there; false where that can't be done. */
 const mount = (folder: string): boolean =>
@@ -70,6 +70,17 @@ test.skipIf(skipped !== "")(
       expect(stays.ended).toBeFalse();
       const back = await listen(`${url}/feed/orders?device=b`);
       await back.have(pushed.length);
+
+      let strangers = 0;
+      const isTurnedAway = async (): Promise<boolean> => {
+        const abort = new AbortController();
+        const response = await fetch(`${url}/feed/orders?device=new-${strangers++}`, { signal: abort.signal });
+        const stranger = new Stream(response, abort);
+        const first = await stranger.next();
+        stranger.close();
+        return first.event === "pere.bye" && first.data === '{"reason":"busy"}';
+      };
+      await until(isTurnedAway, "a new device that is told to come later");
 
       rmSync(ballast);
       expect(await tryPush()).toBe(201);
