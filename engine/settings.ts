@@ -7,17 +7,22 @@ import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import type { AccessOptions } from "./access.ts";
+import type { CertificateFiles } from "./certificate.ts";
 import { type Origins, readOrigins } from "./door.ts";
 import type { Limits } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
+import { CHANNEL } from "./model.ts";
 import { type RateLimits, RATES } from "./rates.ts";
+import { KEPT_EVENTS_MAX, KEPT_SECONDS_MAX, readKeep } from "./retention.ts";
 
 /** What the operator set; see README, "Settings". */
 export interface Settings {
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** The files that TLS is spoken with; null: it is not. */
+  readonly tls: CertificateFiles | null;
   /** Path of the SQLite file, or `:memory:`. */
   readonly db: string;
   /** Where Redis is, when many instances share one memory there; several addresses are a Cluster's. Null: everything is in `db`. */
@@ -36,6 +41,8 @@ export interface Settings {
   readonly proxies: readonly Allowed[];
   /** From what on the log is written. */
   readonly log: Level;
+  /** Channels that `/metrics` tells apart. */
+  readonly metricsChannels: readonly string[];
   /** Names that were set and mean nothing. */
   readonly unknown: readonly string[];
 }
@@ -53,9 +60,11 @@ const NAMES: readonly string[] = [
   "PERE_JWT_ISSUER",
   "PERE_JWT_SECRET",
   "PERE_JWT_SECRET_FILE",
+  "PERE_KEEP",
   "PERE_KEEP_EVENTS",
   "PERE_KEEP_SECONDS",
   "PERE_LOG",
+  "PERE_METRICS_CHANNELS",
   "PERE_OPEN",
   "PERE_ORIGINS",
   "PERE_PROXIES",
@@ -63,6 +72,8 @@ const NAMES: readonly string[] = [
   "PERE_RATE_PUSHES",
   "PERE_RATE_RECEIPTS",
   "PERE_REDIS_REPLICAS",
+  "PERE_TLS_CERT",
+  "PERE_TLS_KEY",
 ];
 
 export const isLoopback = (host: string): boolean =>
@@ -126,6 +137,22 @@ function accessOf(env: Environment, host: string): Settings["access"] {
   return open === "1" || isLoopback(host) ? "open" : "own";
 }
 
+/** Channels that get series of their own: each is some fifty, and a scraper keeps them all. */
+const METRICS_CHANNELS_MAX = 100;
+
+/** @throws Error with the one line to print */
+function channelsOf(text: string): string[] {
+  const names = text
+    .split(",")
+    .map((name) => name.trim())
+    .filter((name) => name !== "");
+  const wrong = names.find((name) => !CHANNEL.test(name));
+  if (wrong !== undefined) throw new Error(`PERE_METRICS_CHANNELS: "${wrong}" is not a channel's name`);
+  if (names.length > METRICS_CHANNELS_MAX)
+    throw new Error(`PERE_METRICS_CHANNELS may name at most ${METRICS_CHANNELS_MAX} channels`);
+  return [...new Set(names)];
+}
+
 /** @throws Error with the one line to print */
 function levelOf(text: string): Level {
   if (text === "debug" || text === "info" || text === "warn" || text === "error") return text;
@@ -150,9 +177,12 @@ export function readSettings(argv: readonly string[], env: Environment): Setting
   const redis = secretOf(env, "REDIS_URL");
   if (env.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
+  const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
+  if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
   return {
     host,
     port,
+    tls: cert && key ? { cert, key } : null,
     db: env.PERE_DB || "pere.db",
     redis: redis ? redisUrls(redis) : null,
     replicas: env.PERE_REDIS_REPLICAS ? whole("PERE_REDIS_REPLICAS", env.PERE_REDIS_REPLICAS, 0, 99) : 0,
@@ -166,12 +196,16 @@ export function readSettings(argv: readonly string[], env: Environment): Setting
     },
     proxies: readAllowed(env.PERE_PROXIES ?? "", "PERE_PROXIES"),
     log: levelOf(env.PERE_LOG || "info"),
+    metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS ?? ""),
     unknown: Object.keys(env).filter((name) => name.startsWith("PERE_") && !NAMES.includes(name)),
     limits: {
       feedsACaller: rate("PERE_FEEDS_A_CALLER", FEEDS_A_CALLER) || Number.POSITIVE_INFINITY,
-      ...(env.PERE_KEEP_EVENTS ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, 100_000_000) } : {}),
+      ...(env.PERE_KEEP ? { keep: readKeep(env.PERE_KEEP) } : {}),
+      ...(env.PERE_KEEP_EVENTS
+        ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, KEPT_EVENTS_MAX) }
+        : {}),
       ...(env.PERE_KEEP_SECONDS
-        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, 999_999_999) }
+        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, KEPT_SECONDS_MAX) }
         : {}),
     },
   };

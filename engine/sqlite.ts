@@ -8,6 +8,7 @@
  */
 import { Answers } from "./answers.ts";
 import { SqliteFile } from "./commit.ts";
+import { Counts } from "./counts.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hook-rows.ts";
@@ -88,6 +89,8 @@ export interface SqliteOptions {
   readonly epoch?: () => string;
   /** How many of each are held in memory at most. */
   readonly held?: typeof HELD;
+  /** Where it is counted how long commits take. */
+  readonly counts?: Counts;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -112,31 +115,36 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch, held = HELD }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counts() }: SqliteOptions) {
     this.#epoch = epoch;
     this.#channelsMost = held.channels;
-    this.#file = new SqliteFile(path, SCHEMA, {
-      finish: () => {
-        this.#words.write();
-        this.#answers.save();
-        for (const channel of this.#changed) this.#saveChannel(channel);
+    this.#file = new SqliteFile(
+      path,
+      SCHEMA,
+      {
+        finish: () => {
+          this.#words.write();
+          this.#answers.save();
+          for (const channel of this.#changed) this.#saveChannel(channel);
+        },
+        committed: () => {
+          this.#changed.clear();
+          const wakes = this.#wakes;
+          this.#wakes = [];
+          for (const wake of wakes) this.#listener(wake);
+        },
+        undone: () => {
+          this.#wakes = [];
+          this.#changed.clear();
+          // What is held in memory ran ahead of the file.
+          this.#channels.clear();
+          this.#enrolments.clear();
+          this.#answers.clear();
+          this.#words.undo();
+        },
       },
-      committed: () => {
-        this.#changed.clear();
-        const wakes = this.#wakes;
-        this.#wakes = [];
-        for (const wake of wakes) this.#listener(wake);
-      },
-      undone: () => {
-        this.#wakes = [];
-        this.#changed.clear();
-        // What is held in memory ran ahead of the file.
-        this.#channels.clear();
-        this.#enrolments.clear();
-        this.#answers.clear();
-        this.#words.undo();
-      },
-    });
+      counts,
+    );
     this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
     this.#answers = new Answers(this.#file, held);

@@ -34,6 +34,7 @@ const PROGRAMS: Record<string, string> = {
   curl: "curl",
   "redis-server": "redis-server",
   nginx: "nginx",
+  promtool: "prometheus",
 };
 
 async function installPrograms(): Promise<void> {
