@@ -78,6 +78,7 @@ import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
+import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
 // ---------------------------------------------------------------------------------------------------------------- errors
@@ -615,12 +616,30 @@ const PAGE = {
 const file = (path: string, type: string): Response =>
   new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
 
-/** The way in with a link: the token leaves the address bar for a cookie that no script reads, and the browser goes on to the first page. */
+/** The pages that are bundled, once, when the first is asked for. What could not be bundled is tried again. */
+let pages: Promise<ReadonlyMap<string, PageFile>> | undefined;
+
+/** A bundled page, or what one loads: that has its content in its name, and may be kept for ever. @throws PereError unknown */
+async function built(path: string, request: Request): Promise<Response> {
+  pages ??= buildPages(WEB).catch((error: unknown) => {
+    pages = undefined;
+    throw new PereError("away", "the page can't be made now", [], error);
+  });
+  const found = (await pages).get(path);
+  if (!found) throw new PereError("unknown", `there is nothing at ${path}`);
+  const caching = path.startsWith(BUILT) ? "public, max-age=31536000, immutable" : "no-cache";
+  const headers = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
+  if (request.headers.get("if-none-match") === found.etag) return new Response(null, { status: 304, headers });
+  return new Response(found.bytes, { headers: { "Content-Type": found.type, ...headers } });
+}
+
+/** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
 async function home(door: Door, request: Request): Promise<Response> {
-  const headers: Record<string, string> = { Location: "/weblistener.html", "Cache-Control": "no-store", ...PAGE };
   const token = queryOf(request).get("token");
+  if (token === undefined) return built("/", request);
+  const headers: Record<string, string> = { Location: "/", "Cache-Control": "no-store", ...PAGE };
   const isSecure = request.url.startsWith("https:") || request.headers.get("x-forwarded-proto") === "https";
-  const cookie = token === undefined ? null : await door.cookie(token, isSecure);
+  const cookie = await door.cookie(token, isSecure);
   if (cookie !== null) headers["Set-Cookie"] = cookie;
   return new Response(null, { status: 303, headers });
 }
@@ -809,6 +828,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
     )
 
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
+    .get(`${BUILT}:file`, ({ params, request }) => built(BUILT + params.file, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
     })
@@ -817,6 +837,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
 
 /** The pages, and what they load: from source and from the executable alike. */
 const WEB = join(import.meta.dir, "web");
+/** In it, what is not served as it is. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(console|built|screenshots)/|\\.(ts|html)$`);
 
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
@@ -889,7 +911,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       assets: WEB,
       prefix: "/",
       alwaysStatic: true,
-      ignorePatterns: [/\.(ts|html)$/],
+      ignorePatterns: [SOURCES],
       directive: "no-cache",
       maxAge: null,
       headers: { "X-Content-Type-Options": "nosniff" },
