@@ -2,6 +2,7 @@
  * Starting the service as people do: flags and environment, one clear line for what is wrong, and a start in a folder of its own.
  */
 import { expect, test } from "bun:test";
+import { LIMITS } from "../engine/engine.ts";
 import { readSettings } from "../engine/settings.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 
@@ -9,7 +10,11 @@ test("defaults need nothing", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, unknown, ...settings } = readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
   expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
-  expect(limits).toEqual({ feedsACaller: Number.POSITIVE_INFINITY });
+  expect(limits).toEqual({
+    feedsACaller: Number.POSITIVE_INFINITY,
+    keptEvents: LIMITS.keptEvents,
+    keptMs: LIMITS.keptMs,
+  });
   expect([hooksAllowed, access, origins, unknown]).toEqual([[], "open", [], []]);
 });
 
