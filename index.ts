@@ -16,6 +16,7 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
+import type { Command } from "./engine/commands.ts";
 import { challenge, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
@@ -23,7 +24,7 @@ import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
-import { mint, readMint } from "./engine/mint.ts";
+import { mint } from "./engine/mint.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -73,7 +74,7 @@ import {
 import { readHookName } from "./engine/hooks.ts";
 import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
 import { demand, type Grant, type Right } from "./engine/rights.ts";
-import { foundSecret, freshSecret } from "./engine/secret.ts";
+import { freshSecret } from "./engine/secret.ts";
 import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
@@ -946,46 +947,54 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   };
 }
 
-/** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
-function mintKeys({ access, db, redis }: Settings): Parameters<typeof mint>[0] {
-  if (typeof access !== "string") return access;
-  const secret = redis === null ? foundSecret(db) : null;
-  return secret === null ? {} : { secret };
+/** What is done instead of serving; loaded only when asked for. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  token: async () => (await import("./engine/commands.ts")).commands.token,
+  backup: async () => (await import("./engine/commands.ts")).commands.backup,
+  restore: async () => (await import("./engine/commands.ts")).commands.restore,
+  compact: async () => (await import("./engine/commands.ts")).commands.compact,
+  doctor: async () => (await import("./clients/doctor.ts")).doctor,
+  health: async () => (await import("./clients/doctor.ts")).health,
+  "--help": async () => (await import("./engine/commands.ts")).commands.help,
+};
+
+/** Starts PERE for good: says where it listens, and ends when it is told to. @throws Error with the one line to print */
+async function run(settings: Settings): Promise<void> {
+  const service = await serve(settings);
+  console.log(`PERE listening on ${service.url}`);
+  for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
+  const link = await service.link();
+  if (link !== null) {
+    // What listens everywhere listens here.
+    const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+    console.log(
+      `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
+    );
+  }
+  service.engine.ready().then(
+    ({ version, durability, advice }) => {
+      console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
+      for (const sentence of advice) console.log(sentence);
+    },
+    (error: Error) => log.warn("the store is away", { error }),
+  );
+  for (const signal of ["SIGTERM", "SIGINT"] as const)
+    process.once(signal, () => {
+      process.once(signal, () => process.exit(1));
+      void service.stop().then(() => process.exit(0));
+    });
 }
 
 if (import.meta.main) {
-  const isMint = process.argv[2] === "token";
+  const [name = "", ...args] = process.argv.slice(2);
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   try {
-    if (isMint) {
-      console.log(await mint(mintKeys(readSettings([], process.env)), readMint(process.argv.slice(3))));
-      process.exit(0);
-    }
-    const settings = readSettings(process.argv.slice(2), process.env);
-    const service = await serve(settings);
-    console.log(`PERE listening on ${service.url}`);
-    for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
-    const link = await service.link();
-    if (link !== null) {
-      // What listens everywhere listens here.
-      const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
-      console.log(
-        `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
-      );
-    }
-    service.engine.ready().then(
-      ({ version, durability, advice }) => {
-        console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
-        for (const sentence of advice) console.log(sentence);
-      },
-      (error: Error) => log.warn("the store is away", { error }),
-    );
-    for (const signal of ["SIGTERM", "SIGINT"] as const)
-      process.once(signal, () => {
-        process.once(signal, () => process.exit(1));
-        void service.stop().then(() => process.exit(0));
-      });
+    if (load) process.exit(await (await load())(args, readSettings([], process.env)));
+    await run(readSettings(process.argv.slice(2), process.env));
   } catch (error) {
-    console.error(`PERE can't ${isMint ? "make a token" : "start"}: ${(error as Error).message}`);
+    console.error(
+      `PERE can't ${load ? (name === "token" ? "make a token" : name) : "start"}: ${(error as Error).message}`,
+    );
     process.exit(1);
   }
 }
