@@ -38,13 +38,6 @@ function sync(path: string): void {
   }
 }
 
-/** Puts a file that is written in full in its place, at once and for good. */
-function place(fresh: string, path: string): void {
-  sync(fresh);
-  renameSync(fresh, path);
-  sync(dirname(path));
-}
-
 const number = (db: Database, sql: string): number =>
   db.query<Record<string, number>, []>(sql).values()[0]![0] as number;
 
@@ -95,7 +88,7 @@ function copy(from: string, to: string): Content {
     const content = within(fresh, { readwrite: true }, (db): Content => {
       const found = db.query<{ integrity_check: string }, []>("PRAGMA integrity_check(1)").get()!.integrity_check;
       if (found !== "ok") throw new PereError("conflict", `${from} is damaged: ${found}`);
-      db.run("PRAGMA synchronous = FULL");
+      db.run("PRAGMA synchronous = OFF"); // All of it is synced below.
       db.run(`PRAGMA application_id = ${SCHEMA.copyId}`);
       const [channels, events] = [
         number(db, "SELECT count(*) FROM channels"),
@@ -106,7 +99,9 @@ function copy(from: string, to: string): Content {
     // One that is there already stays: tokens in use were signed with it.
     const secret = foundSecret(from);
     if (secret !== null) keptSecret(to, secret);
-    place(fresh, to);
+    sync(fresh);
+    renameSync(fresh, to);
+    sync(dirname(to));
     return content;
   } catch (error) {
     rmSync(fresh, { force: true });
