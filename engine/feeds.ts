@@ -56,9 +56,15 @@ export interface FeedRequest {
   readonly expires: number;
   /** Whether the feed is ended and begun anew from time to time: where a dead link can't be told from a quiet one. */
   readonly renew: boolean;
-  /** PERE's own cursor, not a connection: a full house does not turn it away. */
-  readonly own?: boolean;
 }
+
+/** What a cursor of PERE's own asks for: it is no connection, so a full house does not turn it away, and nothing ends it. */
+export const OWN = {
+  caller: null,
+  refused: null,
+  expires: Infinity,
+  renew: false,
+} as const satisfies Partial<FeedRequest>;
 
 /** Times in milliseconds. */
 export interface FeedLimits {
@@ -190,9 +196,8 @@ export class Feeds {
   readonly #random: () => number;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
-  /** Those of them that are PERE's own. */
-  readonly #own = new Set<Feed>();
-  /** How many of them each caller has. */
+  /** How many of them are connections, and how many of those each caller has. */
+  #connections = 0;
   readonly #callers = new Map<string, number>();
   /** Those of them that end at some time, however much there is to say. */
   readonly #expiring = new Set<Feed>();
@@ -243,8 +248,10 @@ export class Feeds {
     const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
     const feed = new Feed(this, request, logs, wire);
     this.#open.add(feed);
-    if (request.own) this.#own.add(feed);
-    if (request.caller !== null) this.#callers.set(request.caller, this.#feedsOf(request.caller) + 1);
+    if (request.caller !== null) {
+      this.#connections++;
+      this.#callers.set(request.caller, this.#feedsOf(request.caller) + 1);
+    }
     if (Number.isFinite(request.expires)) this.#expiring.add(feed);
     void this.#start(feed, request);
     return feed;
@@ -255,11 +262,11 @@ export class Feeds {
     if (!feed.open) return;
     try {
       if (this.#closing) return feed.end("drain");
+      const { kind, device, caller } = request;
       const isFull =
-        this.#open.size - this.#own.size > this.#limits.feeds ||
-        (request.caller !== null && this.#feedsOf(request.caller) > this.#limits.feedsACaller);
-      if (request.refused !== null || (isFull && !request.own)) return feed.end("busy");
-      const { kind, device } = request;
+        caller !== null &&
+        (this.#connections > this.#limits.feeds || this.#feedsOf(caller) > this.#limits.feedsACaller);
+      if (request.refused !== null || isFull) return feed.end("busy");
       // Heard before it is read, so that nothing falls between.
       await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
       if (!feed.open) return;
@@ -319,9 +326,9 @@ export class Feeds {
   /** Called by a feed that ended. */
   release(feed: Feed): void {
     this.#open.delete(feed);
-    this.#own.delete(feed);
     this.#expiring.delete(feed);
     if (feed.caller !== null) {
+      this.#connections--;
       const left = this.#feedsOf(feed.caller) - 1;
       if (left > 0) this.#callers.set(feed.caller, left);
       else this.#callers.delete(feed.caller);

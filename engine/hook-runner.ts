@@ -8,7 +8,7 @@
  * A runner begins no call after its lease, and keeps nothing once it was overtaken: its fence goes with all that it writes.
  */
 import { createHash } from "node:crypto";
-import type { Bye, Feed, FeedRequest, Wire } from "./feeds.ts";
+import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feeds.ts";
 import { type Allowed, type CallOptions, callHook } from "./hook-call.ts";
 import { id, iso, PereError, type Position } from "./model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "./store.ts";
@@ -92,18 +92,7 @@ export class Runner implements Wire {
     if (this.stopped || this.#feed?.open) return;
     const { channel } = this.hook;
     this.#feed = this.#options.follow(
-      {
-        kind: "receipts",
-        channels: [channel],
-        device: null,
-        last: [this.#cursor],
-        since: "now",
-        renew: false,
-        own: true,
-        caller: null,
-        refused: null,
-        expires: Infinity,
-      },
+      { ...OWN, kind: "receipts", channels: [channel], device: null, last: [this.#cursor], since: "now" },
       this,
     );
   }

@@ -5,7 +5,7 @@
  * complete says so, also when the receipt came in at another instance. A waiting push costs a place in a map and one timer.
  * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
  */
-import type { Bye, Feed, FeedRequest, Wire } from "./feeds.ts";
+import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feeds.ts";
 import { isComplete, PereError, type Tally } from "./model.ts";
 import type { Store } from "./store.ts";
 import type { Batch } from "./tail.ts";
@@ -142,9 +142,8 @@ class Watcher implements Wire {
 
   #open(): void {
     if (this.#stopped) return;
-    const request = { kind: "receipts", channels: [this.#channel], device: null, last: null } as const;
-    const forever = { caller: null, renew: false, refused: null, expires: Infinity, own: true } as const;
-    this.#feed = this.#follow({ ...request, ...forever, since: "now" }, this);
+    const request = { kind: "receipts", channels: [this.#channel], device: null, last: null, since: "now" } as const;
+    this.#feed = this.#follow({ ...OWN, ...request }, this);
   }
 
   enter(events: readonly number[]): Place {

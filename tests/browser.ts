@@ -3,6 +3,9 @@
  * with `CI=true` a missing one fails them.
  */
 import { test } from "bun:test";
+import { lstatSync, readlinkSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { temporary } from "./harness.ts";
 
 const LIMIT_MS = 60_000;
 const installed = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
@@ -13,11 +16,15 @@ const skipped = !installed && process.env.CI !== "true";
 export const browserTest = (name: string, run: () => Promise<void>): void =>
   test.skipIf(skipped)(skipped ? `${name} (skipped: no Chromium is installed)` : name, run, LIMIT_MS);
 
+/** What the browser remembers, for as long as the tests run. */
+const profile = temporary();
+
 /** A tab of its own, in pixels. Close it at the end. @param complained hears what the page reports as an error */
 export const openTab = (width: number, height: number, complained: (what: string) => void = () => {}): Bun.WebView =>
   new Bun.WebView({
     width,
     height,
+    dataStore: { directory: profile },
     console: (type: string, ...args: unknown[]) => void (type === "error" && complained(Bun.inspect(args))),
     backend: {
       type: "chrome",
@@ -33,3 +40,13 @@ export const openTab = (width: number, height: number, complained: (what: string
       ],
     },
   });
+
+/** Ends the browser, and with it what it keeps outside of its profile: the folder of a socket. For a file's end. */
+export function closeBrowser(): void {
+  const socket = join(profile, "SingletonSocket");
+  const isUsed = lstatSync(socket, { throwIfNoEntry: false }) !== undefined;
+  const folder = isUsed ? dirname(readlinkSync(socket)) : null;
+  Bun.WebView.closeAll();
+  if (folder !== null) rmSync(folder, { recursive: true, force: true });
+  rmSync(socket, { force: true });
+}

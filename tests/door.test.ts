@@ -395,36 +395,41 @@ describe("a fresh token on a socket", () => {
       await until(() => feed.messages.length > before, "an answer");
       return feed.messages.at(-1)!;
     };
-    /** Whether it is open after so many seconds. */
-    const isOpen = async (seconds: number): Promise<boolean> => {
+    /** After so many seconds it is open. */
+    const isOpenAt = async (seconds: number): Promise<void> => {
       clock.time = begin + seconds * 1000;
-      await Bun.sleep(60);
-      return pere.engine.held.feeds === 1;
+      await Bun.sleep(60); // Six turns of the wheel.
+      expect(pere.engine.held.feeds).toBe(1);
     };
-    return { ...feed, clock, fresh, give, isOpen, begin };
+    /** After so many seconds it ends. */
+    const endsAt = async (seconds: number): Promise<void> => {
+      clock.time = begin + seconds * 1000;
+      await until(() => pere.engine.held.feeds === 0, "its end");
+    };
+    return { ...feed, clock, fresh, give, isOpenAt, endsAt, begin };
   }
 
   test("puts its end off", async () => {
-    const { give, fresh, isOpen, begin, closed, messages } = await open();
+    const { give, fresh, isOpenAt, endsAt, begin, closed, messages } = await open();
     expect(await give(await fresh({ seconds: 1200 }))).toEqual({
       pere: "token",
       expires: new Date(begin + 1_200_000).toISOString(),
     });
-    expect(await isOpen(1199)).toBe(true);
-    expect(await isOpen(1200)).toBe(false);
+    await isOpenAt(1199);
+    await endsAt(1200);
     expect((await closed).code).toBe(1008);
     expect(messages.at(-1)).toEqual({ pere: "bye", reason: "expired" });
   });
 
   test("that ends sooner is gone by", async () => {
-    const { give, fresh, isOpen } = await open();
+    const { give, fresh, isOpenAt, endsAt } = await open();
     expect((await give(await fresh({ seconds: 60 }))).pere).toBe("token");
-    expect(await isOpen(59)).toBe(true);
-    expect(await isOpen(60)).toBe(false);
+    await isOpenAt(59);
+    await endsAt(60);
   });
 
   test("of another device, with fewer rights, of another key, expired, or no token at all changes nothing", async () => {
-    const { give, fresh, isOpen, begin } = await open();
+    const { give, fresh, isOpenAt, endsAt, begin } = await open();
     const past = begin - 610_000;
     for (const [text, words] of [
       [await fresh({ sub: "till-8", seconds: 1200 }), "another device"],
@@ -436,16 +441,16 @@ describe("a fresh token on a socket", () => {
     ] as const)
       expect(await give(text)).toEqual({ pere: "error", detail: expect.stringContaining(words) });
     expect((await give(5)).pere).not.toBe("token");
-    expect(await isOpen(599)).toBe(true);
-    expect(await isOpen(600)).toBe(false);
+    await isOpenAt(599);
+    await endsAt(600);
   });
 
   test("is taken on a receipts feed from anybody who may push there", async () => {
-    const { give, fresh, isOpen } = await open("/feedback/orders", { push: ["orders"] });
+    const { give, fresh, isOpenAt, endsAt } = await open("/feedback/orders", { push: ["orders"] });
     expect((await give(await fresh({ push: [], feed: ["*"], seconds: 1200 }))).detail).toContain("no right to push");
     expect((await give(await fresh({ sub: "colleague", seconds: 1200 }))).pere).toBe("token");
-    expect(await isOpen(900)).toBe(true);
-    expect(await isOpen(1200)).toBe(false);
+    await isOpenAt(900);
+    await endsAt(1200);
   });
 
   test("is needed on all of its channels", async () => {

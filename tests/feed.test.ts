@@ -498,6 +498,8 @@ describe("how a feed ends", () => {
     expect(polled.status).toBe(503);
     expect(Number(polled.headers.get("retry-after"))).toBeGreaterThan(0);
     first.close();
+    await until(() => small.engine.held.feeds === 0);
+    (await listen(`${small.url}/feed/c`)).close();
     await small.stop();
   });
 

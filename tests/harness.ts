@@ -13,7 +13,7 @@ import { type Service, type ServiceOptions, serve } from "../index.ts";
 /** The longest that a test waits for one thing. */
 export const PATIENCE_MS = 10_000;
 
-/** A folder of its own. `bun run test` removes them all at its end. */
+/** A folder of its own. `leftovers.ts` removes them all at the end. */
 export const temporary = (): string => mkdtempSync(join(tmpdir(), "pere-"));
 
 /** Waits until `condition` gives something true, and returns that. */

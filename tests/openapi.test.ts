@@ -32,7 +32,7 @@ import {
 } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { type Answer, ask, connect, listen, SECRET, start, startWith, temporary, until } from "./harness.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
@@ -111,6 +111,7 @@ beforeAll(async () => {
   ajv.addSchema(strictCopy(document) as object, "document");
 });
 afterAll(() => Promise.all([pere.stop(), guarded.stop()]));
+afterAll(closeBrowser);
 
 /** The same, with no member allowed that is not declared: what the service says must be described. */
 function strictCopy(value: unknown): unknown {

@@ -10,7 +10,7 @@ import { once } from "node:events";
 import { connect as dial } from "node:net";
 import { EventSource } from "eventsource";
 import type { EngineOptions } from "../engine/engine.ts";
-import type { Wire } from "../engine/feeds.ts";
+import { OWN, type Wire } from "../engine/feeds.ts";
 import { iso } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { chance, seed } from "./chance.ts";
@@ -827,10 +827,7 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         bye() {},
       };
       const request = { kind: "events", channels: ["c"], device: "a", last: null, since: "now" } as const;
-      const feed = fleet.there.engine.follow(
-        { ...request, renew: false, caller: null, refused: null, expires: Infinity },
-        wire,
-      );
+      const feed = fleet.there.engine.follow({ ...OWN, ...request }, wire);
       await until(() => fleet.there.engine.held.live === 1);
       for (let n = 0; n < 3; n++)
         await ask(`${fleet.here.url}/push/c?remind=10`, { body: "1\n".repeat(1_000), type: "application/x-ndjson" });
@@ -856,10 +853,7 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         bye() {},
       };
       const request = { kind: "events", channels: ["c"], device: "slow", last: null, since: "now" } as const;
-      const feed = fleet.there.engine.follow(
-        { ...request, renew: false, caller: null, refused: null, expires: Infinity },
-        wire,
-      );
+      const feed = fleet.there.engine.follow({ ...OWN, ...request }, wire);
       await until(() => told.length === 1);
       await fleet.push("c", "?remind=10");
       await until(() => told.length === 2);

@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
-import type { FeedRequest, Wire } from "../engine/feeds.ts";
+import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Service } from "../index.ts";
@@ -38,9 +38,7 @@ const asked = (device: string | null, channels = ["c"]): FeedRequest => ({
   device,
   last: null,
   since: "now",
-  caller: null,
-  refused: null,
-  expires: Infinity,
+  ...OWN,
   renew: true,
 });
 

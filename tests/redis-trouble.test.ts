@@ -628,6 +628,15 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
       return heard;
     }
     const drafts = (...data: readonly string[]): EventDraft[] => data.map((text) => draft(text));
+    /** A store that has stored three events and heard of them. */
+    async function three() {
+      const server = await openRedis();
+      const store = await openStore(server);
+      const heard = await hearing(store);
+      const { epoch } = await store.append("orders", drafts("a", "b", "c"), T);
+      await until(() => heard.events.length === 3, "three events");
+      return { server, store, ...heard, epoch };
+    }
     /** In one step the log has only these events, as if an older state had been put back and had grown again. */
     const replace = (server: RedisServer, ...data: readonly string[]): Promise<string> =>
       server.ask(
@@ -651,11 +660,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     test(
       "to fewer events, with no connection lost: another life",
       async () => {
-        const server = await openRedis();
-        const store = await openStore(server);
-        const { events, extents } = await hearing(store);
-        const { epoch } = await store.append("orders", drafts("a", "b", "c"), T);
-        await until(() => events.length === 3, "three events");
+        const { server, store, extents, epoch } = await three();
         await replace(server, "a");
         await until(() => extents.length > 0, "the extent");
         expect(extents[0]).toMatchObject({ head: 1 });
@@ -668,11 +673,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     test.each(LOST)(
       "to others that are more, while %s connections are lost: another life, and nothing of it passes for what was",
       async (types) => {
-        const server = await openRedis();
-        const store = await openStore(server);
-        const { events, extents } = await hearing(store);
-        const { epoch } = await store.append("orders", drafts("a", "b", "c"), T);
-        await until(() => events.length === 3, "three events");
+        const { server, store, events, extents, epoch } = await three();
         await replace(server, "a", "x", "y", "z");
         await cut(server, types);
         // Messages come as soon as it is subscribed again, before it has looked.
@@ -695,11 +696,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     test.each(LOST)(
       "not at all, while %s connections are lost: it is the same life, trimmed meanwhile or not",
       async (types) => {
-        const server = await openRedis();
-        const store = await openStore(server);
-        const { events, extents } = await hearing(store);
-        const { epoch } = await store.append("orders", drafts("a", "b", "c"), T);
-        await until(() => events.length === 3, "three events");
+        const { server, store, events, extents, epoch } = await three();
         for (const [count, head] of [
           [0, 4],
           [2, 5],
@@ -721,11 +718,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     test(
       "to others, while both connections are lost: who follows now reads of the new life alone",
       async () => {
-        const server = await openRedis();
-        const store = await openStore(server);
-        const { events } = await hearing(store);
-        const { epoch } = await store.append("orders", drafts("a", "b", "c"), T);
-        await until(() => events.length === 3, "three events");
+        const { server, store, epoch } = await three();
         await replace(server, "a", "x", "y", "z");
         await cut(server, "normal and pubsub");
         const follow = () =>

@@ -6,7 +6,7 @@
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { mint } from "../engine/mint.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
@@ -91,7 +91,7 @@ class Page {
   }
 }
 
-afterAll(() => Bun.WebView.closeAll());
+afterAll(closeBrowser);
 
 /** Waits until the service's row of a device is this, and gives the row. */
 async function row(url: string, id: string, device: string, status: string): Promise<Record<string, unknown>> {
