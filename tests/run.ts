@@ -34,6 +34,7 @@ const PROGRAMS: Record<string, string> = {
   curl: "curl",
   "redis-server": "redis-server",
   nginx: "nginx",
+  caddy: "caddy",
 };
 
 async function installPrograms(): Promise<void> {
