@@ -954,7 +954,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   restore: async () => (await import("./engine/commands.ts")).commands.restore,
   compact: async () => (await import("./engine/commands.ts")).commands.compact,
   doctor: async () => (await import("./clients/doctor.ts")).doctor,
-  health: async () => (await import("./clients/doctor.ts")).health,
+  health: async () => (await import("./clients/health.ts")).health,
   "--help": async () => (await import("./engine/commands.ts")).commands.help,
 };
 

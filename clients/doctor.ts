@@ -29,8 +29,6 @@ const EVENTS = 10;
 const SKEW_MS = 2_000;
 /** A token that ends sooner is worth a word. */
 const TOKEN_LEFT_MS = 24 * 3600 * 1000;
-/** What a health check may take. */
-const HEALTH_MS = 2_000;
 
 /** How a finding is meant: all is well, worth a look, or something does not work. */
 type Weight = "ok" | "look" | "bad";
@@ -420,18 +418,4 @@ export async function doctor(args: readonly string[]): Promise<number> {
   });
   console.log(well ? "Nothing is wrong between here and there." : "Something is wrong; see what is marked bad.");
   return well ? 0 : 1;
-}
-
-/** `health`, for a health check: the service that runs with these settings lives. @returns 0, or 1 */
-export async function health(
-  _args: readonly string[],
-  { host, port }: { host: string; port: number },
-): Promise<number> {
-  const here = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
-  const scheme = process.env.PERE_TLS_CERT ? "https" : "http";
-  const response = await fetch(`${scheme}://${here}:${port}/health`, {
-    signal: AbortSignal.timeout(HEALTH_MS),
-    tls: { rejectUnauthorized: false }, // It is this machine, and nothing is told it.
-  });
-  return response.ok ? 0 : 1;
 }

@@ -1,9 +1,10 @@
 /**
- * `compose.yaml` promises two instances behind a plain proxy. Here it is read as YAML, and its proxy configuration runs in a real nginx in front of
+ * What is shipped in containers. `compose.yaml` promises two instances behind a plain proxy: here it is read as YAML, and its proxy configuration runs in a real nginx in front of
  * two real instances on one Redis.
  */
 import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
+import packageJson from "../package.json";
 import { ask, connect, give, listen, push, startOn, temporary, until } from "./harness.ts";
 import { freePort, type Front, NGINX, startNginx } from "./front.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
@@ -31,7 +32,8 @@ interface Compose {
   readonly configs: { readonly proxy: { readonly content: string } };
 }
 
-const compose = Bun.YAML.parse(await Bun.file(join(import.meta.dir, "..", "compose.yaml")).text()) as Compose;
+const ROOT = join(import.meta.dir, "..");
+const compose = Bun.YAML.parse(await Bun.file(join(ROOT, "compose.yaml")).text()) as Compose;
 
 /** As nginx gets it: Compose reads two dollar signs as one, and one as its own. */
 function proxyConfig(): string {
@@ -66,6 +68,21 @@ test("compose.yaml: a durable Redis, two instances, and nothing published but th
   expect(Object.entries(services).flatMap(([name, { ports = [] }]) => ports.map((port) => `${name} ${port}`))).toEqual([
     "proxy 127.0.0.1:4567:80",
   ]);
+});
+
+test("the image is labelled with this version, on this Bun, and is given all that it copies", async () => {
+  const text = await Bun.file(join(ROOT, "Dockerfile")).text();
+  const stages = text.split(/^FROM /m).slice(1);
+  const given = (await Bun.file(join(ROOT, ".dockerignore")).text()).split("\n");
+  expect(text).toContain(`ARG BUN=${packageJson.engines.bun.replace(">=", "")}\n`);
+  for (const stage of stages.filter((stage) => /AS (executable|service)/.test(stage))) {
+    expect(stage).toContain(`image.version="${packageJson.version}"`);
+    expect(stage).toMatch(/\nUSER \d+:\d+\n/);
+    expect(stage).toMatch(/\nHEALTHCHECK .* CMD \["/);
+  }
+  for (const [, sources] of text.matchAll(/^COPY (?!--from)(.*) \S+$/gm))
+    for (const source of sources!.split(" ").filter((word) => !word.startsWith("--")))
+      expect(given).toContain(`!${source}`);
 });
 
 test.skipIf(noProxy !== null)(
