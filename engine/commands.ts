@@ -5,7 +5,7 @@
 import { backup, compact, restore } from "./keeping.ts";
 import { mint, readMint } from "./mint.ts";
 import { foundSecret } from "./secret.ts";
-import { SETTINGS, type Settings } from "./settings.ts";
+import { type Setting, SETTINGS, type Settings } from "./settings.ts";
 
 /** One thing to do. @returns the code to exit with @throws Error with the one line to print */
 export type Command = (args: readonly string[], settings: Settings) => number | Promise<number>;
@@ -27,7 +27,7 @@ export const USAGE: Readonly<Record<string, { readonly args: string; readonly wh
 };
 
 /** @throws Error with the one line to print: how the command is called */
-export function fail(name: string): never {
+function fail(name: string): never {
   throw new Error(`usage: bun run index.ts ${`${name} ${USAGE[name]!.args}`.trim()}`);
 }
 
@@ -122,8 +122,5 @@ ${settings.join("\n")}`;
 }
 
 /** What holds where nothing is set, in words. */
-export const usualOf = ({
-  usual,
-  beyondLoopback,
-}: (typeof SETTINGS)[keyof typeof SETTINGS] & { beyondLoopback?: true }): string =>
+export const usualOf = ({ usual, beyondLoopback }: Setting): string =>
   beyondLoopback ? `beyond loopback ${usual}` : usual;

@@ -161,6 +161,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:net",
     "node:util",
   ],
+  "engine/commands.ts": ["engine/keeping.ts", "engine/mint.ts", "engine/secret.ts", "engine/settings.ts"],
   "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 
