@@ -5,8 +5,8 @@
 import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import packageJson from "../package.json";
-import { ask, connect, give, listen, push, startOn, temporary, until } from "./harness.ts";
-import { freePort, type Front, NGINX, startNginx } from "./front.ts";
+import { ask, connect, freePort, give, listen, push, startOn, temporary, until } from "./harness.ts";
+import { type Front, NGINX, startNginx } from "./front.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 import type { Service } from "../index.ts";
 

@@ -5,9 +5,10 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import type { Service } from "../index.ts";
+import { noRedis, startRedis, type RedisServer } from "./redis-server.ts";
 import { command } from "./commands.ts";
-import { ask, SECRET, spawn, start, startWith, temporary } from "./harness.ts";
-import { CADDY, freePort, type Front, NGINX, startCaddy, startNginx } from "./front.ts";
+import { ask, freePort, SECRET, spawn, start, startOn, startWith, temporary } from "./harness.ts";
+import { CADDY, type Front, NGINX, startCaddy, startNginx } from "./front.ts";
 
 /** A test of a program that others made. With `CI=true` a missing one is a failure, not a reason. */
 const testOf = (program: string | null, name: string) => (what: string, run: () => Promise<void>) =>
@@ -18,7 +19,7 @@ const nginxTest = testOf(NGINX, "nginx");
 const caddyTest = testOf(CADDY, "caddy");
 
 const running: { end?(): Promise<void>; stop?(): Promise<void> }[] = [];
-const also = async <Started extends Front | Service>(started: Promise<Started>): Promise<Started> => {
+const also = async <Started extends Front | RedisServer | Service>(started: Promise<Started>): Promise<Started> => {
   const it = await started;
   running.unshift(it);
   return it;
@@ -116,6 +117,18 @@ describe("of the service itself", () => {
     expect(said).toMatch(/bad {3}the service's clock and this machine's differ by (60000|59\d\d\d) ms/);
     expect(code).toBe(1);
   });
+
+  test.skipIf(noRedis !== null)(
+    `a Redis that promises less than it could is found${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
+    async () => {
+      const redis = await also(startRedis({ appendonly: "yes", appendfsync: "everysec" }));
+      const { url } = await also(startOn(redis.url));
+      const { code, said } = await doctor(url);
+      expect(said).toMatch(/look {2}it keeps its logs in Redis [\d.]+, durability: second/);
+      expect(said).toContain("→ Set appendfsync always");
+      expect(code).toBe(0);
+    },
+  );
 
   test("a token that is missing, ended, worth too little or none at all is found, and never repeated", async () => {
     const { url } = await also(startWith());

@@ -12,14 +12,6 @@ export interface Front {
   end(): Promise<void>;
 }
 
-/** A free port, for a proxy can't say which it took. */
-export function freePort(): number {
-  const holder = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  const { port } = holder;
-  holder.stop(true);
-  return port;
-}
-
 /** Starts a command and waits until something answers behind it. @throws Error with what it said when it ends */
 async function start(command: readonly string[], folder: string, port: number): Promise<Front> {
   const child = Bun.spawn([...command], {

@@ -1,0 +1,390 @@
+/**
+ * The door, from outside: the ways in. The secret that the service makes itself and its link, tokens made by hand, and how much a caller may do.
+ */
+import { afterEach, describe, expect, test } from "bun:test";
+import { chmodSync, statSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { EngineOptions } from "../engine/engine.ts";
+import { readAllowed } from "../engine/hook-call.ts";
+import { readSettings, type Settings } from "../engine/settings.ts";
+import type { Service } from "../index.ts";
+import { ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
+import { noRedis, startRedis } from "./redis-server.ts";
+import { DAY_SECONDS, closing, closeAll, start, token, bearer, JSON_ONLY, GOOD, handshake, run } from "./callers.ts";
+
+afterEach(closeAll);
+
+// ---------------------------------------------------------------------------------------------------------- a secret of its own
+
+const ALL = { push: ["*"], feed: ["*"] };
+
+/** Comes in by a link as a browser does, and gives the cookie's name and value, and its attributes. */
+async function enter(
+  url: string,
+  link: string,
+  headers: Record<string, string> = {},
+): Promise<{ cookie: string; attributes: string[] }> {
+  const answer = await ask(url + link, { headers });
+  expect([answer.status, answer.headers.get("location"), answer.headers.get("referrer-policy")]).toEqual([
+    303,
+    "/",
+    "no-referrer",
+  ]);
+  expect(answer.headers.get("cache-control")).toBe("no-store");
+  const [cookie, ...attributes] = answer.headers.get("set-cookie")!.split("; ");
+  return { cookie: cookie!, attributes };
+}
+
+describe("a secret of its own", () => {
+  const own = (settings: Partial<Settings> = {}, options: EngineOptions = {}): Promise<Service> =>
+    start({ access: "own", ...settings }, options);
+
+  test("is kept beside the data, for its owner alone, and is the same after a restart", async () => {
+    const db = join(temporary(), "pere.db");
+    const first = await own({ db });
+    const link = (await first.link())!;
+    const path = `${db}.secret`;
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    const secret = await Bun.file(path).text();
+    expect(secret).toMatch(/^[\w-]{43}\n$/);
+    await first.stop();
+    chmodSync(path, 0o644);
+    const second = await own({ db });
+    expect(await Bun.file(path).text()).toBe(secret);
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    const { cookie } = await enter(second.url, link);
+    expect((await ask(`${second.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(200);
+  });
+
+  test("that is no secret any more stops the start", async () => {
+    const db = join(temporary(), "pere.db");
+    for (const text of ["", "short\n"]) {
+      writeFileSync(`${db}.secret`, text);
+      const refused = own({ db }).catch((error: Error) => error.message);
+      expect(await refused).toContain(`${db}.secret can't be used`);
+    }
+  });
+
+  test("in memory lasts as long as the process", async () => {
+    const [one, other] = [await own(), await own()];
+    const { cookie } = await enter(one.url, (await one.link())!);
+    expect((await ask(`${one.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(200);
+    expect((await ask(`${other.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(401);
+    expect(await Bun.file(":memory:.secret").exists()).toBe(false);
+  });
+
+  test("makes a link that leaves a cookie which no script and no other site gets, and that opens everything", async () => {
+    const time = Date.UTC(2040, 0, 1);
+    const pere = await own({}, { now: () => time });
+    const link = (await pere.link())!;
+    const { cookie, attributes } = await enter(pere.url, link);
+    expect(attributes).toEqual(["Path=/", "HttpOnly", "SameSite=Strict", `Max-Age=${30 * DAY_SECONDS}`]);
+    expect((await enter(pere.url, link, { "X-Forwarded-Proto": "https" })).attributes).toContain("Secure");
+    expect(link).toEndWith(cookie.slice("pere_token=".length));
+    const headers = { Cookie: cookie };
+    expect((await ask(`${pere.url}/push/anything`, { body: 1, headers })).status).toBe(201);
+    const stream = await listen(`${pere.url}/feed/anything`, headers);
+    expect((await stream.own("ready")).device).toBe("console");
+    stream.close();
+    expect(await handshake(pere.url, "/feed/anything", { ...headers, Origin: pere.url })).toBe(101);
+    expect((await ask(`${pere.url}/channels`)).status).toBe(401);
+  });
+
+  test("takes no link that it did not make", async () => {
+    const pere = await own();
+    for (const text of ["", "x", GOOD, await token(ALL)]) {
+      const { status, headers } = await ask(`${pere.url}/?token=${text}`);
+      expect([status, headers.has("set-cookie")]).toEqual([401, false]);
+    }
+    // Without one there is nothing to take.
+    const { status, headers } = await ask(pere.url);
+    expect([status, headers.has("set-cookie")]).toEqual([200, false]);
+  });
+
+  test("is made beyond loopback by a process, which prints the link, and tokens can be made with it", async () => {
+    const db = join(temporary(), "pere.db");
+    const pere = await run({ PERE_DB: db }, ["-o", "0.0.0.0"]);
+    const links = [...pere.texts.stdout.matchAll(/http:\/\/127\.0\.0\.1:\d+(\/\?token=\S+)/g)];
+    expect(links).toHaveLength(1);
+    expect(links[0]![0]).toStartWith(`${pere.url}/`);
+    expect(pere.texts.stdout).toStartWith("PERE listening on http://0.0.0.0:");
+    const { cookie } = await enter(pere.url, links[0]![1]!);
+    expect((await ask(`${pere.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(200);
+    expect((await ask(`${pere.url}/channels`)).status).toBe(401);
+    const minted = await run({ PERE_DB: db }, ["token", "--sub", "till-7", "--push", "orders"]);
+    expect(
+      (await ask(`${pere.url}/push/orders`, { body: 1, headers: bearer(minted.texts.stdout.trim()) })).status,
+    ).toBe(201);
+    expect(await pere.end("SIGTERM")).toBe(0);
+  }, 30_000);
+
+  test.skipIf(noRedis !== null)(
+    `is one for all instances on a Redis${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
+    async () => {
+      const redis = await startRedis();
+      closing.push(() => redis.end());
+      const [one, other] = await Promise.all([own({ redis: [redis.url] }), own({ redis: [redis.url] })]);
+      const { cookie } = await enter(one.url, (await one.link())!);
+      const headers = { Cookie: cookie };
+      expect((await ask(`${other.url}/push/orders`, { body: 1, headers })).status).toBe(201);
+      expect(
+        (
+          await ask(`${one.url}/events/orders`, {
+            headers: { Cookie: (await enter(other.url, (await other.link())!)).cookie },
+          })
+        ).body.events,
+      ).toHaveLength(1);
+      await one.stop();
+      const later = await own({ redis: [redis.url] });
+      expect((await ask(`${later.url}/channels`, { headers })).status).toBe(200);
+    },
+  );
+});
+
+test("PERE_OPEN=1 is open beyond loopback, under any name; there is no link", async () => {
+  const { url, texts, end } = await run({ PERE_DB: ":memory:", PERE_OPEN: "1" }, ["-o", "0.0.0.0"]);
+  expect((await ask(`${url}/push/orders`, { body: 1 })).status).toBe(201);
+  expect((await ask(`${url}/channels`, { headers: { Host: "pere.example" } })).status).toBe(200);
+  expect(texts.stdout).not.toContain("token");
+  // Pages of strangers are none of everybody.
+  expect((await ask(`${url}/channels`, { headers: { Origin: "https://evil.example" } })).status).toBe(403);
+  expect(await end("SIGTERM")).toBe(0);
+}, 30_000);
+
+// ------------------------------------------------------------------------------------------------------------------- pages
+
+test("pages load from here alone, run no script of their own, are framed by nobody, and are taken for nothing else", async () => {
+  const pere = await start();
+  for (const path of ["/weblistener.html", "/swagger", "/swagger/", "/"]) {
+    const { headers, text } = await ask(pere.url + path);
+    const policy = headers.get("content-security-policy")!;
+    expect(policy).toContain("default-src 'none'; script-src 'self';");
+    expect(policy).toContain("frame-ancestors 'none'");
+    expect(policy).not.toMatch(/unsafe|https?:|\*/);
+    expect([headers.get("x-content-type-options"), headers.get("referrer-policy")]).toEqual(["nosniff", "no-referrer"]);
+    for (const [tag] of text.matchAll(/<script[^>]*>[^<]*/g)) expect(tag).toMatch(/ src="[^"]+"[^>]*>\s*$/);
+  }
+  for (const path of [
+    "/weblistener.js",
+    "/weblistener.css",
+    "/icon.svg",
+    "/swagger.js",
+    "/swagger/ui.js",
+    "/health",
+    "/nothing",
+  ])
+    expect((await ask(pere.url + path)).headers.get("x-content-type-options"), path).toBe("nosniff");
+});
+
+// ---------------------------------------------------------------------------------------------------------------- making tokens
+
+describe("the token command", () => {
+  const db = "/nowhere/pere.db";
+
+  test("makes a token that the service with the same secret takes, to the letter of what was said", async () => {
+    const path = join(temporary(), "secret");
+    writeFileSync(path, `${SECRET}\n`);
+    const environment = {
+      PERE_JWT_SECRET_FILE: path,
+      PERE_JWT_AUDIENCE: "shops",
+      PERE_JWT_ISSUER: "head-office",
+      PERE_DB: db,
+    };
+    const made = await run(environment, [
+      "token",
+      "--push",
+      "orders,shop.*",
+      "--feed",
+      "orders",
+      "--sub",
+      "till-7",
+      "--days",
+      "30",
+    ]);
+    expect([await made.code(), made.texts.stderr]).toEqual([0, ""]);
+    expect(made.texts.stdout).toMatch(/^[\w-]+\.[\w-]+\.[\w-]+\n$/);
+    const text = made.texts.stdout.trim();
+    const claims = JSON.parse(Buffer.from(text.split(".")[1]!, "base64url").toString()) as Record<string, number>;
+    expect(claims).toMatchObject({
+      sub: "till-7",
+      aud: "shops",
+      iss: "head-office",
+      pere: { push: ["orders", "shop.*"], feed: ["orders"] },
+    });
+    expect(claims.exp! - claims.iat!).toBe(30 * DAY_SECONDS);
+
+    const pere = await start({ access: readSettings([], environment).access });
+    for (const [channel, status] of [
+      ["orders", 201],
+      ["shop.1", 201],
+      ["shop", 403],
+    ] as const)
+      expect((await ask(`${pere.url}/push/${channel}`, { body: 1, headers: bearer(text) })).status).toBe(status);
+    const stream = await listen(`${pere.url}/feed/orders`, bearer(text));
+    expect((await stream.own("ready")).device).toBe("till-7");
+    stream.close();
+    // Without them it is a token of another house.
+    expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: bearer(GOOD) })).status).toBe(401);
+  }, 30_000);
+
+  test.each([
+    [[], {}, "PERE_JWT_SECRET"],
+    [[], { PERE_JWKS: "/nowhere" }, "PERE_JWT_SECRET"],
+    [[], { PERE_JWT_SECRET: "short" }, "at least 32 bytes"],
+    [["--sub", "a b"], { PERE_JWT_SECRET: SECRET }, "--sub"],
+    [["--days", "0"], { PERE_JWT_SECRET: SECRET }, "--days"],
+    [["--push", "or*ders"], { PERE_JWT_SECRET: SECRET }, "or*ders"],
+    [["--until", "friday"], { PERE_JWT_SECRET: SECRET }, "--until"],
+  ] as const)("says in one line why it makes none: %j %j", async (args, env, words) => {
+    const usual = args[0] === "--sub" ? [] : ["--sub", "till-7"];
+    const { texts, code } = await run({ PERE_DB: db, ...env }, ["token", "--feed", "orders", ...usual, ...args]);
+    expect([await code(), texts.stdout]).toEqual([1, ""]);
+    expect(texts.stderr).toMatch(/^PERE can't make a token: [^\n]+\n$/);
+    expect(texts.stderr).toContain(words);
+    expect(texts.stderr).not.toContain(SECRET);
+  });
+});
+
+// ------------------------------------------------------------------------------------------------------------------ settings
+
+describe("settings of the door are read together", () => {
+  const whoMay = (env: Record<string, string>, argv: readonly string[] = []): Settings["access"] =>
+    readSettings(argv, env).access;
+
+  test("open on loopback, a secret of its own beyond, and keys wherever there are some", () => {
+    for (const host of ["127.0.0.1", "127.9.9.9", "localhost", "::1"]) expect(whoMay({ HOST: host })).toBe("open");
+    for (const host of ["0.0.0.0", "::", "10.0.0.1", "pere.example", "127.0.0.1.evil.example", "::ffff:127.0.0.1"]) {
+      expect(whoMay({ HOST: host })).toBe("own");
+      expect(whoMay({}, ["--host", host])).toBe("own");
+      expect(whoMay({ HOST: host, PERE_OPEN: "1" })).toBe("open");
+      expect(whoMay({ HOST: host, PERE_JWT_SECRET: SECRET })).toEqual({ secret: SECRET });
+    }
+    expect(whoMay({ PERE_JWT_SECRET: SECRET })).toEqual({ secret: SECRET });
+    expect(whoMay({ PERE_JWKS: "keys.json", PERE_JWT_AUDIENCE: "a" })).toEqual({ jwks: "keys.json", audience: "a" });
+  });
+
+  test("a secret may stand in a file, with a line's end behind it", () => {
+    const path = join(temporary(), "secret");
+    for (const end of ["", "\n", "\r\n"]) {
+      writeFileSync(path, SECRET + end);
+      expect(whoMay({ PERE_JWT_SECRET_FILE: path })).toEqual({ secret: SECRET });
+    }
+    writeFileSync(path, "redis://:geheim@127.0.0.1\n");
+    expect(readSettings([], { REDIS_URL_FILE: path }).redis).toEqual(["redis://:geheim@127.0.0.1"]);
+  });
+
+  test("what can't be meant stops the start", () => {
+    const empty = join(temporary(), "empty");
+    writeFileSync(empty, "\n");
+    for (const [env, words] of [
+      [{ PERE_JWT_SECRET_FILE: empty }, "PERE_JWT_SECRET_FILE is an empty file"],
+      [{ REDIS_URL_FILE: empty }, "REDIS_URL_FILE is an empty file"],
+      [{ PERE_JWT_SECRET_FILE: empty, PERE_JWT_SECRET: SECRET }, "both set"],
+      [{ REDIS_URL_FILE: empty, REDIS_URL: "redis://a" }, "both set"],
+      [{ PERE_JWT_AUDIENCE: "a" }, "PERE_JWT_AUDIENCE is set, but"],
+      [{ PERE_JWT_ISSUER: "a", HOST: "0.0.0.0" }, "PERE_JWT_ISSUER is set, but"],
+      [{ PERE_OPEN: "1", PERE_JWKS: "keys.json" }, "PERE_OPEN=1"],
+      [{ PERE_ORIGINS: "*, https://a.example" }, "PERE_ORIGINS"],
+      [{ PERE_ORIGINS: "https://user@a.example" }, "PERE_ORIGINS"],
+      [{ PERE_ORIGINS: "https://a.example:443" }, "PERE_ORIGINS"],
+      [{ PERE_ORIGINS: "file://" }, "PERE_ORIGINS"],
+    ] as const)
+      expect(() => readSettings([], env as Record<string, string>)).toThrow(words);
+  });
+
+  test("a key that is none stops the start before anything is opened", async () => {
+    const db = join(temporary(), "pere.db");
+    for (const access of [{ secret: "short" }, { jwks: "/nowhere/keys.json" }]) {
+      const refused = await start({ db, access }).catch((error: Error) => error.message);
+      expect(refused).toMatch(/^PERE_(JWT_SECRET|JWKS)/);
+    }
+    expect(await Bun.file(db).exists()).toBe(false);
+  });
+
+  test("a name that means nothing is named, and nothing else of it", async () => {
+    expect(readSettings([], { PERE_JWT_SECERT: "x", PERE_OPEN: "0", PATH: "/" }).unknown).toEqual(["PERE_JWT_SECERT"]);
+    const { texts, end } = await run({ PERE_DB: ":memory:", PERE_JWT_SECERT: SECRET });
+    await until(() => texts.stderr.includes("PERE_JWT_SECERT"), "the name");
+    expect(texts.stderr).not.toContain(SECRET);
+    expect(await end("SIGTERM")).toBe(0);
+  });
+});
+
+describe("a caller who does too much", () => {
+  const rates = { push: 3, receipt: 3, feed: 2 };
+  const at = (url: string, path: string, grant: string, init: Parameters<typeof ask>[1] = {}) =>
+    ask(`${url}${path}`, { ...init, headers: { ...bearer(grant), ...init.headers } });
+
+  test("pushes no more for a while, lines of batches counted each; others go on", async () => {
+    const { url } = await start({ rates });
+    const other = await token({ sub: "other", push: ["orders"] });
+    const two = await at(url, "/push/orders", GOOD, { body: "1\n2\n", type: "application/x-ndjson" });
+    expect(two.status).toBe(201);
+    expect((await at(url, "/push/orders", GOOD, { body: 3 })).status).toBe(201);
+    const refused = await at(url, "/push/orders", GOOD, { body: 4 });
+    expect(refused.status).toBe(429);
+    expect(refused.body).toMatchObject({ type: "urn:pere:tooMany", status: 429 });
+    const seconds = Number(refused.headers.get("retry-after"));
+    expect(seconds).toBeGreaterThan(0);
+    expect(refused.headers.get("ratelimit")).toBe(`"push";r=0;t=${seconds}`);
+    expect(refused.headers.get("ratelimit-policy")).toBe('"push";q=3;w=60');
+    expect((await at(url, "/push/orders", other, { body: 5 })).status).toBe(201);
+    expect((await at(url, "/events/orders", GOOD)).body.events).toHaveLength(4);
+  });
+
+  test("gives no more receipts, by HTTP and by WebSocket, and nothing of them is stored", async () => {
+    const { url } = await start({ rates });
+    const event = (await at(url, "/push/orders?to=till-7", GOOD, { body: 1 })).body.id as string;
+    const words = ["received", "working", "received"].map((status) => ({ event, status }));
+    expect((await at(url, "/feedback/orders", GOOD, { body: words })).status).toBe(200);
+    const refused = await at(url, "/feedback/orders", GOOD, { body: { event, status: "done" } });
+    expect(refused.status).toBe(429);
+    expect(refused.headers.get("ratelimit-policy")).toBe('"receipt";q=3;w=60');
+    const socket = await connect(`${url}/feed/orders?token=${GOOD}`);
+    closing.push(() => socket.socket.close());
+    socket.socket.send(JSON.stringify({ event, status: "done" }));
+    const said = await until(() => socket.messages.find(({ pere }) => pere === "error"), "the refusal");
+    expect(said.detail).toContain("more than 3 receipts");
+    expect((await at(url, `/events/orders/${event}`, GOOD)).body.receipts).toMatchObject({ working: 1, done: 0 });
+  });
+
+  test("opens no more feeds: a stream and a socket are told to come back, a poll gets 429", async () => {
+    const { url } = await start({ rates });
+    for (let n = 0; n < 2; n++)
+      expect((await at(url, "/feed/orders?wait=0", GOOD, { headers: JSON_ONLY })).status).toBe(200);
+    expect((await at(url, "/feed/orders?wait=0", GOOD, { headers: JSON_ONLY })).status).toBe(429);
+    const stream = await fetch(`${url}/feed/orders`, { headers: bearer(GOOD) });
+    expect(stream.status).toBe(200);
+    expect(await stream.text()).toContain('event: pere.bye\ndata: {"reason":"busy"}\n\n');
+    const socket = await connect(`${url}/feed/orders?token=${GOOD}`);
+    expect((await socket.closed).code).toBe(1013);
+  });
+
+  test("has only so many feeds open at once; who closes one may open another", async () => {
+    const { url, engine } = await start({}, { limits: { feedsACaller: 1 } });
+    const first = await listen(`${url}/feed/orders?token=${GOOD}`);
+    const stream = await fetch(`${url}/feed/orders`, { headers: bearer(GOOD) });
+    expect(await stream.text()).toContain('{"reason":"busy"}');
+    const other = await listen(`${url}/feed/orders?token=${await token({ sub: "other", feed: ["orders"] })}`);
+    closing.push(() => other.close());
+    await until(() => engine.held.live === 2, "both to be there");
+    first.close();
+    await until(() => engine.held.live === 1, "its end");
+    const again = await listen(`${url}/feed/orders?token=${GOOD}`);
+    closing.push(() => again.close());
+    await until(() => engine.held.live === 2, "it to be back");
+  });
+
+  test("is told apart by his address where there are no tokens, and a stranger's word on that is not believed", async () => {
+    const { url } = await start({ access: "open", rates, proxies: readAllowed("10.0.0.0/8") });
+    const from = (address: string) => ask(`${url}/push/orders`, { body: 1, headers: { "X-Forwarded-For": address } });
+    for (const address of ["192.0.2.1", "192.0.2.2", "192.0.2.3"]) expect((await from(address)).status).toBe(201);
+    expect((await from("192.0.2.4")).status).toBe(429);
+    const behind = await start({ access: "open", rates, proxies: readAllowed("127.0.0.0/8") });
+    const through = (address: string) =>
+      ask(`${behind.url}/push/orders`, { body: 1, headers: { "X-Forwarded-For": address } });
+    for (let n = 0; n < 3; n++) expect((await through("192.0.2.1")).status).toBe(201);
+    expect((await through("192.0.2.1")).status).toBe(429);
+    expect((await through("192.0.2.2")).status).toBe(201);
+  });
+});

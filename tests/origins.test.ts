@@ -1,0 +1,293 @@
+/**
+ * The door, from outside: what pages of others get and what pages of strangers, and which names this service answers to.
+ */
+import { afterEach, describe, expect, test } from "bun:test";
+import { ask, listen } from "./harness.ts";
+import { closeAll, start, bearer, GOOD, JSON_ONLY, raw, statusOf, handshake } from "./callers.ts";
+
+afterEach(closeAll);
+
+// ------------------------------------------------------------------------------------------------------------- pages of others
+
+const SHOP = "https://shop.example";
+
+describe("a page of an origin that was named", () => {
+  const CREDENTIALS = "access-control-allow-credentials";
+
+  test("may ask beforehand, without a token", async () => {
+    const pere = await start({ origins: [SHOP] });
+    for (const path of ["/push/orders", "/feed/orders", "/devices/orders/d"]) {
+      const { status, headers, text } = await ask(pere.url + path, {
+        method: "OPTIONS",
+        headers: {
+          Origin: SHOP,
+          "Access-Control-Request-Method": "PUT",
+          "Access-Control-Request-Headers": "authorization",
+        },
+      });
+      expect([status, text, headers.get("access-control-allow-origin"), headers.get("vary")]).toEqual([
+        204,
+        "",
+        SHOP,
+        "Origin",
+      ]);
+      expect(headers.get("access-control-allow-methods")).toBe("GET, POST, PUT, DELETE");
+      const names = headers.get("access-control-allow-headers")!.split(", ");
+      for (const name of ["authorization", "content-type", "idempotency-key", "last-event-id", "prefer", "device"])
+        expect(names).toContain(name);
+      expect(headers.has(CREDENTIALS)).toBe(false);
+    }
+    // Other questions are not that one.
+    expect((await ask(`${pere.url}/push/orders`, { method: "OPTIONS", headers: { Origin: SHOP } })).status).toBe(405);
+  });
+
+  test("may read every answer: good ones, errors of all kinds, pages, and streams", async () => {
+    const pere = await start({ origins: ["http://127.0.0.1:1", SHOP] });
+    const good = bearer(GOOD);
+    for (const [path, status, init] of [
+      ["/push/orders", 201, { body: 1, headers: good }],
+      ["/push/orders", 400, { body: "{", headers: good }],
+      ["/push/orders", 401, { body: 1 }],
+      ["/push/b", 403, { body: 1, headers: good }],
+      ["/events/orders/0-1", 404, { headers: good }],
+      ["/nothing", 404, {}],
+      ["/push/orders", 405, {}],
+      ["/push/orders", 415, { body: "1", type: "text/plain", headers: good }],
+      ["/feed/orders?wait=0", 200, { headers: { ...good, ...JSON_ONLY } }],
+      ["/weblistener.js", 200, {}],
+      ["/swagger/json", 200, {}],
+    ] as const) {
+      const answer = await ask(pere.url + path, {
+        ...init,
+        headers: { ...("headers" in init ? init.headers : {}), Origin: SHOP },
+      });
+      const { headers } = answer;
+      expect([
+        path,
+        answer.status,
+        headers.get("access-control-allow-origin"),
+        headers.get("vary"),
+        headers.has(CREDENTIALS),
+      ]).toEqual([path, status, SHOP, "Origin", false]);
+      expect(headers.get("access-control-expose-headers")).toContain("WWW-Authenticate");
+    }
+    const stream = await listen(`${pere.url}/feed/orders`, { ...good, Origin: SHOP });
+    const { headers } = stream.response;
+    expect([headers.get("access-control-allow-origin"), headers.get("vary")]).toEqual([SHOP, "Origin"]);
+    stream.close();
+    expect(await handshake(pere.url, "/feed/orders", { ...good, Origin: SHOP })).toBe(101);
+  });
+
+  test("is told apart by caches, also where no page asked", async () => {
+    const pere = await start({ origins: [SHOP] });
+    const { headers } = await ask(`${pere.url}/weblistener.html`);
+    expect([headers.get("vary"), headers.has("access-control-allow-origin")]).toEqual(["Origin", false]);
+  });
+
+  test("is any page with *, which brings no cookies along", async () => {
+    const pere = await start({ origins: "*" });
+    const { status, headers } = await ask(`${pere.url}/channels`, {
+      headers: { Origin: "https://any.example", ...bearer(GOOD) },
+    });
+    expect([status, headers.get("access-control-allow-origin"), headers.get("vary")]).toEqual([200, "*", null]);
+    expect(headers.has(CREDENTIALS)).toBe(false);
+    expect(await handshake(pere.url, "/feed/orders", { Origin: "https://any.example", ...bearer(GOOD) })).toBe(101);
+  });
+});
+
+describe("a page of a stranger", () => {
+  test("gets nothing and does nothing, by any method and on any wire, though it has a token", async () => {
+    const pere = await start({ origins: [SHOP] });
+    const good = bearer(GOOD);
+    const evil = [
+      "https://evil.example",
+      "null",
+      "http://shop.example",
+      "https://shop.example:444",
+      "https://shop.example.evil.example",
+      "https://evilshop.example",
+      "https://SHOP.example",
+      "https://shop.example/",
+      "https://shop.example, https://evil.example",
+      `${pere.url}0`,
+      "http://127.0.0.1",
+    ];
+    for (const Origin of evil) {
+      const headers = { ...good, Origin };
+      for (const [path, init] of [
+        ["/feed/orders", {}],
+        ["/channels", {}],
+        ["/health", {}],
+        ["/weblistener.js", {}],
+        ["/swagger/json", {}],
+        ["/nothing", {}],
+        [`/?token=${GOOD}`, {}],
+        ["/push/orders", { body: 1 }],
+        ["/devices/orders/d", { method: "PUT" }],
+        ["/devices/orders/d", { method: "DELETE" }],
+        ["/push/orders", { method: "OPTIONS", headers: { "Access-Control-Request-Method": "POST" } }],
+      ] as const) {
+        const more = "headers" in init ? init.headers : {};
+        const answer = await ask(pere.url + path, { ...init, headers: { ...headers, ...more } });
+        expect(`${Origin} ${path} ${answer.status}`).toBe(`${Origin} ${path} 403`);
+        expect([answer.headers.get("access-control-allow-origin"), answer.headers.get("set-cookie")]).toEqual([
+          null,
+          null,
+        ]);
+        expect(answer.text).not.toContain(Origin);
+      }
+      expect(await handshake(pere.url, "/feed/orders", headers)).toBe(403);
+    }
+    expect((await ask(`${pere.url}/channels`, { headers: good })).body.channels).toEqual([]);
+  });
+
+  test("is one without an origin, also where every page may", async () => {
+    const pere = await start({ origins: "*" });
+    const headers = { ...bearer(GOOD), Origin: "null" };
+    const { status, headers: said } = await ask(`${pere.url}/channels`, { headers });
+    expect([status, said.has("access-control-allow-origin")]).toEqual([403, false]);
+    expect(await handshake(pere.url, "/feed/orders", headers)).toBe(403);
+  });
+
+  test("makes no device on an open service with an image or a link", async () => {
+    const pere = await start({ access: "open" });
+    const path = "/feed/orders?device=evil&wait=0";
+    for (const site of ["cross-site", "same-site"])
+      for (const mode of ["no-cors", "navigate"]) {
+        const headers = { ...JSON_ONLY, "Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode };
+        expect(`${site} ${mode} ${(await ask(pere.url + path, { headers })).status}`).toBe(`${site} ${mode} 403`);
+        expect((await ask(`${pere.url}/channels`, { headers })).status).toBe(403);
+        // It may lead to the pages.
+        expect((await ask(`${pere.url}/weblistener.html`, { headers })).status).toBe(200);
+      }
+    expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
+    for (const site of ["none", "same-origin"]) {
+      const headers = { ...JSON_ONLY, "Sec-Fetch-Site": site };
+      expect((await ask(pere.url + path, { headers })).status).toBe(200);
+    }
+  });
+});
+
+test("its own pages may call it, also behind a proxy with TLS, where the scheme is another", async () => {
+  const pere = await start();
+  for (const [Host, Origin] of [
+    [new URL(pere.url).host, pere.url],
+    ["shop.example", SHOP],
+    ["shop.example:8443", "https://shop.example:8443"],
+  ] as const) {
+    const headers = { Host, Origin, ...bearer(GOOD) };
+    const answer = await ask(`${pere.url}/push/orders`, { body: 1, headers });
+    expect([answer.status, answer.headers.get("access-control-allow-origin")]).toEqual([201, null]);
+    expect(await handshake(pere.url, "/feed/orders", headers)).toBe(101);
+  }
+  expect(await handshake(pere.url, "/feed/orders", { Host: "shop.example", Origin: "https://evil.example" })).toBe(403);
+});
+
+// ------------------------------------------------------------------------------------------------------------------ its names
+
+describe("Host", () => {
+  const get = (url: string, host: string | null, path = "/health", version = "1.1"): Promise<number> =>
+    raw(url, `GET ${path} HTTP/${version}\r\n${host === null ? "" : `Host: ${host}\r\n`}\r\n`).then(statusOf);
+
+  test("must be a name or an address, perhaps with a port, before anything else is looked at", async () => {
+    const pere = await start({ origins: [SHOP] });
+    for (const host of [
+      "shop.example",
+      "SHOP.example:80",
+      "127.0.0.1:4567",
+      "[::1]",
+      "[::1]:4567",
+      "a",
+      "a_b",
+      "xn--bcher-kva.example",
+    ])
+      expect(`${host} ${await get(pere.url, host)}`).toBe(`${host} 200`);
+    for (const host of [
+      "",
+      "shop.example/",
+      "a/b",
+      "a b",
+      "a,b",
+      "user@a",
+      "a:b",
+      "a:",
+      "a:123456",
+      "[::1",
+      "::1",
+      "[x]",
+      "a?b",
+      "a#b",
+      "-a",
+      "a\\b",
+      "ü",
+      "é.example",
+      "a".repeat(300),
+    ])
+      for (const path of ["/health", "/weblistener.js", "/swagger/json", "/", "/nothing"])
+        expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 400`);
+    expect(await get(pere.url, null)).toBe(400);
+    expect(await get(pere.url, null, "/health", "1.0")).toBe(400);
+    expect(await get(pere.url, "a\r\nHost: b")).toBe(400);
+    // Not even a question beforehand.
+    const preflight = `OPTIONS /push/a HTTP/1.1\r\nHost: a/b\r\nOrigin: ${SHOP}\r\nAccess-Control-Request-Method: POST\r\n\r\n`;
+    expect(statusOf(await raw(pere.url, preflight))).toBe(400);
+  });
+
+  test("that is short moves no path: what is routed is what was asked for", async () => {
+    const pere = await start({ access: "open" });
+    const tokens = await start();
+    for (const host of ["x", "ab", "a.b"]) {
+      expect(await get(tokens.url, host, "/ab/channels")).toBe(404);
+      expect(await get(tokens.url, host, "/ab/health")).toBe(404);
+      expect(await get(tokens.url, host, "/ab/admin/z")).toBe(404);
+      expect(await get(tokens.url, host, "/health")).toBe(200);
+      expect(await get(tokens.url, host, "/channels")).toBe(401);
+      expect(await get(pere.url, host, "/ab/health")).toBe(403);
+      expect(await get(pere.url, host, "/health")).toBe(403);
+    }
+    expect(await get(tokens.url, "a", "//channels")).toBe(404);
+    expect(await get(tokens.url, "a", "/%2fchannels")).toBe(404);
+  });
+
+  test("on an open service is its own machine's or that of an origin that was named: a name that a stranger points here is his", async () => {
+    const pere = await start({ access: "open", origins: ["https://pere.example", "http://other.example:8080"] });
+    for (const host of [
+      "127.0.0.1",
+      "127.1.2.3:80",
+      "localhost:4567",
+      "LOCALHOST",
+      "localhost.",
+      "pere.localhost",
+      "[::1]:1",
+      "pere.example",
+      "PERE.example",
+      "other.example:8080",
+    ])
+      expect(`${host} ${await get(pere.url, host)}`).toBe(`${host} 200`);
+    for (const host of [
+      "evil.example",
+      "127.0.0.1.evil.example",
+      "localhost.evil.example",
+      "evillocalhost",
+      "0.0.0.0",
+      "10.0.0.1",
+      "[::]",
+      "[::ffff:127.0.0.1]",
+      "other.example",
+      "127.0.0.1.nip.io",
+      "2130706433",
+    ])
+      for (const path of ["/health", "/weblistener.js", "/swagger/json", "/feed/orders"])
+        expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 403`);
+    // To itself it would be a page of its own.
+    const rebound = { Host: "evil.example", Origin: "http://evil.example" };
+    expect(await handshake(pere.url, "/feed/orders", rebound)).toBe(403);
+    expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: rebound })).status).toBe(403);
+  });
+
+  test("in a browser on ::1 is in brackets", async () => {
+    const pere = await start({ host: "::1", access: "open" });
+    expect(pere.url).toStartWith("http://[::1]:");
+    expect((await ask(`${pere.url}/channels`)).status).toBe(200);
+  });
+});
