@@ -16,6 +16,7 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
+import type { Command } from "./engine/commands.ts";
 import { challenge, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
@@ -26,7 +27,7 @@ import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
 import type { Metrics } from "./engine/metrics.ts";
-import { mint, readMint } from "./engine/mint.ts";
+import { mint } from "./engine/mint.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -76,11 +77,12 @@ import {
 import { readHookName } from "./engine/hooks.ts";
 import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
 import { demand, type Grant, type Right } from "./engine/rights.ts";
-import { foundSecret, freshSecret } from "./engine/secret.ts";
+import { freshSecret } from "./engine/secret.ts";
 import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
+import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
 // ---------------------------------------------------------------------------------------------------------------- errors
@@ -629,12 +631,30 @@ const PAGE = {
 const file = (path: string, type: string): Response =>
   new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
 
-/** The way in with a link: the token leaves the address bar for a cookie that no script reads, and the browser goes on to the first page. */
+/** The pages that are bundled, once, when the first is asked for. What could not be bundled is tried again. */
+let pages: Promise<ReadonlyMap<string, PageFile>> | undefined;
+
+/** A bundled page, or what one loads: that has its content in its name, and may be kept for ever. @throws PereError unknown */
+async function built(path: string, request: Request): Promise<Response> {
+  pages ??= buildPages(WEB).catch((error: unknown) => {
+    pages = undefined;
+    throw new PereError("away", "the page can't be made now", [], error);
+  });
+  const found = (await pages).get(path);
+  if (!found) throw new PereError("unknown", `there is nothing at ${path}`);
+  const caching = path.startsWith(BUILT) ? "public, max-age=31536000, immutable" : "no-cache";
+  const headers = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
+  if (request.headers.get("if-none-match") === found.etag) return new Response(null, { status: 304, headers });
+  return new Response(found.bytes, { headers: { "Content-Type": found.type, ...headers } });
+}
+
+/** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
 async function home(door: Door, request: Request): Promise<Response> {
-  const headers: Record<string, string> = { Location: "/weblistener.html", "Cache-Control": "no-store", ...PAGE };
   const token = queryOf(request).get("token");
+  if (token === undefined) return built("/", request);
+  const headers: Record<string, string> = { Location: "/", "Cache-Control": "no-store", ...PAGE };
   const isSecure = request.url.startsWith("https:") || request.headers.get("x-forwarded-proto") === "https";
-  const cookie = token === undefined ? null : await door.cookie(token, isSecure);
+  const cookie = await door.cookie(token, isSecure);
   if (cookie !== null) headers["Set-Cookie"] = cookie;
   return new Response(null, { status: 303, headers });
 }
@@ -836,6 +856,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
     )
 
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
+    .get(`${BUILT}:file`, ({ params, request }) => built(BUILT + params.file, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
     })
@@ -844,6 +865,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
 
 /** The pages, and what they load: from source and from the executable alike. */
 const WEB = join(import.meta.dir, "web");
+/** In it, what is not served as it is. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(console|built|screenshots)/|\\.(ts|html)$`);
 
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
@@ -928,7 +951,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       assets: WEB,
       prefix: "/",
       alwaysStatic: true,
-      ignorePatterns: [/\.(ts|html)$/],
+      ignorePatterns: [SOURCES],
       directive: "no-cache",
       maxAge: null,
       headers: { "X-Content-Type-Options": "nosniff" },
@@ -980,54 +1003,62 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   };
 }
 
-/** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
-function mintKeys({ access, db, redis }: Settings): Parameters<typeof mint>[0] {
-  if (typeof access !== "string") return access;
-  const secret = redis === null ? foundSecret(db) : null;
-  return secret === null ? {} : { secret };
+/** What is done instead of serving; loaded only when asked for. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  token: async () => (await import("./engine/commands.ts")).commands.token,
+  backup: async () => (await import("./engine/commands.ts")).commands.backup,
+  restore: async () => (await import("./engine/commands.ts")).commands.restore,
+  compact: async () => (await import("./engine/commands.ts")).commands.compact,
+  doctor: async () => (await import("./clients/doctor.ts")).doctor,
+  health: async () => (await import("./clients/health.ts")).health,
+  "--help": async () => (await import("./engine/commands.ts")).commands.help,
+};
+
+/** Starts PERE for good: says where it listens, and ends when it is told to. @throws Error with the one line to print */
+async function run(settings: Settings): Promise<void> {
+  const service = await serve(settings);
+  console.log(`PERE listening on ${service.url}`);
+  for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
+  const link = await service.link();
+  if (link !== null) {
+    // What listens everywhere listens here.
+    const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+    console.log(
+      `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
+    );
+  }
+  service.engine.ready().then(
+    ({ version, durability, advice }) => {
+      console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
+      for (const sentence of advice) console.log(sentence);
+    },
+    (error: Error) => log.warn("the store is away", { error }),
+  );
+  const renew = (): void => {
+    try {
+      service.renew();
+    } catch (error) {
+      log.warn("the certificate is as it was", { error: error as Error });
+    }
+  };
+  if (settings.tls) process.on("SIGHUP", renew);
+  for (const signal of ["SIGTERM", "SIGINT"] as const)
+    process.once(signal, () => {
+      process.once(signal, () => process.exit(1));
+      void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
+    });
 }
 
 if (import.meta.main) {
-  const isMint = process.argv[2] === "token";
+  const [name = "", ...args] = process.argv.slice(2);
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   try {
-    if (isMint) {
-      console.log(await mint(mintKeys(readSettings([], process.env)), readMint(process.argv.slice(3))));
-      process.exit(0);
-    }
-    const settings = readSettings(process.argv.slice(2), process.env);
-    const service = await serve(settings);
-    console.log(`PERE listening on ${service.url}`);
-    for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
-    const link = await service.link();
-    if (link !== null) {
-      // What listens everywhere listens here.
-      const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
-      console.log(
-        `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
-      );
-    }
-    service.engine.ready().then(
-      ({ version, durability, advice }) => {
-        console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
-        for (const sentence of advice) console.log(sentence);
-      },
-      (error: Error) => log.warn("the store is away", { error }),
-    );
-    const renew = (): void => {
-      try {
-        service.renew();
-      } catch (error) {
-        log.warn("the certificate is as it was", { error: error as Error });
-      }
-    };
-    if (settings.tls) process.on("SIGHUP", renew);
-    for (const signal of ["SIGTERM", "SIGINT"] as const)
-      process.once(signal, () => {
-        process.once(signal, () => process.exit(1));
-        void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
-      });
+    if (load) process.exit(await (await load())(args, readSettings([], process.env)));
+    await run(readSettings(process.argv.slice(2), process.env));
   } catch (error) {
-    console.error(`PERE can't ${isMint ? "make a token" : "start"}: ${(error as Error).message}`);
+    console.error(
+      `PERE can't ${load ? (name === "token" ? "make a token" : name) : "start"}: ${(error as Error).message}`,
+    );
     process.exit(1);
   }
 }

@@ -1,5 +1,5 @@
 /**
- * One SQLite file, held by one process, written by group commit.
+ * One SQLite file, held by one process (`lock.ts`), written by group commit. Others may read it meanwhile.
  *
  * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
  * changes are gathered: each is a small function in a queue, and one transaction runs them all, or as many as there is time for, as soon as a
@@ -12,6 +12,7 @@
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
 import type { Counts } from "./counts.ts";
+import { hold } from "./lock.ts";
 import { PereError } from "./model.ts";
 
 /** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
@@ -28,9 +29,14 @@ const CHECKPOINT_MS = 50;
 /** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
 const COMMIT_MS = 100;
 
+/** Who reads beside us, a backup or another tool, may hold us up for as long as it takes to find its way into the log. */
+const BUSY_MS = 1_000;
+
 /** What a file holds: its mark in the header, and for each version the statements that make it out of the one before. */
 export interface Schema {
   readonly applicationId: number;
+  /** The mark of a copy: it was read out of a file that went on, and is another life when it is worked with. */
+  readonly copyId: number;
   readonly steps: readonly string[];
 }
 
@@ -42,6 +48,8 @@ export interface Transactions {
   committed(): void;
   /** The transaction was undone: what was gathered in memory is void. */
   undone(): void;
+  /** In the transaction that opens a copy for work: what was given out after it was made must not be given out again. */
+  reborn(file: SqliteFile): void;
 }
 
 interface Change {
@@ -53,6 +61,7 @@ interface Change {
 export class SqliteFile {
   readonly path: string;
   readonly #db: Database;
+  readonly #lock: ReturnType<typeof hold>;
   readonly #owner: Transactions;
   readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
@@ -69,31 +78,34 @@ export class SqliteFile {
     this.path = path;
     this.#owner = owner;
     this.#counts = counts;
+    this.#lock = hold(path);
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {
+      this.#lock.release();
       throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
     }
     try {
       this.#prepare(schema);
     } catch (error) {
       this.#db.close();
+      this.#lock.release();
       throw explain(path, error);
     }
   }
 
-  #prepare({ applicationId, steps }: Schema): void {
-    // Exclusive: two processes could not know of each other's followers. The lock goes with its holder, also by kill -9.
-    this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
+  #prepare({ applicationId, copyId, steps }: Schema): void {
     const tables = this.get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
     const found = this.#pragma("user_version");
-    if (tables > 0 && this.#pragma("application_id") !== applicationId)
+    const mark = this.#pragma("application_id");
+    if (tables > 0 && mark !== applicationId && mark !== copyId)
       throw new PereError("conflict", `${this.path} is a database of another program`);
     if (found > steps.length)
       throw new PereError(
         "conflict",
         `${this.path} was written by a newer PERE (schema ${found}; this one knows ${steps.length})`,
       );
+    this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
     this.#db.run("PRAGMA journal_mode = WAL");
     this.#db.run("PRAGMA synchronous = FULL");
     this.#db.run("PRAGMA fullfsync = ON"); // Where a plain fsync stops at the drive's cache (macOS).
@@ -103,6 +115,7 @@ export class SqliteFile {
     this.#db.run("PRAGMA temp_store = MEMORY");
     this.#db.run("BEGIN EXCLUSIVE");
     for (const step of steps.slice(found)) this.#db.run(step);
+    if (mark === copyId) this.#owner.reborn(this);
     this.#db.run(`PRAGMA application_id = ${applicationId}`);
     this.#db.run(`PRAGMA user_version = ${steps.length}`);
     this.#db.run("COMMIT");
@@ -231,6 +244,7 @@ export class SqliteFile {
     this.#closed = true;
     for (const statement of this.#statements.values()) statement.finalize();
     this.#db.close();
+    this.#lock.release();
   }
 
   // ------------------------------------------------------------------------------------------------------------- statements

@@ -81,8 +81,8 @@ CREATE TABLE deliveries (
 ) STRICT, WITHOUT ROWID;
 `;
 
-/** "PERE" in the file's header: a file that is another program's is left alone. */
-export const SCHEMA: Schema = { applicationId: 0x50455245, steps: [TABLES, DEADLINES] };
+/** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
+export const SCHEMA: Schema = { applicationId: 0x50455245, copyId: 0x50455242, steps: [TABLES, DEADLINES] };
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 export interface Channel {

@@ -9,7 +9,7 @@ import { parseArgs } from "node:util";
 import type { AccessOptions } from "./access.ts";
 import type { CertificateFiles } from "./certificate.ts";
 import { type Origins, readOrigins } from "./door.ts";
-import type { Limits } from "./engine.ts";
+import { type Limits, LIMITS } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
 import { CHANNEL } from "./model.ts";
@@ -50,31 +50,91 @@ export interface Settings {
 /** Open feeds of one caller beyond loopback: the devices of a large site behind one address. */
 const FEEDS_A_CALLER = 10_000;
 
-/** All that may be set, besides `HOST` and `PORT`. */
-const NAMES: readonly string[] = [
-  "PERE_DB",
-  "PERE_FEEDS_A_CALLER",
-  "PERE_HOOKS_ALLOW",
-  "PERE_JWKS",
-  "PERE_JWT_AUDIENCE",
-  "PERE_JWT_ISSUER",
-  "PERE_JWT_SECRET",
-  "PERE_JWT_SECRET_FILE",
-  "PERE_KEEP",
-  "PERE_KEEP_EVENTS",
-  "PERE_KEEP_SECONDS",
-  "PERE_LOG",
-  "PERE_METRICS_CHANNELS",
-  "PERE_OPEN",
-  "PERE_ORIGINS",
-  "PERE_PROXIES",
-  "PERE_RATE_FEEDS",
-  "PERE_RATE_PUSHES",
-  "PERE_RATE_RECEIPTS",
-  "PERE_REDIS_REPLICAS",
-  "PERE_TLS_CERT",
-  "PERE_TLS_KEY",
-];
+/** One setting, as it is read and as people read of it. */
+export interface Setting {
+  /** What holds where nothing is set; empty: nothing does. */
+  readonly usual: string;
+  /** On a loopback address nothing holds: there, everybody is one caller. */
+  readonly beyondLoopback?: true;
+  /** In a sentence or two, in Markdown. */
+  readonly meaning: string;
+}
+
+/** All that may be set, in the order in which it is shown: by README, `--help` and `.env.example`. */
+export const SETTINGS = {
+  HOST: {
+    usual: "127.0.0.1",
+    meaning: "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all",
+  },
+  PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
+  PERE_DB: { usual: "pere.db", meaning: "the SQLite file, held by one process; `:memory:` keeps nothing" },
+  REDIS_URL: {
+    usual: "",
+    meaning:
+      'use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; see "Many instances"',
+  },
+  REDIS_URL_FILE: { usual: "", meaning: "the path of a file that holds `REDIS_URL`" },
+  PERE_REDIS_REPLICAS: {
+    usual: "0",
+    meaning: "how many replicas of Redis must have a push or a receipt before it is answered 2xx",
+  },
+  PERE_JWT_SECRET: { usual: "", meaning: "HS256 secret that tokens are signed with, at least 32 bytes" },
+  PERE_JWT_SECRET_FILE: { usual: "", meaning: "the path of a file that holds it" },
+  PERE_JWKS: { usual: "", meaning: "key set that tokens are checked with, as a file or a URL: EdDSA, ES256, RS256" },
+  PERE_JWT_AUDIENCE: { usual: "", meaning: "what a token's `aud` must hold" },
+  PERE_JWT_ISSUER: { usual: "", meaning: "what a token's `iss` must be" },
+  PERE_OPEN: {
+    usual: "0",
+    meaning: "`1`: no tokens at all, also beyond loopback; whoever reaches it may do everything",
+  },
+  PERE_ORIGINS: { usual: "", meaning: "origins that browsers may call from, comma separated, or `*`" },
+  PERE_RATE_PUSHES: {
+    usual: String(RATES.push),
+    beyondLoopback: true,
+    meaning:
+      "events that one caller (a token's `sub`, else an address) may push in a minute, counted in Redis where there is one; `0`: as many as he likes. Beyond: 429 with `Retry-After`, `RateLimit` and `RateLimit-Policy`",
+  },
+  PERE_RATE_RECEIPTS: {
+    usual: String(RATES.receipt),
+    beyondLoopback: true,
+    meaning: "the same for receipts",
+  },
+  PERE_RATE_FEEDS: {
+    usual: String(RATES.feed),
+    beyondLoopback: true,
+    meaning: "the same for feeds that are opened; on an event stream, beyond is `pere.bye`",
+  },
+  PERE_FEEDS_A_CALLER: {
+    usual: String(FEEDS_A_CALLER),
+    beyondLoopback: true,
+    meaning: "feeds that one caller may have open on an instance; `0`: as many as he likes",
+  },
+  PERE_PROXIES: { usual: "", meaning: "address ranges of proxies whose `X-Forwarded-For` is believed" },
+  PERE_LOG: {
+    usual: "info",
+    meaning:
+      "`debug`, `info`, `warn` or `error`: JSON lines on standard error; at `debug` one for each request. Tokens never",
+  },
+  PERE_KEEP_EVENTS: { usual: String(LIMITS.keptEvents), meaning: "events kept a channel" },
+  PERE_KEEP_SECONDS: { usual: String(LIMITS.keptMs / 1000), meaning: "how long they are kept" },
+  PERE_KEEP: {
+    usual: "",
+    meaning:
+      "rules for some channels, the first that fits holds: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`; what a rule leaves open, and all other channels, are as above. Instances on one Redis have the same",
+  },
+  PERE_TLS_CERT: { usual: "", meaning: 'a PEM file with the certificate; PERE then speaks TLS itself, see "TLS"' },
+  PERE_TLS_KEY: { usual: "", meaning: "a PEM file with its key" },
+  PERE_METRICS_CHANNELS: {
+    usual: "",
+    meaning: "channels, comma separated, that `/metrics` tells apart; 100 at most",
+  },
+  PERE_HOOKS_ALLOW: {
+    usual: "",
+    meaning: "address ranges, `10.0.0.0/8,fd00::/8`, that hooks may call although they are private",
+  },
+} as const satisfies Record<string, Setting>;
+
+type Name = keyof typeof SETTINGS;
 
 export const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
@@ -99,13 +159,18 @@ function redisUrls(text: string): string[] {
   return urls.map(({ protocol, host }) => `${protocol}//${who}${host}`);
 }
 
-type Environment = Record<string, string | undefined>;
+/** What is set, else what is usual; empty is not set. */
+type Environment = { readonly [name in Name]: string };
+
+/** The settings among all variables, each as it is set or as it usually is. */
+const environmentOf = (env: Readonly<Record<string, string | undefined>>): Environment =>
+  Object.fromEntries(Object.entries(SETTINGS).map(([name, { usual }]) => [name, env[name] || usual])) as Environment;
 
 /** A secret, or what is in the file that holds it. @throws Error with the one line to print */
-function secretOf(env: Environment, name: string): string | undefined {
+function secretOf(env: Environment, name: "REDIS_URL" | "PERE_JWT_SECRET"): string {
   const path = env[`${name}_FILE`];
-  if (!path) return env[name] || undefined;
-  if (env[name]) throw new Error(`${name} and ${name}_FILE are both set; one of them is enough`);
+  if (path === "") return env[name];
+  if (env[name] !== "") throw new Error(`${name} and ${name}_FILE are both set; one of them is enough`);
   let text: string;
   try {
     text = readFileSync(path, "utf8").replace(/\r?\n$/, "");
@@ -118,20 +183,20 @@ function secretOf(env: Environment, name: string): string | undefined {
 
 /** Who may come in. @throws Error with the one line to print */
 function accessOf(env: Environment, host: string): Settings["access"] {
-  const open = env.PERE_OPEN || "0";
+  const { PERE_OPEN: open, PERE_JWKS: jwks, PERE_JWT_AUDIENCE: audience, PERE_JWT_ISSUER: issuer } = env;
   if (open !== "0" && open !== "1") throw new Error(`PERE_OPEN must be 1 or 0, not "${open}"`);
   const secret = secretOf(env, "PERE_JWT_SECRET");
   const found = {
-    ...(secret === undefined ? {} : { secret }),
-    ...(env.PERE_JWKS ? { jwks: env.PERE_JWKS } : {}),
-    ...(env.PERE_JWT_AUDIENCE ? { audience: env.PERE_JWT_AUDIENCE } : {}),
-    ...(env.PERE_JWT_ISSUER ? { issuer: env.PERE_JWT_ISSUER } : {}),
+    ...(secret && { secret }),
+    ...(jwks && { jwks }),
+    ...(audience && { audience }),
+    ...(issuer && { issuer }),
   };
   const hasKeys = "secret" in found || "jwks" in found;
   if (open === "1" && hasKeys)
     throw new Error("PERE_OPEN=1 lets everybody in, so PERE_JWT_SECRET and PERE_JWKS must not be set");
   if (hasKeys) return found;
-  for (const name of ["PERE_JWT_AUDIENCE", "PERE_JWT_ISSUER"])
+  for (const name of ["PERE_JWT_AUDIENCE", "PERE_JWT_ISSUER"] as const)
     if (env[name])
       throw new Error(`${name} is set, but neither PERE_JWT_SECRET nor PERE_JWKS: there is no key for such tokens`);
   return open === "1" || isLoopback(host) ? "open" : "own";
@@ -160,53 +225,46 @@ function levelOf(text: string): Level {
 }
 
 /** Reads flags and environment together. @throws Error with the one line to print */
-export function readSettings(argv: readonly string[], env: Environment): Settings {
+export function readSettings(
+  argv: readonly string[],
+  variables: Readonly<Record<string, string | undefined>>,
+): Settings {
+  const env = environmentOf(variables);
   const { values } = parseArgs({
     args: [...argv],
     options: { host: { type: "string", short: "o" }, port: { type: "string", short: "p" } },
   });
-  const whole = (name: string, text: string, min: number, max: number): number => {
+  const whole = (name: Name, min: number, max: number, text: string = env[name]): number => {
     if (/^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max) return Number(text);
     throw new Error(`${name} must be a whole number from ${min} to ${max}, not "${text}"`);
   };
-  const host = values.host ?? (env.HOST || "127.0.0.1");
-  const port = whole("PORT", values.port ?? (env.PORT || "4567"), 0, 65535);
-  /** On a loopback address everybody is one caller. */
-  const rate = (name: string, usual: number): number =>
-    env[name] ? whole(name, env[name], 0, 1_000_000_000) : isLoopback(host) ? 0 : usual;
+  const host = values.host ?? env.HOST;
+  const rate = (name: Name): number => (!variables[name] && isLoopback(host) ? 0 : whole(name, 0, 1_000_000_000));
   const redis = secretOf(env, "REDIS_URL");
-  if (env.PERE_REDIS_REPLICAS && !redis)
+  if (variables.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
   const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
   if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
   return {
     host,
-    port,
+    port: whole("PORT", 0, 65535, values.port),
     tls: cert && key ? { cert, key } : null,
-    db: env.PERE_DB || "pere.db",
-    redis: redis ? redisUrls(redis) : null,
-    replicas: env.PERE_REDIS_REPLICAS ? whole("PERE_REDIS_REPLICAS", env.PERE_REDIS_REPLICAS, 0, 99) : 0,
-    hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW ?? ""),
+    db: env.PERE_DB,
+    redis: redis === "" ? null : redisUrls(redis),
+    replicas: whole("PERE_REDIS_REPLICAS", 0, 99),
+    hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW),
     access: accessOf(env, host),
-    origins: readOrigins(env.PERE_ORIGINS ?? ""),
-    rates: {
-      push: rate("PERE_RATE_PUSHES", RATES.push),
-      receipt: rate("PERE_RATE_RECEIPTS", RATES.receipt),
-      feed: rate("PERE_RATE_FEEDS", RATES.feed),
-    },
-    proxies: readAllowed(env.PERE_PROXIES ?? "", "PERE_PROXIES"),
-    log: levelOf(env.PERE_LOG || "info"),
-    metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS ?? ""),
-    unknown: Object.keys(env).filter((name) => name.startsWith("PERE_") && !NAMES.includes(name)),
+    origins: readOrigins(env.PERE_ORIGINS),
+    rates: { push: rate("PERE_RATE_PUSHES"), receipt: rate("PERE_RATE_RECEIPTS"), feed: rate("PERE_RATE_FEEDS") },
+    proxies: readAllowed(env.PERE_PROXIES, "PERE_PROXIES"),
+    log: levelOf(env.PERE_LOG),
+    metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS),
+    unknown: Object.keys(variables).filter((name) => name.startsWith("PERE_") && !(name in SETTINGS)),
     limits: {
-      feedsACaller: rate("PERE_FEEDS_A_CALLER", FEEDS_A_CALLER) || Number.POSITIVE_INFINITY,
-      ...(env.PERE_KEEP ? { keep: readKeep(env.PERE_KEEP) } : {}),
-      ...(env.PERE_KEEP_EVENTS
-        ? { keptEvents: whole("PERE_KEEP_EVENTS", env.PERE_KEEP_EVENTS, 1, KEPT_EVENTS_MAX) }
-        : {}),
-      ...(env.PERE_KEEP_SECONDS
-        ? { keptMs: 1000 * whole("PERE_KEEP_SECONDS", env.PERE_KEEP_SECONDS, 1, KEPT_SECONDS_MAX) }
-        : {}),
+      feedsACaller: rate("PERE_FEEDS_A_CALLER") || Number.POSITIVE_INFINITY,
+      keptEvents: whole("PERE_KEEP_EVENTS", 1, KEPT_EVENTS_MAX),
+      keptMs: 1000 * whole("PERE_KEEP_SECONDS", 1, KEPT_SECONDS_MAX),
+      ...(env.PERE_KEEP === "" ? {} : { keep: readKeep(env.PERE_KEEP) }),
     },
   };
 }

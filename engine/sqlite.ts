@@ -142,6 +142,11 @@ export class SqliteStore implements Store {
           this.#answers.clear();
           this.#words.undo();
         },
+        // Ids that were given out after the copy was made are of the old epochs, and never meet those that are given out now.
+        reborn: (file) => {
+          for (const { id } of file.all<Channel>("SELECT id FROM channels"))
+            file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
+        },
       },
       counts,
     );

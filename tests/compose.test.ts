@@ -1,14 +1,15 @@
 /**
- * `compose.yaml` promises two instances behind a plain proxy. Here it is read as YAML, and its proxy configuration runs in a real nginx in front of
+ * What is shipped in containers. `compose.yaml` promises two instances behind a plain proxy: here it is read as YAML, and its proxy configuration runs in a real nginx in front of
  * two real instances on one Redis.
  */
 import { afterAll, expect, test } from "bun:test";
-import { dirname, join } from "node:path";
-import { ask, connect, give, listen, push, startOn, temporary, until } from "./harness.ts";
+import { join } from "node:path";
+import packageJson from "../package.json";
+import { ask, connect, freePort, give, listen, push, startOn, temporary, until } from "./harness.ts";
+import { type Front, NGINX, startNginx } from "./front.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 import type { Service } from "../index.ts";
 
-const NGINX = Bun.which("nginx") ?? Bun.which("/usr/sbin/nginx");
 /** Why the proxy is not run, or null. */
 const noProxy: string | null = noRedis ?? (NGINX ? null : "there is no nginx on this machine");
 
@@ -31,7 +32,8 @@ interface Compose {
   readonly configs: { readonly proxy: { readonly content: string } };
 }
 
-const compose = Bun.YAML.parse(await Bun.file(join(import.meta.dir, "..", "compose.yaml")).text()) as Compose;
+const ROOT = join(import.meta.dir, "..");
+const compose = Bun.YAML.parse(await Bun.file(join(ROOT, "compose.yaml")).text()) as Compose;
 
 /** As nginx gets it: Compose reads two dollar signs as one, and one as its own. */
 function proxyConfig(): string {
@@ -40,12 +42,9 @@ function proxyConfig(): string {
   return content.replaceAll("$$", "$");
 }
 
-const running: { service?: Service; redis?: RedisServer; proxy?: Bun.Subprocess }[] = [];
+const running: { service?: Service; redis?: RedisServer; proxy?: Front }[] = [];
 afterAll(async () => {
-  for (const { proxy } of running) {
-    proxy?.kill("SIGTERM");
-    await proxy?.exited;
-  }
+  for (const { proxy } of running) await proxy?.end();
   for (const { service } of running) await service?.stop();
   for (const { redis } of running) await redis?.end();
 });
@@ -71,6 +70,21 @@ test("compose.yaml: a durable Redis, two instances, and nothing published but th
   ]);
 });
 
+test("the image is labelled with this version, on this Bun, and is given all that it copies", async () => {
+  const text = await Bun.file(join(ROOT, "Dockerfile")).text();
+  const stages = text.split(/^FROM /m).slice(1);
+  const given = (await Bun.file(join(ROOT, ".dockerignore")).text()).split("\n");
+  expect(text).toContain(`ARG BUN=${packageJson.engines.bun.replace(">=", "")}\n`);
+  for (const stage of stages.filter((stage) => /AS (executable|service)/.test(stage))) {
+    expect(stage).toContain(`image.version="${packageJson.version}"`);
+    expect(stage).toMatch(/\nUSER \d+:\d+\n/);
+    expect(stage).toMatch(/\nHEALTHCHECK .* CMD \["/);
+  }
+  for (const [, sources] of text.matchAll(/^COPY (?!--from)(.*) \S+$/gm))
+    for (const source of sources!.split(" ").filter((word) => !word.startsWith("--")))
+      expect(given).toContain(`!${source}`);
+});
+
 test.skipIf(noProxy !== null)(
   `its proxy, in a real nginx, passes events at once and WebSockets at all${noProxy === null ? "" : ` (skipped: ${noProxy})`}`,
   async () => {
@@ -78,39 +92,13 @@ test.skipIf(noProxy !== null)(
     running.push({ redis });
     const services = [await startOn(redis.url), await startOn(redis.url)];
     running.push(...services.map((service) => ({ service })));
-    // A free port, for nginx can't say which it took.
-    const holder = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-    const { port } = holder;
-    holder.stop(true);
-
-    const folder = temporary();
-    const file = join(folder, "nginx.conf");
-    const folders = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map(
-      (name) => `${name}_temp_path ${join(folder, name)};`,
-    );
-    let text = proxyConfig()
-      .replace("listen 80;", `listen 127.0.0.1:${port};`)
-      .replace("http {", `http {\n${folders.join("\n")}`)
-      .replace("/dev/stdout", join(folder, "access.log"));
+    const port = freePort();
+    const log = join(temporary(), "access.log");
+    let text = proxyConfig().replace("listen 80;", `listen 127.0.0.1:${port};`).replace("/dev/stdout", log);
     services.forEach(({ url }, n) => (text = text.replace(`pere-${n + 1}:4567`, new URL(url).host)));
-    await Bun.write(file, text);
-    const globals = `daemon off; pid ${join(folder, "pid")}; error_log stderr;`;
-    const proxy = Bun.spawn([NGINX!, "-p", dirname(file), "-c", file, "-g", globals], {
-      stdin: "ignore",
-      stdout: "ignore",
-      stderr: "pipe",
-    });
+    const proxy = await startNginx(text, port);
     running.push({ proxy });
-    const url = `http://127.0.0.1:${port}`;
-    const isUp = () =>
-      fetch(`${url}/health`).then(
-        ({ ok }) => ok,
-        () => false,
-      );
-    await until(async () => {
-      if (proxy.exitCode !== null) throw new Error(await new Response(proxy.stderr).text());
-      return isUp();
-    }, "nginx");
+    const { url } = proxy;
 
     // Events one by one, each given before the next is pushed: nothing waits in the proxy for more.
     const streams = await Promise.all(["a", "b"].map((device) => listen(`${url}/feed/yard?device=${device}`)));
@@ -141,8 +129,8 @@ test.skipIf(noProxy !== null)(
     await fetch(`${url}/feed/yard?wait=0&token=secret`, { headers: { Accept: "application/json" } });
     socket.close();
     for (const stream of streams) stream.close();
-    await until(async () => (await Bun.file(join(folder, "access.log")).text()).includes("GET /feed/yard 200"));
-    expect(await Bun.file(join(folder, "access.log")).text()).not.toContain("secret");
+    await until(async () => (await Bun.file(log).text()).includes("GET /feed/yard 200"));
+    expect(await Bun.file(log).text()).not.toContain("secret");
   },
   30_000,
 );

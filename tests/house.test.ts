@@ -16,7 +16,8 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/owed.ts": ["engine/breath.ts", "engine/store.ts", "engine/model.ts"],
   "engine/metrics.ts": ["engine/engine.ts", "engine/owed.ts", "engine/counts.ts", "engine/store.ts", "prom-client"],
   "engine/counts.ts": ["engine/model.ts"],
-  "engine/commit.ts": ["engine/counts.ts", "engine/model.ts", "bun:sqlite"],
+  "engine/lock.ts": ["engine/model.ts", "bun:sqlite", "node:fs", "node:path"],
+  "engine/commit.ts": ["engine/lock.ts", "engine/counts.ts", "engine/model.ts", "bun:sqlite"],
   "engine/schema.ts": ["engine/commit.ts", "engine/model.ts"],
   "engine/enrolments.ts": [
     "engine/breath.ts",
@@ -64,6 +65,15 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/store.ts",
     "engine/secret.ts",
     "engine/model.ts",
+  ],
+  "engine/keeping.ts": [
+    "engine/lock.ts",
+    "engine/schema.ts",
+    "engine/secret.ts",
+    "engine/model.ts",
+    "bun:sqlite",
+    "node:fs",
+    "node:path",
   ],
   "engine/redis-keys.ts": [],
   "engine/redis-scripts.ts": ["node:crypto"],
@@ -173,6 +183,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:net",
     "node:util",
   ],
+  "engine/commands.ts": ["engine/keeping.ts", "engine/mint.ts", "engine/secret.ts", "engine/settings.ts"],
   "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 

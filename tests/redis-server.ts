@@ -2,7 +2,7 @@
  * A real Redis of a test's own: on a free port, in a folder of its own, ended with the test. Its settings can be chosen, and it can be
  * stopped, woken, killed and started again on the same port with what it kept.
  */
-import { temporary, until } from "./harness.ts";
+import { freePort, temporary, until } from "./harness.ts";
 
 const PROGRAM = Bun.which("redis-server") ?? Bun.which("valkey-server");
 
@@ -21,14 +21,6 @@ export interface RedisServer {
   /** Ends it as a power cut does, and starts it again on the same port. */
   restart(): Promise<void>;
   end(): Promise<void>;
-}
-
-/** A port that is free now. */
-function freePort(): number {
-  const listener = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  const { port } = listener;
-  listener.stop(true);
-  return port;
 }
 
 /** One command in one connection; the raw answer. */

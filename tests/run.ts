@@ -35,6 +35,7 @@ const PROGRAMS: Record<string, string> = {
   "redis-server": "redis-server",
   nginx: "nginx",
   promtool: "prometheus",
+  caddy: "caddy",
 };
 
 async function installPrograms(): Promise<void> {

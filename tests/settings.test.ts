@@ -2,15 +2,23 @@
  * Starting the service as people do: flags and environment, one clear line for what is wrong, and a start in a folder of its own.
  */
 import { expect, test } from "bun:test";
-import { readSettings } from "../engine/settings.ts";
+import { LIMITS } from "../engine/engine.ts";
+import { USAGE } from "../engine/commands.ts";
+import { readSettings, SETTINGS } from "../engine/settings.ts";
+import { command } from "./commands.ts";
 import { ask, spawn, temporary } from "./harness.ts";
+import { EXAMPLE, example, README, readme } from "./settings-texts.ts";
 
 test("defaults need nothing", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
     readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
   expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0, tls: null });
-  expect(limits).toEqual({ feedsACaller: Number.POSITIVE_INFINITY });
+  expect(limits).toEqual({
+    feedsACaller: Number.POSITIVE_INFINITY,
+    keptEvents: LIMITS.keptEvents,
+    keptMs: LIMITS.keptMs,
+  });
   expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "open", [], [], []]);
 });
 
@@ -51,6 +59,24 @@ test("PERE_REDIS_REPLICAS says how many replicas must have what is acknowledged"
   const REDIS_URL = "redis://a:1";
   expect(readSettings([], { REDIS_URL }).replicas).toBe(0);
   expect(readSettings([], { REDIS_URL, PERE_REDIS_REPLICAS: "2" }).replicas).toBe(2);
+});
+
+test("README's table and .env.example are what the settings are; `bun tests/settings-texts.ts` writes them", async () => {
+  const text = await Bun.file(README).text();
+  expect(text).toBe(readme(text));
+  expect(await Bun.file(EXAMPLE).text()).toBe(example());
+});
+
+test("--help names every setting and every command, and each command that is named is there", async () => {
+  const { code, stdout, stderr } = await command(["--help"]);
+  expect([code, stderr]).toEqual([0, ""]);
+  for (const name of Object.keys(SETTINGS)) expect(stdout).toContain(`\n  ${name}`);
+  for (const [name, { args }] of Object.entries(USAGE)) {
+    expect(stdout).toContain(`\n  ${`${name} ${args}`.trim()}\n`);
+    const said = await command([name, "--what-is-that"], { PORT: "9" });
+    expect(said.code).toBe(1);
+    expect(said.stderr).toMatch(new RegExp(`^PERE can't (${name}|make a token): [^\n]+\n$`));
+  }
 });
 
 test("flags win over the environment", () => {

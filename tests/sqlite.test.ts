@@ -197,7 +197,7 @@ describe("a file", () => {
   test("of the first version is taken with all that it has, and has deadlines from then on", async () => {
     const path = join(temporary(), "pere.db");
     const first = new Database(path);
-    first.run(SCHEMA.steps[0]!);
+    first.run(readFileSync(join(import.meta.dir, "schema-1.sql"), "utf8"));
     first.run(`PRAGMA application_id = ${SCHEMA.applicationId}`);
     first.run("PRAGMA user_version = 1");
     first.run("INSERT INTO channels VALUES (1, 'orders', 'epoch', 3, 1, 1, 2, 0, 2)");

@@ -358,6 +358,8 @@ browserTest("the link with all rights leaves a cookie, with which the page works
   using page = new Page();
   const link = (await pere.link())!;
   await page.view.navigate(pere.url + link);
+  expect(await page.read<string>("location.pathname + location.search")).toBe("/");
+  await page.view.navigate(`${pere.url}/weblistener.html`);
   await page.becomes("console", "/weblistener.html?device=console");
   expect(await page.read<string>("document.cookie")).toBe("");
   const pushed = await page.read<number>(

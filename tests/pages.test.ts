@@ -1,0 +1,121 @@
+/**
+ * The pages as files: bundled on the first request, from a clone without packages and in an executable alike.
+ */
+import { expect, test } from "bun:test";
+import { chmodSync, cpSync, mkdirSync, readdirSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
+import { ask, PATIENCE_MS, temporary, until } from "./harness.ts";
+
+const ROOT = join(import.meta.dir, "..");
+
+/** Starts a command that is PERE in a folder, looks at its pages, and ends it. */
+async function look(command: readonly string[], cwd: string): Promise<void> {
+  const child = Bun.spawn([...command], {
+    cwd,
+    env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: ":memory:" },
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  try {
+    let said = "";
+    void child.stdout.pipeTo(new WritableStream({ write: (chunk) => void (said += new TextDecoder().decode(chunk)) }));
+    const url = await until(
+      () => /listening on (http:\S+)/.exec(said)?.[1] ?? "",
+      () => `a start; it said ${said}`,
+    );
+    const home = await ask(`${url}/`);
+    expect([home.status, home.headers.get("content-type"), home.headers.get("cache-control")]).toEqual([
+      200,
+      "text/html;charset=utf-8",
+      "no-cache",
+    ]);
+    const again = await ask(`${url}/`, { headers: { "If-None-Match": home.headers.get("etag")! } });
+    expect([again.status, again.text]).toEqual([304, ""]);
+    const names = [...home.text.matchAll(/(?:src|href)="([^"]+)"/g)]
+      .map(([, name]) => name!)
+      .filter((name) => name !== "/swagger");
+    expect(names.map((name) => name.replace(/-[0-9a-z]{8}\./, "."))).toEqual([
+      "/pages/icon.svg",
+      "/pages/console.css",
+      "/pages/console.js",
+    ]);
+    for (const name of names) {
+      const file = await ask(url + name);
+      expect([file.status, file.headers.get("cache-control")], name).toEqual([
+        200,
+        "public, max-age=31536000, immutable",
+      ]);
+      expect(file.headers.get("content-security-policy"), name).toContain("default-src 'none'");
+    }
+    // What pages are made of is not served.
+    for (const path of ["/pages/x", "/console.html", "/console/console.tsx", "/console/console.css", "/build.ts"])
+      expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 404`);
+    for (const path of [
+      "/weblistener.html",
+      "/weblistener.js",
+      "/swagger",
+      "/swagger/ui.js",
+      "/swagger/ui.css",
+      "/icon.svg",
+    ])
+      expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 200`);
+    expect((await ask(`${url}/swagger/json`)).body.openapi).toBe("3.1.0");
+  } finally {
+    child.kill("SIGTERM");
+    expect(await child.exited).toBe(0);
+  }
+}
+
+/** Milliseconds from a command to the line that says that it listens. What they are decides nothing. */
+async function startMs(command: readonly string[], cwd: string): Promise<number> {
+  const began = performance.now();
+  const child = Bun.spawn([...command], { cwd, env: { PORT: "0", PERE_DB: ":memory:" }, stdout: "pipe" });
+  const { value } = await child.stdout.getReader().read();
+  const took = performance.now() - began;
+  expect(new TextDecoder().decode(value)).toStartWith("PERE listening on ");
+  child.kill("SIGKILL");
+  await child.exited;
+  return took;
+}
+
+/** Packages may have to be fetched. */
+const LIMIT_MS = 3 * PATIENCE_MS;
+
+test(
+  "a clone without packages has its pages",
+  async () => {
+    const clone = temporary();
+    for (const name of ["package.json", "bun.lock", "tsconfig.json", "index.ts", "engine", "web", "clients"])
+      cpSync(join(ROOT, name), join(clone, name), { recursive: true });
+    await look([process.execPath, "run", "index.ts"], clone);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "an executable is made by one command, and in an empty folder that it may not write to it has its pages and all else",
+  async () => {
+    // Compiled from a copy, so that nothing is left in the house.
+    const copy = temporary();
+    for (const name of ["package.json", "tsconfig.json", "index.ts", "engine", "web", "clients"])
+      cpSync(join(ROOT, name), join(copy, name), { recursive: true });
+    symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));
+    const { exitCode, stderr } = Bun.spawnSync([process.execPath, "run", "compile"], { cwd: copy, stderr: "pipe" });
+    if (exitCode !== 0) throw new Error(stderr.toString());
+    const pere = join(copy, "pere");
+    const empty = join(copy, "empty");
+    mkdirSync(empty, { mode: 0o555 });
+    chmodSync(copy, 0o755);
+    // Root may write anywhere, so it becomes nobody.
+    const before = process.getuid?.() === 0 ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
+    await look([...before, pere], empty);
+    expect(readdirSync(empty)).toEqual([]);
+
+    const times: number[] = [];
+    for (let n = 0; n < 5; n++) times.push(await startMs([pere], empty));
+    console.log(`the executable listens after ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
+    const said = Bun.spawnSync([pere, "backup"], { cwd: empty }).stderr.toString();
+    expect(said).toBe("PERE can't backup: usage: bun run index.ts backup FILE\n");
+  },
+  2 * LIMIT_MS,
+);
