@@ -129,8 +129,8 @@ export const TIMING: Timing = {
 
 /** The part of a WebSocket that is used here; the browser's, Bun's, Deno's, Node 22's and npm `ws`'s all have it. */
 export interface SocketLike {
-  onmessage: ((event: { data: unknown }) => void) | null;
-  onclose: ((event: { code: number }) => void) | null;
+  onmessage: ((event: never) => void) | null;
+  onclose: ((event: never) => void) | null;
   onerror: ((event: never) => void) | null;
   send(text: string): void;
   close(code?: number): void;
@@ -792,8 +792,8 @@ class Feed {
     const asked = new Asked((text) => socket.send(text), timing.requestMs);
     let isHeard = false;
     socket.onerror = () => {};
-    socket.onclose = ({ code }) => closed.resolve(code);
-    socket.onmessage = ({ data }) => {
+    socket.onclose = ({ code }: { code: number }) => closed.resolve(code);
+    socket.onmessage = ({ data }: { data: unknown }) => {
       if (watch.why !== null) return;
       isHeard = true;
       this.#heard(watch);
