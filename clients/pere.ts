@@ -95,7 +95,7 @@ const POLL_SECONDS = 25;
 /** Characters of a line of an event stream. An event is at most 64 KiB, so a longer one is no event of ours. */
 const LINE_CHARACTERS_MAX = 1024 * 1024;
 /** Refusals of tokens that were fetched anew, one after the other, until no is taken for an answer. */
-const REFUSALS_MAX = 3;
+const REFUSALS_MAX = 6;
 /** The longest that a timer can be set for. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
@@ -549,7 +549,7 @@ class Feed {
   heardAt: number | null = null;
   error: string | null = null;
   retryAt: number | null = null;
-  /** Whether the last thing that was tried got through, and what it asked for when it ended. */
+  /** Whether the connection got through, and whether it told when to come back. */
   #isReady = false;
   #isTold = false;
   #retryMs: number;
@@ -687,21 +687,6 @@ class Feed {
     return addressOf(this.#line.base, this.#path, this.#channels, { ...this.#query, ...last, ...query });
   }
 
-  /** Before the token ends, a fresh one is fetched and put to use. @returns ends the waiting */
-  #renewal(use: (token: string) => void): () => void {
-    const { dueMs } = this.#line;
-    if (!Number.isFinite(dueMs)) return () => {};
-    const timer = setTimeout(
-      () =>
-        void this.#line.token().then(
-          (token) => token !== null && use(token),
-          () => {}, // It is asked for again when the feed has ended.
-        ),
-      Math.min(Math.max(dueMs, 0), TIMER_MS_MAX),
-    );
-    return () => clearTimeout(timer);
-  }
-
   // ------------------------------------------------------------------------------------------------- Server-Sent Events
 
   async #sse(watch: Watch, token: string | null): Promise<Trouble | null> {
@@ -716,12 +701,7 @@ class Feed {
     }
     if (!response.headers.get("content-type")?.startsWith("text/event-stream") || !response.body)
       throw new Blocked("the answer is not an event stream");
-    const stopRenewal = this.#renewal((fresh) => fresh !== token && watch.end("a fresh token"));
-    try {
-      await this.#readStream(response.body, watch);
-    } finally {
-      stopRenewal();
-    }
+    await this.#readStream(response.body, watch);
     return new Trouble("the stream ended");
   }
 
@@ -730,7 +710,10 @@ class Feed {
     const decoder = new TextDecoder();
     const stream = new EventStreamReader(
       (event, data, id) => this.#message(event, data, id),
-      (ms) => (this.#retryMs = ms),
+      (ms) => {
+        this.#retryMs = ms;
+        this.#isTold = true;
+      },
     );
     const openedAt = this.#line.now();
     try {
@@ -766,7 +749,6 @@ class Feed {
   #message(event: string, data: string | null, id: string): void {
     if (data !== null) {
       const value = jsonOf(data, this.#line.parse);
-      if (event === "pere.bye") this.#isTold = true;
       if (isObject(value)) event.startsWith("pere.") ? this.#own(event.slice(5), value) : this.#taker.take(value);
     }
     // A position counts when what stands before it has been taken.
@@ -818,7 +800,7 @@ class Feed {
       () => this.#ask && !asked.isBusy && void asked.ask("[]").catch(() => {}),
       timing.silentMs * 0.375,
     );
-    const stopRenewal = this.#renewal((fresh) => socket.send(JSON.stringify({ pere: "token", token: fresh })));
+    const stopRenewal = this.#renewal(socket);
     const back = setTimeout(
       () => watch.end("back to SSE"),
       Math.max(0, Math.min(this.#againAt - this.#line.now(), TIMER_MS_MAX)),
@@ -842,6 +824,23 @@ class Feed {
         // It was never open.
       }
     }
+  }
+
+  /** Before a socket's token ends, a fresh one is sent by it. An event stream can't be told: it ends, and is opened anew. @returns ends the waiting */
+  #renewal(socket: SocketLike): () => void {
+    const { dueMs } = this.#line;
+    if (!Number.isFinite(dueMs)) return () => {};
+    const renew = async (): Promise<void> => {
+      try {
+        socket.send(JSON.stringify({ pere: "token", token: await this.#line.token() }));
+        stop = this.#renewal(socket);
+      } catch {
+        // It is asked for again when the feed has ended.
+      }
+    };
+    const timer = setTimeout(() => void renew(), Math.min(Math.max(dueMs, 0), TIMER_MS_MAX));
+    let stop = (): void => clearTimeout(timer);
+    return () => stop();
   }
 
   /** Where each channel stands, on a socket, which has no `id:` line. */
@@ -876,7 +875,7 @@ class Feed {
     const { timing, now, parse } = this.#line;
     // Each poll has its own limit.
     watch.allow(Number.POSITIVE_INFINITY);
-    for (let wait = 0; ; wait = POLL_SECONDS) {
+    for (let wait = 0; ; wait = Math.min(POLL_SECONDS, Math.max(1, Math.ceil((this.#againAt - now()) / 1000)))) {
       if (this.#taker.room() || (this.#isReady && now() >= this.#againAt)) return null;
       const response = await this.#line.ask(
         this.#address({ wait: String(wait) }),
@@ -1436,6 +1435,8 @@ class Device implements Listener {
       if (signal.aborted) this.#known.delete(event.id);
       else this.#give(event, "failed", sentenceOf(error));
     }
+    // The next one is not begun before this one's end is written down: after a kill no more than `concurrency` come again.
+    await this.#save();
     this.#open--;
     this.#begin();
     this.#isIdle();
