@@ -654,8 +654,9 @@ class Feed {
     // Where nothing comes through at all, it is not the transport.
     if (this.#rung === LADDER.length - 1 && failures > 1) this.#rung = 0;
     if (error.pauseMs !== null) return error.pauseMs * (1 + random() / 5);
+    // Never sooner than the service told last, also where it could not be heard this time.
     if (this.#isTold || failures === 0) return this.#retryMs;
-    return jitterMs(random, failures, Math.min(this.#retryMs, 2_000), timing.pauseMsMax);
+    return this.#retryMs + jitterMs(random, failures, 500, timing.pauseMsMax);
   }
 
   #show(state: Feed["state"]): void {

@@ -16,7 +16,7 @@ export interface Seen {
   readonly target: string;
   readonly head: string;
   readonly body: string;
-  /** When it was whole, and when its line ended; milliseconds of this process. */
+  /** When it was whole, and when its answer ended or, before that, its line; milliseconds of this process. */
   readonly at: number;
   endedAt: number | null;
   /** What was passed on of its answer, as Latin-1. */
@@ -137,10 +137,15 @@ export class BadProxy {
     const kept: Buffer[] = [];
     let came = 0;
     let late = Promise.resolve();
+    /** Browsers take a while to close a line that has ended. */
+    const end = (then?: () => void): void => {
+      request.endedAt ??= performance.now();
+      near.end(then);
+    };
     const finish = (): void => {
       if (line.isSilent) return; // Nobody learns that it ended.
       if (fate === "buffer") give(Buffer.concat(kept));
-      near.end();
+      end();
     };
     far.on("data", (chunk: Buffer) => {
       if (fate === "buffer") return void kept.push(chunk);
@@ -153,7 +158,7 @@ export class BadProxy {
       give(chunk.subarray(0, fate.cut - came));
       came += chunk.length;
       // What was given is sent before the line is gone.
-      if (came >= fate.cut) near.end(() => this.#end(line));
+      if (came >= fate.cut) end(() => this.#end(line));
     });
     far.on("close", () => void late.then(finish));
     const whole = request.errand === "socket" ? bytes : asLast(bytes);

@@ -1,10 +1,12 @@
 /**
- * The bad day of the SDK, `clients/pere.ts`, on Bun and on Node, where it runs as the package has it: without types, with a WebSocket given to it.
+ * The bad day of the SDK, `clients/pere.ts`, on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
+ * a page in Chromium.
  */
 import { afterAll, beforeAll } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { badDay } from "./badday.ts";
+import { isInstalled } from "./browser.ts";
 import { temporary } from "./harness.ts";
 
 const PROGRAM = join(import.meta.dir, "badday-sdk.ts");
@@ -34,4 +36,14 @@ badDay({
   missing: node === null ? "no node is installed" : null,
   hasSockets: true,
   command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
+});
+
+badDay({
+  name: "pere.ts in Chromium",
+  missing: isInstalled ? null : "no Chromium is installed",
+  hasSockets: true,
+  command: (job) => ({
+    argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
+    env: { JOB: JSON.stringify(job) },
+  }),
 });

@@ -28,7 +28,7 @@ import type { EngineOptions } from "../engine/engine.ts";
 import type { Service } from "../index.ts";
 import { BadProxy, type Errand, type Fate, type Seen } from "./bad-proxy.ts";
 import { chance, seed } from "./chance.ts";
-import { ask, SECRET, start, startWith, temporary, until } from "./harness.ts";
+import { ask, SECRET, startWith, temporary, until } from "./harness.ts";
 
 /** How long a client waits for what, instead of its own 5 s, 40 s and a minute. Whole seconds, since `sleep` knows no others. */
 export interface Patience {
@@ -72,6 +72,8 @@ const LIMIT_MS = 90_000;
 const BEAT_MS = 900;
 /** Readers are told to come back after the shortest time that the service tells anybody. */
 const OPTIONS: EngineOptions = { random: () => 0, limits: { beatMs: BEAT_MS } };
+/** A service that takes everybody, also a page that came from elsewhere. */
+const open = (): Promise<Service> => startWith({ access: "open", origins: "*" }, OPTIONS);
 /** A clock may be read a little early by those who wait. */
 const EARLY_MS = 30;
 
@@ -120,7 +122,7 @@ class Day implements AsyncDisposable {
 
   /** The device is enrolled, the client not yet started. @param secured tokens are asked for */
   static async begin(client: Client, secured = false): Promise<Day> {
-    const service = await (secured ? startWith({}, OPTIONS) : start(OPTIONS));
+    const service = await (secured ? startWith({ origins: "*" }, OPTIONS) : open());
     const office = secured ? await mint({ secret: SECRET }, { sub: "office", push: ["*"], feed: [], days: 1 }) : null;
     const day = new Day(client, service, await BadProxy.to(service.url), office);
     await day.#enrol();
@@ -177,7 +179,7 @@ class Day implements AsyncDisposable {
   /** Another service with nothing in it takes the address over. */
   async replace(): Promise<void> {
     const old = this.service;
-    this.service = await start(OPTIONS);
+    this.service = await open();
     this.#pushed.clear();
     await this.#enrol();
     this.proxy.target = Number(new URL(this.service.url).port);

@@ -5,16 +5,25 @@
 import { test } from "bun:test";
 
 const LIMIT_MS = 60_000;
-const installed = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
+export const isInstalled = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
   Bun.which(name),
 );
-const skipped = !installed && process.env.CI !== "true";
+const skipped = !isInstalled && process.env.CI !== "true";
 
 export const browserTest = (name: string, run: () => Promise<void>): void =>
   test.skipIf(skipped)(skipped ? `${name} (skipped: no Chromium is installed)` : name, run, LIMIT_MS);
 
-/** A tab of its own, in pixels. Close it at the end. @param complained hears what the page reports as an error */
-export const openTab = (width: number, height: number, complained: (what: string) => void = () => {}): Bun.WebView =>
+/**
+ * A tab of its own, in pixels. Close it at the end.
+ * @param complained hears what the page reports as an error
+ * @param flags more of the browser's, which count where it is not running yet
+ */
+export const openTab = (
+  width: number,
+  height: number,
+  complained: (what: string) => void = () => {},
+  flags: readonly string[] = [],
+): Bun.WebView =>
   new Bun.WebView({
     width,
     height,
@@ -30,6 +39,7 @@ export const openTab = (width: number, height: number, complained: (what: string
         "--disable-component-update",
         "--disable-sync",
         "--no-first-run",
+        ...flags,
       ],
     },
   });
