@@ -162,8 +162,11 @@ class Day implements AsyncDisposable {
     await this.#child?.exited;
   }
 
-  async push(data: string): Promise<string> {
-    const { body, status } = await ask(`${this.service.url}/push/orders`, { body: data, headers: this.#office });
+  async push(data: string, query = ""): Promise<string> {
+    const { body, status } = await ask(`${this.service.url}/push/orders${query}`, {
+      body: data,
+      headers: this.#office,
+    });
     expect(status).toBe(201);
     this.#pushed.set(body.id as string, data);
     return body.id as string;
@@ -332,6 +335,18 @@ const CASES: Record<string, (client: Client) => Promise<void>> = {
     // Of the answers that asked for time each was asked at least once.
     const heard = day.proxy.seen.filter(({ answer }) => /Retry-After/.test(answer));
     expect(heard.length).toBeGreaterThanOrEqual(4);
+  },
+
+  async "no receipt gets through, and the service sends the event again and again"(client) {
+    await using day = await Day.begin(client);
+    day.proxy.weather = ({ errand }) => (errand === "receipts" ? { status: 503 } : "pass");
+    day.launch();
+    await day.asked("a feed", ({ errand, answer }) => errand === "sse" && answer.includes("pere.ready"));
+    const id = await day.push('"hello?"', "?remind=1");
+    await day.asked("the event three times", ({ answer }) => answer.split(`data: {"id":"${id}"`).length > 3);
+    day.proxy.weather = () => "pass";
+    await day.pushMany(1);
+    await day.settle();
   },
 
   async "every answer comes late"(client) {
