@@ -40,7 +40,7 @@ export interface Receipt {
   readonly channel: string;
   readonly status: Word;
   /** Any JSON of at most 4 KiB. */
-  detail?: unknown;
+  readonly detail?: unknown;
   /** The device's own clock, ISO 8601. */
   readonly at: string;
 }
@@ -151,6 +151,8 @@ export interface Reach {
   /** Milliseconds since 1970. */
   readonly now?: (() => number) | undefined;
   readonly timing?: Partial<Timing> | undefined;
+  /** Told why, each time that something went wrong and is tried again. */
+  readonly onTrouble?: ((why: string) => void) | undefined;
   /** Reads what comes: one event, an array of them or a message of the service. Another one may keep numbers that JavaScript would round. */
   readonly parse?: ((text: string) => unknown) | undefined;
 }
@@ -273,6 +275,7 @@ class Line {
   readonly now: () => number;
   readonly timing: Timing;
   readonly parse: (text: string) => unknown;
+  readonly trouble: (why: string) => void;
   readonly #token: Token | null;
   #current: string | null = null;
   #asking: Promise<string> | null = null;
@@ -289,6 +292,7 @@ class Line {
     this.now = reach.now ?? Date.now;
     this.timing = { ...TIMING, ...reach.timing };
     this.parse = reach.parse ?? JSON.parse;
+    this.trouble = reach.onTrouble ?? (() => {});
     this.#token = reach.token ?? null;
   }
 
@@ -611,6 +615,7 @@ class Feed {
       const pauseMs = this.#next(error, failures);
       if (pauseMs === null) continue;
       this.error = error?.message ?? this.error;
+      if (error) this.#line.trouble(error.message);
       this.retryAt = this.#line.now() + pauseMs;
       this.#show(failures > 0 ? "offline" : "connecting");
       await this.#nap.sleep(pauseMs, signal);
@@ -1248,11 +1253,8 @@ class Device implements Listener {
   async #named(): Promise<void> {
     const { device, token, storage, url } = this.#options;
     let name = device ?? "";
-    for (
-      let failures = 1;
-      device === undefined && token !== undefined && storage && !this.#ending.signal.aborted;
-      failures++
-    )
+    const isTokens = device === undefined && token !== undefined && (storage !== undefined || this.#isShared());
+    for (let failures = 1; isTokens && !this.#ending.signal.aborted; failures++)
       try {
         const { sub } = claimsOf(await this.#line.token());
         if (typeof sub === "string") this.#device = name = sub;
@@ -1511,6 +1513,7 @@ class Device implements Listener {
         if (error instanceof PereError && this.#refused(batch, error)) continue;
         failures++;
         this.#trouble = `receipts wait: ${sentenceOf(error)}`;
+        this.#line.trouble(this.#trouble);
         this.#changed();
         const askedMs = error instanceof Trouble ? error.pauseMs : null;
         const pauseMs = askedMs === null ? this.#pauseMs(failures) : askedMs * (1 + this.#line.random() / 5);
@@ -1563,7 +1566,10 @@ class Device implements Listener {
     if (batch.length > 1 || !receipt) return true;
     if (receipt.detail === undefined || (isObject(receipt.detail) && "refused" in receipt.detail))
       this.#answered(batch, [{ index: 0, reason: message }]);
-    else receipt.detail = { refused: message };
+    else {
+      const spare = { ...receipt, detail: { refused: message } };
+      this.#outbox = this.#outbox.map((other) => (other === receipt ? spare : other));
+    }
     return true;
   }
 
@@ -1762,6 +1768,7 @@ async function push(
         error.pauseMs === null
           ? jitterMs(line.random, failures, 250, line.timing.pauseMsMax)
           : error.pauseMs * (1 + line.random() / 5);
+      line.trouble(error.message);
       await new Nap().sleep(Math.min(pauseMs, giveUpMs - pastMs), signal ?? never);
     }
   }
