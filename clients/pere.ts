@@ -241,7 +241,7 @@ function retryAfterMs(response: Response, now: number): number | null {
 
 /**
  * What an answer means that is not 2xx.
- * @returns PereError when the service itself said no for good, Trouble otherwise
+ * @returns PereError when the service itself said no for good; Blocked when somebody before it did; Trouble otherwise
  */
 async function refusalOf(response: Response, now: number): Promise<PereError | Trouble> {
   const { status } = response;
@@ -250,7 +250,7 @@ async function refusalOf(response: Response, now: number): Promise<PereError | T
   const isOurs = isObject(problem) && typeof problem.type === "string" && problem.type.startsWith("urn:pere:");
   const passes = status >= 500 || status === 408 || status === 425 || status === 429;
   const sentence = isOurs && typeof problem.detail === "string" ? problem.detail : `answered with status ${status}`;
-  if (isOurs && !passes && status >= 400) return new PereError(status, sentence, problem);
+  if (!passes && status >= 400) return isOurs ? new PereError(status, sentence, problem) : new Blocked(sentence);
   return new Trouble(sentence, retryAfterMs(response, now));
 }
 
@@ -611,13 +611,14 @@ class Feed {
       const error = await this.#follow(signal);
       if (signal.aborted) return;
       if (error instanceof PereError) throw error;
-      failures = this.#isReady ? 0 : failures + 1;
+      if (this.#isReady) failures = 0;
+      else if (!(error instanceof Blocked)) failures++;
       const pauseMs = this.#next(error, failures);
       if (pauseMs === null) continue;
       this.error = error?.message ?? this.error;
       if (error) this.#line.trouble(error.message);
       this.retryAt = this.#line.now() + pauseMs;
-      this.#show(failures > 0 ? "offline" : "connecting");
+      this.#show(this.#isReady ? "connecting" : "offline");
       await this.#nap.sleep(pauseMs, signal);
       this.retryAt = null;
     }
@@ -657,10 +658,10 @@ class Feed {
       return null;
     }
     // Where nothing comes through at all, it is not the transport.
-    if (this.#rung === LADDER.length - 1 && failures > 1) this.#rung = 0;
+    if (this.#rung === LADDER.length - 1 && (failures > 1 || error instanceof Blocked)) this.#rung = 0;
     if (error.pauseMs !== null) return error.pauseMs * (1 + random() / 5);
     // Never sooner than the service told last, also where it could not be heard this time.
-    if (this.#isTold || failures === 0) return this.#retryMs;
+    if (this.#isTold || this.#isReady) return this.#retryMs;
     return this.#retryMs + jitterMs(random, failures, 500, timing.pauseMsMax);
   }
 
@@ -772,10 +773,13 @@ class Feed {
   async #socket(watch: Watch, token: string | null): Promise<Trouble | null> {
     const { WebSocket, timing, parse } = this.#line;
     if (WebSocket === null) throw new Blocked("there is no WebSocket here");
-    const socket = new WebSocket(
-      this.#address().replace(/^http/, "ws"),
-      token === null ? [] : ["pere.v1", `pere.token.${token}`],
-    );
+    const url = this.#address().replace(/^http/, "ws");
+    let socket: SocketLike;
+    try {
+      socket = new WebSocket(url, token === null ? [] : ["pere.v1", `pere.token.${token}`]);
+    } catch (error) {
+      throw new Blocked(sentenceOf(error)); // As on a page with TLS that would open a socket without.
+    }
     const closed = promised<number>();
     const asked = new Asked((text) => socket.send(text), timing.requestMs);
     let isHeard = false;
@@ -968,7 +972,7 @@ export const browserKeeper = (store: Pick<Storage, "getItem" | "setItem"> = loca
   set: (name, text) => store.setItem(name, text),
 });
 
-/** A file, on Bun, Node and Deno, for one listener: written beside itself, synced and put in its place, so that it is whole at any moment. */
+/** A file, on Bun, Node and Deno, held by one process: written beside itself, synced and put in its place, so that it is whole at any moment. */
 export function fileKeeper(path: string): Keeper {
   // The name is no literal, so that bundlers for browsers leave it alone.
   const module = "node:fs/promises";
@@ -980,26 +984,34 @@ export function fileKeeper(path: string): Keeper {
       flags: string,
     ): Promise<{ writeFile(text: string): Promise<void>; sync(): Promise<void>; close(): Promise<void> }>;
   }>;
+  let kept: Record<string, unknown> = {};
+  let writing: Promise<void> = Promise.resolve();
+  const write = async (): Promise<void> => {
+    const { open, rename } = await files;
+    const file = await open(`${path}.new`, "w");
+    try {
+      await file.writeFile(JSON.stringify(kept));
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(`${path}.new`, path);
+  };
   return {
     async get(name) {
       try {
-        const kept = jsonOf(await (await files).readFile(path, "utf8"));
-        return isObject(kept) && typeof kept[name] === "string" ? kept[name] : null;
+        const read = jsonOf(await (await files).readFile(path, "utf8"));
+        kept = { ...(isObject(read) ? read : {}), ...kept };
       } catch (error) {
-        if ((error as { code?: string }).code === "ENOENT") return null;
-        throw error;
+        if ((error as { code?: string }).code !== "ENOENT") throw error;
       }
+      const text = kept[name];
+      return typeof text === "string" ? text : null;
     },
-    async set(name, text) {
-      const { open, rename } = await files;
-      const file = await open(`${path}.new`, "w");
-      try {
-        await file.writeFile(JSON.stringify({ [name]: text }));
-        await file.sync();
-      } finally {
-        await file.close();
-      }
-      await rename(`${path}.new`, path);
+    set(name, text) {
+      kept[name] = text;
+      writing = writing.then(write, write);
+      return writing;
     },
   };
 }
@@ -1174,6 +1186,8 @@ class Device implements Listener {
   #rejected = 0;
   #sending: Promise<void> | null = null;
   #batchMax = RECEIPTS_MAX;
+  /** The pause before receipts are sent again is our own, not one that was asked for. */
+  #mayHurry = true;
   #idle: (() => void)[] = [];
   #saving: Promise<void> | null = null;
   #isDirty = false;
@@ -1230,7 +1244,7 @@ class Device implements Listener {
   async #run(): Promise<void> {
     const online = (): void => {
       this.#feed.hurry();
-      this.#nap.wake();
+      if (this.#mayHurry) this.#nap.wake();
     };
     globalThis.addEventListener?.("online", online);
     try {
@@ -1379,6 +1393,7 @@ class Device implements Listener {
   // ------------------------------------------------------------------------------------------------------------------ events
 
   #own(name: string, body: Record<string, unknown>): void {
+    if (name === "ready" && this.#mayHurry) this.#nap.wake();
     if (name === "ready" && "device" in body) {
       // A token says who its bearer is.
       this.#device = typeof body.device === "string" ? body.device : null;
@@ -1517,6 +1532,7 @@ class Device implements Listener {
         this.#changed();
         const askedMs = error instanceof Trouble ? error.pauseMs : null;
         const pauseMs = askedMs === null ? this.#pauseMs(failures) : askedMs * (1 + this.#line.random() / 5);
+        this.#mayHurry = askedMs === null;
         // A socket that failed is followed by a request at once.
         if (!ask) await this.#nap.sleep(pauseMs, signal);
       }

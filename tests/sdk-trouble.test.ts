@@ -154,23 +154,30 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
       cleanup.defer(() => proxy.stop());
       const between = new Between();
       between.holds = transport !== "sse";
-      const { worked, listener, by } = device({
+      const options = {
         url: `http://127.0.0.1:${proxy.port}`,
         fetch: between.fetch,
         ...(transport === "longpoll" ? { WebSocket: null } : {}),
         timing: { ...TIMING, ...(between.holds ? { firstByteMs: 500 } : {}) },
-      });
-      cleanup.defer(() => listener.close());
+      };
+      const { worked, listener, by } = device(options);
+      // One without a name is told by its position alone what it missed.
+      const nobody = device({ ...options, device: undefined });
+      cleanup.defer(() => Promise.all([listener.close(), nobody.listener.close()]).then(() => {}));
+      await nobody.by(transport);
       await by(transport);
       let count = 0;
       for (let cuts = 0; cuts < 8; cuts++) {
         await publishMany(pere.url, "orders", counting(20, count));
         count += 20;
-        await until(() => worked.length >= count - Math.floor(random() * 20));
+        const least = count - Math.floor(random() * 20);
+        await until(() => worked.length >= least && nobody.worked.length >= least);
         proxy.cut();
       }
       expect((await settled(pere.url, count)).every(({ done }) => done === 1)).toBe(true);
       expect(worked).toEqual(counting(count));
+      await until(() => nobody.worked.length >= count);
+      expect(nobody.worked).toEqual(counting(count));
     },
     LIMIT_MS,
   );
@@ -230,7 +237,8 @@ for (const storeIs of ["kept", "new"] as const)
       await until(() => status().unsent === 1);
       if (storeIs === "new") db = join(temporary(), "pere.db");
       pere = await spawn({ PERE_DB: db, PORT: new URL(pere.url).port });
-      await until(() => status().state === "connected" && status().unsent === 0);
+      // It was told to come back after up to 4 s, each time.
+      await until(() => status().state === "connected" && status().unsent === 0, "its return", 30_000);
       await publish(pere.url, "orders", 2, { wait: 10 });
       await publish(pere.url, "orders", 3, { wait: 10 });
       expect(worked).toEqual([1, "held", 2, 3]);
