@@ -2,121 +2,86 @@
 /**
  * A device that is a host: it listens, works a moment on each event, and says what became of it.
  *
- *   bun clients/hostlistener.ts [url] [channel] [device] [--flaky]
+ *   bun clients/hostlistener.ts [url] [channel] [device] [--flaky] [--json] [--state=file] [--concurrency=number]
  *
- * For each event it gives `received` at once and `done` after a moment; `failed` where the event's data has `"fail": true`, and with
- * `--flaky` one time in ten. Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; the device is then the
- * token's, whatever the arguments say.
+ * It works for a moment on each event and is done; it fails where the event's data has `"fail": true`, and with `--flaky` one time in ten. With
+ * `--state` it remembers in a file what it has finished, and receipts that could not be given. Where the service asks for a token, it is taken
+ * from the environment, `PERE_TOKEN`; the device is then the token's, whatever the arguments say.
  *
- * It is written against PERE's public contract alone, with nothing but what Bun has: read it as an example of what a device must do. That
- * is three things: follow the feed and come back where it broke off (`stream.ts`), keep each receipt until it was answered (`give`,
- * `deliver`), and take an event that comes twice for one (`busy`).
+ * All that a device must do is in the SDK, `pere.ts`; this is an example of what is left to do.
  */
 import { hostname } from "node:os";
-import { parseArgs } from "node:util";
-import { authorization, follow, passes } from "./stream.ts";
+import { defineCommand, runMain } from "citty";
+import { fileKeeper, listen, type PereError, type PushedEvent, type Status } from "./pere.ts";
 
-/** A device's word on an event, as it goes out. */
-interface Receipt {
-  readonly event: string;
-  readonly device: string;
-  readonly status: "received" | "done" | "failed";
-  readonly detail?: string;
-  readonly at: string;
+/** The device's work: a moment that differs, and perhaps a failure. */
+async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
+  await Bun.sleep(50 + Math.random() * 450);
+  if (typeof data === "object" && data !== null && "fail" in data && data.fail === true)
+    throw new Error("the event asked for it");
+  if (isFlaky && Math.random() < 0.1) throw new Error("it went wrong by chance");
 }
 
-/** Receipts in one request. */
-const BATCH_MAX = 100;
-/** The longest pause before receipts are tried again. */
-const PAUSE_MS_MAX = 10_000;
-
-async function main(): Promise<void> {
-  const { values, positionals } = parseArgs({ options: { flaky: { type: "boolean" } }, allowPositionals: true });
-  const base = (positionals[0] ?? "http://127.0.0.1:4567").replace(/\/+$/, "");
-  const channel = positionals[1] ?? "orders";
-  let device =
-    positionals[2] ??
-    (hostname()
-      .replace(/[^A-Za-z0-9._:~-]/g, "-")
-      .slice(0, 128) ||
-      "host");
-  const feed = `${base}/feed/${encodeURIComponent(channel)}?device=${encodeURIComponent(device)}`;
-
-  /** Events that were not answered for to the end: one that comes again meanwhile is the same one. */
-  const busy = new Set<string>();
-  const outbox: Receipt[] = [];
-  let delivering = false;
-
-  function give(event: string, status: Receipt["status"], detail?: string): void {
-    outbox.push({ event, device, status, ...(detail === undefined ? {} : { detail }), at: new Date().toISOString() });
-    if (!delivering) void deliver();
-  }
-
-  /** Sends what is in the outbox, in order, and again until the service has answered for it. */
-  async function deliver(): Promise<void> {
-    delivering = true;
-    for (let failures = 0; outbox.length > 0;) {
-      const batch = outbox.slice(0, BATCH_MAX);
-      try {
-        const response = await fetch(`${base}/feedback/${encodeURIComponent(channel)}`, {
-          method: "POST",
-          headers: { "Content-Type": "application/json", ...authorization() },
-          body: JSON.stringify(batch),
-        });
-        if (passes(response.status)) throw new Error(`status ${response.status}`);
-        tell(batch, response.ok ? "" : `status ${response.status}`, await response.text());
-        outbox.splice(0, batch.length);
-        failures = 0;
-      } catch (error) {
-        const pauseMs = Math.min(PAUSE_MS_MAX, 250 * 2 ** failures++) * (0.5 + Math.random() / 2);
-        console.log(`! ${outbox.length} receipts wait: ${(error as Error).message}`);
-        await Bun.sleep(pauseMs);
-      }
-    }
-    delivering = false;
-  }
-
-  function tell(batch: readonly Receipt[], trouble: string, text: string): void {
-    const { rejected = [] } = JSON.parse(text) as { rejected?: { index: number; reason: string }[] };
-    for (const [index, { event, status }] of batch.entries()) {
-      const reason = rejected.find((rejection) => rejection.index === index)?.reason ?? trouble;
-      console.log(reason === "" ? `^ ${event} ${status}` : `! ${event} ${status} was rejected: ${reason}`);
-      if (status !== "received") busy.delete(event);
-    }
-  }
-
-  /** The device's work: a moment that differs, and a result. */
-  async function work({ id, data }: { id: string; data: unknown }): Promise<void> {
-    await Bun.sleep(50 + Math.random() * 450);
-    const wanted = typeof data === "object" && data !== null && "fail" in data && data.fail === true;
-    if (wanted) give(id, "failed", "the event asked for it");
-    else if (values.flaky && Math.random() < 0.1) give(id, "failed", "it went wrong by chance");
-    else give(id, "done");
-  }
-
-  process.once("SIGINT", () => {
-    console.log(`stopped; ${busy.size} events are not answered for and will come again`);
-    process.exit(0);
-  });
-  console.log(`${device} listens to ${channel} at ${base}`);
-  for await (const { event, data } of follow(feed, (why) => console.log(`! ${why}`))) {
-    if (event.startsWith("pere.")) {
-      console.log(`. ${event} ${data}`);
-      // A token says who its bearer is.
-      if (event === "pere.ready") ({ device } = JSON.parse(data) as { device: string });
-      continue;
-    }
-    const pushed = JSON.parse(data) as { id: string; data: unknown };
-    if (busy.has(pushed.id)) continue;
-    busy.add(pushed.id);
-    console.log(`v ${pushed.id}${event === "" ? "" : ` ${event}`} ${JSON.stringify(pushed.data)}`);
-    give(pushed.id, "received");
-    void work(pushed);
-  }
+/** What there is to say of the connection; the same sentence as before is nothing new. */
+function sentence({ state, transport, device, error, retryAt }: Status): string {
+  if (state === "connected") return `. connected by ${transport} as ${device}`;
+  if (retryAt === null) return `. ${state}`;
+  return `! ${error ?? state}; coming back in ${retryAt - Date.now()} ms`;
 }
 
-if (import.meta.main)
-  await main().catch((error: Error) => {
-    console.error(`hostlistener: ${error.message}`);
-    process.exit(1);
-  });
+const command = defineCommand({
+  meta: { name: "hostlistener", description: "A device: works on events, and gives receipts" },
+  args: {
+    url: { type: "positional", default: "http://127.0.0.1:4567", description: "where PERE is" },
+    channel: { type: "positional", default: "orders", description: "one, or several with commas" },
+    device: {
+      type: "positional",
+      default:
+        hostname()
+          .replace(/[^A-Za-z0-9._:~-]/g, "-")
+          .slice(0, 128) || "host",
+      description: "the device's name",
+    },
+    flaky: { type: "boolean", description: "fail one time in ten" },
+    json: { type: "boolean", description: "print JSON, an object a line" },
+    state: { type: "string", description: "a file to remember in" },
+    concurrency: { type: "string", default: "100", description: "events worked on at once" },
+  },
+  async run({ args: { url, channel, device, flaky, json, state, concurrency } }) {
+    const print = (name: string, value: unknown, line: string): void =>
+      console.log(json ? JSON.stringify({ [name]: value }) : line);
+    const listener = listen({
+      url,
+      channels: channel,
+      device,
+      token: process.env.PERE_TOKEN || undefined,
+      concurrency: Number(concurrency) || 1,
+      storage: state === undefined ? undefined : fileKeeper(state),
+      onEvent(event) {
+        const { id, type = "", data } = event;
+        print("event", event, `v ${id}${type && ` ${type}`} ${JSON.stringify(data)}`);
+        return work(event, flaky === true);
+      },
+      onReceipt: (receipt) => print("receipt", receipt, `^ ${receipt.event} ${receipt.status}`),
+      onRejected: (receipt, reason) =>
+        print("rejected", { ...receipt, reason }, `! ${receipt.event} ${receipt.status} was rejected: ${reason}`),
+      onGap: (gap) => print("gap", gap, `! events after ${gap.after} and before ${gap.from} are no longer kept`),
+    });
+    let before = "";
+    listener.status().subscribe((status) => {
+      const now = `${status.state} ${status.transport} ${status.retryAt}`;
+      if (now !== before && status.state !== "closed") print("status", status, sentence(status));
+      before = now;
+    });
+    process.once("SIGINT", () => {
+      const { open, waiting } = listener.status().get();
+      void listener.close().then(() => print("end", { open, waiting }, `stopped; ${open + waiting} were in hand`));
+    });
+    await listener.closed.catch(({ message, status }: PereError) => {
+      console.error(`hostlistener: ${message} (status ${status})`);
+      process.exitCode = 1;
+    });
+  },
+});
+
+if (import.meta.main) await runMain(command);

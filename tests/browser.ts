@@ -8,10 +8,10 @@ import { dirname, join } from "node:path";
 import { temporary } from "./harness.ts";
 
 const LIMIT_MS = 60_000;
-const installed = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
+export const isInstalled = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
   Bun.which(name),
 );
-const skipped = !installed && process.env.CI !== "true";
+const skipped = !isInstalled && process.env.CI !== "true";
 
 export const browserTest = (name: string, run: () => Promise<void>): void =>
   test.skipIf(skipped)(skipped ? `${name} (skipped: no Chromium is installed)` : name, run, LIMIT_MS);
@@ -19,7 +19,11 @@ export const browserTest = (name: string, run: () => Promise<void>): void =>
 /** What the browser remembers, for as long as the tests run. */
 const profile = temporary();
 
-/** A tab of its own, in pixels. Close it at the end. @param complained hears what the page reports as an error */
+/**
+ * A tab of its own, in pixels. Close it at the end.
+ * @param complained hears what the page reports as an error
+ * @param flags more of the browser's, which count where it is not running yet
+ */
 export const openTab = (
   width: number,
   height: number,

@@ -2,6 +2,7 @@
  * The two example programs as people run them: processes of their own, against a service, through a restart of it.
  */
 import { afterEach, expect, test } from "bun:test";
+import { Terminal } from "@xterm/headless";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
@@ -60,7 +61,7 @@ test(
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const listeners = ["till-1", "till-2"].map((device) => new Client("hostlistener", [pere.url, "orders", device]));
-    for (const listener of listeners) await listener.says(/pere\.ready/);
+    for (const listener of listeners) await listener.says(/connected by sse/);
 
     // No line break after the last line: it counts all the same.
     const publisher = new Client("publisher", [pere.url, "orders"], '{"table": 7, "fail":true}\n\ntwo "coffees"');
@@ -128,7 +129,96 @@ test(
 
     const wrong = new Client("publisher", ["--wait=soon", pere.url, "orders"], "1\n");
     expect(await wrong.child.exited).toBe(1);
-    await wrong.says(/Prefer: wait/);
+    await wrong.says(/--wait must be a number of seconds, not "soon"/);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "on a terminal the publisher keeps a table of the last ten events, each with a bar; older ones scroll away as they were",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    for (const device of ["till-1", "till-2"]) await ask(`${pere.url}/devices/orders/${device}`, { method: "PUT" });
+    // A real terminal's program draws what came.
+    const screen = new Terminal({ cols: 100, rows: 40, allowProposedApi: true });
+    const program = `seq 12 | '${process.execPath}' '${join(CLIENTS, "publisher.ts")}' ${pere.url} orders`;
+    const child = Bun.spawn(["sh", "-c", program], {
+      env: { PATH: process.env.PATH, TERM: "xterm-256color" },
+      terminal: { cols: 100, rows: 40, data: (_, bytes) => screen.write(bytes) },
+    });
+    cleanup.defer(() => child.terminal?.close());
+    const lines = (): string[] =>
+      Array.from({ length: 40 }, (_, row) => screen.buffer.active.getLine(row)?.translateToString(true) ?? "");
+    const shows = (pattern: RegExp): Promise<true> =>
+      until(
+        () => pattern.test(lines().join("\n")),
+        () => `${pattern}; the screen shows:\n${lines().join("\n")}`,
+      );
+    await until(async () => (await tallies(pere.url)).length === 12, "twelve events");
+    const ids = (await tallies(pere.url)).map(({ id }) => id);
+    await shows(
+      new RegExp(`^${ids[0]} .*\n${ids[1]} .*\nevent .*\n${ids[2]} [^]*\n${ids[11]} +░{24} +0/2(?: +0){5} *\n+$`),
+    );
+    await give(pere.url, "orders", ids[11]!, "till-1", "done");
+    await give(pere.url, "orders", ids[11]!, "till-2", "working");
+    await shows(new RegExp(`^${ids[11]} +█{24} +2/2 +0 +1 +1 +0 +0 *$`, "m"));
+    await give(pere.url, "orders", ids[10]!, "till-1", "failed");
+    await shows(new RegExp(`^${ids[10]} +█{12}░{12} +1/2 +0 +0 +0 +1 +0 *$`, "m"));
+    for (const id of ids) for (const device of ["till-1", "till-2"]) await give(pere.url, "orders", id, device, "done");
+    await shows(new RegExp(`^${ids[11]} +█{24} +2/2 +0 +0 +2 +0 +0 ✓\n12 pushed, 12 complete$`, "m"));
+    expect(await child.exited).toBe(0);
+    expect(lines().filter((line) => line.startsWith("event"))).toHaveLength(1);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "with --json both print an object a line",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const listener = new Client("hostlistener", ["--json", pere.url, "orders", "till-1"]);
+    await listener.says(/"state":"connected"/);
+    const publisher = new Client("publisher", ["--json", pere.url, "orders"], '{"fail": true}');
+    expect(await publisher.child.exited).toBe(0);
+    await until(() => listener.times(/^{"receipt"/gm) === 2);
+    listener.child.kill("SIGINT");
+    expect(await listener.child.exited).toBe(0);
+    const objects = ({ said }: Client) =>
+      said
+        .trim()
+        .split("\n")
+        .map((line) => JSON.parse(line) as Record<string, any>);
+    const kinds = (client: Client) => objects(client).map((object) => Object.keys(object)[0]);
+    // A receipt can be quicker than the answer to the push.
+    expect(kinds(publisher).sort()).toEqual(["complete", "end", "pushed", "receipt", "receipt"]);
+    expect(objects(publisher).at(-1)).toEqual({ end: { pushed: 1, complete: 1 } });
+    expect(kinds(listener).filter((kind) => kind !== "status")).toEqual(["event", "receipt", "receipt", "end"]);
+    const failed = objects(publisher).find(({ receipt }) => receipt?.status === "failed");
+    expect(failed?.receipt).toMatchObject({ device: "till-1", detail: "the event asked for it" });
+  },
+  LIMIT_MS,
+);
+
+test(
+  "a listener with --state that is killed gives its receipt when it is started again, and works on nothing twice",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    let pere = cleanup.adopt(await start(), (service) => service.stop());
+    const state = join(temporary(), "till.json");
+    const first = new Client("hostlistener", [`--state=${state}`, pere.url, "orders", "till-1"]);
+    await first.says(/connected by sse/);
+    const id = await push(pere.url, "orders", 1);
+    await until(async () => (await Bun.file(state).exists()) && (await Bun.file(state).text()).includes(id));
+    await first.says(new RegExp(`^\\^ ${id} done$`, "m"));
+    first.child.kill("SIGKILL");
+    await first.child.exited;
+    const again = new Client("hostlistener", [`--state=${state}`, pere.url, "orders", "till-1"]);
+    await again.says(/connected by sse/);
+    const next = await push(pere.url, "orders", 2);
+    await again.says(new RegExp(`^\\^ ${next} done$`, "m"));
+    expect(again.said).not.toContain(`v ${id}`);
   },
   LIMIT_MS,
 );
@@ -141,7 +231,7 @@ test(
     for (const name of ["hostlistener", "publisher"]) {
       const client = new Client(name, [pere.url, "no channel"]);
       expect(await client.child.exited).toBe(1);
-      await client.says(/"status":400/);
+      await client.says(/status 400/);
     }
   },
   LIMIT_MS,
@@ -156,7 +246,7 @@ test(
       mint({ secret: SECRET }, { sub, push: [], feed: [], days: 1, ...rights });
     const [till, office] = [await token("till-7", { feed: ["orders"] }), await token("office", { push: ["orders"] })];
     const listener = new Client("hostlistener", [pere.url, "orders", "somebody"], undefined, till);
-    await listener.says(/pere\.ready {"device":"till-7"/);
+    await listener.says(/connected by sse as till-7/);
     const publisher = new Client("publisher", [pere.url, "orders"], "1\n", office);
     await publisher.says(/1 of 1 answered: 1 done, complete\n1 pushed, 1 complete/);
     expect(await publisher.child.exited).toBe(0);
@@ -170,7 +260,7 @@ test(
       ] as const) {
         const client = new Client(name, [pere.url, "orders"], "1\n", without);
         expect(await client.child.exited).toBe(1);
-        await client.says(new RegExp(`"status":${status}`));
+        await client.says(new RegExp(`status ${status}`));
         if (without) expect(client.said).not.toContain(without.slice(-20) + "\n");
       }
   },
@@ -187,7 +277,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
       const { port } = new URL(pere.url);
       const listener = new Client("hostlistener", [pere.url, "orders", "till-1"]);
-      await listener.says(/pere\.ready/);
+      await listener.says(/connected by sse/);
       const publisher = new Client("publisher", [pere.url, "orders"]);
 
       // It goes away while the listener has the publisher's first event and five more in hand.
@@ -200,7 +290,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
 
       pere = await spawn({ PERE_DB: db, PORT: port });
       await push(pere.url, "orders", "after the restart");
-      await until(() => listener.times(/pere\.ready/g) === 2, "the listener's return");
+      await until(() => listener.times(/connected by sse/g) === 2, "the listener's return");
       // The publisher followed through the restart too: the receipts that came before he was back are on his screen.
       await publisher.says(/feedback: .*coming back/);
       await publisher.says(new RegExp(`^${own}: 1 of 1 answered: 1 done, complete$`, "m"));

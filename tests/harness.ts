@@ -28,8 +28,9 @@ export function freePort(): number {
 export async function until<Value>(
   condition: () => Value | Promise<Value>,
   what: string | (() => string) = "a condition",
+  patienceMs = PATIENCE_MS,
 ): Promise<Exclude<Value, false | null | undefined | 0 | "">> {
-  for (const end = Date.now() + PATIENCE_MS; ;) {
+  for (const end = Date.now() + patienceMs; ;) {
     const value = await condition();
     if (value) return value as Exclude<Value, false | null | undefined | 0 | "">;
     if (Date.now() > end) throw new Error(`waited in vain for ${typeof what === "string" ? what : what()}`);

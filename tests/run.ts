@@ -1,7 +1,7 @@
 /**
  * `bun run test`: installs what the tests need, checks formatting and types, runs the tests, and ends with one line, `N passed, N failed`.
  *
- * It imports nothing but Bun, so that it runs in a fresh clone. Programs that some tests drive (a browser, strace) are installed where that
+ * It imports nothing but Bun, so that it runs in a fresh clone. Programs that some tests drive (a browser, strace, python3) are installed where that
  * is possible, as root on Debian and its kin; elsewhere the tests that need them say so and are skipped. With `CI=true` nothing is skipped.
  */
 const root = new URL("..", import.meta.url).pathname;
@@ -36,6 +36,8 @@ const PROGRAMS: Record<string, string> = {
   nginx: "nginx",
   promtool: "prometheus",
   caddy: "caddy",
+  python3: "python3",
+  busybox: "busybox",
 };
 
 async function installPrograms(): Promise<void> {

@@ -1,0 +1,25 @@
+/**
+ * The bad day of `clients/pere.py`, the program, which is the module's `listen` with a command for a handler.
+ */
+import { join } from "node:path";
+import { badDay } from "./badday.ts";
+
+const python = Bun.which("python3");
+
+badDay({
+  name: "pere.py",
+  missing: python === null ? "no python3 is installed" : null,
+  hasSockets: false,
+  command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
+    argv: [
+      python ?? "python3",
+      join(import.meta.dir, "..", "clients", "pere.py"),
+      ...["listen", url, channels, "--device", device, "--state", state],
+      ...["--exec", `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
+      ...["--first-byte", String(patience.firstByteMs / 1_000), "--silence", String(patience.silenceMs / 1_000)],
+      ...["--return", String(patience.returnMs / 1_000)],
+      ...(tokenFile === null ? [] : ["--token-file", tokenFile]),
+    ],
+    env: { PERE_RECORD: record },
+  }),
+});

@@ -1,0 +1,33 @@
+/**
+ * A device on the SDK, as `badday.ts` wants it: its `Job` stands in the environment, `JOB`. It runs on Bun and, bundled, on Node.
+ */
+import { appendFileSync, existsSync, readFileSync } from "node:fs";
+import { WebSocket as NodeSocket } from "ws";
+import { fileKeeper, listen } from "../clients/pere.ts";
+import type { Job } from "./badday.ts";
+
+const { url, channels, device, tokenFile, state, record, patience } = JSON.parse(process.env.JOB!) as Job;
+
+const listener = listen({
+  url,
+  channels,
+  device,
+  token: tokenFile === null ? undefined : () => readFileSync(tokenFile, "utf8").trim(),
+  storage: fileKeeper(state),
+  // Node has one since 22.
+  WebSocket: "WebSocket" in globalThis ? undefined : NodeSocket,
+  timing: {
+    firstByteMs: patience.firstByteMs,
+    silentMs: patience.silenceMs,
+    againMs: patience.returnMs,
+    pauseMsMax: 2_000,
+  },
+  async onEvent({ id, data }) {
+    appendFileSync(record, `${id} ${JSON.stringify(data)}\n`);
+    const wish = typeof data === "object" && data !== null ? data : {};
+    while ("hold" in wish && !existsSync(`${record}.go`)) await new Promise((resolve) => setTimeout(resolve, 50));
+    if ("fail" in wish) throw new Error("it was asked to fail");
+  },
+});
+listener.status().subscribe(({ state, transport, error, unsent }) => console.log(state, transport, error, unsent));
+await listener.closed;

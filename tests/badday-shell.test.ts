@@ -1,0 +1,53 @@
+/**
+ * The bad day of `clients/pere.sh`: all of it by dash, which is Debian's `sh`; and by busybox, with nothing beside it but curl, as small devices have it, what
+ * its `read`, `awk` and `sleep` decide.
+ */
+import { afterAll } from "bun:test";
+import { rmSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
+import { badDay } from "./badday.ts";
+import { temporary } from "./harness.ts";
+
+const lack = (name: string): string | null => (Bun.which(name) === null ? `no ${name} is installed` : null);
+
+/** @param path where its programs are */
+function badDayBy(shell: string, path: string, isChosen?: (name: string) => boolean): void {
+  badDay(
+    {
+      name: `pere.sh by ${shell}`,
+      missing: lack(shell) ?? lack("curl"),
+      hasSockets: false,
+      command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
+        argv: [
+          shell === "busybox" ? "sh" : shell,
+          join(import.meta.dir, "..", "clients", "pere.sh"),
+          ...[url, channels, device, `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
+        ],
+        env: {
+          PATH: path,
+          PERE_STATE: state,
+          PERE_RECORD: record,
+          PERE_FIRST_BYTE: String(patience.firstByteMs / 1_000),
+          PERE_SILENCE: String(patience.silenceMs / 1_000),
+          PERE_RETURN: String(patience.returnMs / 1_000),
+          ...(tokenFile === null ? {} : { PERE_TOKEN_FILE: tokenFile }),
+        },
+      }),
+    },
+    isChosen,
+  );
+}
+
+/** A folder with busybox's own programs, and curl. */
+function onlyBusybox(): string {
+  const folder = temporary();
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const [busybox, curl] = [Bun.which("busybox"), Bun.which("curl")];
+  if (busybox === null || curl === null) return folder;
+  Bun.spawnSync([busybox, "--install", "-s", folder]);
+  symlinkSync(curl, join(folder, "curl"));
+  return folder;
+}
+
+badDayBy("dash", process.env.PATH ?? "");
+badDayBy("busybox", onlyBusybox(), (name) => /random bytes|held back|silent|killed/.test(name));

@@ -1,0 +1,8 @@
+#!/bin/sh
+# The work of a client that runs a command for each event, as badday.ts demands it: a line in the record, then done, held up or failed.
+data=$(tr '\n' ' ')
+printf '%s %s\n' "$PERE_EVENT_ID" "$data" >>"$PERE_RECORD"
+case $data in
+*'"hold": true'*) while [ ! -e "$PERE_RECORD.go" ]; do sleep 0.05; done ;;
+*'"fail": true'*) echo "it was asked to fail" >&2; exit 1 ;;
+esac
