@@ -18,6 +18,7 @@ import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import { challenge, demand, type Grant, mint, openAccess, readMint, type Right } from "./engine/access.ts";
 import { Breath } from "./engine/breath.ts";
+import { Counts } from "./engine/counts.ts";
 import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
@@ -955,10 +956,11 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
-  const store = redis === null ? new SqliteStore({ path: db }) : await openRedis(redis, replicas);
+  const counts = new Counts();
+  const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
-  const engine = new Engine(store, { hooksAllowed, ...options, limits: { ...limits, ...options.limits } });
+  const engine = new Engine(store, { hooksAllowed, counts, ...options, limits: { ...limits, ...options.limits } });
   const loopbackOnly = access === null && isLoopback(settings.host);
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;

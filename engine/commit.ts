@@ -10,6 +10,7 @@
  * errors SQLite keeps to itself when it starts them by itself; so they are started here.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import type { Counts } from "./counts.ts";
 import { PereError } from "./model.ts";
 
 /** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
@@ -46,15 +47,17 @@ export class SqliteFile {
   readonly path: string;
   readonly #db: Database;
   readonly #owner: Transactions;
+  readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
   #broken: unknown;
   #closed = false;
 
   /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
-  constructor(path: string, schema: Schema, owner: Transactions) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counts) {
     this.path = path;
     this.#owner = owner;
+    this.#counts = counts;
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {
@@ -129,7 +132,7 @@ export class SqliteFile {
   /** Runs the first of these changes, as many as there is time for, in one transaction. 0: it was undone; a lone change is then told so. */
   #transact(changes: readonly Change[]): number {
     if (changes.length === 0) return 0;
-    const end = performance.now() + COMMIT_MS;
+    const startedAt = performance.now();
     const results: { value?: unknown; error?: PereError }[] = [];
     try {
       this.check();
@@ -141,7 +144,7 @@ export class SqliteFile {
           if (!(error instanceof PereError)) throw error;
           results.push({ error });
         }
-        if (performance.now() > end) break;
+        if (performance.now() > startedAt + COMMIT_MS) break;
       }
       this.#owner.finish();
       this.run("COMMIT");
@@ -160,6 +163,8 @@ export class SqliteFile {
         );
       return 0;
     }
+    this.#counts.commits.note((performance.now() - startedAt) / 1000);
+    this.#counts.batches.note(results.length);
     try {
       this.#owner.committed();
     } finally {

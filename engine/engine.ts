@@ -5,6 +5,7 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
+import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
 import { type FeedLimits, type Feed, type FeedRequest, Feeds, type Wire } from "./feeds.ts";
 import {
@@ -60,6 +61,8 @@ export interface EngineOptions {
   /** Private addresses that hooks may call. */
   readonly hooksAllowed?: readonly Allowed[];
   readonly hookCall?: CallOptions;
+  /** Where it is counted what was done. */
+  readonly counts?: Counts;
 }
 
 export interface Audience {
@@ -87,6 +90,8 @@ const REASONS = {
 export class Engine {
   /** Who is called when there are receipts. */
   readonly hooks: Hooks;
+  /** What was done since the start. */
+  readonly counts: Counts;
   readonly #store: Store;
   readonly #limits: Limits;
   readonly #now: () => number;
@@ -102,10 +107,12 @@ export class Engine {
 
   constructor(store: Store, options: EngineOptions = {}) {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
+    const { counts = new Counts() } = options;
+    this.counts = counts;
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
-    this.#feeds = new Feeds(store, this.#limits, now, random, (channel, isAttended) =>
+    this.#feeds = new Feeds(store, this.#limits, now, random, counts, (channel, isAttended) =>
       this.#reminders.attended(channel, isAttended),
     );
     this.#reminders = new Reminders(store, this.#feeds, now);
@@ -121,6 +128,7 @@ export class Engine {
     this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
     store.watch(
       (wake) => {
+        if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
         this.#feeds.woken(wake);
         this.#reminders.woken(wake);
       },
@@ -153,10 +161,19 @@ export class Engine {
    */
   async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
     if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
+    const work = this.counts.of(channel);
+    const startedAt = performance.now();
     const [appended, elsewhere] = await Promise.all([
       this.#store.append(channel, drafts, this.#now(), key),
       this.#store.elsewhere(channel),
-    ]);
+    ]).catch((error: unknown) => {
+      if (!(error instanceof PereError) || error.code !== "refused") work.pushFailures++;
+      throw error;
+    });
+    this.counts.pushStored.note((performance.now() - startedAt) / 1000);
+    if (appended.replayed) work.replays++;
+    else work.pushes += appended.count;
+    this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
     const slack = Math.floor(this.#limits.keptEvents / 100);
     const head = appended.first + appended.count - 1;
     if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
@@ -205,21 +222,30 @@ export class Engine {
     const now = this.#now();
     await Promise.all(
       [...byChannel].map(async ([channel, list]) => {
-        const verdicts = await this.#store.record(
-          channel,
-          list.map(({ draft }) => draft),
-          now,
-        );
+        const work = this.counts.of(channel);
+        const startedAt = performance.now();
+        const drafts = list.map(({ draft }) => draft);
+        const verdicts = await this.#store.record(channel, drafts, now).catch((error: unknown) => {
+          work.receiptFailures++;
+          throw error;
+        });
+        this.counts.receiptsStored.note((performance.now() - startedAt) / 1000);
         verdicts.forEach((verdict, place) => {
           const { index, draft } = list[place]!;
           if (verdict === "recorded" || verdict === "duplicate") {
-            if (verdict === "recorded") recorded++;
-            else duplicate++;
+            if (verdict === "recorded") {
+              recorded++;
+              this.counts.recorded(work, draft.status, draft.event, now);
+            } else {
+              duplicate++;
+              work.duplicates++;
+            }
             this.#feeds.heard(channel, draft.device);
             if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event.seq);
           } else {
             const event = `${draft.event.epoch}-${draft.event.seq}`;
             rejected.push({ index, event, reason: REASONS[verdict] });
+            work.rejections++;
           }
         });
       }),

@@ -15,6 +15,7 @@ import {
   type Receipt,
   receiptText,
 } from "./model.ts";
+import type { Counts } from "./counts.ts";
 import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } from "./tail.ts";
 
@@ -176,6 +177,7 @@ export class Feed implements Sink {
   end(reason: Bye): void {
     if (!this.open) return;
     this.wire.bye(reason);
+    this.#feeds.told(reason);
     this.stop();
   }
 
@@ -192,6 +194,7 @@ export class Feeds {
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
+  readonly #counts: Counts;
   readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
@@ -218,6 +221,7 @@ export class Feeds {
     limits: FeedLimits,
     now: () => number,
     random: () => number,
+    counts: Counts,
     attended: (channel: string, isAttended: boolean) => void,
   ) {
     this.#store = store;
@@ -225,6 +229,7 @@ export class Feeds {
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
+    this.#counts = counts;
     this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
     this.#timer.unref();
   }
@@ -320,6 +325,11 @@ export class Feeds {
     return this.#callers.get(caller) ?? 0;
   }
 
+  /** A feed was told why it ends. */
+  told(reason: Bye): void {
+    this.#counts.bye(reason);
+  }
+
   /** Called by a feed that ended. */
   release(feed: Feed): void {
     this.#open.delete(feed);
@@ -343,7 +353,15 @@ export class Feeds {
   #hold(kind: Kind, channel: string): Log {
     const name = logName(kind, channel);
     let log = this.#logs.get(name);
-    if (!log) this.#logs.set(name, (log = new Log(kind, channel, this.#source(kind, channel))));
+    if (!log) {
+      log = new Log(
+        kind,
+        channel,
+        this.#source(kind, channel),
+        kind === "events" ? this.#counts.of(channel) : undefined,
+      );
+      this.#logs.set(name, log);
+    }
     log.users++;
     return log;
   }
