@@ -28,6 +28,7 @@ import type { Allowed, CallOptions } from "./hook-call.ts";
 import { Hooks } from "./hooks.ts";
 import { Reminders } from "./reminders.ts";
 import { Waiting } from "./waiting.ts";
+import { type Screen, Watching, type WatchRequest } from "./watching.ts";
 import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
@@ -99,6 +100,7 @@ export class Engine {
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
   readonly #waiting: Waiting;
+  readonly #watching: Watching;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
@@ -126,6 +128,7 @@ export class Engine {
       random,
     });
     this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
+    this.#watching = new Watching(store, this.#feeds, counts, now);
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
@@ -151,6 +154,11 @@ export class Engine {
   /** What this instance holds, for tests and metrics. */
   get held() {
     return this.#feeds.held;
+  }
+
+  /** How many watch this instance. */
+  get watchers(): number {
+    return this.#watching.size;
   }
 
   // ------------------------------------------------------------------------------------------------------------------ push
@@ -198,6 +206,11 @@ export class Engine {
   /** Opens a feed; see `Feeds.follow`. */
   follow(request: FeedRequest, wire: Wire): Feed {
     return this.#feeds.follow(request, wire);
+  }
+
+  /** Shows what goes on; see `Watching.watch`. */
+  watch(request: WatchRequest, screen: Screen): () => void {
+    return this.#watching.watch(request, screen);
   }
 
   // -------------------------------------------------------------------------------------------------------------- feedback
@@ -422,6 +435,7 @@ export class Engine {
     for (const timer of this.#timers) clearInterval(timer);
     this.#reminders.stop();
     this.#waiting.stop();
+    this.#watching.stop();
     await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 

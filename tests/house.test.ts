@@ -91,6 +91,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/deadlines.ts": ["engine/store.ts"],
   "engine/reminders.ts": ["engine/breath.ts", "engine/feeds.ts", "engine/store.ts", "engine/model.ts"],
   "engine/waiting.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/watching.ts": ["engine/counts.ts", "engine/feeds.ts", "engine/store.ts", "engine/model.ts"],
   "engine/hook-call.ts": [
     "engine/model.ts",
     "ipaddr.js",
@@ -113,6 +114,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/deadlines.ts",
     "engine/reminders.ts",
     "engine/waiting.ts",
+    "engine/watching.ts",
     "engine/hooks.ts",
     "engine/hook-call.ts",
     "engine/feeds.ts",
@@ -141,7 +143,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:net",
     "node:util",
   ],
-  "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
+  "engine/wires.ts": ["engine/feeds.ts", "engine/watching.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 
 async function importsOf(file: string): Promise<string[]> {

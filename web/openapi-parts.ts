@@ -207,14 +207,12 @@ export const failures = {
   ],
 } as const satisfies Record<number, readonly [string, Reply]>;
 
-/** References to shared answers. Every operation that touches the store can also end as 500 and 503. */
-export const failing = (...statuses: (keyof typeof failures)[]): Replies =>
-  Object.fromEntries(
-    [...statuses, 500 as const, 503 as const].map((status) => [
-      status,
-      { $ref: `#/components/responses/${failures[status][0]}` },
-    ]),
-  );
+/** References to shared answers. */
+export const refusing = (...statuses: (keyof typeof failures)[]): Replies =>
+  Object.fromEntries(statuses.map((status) => [status, { $ref: `#/components/responses/${failures[status][0]}` }]));
+
+/** The same for an operation that is answered after the store was: it can also end as 500 and 503. */
+export const failing = (...statuses: (keyof typeof failures)[]): Replies => refusing(...statuses, 500, 503);
 
 // ----------------------------------------------------------------------------------------------------------------- parameters
 
