@@ -43,11 +43,14 @@ async function give(channel: string, event: string, words: readonly (readonly [s
   if (body.length > 0) await ask(`${pere.url}/feedback/${channel}`, { body });
 }
 
+const OVENS = ["oven-1", "oven-2", "oven-3", "grill", "fryer"];
+
 /** The shops' orders: most done, some failed, some missing, the last ones on their way. */
 async function orders(): Promise<string> {
   for (const device of DEVICES) await ask(`${pere.url}/devices/orders/${device}`, { method: "PUT" });
   for (const device of DEVICES.filter((_, n) => n % 5 !== 4))
     streams.push(await listen(`${pere.url}/feed/orders?device=${device}`));
+  for (const oven of OVENS) streams.push(await listen(`${pere.url}/feed/kitchen?device=${oven}`));
   let shown = "";
   for (let n = 0; n < 46; n++) {
     now += 60_000 - n * 300;
@@ -115,15 +118,15 @@ async function pictures(event: string): Promise<void> {
   for (const [size, [width, height]] of Object.entries(MAIN))
     for (const scheme of ["light", "dark"]) {
       const tab = openTab(width, height);
-      await tab.navigate("about:blank");
+      await tab.navigate(pere.url);
       await tab.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
       for (const [name, path] of Object.entries(pages)) {
         if (process.argv[2] === undefined && !kept.includes(name)) continue;
-        await tab.navigate("about:blank");
-        await tab.navigate(pere.url + path);
+        if (path.startsWith("/#")) await tab.evaluate(`void (location.hash = ${JSON.stringify(path.slice(1))})`);
+        else if (path !== "/") await tab.navigate(pere.url + path);
         const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
         await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${name} to be there`);
-        if (name === "overview") await moveOn(event);
+        if (name === "overview") await moveOn();
         await Bun.sleep(400); // For the last frame to be drawn.
         await Bun.write(join(FOLDER, `${name}-${size}-${scheme}.png`), await tab.screenshot());
       }
@@ -132,11 +135,17 @@ async function pictures(event: string): Promise<void> {
 }
 
 /** Some seconds of life, so that there is something in the plots. */
-async function moveOn(event: string): Promise<void> {
+async function moveOn(): Promise<void> {
   for (let n = 0; n < 8; n++) {
-    for (let m = 0; m < 3 + ((n * 5) % 7); m++) await ask(`${pere.url}/push/kitchen?to=oven-1,oven-2`, { body: m });
-    await give("orders", event, [["window", "received"]]);
-    now += 1_000;
+    for (let m = 0; m < 3 + ((n * 5) % 7); m++) {
+      const { body } = await ask(`${pere.url}/push/kitchen`, { body: m });
+      now += 35 + ((n * m * 13) % 90);
+      await give(
+        "kitchen",
+        body.id as string,
+        OVENS.slice(0, 5 - (m % 2)).map((oven) => [oven, "done"]),
+      );
+    }
     await Bun.sleep(1_000);
   }
 }

@@ -14,7 +14,7 @@ export type Look = "tallies" | "cells";
 export const ROW = 26;
 export const COLUMN = 26;
 /** Names stand in the first column and, in cells, upright in the first row. */
-export const namesWidth = (width: number): number => (width < 520 ? 118 : 210);
+export const namesWidth = (width: number): number => (width < 520 ? 126 : 216);
 export const headHeight = (look: Look): number => (look === "cells" ? 96 : 0);
 
 /** What is looked at, in CSS pixels: the view, and how far it was scrolled. */
@@ -192,6 +192,9 @@ function paintBar(
   return drawn;
 }
 
+/** A name in so many characters. */
+const shortened = (name: string, most: number): string => (name.length <= most ? name : `${name.slice(0, most - 1)}…`);
+
 /** Events' names, over what was scrolled under them. */
 function paintNames(
   context: CanvasRenderingContext2D,
@@ -219,7 +222,8 @@ function paintNames(
     if (names > 150) context.fillText(timeText(at).slice(-8), 50, y);
     context.font = FONT;
     context.fillStyle = focus?.row === row ? palette.focus : palette.text;
-    context.fillText(type ?? "event", names > 150 ? 106 : 48, y);
+    const left = names > 150 ? 112 : 48;
+    context.fillText(shortened(type ?? "event", Math.floor((names - left - 10) / 7)), left, y);
   }
   context.restore();
 }

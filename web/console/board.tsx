@@ -74,6 +74,7 @@ export function BoardPage({ shown }: { readonly shown: Board }) {
 }
 
 function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
+  void shown.version.value;
   const frame = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const size = useSignal({ width: 0, height: 0 });

@@ -42,7 +42,7 @@ function Console() {
         </a>
         <LinkState />
         <nav aria-label="Other pages">
-          <a href={`/weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Device</a>
+          <a href={`/weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Open a device</a>
           <a href="/swagger">API</a>
         </nav>
       </header>
@@ -97,7 +97,7 @@ function Side({ current }: { readonly current: string | null }) {
         <input
           type="search"
           aria-label="Find or open a channel"
-          placeholder="Find or open a channel"
+          placeholder="Find a channel"
           autocomplete="off"
           spellcheck={false}
           value={wanted.value}
@@ -125,14 +125,15 @@ function SideItem({ item, isCurrent }: { readonly item: ChannelState; readonly i
   const { channel, connected, devices, open, missing } = item;
   const owes = [open ? `${count(open)} open` : "", missing ? `${count(missing)} missing` : ""]
     .filter(Boolean)
-    .join(", ");
+    .join(" · ");
   return (
     <li>
       <a href={linkTo(channel)} aria-current={isCurrent ? "page" : undefined}>
         <span class="name">{channel}</span>
-        <small>
-          {count(connected)}/{count(devices)} connected{owes && ` · ${owes}`}
+        <small class="number" title={`${connected} of ${some(devices, "device")} connected`}>
+          {count(connected)}/{count(devices)}
         </small>
+        {owes && <small class="owes">{owes}</small>}
       </a>
     </li>
   );

@@ -205,8 +205,8 @@ function Distribution({ at, rows }: { readonly at: string; readonly rows: readon
   const [first, last] = [bars.findIndex((bar) => bar > 0), bars.findLastIndex((bar) => bar > 0)];
   const [from, to] = [Math.max(0, first - 1), Math.min(BOUNDS.length, last + 2)];
   const most = Math.max(...bars);
-  const at50 = times[Math.floor((times.length - 1) / 2)]!;
-  const at99 = times[Math.floor((times.length - 1) * 0.99)]!;
+  const at50 = times[Math.ceil(times.length / 2) - 1]!;
+  const at99 = times[Math.ceil(times.length * 0.99) - 1]!;
   return (
     <figure class="spread">
       <table aria-label="Devices by the time they took">

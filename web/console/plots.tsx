@@ -2,6 +2,7 @@
 import { type ReadonlySignal, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
+import { timeText } from "./words.ts";
 
 export interface Line {
   readonly label: string;
@@ -85,7 +86,12 @@ function optionsOf(element: HTMLElement, lines: readonly Line[], say: (value: nu
     cursor: { show: false },
     scales: { y: { range: (_plot, _min, max) => [0, Math.max(max * 1.15, Number.MIN_VALUE) || 1] } },
     axes: [
-      { ...axis, space: 90 },
+      {
+        ...axis,
+        size: 26,
+        space: 80,
+        values: (_plot, ticks) => ticks.map((tick) => timeText(new Date(tick * 1000).toISOString())),
+      },
       { ...axis, size: 56, space: 36, values: (_plot, ticks) => ticks.map((tick) => (tick === 0 ? "0" : say(tick))) },
     ],
     series: [

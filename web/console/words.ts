@@ -54,7 +54,7 @@ export const some = (value: number, word: string): string => `${count(value)} ${
 /** Seconds as people say them: 4 ms, 1.2 s, 3 min. */
 export function span(seconds: number): string {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
   if (seconds < 90) return `${Math.round(seconds)} s`;
   if (seconds < 5_400) return `${Math.round(seconds / 60)} min`;
   if (seconds < 129_600) return `${Math.round(seconds / 3_600)} h`;
@@ -85,9 +85,8 @@ export const shellWord = (text: string): string =>
 export function prettyJson(text: string): string {
   try {
     const value = JSON.parse(text) as unknown;
-    return JSON.stringify(value) === text.replace(/(?<=[[{,:])\s+|\s+(?=[\]},:])/g, "")
-      ? JSON.stringify(value, null, 2)
-      : text;
+    const bare = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
+    return JSON.stringify(value) === bare ? JSON.stringify(value, null, 2) : text;
   } catch {
     return text;
   }
