@@ -165,10 +165,17 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
   await tab.read(
     `[...document.querySelectorAll("button")].find(({ textContent }) => textContent === "Export as CSV").click()`,
   );
-  const file = Bun.file(join(folder, `orders-${event!.id}.csv`));
-  await until(() => file.exists(), "the file");
   const exported = await ask(`${url}/events/orders/${event!.id}/receipts`, { headers: { Accept: "text/csv" } });
-  await until(async () => (await file.text()) === exported.text, "all of it");
+  const file = join(folder, `orders-${event!.id}.csv`);
+  const saved = (): Promise<string> =>
+    Bun.file(file)
+      .text()
+      .catch(() => "nothing");
+  let text = "";
+  await until(
+    async () => (text = await saved()) === exported.text,
+    () => `the export in a file, which holds ${JSON.stringify(text)}`,
+  );
 
   expect(await tab.strangers(url)).toEqual([]);
   expect(tab.complaints).toEqual([]);

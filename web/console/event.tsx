@@ -20,6 +20,9 @@ const LISTED = 100;
 /** Devices whose last sign of life is looked up. */
 const SIGNS_MAX = 2_000;
 
+/** So long a browser may take to begin to save a file. */
+const SAVING_MS = 30_000;
+
 /** The event as its publisher reads it; the data as its own text. */
 interface Shown {
   readonly id: string;
@@ -331,5 +334,5 @@ async function saveCsv(channel: string, id: string): Promise<void> {
   link.href = URL.createObjectURL(await answer.blob());
   link.download = `${channel}-${id}.csv`;
   link.click();
-  URL.revokeObjectURL(link.href);
+  setTimeout(() => URL.revokeObjectURL(link.href), SAVING_MS);
 }
