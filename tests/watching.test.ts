@@ -208,6 +208,7 @@ test.skipIf(noRedis !== null)(
     redis.resume();
     const count = overviews(stream).length;
     await until(() => overviews(stream).length > count, "an overview");
+    expect(shown(stream, "away")).toHaveLength(1);
     stream.close();
     await Promise.all([pere.stop(), other.stop()]);
     await redis.end();
