@@ -81,7 +81,7 @@ import { freshSecret } from "./engine/secret.ts";
 import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
-import { EventStream, type DirectController, Poll, Socket, type SocketData } from "./engine/wires.ts";
+import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
 import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
@@ -337,26 +337,54 @@ async function follow(
   return eventStream(engine, { ...asked, renew: true }, request, server, random);
 }
 
-function eventStream(
+const eventStream = (
   engine: Engine,
   asked: FeedRequest,
   request: Request,
   server: Server<SocketData>,
   random: () => number,
-): Response {
+): Response =>
+  stream(request, server, (out) => {
+    const feed = engine.follow(asked, new EventStream(out, random, () => server.timeout(request, LINGER_SECONDS)));
+    return () => feed.stop();
+  });
+
+/** An open event stream. @param begin what is written to it, from now on; it gives what ends that when the reader is gone */
+function stream(request: Request, server: Server<SocketData>, begin: (out: DirectController) => () => void): Response {
   if (request.method === "HEAD") return new Response(null, { headers: STREAM_HEADERS });
   server.timeout(request, 0);
   let stop = (): void => {};
-  const stream = new ReadableStream({
+  const body = new ReadableStream({
     type: "direct",
     pull(out: DirectController) {
       // Without a promise the stream stays open until it is closed.
-      const feed = engine.follow(asked, new EventStream(out, random, () => server.timeout(request, LINGER_SECONDS)));
-      stop = () => feed.stop();
+      stop = begin(out);
     },
     cancel: () => stop(),
   } as unknown as UnderlyingDefaultSource);
-  return new Response(stream, { headers: STREAM_HEADERS });
+  return new Response(body, { headers: STREAM_HEADERS });
+}
+
+/** What goes on, in all channels that the caller may push to, and in one of them event by event. */
+async function watch(
+  engine: Engine,
+  door: Door,
+  request: Request,
+  server: Server<SocketData>,
+  random: () => number,
+): Promise<Response> {
+  const name = queryOf(request, ["channel"]).get("channel");
+  const channel = name === undefined ? null : readChannel(name);
+  const grant = await door.admit(request, "push", channel === null ? [] : [channel]);
+  const asked = {
+    channel,
+    may: (one: string): boolean => grant.may("push", one),
+    expires: grant.expires,
+    refused: await refusal(() => door.take("feed", grant, request, server)),
+  };
+  return stream(request, server, (out) =>
+    engine.watch(asked, new WatchStream(out, random, () => server.timeout(request, LINGER_SECONDS))),
+  );
 }
 
 /** A longer message brings no token. */
@@ -748,6 +776,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
       { detail: operations.receipts },
     )
 
+    .get("/watch", ({ request, server }) => watch(engine, door, request, server as Server<SocketData>, random), {
+      detail: operations.watch,
+    })
     .get(
       "/channels",
       async ({ request }) => {

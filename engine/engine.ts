@@ -30,6 +30,7 @@ import { Reminders } from "./reminders.ts";
 import { fits, type KeepRule } from "./retention.ts";
 import { Waiting } from "./waiting.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
+import { type Screen, Watching, type WatchRequest } from "./watching.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
 export interface Limits extends FeedLimits {
@@ -103,6 +104,7 @@ export class Engine {
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
   readonly #waiting: Waiting;
+  readonly #watching: Watching;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
@@ -133,6 +135,7 @@ export class Engine {
       random,
     });
     this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
+    this.#watching = new Watching(store, this.#feeds.presence, counts, now);
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
@@ -163,6 +166,11 @@ export class Engine {
   /** How readers are connected, for metrics. */
   get readers() {
     return this.#feeds.readers;
+  }
+
+  /** How many watch this instance. */
+  get watchers(): number {
+    return this.#watching.size;
   }
 
   // ------------------------------------------------------------------------------------------------------------------ push
@@ -213,6 +221,11 @@ export class Engine {
   /** Opens a feed; see `Feeds.follow`. */
   follow(request: FeedRequest, wire: Wire): Feed {
     return this.#feeds.follow(request, wire);
+  }
+
+  /** Shows what goes on; see `Watching.watch`. */
+  watch(request: WatchRequest, screen: Screen): () => void {
+    return this.#watching.watch(request, screen);
   }
 
   // -------------------------------------------------------------------------------------------------------------- feedback
@@ -445,6 +458,7 @@ export class Engine {
     for (const timer of this.#timers) clearInterval(timer);
     this.#reminders.stop();
     this.#waiting.stop();
+    this.#watching.stop();
     await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 

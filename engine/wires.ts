@@ -11,6 +11,7 @@ import type { ServerWebSocket } from "bun";
 import type { Bye, Feed, Wire } from "./feeds.ts";
 import { id, type Position, positionsText } from "./model.ts";
 import type { Batch, Entry } from "./tail.ts";
+import type { Screen } from "./watching.ts";
 
 /** Events in one long-poll answer, about: it ends with the read that passes this. */
 const POLL_EVENTS = 1_000;
@@ -138,6 +139,38 @@ export class EventStream implements Wire {
     const text = positionsText(positions);
     this.#out.write(text === this.#told ? ":\n\n" : `:\nid: ${text}\n\n`);
     this.#told = text;
+  }
+
+  bye(reason: Bye): void {
+    this.#out.write(
+      `retry: ${retryMs(reason, this.#random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
+    );
+    this.#closing();
+    this.#out.close();
+  }
+}
+
+/** What goes on, as an event stream: the server's own events alone, without positions. */
+export class WatchStream implements Screen {
+  readonly #out: DirectController;
+  readonly #random: () => number;
+  readonly #closing: () => void;
+
+  /** @param closing called before the stream is closed, to bound how long a stuck peer may hold it */
+  constructor(out: DirectController, random: () => number, closing: () => void) {
+    this.#out = out;
+    this.#random = random;
+    this.#closing = closing;
+    out.write(`retry: ${retryMs("start", random)}\n\n`);
+  }
+
+  show(name: string, body: object): Promise<unknown> | undefined {
+    const result = this.#out.write(frame({ event: `pere.${name}`, data: JSON.stringify(body) }));
+    return typeof result === "number" ? undefined : result;
+  }
+
+  beat(): void {
+    this.#out.write(":\n\n");
   }
 
   bye(reason: Bye): void {

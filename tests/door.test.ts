@@ -42,6 +42,8 @@ const ROUTES: readonly (readonly [
   ["GET", "/feedback/orders", "push", 200],
   ["GET", "/feedback/orders?wait=0", "push", 200, { headers: JSON_ONLY }],
   ["WS", "/feedback/orders", "push", 101],
+  ["GET", "/watch?channel=orders", "push", 200],
+  ["HEAD", "/watch?channel=orders", "push", 200],
   ["GET", "/events/orders", "push", 200],
   ["GET", "/events/orders/ID", "push", 200],
   ["GET", "/events/orders/ID/receipts", "push", 200],

@@ -260,11 +260,17 @@ export class Stream {
   }
 }
 
-/** Opens an event stream and waits until it is ready: from then on nothing that is pushed passes it by. */
-export async function listen(url: string, headers: Record<string, string> = {}): Promise<Stream> {
+/** Opens an event stream. */
+export async function openStream(url: string, headers: Record<string, string> = {}): Promise<Stream> {
   const abort = new AbortController();
   const response = await fetch(url, { headers: { Accept: "text/event-stream", ...headers }, signal: abort.signal });
-  const stream = new Stream(response, abort);
+  return new Stream(response, abort);
+}
+
+/** Opens a feed as an event stream and waits until it is ready: from then on nothing that is pushed passes it by. */
+export async function listen(url: string, headers: Record<string, string> = {}): Promise<Stream> {
+  const stream = await openStream(url, headers);
+  const { response } = stream;
   if (response.headers.get("content-type")?.startsWith("text/event-stream")) await stream.own("ready");
   return stream;
 }

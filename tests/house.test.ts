@@ -117,6 +117,13 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/deadlines.ts": ["engine/store.ts"],
   "engine/reminders.ts": ["engine/breath.ts", "engine/feeds.ts", "engine/store.ts", "engine/model.ts"],
   "engine/waiting.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/watching.ts": [
+    "engine/counts.ts",
+    "engine/presence.ts",
+    "engine/feeds.ts",
+    "engine/store.ts",
+    "engine/model.ts",
+  ],
   "engine/hook-call.ts": [
     "engine/model.ts",
     "ipaddr.js",
@@ -143,6 +150,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/deadlines.ts",
     "engine/reminders.ts",
     "engine/waiting.ts",
+    "engine/watching.ts",
     "engine/hooks.ts",
     "engine/hook-call.ts",
     "engine/feeds.ts",
@@ -184,7 +192,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:util",
   ],
   "engine/commands.ts": ["engine/keeping.ts", "engine/mint.ts", "engine/secret.ts", "engine/settings.ts"],
-  "engine/wires.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/model.ts", "bun"],
+  "engine/wires.ts": ["engine/feeds.ts", "engine/watching.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 
 async function importsOf(file: string): Promise<string[]> {

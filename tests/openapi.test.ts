@@ -33,7 +33,18 @@ import {
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { type Answer, ask, connect, listen, SECRET, start, startWith, temporary, until } from "./harness.ts";
+import {
+  type Answer,
+  ask,
+  connect,
+  listen,
+  openStream,
+  SECRET,
+  start,
+  startWith,
+  temporary,
+  until,
+} from "./harness.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
 
@@ -250,7 +261,7 @@ describe("the document", () => {
       .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, "{$1}")}`);
     const described = [...operations.values()].map(({ method, path }) => `${method} ${path}`);
     expect(described.toSorted()).toEqual([...new Set(served)].toSorted());
-    expect(described).toHaveLength(18);
+    expect(described).toHaveLength(19);
   });
 
   test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
@@ -358,6 +369,7 @@ const STORY: readonly Step[] = [
   ["push", { ...keyed, headers: { ...keyed.headers, Prefer: "wait=30" } }, 200, JSON_TYPE, "waited"],
   ["followReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["followReceipts", accept("text/event-stream"), 200, "text/event-stream", "example"],
+  ["watch", {}, 200, "text/event-stream", "example"],
   ["listChannels", {}, 200, JSON_TYPE, "example"],
   ["listEvents", {}, 200, JSON_TYPE, "example"],
   ["readEvent", {}, 200, JSON_TYPE, "example"],
@@ -397,7 +409,7 @@ describe("the examples", () => {
       const expected = replyOf(operationId, status)!.reply.content![type]!.examples![example]!.value;
       if (type === "text/event-stream") {
         const { url, init } = requestOf(operationId, asking);
-        const stream = await listen(url, init.headers);
+        const stream = await (operationId === "watch" ? openStream(url) : listen(url, init.headers));
         await until(() => sample(stream.raw).length >= String(expected).length);
         expect(sample(stream.raw), step).toBe(String(expected));
         stream.close();
@@ -447,19 +459,23 @@ describe("the examples", () => {
   });
 
   test("of event streams hold what their schemas say, frame by frame", () => {
-    const expected = { followEvents: ["Event"], followReceipts: ["Receipt", "Complete"] };
+    const expected = {
+      followEvents: ["Ready", "Event"],
+      followReceipts: ["Ready", "Receipt", "Complete"],
+      watch: ["Overview", "Changes"],
+    };
     for (const [operationId, schemas] of Object.entries(expected)) {
       const text = replyOf(operationId, 200)!.reply.content!["text/event-stream"]!.examples!.example!.value;
       const seen: string[] = [];
       createParser({
         onEvent({ event, data }) {
-          const own: Record<string, string> = { "pere.ready": "Ready", "pere.complete": "Complete" };
-          const name = own[event ?? ""] ?? schemas[0]!;
+          const own = /^pere\.(.)(.*)$/.exec(event ?? "");
+          const name = own ? own[1]!.toUpperCase() + own[2]! : schemas[1]!;
           seen.push(name);
           expect(shapeOf(name, JSON.parse(data))).toBe("");
         },
       }).feed(String(text));
-      expect(new Set(seen)).toEqual(new Set(["Ready", ...schemas]));
+      expect(new Set(seen)).toEqual(new Set(schemas));
     }
   });
 
@@ -523,6 +539,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     415: [post("1", "text/plain")],
     422: [post("1"), post(deep), post("id=0-9&status=ok", FORM)],
   },
+  watch: { 400: [bad({ channel: "-" })] },
   listChannels: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "1001" })] },
   listEvents: { 400: [bad({ after: "x" })], 404: [bad({ after: "0-1" })], 422: [bad({ limit: "0" })] },
   readEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },

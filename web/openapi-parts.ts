@@ -221,7 +221,7 @@ export const failures = {
 export const refusing = (...statuses: (keyof typeof failures)[]): Replies =>
   Object.fromEntries(statuses.map((status) => [status, { $ref: `#/components/responses/${failures[status][0]}` }]));
 
-/** The same for an operation that touches the store: it can also end as 500 and 503. */
+/** The same for an operation that is answered after the store was: it can also end as 500 and 503. */
 export const failing = (...statuses: (keyof typeof failures)[]): Replies => refusing(...statuses, 500, 503);
 
 // ----------------------------------------------------------------------------------------------------------------- parameters

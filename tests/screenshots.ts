@@ -1,0 +1,163 @@
+/**
+ * `bun run screenshots`: pictures of the pages, light and dark, on a desk and on a phone, into `web/screenshots/`.
+ *
+ * They are taken of a real service in which a small chain of shops has had its morning: the clock is held, chance is not used, so that two runs
+ * give the same pictures but for the ids.
+ */
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { openTab } from "./browser.ts";
+import { ask, listen, start, type Stream, until } from "./harness.ts";
+
+const FOLDER = process.argv[2] ?? join(import.meta.dir, "..", "web", "screenshots");
+
+/** Milliseconds since 1970: the morning's beginning, and how far it is. */
+let now = Date.now() - 50 * 60_000;
+const pere = await start({ now: () => now });
+const streams: Stream[] = [];
+
+const DEVICES = [
+  "bar-1",
+  "bar-2",
+  "kiosk-1",
+  "kiosk-2",
+  "kitchen",
+  "office",
+  "till-1",
+  "till-2",
+  "till-3",
+  "till-4",
+  "truck-7",
+  "window",
+];
+const TYPES = ["order.created", "order.created", "order.paid", "menu.changed", "order.created"];
+const STATUSES = ["received", "working", "done"] as const;
+
+async function give(channel: string, event: string, words: readonly (readonly [string, string, unknown?])[]) {
+  const body = words.map(([device, status, detail]) => ({
+    event,
+    device,
+    status,
+    ...(detail === undefined ? {} : { detail }),
+  }));
+  if (body.length > 0) await ask(`${pere.url}/feedback/${channel}`, { body });
+}
+
+const OVENS = ["oven-1", "oven-2", "oven-3", "grill", "fryer"];
+
+/** The shops' orders: most done, some failed, some missing, the last ones on their way. */
+async function orders(): Promise<string> {
+  for (const device of DEVICES) await ask(`${pere.url}/devices/orders/${device}`, { method: "PUT" });
+  for (const device of DEVICES.filter((_, n) => n % 5 !== 4))
+    streams.push(await listen(`${pere.url}/feed/orders?device=${device}`));
+  for (const oven of OVENS) streams.push(await listen(`${pere.url}/feed/kitchen?device=${oven}`));
+  let shown = "";
+  for (let n = 0; n < 46; n++) {
+    now += 60_000 - n * 300;
+    const query = `?type=${TYPES[n % 5]}&deadline=600${n % 6 === 5 ? "&to=till-1,till-2,till-3,till-4,kitchen" : ""}`;
+    const pushed = await ask(`${pere.url}/push/orders${query}`, {
+      body: { order: `A-${1001 + n}`, table: (n * 7) % 23, total: 12.5 + n },
+    });
+    const id = pushed.body.id as string;
+    if (n === 41) shown = id;
+    const left = 45 - n;
+    const words: [string, string, unknown?][] = [];
+    for (const [place, device] of DEVICES.entries()) {
+      if (n % 6 === 5 && !/till|kitchen/.test(device)) continue;
+      if (place % 5 === 4 && (n + place) % 3 > 0) continue; // Was not there.
+      if (left < 5 && (place * 7 + n) % 5 < 5 - left) {
+        const word = STATUSES[(place + n) % 4];
+        if (word) words.push([device, word]);
+      } else
+        words.push(
+          (n * 5 + place * 3) % 29 === 0
+            ? [device, "failed", { reason: "no paper" }]
+            : [device, "done", { printed: true }],
+        );
+    }
+    for (const word of words) {
+      now += 120;
+      await give("orders", id, [word]);
+    }
+  }
+  return shown;
+}
+
+/** Price changes for a thousand shelf labels. */
+async function prices(): Promise<void> {
+  const labels = Array.from({ length: 400 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
+  for (const label of labels) await ask(`${pere.url}/devices/prices.berlin/${label}`, { method: "PUT" });
+  for (let n = 0; n < 30; n++) {
+    const { body } = await ask(`${pere.url}/push/prices.berlin?type=price`, {
+      body: { article: 4711 + n, price: 1.99 },
+    });
+    const word = (place: number): string => ((place * 31 + n * 17) % 97 === 0 ? "failed" : "done");
+    await give(
+      "prices.berlin",
+      body.id as string,
+      labels.slice(0, n < 26 ? 400 - n : 330 - n * 9).map((label, place) => [label, word(place)]),
+    );
+  }
+}
+
+const MAIN = { desk: [1200, 800], phone: [390, 780] } as const;
+
+async function pictures(event: string): Promise<void> {
+  await mkdir(FOLDER, { recursive: true });
+  const pages: Record<string, string> = {
+    overview: "/",
+    board: "/#/orders",
+    tallies: "/#/prices.berlin",
+    event: `/#/orders/event/${event}`,
+    push: "/#/orders/push",
+    devices: "/#/orders/devices",
+    hooks: "/#/orders/hooks",
+    device: "/weblistener.html?channel=orders&device=till-9",
+  };
+  const kept = ["board", "event", "overview", "device"];
+  for (const [size, [width, height]] of Object.entries(MAIN))
+    for (const scheme of ["light", "dark"]) {
+      const tab = openTab(width, height);
+      await tab.navigate(pere.url);
+      await tab.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
+      for (const [name, path] of Object.entries(pages)) {
+        if (process.argv[2] === undefined && !kept.includes(name)) continue;
+        if (path.startsWith("/#")) await tab.evaluate(`void (location.hash = ${JSON.stringify(path.slice(1))})`);
+        else if (path !== "/") await tab.navigate(pere.url + path);
+        const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
+        await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${name} to be there`);
+        if (name === "overview") await moveOn();
+        await Bun.sleep(400); // For the last frame to be drawn.
+        await Bun.write(join(FOLDER, `${name}-${size}-${scheme}.png`), await tab.screenshot());
+      }
+      tab.close();
+    }
+}
+
+/** Some seconds of life, so that there is something in the plots. */
+async function moveOn(): Promise<void> {
+  for (let n = 0; n < 8; n++) {
+    for (let m = 0; m < 3 + ((n * 5) % 7); m++) {
+      const { body } = await ask(`${pere.url}/push/kitchen`, { body: m });
+      now += 35 + ((n * m * 13) % 90);
+      await give(
+        "kitchen",
+        body.id as string,
+        OVENS.slice(0, 5 - (m % 2)).map((oven) => [oven, "done"]),
+      );
+    }
+    await Bun.sleep(1_000);
+  }
+}
+
+try {
+  const event = await orders();
+  await prices();
+  now = Date.now();
+  await pictures(event);
+} finally {
+  Bun.WebView.closeAll();
+  for (const stream of streams) stream.close();
+  await pere.stop();
+}
+process.exit(0);

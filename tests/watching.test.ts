@@ -1,0 +1,217 @@
+/**
+ * Watching: how things stand, what changes, and what it costs where nobody does.
+ */
+import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { mint } from "../engine/mint.ts";
+import { WATCHERS_MAX } from "../engine/watching.ts";
+import type { Service } from "../index.ts";
+import {
+  ask,
+  give,
+  listen,
+  openStream,
+  push,
+  SECRET,
+  start,
+  startOn,
+  startWith,
+  type Stream,
+  until,
+} from "./harness.ts";
+import { noRedis, startRedis } from "./redis-server.ts";
+
+interface Changes {
+  readonly channel: string;
+  readonly reset: boolean;
+  readonly more: boolean;
+  readonly events: readonly { id: string; seq: number; receipts: Record<string, number>; complete: boolean }[];
+  readonly tallies: readonly { id: string; receipts: Record<string, number> }[];
+  readonly receipts: readonly { event: string; device: string; status: string; late: boolean }[];
+}
+interface Overview {
+  readonly channels: readonly Record<string, unknown>[];
+  readonly counts: Record<string, unknown>;
+}
+
+/** What a watcher was shown, in order. */
+function shown<Body>(stream: Stream, name: string): Body[] {
+  return stream.messages.filter(({ event }) => event === `pere.${name}`).map(({ data }) => JSON.parse(data) as Body);
+}
+const changes = (stream: Stream): Changes[] => shown<Changes>(stream, "changes");
+const overviews = (stream: Stream): Overview[] => shown<Overview>(stream, "overview");
+
+/** Watches, and waits for how things stand. */
+async function watch(url: string, query = "", headers: Record<string, string> = {}): Promise<Stream> {
+  const stream = await openStream(`${url}/watch${query}`, headers);
+  const first = query.includes("channel") ? changes : overviews;
+  await until(
+    () => first(stream).length > 0,
+    () => `the first frame; came ${stream.raw}`,
+  );
+  return stream;
+}
+
+describe("watching", () => {
+  let pere: Service;
+  beforeAll(async () => void (pere = await start()));
+  afterAll(() => pere.stop());
+
+  test("a channel: what is there, then events, receipts and the tallies they move", async () => {
+    const { url } = pere;
+    for (const device of ["a", "b"]) await ask(`${url}/devices/one/${device}`, { method: "PUT" });
+    const before = await push(url, "one", 1);
+    await give(url, "one", before, "a", "done");
+    const stream = await watch(url, "?channel=one");
+    const [first] = changes(stream);
+    expect(first).toMatchObject({ channel: "one", reset: true, more: false, tallies: [], receipts: [] });
+    expect(first!.events.map(({ id, receipts }) => [id, receipts.done, receipts.pending])).toEqual([[before, 1, 1]]);
+    expect(stream.raw).not.toContain('"data":1');
+
+    const next = await push(url, "one", { secret: "this is the data" }, "?type=order");
+    await until(() => changes(stream).some(({ events }) => events.some(({ id }) => id === next)), "the event");
+    await give(url, "one", next, "b", "failed", { detail: "this is the detail" });
+    await give(url, "one", before, "b", "working");
+    const words = () => changes(stream).flatMap(({ receipts }) => receipts);
+    await until(() => words().length === 2, "two receipts");
+    expect(words().map(({ event, device, status }) => `${event} ${device} ${status}`)).toEqual([
+      `${next} b failed`,
+      `${before} b working`,
+    ]);
+    const tallies = new Map(
+      changes(stream).flatMap(({ tallies }) => tallies.map(({ id, receipts }) => [id, receipts])),
+    );
+    expect(tallies.get(next)).toMatchObject({ pending: 1, failed: 1 });
+    expect(tallies.get(before)).toMatchObject({ done: 1, working: 1 });
+    expect(
+      changes(stream)
+        .slice(1)
+        .some(({ reset, more }) => reset || more),
+    ).toBe(false);
+    expect(stream.raw).not.toContain("this is the");
+    stream.close();
+  });
+
+  test("the overview: channels, who is connected, what is open, what was done", async () => {
+    const { url } = pere;
+    await ask(`${url}/devices/two/a`, { method: "PUT" });
+    const device = await listen(`${url}/feed/two?device=b`);
+    const id = await push(url, "two", 1);
+    const stream = await watch(url);
+    const two = () =>
+      overviews(stream)
+        .at(-1)!
+        .channels.find(({ channel }) => channel === "two");
+    expect(two()).toEqual({ channel: "two", events: 1, devices: 2, connected: 1, last: id, open: 2, missing: 0 });
+    await give(url, "two", id, "b", "done");
+    await until(() => two()?.open === 1, "one of them done");
+    device.close();
+    await until(() => two()?.connected === 0, "nobody connected");
+    const counts = overviews(stream).at(-1)!.counts as { receipts: { done: number }; latency: { p50: number } | null };
+    expect(counts.receipts.done).toBeGreaterThan(0);
+    expect(counts.latency!.p50).toBeGreaterThan(0);
+    expect(changes(stream)).toEqual([]);
+    stream.close();
+  });
+
+  test("many receipts at once are tallies, and it says that this is not all", async () => {
+    const { url } = pere;
+    const devices = Array.from({ length: 700 }, (_, n) => `d-${n}`);
+    const id = await push(url, "three", 1, `?to=${devices.join(",")}`);
+    const stream = await watch(url, "?channel=three");
+    await ask(`${url}/feedback/three`, { body: devices.map((device) => ({ event: id, device, status: "done" })) });
+    await until(() => changes(stream).length > 1, "changes");
+    const last = changes(stream).at(-1)!;
+    expect([last.more, last.receipts.length]).toEqual([true, 0]);
+    expect(last.tallies).toMatchObject([{ id, receipts: { done: 700, pending: 0 } }]);
+    expect(changes(stream)).toHaveLength(2);
+    stream.close();
+  });
+
+  test("of many events the newest are shown; older ones are left to be read", async () => {
+    const { url } = pere;
+    const lines = (count: number) =>
+      ask(`${url}/push/four`, { type: "application/x-ndjson", body: "1\n".repeat(count) });
+    await lines(300);
+    const stream = await watch(url, "?channel=four");
+    expect(changes(stream)[0]!.events.map(({ seq }) => seq)).toEqual(Array.from({ length: 200 }, (_, n) => n + 101));
+    await lines(300);
+    await until(() => changes(stream).length > 1, "changes");
+    expect([
+      changes(stream)[1]!.more,
+      changes(stream)[1]!.events.at(0)?.seq,
+      changes(stream)[1]!.events.at(-1)?.seq,
+    ]).toEqual([true, 401, 600]);
+    stream.close();
+  });
+
+  test("a channel that was never used is empty until it is, and stays unmade", async () => {
+    const stream = await watch(pere.url, "?channel=never");
+    expect(changes(stream)).toMatchObject([{ reset: true, events: [] }]);
+    expect((await ask(`${pere.url}/events/never`)).status).toBe(404);
+    const id = await push(pere.url, "never", 1);
+    await until(() => changes(stream).length > 1, "changes");
+    expect(changes(stream)[1]).toMatchObject({ reset: true, events: [{ id }] });
+    stream.close();
+  });
+
+  test("where nobody watches any more nothing is asked", async () => {
+    const own = await start();
+    const streams = await Promise.all([watch(own.url), watch(own.url, "?channel=x")]);
+    expect(own.engine.watchers).toBe(2);
+    for (const stream of streams) stream.close();
+    await until(() => own.engine.watchers === 0, "nobody");
+    await own.stop();
+  });
+
+  test("too many are sent away for a while, and all are told when the service ends", async () => {
+    const own = await start();
+    const streams = await Promise.all(Array.from({ length: WATCHERS_MAX }, () => watch(own.url)));
+    const late = await openStream(`${own.url}/watch`);
+    expect(await late.own("bye")).toEqual({ reason: "busy" });
+    await own.stop();
+    for (const stream of streams) expect(await stream.own("bye")).toEqual({ reason: "drain" });
+  });
+});
+
+test("a watcher sees the channels of its token, on none else, and no longer than the token lasts", async () => {
+  let now = Date.now();
+  const pere = await startWith({}, { now: () => now });
+  const token = async (push: string[], days = 1) => ({
+    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed: [], days })}`,
+  });
+  for (const channel of ["a", "shop.1", "shop.2"])
+    await ask(`${pere.url}/push/${channel}`, { body: "1", headers: await token(["*"]) });
+  const stream = await watch(pere.url, "", await token(["shop.*"]));
+  expect(overviews(stream)[0]!.channels.map(({ channel }) => channel)).toEqual(["shop.1", "shop.2"]);
+  expect((await ask(`${pere.url}/watch?channel=a`, { headers: await token(["shop.*"]) })).status).toBe(403);
+  expect((await ask(`${pere.url}/watch`)).status).toBe(401);
+  now += 2 * 86_400_000;
+  expect(await stream.own("bye")).toEqual({ reason: "expired" });
+  await pere.stop();
+});
+
+test.skipIf(noRedis !== null)(
+  "a store that goes away is told, and so is its return",
+  async () => {
+    const redis = await startRedis();
+    const pere = await startOn(redis.url);
+    const other = await startOn(redis.url);
+    const id = await push(pere.url, "orders", 1, "?to=a");
+    const stream = await watch(other.url, "?channel=orders");
+    expect(changes(stream)[0]!.events).toMatchObject([{ id }]);
+    // What comes in at another instance is seen here.
+    await give(pere.url, "orders", id, "a", "done");
+    await until(() => changes(stream).flatMap(({ receipts }) => receipts).length === 1, "the receipt");
+
+    redis.pause();
+    expect(await stream.own("away")).toHaveProperty("detail");
+    redis.resume();
+    const count = overviews(stream).length;
+    await until(() => overviews(stream).length > count, "an overview");
+    expect(shown(stream, "away")).toHaveLength(1);
+    stream.close();
+    await Promise.all([pere.stop(), other.stop()]);
+    await redis.end();
+  },
+  60_000,
+);

@@ -1,0 +1,177 @@
+/**
+ * PERE's contract as the console reads it: the shapes of answers, one way to ask, one stream to watch. It knows no page.
+ *
+ * A token that was pasted lives in this module's memory and nowhere else: it goes out in a header, never in an address, and is gone with the
+ * tab. Where the link of the start left a cookie, the browser sends that by itself.
+ */
+import { createParser } from "eventsource-parser";
+
+export type State = "pending" | "received" | "working" | "done" | "failed" | "missing";
+export type Tally = Readonly<Record<State, number>>;
+
+export interface ChannelState {
+  readonly channel: string;
+  readonly events: number;
+  readonly devices: number;
+  readonly connected: number;
+  readonly last: string | null;
+  readonly open: number | null;
+  readonly missing: number | null;
+}
+export interface Counts {
+  readonly pushes: number;
+  readonly deliveries: number;
+  readonly receipts: Readonly<Record<"received" | "working" | "done" | "failed", number>>;
+  readonly latency: { readonly p50: number; readonly p99: number } | null;
+}
+export interface Overview {
+  readonly channels: readonly ChannelState[];
+  readonly more: boolean;
+  readonly counts: Counts;
+}
+export interface EventHead {
+  readonly id: string;
+  readonly seq: number;
+  readonly at: string;
+  readonly type: string | null;
+  readonly deadline: string | null;
+  readonly addressed: number;
+  readonly receipts: Tally;
+  readonly complete: boolean;
+}
+export interface Changes {
+  readonly channel: string;
+  readonly reset: boolean;
+  readonly more: boolean;
+  readonly events: readonly EventHead[];
+  readonly tallies: readonly { readonly id: string; readonly receipts: Tally }[];
+  readonly receipts: readonly {
+    readonly event: string;
+    readonly device: string;
+    readonly status: State;
+    readonly at: string;
+    readonly late: boolean;
+  }[];
+}
+export interface Row {
+  readonly device: string;
+  readonly status: State;
+  readonly detail: unknown;
+  readonly at: string | null;
+  readonly deviceAt: string | null;
+  readonly late: boolean;
+}
+export interface Device {
+  readonly device: string;
+  readonly enrolledAt: string;
+  readonly connected: boolean;
+  readonly seenAt: string | null;
+  readonly pending: number;
+}
+
+/** What the service said no with, in its own words. */
+export class Refused extends Error {
+  readonly status: number;
+  constructor(status: number, message: string) {
+    super(message);
+    this.status = status;
+  }
+}
+
+let pasted: string | null = null;
+
+/** Uses a token from now on; null: none. */
+export const useToken = (token: string | null): void => void (pasted = token);
+
+const headersOf = (more: Record<string, string>): Record<string, string> => ({
+  ...more,
+  ...(pasted === null ? {} : { Authorization: `Bearer ${pasted}` }),
+});
+
+/** Why an answer is not what was asked for: a problem document's words, else its status. */
+async function refusal(response: Response): Promise<Refused> {
+  const problem = (await response.json().catch(() => null)) as { detail?: unknown } | null;
+  const detail = typeof problem?.detail === "string" ? problem.detail : `the service answered ${response.status}`;
+  return new Refused(response.status, detail);
+}
+
+/** One request. @throws Refused; TypeError where nobody answers */
+export async function request(path: string, init: RequestInit & { headers?: Record<string, string> } = {}) {
+  const response = await fetch(path, { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
+/** One answer in JSON. @throws Refused; TypeError where nobody answers */
+export const read = async <Answer>(path: string, signal?: AbortSignal): Promise<Answer> =>
+  (await (await request(path, signal ? { signal } : {})).json()) as Answer;
+
+/** What a watcher hears. */
+export interface Ear {
+  overview(body: Overview): void;
+  changes(body: Changes): void;
+  /** The store is away; an overview says that it is back. */
+  away(why: string): void;
+  /** The stream is gone, and is opened again after so many milliseconds. */
+  lost(why: string, againMs: number): void;
+  /** No, and asking again would not help. */
+  refused(why: Refused): void;
+}
+
+/** Quieter than this, and a stream is dead: the service says something every 15 s. */
+const DEAD_MS = 40_000;
+/** Where the service did not say when to come back. */
+const RETRY_MS = 2_000;
+
+/** Watches the overview, and one channel where it is named, until `signal`; comes back by itself. */
+export async function watch(channel: string | null, ear: Ear, signal: AbortSignal): Promise<void> {
+  let retryMs = RETRY_MS;
+  const parser = createParser({
+    onRetry: (ms) => (retryMs = ms),
+    onEvent({ event, data }) {
+      const body = JSON.parse(data) as unknown;
+      if (event === "pere.overview") ear.overview(body as Overview);
+      else if (event === "pere.changes") ear.changes(body as Changes);
+      else if (event === "pere.away") ear.away((body as { detail: string }).detail);
+    },
+  });
+  while (!signal.aborted) {
+    let why = "the service is not there";
+    try {
+      await listen(`/watch${channel === null ? "" : `?channel=${channel}`}`, (text) => parser.feed(text), signal);
+      why = "the service closed the stream";
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error instanceof Refused && error.status < 500) return ear.refused(error);
+    }
+    parser.reset();
+    ear.lost(why, retryMs);
+    await sleep(retryMs, signal);
+  }
+}
+
+/** Reads a stream to its end, or until it is dead. */
+async function listen(path: string, take: (text: string) => void, signal: AbortSignal): Promise<void> {
+  const dead = new AbortController();
+  let timer = setTimeout(() => dead.abort(), DEAD_MS);
+  const response = await request(path, { signal: AbortSignal.any([signal, dead.signal]) });
+  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      clearTimeout(timer);
+      timer = setTimeout(() => dead.abort(), DEAD_MS);
+      take(value);
+    }
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Waits; not longer than the signal. */
+const sleep = (ms: number, signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    const timer = setTimeout(resolve, ms);
+    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()));
+  });

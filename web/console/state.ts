@@ -1,0 +1,136 @@
+/**
+ * What the console knows: where it is, how its one stream is, the last overview, ten minutes of history, and the channel that is looked at.
+ *
+ * Components read signals and write none; everything that changes them is here.
+ */
+import { batch, computed, effect, signal } from "@preact/signals";
+import { type Counts, type Overview, type Refused, useToken, watch } from "./api.ts";
+import { Board } from "./board-data.ts";
+
+// ------------------------------------------------------------------------------------------------------------------ where it is
+
+export type Place = "board" | "devices" | "push" | "hooks" | "event";
+export interface Route {
+  readonly channel: string | null;
+  readonly place: Place;
+  readonly event: string | null;
+}
+
+const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
+export const isChannel = (text: string): boolean => CHANNEL.test(text);
+
+function readRoute(hash: string): Route {
+  const [channel = "", place = "board", event = null] = hash.replace(/^#\/?/, "").split("/");
+  if (!isChannel(channel)) return { channel: null, place: "board", event: null };
+  if (place === "event" && event !== null) return { channel, place, event };
+  return {
+    channel,
+    place: place === "devices" || place === "push" || place === "hooks" ? place : "board",
+    event: null,
+  };
+}
+
+export const route = signal(readRoute(location.hash));
+addEventListener("hashchange", () => (route.value = readRoute(location.hash)));
+
+/** The address of a place. */
+export const linkTo = (channel: string, place: Place = "board", event = ""): string =>
+  `#/${channel}${place === "board" ? "" : `/${place}${event && `/${event}`}`}`;
+
+const channel = computed(() => route.value.channel);
+
+// --------------------------------------------------------------------------------------------------------------------- the stream
+
+/** How the stream is, and why, in words. */
+export type Link =
+  { readonly state: "connecting" | "live" } | { readonly state: "away" | "offline" | "refused"; readonly why: string };
+
+export const link = signal<Link>({ state: "connecting" });
+export const overview = signal<Overview | null>(null);
+/** The channel that is looked at. */
+export const board = signal<Board | null>(null);
+/** The time, once a second: what says "3 s ago" reads it. */
+export const now = signal(Date.now());
+/** Grows with each token that is pasted. */
+const tokens = signal(0);
+
+/** Uses a token that was pasted, in this page's memory alone. */
+export function paste(token: string): void {
+  useToken(token);
+  tokens.value++;
+}
+
+/** Watches, from now on, whatever the address says. */
+export function start(): void {
+  effect(() => {
+    void tokens.value;
+    const watched = watchChannel(channel.value);
+    return () => watched.abort();
+  });
+  setInterval(second, 1_000);
+}
+
+function watchChannel(name: string | null): AbortController {
+  const control = new AbortController();
+  const fresh = name === null ? null : new Board(name, control.signal);
+  // The board of before stays until the first frame, so that nothing flickers.
+  if (board.peek()?.channel !== name) board.value = fresh;
+  if (link.peek().state !== "live") link.value = { state: "connecting" };
+  void watch(
+    name,
+    {
+      overview: (body) =>
+        batch(() => {
+          overview.value = body;
+          link.value = { state: "live" };
+          fresh?.counted(body.channels.find(({ channel }) => channel === name)?.devices ?? 0);
+        }),
+      changes: (body) => batch(() => ((board.value = fresh), fresh!.take(body))),
+      away: (why) => (link.value = { state: "away", why }),
+      lost: (why) => (link.value = { state: "offline", why }),
+      refused: (why: Refused) => (link.value = { state: "refused", why: why.message }),
+    },
+    control.signal,
+  );
+  return control;
+}
+
+// ----------------------------------------------------------------------------------------------------------------------- history
+
+/** Seconds that plots look back. */
+const HISTORY_SECONDS = 600;
+
+/** Columns of figures, one row a second: seconds since 1970, then one value a line. */
+export interface History {
+  readonly rates: readonly number[][];
+  readonly latency: readonly (number | null)[][];
+  readonly owed: readonly number[][];
+}
+
+export const history = signal<History>({ rates: [[], [], [], []], latency: [[], [], []], owed: [[], [], []] });
+let before: Counts | null = null;
+
+/** Receipts of all words. */
+export const receiptsOf = ({ receipts }: Counts): number =>
+  receipts.received + receipts.working + receipts.done + receipts.failed;
+
+/** One second has passed: a row more of history. What is offline has none, and leaves a gap. */
+function second(): void {
+  now.value = Date.now();
+  const known = overview.peek();
+  if (known === null || link.peek().state !== "live") return void (before = null);
+  const { counts, channels } = known;
+  // A service that was started anew counts from nothing.
+  const rate = (of: (counts: Counts) => number): number => (before === null ? 0 : Math.max(0, of(counts) - of(before)));
+  const sum = (of: "open" | "missing"): number => channels.reduce((total, one) => total + (one[of] ?? 0), 0);
+  const at = Math.floor(now.value / 1000);
+  const grown = <Value>(columns: readonly Value[][], row: readonly Value[]): Value[][] =>
+    columns.map((column, place) => [...column.slice(1 - HISTORY_SECONDS), row[place]!]);
+  const { rates, latency, owed } = history.peek();
+  history.value = {
+    rates: grown(rates, [at, rate(({ pushes }) => pushes), rate(({ deliveries }) => deliveries), rate(receiptsOf)]),
+    latency: grown(latency, [at, counts.latency?.p50 ?? null, counts.latency?.p99 ?? null]),
+    owed: grown(owed, [at, sum("open"), sum("missing")]),
+  };
+  before = counts;
+}

@@ -1,0 +1,93 @@
+/**
+ * How things are said: the six states with their marks, times as people say them, numbers, names in a shell.
+ */
+import type { State, Tally } from "./api.ts";
+
+/** In the order of bars and legends: what is settled first. */
+export const STATES = [
+  "done",
+  "failed",
+  "missing",
+  "working",
+  "received",
+  "pending",
+] as const satisfies readonly State[];
+
+/** What each state is drawn with, in a box of 16: never by its colour alone. */
+export const MARKS: Record<State, string> = {
+  done: "M4 8.5 7 11.5 12.5 5",
+  failed: "M5 5l6 6M11 5l-6 6",
+  missing: "M8 3.5v5.5M8 12.2v.3",
+  working: "M4 8h.01M8 8h.01M12 8h.01",
+  received: "M8 3.5v8.5M4.8 9 8 12l3.2-3",
+  pending: "",
+};
+
+export const MEANING: Record<State, string> = {
+  done: "done: the device did it",
+  failed: "failed: the device could not",
+  missing: "missing: the deadline passed without a final word",
+  working: "working: the device is at it",
+  received: "received: the device has it",
+  pending: "pending: the device has said nothing yet",
+};
+
+/** Receipts that are still owed, and not missing. */
+export const openOf = ({ pending, received, working }: Tally): number => pending + received + working;
+
+/** "12 of 14 done, 1 failed, 1 pending" */
+export function tallyText(tally: Tally, addressed: number): string {
+  if (addressed === 0) return "addressed to nobody";
+  const rest = STATES.slice(1).filter((state) => tally[state] > 0);
+  return [`${tally.done} of ${addressed} done`, ...rest.map((state) => `${tally[state]} ${state}`)].join(", ");
+}
+
+const plain = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+/** 12,345; large ones as 1.2M. */
+export const count = (value: number): string => (value < 100_000 ? plain : short).format(value);
+
+/** "1 device", "2 devices" */
+export const some = (value: number, word: string): string => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
+
+/** Seconds as people say them: 4 ms, 1.2 s, 3 min. */
+export function span(seconds: number): string {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5_400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129_600) return `${Math.round(seconds / 3_600)} h`;
+  return `${Math.round(seconds / 86_400)} days`;
+}
+
+/** "3 min ago". */
+export function ago(time: string, now: number): string {
+  const seconds = (now - Date.parse(time)) / 1000;
+  return seconds < 5 ? "just now" : `${span(seconds)} ago`;
+}
+
+const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+
+/** The time of today; of another day with its date. */
+export function timeText(time: string): string {
+  const date = new Date(time);
+  const isToday = date.toDateString() === new Date().toDateString();
+  return isToday ? clock.format(date) : `${day.format(date)} ${clock.format(date)}`;
+}
+
+/** A word of a POSIX shell. */
+export const shellWord = (text: string): string =>
+  /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+
+/** JSON for eyes: indented where that changes no number and no key, else as it came. */
+export function prettyJson(text: string): string {
+  try {
+    const value = JSON.parse(text) as unknown;
+    const bare = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
+    return JSON.stringify(value) === bare ? JSON.stringify(value, null, 2) : text;
+  } catch {
+    return text;
+  }
+}
