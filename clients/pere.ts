@@ -561,6 +561,8 @@ class Feed {
   #againAt = 0;
   #againTimes = 0;
   #ask: ((text: string) => Promise<Answer>) | null = null;
+  /** The connection that is open. */
+  #watch: Watch | null = null;
 
   constructor(
     line: Line,
@@ -594,6 +596,11 @@ class Feed {
   hurry(): void {
     this.#againAt = 0;
     this.#nap.wake();
+  }
+
+  /** The network may have gone, and a connection with it that does not know yet: it is opened anew. */
+  doubt(): void {
+    this.#watch?.end("the network may have gone");
   }
 
   /** Follows until the signal ends it. @throws PereError when the service says no for good */
@@ -634,6 +641,7 @@ class Feed {
       return new Trouble(sentenceOf(error));
     }
     const watch = new Watch(signal, this.#line.now, this.#line.timing.firstByteMs);
+    this.#watch = watch;
     try {
       if (transport === "longpoll") return await this.#polls(watch);
       return await (transport === "sse" ? this.#sse(watch, token) : this.#socket(watch, token));
@@ -643,6 +651,7 @@ class Feed {
       return watch.why === null ? new Trouble(sentenceOf(error)) : null;
     } finally {
       watch.end("it is over");
+      this.#watch = null;
       this.transport = null;
     }
   }
@@ -1159,6 +1168,16 @@ interface Kept {
   readonly last: string;
 }
 
+/** What tabs of one device say to each other. */
+interface TabMessage {
+  readonly status?: Status;
+  readonly event?: PushedEvent;
+  /** An event, as JSON. */
+  readonly text?: string;
+  /** Who leads is to say how it is. */
+  readonly question?: true;
+}
+
 /** What is known of an event that has come: it waits or is open, or this was its final word. */
 type Known = "open" | Pick<Receipt, "status" | "detail">;
 
@@ -1246,7 +1265,9 @@ class Device implements Listener {
       this.#feed.hurry();
       if (this.#mayHurry) this.#nap.wake();
     };
+    const offline = (): void => this.#feed.doubt();
     globalThis.addEventListener?.("online", online);
+    globalThis.addEventListener?.("offline", offline);
     try {
       await this.#named();
       await (this.#isShared() ? this.#share() : this.#lead());
@@ -1255,6 +1276,7 @@ class Device implements Listener {
       throw error;
     } finally {
       globalThis.removeEventListener?.("online", online);
+      globalThis.removeEventListener?.("offline", offline);
       this.#over.abort();
       this.#ending.abort();
       this.#isClosed = true;
@@ -1341,16 +1363,26 @@ class Device implements Listener {
     this.#isElsewhere = true;
     const tabs = new BroadcastChannel(this.#name);
     this.#tabs = tabs;
-    tabs.onmessage = ({ data }: MessageEvent<{ status?: Status; event?: PushedEvent; question?: true }>) => {
+    tabs.onmessage = ({ data }: MessageEvent<TabMessage>) => {
       if (!this.#isElsewhere) return void (data.question && this.#tell());
       if (data.status && data.status.state !== "closed") this.#status.set({ ...data.status, isElsewhere: true });
-      if (data.event) this.#options.onElsewhere?.(data.event);
+      const event = data.event ?? (data.text === undefined ? undefined : jsonOf(data.text, this.#line.parse));
+      if (event) this.#options.onElsewhere?.(event as PushedEvent);
     };
     tabs.postMessage({ question: true });
     try {
       await navigator.locks.request(this.#name, { signal: this.#ending.signal }, () => this.#lead());
     } catch (error) {
       if (!this.#ending.signal.aborted || error instanceof PereError) throw error;
+    }
+  }
+
+  /** The other tabs see an event that is worked on here. What `parse` made may be nothing that can be handed over; its text can. */
+  #showTabs(event: PushedEvent): void {
+    try {
+      this.#tabs?.postMessage({ event });
+    } catch {
+      this.#tabs?.postMessage({ text: JSON.stringify(event) });
     }
   }
 
@@ -1426,7 +1458,7 @@ class Device implements Listener {
     this.#known.set(event.id, "open");
     this.#waiting.push(event);
     this.#give(event, "received");
-    this.#tabs?.postMessage({ event });
+    this.#showTabs(event);
     this.#begin();
   }
 
@@ -1451,7 +1483,7 @@ class Device implements Listener {
     } catch (error) {
       // What is broken off by the end is not failed: it comes again.
       if (signal.aborted) this.#known.delete(event.id);
-      else this.#give(event, "failed", sentenceOf(error));
+      else this.#give(event, "failed", sentenceOf(error) || undefined);
     }
     // The next one is not begun before this one's end is written down: after a kill no more than `concurrency` come again.
     await this.#save();

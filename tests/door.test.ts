@@ -123,7 +123,15 @@ describe("a right", () => {
 
   test("is not needed for the pages and for looking at the process", async () => {
     const pere = await start();
-    for (const path of ["/health", "/ready", "/", "/weblistener.html", "/weblistener.js", "/swagger", "/swagger/json"])
+    for (const path of [
+      "/health",
+      "/ready",
+      "/",
+      "/weblistener.html",
+      "/weblistener-worker.js",
+      "/swagger",
+      "/swagger/json",
+    ])
       expect(`${path} ${(await ask(pere.url + path)).status}`).toBe(`${path} 200`);
   });
 

@@ -252,7 +252,17 @@ describe("the document", () => {
   });
 
   test("describes every route, and no other", async () => {
-    const pages = ["/", "/pages/:file", "/swagger", "/swagger/", "/swagger/json", "/swagger/ui.css", "/swagger/ui.js"];
+    const device = ["/weblistener.html", "/weblistener-worker.js"];
+    const pages = [
+      "/",
+      "/pages/:file",
+      ...device,
+      "/swagger",
+      "/swagger/",
+      "/swagger/json",
+      "/swagger/ui.css",
+      "/swagger/ui.js",
+    ];
     const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
       (name) => `/${name}`,
     );
