@@ -1215,6 +1215,8 @@ class Device implements Listener {
   #isClosed = false;
   #last = "";
   #isTelling = false;
+  /** The service takes its receipts for this device's: a cookie that nobody here sees may be another one's. */
+  #isKnown: boolean;
   #tabs: BroadcastChannel | null = null;
 
   constructor(options: ListenOptions) {
@@ -1224,6 +1226,7 @@ class Device implements Listener {
     this.#concurrency = Math.max(1, options.concurrency ?? 1);
     this.#device = options.device ?? null;
     this.#isAnonymous = options.device === undefined && options.token === undefined;
+    this.#isKnown = options.device === undefined || options.token !== undefined;
     this.#feed = new Feed(
       this.#line,
       "feed",
@@ -1431,7 +1434,18 @@ class Device implements Listener {
       this.#device = typeof body.device === "string" ? body.device : null;
       this.#isAnonymous = this.#device === null;
     }
+    if (name === "ready") this.#meet(body);
     if (name === "gap") this.#call(() => this.#options.onGap?.(body as unknown as Gap));
+  }
+
+  /** The service said whom it takes this for; before that, and to another one, no receipt is given. A long-poll does not say. */
+  #meet({ device }: Record<string, unknown>): void {
+    const wanted = this.#options.device;
+    if (this.#options.token === undefined && wanted !== undefined) {
+      this.#isKnown = device === undefined || device === wanted;
+      if (!this.#isKnown) this.#trouble = `receipts wait: the service takes this device for ${String(device)}`;
+    }
+    if (this.#outbox.length > 0) this.#send();
   }
 
   /** Calls what the application gave; what it throws there is not ours, and stops nothing. */
@@ -1531,6 +1545,7 @@ class Device implements Listener {
   }
 
   #send(): void {
+    if (!this.#isKnown) return;
     this.#sending ??= this.#sendAll().finally(() => {
       this.#sending = null;
       this.#isIdle();
@@ -1543,7 +1558,7 @@ class Device implements Listener {
     const { signal } = this.#over;
     if (!this.#ending.signal.aborted && this.#outbox.length < RECEIPTS_MAX)
       await this.#nap.sleep(this.#line.timing.gatherMs, signal);
-    for (let failures = 0; this.#outbox.length > 0 && !signal.aborted;) {
+    for (let failures = 0; this.#isKnown && this.#outbox.length > 0 && !signal.aborted;) {
       // What was finished is written down before anybody is told.
       await this.#save();
       const { channel } = this.#outbox[0]!;
