@@ -6,7 +6,7 @@ import { copyFileSync } from "node:fs";
 import { connect as connectHttp2, constants } from "node:http2";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { readCertificate } from "../engine/certificate.ts";
 import { ask, push, spawn, startWith, temporary, until } from "./harness.ts";
 import { Proxy } from "./proxy.ts";
@@ -36,6 +36,8 @@ function shake(url: string, offered: string[]): Promise<{ name: string; protocol
   socket.on("error", reject);
   return promise;
 }
+
+afterAll(closeBrowser);
 
 // The certificates are the test's own, and nobody vouches for them.
 const strict = process.env.NODE_TLS_REJECT_UNAUTHORIZED;

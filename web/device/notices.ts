@@ -20,9 +20,9 @@ export async function allow(): Promise<void> {
 /** Tells of an event, where nobody sees its card. Phones take that from a worker alone. */
 export async function announce({ id, type, channel, data }: PushedEvent): Promise<void> {
   if (permission.peek() !== "granted" || !document.hidden) return;
-  const worker = await navigator.serviceWorker.getRegistration();
+  const worker = await navigator.serviceWorker.ready;
   const body = JSON.stringify(data).slice(0, BODY_CHARACTERS);
-  await worker?.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
+  await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
 }
 
 /** The browser's offer, as Chromium makes it. */

@@ -39,9 +39,8 @@ export const isOnline = signal(navigator.onLine);
 export const cards = signal<readonly Card[]>([]);
 /** What must be read, until it is dismissed. */
 export const notices = signal<readonly string[]>([]);
-/** The time, every few seconds: what is due reads it. */
+/** The time, once a second: what is due reads it. */
 export const now = signal(Date.now());
-const NOW_MS = 5_000;
 
 /** Nothing more can be said of it here. */
 export const isOpen = ({ word, refusal }: Card): boolean => word === "received" && refusal === null;
@@ -200,7 +199,7 @@ export const take = (): void => tabs.postMessage(device.peek());
 
 /** Follows, from now on. */
 export function start(): void {
-  setInterval(() => (now.value = Date.now()), NOW_MS);
+  setInterval(() => (now.value = Date.now()), 1_000);
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
   addEventListener("appinstalled", () => keepSetup(setup));
   if (faultOf(setup)) return;
