@@ -19,7 +19,8 @@ export async function allow(): Promise<void> {
 
 /** Tells of an event, where nobody sees its card. Phones take that from a worker alone. */
 export async function announce({ id, type, channel, data }: PushedEvent): Promise<void> {
-  if (permission.peek() !== "granted" || !document.hidden) return;
+  // Asked each time, since it can be taken back in the browser's settings.
+  if (!canNotify || Notification.permission !== "granted" || !document.hidden) return;
   const worker = await navigator.serviceWorker.ready;
   const body = JSON.stringify(data).slice(0, BODY_CHARACTERS);
   await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
