@@ -255,13 +255,13 @@ browserTest("who does not look is notified, where that is allowed", async () => 
   );
   await until(async () => !(await page.text(".offers")).includes("Notify me"), "the button to go");
   // Chromium forgets a notification whose list is asked for while it appears, so it is asked for once.
-  await page.read(`{
+  await page.read(`(() => {
     const { prototype } = ServiceWorkerRegistration;
     const show = prototype.showNotification;
     prototype.showNotification = function (...all) {
       return show.apply(this, all).then(() => void (window.isNotified = true));
     };
-  }`);
+  })()`);
   const seen = await push(pere.url, "orders", "seen");
   await page.shows(seen, "received");
   await page.read("Object.defineProperty(document, 'hidden', { configurable: true, get: () => true })");
