@@ -286,9 +286,6 @@ const STREAM_HEADERS = {
   "Cache-Control": "no-cache, no-transform",
   "X-Accel-Buffering": "no",
 };
-/** Seconds that a peer who does not read may hold a stream that was ended. */
-const LINGER_SECONDS = 10;
-
 /** What a reader of a log must be allowed to. */
 const RIGHT: Record<Kind, Right> = { events: "feed", receipts: "push" };
 
@@ -343,25 +340,36 @@ const eventStream = (
   request: Request,
   server: Server<SocketData>,
   random: () => number,
-): Response =>
-  stream(request, server, (out) => {
-    const feed = engine.follow(asked, new EventStream(out, random, () => server.timeout(request, LINGER_SECONDS)));
-    return () => feed.stop();
-  });
+): Response => stream(request, server, (out) => engine.follow(asked, new EventStream(out, random)));
 
-/** An open event stream. @param begin what is written to it, from now on; it gives what ends that when the reader is gone */
-function stream(request: Request, server: Server<SocketData>, begin: (out: DirectController) => () => void): Response {
+/** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
+type Begin = (out: DirectController) => { stop(): void };
+
+/** What Bun asks of an open stream. A class, and nothing of the request in it: a quiet feed should cost next to nothing. */
+class OpenStream {
+  readonly type = "direct";
+  #begin: Begin | null;
+  #running: { stop(): void } | null = null;
+
+  constructor(begin: Begin) {
+    this.#begin = begin;
+  }
+
+  pull(out: DirectController): void {
+    // Without a promise the stream stays open until it is closed.
+    this.#running = this.#begin!(out);
+    this.#begin = null;
+  }
+
+  cancel(): void {
+    this.#running?.stop();
+  }
+}
+
+function stream(request: Request, server: Server<SocketData>, begin: Begin): Response {
   if (request.method === "HEAD") return new Response(null, { headers: STREAM_HEADERS });
   server.timeout(request, 0);
-  let stop = (): void => {};
-  const body = new ReadableStream({
-    type: "direct",
-    pull(out: DirectController) {
-      // Without a promise the stream stays open until it is closed.
-      stop = begin(out);
-    },
-    cancel: () => stop(),
-  } as unknown as UnderlyingDefaultSource);
+  const body = new ReadableStream(new OpenStream(begin) as unknown as UnderlyingDefaultSource);
   return new Response(body, { headers: STREAM_HEADERS });
 }
 
@@ -382,9 +390,7 @@ async function watch(
     expires: grant.expires,
     refused: await refusal(() => door.take("feed", grant, request, server)),
   };
-  return stream(request, server, (out) =>
-    engine.watch(asked, new WatchStream(out, random, () => server.timeout(request, LINGER_SECONDS))),
-  );
+  return stream(request, server, (out) => ({ stop: engine.watch(asked, new WatchStream(out, random)) }));
 }
 
 /** A longer message brings no token. */

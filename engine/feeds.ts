@@ -470,7 +470,7 @@ export class Feeds {
     const log = this.#logs.get(logName("events", channel));
     if (!log) return;
     const batch = new Batch([eventEntry(channel, log.epoch, event)]);
-    for (const device of devices) for (const feed of this.presence.feeds(channel, device)) feed.remind(log, batch);
+    for (const device of devices) for (const feed of [...this.presence.feeds(channel, device)]) feed.remind(log, batch); // A poll ends with it.
   }
 
   // ------------------------------------------------------------------------------------------------------------- the wheel
