@@ -6,7 +6,7 @@ import { copyFileSync } from "node:fs";
 import { connect as connectHttp2, constants } from "node:http2";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { readCertificate } from "../engine/certificate.ts";
 import { ask, push, spawn, startWith, temporary, until } from "./harness.ts";
 import { Proxy } from "./proxy.ts";
@@ -23,6 +23,7 @@ async function make(name: string): Promise<void> {
   if ((await child.exited) !== 0) throw new Error(await new Response(child.stderr).text());
 }
 beforeAll(() => Promise.all(["first", "second"].map(make)));
+afterAll(closeBrowser);
 
 /** Whose certificate is shown, and which protocol is chosen of these. */
 function shake(url: string, offered: string[]): Promise<{ name: string; protocol: string | false | null }> {
@@ -99,12 +100,10 @@ browserTest(
     }, "the event in every feed");
     expect(got.got.toSorted()).toEqual(Array.from({ length: 12 }, (_, n) => `${n} 7`).toSorted());
     expect([got.pushed, got.protocol]).toEqual([201, "h2"]);
-    // One for pages, feeds and pushes, and the WebSocket's own.
     expect(service.engine.readers.transports).toEqual({ sse: 12, websocket: 1, poll: 0 });
-    await until(
-      () => proxy.lines === 2,
-      () => `two connections, not ${proxy.lines}`,
-    );
+    // One for pages, feeds and pushes, the WebSocket's own, and at times one that was opened ahead and is not used. Over HTTP/1.1 there would be
+    // six, with six feeds that wait.
+    expect(proxy.lines).toBeLessThan(5);
     view.close();
     await proxy.stop();
     await service.stop();
