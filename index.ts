@@ -701,12 +701,14 @@ interface Ways {
   readonly bodyMs: number;
   /** Each request is written to the log. */
   readonly isWatched: boolean;
+  /** URLs begin with https. */
+  readonly isTls: boolean;
   /** Made for the first who asks. */
   readonly metrics: () => Promise<Metrics>;
 }
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -716,8 +718,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
-    // Else a short Host or :authority turns wildcard and WebSocket routes into nothing.
-    handler: { standardHostname: false },
+    // Elysia looks for a path behind the 7th character of a URL, or else behind the 11th: one is too early in https://, the other too late in
+    // http:// with a short host. What has a route is found by Bun, whatever is said here.
+    handler: { standardHostname: isTls },
     serve: {
       reusePort: false,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
@@ -964,8 +967,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { db, redis, replicas, hooksAllowed, limits } = settings;
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
-  const tls = settings.tls;
-  const certificate = tls && readCertificate(tls);
+  if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
   const counts = new Counts(settings.metricsChannels);
   const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
@@ -982,7 +984,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     (scraped ??= import("./engine/metrics.ts").then(
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
-  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug", metrics });
+  const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
+  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, metrics });
   app.use(
     await staticPlugin({
       assets: WEB,
@@ -1002,40 +1005,60 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
-  /** Takes connections; with TLS, browsers and others that offer it get HTTP/2. */
-  const listen = (port: number, shown = certificate): Server<SocketData> => {
-    app.listen({ hostname: settings.host, port, ...(shown ? { tls: shown, http2: true } : {}) });
-    return app.server as Server<SocketData>;
-  };
-  /** The last one listens; those before it, with other certificates, have connections left. */
-  const servers: Server<SocketData>[] = [];
+  let listening: Listening;
   try {
-    servers.push(listen(settings.port));
+    listening = listen(app, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();
     throw error;
   }
-  const { port } = servers[0]!;
+  const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
   return {
     link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
-    url: `http${tls ? "s" : ""}://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${port}`,
+    url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
-    renew() {
-      if (tls === null) return;
-      const shown = readCertificate(tls);
-      void servers.at(-1)!.stop();
-      servers.push(listen(port!, shown));
-    },
+    renew: listening.renew,
     async stop() {
       await engine.drain();
-      // New connections are not taken; those that are idle may stay open for ever.
-      for (const server of servers) void server.stop();
+      await listening.stop();
+      (await scraped)?.stop();
+      await Promise.all([rates.close(), engine.close()]);
+    },
+  };
+}
+
+/** A port that is listened at. */
+interface Listening {
+  readonly port: number;
+  /** See `Service`. */
+  renew(): void;
+  /** Takes no more connections, lets requests under way end, and cuts what is left. */
+  stop(): Promise<void>;
+}
+
+/** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
+function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
+  const serverAt = (at: number): Server<SocketData> => {
+    app.listen({ hostname: host, port: at, ...(tls ? { tls: readCertificate(tls), http2: true } : {}) });
+    return app.server as Server<SocketData>;
+  };
+  /** The last one listens; those before it showed other certificates, and have connections left. */
+  const servers = [serverAt(port)];
+  const taken = servers[0]!.port!;
+  return {
+    port: taken,
+    renew() {
+      if (tls === null) return;
+      readCertificate(tls); // Before the port is let go.
+      void servers.at(-1)!.stop();
+      servers.push(serverAt(taken));
+    },
+    async stop() {
+      for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.
       const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
       for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
       await Promise.all(servers.map((server) => server.stop(true)));
-      (await scraped)?.stop();
-      await Promise.all([rates.close(), engine.close()]);
     },
   };
 }
