@@ -20,10 +20,13 @@ import type { Command } from "./engine/commands.ts";
 import { challenge, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
+import { readCertificate } from "./engine/certificate.ts";
+import { Counts } from "./engine/counts.ts";
 import { Door } from "./engine/door.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
 import { openLog } from "./engine/log.ts";
+import type { Metrics } from "./engine/metrics.ts";
 import { mint } from "./engine/mint.ts";
 import {
   BODY_BYTES_MAX,
@@ -98,6 +101,7 @@ const STATUS: Record<Code, readonly [number, string]> = {
   refused: [422, "Refused"],
   tooMany: [429, "Too many requests"],
   away: [503, "Not available now"],
+  full: [507, "The disk is full"],
   inside: [500, "Internal error"],
 };
 
@@ -117,6 +121,7 @@ function problem(error: PereError, more: object = {}): Response {
   };
   const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
   if (status === 503) headers.set("Retry-After", "2");
+  if (status === 507) headers.set("Retry-After", "30"); // Somebody has to make room.
   // What is still to come of the body is not waited for.
   if (status === 408) headers.set("Connection", "close");
   if (status === 401 || error.faults.some(({ path }) => path === "token"))
@@ -653,10 +658,12 @@ interface Ways {
   readonly bodyMs: number;
   /** Each request is written to the log. */
   readonly isWatched: boolean;
+  /** Made for the first who asks. */
+  readonly metrics: () => Promise<Metrics>;
 }
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -666,6 +673,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
+    // Else a short Host or :authority turns wildcard and WebSocket routes into nothing.
     handler: { standardHostname: false },
     serve: {
       reusePort: false,
@@ -821,11 +829,21 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched }: Ways)
     .get(
       "/ready",
       async () => {
-        const store = await engine.ready();
         if (engine.draining) throw new PereError("away", "PERE is shutting down");
+        const store = await engine.ready();
         return json({ status: "ready", ...store });
       },
       { detail: operations.ready },
+    )
+
+    .get(
+      "/metrics",
+      async ({ request }) => {
+        demand(await door.grant(request), "push", "*");
+        const scraped = await metrics();
+        return new Response(await scraped.text(), { headers: { ...PLAIN, "Content-Type": scraped.contentType } });
+      },
+      { detail: operations.metrics },
     )
 
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
@@ -863,12 +881,16 @@ export interface Service {
   readonly engine: Engine;
   /** The path of the way in with all rights, where PERE made its own secret; else null. */
   link(): Promise<string | null>;
+  /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
+  renew(): void;
   /** Takes no more pushes, tells every feed, makes everything acknowledged durable, and lets go of file and port. */
   stop(): Promise<void>;
 }
 
-/** Milliseconds in which feeds that were told to go may read that they were. */
-const FAREWELL_MS = 200;
+/** Milliseconds in which requests under way may end, and feeds that were told to go may read that they were. */
+const FAREWELL_MS = 1_000;
+/** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
+const STOP_MS = 9_000;
 
 /** Whom the way in with all rights is for, and for how long. */
 const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
@@ -896,17 +918,24 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { db, redis, replicas, hooksAllowed, limits } = settings;
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
+  if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
-  const store = redis === null ? new SqliteStore({ path: db }) : await openRedis(redis, replicas);
+  const counts = new Counts(settings.metricsChannels);
+  const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
-  const engine = new Engine(store, { hooksAllowed, ...options, limits: { ...limits, ...options.limits } });
+  const engine = new Engine(store, { hooksAllowed, counts, ...options, limits: { ...limits, ...options.limits } });
   const loopbackOnly = access === null && isLoopback(settings.host);
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;
   const rates = new Rates(settings.rates, redis, log.cause);
   const door = new Door({ access, origins, loopbackOnly, rates, proxies, now });
-  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug" });
+  let scraped: Promise<Metrics> | undefined;
+  const metrics = (): Promise<Metrics> =>
+    (scraped ??= import("./engine/metrics.ts").then(
+      ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
+    ));
+  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug", metrics });
   app.use(
     await staticPlugin({
       assets: WEB,
@@ -926,23 +955,60 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
+  let listening: Listening;
   try {
-    app.listen({ hostname: settings.host, port: settings.port });
+    listening = listen(app, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();
     throw error;
   }
-  const server = app.server!;
+  const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
   return {
     link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
-    url: `http://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${server.port}`,
+    url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
+    renew: listening.renew,
     async stop() {
       await engine.drain();
-      await Promise.race([server.stop(), Bun.sleep(FAREWELL_MS)]);
-      await server.stop(true);
+      await listening.stop();
+      (await scraped)?.stop();
       await Promise.all([rates.close(), engine.close()]);
+    },
+  };
+}
+
+/** A port that is listened at. */
+interface Listening {
+  readonly port: number;
+  /** See `Service`. */
+  renew(): void;
+  /** Takes no more connections, lets requests under way end, and cuts what is left. */
+  stop(): Promise<void>;
+}
+
+/** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
+function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
+  const serverAt = (at: number): Server<SocketData> => {
+    app.listen({ hostname: host, port: at, ...(tls ? { tls: readCertificate(tls), http2: true } : {}) });
+    return app.server as Server<SocketData>;
+  };
+  /** The last one listens; those before it showed other certificates, and have connections left. */
+  const servers = [serverAt(port)];
+  const taken = servers[0]!.port!;
+  return {
+    port: taken,
+    renew() {
+      if (tls === null) return;
+      readCertificate(tls); // Before the port is let go.
+      void servers.at(-1)!.stop();
+      servers.push(serverAt(taken));
+    },
+    async stop() {
+      for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.
+      const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
+      for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
+      await Promise.all(servers.map((server) => server.stop(true)));
     },
   };
 }
@@ -978,10 +1044,18 @@ async function run(settings: Settings): Promise<void> {
     },
     (error: Error) => log.warn("the store is away", { error }),
   );
+  const renew = (): void => {
+    try {
+      service.renew();
+    } catch (error) {
+      log.warn("the certificate is as it was", { error: error as Error });
+    }
+  };
+  if (settings.tls) process.on("SIGHUP", renew);
   for (const signal of ["SIGTERM", "SIGINT"] as const)
     process.once(signal, () => {
       process.once(signal, () => process.exit(1));
-      void service.stop().then(() => process.exit(0));
+      void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
     });
 }
 

@@ -10,6 +10,7 @@
  * errors SQLite keeps to itself when it starts them by itself; so they are started here.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import type { Counts } from "./counts.ts";
 import { hold } from "./lock.ts";
 import { PereError } from "./model.ts";
 
@@ -55,16 +56,18 @@ export class SqliteFile {
   readonly #db: Database;
   readonly #lock: ReturnType<typeof hold>;
   readonly #owner: Transactions;
+  readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
   #broken: unknown;
   #closed = false;
 
   /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
-  constructor(path: string, schema: Schema, owner: Transactions) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counts) {
     this.path = path;
     this.#owner = owner;
     this.#lock = hold(path);
+    this.#counts = counts;
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {
@@ -142,7 +145,7 @@ export class SqliteFile {
   /** Runs the first of these changes, as many as there is time for, in one transaction. 0: it was undone; a lone change is then told so. */
   #transact(changes: readonly Change[]): number {
     if (changes.length === 0) return 0;
-    const end = performance.now() + COMMIT_MS;
+    const startedAt = performance.now();
     const results: { value?: unknown; error?: PereError }[] = [];
     try {
       this.check();
@@ -154,25 +157,17 @@ export class SqliteFile {
           if (!(error instanceof PereError)) throw error;
           results.push({ error });
         }
-        if (performance.now() > end) break;
+        if (performance.now() > startedAt + COMMIT_MS) break;
       }
       this.#owner.finish();
       this.run("COMMIT");
     } catch (error) {
       this.#undo(error);
-      if (changes.length === 1)
-        changes[0]!.reject(
-          new PereError(
-            "away",
-            this.#broken === undefined
-              ? "the store could not take it; nothing was stored"
-              : "the disk failed; whether it was stored is known after PERE was started again",
-            [],
-            error,
-          ),
-        );
+      if (changes.length === 1) changes[0]!.reject(this.#refusal(error));
       return 0;
     }
+    this.#counts.commits.note((performance.now() - startedAt) / 1000);
+    this.#counts.batches.note(results.length);
     try {
       this.#owner.committed();
     } finally {
@@ -182,6 +177,16 @@ export class SqliteFile {
       });
     }
     return results.length;
+  }
+
+  /** What the sender of a change is told that could not be stored. */
+  #refusal(error: unknown): PereError {
+    if (isFull(error)) return new PereError("full", "the disk is full; nothing was stored", [], error);
+    const what =
+      this.#broken === undefined
+        ? "the store could not take it; nothing was stored"
+        : "the disk failed; whether it was stored is known after PERE was started again";
+    return new PereError("away", what, [], error);
   }
 
   #undo(error: unknown): void {
@@ -201,7 +206,7 @@ export class SqliteFile {
       const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
       if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");
     } catch (error) {
-      this.#broken = error;
+      if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
     }
   }
 
@@ -249,6 +254,9 @@ export class SqliteFile {
     return statement;
   }
 }
+
+/** The disk has no room for it: nothing else is wrong, and it may have some later. */
+const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
 
 /** Why a file can't be used, in one line. */
 function explain(path: string, error: unknown): PereError {

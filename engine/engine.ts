@@ -5,6 +5,7 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
+import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
 import { type FeedLimits, type Feed, type FeedRequest, Feeds, type Wire } from "./feeds.ts";
 import {
@@ -26,8 +27,9 @@ import {
 import type { Allowed, CallOptions } from "./hook-call.ts";
 import { Hooks } from "./hooks.ts";
 import { Reminders } from "./reminders.ts";
+import { fits, type KeepRule } from "./retention.ts";
 import { Waiting } from "./waiting.ts";
-import type { Appended, Heads, Idempotency, Page, Store } from "./store.ts";
+import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
 export interface Limits extends FeedLimits {
@@ -38,6 +40,8 @@ export interface Limits extends FeedLimits {
   /** Kept events a channel, by number and by age. */
   readonly keptEvents: number;
   readonly keptMs: number;
+  /** Channels of which more or less is kept; the first rule that fits holds. */
+  readonly keep: readonly KeepRule[];
 }
 
 export const LIMITS: Limits = {
@@ -49,6 +53,7 @@ export const LIMITS: Limits = {
   trimMs: 30_000,
   keptEvents: 10_000,
   keptMs: 7 * 24 * 3600 * 1000,
+  keep: [],
 };
 
 export interface EngineOptions {
@@ -60,6 +65,8 @@ export interface EngineOptions {
   /** Private addresses that hooks may call. */
   readonly hooksAllowed?: readonly Allowed[];
   readonly hookCall?: CallOptions;
+  /** Where it is counted what was done. */
+  readonly counts?: Counts;
 }
 
 export interface Audience {
@@ -87,6 +94,8 @@ const REASONS = {
 export class Engine {
   /** Who is called when there are receipts. */
   readonly hooks: Hooks;
+  /** What was done since the start. */
+  readonly counts: Counts;
   readonly #store: Store;
   readonly #limits: Limits;
   readonly #now: () => number;
@@ -99,13 +108,17 @@ export class Engine {
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
   #leftovers = true;
   #draining = false;
+  /** While the store is asked what it promises. */
+  #looking: Promise<Readiness> | undefined;
 
   constructor(store: Store, options: EngineOptions = {}) {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
+    const { counts = new Counts() } = options;
+    this.counts = counts;
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
-    this.#feeds = new Feeds(store, this.#limits, now, random, (channel, isAttended) =>
+    this.#feeds = new Feeds(store, this.#limits, now, random, counts, (channel, isAttended) =>
       this.#reminders.attended(channel, isAttended),
     );
     this.#reminders = new Reminders(store, this.#feeds, now);
@@ -115,12 +128,14 @@ export class Engine {
       state: (channel, id) => this.event(channel, id),
       allowed: hooksAllowed,
       call: hookCall,
+      counts,
       now,
       random,
     });
     this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
     store.watch(
       (wake) => {
+        if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
         this.#feeds.woken(wake);
         this.#reminders.woken(wake);
       },
@@ -145,6 +160,11 @@ export class Engine {
     return this.#feeds.held;
   }
 
+  /** How readers are connected, for metrics. */
+  get readers() {
+    return this.#feeds.readers;
+  }
+
   // ------------------------------------------------------------------------------------------------------------------ push
 
   /**
@@ -153,14 +173,24 @@ export class Engine {
    */
   async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
     if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
+    const work = this.counts.of(channel);
+    const startedAt = performance.now();
     const [appended, elsewhere] = await Promise.all([
       this.#store.append(channel, drafts, this.#now(), key),
       this.#store.elsewhere(channel),
-    ]);
-    const slack = Math.floor(this.#limits.keptEvents / 100);
+    ]).catch((error: unknown) => {
+      if (!(error instanceof PereError) || error.code !== "refused") work.pushFailures++;
+      throw error;
+    });
+    this.counts.pushStored.note((performance.now() - startedAt) / 1000);
+    if (appended.replayed) work.replays++;
+    else work.pushes += appended.count;
+    // It may be followed at other instances alone, and its receipts come here all the same.
+    this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
+    const { events: kept } = this.#retention(channel);
+    const slack = Math.floor(kept / 100);
     const head = appended.first + appended.count - 1;
-    if (!appended.replayed && head > this.#limits.keptEvents + slack && head % (slack + 1) < drafts.length)
-      void this.#trim(channel);
+    if (!appended.replayed && head > kept + slack && head % (slack + 1) < drafts.length) void this.#trim(channel);
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
     return {
       ...appended,
@@ -208,21 +238,30 @@ export class Engine {
     const now = this.#now();
     await Promise.all(
       [...byChannel].map(async ([channel, list]) => {
-        const verdicts = await this.#store.record(
-          channel,
-          list.map(({ draft }) => draft),
-          now,
-        );
+        const work = this.counts.of(channel);
+        const startedAt = performance.now();
+        const drafts = list.map(({ draft }) => draft);
+        const verdicts = await this.#store.record(channel, drafts, now).catch((error: unknown) => {
+          work.receiptFailures++;
+          throw error;
+        });
+        this.counts.receiptsStored.note((performance.now() - startedAt) / 1000);
         verdicts.forEach((verdict, place) => {
           const { index, draft } = list[place]!;
           if (verdict === "recorded" || verdict === "duplicate") {
-            if (verdict === "recorded") recorded++;
-            else duplicate++;
+            if (verdict === "recorded") {
+              recorded++;
+              this.counts.recorded(work, draft.status, draft.event, now);
+            } else {
+              duplicate++;
+              work.duplicates++;
+            }
             this.#feeds.presence.heard(channel, draft.device);
             if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event.seq);
           } else {
             const event = `${draft.event.epoch}-${draft.event.seq}`;
             rejected.push({ index, event, reason: REASONS[verdict] });
+            work.rejections++;
           }
         });
       }),
@@ -355,12 +394,19 @@ export class Engine {
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
   }
 
-  /** @throws PereError away */
-  ready() {
-    return this.#store.ready();
+  /** What the store promises. Who asks while it is looked at is answered with the same look. @throws PereError away */
+  ready(): Promise<Readiness> {
+    return (this.#looking ??= this.#store.ready().finally(() => (this.#looking = undefined)));
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention
+
+  /** How much is kept of a channel. */
+  #retention(channel: string): { events: number; ms: number } {
+    const { keptEvents, keptMs, keep } = this.#limits;
+    const rule = keep.length === 0 ? undefined : keep.find(({ pattern }) => fits(pattern, channel));
+    return { events: rule?.events ?? keptEvents, ms: rule?.ms ?? keptMs };
+  }
 
   async #trimAll(): Promise<void> {
     await this.#trim(null);
@@ -382,7 +428,8 @@ export class Engine {
     this.#trimming.add(channel);
     try {
       const now = this.#now();
-      const retention = { count: this.#limits.keptEvents, before: now - this.#limits.keptMs };
+      const { events: count, ms } = this.#retention(channel ?? "");
+      const retention = { count, before: now - ms };
       while (!this.#draining && (await this.#store.trim(channel, retention, now)));
     } catch {
       this.#leftovers = true; // The store is away or full; the timer tries again.

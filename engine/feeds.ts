@@ -15,6 +15,7 @@ import {
   type Receipt,
   receiptText,
 } from "./model.ts";
+import type { Counts } from "./counts.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } from "./tail.ts";
@@ -22,8 +23,13 @@ import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } f
 /** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
 export type Bye = "drain" | "renew" | "expired" | "busy";
 
+/** How a reader is connected. */
+export type Transport = "sse" | "websocket" | "poll";
+
 /** What a transport is to the engine: one connection that frames and writes. */
 export interface Wire {
+  /** Absent: PERE's own cursor, no connection. */
+  readonly transport?: Transport;
   /** First on every feed: who it is and where each channel starts, in the order of the request. */
   ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void;
   /** A promise: the reader is behind until it resolves. */
@@ -80,6 +86,11 @@ export interface FeedLimits {
 
 /** Turns of the wheel in one beat: how exactly a beat is kept. */
 const BEAT_TICKS = 15;
+
+/** How long feeds are told of a drain, one after the other; fewer than two thousand in less. What is told is looked at this often. */
+const DRAIN_MS_MAX = 3_000;
+const DRAIN_MS_A_FEED = 1.5;
+const DRAIN_STEP_MS = 10;
 
 /** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
 const REJOIN_MS = 1_000;
@@ -176,6 +187,7 @@ export class Feed implements Sink {
   end(reason: Bye): void {
     if (!this.open) return;
     this.wire.bye(reason);
+    if (this.caller !== null) this.#feeds.told(reason);
     this.stop();
   }
 
@@ -194,6 +206,7 @@ export class Feeds {
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
+  readonly #counts: Counts;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
   /** How many of them are connections, and how many of those each caller has. */
@@ -214,6 +227,7 @@ export class Feeds {
     limits: FeedLimits,
     now: () => number,
     random: () => number,
+    counts: Counts,
     attended: (channel: string, isAttended: boolean) => void,
   ) {
     this.#store = store;
@@ -221,6 +235,7 @@ export class Feeds {
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
+    this.#counts = counts;
     this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
     this.#timer.unref();
   }
@@ -235,6 +250,15 @@ export class Feeds {
       present: this.presence.size,
       spokes: sum(this.#wheel.map(({ size }) => size)),
     };
+  }
+
+  /** How readers are connected, and how many followers of logs there are, PERE's own included; for metrics. */
+  get readers(): { transports: Record<Transport, number>; followers: number } {
+    const transports: Record<Transport, number> = { sse: 0, websocket: 0, poll: 0 };
+    for (const { wire } of this.#open) if (wire.transport) transports[wire.transport]++;
+    let followers = 0;
+    for (const log of this.#logs.values()) followers += log.followers;
+    return { transports, followers };
   }
 
   // --------------------------------------------------------------------------------------------------------------- opening
@@ -323,6 +347,11 @@ export class Feeds {
     return this.#callers.get(caller) ?? 0;
   }
 
+  /** A reader was told why his feed ends. */
+  told(reason: Bye): void {
+    this.#counts.bye(reason);
+  }
+
   /** Called by a feed that ended. */
   release(feed: Feed): void {
     this.#open.delete(feed);
@@ -346,7 +375,15 @@ export class Feeds {
   #hold(kind: Kind, channel: string): Log {
     const name = logName(kind, channel);
     let log = this.#logs.get(name);
-    if (!log) this.#logs.set(name, (log = new Log(kind, channel, this.#source(kind, channel))));
+    if (!log) {
+      log = new Log(
+        kind,
+        channel,
+        this.#source(kind, channel),
+        kind === "events" ? this.#counts.of(channel) : undefined,
+      );
+      this.#logs.set(name, log);
+    }
     log.users++;
     return log;
   }
@@ -469,11 +506,20 @@ export class Feeds {
     }
   }
 
-  /** Tells every feed and takes no new ones. */
+  /** Tells every feed, so many at a time that their readers do not all come to another instance in one moment, and takes no new ones. */
   async close(): Promise<void> {
     this.#closing = true;
+    const feeds = [...this.#open].filter(({ caller }) => caller !== null);
+    const spreadMs = Math.min(DRAIN_MS_MAX, feeds.length * DRAIN_MS_A_FEED);
+    const startedAt = performance.now();
+    for (let told = 0; told < feeds.length;) {
+      const share = (performance.now() - startedAt) / spreadMs;
+      for (const upTo = Math.min(feeds.length, 1 + share * feeds.length); told < upTo; told++)
+        feeds[told]!.end("drain");
+      if (told < feeds.length) await Bun.sleep(DRAIN_STEP_MS);
+    }
+    for (const feed of [...this.#open]) feed.end("drain"); // PERE's own cursors.
     clearInterval(this.#timer);
-    for (const feed of [...this.#open]) feed.end("drain");
     await this.presence.writeHeard();
   }
 }

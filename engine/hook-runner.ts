@@ -9,6 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feeds.ts";
+import type { Counts, HookResult } from "./counts.ts";
 import { type Allowed, type CallOptions, callHook } from "./hook-call.ts";
 import { id, iso, PereError, type Position } from "./model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "./store.ts";
@@ -31,6 +32,8 @@ const AGAIN_MS = 1_000;
 
 /** What hooks need of the engine. */
 export interface HookOptions {
+  /** Where tries are counted. */
+  readonly counts: Counts;
   readonly follow: (request: FeedRequest, wire: Wire) => Feed;
   /** An event's state as its publisher's JSON text. @throws PereError unknown */
   readonly state: (channel: string, id: string) => Promise<string>;
@@ -251,15 +254,18 @@ export class Runner implements Wire {
   /** One try. @returns null: it is done; the delivery to keep; gone: the receiver wants no more of them */
   async #try(delivery: Delivery): Promise<Delivery | null | "gone"> {
     const { url, secret } = this.hook;
-    const { allowed, call, now, random } = this.#options;
+    const { allowed, call, now, random, counts } = this.#options;
     const { status, error } = await callHook({ ...delivery, url, secret, at: now() }, allowed, call);
-    if (status !== null && status >= 200 && status < 300) return null;
-    if (status === 410 && (await this.#isCurrent())) {
+    const result = resultOf(status);
+    counts.hookTries[result]++;
+    if (result === "delivered") return null;
+    if (result === "gone" && (await this.#isCurrent())) {
       await this.#disable("the receiver answered 410 Gone");
       return "gone";
     }
     const attempts = delivery.attempts + 1;
     const wait = SCHEDULE_MS[attempts];
+    if (wait === undefined) counts.hookGivenUp++;
     const nextAt = wait === undefined ? null : now() + Math.round(wait * (1 - JITTER + 2 * JITTER * random()));
     return { ...delivery, attempts, nextAt, status, error: error ?? `HTTP ${status}` };
   }
@@ -308,6 +314,11 @@ function endOfCall(entries: readonly Entry[], from: number): number {
 }
 
 /** A hook among all of them. */
+const resultOf = (status: number | null): HookResult => {
+  if (status === null) return "unreachable";
+  return status >= 200 && status < 300 ? "delivered" : status === 410 ? "gone" : "refused";
+};
+
 export const nameOf = ({ channel, name }: Hook): string => `${channel}/${name}`;
 
 const bodyOf = (kind: Message["kind"], at: number, data: string): string =>

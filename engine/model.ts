@@ -70,6 +70,7 @@ export type Code =
   | "refused"
   | "tooMany"
   | "away"
+  | "full"
   | "inside";
 
 /** One field that is wrong: where (a query name, a header, or a JSON pointer) and why. */

@@ -7,17 +7,22 @@ import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import type { AccessOptions } from "./access.ts";
+import type { CertificateFiles } from "./certificate.ts";
 import { type Origins, readOrigins } from "./door.ts";
 import { type Limits, LIMITS } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
+import { CHANNEL } from "./model.ts";
 import { type RateLimits, RATES } from "./rates.ts";
+import { KEPT_EVENTS_MAX, KEPT_SECONDS_MAX, readKeep } from "./retention.ts";
 
 /** What the operator set; see README, "Settings". */
 export interface Settings {
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** The files that TLS is spoken with; null: it is not. */
+  readonly tls: CertificateFiles | null;
   /** Path of the SQLite file, or `:memory:`. */
   readonly db: string;
   /** Where Redis is, when many instances share one memory there; several addresses are a Cluster's. Null: everything is in `db`. */
@@ -36,6 +41,8 @@ export interface Settings {
   readonly proxies: readonly Allowed[];
   /** From what on the log is written. */
   readonly log: Level;
+  /** Channels that `/metrics` tells apart. */
+  readonly metricsChannels: readonly string[];
   /** Names that were set and mean nothing. */
   readonly unknown: readonly string[];
 }
@@ -60,6 +67,11 @@ export const SETTINGS = {
     meaning: "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all",
   },
   PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
+  PERE_TLS_CERT: {
+    usual: "",
+    meaning: 'PEM file with a certificate and its chain; PERE then speaks TLS itself, see "TLS"',
+  },
+  PERE_TLS_KEY: { usual: "", meaning: "PEM file with its key" },
   PERE_DB: { usual: "pere.db", meaning: "the SQLite file, held by one process; `:memory:` keeps nothing" },
   REDIS_URL: {
     usual: "",
@@ -110,6 +122,15 @@ export const SETTINGS = {
   },
   PERE_KEEP_EVENTS: { usual: String(LIMITS.keptEvents), meaning: "events kept a channel" },
   PERE_KEEP_SECONDS: { usual: String(LIMITS.keptMs / 1000), meaning: "how long they are kept" },
+  PERE_KEEP: {
+    usual: "",
+    meaning:
+      "rules for some channels, the first that fits holds: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`; what a rule leaves open, and all other channels, are as above. Instances on one Redis have the same",
+  },
+  PERE_METRICS_CHANNELS: {
+    usual: "",
+    meaning: "channels, comma separated, that `/metrics` tells apart; 100 at most",
+  },
   PERE_HOOKS_ALLOW: {
     usual: "",
     meaning: "address ranges, `10.0.0.0/8,fd00::/8`, that hooks may call although they are private",
@@ -184,6 +205,22 @@ function accessOf(env: Environment, host: string): Settings["access"] {
   return open === "1" || isLoopback(host) ? "open" : "own";
 }
 
+/** Channels that get series of their own: each is some fifty, and a scraper keeps them all. */
+const METRICS_CHANNELS_MAX = 100;
+
+/** @throws Error with the one line to print */
+function channelsOf(text: string): string[] {
+  const names = text
+    .split(",")
+    .map((name) => name.trim())
+    .filter((name) => name !== "");
+  const wrong = names.find((name) => !CHANNEL.test(name));
+  if (wrong !== undefined) throw new Error(`PERE_METRICS_CHANNELS: "${wrong}" is not a channel's name`);
+  if (names.length > METRICS_CHANNELS_MAX)
+    throw new Error(`PERE_METRICS_CHANNELS may name at most ${METRICS_CHANNELS_MAX} channels`);
+  return [...new Set(names)];
+}
+
 /** @throws Error with the one line to print */
 function levelOf(text: string): Level {
   if (text === "debug" || text === "info" || text === "warn" || text === "error") return text;
@@ -209,9 +246,12 @@ export function readSettings(
   const redis = secretOf(env, "REDIS_URL");
   if (variables.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
+  const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
+  if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
   return {
     host,
     port: whole("PORT", 0, 65535, values.port),
+    tls: cert && key ? { cert, key } : null,
     db: env.PERE_DB,
     redis: redis === "" ? null : redisUrls(redis),
     replicas: whole("PERE_REDIS_REPLICAS", 0, 99),
@@ -221,11 +261,13 @@ export function readSettings(
     rates: { push: rate("PERE_RATE_PUSHES"), receipt: rate("PERE_RATE_RECEIPTS"), feed: rate("PERE_RATE_FEEDS") },
     proxies: readAllowed(env.PERE_PROXIES, "PERE_PROXIES"),
     log: levelOf(env.PERE_LOG),
+    metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS),
     unknown: Object.keys(variables).filter((name) => name.startsWith("PERE_") && !(name in SETTINGS)),
     limits: {
       feedsACaller: rate("PERE_FEEDS_A_CALLER") || Number.POSITIVE_INFINITY,
-      keptEvents: whole("PERE_KEEP_EVENTS", 1, 100_000_000),
-      keptMs: 1000 * whole("PERE_KEEP_SECONDS", 1, 999_999_999),
+      ...(env.PERE_KEEP && { keep: readKeep(env.PERE_KEEP) }),
+      keptEvents: whole("PERE_KEEP_EVENTS", 1, KEPT_EVENTS_MAX),
+      keptMs: 1000 * whole("PERE_KEEP_SECONDS", 1, KEPT_SECONDS_MAX),
     },
   };
 }

@@ -7,6 +7,7 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { SqliteFile } from "./commit.ts";
+import { Counts } from "./counts.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hook-rows.ts";
@@ -85,6 +86,8 @@ export interface SqliteOptions {
   readonly path: string;
   /** Makes epochs; 41 random bits by default. */
   readonly epoch?: () => string;
+  /** Where it is counted how long commits take. */
+  readonly counts?: Counts;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -107,29 +110,34 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, counts = new Counts() }: SqliteOptions) {
     this.#epoch = epoch;
-    this.#file = new SqliteFile(path, SCHEMA, {
-      finish: () => {
-        for (const channel of this.#changed) this.#saveChannel(channel);
+    this.#file = new SqliteFile(
+      path,
+      SCHEMA,
+      {
+        finish: () => {
+          for (const channel of this.#changed) this.#saveChannel(channel);
+        },
+        committed: () => {
+          this.#changed.clear();
+          const wakes = this.#wakes;
+          this.#wakes = [];
+          for (const wake of wakes) this.#listener(wake);
+        },
+        undone: () => {
+          this.#wakes = [];
+          this.#changed.clear();
+          this.#channels.clear(); // Their counters ran ahead of the file.
+        },
+        // Ids that were given out after the copy was made are of the old epochs, and never meet those that are given out now.
+        reborn: (file) => {
+          for (const { id } of file.all<Channel>("SELECT id FROM channels"))
+            file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
+        },
       },
-      committed: () => {
-        this.#changed.clear();
-        const wakes = this.#wakes;
-        this.#wakes = [];
-        for (const wake of wakes) this.#listener(wake);
-      },
-      undone: () => {
-        this.#wakes = [];
-        this.#changed.clear();
-        this.#channels.clear(); // Their counters ran ahead of the file.
-      },
-      // Ids that were given out after the copy was made are of the old epochs, and never meet those that are given out now.
-      reborn: (file) => {
-        for (const { id } of file.all<Channel>("SELECT id FROM channels"))
-          file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
-      },
-    });
+      counts,
+    );
     this.#enrolments = new Enrolments(this.#file, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
     this.#words = new Words(this.#file, this.#enrolments, (channel, receipt) => this.#tell(channel, receipt));

@@ -118,6 +118,8 @@ export class Log {
   /** Feeds and requests that hold the log; at 0 its owner lets go of it. */
   users = 0;
   readonly #source: Source;
+  /** Where it is counted how much was written. */
+  readonly #work: { deliveries: number };
   readonly #followers = new Set<Follower>();
   readonly #live = new Set<Follower>();
   #ring: Entry[] = [];
@@ -133,13 +135,19 @@ export class Log {
   #unfinished = false;
   #shared: Cut | undefined;
 
-  constructor(kind: Kind, channel: string, source: Source) {
+  constructor(kind: Kind, channel: string, source: Source, work = { deliveries: 0 }) {
     this.kind = kind;
     this.channel = channel;
     this.#source = source;
+    this.#work = work;
   }
 
-  /** Followers at rest or being served, for tests and metrics. */
+  /** Followers, for metrics. */
+  get followers(): number {
+    return this.#followers.size;
+  }
+
+  /** Those of them at rest or being served, for tests and metrics. */
   get live(): number {
     return this.#live.size;
   }
@@ -353,6 +361,7 @@ export class Log {
   /** True when the sink pushes back. */
   #give({ sink }: Follower, batch: Batch): boolean {
     const drained = sink.write(this, batch);
+    this.#work.deliveries += batch.entries.length;
     if (!drained) return false;
     hold(sink, drained);
     return true;

@@ -21,7 +21,7 @@ const POLL_CHARACTERS = 1024 * 1024;
 const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
   start: [1_000, 4_000],
   renew: [50, 500],
-  drain: [500, 3_000],
+  drain: [250, 1_500],
   expired: [1_000, 4_000],
   busy: [5_000, 20_000],
 };
@@ -72,6 +72,7 @@ export interface DirectController {
 }
 
 export class EventStream implements Wire {
+  readonly transport = "sse";
   readonly #out: DirectController;
   readonly #random: () => number;
   readonly #closing: () => void;
@@ -163,6 +164,7 @@ export interface SocketData {
 const CLOSE: Record<Bye, number> = { drain: 1012, renew: 1012, busy: 1013, expired: 1008 };
 
 export class Socket implements Wire {
+  readonly transport = "websocket";
   readonly #socket: ServerWebSocket<SocketData>;
   readonly #onReady: () => void;
   #drained: (() => void) | undefined;
@@ -231,6 +233,7 @@ export interface PollAnswer {
 }
 
 export class Poll implements Wire {
+  readonly transport = "poll";
   /** Resolves once; null: the server is draining or busy. */
   readonly answer: Promise<PollAnswer | null>;
   readonly #texts: string[] = [];

@@ -20,7 +20,12 @@ export const browserTest = (name: string, run: () => Promise<void>): void =>
 const profile = temporary();
 
 /** A tab of its own, in pixels. Close it at the end. @param complained hears what the page reports as an error */
-export const openTab = (width: number, height: number, complained: (what: string) => void = () => {}): Bun.WebView =>
+export const openTab = (
+  width: number,
+  height: number,
+  complained: (what: string) => void = () => {},
+  flags: readonly string[] = [],
+): Bun.WebView =>
   new Bun.WebView({
     width,
     height,
@@ -37,6 +42,7 @@ export const openTab = (width: number, height: number, complained: (what: string
         "--disable-component-update",
         "--disable-sync",
         "--no-first-run",
+        ...flags,
       ],
     },
   });

@@ -40,10 +40,12 @@ export async function until<Value>(
 /** Who may come in, where a test does not say. */
 const OPEN = {
   access: "open",
+  tls: null,
   origins: [],
   rates: { push: 0, receipt: 0, feed: 0 },
   proxies: [],
   log: "info",
+  metricsChannels: [],
   unknown: [],
 } as const;
 
@@ -114,7 +116,7 @@ export async function spawn(
   const decoder = new TextDecoder();
   for await (const chunk of child.stdout) {
     said += decoder.decode(chunk, { stream: true });
-    const url = /^PERE listening on (http:\S+)\n/.exec(said)?.[1];
+    const url = /^PERE listening on (https?:\S+)\n/.exec(said)?.[1];
     if (url)
       return {
         url,

@@ -250,7 +250,7 @@ describe("the document", () => {
       .map(({ method, path }) => `${method} ${path.replace(/:(\w+)/g, "{$1}")}`);
     const described = [...operations.values()].map(({ method, path }) => `${method} ${path}`);
     expect(described.toSorted()).toEqual([...new Set(served)].toSorted());
-    expect(described).toHaveLength(17);
+    expect(described).toHaveLength(18);
   });
 
   test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
@@ -265,7 +265,7 @@ describe("the document", () => {
       const statuses = Object.keys(operation.responses).map(Number);
       for (const status of statuses)
         expect(replyOf(operation.operationId, status)!.reply.description, `${path} ${status}`).toMatch(/^.{4,}/);
-      const takes = names.length > 0 || operation.requestBody !== undefined;
+      const takes = names.length > 0 || operation.requestBody !== undefined || operation.responses["403"] !== undefined;
       expect(
         statuses.some((status) => status >= 400 && status < 500),
         path,
@@ -416,7 +416,7 @@ describe("the examples", () => {
     );
   });
 
-  test("are all in the story, save those of trouble inside, of too much, and of bodies that do not come", () => {
+  test("are all in the story, save those of numbers, of trouble inside, of too much, and of bodies that do not come", () => {
     const key = (...parts: unknown[]): string => parts.join(" ");
     const inStory = new Set(
       STORY.map(([operationId, , status, type, example]) => key(replyOf(operationId, status)!.pointer, type, example)),
@@ -438,9 +438,11 @@ describe("the examples", () => {
     }
     expect([...missing].toSorted()).toEqual([
       `/components/responses/Away ${PROBLEM} example`,
+      `/components/responses/Full ${PROBLEM} example`,
       `/components/responses/Inside ${PROBLEM} example`,
       `/components/responses/TooMany ${PROBLEM} example`,
       `/components/responses/TooSlow ${PROBLEM} example`,
+      "/paths/~1metrics/get/responses/200 text/plain example",
     ]);
   });
 
@@ -602,14 +604,16 @@ describe("what can go wrong", () => {
       expect((await tried(operationId, {}, guarded.url)).status, operationId).toBe(200);
   });
 
-  test("a fault inside and a store that is away are answered as described", async () => {
+  test("a fault inside, a store that is away and a disk that is full are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
       for (const [operationId, method] of Object.entries({ ...BEHIND, ...BEHIND_HOOKS }))
         for (const [status, error] of [
           [500, new Error("boom")],
           [503, new PereError("away", "PERE is shutting down; push again in a moment")],
+          [507, new PereError("full", "the disk is full; nothing was stored")],
         ] as const) {
+          if (status === 507 && !replyOf(operationId, status)) continue; // It only reads.
           const whose = operationId in BEHIND ? pere.engine : (pere.engine.hooks as unknown as Engine);
           const behind = spyOn(whose, method as "ready").mockImplementation(() => {
             throw error;
@@ -659,7 +663,8 @@ describe("what can go wrong", () => {
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
     for (const operationId of Object.keys({ ...BEHIND, ...BEHIND_HOOKS }))
-      for (const status of [500, 503]) seen.add(`${operationId} ${status}`);
+      for (const status of [500, 503, 507])
+        if (status !== 507 || replyOf(operationId, status)) seen.add(`${operationId} ${status}`);
     for (const operationId of SLOW) seen.add(`${operationId} 408`);
     for (const operationId of LIMITED) seen.add(`${operationId} 429`);
 
@@ -675,6 +680,8 @@ describe("what can go wrong", () => {
     const { pere: _, ...feedback } = told;
     expect(shapeOf("Feedback", feedback)).toBe("");
     seen.add("followEvents 101");
+    expect((await tried("metrics", {})).status).toBe(200);
+    seen.add("metrics 200");
     const gone = await tried("retireDevice", {});
     expect(gone.status).toBe(204);
     seen.add("retireDevice 204");

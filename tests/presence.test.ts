@@ -162,7 +162,7 @@ describe("draining", () => {
       expect(await stream.own("bye")).toEqual({ reason: "drain" });
       await until(() => stream.ended);
       expect(stream.messages).toHaveLength(1);
-      expect(stream.retry).toBeGreaterThanOrEqual(500);
+      expect(stream.retry).toBeGreaterThanOrEqual(250);
     }
     const socket = await connect(`${going.url}/feed/c?device=a`);
     expect((await socket.closed).code).toBe(1012);

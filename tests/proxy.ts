@@ -37,6 +37,11 @@ export class Proxy {
     return new Proxy(await listenAt(0), target);
   }
 
+  /** Connections that are open. */
+  get lines(): number {
+    return this.#lines.size;
+  }
+
   /** Carries everything from now on, on new lines and on those that have lost nothing. */
   pass(): void {
     this.#loss = "nothing";

@@ -3,6 +3,7 @@
  */
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import type { Service } from "../index.ts";
+import { readKeep } from "../engine/retention.ts";
 import { ask, give, listen, push, start, until } from "./harness.ts";
 
 let pere: Service;
@@ -277,6 +278,24 @@ describe("retention", () => {
     expect(again.messages.some(({ event }) => event === "pere.gap")).toBeFalse();
     for (const stream of [resumed, answers, again]) stream.close();
     await small.stop();
+  });
+
+  test("by the first rule that fits a channel; what it leaves open is as everywhere", async () => {
+    let now = Date.now();
+    const keep = readKeep("brief.till:events=4;brief.*:events=2;young:seconds=60");
+    const ruled = await start({ now: () => now, limits: { keep, keptEvents: 5, keptMs: 600_000, trimMs: 10 } });
+    const kept = async (channel: string): Promise<number> =>
+      (await ask(`${ruled.url}/events/${channel}`)).body.events.length;
+    const all = async (): Promise<number[]> =>
+      Promise.all(["brief.till", "brief.kiosk", "brief", "young"].map((channel) => kept(channel)));
+    for (const channel of ["brief.till", "brief.kiosk", "brief", "young"])
+      for (let n = 0; n < 8; n++) await push(ruled.url, channel, n);
+    await until(async () => (await all()).join() === "4,2,5,5");
+    now += 60_001;
+    await until(async () => (await all()).join() === "4,2,5,0");
+    now += 540_000;
+    await until(async () => (await all()).join() === "0,0,0,0");
+    await ruled.stop();
   });
 
   test("by age, also when nothing is pushed any more", async () => {

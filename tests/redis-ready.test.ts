@@ -93,6 +93,18 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     expect((await ask(`${url}/ready`)).body.durability).toBe("second");
   });
 
+  test("is looked at once for all who ask at the same time", async () => {
+    const server = await openRedis();
+    const url = await openService(server.url);
+    const looks = async (): Promise<number> =>
+      Number(/cmdstat_config\|get:calls=(\d+)/.exec(await server.ask("INFO", "commandstats"))![1]);
+    const before = await looks();
+    await ask(`${url}/ready`);
+    const aLook = (await looks()) - before;
+    await Promise.all(Array.from({ length: 200 }, () => ask(`${url}/ready`)));
+    expect((await looks()) - before - aLook).toBeLessThan(100 * aLook);
+  });
+
   test("is nothing where its settings may not be read, and that is said", async () => {
     const server = await openRedis(ALWAYS);
     await server.ask("ACL", "SETUSER", "pere", "on", ">secret", "~*", "&*", "+@all", "-config");

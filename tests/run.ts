@@ -35,6 +35,7 @@ const PROGRAMS: Record<string, string> = {
   "redis-server": "redis-server",
   nginx: "nginx",
   caddy: "caddy",
+  promtool: "prometheus",
 };
 
 async function installPrograms(): Promise<void> {

@@ -10,15 +10,16 @@ import { ask, spawn, temporary } from "./harness.ts";
 import { EXAMPLE, example, README, readme } from "./settings-texts.ts";
 
 test("defaults need nothing", () => {
-  const { limits, hooksAllowed, access, origins, rates, proxies, log, unknown, ...settings } = readSettings([], {});
+  const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
+    readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
-  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0 });
+  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0, tls: null });
   expect(limits).toEqual({
     feedsACaller: Number.POSITIVE_INFINITY,
     keptEvents: LIMITS.keptEvents,
     keptMs: LIMITS.keptMs,
   });
-  expect([hooksAllowed, access, origins, unknown]).toEqual([[], "open", [], []]);
+  expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "open", [], [], []]);
 });
 
 test("REDIS_URL chooses Redis, with TLS or without", () => {
@@ -99,6 +100,16 @@ test.each([
   [[], { PORT: "http" }, "PORT"],
   [[], { PERE_KEEP_EVENTS: "0" }, "PERE_KEEP_EVENTS"],
   [[], { PERE_KEEP_SECONDS: "1d" }, "PERE_KEEP_SECONDS"],
+  [[], { PERE_KEEP: "orders" }, "PERE_KEEP"],
+  [[], { PERE_KEEP: "or*:events=1" }, '"or*:events=1"'],
+  [[], { PERE_KEEP: "a:events=1;:seconds=1" }, '":seconds=1"'],
+  [[], { PERE_KEEP: "orders:days=1" }, '"days=1"'],
+  [[], { PERE_KEEP: "orders:events=1,events=2" }, '"events=2"'],
+  [[], { PERE_KEEP: "orders:events=0" }, "events must be a whole number"],
+  [[], { PERE_KEEP: "orders:seconds=1d" }, "seconds must be a whole number"],
+  [[], { PERE_KEEP: "shop.*:events=1;shop.till:events=2" }, "shop.till never holds"],
+  [[], { PERE_KEEP: "shop.*:events=1;shop.a.*:events=2" }, "shop.a.* never holds"],
+  [[], { PERE_KEEP: "*:events=1;orders:events=2" }, "orders never holds"],
   [[], { PERE_OPEN: "yes" }, "PERE_OPEN"],
   [[], { REDIS_URL: "127.0.0.1:6379" }, "redis://"],
   [[], { REDIS_URL: "http://127.0.0.1" }, "redis://"],
@@ -114,9 +125,25 @@ test.each([
   [[], { PERE_ORIGINS: "shop.example" }, "PERE_ORIGINS"],
   [[], { PERE_ORIGINS: "https://shop.example/" }, "https://shop.example/"],
   [[], { PERE_ORIGINS: "null" }, "PERE_ORIGINS"],
+  [[], { PERE_METRICS_CHANNELS: "orders, a b" }, '"a b" is not'],
+  [[], { PERE_METRICS_CHANNELS: Array.from({ length: 101 }, (_, n) => `c${n}`).join() }, "at most 100"],
+  [[], { PERE_TLS_CERT: "cert.pem" }, "PERE_TLS_KEY"],
+  [[], { PERE_TLS_KEY: "key.pem" }, "PERE_TLS_CERT"],
   [["--prot", "1"], {}, "--prot"],
 ])("%j %j is refused in a sentence that names %s", (argv, env, name) => {
   expect(() => readSettings(argv, env)).toThrow(name);
+});
+
+test("PERE_KEEP is read rule by rule, also for names with colons", () => {
+  const { limits } = readSettings([], {
+    PERE_KEEP: " a:b:events=5 ; shop.till:seconds=60;shop.*:events=7, seconds=8;*:events=9;",
+  });
+  expect(limits.keep).toEqual([
+    { pattern: "a:b", events: 5, ms: null },
+    { pattern: "shop.till", events: null, ms: 60_000 },
+    { pattern: "shop.*", events: 7, ms: 8_000 },
+    { pattern: "*", events: 9, ms: null },
+  ]);
 });
 
 test("beyond loopback only where the operator says that it is open", () => {

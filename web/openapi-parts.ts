@@ -205,16 +205,24 @@ export const failures = {
       headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
     },
   ],
+  507: [
+    "Full",
+    {
+      ...problem(
+        "The disk is full, and nothing was stored. Feeds and reading go on; when there is room again, so does this.",
+        one(problemBody("full", "The disk is full", 507, { detail: "the disk is full; nothing was stored" })),
+      ),
+      headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
+    },
+  ],
 } as const satisfies Record<number, readonly [string, Reply]>;
 
-/** References to shared answers. Every operation that touches the store can also end as 500 and 503. */
-export const failing = (...statuses: (keyof typeof failures)[]): Replies =>
-  Object.fromEntries(
-    [...statuses, 500 as const, 503 as const].map((status) => [
-      status,
-      { $ref: `#/components/responses/${failures[status][0]}` },
-    ]),
-  );
+/** References to shared answers. */
+export const refusing = (...statuses: (keyof typeof failures)[]): Replies =>
+  Object.fromEntries(statuses.map((status) => [status, { $ref: `#/components/responses/${failures[status][0]}` }]));
+
+/** The same for an operation that touches the store: it can also end as 500 and 503. */
+export const failing = (...statuses: (keyof typeof failures)[]): Replies => refusing(...statuses, 500, 503);
 
 // ----------------------------------------------------------------------------------------------------------------- parameters
 

@@ -528,6 +528,7 @@ export const samples = {
   hooks: { hooks: [{ ...hookShown, position: id(4), retrying: [], failed: [] }] },
   retried: { retried: 0 },
   health: { status: "ok" },
+  metrics: "# HELP pere_pushes_total Events stored\n# TYPE pere_pushes_total counter\npere_pushes_total 1\n",
   readiness: { status: "ready", store: "sqlite", version: "SQLite 3.54.1", durability: "fsync", advice: [] },
   allRejected: {
     ...{ type: "urn:pere:refused", title: "Refused", status: 422, detail: unknownEvent, recorded: 0, duplicate: 0 },

@@ -49,6 +49,7 @@ import {
   problem,
   problemBody,
   refusedBody,
+  refusing,
   reply,
   start,
   transports,
@@ -174,7 +175,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
           },
         },
       },
-      ...failing(400, 401, 403, 408, 413, 415, 429),
+      ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
         "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body before.",
         examples({
@@ -252,7 +253,7 @@ A form is one receipt as the first PERE clients send it.`,
           }),
         ),
       ),
-      ...failing(400, 401, 403, 408, 413, 415, 429),
+      ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
         "Every receipt was rejected, or the JSON nests too deep.",
         one(samples.allRejected),
@@ -364,7 +365,7 @@ ${transports("Nothing is to be sent on it.")}`,
     responses: {
       200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
       201: reply("It is enrolled now.", json("Enrolled", one(samples.enrolled))),
-      ...failing(400, 401, 403),
+      ...failing(400, 401, 403, 507),
     },
   },
 
@@ -375,7 +376,7 @@ ${transports("Nothing is to be sent on it.")}`,
     description:
       "Later events are not addressed to it, and those without its final receipt no longer are; what is complete thereby is told as such. Its open feeds end, with `expired`.",
     parameters: [channel, device],
-    responses: { 204: { description: "It is retired." }, ...failing(400, 401, 403, 404) },
+    responses: { 204: { description: "It is retired." }, ...failing(400, 401, 403, 404, 507) },
   },
 
   hooks: {
@@ -413,7 +414,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     responses: {
       200: reply("It was known, and is changed.", json("HookStored", one(samples.hook))),
       201: reply("It is stored.", json("HookStored", one(samples.hook))),
-      ...failing(400, 401, 403, 408, 413, 415, 422),
+      ...failing(400, 401, 403, 408, 413, 415, 422, 507),
     },
   },
 
@@ -423,7 +424,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     tags: ["Hooks"],
     description: "With everything that was still to be sent to it.",
     parameters: [channel, hookName],
-    responses: { 204: { description: "It is gone." }, ...failing(400, 401, 403, 404) },
+    responses: { 204: { description: "It is gone." }, ...failing(400, 401, 403, 404, 507) },
   },
 
   retryHook: {
@@ -435,7 +436,7 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
     parameters: [channel, hookName],
     responses: {
       200: reply("They are being sent.", json("Retried", one(samples.retried))),
-      ...failing(400, 401, 403, 404),
+      ...failing(400, 401, 403, 404, 507),
     },
   },
 
@@ -456,6 +457,21 @@ Only public addresses are called, and those that the operator named in \`PERE_HO
       "For a load balancer: the store answers and PERE is not shutting down. Says what a 2xx answer to a push is worth.",
     security: [],
     responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
+  },
+
+  metrics: {
+    operationId: "metrics",
+    summary: "What was done, in numbers",
+    tags: ["Operation"],
+    description:
+      "For Prometheus and what speaks its text format. Where there are tokens, it takes one with `push` on `*`. No series has a device's name; a channel's, only where `PERE_METRICS_CHANNELS` names it.",
+    responses: {
+      200: {
+        description: "All series of this instance.",
+        content: { "text/plain": { schema: { type: "string" }, examples: one(samples.metrics) } },
+      },
+      ...refusing(401, 403),
+    },
   },
 } satisfies Record<string, Operation>;
 

@@ -1,0 +1,38 @@
+/**
+ * The certificate that PERE shows where it speaks TLS itself: two PEM files, read at the start and again when they were replaced.
+ *
+ * What does not fit together is found here, in one sentence, and not by the first browser.
+ */
+import { createPrivateKey, X509Certificate } from "node:crypto";
+import { readFileSync } from "node:fs";
+
+/** Where the files are: the certificate, followed by those that vouch for it, and its key. */
+export interface CertificateFiles {
+  readonly cert: string;
+  readonly key: string;
+}
+
+/** What the files hold. @throws Error with the one line to print */
+export function readCertificate({ cert, key }: CertificateFiles): CertificateFiles {
+  const texts = { cert: read("PERE_TLS_CERT", cert), key: read("PERE_TLS_KEY", key) };
+  const certificate = parsed("PERE_TLS_CERT", "certificate", () => new X509Certificate(texts.cert));
+  const privateKey = parsed("PERE_TLS_KEY", "private key without a passphrase", () => createPrivateKey(texts.key));
+  if (!certificate.checkPrivateKey(privateKey)) throw new Error("PERE_TLS_KEY is not the key of PERE_TLS_CERT");
+  return texts;
+}
+
+function read(name: string, path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    throw new Error(`${name} can't be read: ${(error as Error).message}`);
+  }
+}
+
+function parsed<Value>(name: string, what: string, parse: () => Value): Value {
+  try {
+    return parse();
+  } catch {
+    throw new Error(`${name} holds no ${what} in PEM`);
+  }
+}

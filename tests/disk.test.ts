@@ -1,0 +1,110 @@
+/**
+ * A disk that is full: a real small one, mounted for the test, filled and emptied under a running service.
+ */
+import { expect, test } from "bun:test";
+import { closeSync, openSync, rmSync, writeSync } from "node:fs";
+import { join } from "node:path";
+import { type Answer, ask, give, listen, spawn, Stream, temporary, until } from "./harness.ts";
+
+/** Mounts a file system of 32 mebibytes there; false where that can't be done. */
+const mount = (folder: string): boolean =>
+  process.getuid?.() === 0 &&
+  Bun.which("mount") !== null &&
+  Bun.spawnSync(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder]).success;
+const unmount = (folder: string): boolean => Bun.spawnSync(["umount", folder]).success;
+
+const folder = temporary();
+const isPossible = mount(folder) && unmount(folder);
+const skipped = isPossible || process.env.CI === "true" ? "" : ": a small disk can't be mounted here";
+
+test.skipIf(skipped !== "")(
+  `on a full disk pushes and receipts get 507, feeds and reading go on, and with space all goes on without a restart${skipped}`,
+  async () => {
+    expect(mount(folder)).toBeTrue();
+    const ballast = join(folder, "ballast");
+    const env = { PERE_DB: join(folder, "pere.db") };
+    const running = [await spawn(env)];
+    try {
+      const service = running[0]!;
+      const { url } = service;
+      const stays = await listen(`${url}/feed/orders?device=a`);
+      const returns = await listen(`${url}/feed/orders?device=b`);
+      const pushed: string[] = [];
+      const tryPush = async (): Promise<number> => {
+        const answer = await ask(`${url}/push/orders`, { body: JSON.stringify("x".repeat(20_000)) });
+        if (answer.status === 201) pushed.push(answer.body.id as string);
+        else expect(answer.body).toMatchObject({ status: 507, type: "urn:pere:full" });
+        if (answer.status === 507) expect(answer.headers.get("retry-after")).toBe("30");
+        return answer.status;
+      };
+      // So much that the log was moved into the file once, and has room of its own: then the file is what can't grow.
+      for (let n = 0; n < 500; n++) expect(await tryPush()).toBe(201);
+      await stays.have(500);
+      returns.close();
+
+      const file = openSync(ballast, "w");
+      const fill = (bytes: number): void => {
+        try {
+          for (;;) writeSync(file, Buffer.alloc(bytes));
+        } catch (error) {
+          expect((error as { code: string }).code).toBe("ENOSPC");
+        }
+      };
+      for (const bytes of [64 * 1024, 4096, 1]) fill(bytes);
+      closeSync(file);
+      // What the log still has room for is stored.
+      await until(async () => (await tryPush()) === 507, "507");
+      expect(await tryPush()).toBe(507);
+      let given = 0;
+      const tryReceipt = async (): Promise<number> => {
+        const { status } = await give(url, "orders", pushed[given]!, "a", "done");
+        if (status === 200) given++;
+        return status;
+      };
+      await until(async () => (await tryReceipt()) === 507, "507 for a receipt");
+      expect(await tryReceipt()).toBe(507);
+
+      expect((await ask(`${url}/health`)).status).toBe(200);
+      expect((await ask(`${url}/events/orders/${pushed.at(-1)}`)).body.audience.addressed).toBe(2);
+      await stays.have(pushed.length);
+      expect(stays.ended).toBeFalse();
+      const back = await listen(`${url}/feed/orders?device=b`);
+      await back.have(pushed.length);
+
+      let strangers = 0;
+      const isTurnedAway = async (): Promise<boolean> => {
+        const abort = new AbortController();
+        const response = await fetch(`${url}/feed/orders?device=new-${strangers++}`, { signal: abort.signal });
+        const stranger = new Stream(response, abort);
+        const first = await stranger.next();
+        stranger.close();
+        return first.event === "pere.bye" && first.data === '{"reason":"busy"}';
+      };
+      await until(isTurnedAway, "a new device that is told to come later");
+
+      rmSync(ballast);
+      expect(await tryPush()).toBe(201);
+      expect(await tryReceipt()).toBe(200);
+      for (const feed of [stays, back]) expect((await feed.have(pushed.length)).map(({ id }) => id)).toEqual(pushed);
+
+      await service.end("SIGKILL");
+      const again = await spawn(env);
+      running.push(again);
+      const kept: { id: string; receipts: { done: number } }[] = [];
+      for (let after: string | null = ""; after !== null;) {
+        const { body }: Answer = await ask(`${again.url}/events/orders?after=${after}`);
+        kept.push(...body.events);
+        after = body.next;
+      }
+      expect(kept.map(({ id }) => id)).toEqual(pushed);
+      expect(kept.filter(({ receipts }) => receipts.done === 1)).toHaveLength(given);
+      expect(await again.end("SIGTERM")).toBe(0);
+    } finally {
+      for (const { child } of running) {
+        child.kill("SIGKILL");
+        await child.exited;
+      }
+      unmount(folder);
+    }
+  },
+);
