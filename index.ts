@@ -658,12 +658,14 @@ interface Ways {
   readonly bodyMs: number;
   /** Each request is written to the log. */
   readonly isWatched: boolean;
+  /** URLs begin with https. */
+  readonly isTls: boolean;
   /** Made for the first who asks. */
   readonly metrics: () => Promise<Metrics>;
 }
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -673,8 +675,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
-    // Else a short Host or :authority turns wildcard and WebSocket routes into nothing.
-    handler: { standardHostname: false },
+    // Elysia looks for a path behind the 7th character of a URL, or else behind the 11th: one is too early in https://, the other too late in
+    // http:// with a short host. What has a route is found by Bun, whatever is said here.
+    handler: { standardHostname: isTls },
     serve: {
       reusePort: false,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
@@ -935,7 +938,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     (scraped ??= import("./engine/metrics.ts").then(
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
-  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug", metrics });
+  const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
+  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, metrics });
   app.use(
     await staticPlugin({
       assets: WEB,

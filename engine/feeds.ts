@@ -349,7 +349,7 @@ export class Feeds {
 
   /** A reader was told why his feed ends. */
   told(reason: Bye): void {
-    this.#counts.bye(reason);
+    this.#counts.byes[reason]++;
   }
 
   /** Called by a feed that ended. */

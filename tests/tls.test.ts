@@ -186,6 +186,30 @@ test.each([
   expect(() => readCertificate({ cert: file(cert), key: file(key) })).toThrow(message);
 });
 
+test("what has no route is answered as it is without TLS, by both protocols", async () => {
+  const service = await startWith({ access: "open", tls: TLS });
+  const session = connectHttp2(service.url, { rejectUnauthorized: false });
+  const overHttp2 = async (path: string): Promise<{ status: number; detail: string; allow: string | undefined }> => {
+    const { promise, resolve } = Promise.withResolvers<{ status: number; allow: string | undefined }>();
+    const request = session.request({ ":path": path });
+    request.on("response", (head) =>
+      resolve({ status: Number(head[":status"]), allow: head.allow as string | undefined }),
+    );
+    let text = "";
+    for await (const part of request.setEncoding("utf8")) text += part;
+    return { ...(await promise), detail: (JSON.parse(text) as { detail: string }).detail };
+  };
+  for (const path of ["/nothing", "/push/orders"]) {
+    const { status, headers, body } = await ask(`${service.url}${path}`);
+    const allow = headers.get("allow") ?? undefined;
+    expect([status, allow]).toEqual(path === "/nothing" ? [404, undefined] : [405, "POST"]);
+    expect(await overHttp2(path)).toEqual({ status, allow, detail: body.detail });
+    expect(body.detail).toContain(path === "/nothing" ? "at /nothing" : "/push/orders does not take GET");
+  }
+  session.destroy();
+  await service.stop();
+});
+
 test("the link's cookie is for TLS alone where the service speaks it", async () => {
   const service = await startWith({ access: "own", tls: TLS });
   const answer = await ask(`${service.url}${await service.link()}`);
