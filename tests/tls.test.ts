@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { readCertificate } from "../engine/certificate.ts";
+import { command } from "./commands.ts";
 import { ask, push, spawn, startWith, temporary, until } from "./harness.ts";
 import { Proxy } from "./proxy.ts";
 
@@ -213,4 +214,13 @@ test("the link's cookie is for TLS alone where the service speaks it", async () 
   const answer = await ask(`${service.url}${await service.link()}`);
   expect(answer.headers.get("set-cookie")).toContain("Secure");
   await service.stop();
+});
+
+test("the health check of a container speaks it, too", async () => {
+  const env = { PERE_DB: ":memory:", PERE_TLS_CERT: TLS.cert, PERE_TLS_KEY: TLS.key };
+  const service = await spawn(env);
+  const { port } = new URL(service.url);
+  expect((await command(["health"], { ...env, PORT: port })).code).toBe(0);
+  expect((await command(["health"], { PORT: port })).code).toBe(1);
+  await service.end("SIGTERM");
 });
