@@ -218,7 +218,7 @@ def _ends_at(token: str) -> float:
 
 def _pause(failures: int, at_least: float = 0.0) -> float:
     """Seconds until the next try: full jitter on a doubling time, and what was asked for at least."""
-    return max(at_least, random.uniform(0, min(BACKOFF_SECONDS_MAX, 0.5 * 2 ** min(failures, 10))))
+    return max(at_least, random.uniform(0, min(BACKOFF_SECONDS_MAX, 0.25 * 2 ** min(failures, 10))))
 
 
 def _quote(name: str) -> str:
