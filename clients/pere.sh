@@ -5,7 +5,7 @@
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
 # It follows the channel (several: comma separated) and runs the command for each event, one after the other: the publisher's data on its input,
-# PERE_EVENT_ID and PERE_EVENT_CHANNEL in its environment. What it prints last goes into the receipt: `done` where it ends with status 0, else `failed`.
+# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. What it prints last goes into the receipt: `done` where it ends with status 0, else `failed`.
 #
 #   PERE_TOKEN, PERE_TOKEN_FILE   a token, or a file that holds the newest one and is read for each request
 #   PERE_STATE                    a folder for what must survive, one process at a time; ./pere-CHANNEL-DEVICE
@@ -25,7 +25,7 @@
 first_byte=${PERE_FIRST_BYTE:-5}
 # For a sign of life on it: the service gives one each 15 s, and two may be late.
 silence=${PERE_SILENCE:-40}
-# On long-polls, before the event stream is tried again.
+# On long-polls, before the event stream is tried again; doubled each time that it was in vain, four times at most.
 return_after=${PERE_RETURN:-60}
 # How long one long-poll rests (some proxies cut what is quiet for 30 s), and what an answer may take beyond.
 poll_rest=25
@@ -51,7 +51,7 @@ rm -f "$state"/pipe.* "$state/heard" "$state/quiet" "$state/busy"
 mkfifo "$pipe" || exit 1
 touch "$state/handled" "$state/position"
 position=$(cat "$state/position")
-curl_id='' watch_id='' retry=0 failures=0 stream_again=0
+curl_id='' watch_id='' retry=0 failures=0 stream_again=0 held_back=0
 
 say() { printf 'pere: %s\n' "$*" >&2; }
 
@@ -149,11 +149,17 @@ work() {
   name=${name%%'"'*}
   channel=${about#*'"channel":"'}
   channel=${channel%%'"'*}
+  type=''
+  case $about in *',"type":"'*)
+    type=${about#*',"type":"'}
+    type=${type%%'"'*}
+    ;;
+  esac
   outcome=$(grep "^$name " "$state/handled")
   if [ -z "$outcome" ]; then
     give "$channel" "$name" received null
     printf '%s' "${value%'}'}" >"$state/data"
-    if PERE_EVENT_ID=$name PERE_EVENT_CHANNEL=$channel sh -c "$command" <"$state/data" >"$state/said" 2>&1; then
+    if PERE_EVENT_ID=$name PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type sh -c "$command" <"$state/data" >"$state/said" 2>&1; then
       detail=$(detail_of "$state/said")
       outcome="$name done ${detail:-null}"
     else
@@ -253,7 +259,10 @@ END
   curl_id='' watch_id=''
   if [ -e "$state/quiet" ]; then
     say "nothing comes on the event stream, on with long-polls"
-    stream_again=$(($(date +%s) + return_after))
+    stream_again=$(($(date +%s) + return_after * (1 << held_back)))
+    [ "$held_back" -ge 4 ] || held_back=$((held_back + 1))
+  else
+    held_back=0
   fi
 }
 
