@@ -22,7 +22,8 @@ What it does on a bad network:
 
 - It follows the event stream and comes back where it broke off, after what the service asked for (`retry:`, `Retry-After`) and a random time that
   doubles with each failure. Where no first byte comes in 5 s, or no sign of life in 40 s (the service gives one each 15 s), something on the way
-  holds streams back: then it asks by long-poll, and tries the stream again a minute later, then two, at most 16. (There is no WebSocket in the standard library.)
+  holds streams back: then it asks by long-poll, and tries the stream again a minute later, then two, at most 16. (There is no WebSocket in the
+  standard library.)
 - An event is worked on once, however often it comes. What became of it is kept before the final receipt leaves; with `state` in a file, and
   synced, so that this holds through a crash. A crash while the handler works is the exception: then nobody knows how far it was, and it is called
   again.

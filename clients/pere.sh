@@ -5,7 +5,8 @@
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
 # It follows the channel (several: comma separated) and runs the command for each event, one after the other: the publisher's data on its input,
-# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. What it prints last goes into the receipt: `done` where it ends with status 0, else `failed`.
+# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. Its end with status 0 is `done`, any other `failed`; the last line that
+# it prints goes along, as far as it is ASCII.
 #
 #   PERE_TOKEN, PERE_TOKEN_FILE   a token, or a file that holds the newest one and is read for each request
 #   PERE_STATE                    a folder for what must survive, one process at a time; ./pere-CHANNEL-DEVICE
@@ -14,9 +15,9 @@
 # On a bad network it comes back where it broke off, after what the service asked for (`retry:`, `Retry-After`) and a random time that doubles with
 # each failure. Where nothing comes on the event stream, something on the way holds it back: then it asks by long-poll, and tries again later.
 #
-# An event is worked on once. What became of it is in the file `handled` before its final receipt leaves, and the position moves on when the receipt was
-# answered; so a shell that is killed in between gives the receipt again and does not run the command again. Only where it is killed while the
-# command runs does it run it again, because nobody knows how far it was. The files are not synced: a power cut may take the last moment.
+# An event is worked on once. What became of it is in the file `handled` before its final receipt leaves, and the position moves on when the
+# receipt was answered; so a shell that is killed in between gives the receipt again and does not run the command again. Only where it is killed
+# while the command runs does it run it again, because nobody knows how far it was. The files are not synced: a power cut may take the last moment.
 #
 # There is no JSON in a shell. This works because of what PERE promises: an event is {"id":"…","channel":"…",…,"data":…}, and nothing before the data
 # can hold a quote.

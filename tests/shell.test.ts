@@ -1,6 +1,6 @@
 /**
- * `clients/pere.sh` beside what the bad day asks of it: what goes into a receipt, several channels, where it goes on after an end, who is not let in, and
- * that its reader of long-polls agrees with JSON on texts that are meant to mislead it.
+ * `clients/pere.sh` beside what the bad day asks of it: what goes into a receipt, several channels, where it goes on after an end, who is not let in,
+ * and that its reader of long-polls agrees with JSON on texts that are meant to mislead it.
  */
 import { afterEach, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
