@@ -436,7 +436,8 @@ class _Memory:
         self._outcomes: "collections.OrderedDict[str, List[Any]]" = collections.OrderedDict()
         self._path = path
         self._file = None  # type: Any
-        self._lines = 0
+        #: Lines in the file, and when it is written anew without what is no longer needed.
+        self._lines = self._rewrite_at = 0
         if path is not None:
             self._read(path)
             self._rewrite()
@@ -485,6 +486,7 @@ class _Memory:
         os.replace(new, self._path)
         self._file = open(self._path, "a", encoding="utf-8")
         self._lines = 2 * len(self._outcomes)
+        self._rewrite_at = max(4 * HANDLED_MAX, 2 * self._lines)
 
     def _write(self, lines: List[str], durably: bool) -> None:
         if self._file is None:
@@ -494,7 +496,7 @@ class _Memory:
         if durably:
             os.fsync(self._file.fileno())
         self._lines += len(lines)
-        if self._lines > 4 * HANDLED_MAX:
+        if self._lines > self._rewrite_at:
             self._rewrite()
 
     def outcome(self, event: str) -> Optional[Tuple[str, str, Any]]:

@@ -289,6 +289,34 @@ pythonTest("listen: one who is not let in, and has no other token, says why and 
   }
 });
 
+pythonTest("listen: a stream that stays held back is tried less and less", async () => {
+  const { url, proxy } = await service();
+  await enrol(url, "till-7");
+  proxy.weather = ({ errand }) => (errand === "sse" ? "buffer" : "pass");
+  new Python(["listen", proxy.url, "orders", "--device", "till-7", "--first-byte", "0.2", "--return", "0.5"]);
+  const tries = () => proxy.seen.filter(({ errand }) => errand === "sse").map(({ at }) => at);
+  await until(() => tries().length === 4, "four tries", 30_000);
+  const [first, second, third, fourth] = tries();
+  expect(second! - first!).toBeGreaterThanOrEqual(670);
+  expect(third! - second!).toBeGreaterThanOrEqual(1_170);
+  expect(fourth! - third!).toBeGreaterThanOrEqual(2_170);
+});
+
+pythonTest("its lines: the same however they are cut", async () => {
+  const script = `import pere
+text = "id: é😀\\r\\nx\\ry\\n\\n:\\r\\n\\r\\nlast\\nunfinished".encode()
+expected = ["id: é😀", "x", "y", "", ":", "", "last"]
+for first in range(len(text) + 1):
+    for second in range(first, len(text) + 1):
+        lines = pere._Lines()
+        got = [line for part in (text[:first], text[first:second], text[second:]) for line in lines.feed(part)]
+        assert got == expected, (first, second, got)
+print("well")`;
+  const run = new Python(["-c", script]);
+  await run.ended();
+  expect([run.said, run.complained]).toEqual(["well\n", ""]);
+});
+
 pythonTest("its file: cut off at any byte it is read, and a line that was whole counts", async () => {
   const file = join(folder(), "state");
   const script = `import pere, sys, os
