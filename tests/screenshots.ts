@@ -100,7 +100,10 @@ async function prices(): Promise<void> {
   }
 }
 
-const MAIN = { desk: [1200, 800], phone: [390, 780] } as const;
+/** Those that are shown in the README; all of them go to a folder that is named. */
+const KEPT = ["board", "event", "device"];
+
+const SIZES = { desk: [1200, 800], phone: [390, 780] } as const;
 
 async function pictures(event: string): Promise<void> {
   await mkdir(FOLDER, { recursive: true });
@@ -114,14 +117,13 @@ async function pictures(event: string): Promise<void> {
     hooks: "/#/orders/hooks",
     device: "/weblistener.html?channel=orders&device=till-9",
   };
-  const kept = ["board", "event", "overview", "device"];
-  for (const [size, [width, height]] of Object.entries(MAIN))
+  for (const [size, [width, height]] of Object.entries(SIZES))
     for (const scheme of ["light", "dark"]) {
       const tab = openTab(width, height);
       await tab.navigate(pere.url);
       await tab.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
       for (const [name, path] of Object.entries(pages)) {
-        if (process.argv[2] === undefined && !kept.includes(name)) continue;
+        if (process.argv[2] === undefined && !KEPT.includes(name) && `${name} ${size}` !== "overview desk") continue;
         if (path.startsWith("/#")) await tab.evaluate(`void (location.hash = ${JSON.stringify(path.slice(1))})`);
         else if (path !== "/") await tab.navigate(pere.url + path);
         const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
