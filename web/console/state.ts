@@ -31,7 +31,10 @@ function readRoute(hash: string): Route {
 }
 
 export const route = signal(readRoute(location.hash));
-addEventListener("hashchange", () => (route.value = readRoute(location.hash)));
+addEventListener("hashchange", () => {
+  route.value = readRoute(location.hash);
+  scrollTo(0, 0);
+});
 
 /** The address of a place. */
 export const linkTo = (channel: string, place: Place = "board", event = ""): string =>
