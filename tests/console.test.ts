@@ -362,6 +362,33 @@ browserTest(
   },
 );
 
+browserTest("a channel that the overview has no room for has its board all the same", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  for (let n = 0; n < 201; n++) await push(pere.url, `a-${n}`, n, "?to=nobody");
+  for (const device of ["till-1", "till-2"]) await ask(`${pere.url}/devices/z/${device}`, { method: "PUT" });
+  const id = await push(pere.url, "z", 1);
+  await give(pere.url, "z", id, "till-2", "done");
+  using tab = await new Tab().open(pere.url);
+  await tab.says("main", "there are more");
+  await tab.click("input[type=search]");
+  await tab.view.type("z");
+  await tab.says(".side", "Enter opens it");
+  await tab.view.press("Enter");
+  await tab.says("main", "each device");
+  await tab.focus(0, 1);
+  await tab.says("#cell-in-focus", "till-2: done");
+  // Devices that were only named in `to` have no column; the event is a bar then.
+  await tab.go("/a-0");
+  await tab.says("header.title h1", "a-0");
+  await tab.focus(0, -1);
+  await tab.says("#cell-in-focus", "0 of 1 done, 1 pending");
+  expect(await tab.read<string>("document.querySelector('[name=look]:checked').parentElement.textContent")).toBe(
+    "tallies",
+  );
+  expect(tab.complaints).toEqual([]);
+});
+
 /** Places of the console, with what is there when they are. */
 const PLACES: readonly (readonly [place: string, words: string])[] = [
   ["/", "Receipts owed"],
