@@ -83,6 +83,17 @@ async function orders(): Promise<string> {
   return shown;
 }
 
+/** What the device in the pictures has before it. */
+async function counter(): Promise<void> {
+  await ask(`${pere.url}/devices/counter/till-9`, { method: "PUT" });
+  for (const [type, data] of [
+    ["menu.changed", { out: ["soup"], since: "11:30" }],
+    ["order.created", { order: "A-1047", table: 4, total: 23.5 }],
+    ["order.created", { order: "A-1048", table: 11, total: 8.9 }],
+  ] as const)
+    await ask(`${pere.url}/push/counter?type=${type}`, { body: data });
+}
+
 /** Price changes for a thousand shelf labels. */
 async function prices(): Promise<void> {
   const labels = Array.from({ length: 400 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
@@ -115,7 +126,7 @@ async function pictures(event: string): Promise<void> {
     push: "/#/orders/push",
     devices: "/#/orders/devices",
     hooks: "/#/orders/hooks",
-    device: "/weblistener.html?channel=orders&device=till-9",
+    device: "/weblistener.html?channel=counter&device=till-9",
   };
   for (const [size, [width, height]] of Object.entries(SIZES))
     for (const scheme of ["light", "dark"]) {
@@ -155,6 +166,7 @@ async function moveOn(): Promise<void> {
 try {
   const event = await orders();
   await prices();
+  await counter();
   now = Date.now();
   await pictures(event);
 } finally {
