@@ -96,7 +96,7 @@ export class Watching {
     }
     const watcher = new Watcher(this.#store, this.#feeds, this.#counts, request, screen);
     this.#watchers.add(watcher);
-    void this.#run(watcher, request.expires);
+    this.#run(watcher, request.expires).catch(() => this.#end(watcher, "busy"));
     return () => void this.#end(watcher);
   }
 
@@ -111,6 +111,7 @@ export class Watching {
 
   #end(watcher: Watcher, reason?: Bye): void {
     if (!this.#watchers.delete(watcher)) return;
+    watcher.open = false;
     if (reason !== undefined) watcher.screen.bye(reason);
   }
 
@@ -130,6 +131,8 @@ interface Sums {
 
 class Watcher {
   readonly screen: Screen;
+  /** Its reader is there. */
+  open = true;
   readonly #store: Store;
   readonly #feeds: Connected;
   readonly #counts: Counts;
@@ -169,14 +172,14 @@ class Watcher {
       if (!this.#isAway) await this.#show(turn, "away", { detail: error.message });
       this.#isAway = true;
     }
-    if (turn - this.#shownAt < BEAT_TURNS) return;
+    if (turn - this.#shownAt < BEAT_TURNS || !this.open) return;
     this.#shownAt = turn;
     this.screen.beat();
   }
 
   async #show(turn: number, name: "overview" | "changes" | "away", body: object): Promise<void> {
     this.#shownAt = turn;
-    await this.screen.show(name, body);
+    if (this.open) await this.screen.show(name, body);
   }
 
   // ----------------------------------------------------------------------------------------------------------- the overview
