@@ -62,7 +62,8 @@ class Tab {
 
   /** Puts the board's focus on a row and a column, from 0 on, by keys. */
   async focus(row: number, column: number): Promise<void> {
-    await until(() => this.read<boolean>(`document.querySelector(".grid") !== null`), "the board");
+    const columns = `Number(document.querySelector(".grid")?.ariaColCount ?? 0)`;
+    await until(async () => (await this.read<number>(columns)) >= column + 2, "the board");
     await this.read(`document.querySelector(".grid").focus()`);
     await this.view.press("Home", { modifiers: ["Control"] });
     for (let n = 0; n < row; n++) await this.view.press("ArrowDown");

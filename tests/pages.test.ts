@@ -2,11 +2,20 @@
  * The pages as files: bundled on the first request, from a clone without packages and in an executable alike.
  */
 import { expect, test } from "bun:test";
-import { cpSync, mkdirSync, symlinkSync } from "node:fs";
+import { cpSync, mkdirSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { ask, PATIENCE_MS, temporary, until } from "./harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
+
+/** A folder that goes with its test: an executable is large. */
+class Folder {
+  readonly path = temporary();
+
+  [Symbol.dispose](): void {
+    rmSync(this.path, { recursive: true });
+  }
+}
 
 /** Starts a command that is PERE in a folder, looks at its pages, and ends it. */
 async function look(command: readonly string[], cwd: string): Promise<void> {
@@ -64,10 +73,10 @@ const LIMIT_MS = 3 * PATIENCE_MS;
 test(
   "a clone without packages has its pages",
   async () => {
-    const clone = temporary();
+    using clone = new Folder();
     for (const name of ["package.json", "bun.lock", "tsconfig.json", "index.ts", "engine", "web"])
-      cpSync(join(ROOT, name), join(clone, name), { recursive: true });
-    await look([process.execPath, "run", "index.ts"], clone);
+      cpSync(join(ROOT, name), join(clone.path, name), { recursive: true });
+    await look([process.execPath, "run", "index.ts"], clone.path);
   },
   LIMIT_MS,
 );
@@ -76,7 +85,8 @@ test(
   "an executable in an empty folder has its pages",
   async () => {
     // Compiled from a copy, so that nothing is left in the house.
-    const copy = temporary();
+    using folder = new Folder();
+    const copy = folder.path;
     for (const name of ["package.json", "tsconfig.json", "index.ts", "engine", "web"])
       cpSync(join(ROOT, name), join(copy, name), { recursive: true });
     symlinkSync(join(ROOT, "node_modules"), join(copy, "node_modules"));
