@@ -905,8 +905,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
 
 /** The pages, and what they load: from source and from the executable alike. */
 const WEB = join(import.meta.dir, "web");
-/** In it, what is not served as it is. */
-const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(console|built|screenshots)/|\\.(ts|html)$`);
+/** In it, what is not served as it is: all in folders, and what is bundled or has a route of its own. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/.+/|\\.(ts|html)$`);
 
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
