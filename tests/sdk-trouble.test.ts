@@ -409,6 +409,39 @@ test("a file keeps what several listeners remember, of this process and of one b
 });
 
 test(
+  "an event that comes again while it is worked on, or waits, is begun once",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const gate = Promise.withResolvers<void>();
+    const begun: unknown[] = [];
+    let came = 0;
+    const { listener, status } = device({
+      url: pere.url,
+      concurrency: 2,
+      // No receipt gets through, so the service reminds.
+      fetch: (url, init) => (init.method === "POST" ? Promise.reject(new Error("no way")) : fetch(url, init)),
+      parse: (text) => {
+        if (text.includes('"data":')) came++;
+        return JSON.parse(text) as unknown;
+      },
+      timing: { ...TIMING, flushMs: 0 },
+      onEvent: ({ data }) => (begun.push(data), gate.promise),
+    });
+    cleanup.defer(() => listener.close());
+    await until(() => status().state === "connected");
+    await publishMany(pere.url, "orders", [1, 2, 3], { remind: 1 });
+    await until(() => came >= 9);
+    expect(begun).toEqual([1, 2]);
+    expect(status()).toMatchObject({ open: 2, waiting: 1 });
+    gate.resolve();
+    await until(() => begun.length === 3);
+    expect(begun).toEqual([1, 2, 3]);
+  },
+  LIMIT_MS,
+);
+
+test(
   "where something in between refuses event streams, another way is taken",
   async () => {
     await using cleanup = new AsyncDisposableStack();
