@@ -94,8 +94,6 @@ const WAITING_MAX = 1_000;
 const POLL_SECONDS = 25;
 /** Characters of a line of an event stream. An event is at most 64 KiB, so a longer one is no event of ours. */
 const LINE_CHARACTERS_MAX = 1024 * 1024;
-/** Refusals of tokens that were fetched anew, one after the other, until no is taken for an answer. */
-const REFUSALS_MAX = 6;
 /** The longest that a timer can be set for. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
@@ -330,9 +328,10 @@ class Line {
     this.#refusals = 0;
   }
 
-  /** The service did not take it. @returns whether asking for another one may help */
+  /** The service did not take it. @returns whether there may be another one */
   refused(token: string | null): boolean {
-    if (typeof this.#token !== "function" || ++this.#refusals >= REFUSALS_MAX) return false;
+    if (typeof this.#token !== "function") return false;
+    this.#refusals++;
     if (this.#current === token) this.#current = null;
     return true;
   }
@@ -370,8 +369,8 @@ class Line {
           return new Response(text, response);
         }
         const refusal = await refusalOf(response, this.now());
-        if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token)) throw refusal;
-        if (this.isUnwelcome) throw new Trouble(refusal.message);
+        if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token) || this.isUnwelcome)
+          throw refusal;
       }
     } catch (error) {
       if (error instanceof PereError || error instanceof Trouble) throw error;
@@ -638,6 +637,8 @@ class Feed {
       if (transport === "longpoll") return await this.#polls(watch);
       return await (transport === "sse" ? this.#sse(watch, token) : this.#socket(watch, token));
     } catch (error) {
+      if (error instanceof PereError && error.status === 401 && this.#line.isUnwelcome)
+        return new Trouble(error.message);
       if (error instanceof PereError || error instanceof Trouble) return error;
       if (watch.why instanceof Blocked) return watch.why;
       return watch.why === null ? new Trouble(sentenceOf(error)) : null;
@@ -762,7 +763,10 @@ class Feed {
     if (id !== "") this.last = id;
   }
 
-  /** @returns Trouble when a fresh token may help. @throws the refusal, else */
+  /**
+   * Who gives tokens may give a better one, at once or later: a device that is left alone for years does not give up.
+   * @returns null: it is asked at once. @throws the refusal, where there is no other token
+   */
   #refused(refusal: PereError, token: string | null): Trouble | null {
     if (refusal.status !== 401 || !this.#line.refused(token)) throw refusal;
     return this.#line.isUnwelcome ? new Trouble(refusal.message) : null;

@@ -534,7 +534,7 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
   );
 
 test(
-  "a token that is refused is asked for anew, and a no to fresh ones is final; so is one that can't be replaced",
+  "a token that is refused is asked for anew, as often as it takes; one that can't be replaced is refused for good",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());
@@ -542,9 +542,22 @@ test(
     const recovers = device({ url: pere.url, token: () => tokens.shift()! });
     cleanup.defer(() => recovers.listener.close());
     await recovers.by("sse");
-    for (const token of ["nonsense", () => "nonsense", () => tokenFor(-600)]) {
-      const refused = device({ url: pere.url, token });
-      expect(await refused.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 401);
+    const refused = device({ url: pere.url, token: "nonsense" });
+    expect(await refused.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 401);
+    expect(publish(pere.url, "orders", 1, { token: () => "nonsense" })).rejects.toHaveProperty("status", 401);
+    // Who gives tokens may have a better one later.
+    for (const ways of [{}, { fetch: new Between().fetch, WebSocket: null }]) {
+      const held: string[] = [];
+      const waits = device({
+        url: pere.url,
+        token: () => held.at(-1) ?? tokenFor(-600),
+        timing: { ...TIMING, firstByteMs: 500 },
+        ...ways,
+      });
+      cleanup.defer(() => waits.listener.close());
+      await until(() => /expired/.test(waits.status().error ?? ""));
+      held.push(await tokenFor(600));
+      await until(() => waits.status().state === "connected", "it to be let in", 30_000);
     }
     const stranger = device({ url: pere.url, channels: "secrets", token: await tokenFor(600) });
     expect(await stranger.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 403);
