@@ -671,6 +671,7 @@ class _Listener:
         finally:
             self._stop.set()
             self._feed.end()
+            self._dismiss(len(hands))
             for hand in hands:
                 hand.join()
             left = self._outbox.end(FAREWELL_SECONDS)
@@ -679,6 +680,16 @@ class _Listener:
                 self._report(f"{left} receipts could not be given")
         if self._failure is not None:
             raise self._failure
+
+    def _dismiss(self, hands: int) -> None:
+        """Nobody starts on what still waits; it comes again."""
+        try:
+            while True:
+                self._waiting.get_nowait()
+        except queue.Empty:
+            pass
+        for _ in range(hands):
+            self._waiting.put(None)
 
     def _read(self) -> None:
         try:
@@ -707,11 +718,10 @@ class _Listener:
                 pass
 
     def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                event = self._waiting.get(timeout=0.2)
-            except queue.Empty:
-                continue
+        while True:
+            event = self._waiting.get()
+            if event is None or self._stop.is_set():
+                return
             try:
                 status, detail = "done", _detail_of(self._on_event(event))
             except BaseException as error:  # A handler that wants to leave the program ends no more than itself.
