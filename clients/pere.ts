@@ -537,6 +537,12 @@ class Watch {
   }
 }
 
+/** Whether an id, `<epoch>-<seq>`, comes after another one of its channel; what is of another life always does. */
+function isAhead(id: string, than = ""): boolean {
+  const [[epoch, seq], [before, reached]] = [id.split("-"), than.split("-")];
+  return epoch !== before || Number(seq) > Number(reached);
+}
+
 /** A log that is followed for as long as it is wanted, by whatever gets through, from where it broke off. */
 class Feed {
   readonly #line: Line;
@@ -560,6 +566,8 @@ class Feed {
   #againAt = 0;
   #againTimes = 0;
   #ask: ((text: string) => Promise<Answer>) | null = null;
+  /** Where each channel stands, on a socket, which has no `id:` line. */
+  #positions: Record<string, string> = {};
 
   constructor(
     line: Line,
@@ -857,9 +865,6 @@ class Feed {
     return () => stop();
   }
 
-  /** Where each channel stands, on a socket, which has no `id:` line. */
-  #positions: Record<string, string> = {};
-
   #openSocket({ channels }: Record<string, unknown>, asked: Asked): void {
     this.#positions = isObject(channels) ? (channels as Record<string, string>) : {};
     this.last = Object.values(this.#positions).join(".");
@@ -868,12 +873,9 @@ class Feed {
 
   #takeFromSocket(value: Record<string, unknown>): void {
     this.#taker.take(value);
-    const { channel, id, seq } = value;
+    const { channel, id } = value;
     // A reminder is an event of before: it moves no position back.
-    const reached = this.#positions[String(channel)]?.split("-") ?? [];
-    const isAhead =
-      String(id).split("-")[0] !== reached[0] || Number(String(id).split("-")[1] ?? seq) > Number(reached[1]);
-    if (typeof channel !== "string" || typeof id !== "string" || !isAhead) return;
+    if (typeof channel !== "string" || typeof id !== "string" || !isAhead(id, this.#positions[channel])) return;
     this.#positions[channel] = id;
     this.last = Object.values(this.#positions).join(".");
   }

@@ -43,6 +43,7 @@ const PROGRAMS: Record<string, string> = {
   "redis-server": "redis-server",
   nginx: "nginx",
   python3: "python3",
+  node: "nodejs",
   busybox: "busybox",
 };
 
