@@ -1115,7 +1115,10 @@ export interface Context {
 export interface ListenOptions<Data = unknown> extends Reach {
   /** One, or up to 16. */
   readonly channels: string | readonly string[];
-  /** The device's name. Where there are tokens it is the token's; without either the feed is anonymous and gives no receipts. */
+  /**
+   * The device's name. Where there are tokens it is the token's; without either the feed is anonymous and gives no receipts. Where the token is a
+   * cookie, which can't be looked into, it is to be given.
+   */
   readonly device?: string | undefined;
   /**
    * Works on an event: `received` is given before it is called, `done` when it returns (with what it returned as the detail), `failed` when it throws (with

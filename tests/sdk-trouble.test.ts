@@ -3,7 +3,8 @@
  * that end, a device that dies between its work and its receipt. Whatever happens, nothing is lost, nothing is worked on twice, and every
  * receipt is given.
  */
-import { expect, test } from "bun:test";
+import { afterAll, expect, test } from "bun:test";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { SignJWT } from "jose";
 import {
@@ -22,6 +23,16 @@ import { Proxy } from "./proxy.ts";
 
 /** A test here waits for several things, each with the harness's patience. */
 const LIMIT_MS = 60_000;
+
+const folders: string[] = [];
+afterAll(() => folders.forEach((folder) => rmSync(folder, { recursive: true, force: true })));
+
+/** A folder that goes when the tests are over. */
+function ownFolder(): string {
+  const folder = temporary();
+  folders.push(folder);
+  return folder;
+}
 
 /** Short pauses; what counts as silence is long enough for a busy machine. */
 const TIMING = { pauseMsMax: 50, againMs: 600_000 };
@@ -214,7 +225,7 @@ for (const storeIs of ["kept", "new"] as const)
     `a service that is killed and comes back with its store ${storeIs}`,
     async () => {
       await using cleanup = new AsyncDisposableStack();
-      let db = join(temporary(), "pere.db");
+      let db = join(ownFolder(), "pere.db");
       let pere = await spawn({ PERE_DB: db });
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
       const gaps: Gap[] = [];
@@ -241,7 +252,7 @@ for (const storeIs of ["kept", "new"] as const)
       // It finishes without a service.
       finish[0]!();
       await until(() => status().unsent === 1);
-      if (storeIs === "new") db = join(temporary(), "pere.db");
+      if (storeIs === "new") db = join(ownFolder(), "pere.db");
       pere = await spawn({ PERE_DB: db, PORT: new URL(pere.url).port });
       // It was told to come back after up to 4 s, each time.
       await until(() => status().state === "connected" && status().unsent === 0, "its return", 30_000);
@@ -261,7 +272,7 @@ test(
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
-    const path = join(temporary(), "till.json");
+    const path = join(ownFolder(), "till.json");
     let isCut = true;
     const cut: Fetch = (url, init) =>
       isCut && init.method === "POST" ? Promise.reject(new Error("no way")) : fetch(url, init);
@@ -393,7 +404,7 @@ test(
 );
 
 test("a file keeps what several listeners remember, of this process and of one before", async () => {
-  const path = join(temporary(), "kept.json");
+  const path = join(ownFolder(), "kept.json");
   const first = fileKeeper(path);
   expect(await first.get("a")).toBeNull();
   await Promise.all([first.set("a", "1"), first.set("b", "2"), first.set("a", "3")]);
