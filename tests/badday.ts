@@ -398,6 +398,9 @@ const CASES: Record<string, (client: Client) => Promise<void>> = {
     };
     await token(3);
     day.launch();
+    // A program that takes its time to start finds one that has not ended.
+    const isOpen = ({ errand, answer }: Seen): boolean => errand === "sse" && answer.includes("pere.ready");
+    await day.until(async () => day.proxy.seen.some(isOpen) || (await token(3), await Bun.sleep(500)), "a feed");
     await day.push("1");
     await day.settle();
     // It looks as good as the others, and isn't.
