@@ -1,7 +1,8 @@
 /**
  * The rows about receipts: given one by one, in arrays, over WebSockets; the whole loop; and how soon the publisher knows.
  */
-import { eventData, Feeds, now, Requests } from "./load.ts";
+import { eventData, Feeds, now } from "./feeds.ts";
+import { Requests } from "./requests.ts";
 import {
   closedLoop,
   EVENT_BYTES,
@@ -158,7 +159,7 @@ export async function loop(service: Service, { devices, seconds, events }: Optio
   const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
   const given: Promise<unknown>[] = [];
   const feeds = await Feeds.open({
-    port: service.port,
+    at: service,
     count: devices,
     path: (index) => `/feed/c?device=device-${index}`,
     fullEvery: 1,

@@ -1,5 +1,5 @@
 /**
- * The load generator's sockets: feeds that count what they are given, and keep-alive connections that ask.
+ * The load generator's feeds, which count what they are given.
  *
  * A generator that costs more than the service measures itself. So there is no HTTP client, no event-stream parser and no `JSON.parse` a delivery
  * here, only TCP and bytes. Every event that the benchmark pushes ends in one byte that nothing else on the wire contains (`MARK`), neither the
@@ -9,6 +9,7 @@
  * Cheap is not blind. Each feed has a count of its own, so a loss here can't be made up for by a repeat there; and some of the feeds (all of
  * them where receipts are to be given) read their frames in full: the time of the push for latency, and `seq`, which must grow by one each.
  */
+import { HOST, type Service } from "./service.ts";
 
 /** Ends every pushed event. Not in hexadecimal sizes, ids, names, times, or in what the server says of its own. */
 const MARK = "!";
@@ -19,7 +20,6 @@ const STRIDE_MIN = 64;
 const OPENING_MAX = 128;
 /** Nothing came for so long: it is lost, not late. */
 const PATIENCE_MS = 10_000;
-const HOST = "127.0.0.1";
 
 /** Milliseconds on the one clock of the generator, with microseconds behind the point. */
 export const now = (): number => performance.now();
@@ -30,11 +30,21 @@ export function eventData(sentMs: number, bytes: number): string {
   return `${start}${"x".repeat(Math.max(0, bytes - start.length - 3))}${MARK}"}`;
 }
 
-/** What a feed that reads in full finds in a frame: the event's id, its `seq`, and when it was sent. */
-const FRAME = new RegExp(
-  `"id":"([^"]+)","channel":"[^"]+","seq":(\\d+),[^${MARK}]*"sent":([\\d.]+)[^${MARK}]*${MARK}`,
-  "g",
-);
+/** What a server's feeds look like on the wire. */
+export interface Dialect {
+  /** Has come when a feed is open. */
+  readonly ready: RegExp;
+  /** An event up to its mark, with the groups `sent` and, where the server tells them, `id` and `seq`, which then must grow by one. Global. */
+  readonly frame: RegExp;
+}
+
+const PERE: Dialect = {
+  ready: /event: pere\.ready[^]*?\n\n/,
+  frame: new RegExp(
+    `"id":"(?<id>[^"]+)","channel":"[^"]+","seq":(?<seq>\\d+),[^${MARK}]*"sent":(?<sent>[\\d.]+)[^${MARK}]*${MARK}`,
+    "g",
+  ),
+};
 /** Where chunked transfer encoding cuts in; line breaks of its kind are nowhere else in a frame. */
 const CHUNK_BORDER = /\r\n[0-9a-f]+\r\n/g;
 
@@ -58,7 +68,7 @@ class Device {
 }
 
 export interface FeedsOptions {
-  readonly port: number;
+  readonly at: Pick<Service, "port" | "dialect">;
   readonly count: number;
   /** Path and query of a feed. */
   readonly path: (index: number) => string;
@@ -78,6 +88,7 @@ export class Feeds {
   readonly #devices: Device[] = [];
   readonly #sockets: Bun.Socket<Device>[] = [];
   readonly #options: FeedsOptions;
+  readonly #dialect: Dialect;
   /** From one mark to the next, as last seen. Marks are never skipped by it: see `STRIDE_MIN` and `#data`. */
   #stride = STRIDE_MIN;
   #target = Number.POSITIVE_INFINITY;
@@ -87,6 +98,7 @@ export class Feeds {
 
   private constructor(options: FeedsOptions) {
     this.#options = options;
+    this.#dialect = options.at.dialect ?? PERE;
   }
 
   /** Opens them all and waits until each was told `pere.ready`. @throws Error when one can't be opened */
@@ -101,7 +113,11 @@ export class Feeds {
   }
 
   async #openOne(index: number): Promise<void> {
-    const { port, path, fullEvery } = this.#options;
+    const {
+      at: { port },
+      path,
+      fullEvery,
+    } = this.#options;
     const device = new Device(index, index % fullEvery === 0);
     this.#devices.push(device);
     const { promise, resolve, reject } = Promise.withResolvers<void>();
@@ -151,8 +167,7 @@ export class Feeds {
 
   #opening(device: Device, bytes: Buffer): void {
     device.rest += bytes.toString("latin1");
-    const ready = device.rest.indexOf("event: pere.ready");
-    if (ready === -1 || !device.rest.includes("\n\n", ready)) return;
+    if (!this.#dialect.ready.test(device.rest)) return;
     device.rest = "";
     device.ready = true;
     this.#ready.get(device)!();
@@ -163,14 +178,16 @@ export class Feeds {
     const at = now();
     const text = (device.rest + bytes.toString("latin1")).replace(CHUNK_BORDER, "");
     let end = 0;
-    for (const [frame, id, seqText, sent] of text.matchAll(FRAME)) {
-      end = text.indexOf(frame, end) + frame.length;
-      const seq = Number(seqText);
-      if (device.seq !== 0 && seq !== device.seq + 1)
-        this.faults.push(`feed ${device.index} was given ${id} after seq ${device.seq}`);
-      device.seq = seq;
+    for (const found of text.matchAll(this.#dialect.frame)) {
+      const { sent, id = "", seq: told } = found.groups!;
+      end = found.index + found[0].length;
+      if (told !== undefined) {
+        if (device.seq !== 0 && Number(told) !== device.seq + 1)
+          this.faults.push(`feed ${device.index} was given ${id} after seq ${device.seq}`);
+        device.seq = Number(told);
+      }
       this.latenciesMs.push(at - Number(sent));
-      this.#options.onEvent?.(device.index, id!);
+      this.#options.onEvent?.(device.index, id);
     }
     device.rest = text.slice(end);
   }
@@ -204,116 +221,5 @@ export class Feeds {
   close(): void {
     this.#closing = true;
     for (const socket of this.#sockets) socket.terminate();
-  }
-}
-
-// --------------------------------------------------------------------------------------------------------------- requests
-
-interface Exchange {
-  readonly text: string;
-  readonly resolve: (response: string) => void;
-  readonly reject: (error: Error) => void;
-}
-
-class Line {
-  /** What is being asked on it now. */
-  asked: Exchange | undefined;
-  answer = "";
-  /** What the kernel has not taken yet. */
-  unsent = "";
-}
-
-/** Keep-alive connections with one request at a time on each; what finds none free waits for its turn. */
-export class Requests {
-  readonly #port: number;
-  readonly #free: Bun.Socket<Line>[] = [];
-  readonly #waiting: Exchange[] = [];
-  readonly #all: Bun.Socket<Line>[] = [];
-  #first = 0;
-  #failure: Error | undefined;
-
-  private constructor(port: number) {
-    this.#port = port;
-  }
-
-  static async open(port: number, connections: number): Promise<Requests> {
-    const requests = new Requests(port);
-    for (let index = 0; index < connections; index++) {
-      const socket = await Bun.connect<Line>({
-        hostname: HOST,
-        port,
-        data: new Line(),
-        socket: {
-          data: (line, bytes) => requests.#data(line, bytes),
-          drain: (line) => requests.#send(line, line.data.unsent),
-          close: () => requests.#fail(),
-        },
-      });
-      requests.#all.push(socket);
-      requests.#free.push(socket);
-    }
-    return requests;
-  }
-
-  /** Asks, and gives the body of the answer. @throws Error unless the status is 2xx */
-  ask(
-    method: "POST" | "PUT",
-    path: string,
-    body = "",
-    type = "application/json",
-    /** Each with its line break. */
-    headers = "",
-  ): Promise<string> {
-    const head = `${method} ${path} HTTP/1.1\r\nHost: ${HOST}:${this.#port}\r\n${headers}Content-Type: ${type}\r\nContent-Length: ${body.length}\r\n\r\n`;
-    return new Promise((resolve, reject) => {
-      if (this.#failure) return reject(this.#failure);
-      const exchange = { text: head + body, resolve, reject };
-      // In turn, so that none is quiet for so long that the service closes it.
-      const socket = this.#free.shift();
-      if (socket) this.#put(socket, exchange);
-      else this.#waiting.push(exchange);
-    });
-  }
-
-  #put(socket: Bun.Socket<Line>, exchange: Exchange): void {
-    socket.data.asked = exchange;
-    this.#send(socket, exchange.text);
-  }
-
-  /** Texts are ASCII: a character is a byte. */
-  #send(socket: Bun.Socket<Line>, text: string): void {
-    const sent = text === "" ? 0 : Math.max(0, socket.write(text));
-    socket.data.unsent = text.slice(sent);
-  }
-
-  #data(socket: Bun.Socket<Line>, bytes: Buffer): void {
-    const line = socket.data;
-    const text = (line.answer += bytes.toString("latin1"));
-    const head = text.indexOf("\r\n\r\n");
-    const length = head === -1 ? null : /\r\ncontent-length: (\d+)/i.exec(text);
-    if (!length || text.length < head + 4 + Number(length[1])) return;
-    const { resolve, reject } = line.asked!;
-    line.answer = "";
-    // The place is given on before the answer is looked at: the service is never left waiting for us.
-    const next = this.#waiting[this.#first];
-    if (next) {
-      if (++this.#first === 1024) (this.#waiting.splice(0, this.#first), (this.#first = 0));
-      this.#put(socket, next);
-    } else {
-      line.asked = undefined;
-      this.#free.push(socket);
-    }
-    if (text.startsWith("HTTP/1.1 2")) resolve(text.slice(head + 4));
-    else reject(new Error(`the service answered ${text.slice(9, 12)} ${text.slice(head + 4, head + 300)}`));
-  }
-
-  #fail(): void {
-    this.#failure ??= new Error("the service closed a connection");
-    for (const { data } of this.#all) data.asked?.reject(this.#failure);
-    for (const { reject } of this.#waiting.splice(this.#first)) reject(this.#failure);
-  }
-
-  close(): void {
-    for (const socket of this.#all) socket.terminate();
   }
 }
