@@ -1,5 +1,5 @@
 /**
- * The load generator's feeds, which count what they are given.
+ * The load generator's feeds. Most only count what they are given, on a thread of their own (`counter.ts`); some read it, here.
  *
  * A generator that costs more than the service measures itself. So there is no HTTP client, no event-stream parser and no `JSON.parse` a delivery
  * here, only TCP and bytes. Every event that the benchmark pushes ends in one byte that nothing else on the wire contains (`MARK`), neither the
@@ -9,13 +9,12 @@
  * Cheap is not blind. Each feed has a count of its own, so a loss here can't be made up for by a repeat there; and some of the feeds (all of
  * them where receipts are to be given) read their frames in full: the time of the push for latency, and `seq`, which must grow by one each.
  */
+import { COUNTS, type CounterTask, type CounterWord, STOP, TOTAL, WANTED } from "./counter.ts";
 import { HOST, type Service } from "./service.ts";
 
 /** Ends every pushed event. Not in hexadecimal sizes, ids, names, times, or in what the server says of its own. */
 const MARK = "!";
 const MARK_BYTE = MARK.charCodeAt(0);
-/** No two marks are nearer than this: a frame's fields and our own stamp lie between them. */
-const STRIDE_MIN = 64;
 /** Feeds being opened at a time: less than the server's backlog of connections. */
 const OPENING_MAX = 128;
 /** Nothing came for so long: it is lost, not late. */
@@ -50,20 +49,19 @@ const CHUNK_BORDER = /\r\n[0-9a-f]+\r\n/g;
 
 // ------------------------------------------------------------------------------------------------------------------ feeds
 
-/** One device's open event stream. */
+/** One device's open event stream, read frame by frame. */
 class Device {
   readonly index: number;
-  /** Reads frames in full. */
-  readonly full: boolean;
   /** Events that came. */
   count = 0;
   ready = false;
   /** What came of a frame, or of the response's beginning, that is not whole yet. */
   rest = "";
   seq = 0;
-  constructor(index: number, full: boolean) {
+  readonly opened: () => void;
+  constructor(index: number, opened: () => void) {
     this.index = index;
-    this.full = full;
+    this.opened = opened;
   }
 }
 
@@ -72,28 +70,36 @@ export interface FeedsOptions {
   readonly count: number;
   /** Path and query of a feed. */
   readonly path: (index: number) => string;
-  /** One in so many feeds reads its frames in full. */
+  /** One in so many feeds reads its frames; the others count marks. Where there is no epoll(7), all read. */
   readonly fullEvery: number;
+  /** Feeds being opened at a time. */
+  readonly openingMax?: number;
+  /** How long a feed may take to open. */
+  readonly patienceMs?: number;
   /** Called for each event that a feed reads in full. */
   readonly onEvent?: (index: number, id: string) => void;
 }
 
 export class Feeds {
-  /** Events that came, on all feeds. */
-  received = 0;
   /** Milliseconds from push to device, as the feeds that read in full saw it. */
   latenciesMs: number[] = [];
   /** What went wrong, each in one sentence. */
   readonly faults: string[] = [];
+  /** Those that read. */
   readonly #devices: Device[] = [];
   readonly #sockets: Bun.Socket<Device>[] = [];
+  /** Indexes of those that only count, in the order of their counts. */
+  readonly #counting: number[] = [];
+  #counter: Worker | undefined;
+  #counts = new Int32Array(new SharedArrayBuffer(4 * COUNTS));
+  #countersOpen: PromiseWithResolvers<void> = Promise.withResolvers();
+  #countersEnded: PromiseWithResolvers<void> = Promise.withResolvers();
   readonly #options: FeedsOptions;
   readonly #dialect: Dialect;
-  /** From one mark to the next, as last seen. Marks are never skipped by it: see `STRIDE_MIN` and `#data`. */
-  #stride = STRIDE_MIN;
+  /** Events that came on feeds that read. */
+  #read = 0;
   #target = Number.POSITIVE_INFINITY;
   #reached: () => void = () => {};
-  #ready = new Map<Device, () => void>();
   #closing = false;
 
   private constructor(options: FeedsOptions) {
@@ -101,82 +107,100 @@ export class Feeds {
     this.#dialect = options.at.dialect ?? PERE;
   }
 
-  /** Opens them all and waits until each was told `pere.ready`. @throws Error when one can't be opened */
+  /** Opens them all and waits until the server said to each that it is open. @throws Error when one can't be opened */
   static async open(options: FeedsOptions): Promise<Feeds> {
     const feeds = new Feeds(options);
-    let next = 0;
+    const { count, openingMax = OPENING_MAX, patienceMs = PATIENCE_MS } = options;
+    const fullEvery = process.platform === "linux" ? options.fullEvery : 1;
+    const reading: number[] = [];
+    for (let index = 0; index < count; index++) (index % fullEvery === 0 ? reading : feeds.#counting).push(index);
     const opener = async (): Promise<void> => {
-      while (next < options.count) await feeds.#openOne(next++);
+      for (let index = reading.shift(); index !== undefined; index = reading.shift()) await feeds.#openOne(index);
     };
-    await Promise.all(Array.from({ length: OPENING_MAX }, opener));
+    const all = [feeds.#openCounters(openingMax), ...Array.from({ length: openingMax }, opener)];
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(
+      () => late.reject(new Error(`not all feeds were open after ${patienceMs / 1000} s${feeds.#stuck()}`)),
+      patienceMs + count,
+    );
+    await Promise.race([Promise.all(all), late.promise]);
+    clearTimeout(timer);
     return feeds;
   }
 
+  /** What the first feed that is not open was told. */
+  #stuck(): string {
+    const device = this.#devices.find(({ ready }) => !ready);
+    return device ? `; feed ${device.index} was told: ${device.rest.slice(0, 200)}` : "";
+  }
+
+  /** Events that came, on all feeds. */
+  get received(): number {
+    return this.#read + Atomics.load(this.#counts, TOTAL);
+  }
+
+  #request(index: number): string {
+    const { at, path } = this.#options;
+    return `GET ${path(index)} HTTP/1.1\r\nHost: ${HOST}:${at.port}\r\nAccept: text/event-stream\r\n\r\n`;
+  }
+
+  async #openCounters(openingMax: number): Promise<void> {
+    if (this.#counting.length === 0) return;
+    this.#counts = new Int32Array(new SharedArrayBuffer(4 * (COUNTS + this.#counting.length)));
+    this.#counter = new Worker(new URL("./counter.ts", import.meta.url).href);
+    this.#counter.onmessage = ({ data }: MessageEvent<CounterWord>) => {
+      if (data.word === "open") this.#countersOpen.resolve();
+      else if (data.word === "ended") this.#countersEnded.resolve();
+      else if (data.word === "closed") this.#closed(this.#counting[data.index]!);
+      else this.#look();
+    };
+    this.#counter.onerror = ({ message }) => this.#countersOpen.reject(new Error(message));
+    const task: CounterTask = {
+      port: this.#options.at.port,
+      requests: this.#counting.map((index) => this.#request(index)),
+      ready: this.#dialect.ready,
+      mark: MARK_BYTE,
+      openingMax,
+      counts: this.#counts,
+    };
+    this.#counter.postMessage(task);
+    await this.#countersOpen.promise;
+  }
+
   async #openOne(index: number): Promise<void> {
-    const {
-      at: { port },
-      path,
-      fullEvery,
-    } = this.#options;
-    const device = new Device(index, index % fullEvery === 0);
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const device = new Device(index, resolve);
     this.#devices.push(device);
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
-    this.#ready.set(device, resolve);
-    const late = setTimeout(
-      () => reject(new Error(`feed ${index} was not ready: ${device.rest.slice(0, 200)}`)),
-      PATIENCE_MS,
-    );
     const socket = await Bun.connect<Device>({
       hostname: HOST,
-      port,
+      port: this.#options.at.port,
       data: device,
-      socket: {
-        data: this.#data,
-        close: () => {
-          if (!this.#closing) this.faults.push(`feed ${index} was closed by the service`);
-        },
-      },
+      socket: { data: this.#data, close: () => this.#closed(index) },
     });
     this.#sockets.push(socket);
-    socket.write(`GET ${path(index)} HTTP/1.1\r\nHost: ${HOST}:${port}\r\nAccept: text/event-stream\r\n\r\n`);
+    socket.write(this.#request(index));
     await promise;
-    clearTimeout(late);
   }
 
-  readonly #data = (socket: Bun.Socket<Device>, bytes: Buffer): void => {
-    const device = socket.data;
-    if (!device.ready) return this.#opening(device, bytes);
-    let came = 0;
-    let at = bytes.indexOf(MARK_BYTE);
-    while (at !== -1) {
-      came++;
-      // Frames are about as long as the one before: looking there first costs a tenth of a search.
-      if (bytes[at + this.#stride] === MARK_BYTE) at += this.#stride;
-      else if (at + STRIDE_MIN > bytes.length) break;
-      else {
-        const next = bytes.indexOf(MARK_BYTE, at + STRIDE_MIN);
-        if (next !== -1) this.#stride = next - at;
-        at = next;
-      }
+  #closed(index: number): void {
+    if (!this.#closing) this.faults.push(`feed ${index} was closed by the service`);
+  }
+
+  readonly #data = ({ data: device }: Bun.Socket<Device>, bytes: Buffer): void => {
+    const at = now();
+    device.rest += bytes.toString("latin1");
+    if (!device.ready) {
+      const ready = this.#dialect.ready.exec(device.rest);
+      if (!ready) return;
+      device.rest = device.rest.slice(ready.index + ready[0].length);
+      device.ready = true;
+      device.opened();
     }
-    device.count += came;
-    if (device.full) this.#read(device, bytes);
-    this.received += came;
-    if (this.received >= this.#target) this.#reached();
+    this.#frames(device, at);
   };
 
-  #opening(device: Device, bytes: Buffer): void {
-    device.rest += bytes.toString("latin1");
-    if (!this.#dialect.ready.test(device.rest)) return;
-    device.rest = "";
-    device.ready = true;
-    this.#ready.get(device)!();
-    this.#ready.delete(device);
-  }
-
-  #read(device: Device, bytes: Buffer): void {
-    const at = now();
-    const text = (device.rest + bytes.toString("latin1")).replace(CHUNK_BORDER, "");
+  #frames(device: Device, at: number): void {
+    const text = device.rest.replace(CHUNK_BORDER, "");
     let end = 0;
     for (const found of text.matchAll(this.#dialect.frame)) {
       const { sent, id = "", seq: told } = found.groups!;
@@ -186,10 +210,20 @@ export class Feeds {
           this.faults.push(`feed ${device.index} was given ${id} after seq ${device.seq}`);
         device.seq = Number(told);
       }
+      device.count++;
+      this.#read++;
       this.latenciesMs.push(at - Number(sent));
       this.#options.onEvent?.(device.index, id);
     }
     device.rest = text.slice(end);
+    this.#look();
+  }
+
+  /** Whether what somebody waits for has come. If not, the counters are told how much of it is theirs. */
+  #look(): void {
+    if (this.#target === Number.POSITIVE_INFINITY) return;
+    Atomics.store(this.#counts, WANTED, Math.max(1, this.#target - this.#read));
+    if (this.received >= this.#target) this.#reached();
   }
 
   /** Waits until `total` events have come, or none for a long while. */
@@ -197,7 +231,7 @@ export class Feeds {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#target = total;
     this.#reached = resolve;
-    if (this.received >= total) resolve();
+    this.#look();
     let before = -1;
     const watch = setInterval(() => {
       if (this.received === before) resolve();
@@ -206,11 +240,16 @@ export class Feeds {
     await promise;
     clearInterval(watch);
     this.#target = Number.POSITIVE_INFINITY;
+    Atomics.store(this.#counts, WANTED, 0);
   }
 
   /** Compares what each feed was given with what it is owed; what differs becomes a fault. */
   check(owed: (index: number) => number): void {
-    const wrong = this.#devices.filter(({ index, count }) => count !== owed(index));
+    const counts = [
+      ...this.#devices.map(({ index, count }) => ({ index, count })),
+      ...this.#counting.map((index, place) => ({ index, count: this.#counts[COUNTS + place]! })),
+    ];
+    const wrong = counts.filter(({ index, count }) => count !== owed(index));
     const [first] = wrong;
     if (first)
       this.faults.push(
@@ -218,8 +257,12 @@ export class Feeds {
       );
   }
 
-  close(): void {
+  async close(): Promise<void> {
     this.#closing = true;
     for (const socket of this.#sockets) socket.terminate();
+    if (!this.#counter) return;
+    Atomics.store(this.#counts, STOP, 1);
+    await this.#countersEnded.promise;
+    this.#counter.terminate();
   }
 }

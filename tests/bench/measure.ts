@@ -183,7 +183,7 @@ export async function fanOut(
   feeds.check((index) => Math.floor(pushed / channels) + (index % channels < pushed % channels ? 1 : 0));
   orThrow(feeds.faults);
   const times = latency(feeds.latenciesMs);
-  feeds.close();
+  await feeds.close();
   requests.close();
   return { ...used, ...times, deliveriesPerSecond, pushesPerSecond: deliveriesPerSecond / each };
 }

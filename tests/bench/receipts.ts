@@ -193,7 +193,7 @@ export async function loop(service: Service, { devices, seconds, events }: Optio
   const { perSecond, ...used } = measured(count);
   feeds.check(() => pushed);
   orThrow(feeds.faults);
-  feeds.close();
+  await feeds.close();
   requests.close();
   return { figure: perSecond, unit: waits ? "pushes/s" : "loops/s", ...latency(timesMs), ...used };
 }

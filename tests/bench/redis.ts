@@ -188,7 +188,7 @@ export async function besideRedis(stage: Stage, options: Options): Promise<RowRe
         await one.until(WARM_EVENTS + events);
         one.check(() => WARM_EVENTS + events);
         orThrow(one.faults);
-        one.close();
+        await one.close();
       }
       requests.close();
       return feeds.map(({ latenciesMs }) => latenciesMs.slice(WARM_EVENTS));

@@ -51,8 +51,8 @@ export async function quiet(service: Service, { quiet: count }: Pick<RowOptions,
   await Bun.sleep(SETTLE_MS);
   const afterKb = residentKb(service.pid);
   orThrow([...first.faults, ...more.faults]);
-  first.close();
-  more.close();
+  await first.close();
+  await more.close();
   if (beforeKb === null || afterKb === null) throw new Error("this system does not tell how much memory a process has");
   return {
     figure: (afterKb - beforeKb) / count,
