@@ -8,7 +8,7 @@
  *
  * Figures of runs at different times differ by a fifth without a cause; the service's CPU time for each delivery or receipt is steadier.
  */
-import { fdatasyncSync, openSync, rmSync, writeSync } from "node:fs";
+import { fdatasyncSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { availableParallelism, cpus, platform, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -16,7 +16,9 @@ import { now } from "./feeds.ts";
 import { quantile, type RowResult } from "./measure.ts";
 import { besidePeers, peerRows, peersTable } from "./peers.ts";
 import { besideRedis } from "./redis.ts";
+import { plot } from "./plot.ts";
 import { type RowOptions, rowsOf } from "./rows.ts";
+import { pointsOf } from "./sizes.ts";
 import { diskFolder, type Service, startService } from "./service.ts";
 import { progress, table } from "./table.ts";
 
@@ -27,6 +29,8 @@ const HELP = `bun run bench [flags]
   --channels M     channels with one device each (1000)
   --events E       events a fan-out row, instead of as many as go into --seconds
   --quiet N        quiet feeds opened to see what one costs (10000)
+  --crowd N        devices that come back at once (10000)
+  --plot FILE      an SVG of what a delivery costs by the number of devices; needs the rows "sizes"
   --seconds S      how long a row measures (4)
   --peers          beside nginx with nchan and a minimal C program, in turn, instead of the other rows
   --rounds N       how often each is measured beside its peers (3)
@@ -43,6 +47,8 @@ const CORES = availableParallelism();
 interface Options extends RowOptions {
   readonly only: readonly string[] | null;
   readonly rounds: number;
+  /** Where the plot of the sizes goes. */
+  readonly plot: string | null;
   readonly json: boolean;
   readonly redis: boolean;
   readonly peers: boolean;
@@ -73,7 +79,9 @@ function readOptions(argv: readonly string[]): Options {
       events: { type: "string" },
       quiet: { type: "string", default: "10000" },
       seconds: { type: "string", default: "4" },
+      crowd: { type: "string", default: "10000" },
       rounds: { type: "string", default: "3" },
+      plot: { type: "string" },
       peers: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       redis: { type: "boolean", default: false },
@@ -97,7 +105,9 @@ function readOptions(argv: readonly string[]): Options {
     events: values.events === undefined ? null : number("events", values.events),
     quiet: number("quiet", values.quiet),
     seconds: number("seconds", values.seconds),
+    crowd: number("crowd", values.crowd),
     rounds: number("rounds", values.rounds),
+    plot: values.plot ?? null,
     peers: values.peers,
     json: values.json,
     redis: values.redis,
@@ -117,7 +127,9 @@ async function measureRows(
   options: Options,
   stage: { folder: string; pinned: boolean; openFilesMax: number; say: Say },
 ): Promise<RowResult[]> {
-  const rows = rowsOf(options).filter(({ name }) => options.only?.includes(name) ?? true);
+  const rows = rowsOf(options).filter(
+    ({ name, group }) => options.only === null || [name, group].some((one) => one && options.only?.includes(one)),
+  );
   const results: RowResult[] = [];
   for (const [index, { name, what, connections, run }] of rows.entries()) {
     const files = OTHER_FILES + connections;
@@ -157,7 +169,9 @@ async function bench(options: Options): Promise<number> {
   const say: Say = (text) => {
     if (!options.json) console.log(text);
   };
-  const names = (options.peers ? peerRows(options) : rowsOf(options)).map(({ name }) => name);
+  const names = options.peers
+    ? peerRows(options).map(({ name }) => name)
+    : [...new Set(rowsOf(options).flatMap(({ name, group }) => (group === undefined ? [name] : [name, group])))];
   const unknown = options.only?.find((name) => !names.includes(name));
   if (unknown !== undefined) throw new Error(`there is no row "${unknown}"; there are ${names.join(", ")}`);
 
@@ -196,6 +210,7 @@ async function bench(options: Options): Promise<number> {
   }
   const rows = await (options.redis ? besideRedis(stage, options) : measureRows(options, stage));
   console.log(options.json ? JSON.stringify({ machine, rows }) : table(rows));
+  if (options.plot !== null) writeFileSync(options.plot, plot(pointsOf(rows)));
   return rows.some(({ error }) => error !== undefined) ? 1 : 0;
 }
 

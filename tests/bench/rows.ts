@@ -1,10 +1,13 @@
 /**
  * The rows of `bun run bench`: what each is called, what it does, and the one that looks at memory.
  */
-import { Feeds, now } from "./feeds.ts";
 import { type FanOut, fanOut, type Figures, orThrow, RECEIPT_CONNECTIONS, SETTLE_MS } from "./measure.ts";
+import { Feeds, now } from "./feeds.ts";
+import { MISSED, stalled, storm } from "./behind.ts";
 import {
   ARRAY_CONNECTIONS,
+  busy,
+  BUSY_EVENTS_A_SECOND,
   loop,
   receipts,
   RECEIPTS_AN_ARRAY,
@@ -13,20 +16,25 @@ import {
   TOLD_A_SECOND,
 } from "./receipts.ts";
 import { residentKb, type Service } from "./service.ts";
+import { size, SIZES } from "./sizes.ts";
 import { whole } from "./table.ts";
 
 export const PACED_EVENTS_A_SECOND = 20;
+const BUSY_DEVICES = 5_000;
 
 export interface RowOptions {
   readonly devices: number;
   readonly channels: number;
   readonly events: number | null;
   readonly quiet: number;
+  readonly crowd: number;
   readonly seconds: number;
 }
 
 export interface Row {
   readonly name: string;
+  /** Names it together with others. */
+  readonly group?: string;
   readonly what: string;
   /** That it has open at a time, about. */
   readonly connections: number;
@@ -108,15 +116,21 @@ export const rowsOf = (options: RowOptions): Row[] => {
     },
     {
       name: "loop",
-      what: `push, ${devices} deliveries, a receipt from each one by one`,
+      what: `push, ${devices} deliveries, a receipt from each one by one, ${RECEIPT_CONNECTIONS} connections`,
       connections: devices + RECEIPT_CONNECTIONS,
-      run: (service) => loop(service, options, false),
+      run: (service) => loop(service, options, RECEIPT_CONNECTIONS, false),
+    },
+    {
+      name: "loop-own",
+      what: "the same, each device on a connection of its own",
+      connections: 2 * devices,
+      run: (service) => loop(service, options, devices, false),
     },
     {
       name: "wait",
-      what: `the same, the push answered when all of them are in (Prefer: wait)`,
-      connections: devices + RECEIPT_CONNECTIONS,
-      run: (service) => loop(service, options, true),
+      what: "the same, the push answered when all of them are in (Prefer: wait)",
+      connections: 2 * devices,
+      run: (service) => loop(service, options, devices, true),
     },
     {
       name: "told",
@@ -130,5 +144,30 @@ export const rowsOf = (options: RowOptions): Row[] => {
       connections: options.quiet,
       run: (service) => quiet(service, options),
     },
+    {
+      name: "busy",
+      what: `a receipt's time while ${BUSY_DEVICES} devices get ${BUSY_EVENTS_A_SECOND} events/s: see p50 and p99`,
+      connections: BUSY_DEVICES + RECEIPT_CONNECTIONS,
+      run: (service) => busy(service, { ...options, crowd: BUSY_DEVICES }),
+    },
+    {
+      name: "storm",
+      what: `${options.crowd} devices come back at once, ${MISSED} events missed by each: until all have them`,
+      connections: options.crowd,
+      run: (service) => storm(service, options),
+    },
+    {
+      name: "stalled",
+      what: `memory for one reader of ${devices} that stops, 200 MB pushed; the others' p50 and p99`,
+      connections: devices,
+      run: (service) => stalled(service, options),
+    },
+    ...SIZES.map((count) => ({
+      name: `size-${count}`,
+      group: "sizes",
+      what: `CPU a delivery to ${count} devices, without the push itself`,
+      connections: count,
+      run: (service: Service) => size(service, count, options),
+    })),
   ];
 };
