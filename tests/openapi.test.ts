@@ -25,6 +25,7 @@ import {
   RECEIPTS_MAX,
   TO_MAX,
   readChannel,
+  readChannels,
   readDevice,
   readPosition,
   readPositions,
@@ -313,10 +314,13 @@ describe("the document", () => {
     const long = (length: number): string => "a".repeat(length);
     const texts = ["orders", "A.b_c:d~e-f", "-a", ".a", "~", "a b", "a/b", "ü", "", "a\n", "pere.x", "pere", "Pere.x"]
       .concat([64, 65, 128, 129].map(long))
+      .concat(["a,b", "a,", ",a", "a,,b", "a, b", "a,-b"])
+      .concat([16, 17].map((count) => Array.from({ length: count }, (_, n) => `c${n}`).join(",")))
       .concat(["k3x9-1", "k3x9-0", "k3x9-01", "K-1", "-1", "a-1.b-2", "a-1.", `${long(17)}-1`, `a-${"9".repeat(16)}`])
       .concat([16, 17].map((count) => Array.from({ length: count }, () => "a-1").join(".")));
     const readers = {
       Channel: readChannel,
+      Channels: readChannels,
       Device: readDevice,
       HookName: readHookName,
       EventType: readType,

@@ -23,7 +23,6 @@ import {
   RECEIPTS_MAX,
   REMIND_SECONDS_MAX,
   REMIND_SECONDS_MIN,
-  STATES,
   TO_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
@@ -353,7 +352,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
         name: "status",
         in: "query",
         description: "Only devices that stand here.",
-        schema: { type: "string", enum: STATES },
+        schema: ref("State"),
       },
       ...page("a device's name", ref("Device")).map((parameter) =>
         parameter.name === "limit"
@@ -564,11 +563,14 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
           description: "Where the event and what became of it can be read; on a push of one event.",
           schema: { type: "string", format: "uri-reference" },
         },
-        "Idempotent-Replayed": { description: "This answer was given before.", schema: { const: "true" } },
+        "Idempotent-Replayed": {
+          description: "This answer was given before.",
+          schema: { type: "string", const: "true" },
+        },
         "Preference-Applied": {
           description:
             "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same.",
-          schema: { const: "wait" },
+          schema: { type: "string", const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
         RateLimit: {
