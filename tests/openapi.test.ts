@@ -46,6 +46,7 @@ import {
   temporary,
   until,
 } from "./harness.ts";
+import { strictCopy } from "./strict.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
 
@@ -124,16 +125,6 @@ beforeAll(async () => {
 });
 afterAll(() => Promise.all([pere.stop(), guarded.stop()]));
 afterAll(closeBrowser);
-
-/** The same, with no member allowed that is not declared: what the service says must be described. */
-function strictCopy(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(strictCopy);
-  if (typeof value !== "object" || value === null) return value;
-  const copy = Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, strictCopy(inner)]));
-  return copy.type === "object" && copy.properties && copy.additionalProperties === undefined
-    ? { ...copy, additionalProperties: false }
-    : copy;
-}
 
 /** What is wrong with a value by a schema of the document, in words; "" when nothing is. */
 function faults(pointer: string, value: unknown): string {
@@ -253,7 +244,8 @@ describe("the document", () => {
   });
 
   test("describes every route, and no other", async () => {
-    const pages = ["/", "/pages/:file", "/swagger", "/swagger/", "/swagger/json", "/swagger/ui.css", "/swagger/ui.js"];
+    const documents = ["/swagger/json", "/asyncapi.json"];
+    const pages = ["/", "/pages/:file", "/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js", ...documents];
     const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
       (name) => `/${name}`,
     );

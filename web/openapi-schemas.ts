@@ -562,6 +562,8 @@ const states = orders.map((data, n) => ({
   complete: true,
   data,
 }));
+/** On a channel that nothing was pushed to yet. */
+const readyFor = (reader: string | null) => ({ device: reader, channels: { [channel]: id(0) } });
 const stream = (
   reader: string | null,
   entries: readonly { id: string; type?: string }[],
@@ -569,7 +571,7 @@ const stream = (
 ): string =>
   [
     `retry: 2500`,
-    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify({ device: reader, channels: { [channel]: id(0) } })}`,
+    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
     ...entries.flatMap((entry, n) => [
       `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
       ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
@@ -617,6 +619,12 @@ export const samples = {
     ...{ id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
     ...{ receipts: tally, complete: true },
   },
+  ready: readyFor(device),
+  readyToAnybody: readyFor(null),
+  gap: { channel, after: "h7w2m5c1-7", from: id(1) },
+  complete: completes[0],
+  overview,
+  changes,
   eventBatch: { events, last: id(3) },
   eventStream: stream(device, events),
   receiptOne: { event: id(1), device, status: "done", detail: { printed: true }, at: deviceAt },

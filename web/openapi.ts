@@ -5,8 +5,8 @@
  * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
  * stands here and is not true ends as a failing test.
  *
- * Two things that OpenAPI has no words for are told in prose: what is inside an event stream, and that the URL of a feed can be
- * opened as a WebSocket.
+ * Two things that OpenAPI has no words for are told in prose, and for programs in `asyncapi.ts`: what is inside an event stream, and that the URL of a
+ * feed can be opened as a WebSocket.
  */
 import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
@@ -521,6 +521,8 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 |---|---|---|
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
+
+What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](/asyncapi.json), with the same schemas.
 
 **Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
 every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
