@@ -11,8 +11,8 @@ import { mint } from "../engine/mint.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
+import { strictCopy } from "./described.ts";
 import { ask, connect, openStream, SECRET, start, startWith, type Stream, until } from "./harness.ts";
-import { strictCopy } from "./strict.ts";
 
 interface Pointer {
   readonly $ref: string;

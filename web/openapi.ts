@@ -431,14 +431,15 @@ A 2xx answer within 15 seconds is success, anything else is not, a redirect incl
 \`webhook-id\` and body, beside what is new; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
 always in order. 410 disables the hook.
 
-Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`.`,
+Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`. The example's host is nobody's, so that trying it out tells nobody
+anything: as it is it is refused for having no address; put your own in its place.`,
     parameters: [channel, hookName],
     requestBody: {
       required: true,
       content: {
         "application/json": {
           schema: ref("HookDraft"),
-          examples: examples({ one: ["For everything, with a secret of one's own", samples.hookDraft] }),
+          examples: examples({ one: ["With a secret of one's own; put your own URL there", samples.hookDraft] }),
         },
       },
     },
