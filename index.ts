@@ -6,7 +6,7 @@
  *   receipts  ↑   POST /feedback/:channel   GET /feedback/:channel    (publishers)
  *
  * This file is the wire: every URL, header and status, read top to bottom. Settings → store → engine → routes → start and drain. What it all
- * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts`.
+ * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts` and `asyncapi.ts`.
  */
 import { join } from "node:path";
 import { staticPlugin } from "@elysiajs/static";
@@ -82,6 +82,7 @@ import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
+import { asyncapi } from "./web/asyncapi.ts";
 import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
@@ -895,6 +896,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       { detail: operations.metrics },
     )
 
+    .get("/asyncapi.json", () => json(asyncapi(packageJson.version)), { detail: { hide: true } })
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
     .get(`${BUILT}:file`, ({ params, request }) => built(BUILT + params.file, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
