@@ -110,7 +110,7 @@ const TABLES = [
 
 /** A device's page at work: of four orders two are answered. @returns answers the others, so that the next picture begins anew */
 async function till(tab: Bun.WebView): Promise<() => Promise<void>> {
-  await tab.navigate(`${pere.url}/weblistener.html?channel=orders&device=till-9`);
+  await tab.navigate(`${pere.url}/weblistener.html?channel=counter&device=till-9`);
   const has = (selector: string, count: number): Promise<true> =>
     until(
       async () => (await tab.evaluate(`document.querySelectorAll(${JSON.stringify(selector)}).length`)) === count,
@@ -120,7 +120,7 @@ async function till(tab: Bun.WebView): Promise<() => Promise<void>> {
   const ids: string[] = [];
   for (const [place, body] of TABLES.entries()) {
     const deadline = place === 3 ? "&deadline=540" : "";
-    const pushed = await ask(`${pere.url}/push/orders?type=order.created&to=till-9${deadline}`, { body });
+    const pushed = await ask(`${pere.url}/push/counter?type=order.created${deadline}`, { body });
     ids.push(pushed.body.id as string);
   }
   await has("[data-receipt=received]", TABLES.length);
@@ -130,7 +130,7 @@ async function till(tab: Bun.WebView): Promise<() => Promise<void>> {
   }
   await tab.evaluate("(document.activeElement.blur(), scrollTo(0, 0))");
   return async () => {
-    for (const id of ids) await give("orders", id, [["till-9", "done"]]);
+    for (const id of ids) await give("counter", id, [["till-9", "done"]]);
   };
 }
 
@@ -149,11 +149,14 @@ async function icons(): Promise<void> {
   }
 }
 
-const MAIN = { desk: [1200, 800], phone: [390, 780] } as const;
+/** Those that are shown in the README; all of them go to a folder that is named. */
+const KEPT = ["board", "event"];
+
+const SIZES = { desk: [1200, 800], phone: [390, 780] } as const;
 
 /** A tab in each size and scheme, one after the other. @param show takes its pictures, which end with `name` */
 async function each(show: (tab: Bun.WebView, name: string) => Promise<void>): Promise<void> {
-  for (const [size, [width, height]] of Object.entries(MAIN))
+  for (const [size, [width, height]] of Object.entries(SIZES))
     for (const scheme of ["light", "dark"]) {
       const tab = openTab(width, height);
       await tab.navigate(pere.url);
@@ -174,10 +177,10 @@ async function pictures(event: string): Promise<void> {
     devices: "/orders/devices",
     hooks: "/orders/hooks",
   };
-  const kept = ["board", "event", "overview"];
   await each(async (tab, name) => {
     for (const [place, hash] of Object.entries(places)) {
-      if (process.argv[2] === undefined && !kept.includes(place)) continue;
+      if (process.argv[2] === undefined && !KEPT.includes(place) && !`${place} ${name}`.startsWith("overview desk"))
+        continue;
       await tab.evaluate(`void (location.hash = ${JSON.stringify(hash)})`);
       const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
       await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${place} to be there`);
