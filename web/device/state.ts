@@ -114,7 +114,7 @@ function work(event: PushedEvent, { signal: ending }: Context): Promise<unknown>
     if (word === "done") resolve(note || undefined);
     else reject(new Error(note));
   };
-  show({ event, word: "received", isSent: false, refusal: null, answer });
+  show({ event, word: "received", isSent: early.delete(event.id), refusal: null, answer });
   // It comes again, here or in another tab.
   ending.addEventListener("abort", () => {
     cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
@@ -126,8 +126,13 @@ function work(event: PushedEvent, { signal: ending }: Context): Promise<unknown>
   return promise;
 }
 
+/** Events that wait for their card, and of which the service knows already that they were received. */
+const early = new Set<string>();
+
 const sent = ({ event, status: word }: Receipt): void => {
-  if (find(event)?.word === word) change(event, { isSent: true });
+  const card = find(event);
+  if (card?.word === word) change(event, { isSent: true });
+  else if (!card && word === "received") early.add(event);
 };
 
 const rejected = ({ event }: Receipt, reason: string): void => change(event, { refusal: reason });
