@@ -5,7 +5,7 @@
 import { test } from "bun:test";
 import { lstatSync, readlinkSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { temporary } from "./harness.ts";
+import { temporary, until } from "./harness.ts";
 
 const LIMIT_MS = 60_000;
 export const isInstalled = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
@@ -51,12 +51,19 @@ export const openTab = (
     },
   });
 
-/** Ends the browser, and with it what it keeps outside of its profile: the folder of a socket. For a file's end. */
-export function closeBrowser(): void {
+/**
+ * Ends the browser, and with it what it keeps outside of its profile: the folder of a socket. For a file's end. It is waited for, since the next file's
+ * browser finds the profile taken by one that is still about to go.
+ */
+export async function closeBrowser(): Promise<void> {
   const socket = join(profile, "SingletonSocket");
-  const isUsed = lstatSync(socket, { throwIfNoEntry: false }) !== undefined;
-  const folder = isUsed ? dirname(readlinkSync(socket)) : null;
+  const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+  const folder = isThere(socket) ? dirname(readlinkSync(socket)) : null;
+  const lock = join(profile, "SingletonLock");
+  // The lock leads to the name of the machine and the number of the process.
+  const process = isThere(lock) ? `/proc/${readlinkSync(lock).split("-").at(-1)}/exe` : null;
   Bun.WebView.closeAll();
+  if (process !== null) await until(() => !isThere(process), "the browser to end");
   if (folder !== null) rmSync(folder, { recursive: true, force: true });
-  rmSync(socket, { force: true });
+  for (const path of [socket, lock]) rmSync(path, { force: true });
 }

@@ -224,7 +224,7 @@ try {
   await pictures(event);
   await icons();
 } finally {
-  closeBrowser();
+  await closeBrowser();
   for (const stream of streams) stream.close();
   await pere.stop();
 }
