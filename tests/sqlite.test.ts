@@ -479,6 +479,40 @@ describe("the group commit", () => {
     await reopened.close();
   });
 
+  test("waits once for another program that writes, whatever is to be stored, and stores again when that is done", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const { epoch } = await store.open("orders");
+    const other = new Database(path);
+    other.run("BEGIN IMMEDIATE");
+    const refused = await Promise.allSettled([
+      store.append("orders", [draft(1)], T),
+      store.enrol("orders", "till", T),
+      store.record("orders", [word(epoch, 1, "till", "done")], T),
+    ]);
+    const reasons = refused.map((outcome) => (outcome as PromiseRejectedResult).reason as PereError);
+    expect(reasons.map(({ code }) => code)).toEqual(["away", "away", "away"]);
+    // One cause: it was tried once. Each wait holds up everything else.
+    expect(new Set(reasons.map(({ cause }) => cause)).size).toBe(1);
+    other.run("ROLLBACK");
+    other.close();
+    expect(await store.append("orders", [draft(1)], T)).toMatchObject({ first: 1, addressed: 0 });
+    await store.close();
+  });
+
+  test("remembers no more words than it may, also where no event comes after them", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path, held: { channels: 10, answers: 10, words: 2, stints: 10 } });
+    const { epoch } = await store.append("orders", [draft(1, { to: ["a", "b", "c"] })], T);
+    for (const device of ["a", "b"]) await store.record("orders", [word(epoch, 1, device, "done")], T);
+    // What it has to look up it finds changed in the file: nobody but this test does that.
+    const other = new Database(path);
+    other.run("DELETE FROM latest");
+    other.close();
+    expect(await store.record("orders", [word(epoch, 1, "a", "done")], T)).toEqual(["recorded"]);
+    await store.close();
+  });
+
   test("has committed before anybody is woken or answered: a copy of the files at that moment has the entry", async () => {
     const folder = temporary();
     const path = join(folder, "pere.db");
