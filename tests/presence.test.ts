@@ -12,6 +12,7 @@ import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
 import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
+import { Presence } from "../engine/presence.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Service } from "../index.ts";
 import { hear } from "./contract-calls.ts";
@@ -320,6 +321,27 @@ describe("what a device lost", () => {
       });
     await old.stop();
   });
+});
+
+test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
+  const told: (number | null)[] = [];
+  class Told extends SqliteStore {
+    override attend(_channel?: string, _device?: string, joined: number | null = null): void {
+      told.push(joined);
+    }
+  }
+  const store = new Told({ path: ":memory:" });
+  const presence = new Presence<string>(
+    store,
+    () => T,
+    () => {},
+  );
+  presence.enter("c", "a", "feed", 0);
+  const again = presence.rejoin("c", "a");
+  presence.leave("c", "a", "feed");
+  await again;
+  expect(told).toEqual([0, null]);
+  await store.close();
 });
 
 describe("more channels in one commit than are kept in memory", () => {
