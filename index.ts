@@ -383,7 +383,8 @@ async function watch(
 ): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await door.admit(request, "push", channel === null ? [] : [channel]);
+  const grant = await door.admit(request, "push", []);
+  demand(grant, "push", channel);
   const asked = {
     channel,
     may: (one: string): boolean => grant.may("push", one),

@@ -218,8 +218,8 @@ test("a watcher who does not read is told when its right ends, or after a while,
 test("a watcher sees the channels of its token, on none else, and no longer than the token lasts", async () => {
   let now = Date.now();
   const pere = await startWith({}, { now: () => now });
-  const token = async (push: string[], days = 1) => ({
-    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed: [], days })}`,
+  const token = async (push: string[], feed: string[] = []) => ({
+    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed, days: 1 })}`,
   });
   for (const channel of ["a", "shop.1", "shop.2"])
     await ask(`${pere.url}/push/${channel}`, { body: "1", headers: await token(["*"]) });
@@ -227,6 +227,9 @@ test("a watcher sees the channels of its token, on none else, and no longer than
   expect(overviews(stream)[0]!.channels.map(({ channel }) => channel)).toEqual(["shop.1", "shop.2"]);
   expect((await ask(`${pere.url}/watch?channel=a`, { headers: await token(["shop.*"]) })).status).toBe(403);
   expect((await ask(`${pere.url}/watch`)).status).toBe(401);
+  // A device's token: of what others do not even the counts are its business.
+  const refused = await ask(`${pere.url}/watch`, { headers: await token([], ["*"]) });
+  expect([refused.status, refused.body.detail]).toEqual([403, "this token gives no right to push on any channel"]);
   now += 2 * 86_400_000;
   expect(await stream.own("bye")).toEqual({ reason: "expired" });
   await pere.stop();
