@@ -22,6 +22,8 @@ const CACHE_KIBIBYTES = 32 * 1024;
 
 /** Turns of the event loop in which a commit waits for more, as long as each brings some. */
 const GATHER_TURNS = 8;
+/** The same in milliseconds, for turns that have much to do: waiting longer than a sync spares nothing. */
+const GATHER_MS = 5;
 
 /** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
 const CHECKPOINT_MS = 50;
@@ -66,9 +68,10 @@ export class SqliteFile {
   readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
-  /** How many changes the queue held when the last turn ended, and how many turns it has waited. */
+  /** How many changes the queue held when the last turn ended, how many turns it has waited, and until when it may. */
   #gathered = 0;
   #turns = 0;
+  #gatherUntil = 0;
   #checkedAt = 0;
   #broken: unknown;
   #closed = false;
@@ -144,12 +147,14 @@ export class SqliteFile {
   #gather(): void {
     this.#gathered = this.#queue.length;
     this.#turns = 0;
+    this.#gatherUntil = performance.now() + GATHER_MS;
     setImmediate(this.#turn);
   }
 
   readonly #turn = (): void => {
     const { length } = this.#queue;
-    if (length === this.#gathered || ++this.#turns === GATHER_TURNS) return this.#commit();
+    const isLate = ++this.#turns === GATHER_TURNS || performance.now() >= this.#gatherUntil;
+    if (isLate || length === this.#gathered) return this.#commit();
     this.#gathered = length;
     setImmediate(this.#turn);
   };

@@ -19,6 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { Counts } from "../engine/counts.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/schema.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
@@ -397,6 +398,31 @@ describe("the group commit", () => {
       ),
     );
     expect(commits(path) - start).toBe(4);
+    await store.close();
+  });
+
+  test("waits for what the next turns bring, and not for long turns", async () => {
+    const counts = new Counts();
+    const store = new SqliteStore({ path: ":memory:", counts });
+    await store.open("orders");
+    /** Each of 20 turns of at least so many milliseconds brings a change, before the commit looks. @returns how many commits there were */
+    const busy = async (turnMs: number): Promise<number> => {
+      const before = counts.batches.count;
+      const appended: Promise<unknown>[] = [];
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const turn = (): void => {
+        if (appended.length === 20) return resolve();
+        setImmediate(turn);
+        for (const end = performance.now() + turnMs; performance.now() < end;);
+        appended.push(store.append("orders", [draft(1)], T));
+      };
+      turn();
+      await promise;
+      await Promise.all(appended);
+      return counts.batches.count - before;
+    };
+    expect(await busy(0)).toBeLessThan(20);
+    expect(await busy(10)).toBeGreaterThanOrEqual(10);
     await store.close();
   });
 
