@@ -35,6 +35,8 @@ export class Presence<Feed> {
   readonly #channels = new Map<string, Here<Feed>>();
   /** Signs of life not yet written down, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
+  /** The last writing of them. Never rejects. */
+  #written: Promise<void> = Promise.resolve();
 
   /** @param attended told when the first device follows a channel here, and when none does any more */
   constructor(store: Store, now: () => number, attended: (channel: string, isAttended: boolean) => void) {
@@ -151,8 +153,13 @@ export class Presence<Feed> {
     return this.#heard.get(channel)?.get(device) ?? null;
   }
 
-  /** Writes signs of life down, some at a time. One that can't be written now is followed by others. */
-  async writeHeard(): Promise<void> {
+  /** Writes signs of life down, after those that are being written: where that takes long, there is one writer and not ever more. */
+  writeHeard(): Promise<void> {
+    return (this.#written = this.#written.then(() => this.#write()));
+  }
+
+  /** Some at a time. One that can't be written now is followed by others. */
+  async #write(): Promise<void> {
     const heard = [...this.#heard];
     this.#heard.clear();
     let writing: Promise<void>[] = [];

@@ -344,6 +344,37 @@ test("a device that leaves while it is enrolled anew, in a new life of its chann
   await store.close();
 });
 
+test("signs of life are written one after the other, the newest last, however slow the store is", async () => {
+  const written: string[] = [];
+  const { promise: slow, resolve: goOn } = Promise.withResolvers<void>();
+  class Slow extends SqliteStore {
+    override async seen(_channel: string, times: ReadonlyMap<string, number>): Promise<void> {
+      const said = [...times].join();
+      written.push(`${said} begins`);
+      await slow;
+      written.push(`${said} ends`);
+    }
+  }
+  const store = new Slow({ path: ":memory:" });
+  let at = 1;
+  const presence = new Presence<string>(
+    store,
+    () => at++,
+    () => {},
+  );
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  await until(() => written.length > 0, "the first writing");
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  presence.heard("c", "a");
+  const last = presence.writeHeard();
+  goOn();
+  await last;
+  expect(written).toEqual(["a,1 begins", "a,1 ends", "a,3 begins", "a,3 ends"]);
+  await store.close();
+});
+
 describe("more channels in one commit than are kept in memory", () => {
   /** One more than the store keeps counters of. */
   const names = Array.from({ length: 10_001 }, (_, n) => `c${String(n).padStart(5, "0")}`);
