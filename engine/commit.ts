@@ -297,7 +297,8 @@ export class SqliteFile {
 const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
 
 /** Another program has the file for itself, for longer than it is waited for. */
-const isBusy = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_BUSY";
+const isBusy = (error: unknown): boolean =>
+  error instanceof SQLiteError && error.code?.startsWith("SQLITE_BUSY") === true;
 
 /** Why a file can't be used, in one line. */
 function explain(path: string, error: unknown): PereError {
