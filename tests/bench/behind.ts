@@ -8,8 +8,6 @@ import { HOST, residentKb, type Service } from "./service.ts";
 
 /** Events that each device missed. */
 export const MISSED = 100;
-/** What a crowd may take to be back. */
-const STORM_MS = 60_000;
 
 /** Pushes events in one request; gives their ids. */
 async function pushMany({ port }: Service, count: number): Promise<string[]> {
@@ -38,7 +36,6 @@ export async function storm(service: Service, { crowd }: { readonly crowd: numbe
     ...devices,
     path: (index) => `/feed/c?device=device-${index}&last-event-id=${seen}`,
     openingMax: crowd,
-    patienceMs: STORM_MS,
   });
   const openMs = now() - started;
   await after.until(crowd * MISSED);
