@@ -287,9 +287,6 @@ const STREAM_HEADERS = {
   "Cache-Control": "no-cache, no-transform",
   "X-Accel-Buffering": "no",
 };
-/** Seconds that a peer who does not read may hold a stream that was ended. */
-const LINGER_SECONDS = 10;
-
 /** What a reader of a log must be allowed to. */
 const RIGHT: Record<Kind, Right> = { events: "feed", receipts: "push" };
 
@@ -344,25 +341,36 @@ const eventStream = (
   request: Request,
   server: Server<SocketData>,
   random: () => number,
-): Response =>
-  stream(request, server, (out) => {
-    const feed = engine.follow(asked, new EventStream(out, random, () => server.timeout(request, LINGER_SECONDS)));
-    return () => feed.stop();
-  });
+): Response => stream(request, server, (out) => engine.follow(asked, new EventStream(out, random)));
 
-/** An open event stream. @param begin what is written to it, from now on; it gives what ends that when the reader is gone */
-function stream(request: Request, server: Server<SocketData>, begin: (out: DirectController) => () => void): Response {
+/** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
+type Begin = (out: DirectController) => { stop(): void };
+
+/** What Bun asks of an open stream. A class, and nothing of the request in it: a quiet feed should cost next to nothing. */
+class OpenStream {
+  readonly type = "direct";
+  #begin: Begin | null;
+  #running: { stop(): void } | null = null;
+
+  constructor(begin: Begin) {
+    this.#begin = begin;
+  }
+
+  pull(out: DirectController): void {
+    // Without a promise the stream stays open until it is closed.
+    this.#running = this.#begin!(out);
+    this.#begin = null;
+  }
+
+  cancel(): void {
+    this.#running?.stop();
+  }
+}
+
+function stream(request: Request, server: Server<SocketData>, begin: Begin): Response {
   if (request.method === "HEAD") return new Response(null, { headers: STREAM_HEADERS });
   server.timeout(request, 0);
-  let stop = (): void => {};
-  const body = new ReadableStream({
-    type: "direct",
-    pull(out: DirectController) {
-      // Without a promise the stream stays open until it is closed.
-      stop = begin(out);
-    },
-    cancel: () => stop(),
-  } as unknown as UnderlyingDefaultSource);
+  const body = new ReadableStream(new OpenStream(begin) as unknown as UnderlyingDefaultSource);
   return new Response(body, { headers: STREAM_HEADERS });
 }
 
@@ -383,9 +391,7 @@ async function watch(
     expires: grant.expires,
     refused: await refusal(() => door.take("feed", grant, request, server)),
   };
-  return stream(request, server, (out) =>
-    engine.watch(asked, new WatchStream(out, random, () => server.timeout(request, LINGER_SECONDS))),
-  );
+  return stream(request, server, (out) => ({ stop: engine.watch(asked, new WatchStream(out, random)) }));
 }
 
 /** A longer message brings no token. */
@@ -696,12 +702,14 @@ interface Ways {
   readonly bodyMs: number;
   /** Each request is written to the log. */
   readonly isWatched: boolean;
+  /** URLs begin with https. */
+  readonly isTls: boolean;
   /** Made for the first who asks. */
   readonly metrics: () => Promise<Metrics>;
 }
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -711,8 +719,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
   const raw = { parse: "none" } as const;
   const app = new Elysia({
     normalize: false,
-    // Else a short Host or :authority turns wildcard and WebSocket routes into nothing.
-    handler: { standardHostname: false },
+    // Elysia looks for a path behind the 7th character of a URL, or else behind the 11th: one is too early in https://, the other too late in
+    // http:// with a short host. What has a route is found by Bun, whatever is said here.
+    handler: { standardHostname: isTls },
     serve: {
       reusePort: false,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
@@ -898,8 +907,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, metrics
 
 /** The pages, and what they load: from source and from the executable alike. */
 const WEB = join(import.meta.dir, "web");
-/** In it, what is not served as it is. */
-const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(console|built|screenshots)/|\\.(ts|html)$`);
+/** In it, what is not served as it is: all in folders, and what is bundled or has a route of its own. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/.+/|\\.(ts|html)$`);
 
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
@@ -960,8 +969,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { db, redis, replicas, hooksAllowed, limits } = settings;
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
-  const tls = settings.tls;
-  const certificate = tls && readCertificate(tls);
+  if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
   const counts = new Counts(settings.metricsChannels);
   const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
@@ -978,7 +986,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     (scraped ??= import("./engine/metrics.ts").then(
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
-  const app = routes(engine, door, { random, bodyMs, isWatched: settings.log === "debug", metrics });
+  const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
+  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, metrics });
   app.use(
     await staticPlugin({
       assets: WEB,
@@ -998,40 +1007,60 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
-  /** Takes connections; with TLS, browsers and others that offer it get HTTP/2. */
-  const listen = (port: number, shown = certificate): Server<SocketData> => {
-    app.listen({ hostname: settings.host, port, ...(shown ? { tls: shown, http2: true } : {}) });
-    return app.server as Server<SocketData>;
-  };
-  /** The last one listens; those before it, with other certificates, have connections left. */
-  const servers: Server<SocketData>[] = [];
+  let listening: Listening;
   try {
-    servers.push(listen(settings.port));
+    listening = listen(app, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();
     throw error;
   }
-  const { port } = servers[0]!;
+  const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
   return {
     link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
-    url: `http${tls ? "s" : ""}://${settings.host.includes(":") ? `[${settings.host}]` : settings.host}:${port}`,
+    url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
-    renew() {
-      if (tls === null) return;
-      const shown = readCertificate(tls);
-      void servers.at(-1)!.stop();
-      servers.push(listen(port!, shown));
-    },
+    renew: listening.renew,
     async stop() {
       await engine.drain();
-      // New connections are not taken; those that are idle may stay open for ever.
-      for (const server of servers) void server.stop();
+      await listening.stop();
+      (await scraped)?.stop();
+      await Promise.all([rates.close(), engine.close()]);
+    },
+  };
+}
+
+/** A port that is listened at. */
+interface Listening {
+  readonly port: number;
+  /** See `Service`. */
+  renew(): void;
+  /** Takes no more connections, lets requests under way end, and cuts what is left. */
+  stop(): Promise<void>;
+}
+
+/** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
+function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
+  const serverAt = (at: number): Server<SocketData> => {
+    app.listen({ hostname: host, port: at, ...(tls ? { tls: readCertificate(tls), http2: true } : {}) });
+    return app.server as Server<SocketData>;
+  };
+  /** The last one listens; those before it showed other certificates, and have connections left. */
+  const servers = [serverAt(port)];
+  const taken = servers[0]!.port!;
+  return {
+    port: taken,
+    renew() {
+      if (tls === null) return;
+      readCertificate(tls); // Before the port is let go.
+      void servers.at(-1)!.stop();
+      servers.push(serverAt(taken));
+    },
+    async stop() {
+      for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.
       const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
       for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
       await Promise.all(servers.map((server) => server.stop(true)));
-      (await scraped)?.stop();
-      await Promise.all([rates.close(), engine.close()]);
     },
   };
 }

@@ -22,7 +22,8 @@ What it does on a bad network:
 
 - It follows the event stream and comes back where it broke off, after what the service asked for (`retry:`, `Retry-After`) and a random time that
   doubles with each failure. Where no first byte comes in 5 s, or no sign of life in 40 s (the service gives one each 15 s), something on the way
-  holds streams back: then it asks by long-poll, and tries the stream again a minute later. (There is no WebSocket in the standard library.)
+  holds streams back: then it asks by long-poll, and tries the stream again a minute later, then two, at most 16. (There is no WebSocket in the
+  standard library.)
 - An event is worked on once, however often it comes. What became of it is kept before the final receipt leaves; with `state` in a file, and
   synced, so that this holds through a crash. A crash while the handler works is the exception: then nobody knows how far it was, and it is called
   again.
@@ -61,6 +62,8 @@ FIRST_BYTE_SECONDS = 5.0
 SILENCE_SECONDS = 40.0
 #: On long-polls before the event stream is tried again.
 RETURN_SECONDS = 60.0
+#: Each time that it was in vain doubles that, so often at most: a stream that is tried is a stream on which events may be late.
+RETURN_DOUBLINGS_MAX = 4
 #: How long one long-poll rests. Some proxies cut what is quiet for 30 s.
 POLL_SECONDS = 25
 #: What an answer may take beyond the time that the service was asked to wait.
@@ -218,7 +221,7 @@ def _ends_at(token: str) -> float:
 
 def _pause(failures: int, at_least: float = 0.0) -> float:
     """Seconds until the next try: full jitter on a doubling time, and what was asked for at least."""
-    return max(at_least, random.uniform(0, min(BACKOFF_SECONDS_MAX, 0.5 * 2 ** min(failures, 10))))
+    return max(at_least, random.uniform(0, min(BACKOFF_SECONDS_MAX, 0.25 * 2 ** min(failures, 10))))
 
 
 def _quote(name: str) -> str:
@@ -276,6 +279,8 @@ class _Feed:
         self._retry_seconds = 0.0
         self._failures = 0
         self._stream_again_at = 0.0
+        #: How often in a row the event stream was held back.
+        self._held_back = 0
         self._line: Optional[http.client.HTTPConnection] = None
 
     def messages(self) -> Iterator[_Message]:
@@ -287,7 +292,7 @@ class _Feed:
                 yield from self._poll() if polls else self._stream()
                 if polls:
                     continue  # The time on long-polls is over.
-                why = "the stream ended"
+                why, self._held_back = "the stream ended", 0
             except Refused:
                 raise
             except _Trouble as error:
@@ -355,7 +360,8 @@ class _Feed:
                     event, data = "", []
                 chunk = answer.read1(65_536)
         except socket.timeout:
-            self._stream_again_at = time.monotonic() + self._return_seconds
+            self._stream_again_at = time.monotonic() + self._return_seconds * 2 ** min(self._held_back, RETURN_DOUBLINGS_MAX)
+            self._held_back += 1
             raise _Trouble("nothing comes on the event stream, on with long-polls") from None
         finally:
             self._close()
@@ -430,7 +436,8 @@ class _Memory:
         self._outcomes: "collections.OrderedDict[str, List[Any]]" = collections.OrderedDict()
         self._path = path
         self._file = None  # type: Any
-        self._lines = 0
+        #: Lines in the file, and when it is written anew without what is no longer needed.
+        self._lines = self._rewrite_at = 0
         if path is not None:
             self._read(path)
             self._rewrite()
@@ -479,6 +486,7 @@ class _Memory:
         os.replace(new, self._path)
         self._file = open(self._path, "a", encoding="utf-8")
         self._lines = 2 * len(self._outcomes)
+        self._rewrite_at = max(4 * HANDLED_MAX, 2 * self._lines)
 
     def _write(self, lines: List[str], durably: bool) -> None:
         if self._file is None:
@@ -488,7 +496,7 @@ class _Memory:
         if durably:
             os.fsync(self._file.fileno())
         self._lines += len(lines)
-        if self._lines > 4 * HANDLED_MAX:
+        if self._lines > self._rewrite_at:
             self._rewrite()
 
     def outcome(self, event: str) -> Optional[Tuple[str, str, Any]]:
@@ -569,8 +577,10 @@ class _Outbox(threading.Thread):
         failures = 0
         while self._wait_for_some():
             try:
-                for channel in list(self._waiting):
-                    self._send(channel, self._waiting[channel][:RECEIPTS_MAX])
+                with self._changed:
+                    batches = [(channel, waiting[:RECEIPTS_MAX]) for channel, waiting in self._waiting.items()]
+                for channel, batch in batches:
+                    self._send(channel, batch)
                 failures = 0
             except _Trouble as error:
                 failures += 1
@@ -661,6 +671,7 @@ class _Listener:
         finally:
             self._stop.set()
             self._feed.end()
+            self._dismiss(len(hands))
             for hand in hands:
                 hand.join()
             left = self._outbox.end(FAREWELL_SECONDS)
@@ -669,6 +680,16 @@ class _Listener:
                 self._report(f"{left} receipts could not be given")
         if self._failure is not None:
             raise self._failure
+
+    def _dismiss(self, hands: int) -> None:
+        """Nobody starts on what still waits; it comes again."""
+        try:
+            while True:
+                self._waiting.get_nowait()
+        except queue.Empty:
+            pass
+        for _ in range(hands):
+            self._waiting.put(None)
 
     def _read(self) -> None:
         try:
@@ -697,14 +718,13 @@ class _Listener:
                 pass
 
     def _work(self) -> None:
-        while not self._stop.is_set():
-            try:
-                event = self._waiting.get(timeout=0.2)
-            except queue.Empty:
-                continue
+        while True:
+            event = self._waiting.get()
+            if event is None or self._stop.is_set():
+                return
             try:
                 status, detail = "done", _detail_of(self._on_event(event))
-            except Exception as error:
+            except BaseException as error:  # A handler that wants to leave the program ends no more than itself.
                 status, detail = "failed", _detail_of(str(error) or type(error).__name__)
             try:
                 self._memory.note(event.id, event.channel, status, detail)

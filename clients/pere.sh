@@ -5,7 +5,8 @@
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
 # It follows the channel (several: comma separated) and runs the command for each event, one after the other: the publisher's data on its input,
-# PERE_EVENT_ID and PERE_EVENT_CHANNEL in its environment. What it prints last goes into the receipt: `done` where it ends with status 0, else `failed`.
+# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. Its end with status 0 is `done`, any other `failed`; the last line that
+# it prints goes along, as far as it is ASCII.
 #
 #   PERE_TOKEN, PERE_TOKEN_FILE   a token, or a file that holds the newest one and is read for each request
 #   PERE_STATE                    a folder for what must survive, one process at a time; ./pere-CHANNEL-DEVICE
@@ -14,9 +15,9 @@
 # On a bad network it comes back where it broke off, after what the service asked for (`retry:`, `Retry-After`) and a random time that doubles with
 # each failure. Where nothing comes on the event stream, something on the way holds it back: then it asks by long-poll, and tries again later.
 #
-# An event is worked on once. What became of it is in the file `handled` before its final receipt leaves, and the position moves on when the receipt was
-# answered; so a shell that is killed in between gives the receipt again and does not run the command again. Only where it is killed while the
-# command runs does it run it again, because nobody knows how far it was. The files are not synced: a power cut may take the last moment.
+# An event is worked on once. What became of it is in the file `handled` before its final receipt leaves, and the position moves on when the
+# receipt was answered; so a shell that is killed in between gives the receipt again and does not run the command again. Only where it is killed
+# while the command runs does it run it again, because nobody knows how far it was. The files are not synced: a power cut may take the last moment.
 #
 # There is no JSON in a shell. This works because of what PERE promises: an event is {"id":"…","channel":"…",…,"data":…}, and nothing before the data
 # can hold a quote.
@@ -25,7 +26,7 @@
 first_byte=${PERE_FIRST_BYTE:-5}
 # For a sign of life on it: the service gives one each 15 s, and two may be late.
 silence=${PERE_SILENCE:-40}
-# On long-polls, before the event stream is tried again.
+# On long-polls, before the event stream is tried again; doubled each time that it was in vain, four times at most.
 return_after=${PERE_RETURN:-60}
 # How long one long-poll rests (some proxies cut what is quiet for 30 s), and what an answer may take beyond.
 poll_rest=25
@@ -51,7 +52,7 @@ rm -f "$state"/pipe.* "$state/heard" "$state/quiet" "$state/busy"
 mkfifo "$pipe" || exit 1
 touch "$state/handled" "$state/position"
 position=$(cat "$state/position")
-curl_id='' watch_id='' retry=0 failures=0 stream_again=0
+curl_id='' watch_id='' retry=0 failures=0 stream_again=0 held_back=0
 
 say() { printf 'pere: %s\n' "$*" >&2; }
 
@@ -149,11 +150,17 @@ work() {
   name=${name%%'"'*}
   channel=${about#*'"channel":"'}
   channel=${channel%%'"'*}
+  type=''
+  case $about in *',"type":"'*)
+    type=${about#*',"type":"'}
+    type=${type%%'"'*}
+    ;;
+  esac
   outcome=$(grep "^$name " "$state/handled")
   if [ -z "$outcome" ]; then
     give "$channel" "$name" received null
     printf '%s' "${value%'}'}" >"$state/data"
-    if PERE_EVENT_ID=$name PERE_EVENT_CHANNEL=$channel sh -c "$command" <"$state/data" >"$state/said" 2>&1; then
+    if PERE_EVENT_ID=$name PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type sh -c "$command" <"$state/data" >"$state/said" 2>&1; then
       detail=$(detail_of "$state/said")
       outcome="$name done ${detail:-null}"
     else
@@ -253,7 +260,10 @@ END
   curl_id='' watch_id=''
   if [ -e "$state/quiet" ]; then
     say "nothing comes on the event stream, on with long-polls"
-    stream_again=$(($(date +%s) + return_after))
+    stream_again=$(($(date +%s) + return_after * (1 << held_back)))
+    [ "$held_back" -ge 4 ] || held_back=$((held_back + 1))
+  else
+    held_back=0
   fi
 }
 

@@ -94,8 +94,6 @@ const WAITING_MAX = 1_000;
 const POLL_SECONDS = 25;
 /** Characters of a line of an event stream. An event is at most 64 KiB, so a longer one is no event of ours. */
 const LINE_CHARACTERS_MAX = 1024 * 1024;
-/** Refusals of tokens that were fetched anew, one after the other, until no is taken for an answer. */
-const REFUSALS_MAX = 6;
 /** The longest that a timer can be set for. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
 
@@ -330,9 +328,10 @@ class Line {
     this.#refusals = 0;
   }
 
-  /** The service did not take it. @returns whether asking for another one may help */
+  /** The service did not take it. @returns whether there may be another one */
   refused(token: string | null): boolean {
-    if (typeof this.#token !== "function" || ++this.#refusals >= REFUSALS_MAX) return false;
+    if (typeof this.#token !== "function") return false;
+    this.#refusals++;
     if (this.#current === token) this.#current = null;
     return true;
   }
@@ -370,8 +369,8 @@ class Line {
           return new Response(text, response);
         }
         const refusal = await refusalOf(response, this.now());
-        if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token)) throw refusal;
-        if (this.isUnwelcome) throw new Trouble(refusal.message);
+        if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token) || this.isUnwelcome)
+          throw refusal;
       }
     } catch (error) {
       if (error instanceof PereError || error instanceof Trouble) throw error;
@@ -538,6 +537,12 @@ class Watch {
   }
 }
 
+/** Whether an id, `<epoch>-<seq>`, comes after another one of its channel; what is of another life always does. */
+function isAhead(id: string, than = ""): boolean {
+  const [[epoch, seq], [before, reached]] = [id.split("-"), than.split("-")];
+  return epoch !== before || Number(seq) > Number(reached);
+}
+
 /** A log that is followed for as long as it is wanted, by whatever gets through, from where it broke off. */
 class Feed {
   readonly #line: Line;
@@ -561,6 +566,8 @@ class Feed {
   #againAt = 0;
   #againTimes = 0;
   #ask: ((text: string) => Promise<Answer>) | null = null;
+  /** Where each channel stands, on a socket, which has no `id:` line. */
+  #positions: Record<string, string> = {};
 
   constructor(
     line: Line,
@@ -638,6 +645,8 @@ class Feed {
       if (transport === "longpoll") return await this.#polls(watch);
       return await (transport === "sse" ? this.#sse(watch, token) : this.#socket(watch, token));
     } catch (error) {
+      if (error instanceof PereError && error.status === 401 && this.#line.isUnwelcome)
+        return new Trouble(error.message);
       if (error instanceof PereError || error instanceof Trouble) return error;
       if (watch.why instanceof Blocked) return watch.why;
       return watch.why === null ? new Trouble(sentenceOf(error)) : null;
@@ -762,7 +771,10 @@ class Feed {
     if (id !== "") this.last = id;
   }
 
-  /** @returns Trouble when a fresh token may help. @throws the refusal, else */
+  /**
+   * Who gives tokens may give a better one, at once or later: a device that is left alone for years does not give up.
+   * @returns null: it is asked at once. @throws the refusal, where there is no other token
+   */
   #refused(refusal: PereError, token: string | null): Trouble | null {
     if (refusal.status !== 401 || !this.#line.refused(token)) throw refusal;
     return this.#line.isUnwelcome ? new Trouble(refusal.message) : null;
@@ -853,9 +865,6 @@ class Feed {
     return () => stop();
   }
 
-  /** Where each channel stands, on a socket, which has no `id:` line. */
-  #positions: Record<string, string> = {};
-
   #openSocket({ channels }: Record<string, unknown>, asked: Asked): void {
     this.#positions = isObject(channels) ? (channels as Record<string, string>) : {};
     this.last = Object.values(this.#positions).join(".");
@@ -864,12 +873,9 @@ class Feed {
 
   #takeFromSocket(value: Record<string, unknown>): void {
     this.#taker.take(value);
-    const { channel, id, seq } = value;
+    const { channel, id } = value;
     // A reminder is an event of before: it moves no position back.
-    const reached = this.#positions[String(channel)]?.split("-") ?? [];
-    const isAhead =
-      String(id).split("-")[0] !== reached[0] || Number(String(id).split("-")[1] ?? seq) > Number(reached[1]);
-    if (typeof channel !== "string" || typeof id !== "string" || !isAhead) return;
+    if (typeof channel !== "string" || typeof id !== "string" || !isAhead(id, this.#positions[channel])) return;
     this.#positions[channel] = id;
     this.last = Object.values(this.#positions).join(".");
   }
@@ -1109,7 +1115,10 @@ export interface Context {
 export interface ListenOptions<Data = unknown> extends Reach {
   /** One, or up to 16. */
   readonly channels: string | readonly string[];
-  /** The device's name. Where there are tokens it is the token's; without either the feed is anonymous and gives no receipts. */
+  /**
+   * The device's name. Where there are tokens it is the token's; without either the feed is anonymous and gives no receipts. Where the token is a
+   * cookie, which can't be looked into, it is to be given.
+   */
   readonly device?: string | undefined;
   /**
    * Works on an event: `received` is given before it is called, `done` when it returns (with what it returned as the detail), `failed` when it throws (with

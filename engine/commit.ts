@@ -77,8 +77,8 @@ export class SqliteFile {
   constructor(path: string, schema: Schema, owner: Transactions, counts: Counts) {
     this.path = path;
     this.#owner = owner;
-    this.#counts = counts;
     this.#lock = hold(path);
+    this.#counts = counts;
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {

@@ -123,7 +123,7 @@ export class Counts {
   readonly named: ReadonlyMap<string, Work>;
   readonly rest = new Work();
   /** Feeds that ended, by the word that they were told; those whose reader left are not among them. */
-  readonly byes: Record<string, number> = {};
+  readonly byes = { drain: 0, renew: 0, expired: 0, busy: 0 };
   /** Calls to hooks, each try for itself, by what became of it. */
   readonly hookTries: Record<HookResult, number> = { delivered: 0, refused: 0, unreachable: 0, gone: 0 };
   /** Calls that were given up after the last try. */
@@ -165,9 +165,5 @@ export class Counts {
     const at = spread && this.#times.find(epoch, seq);
     // Clocks of two instances may differ; nothing is answered before it was pushed.
     if (spread && at !== null) spread.note(Math.max(0, now - at) / 1000);
-  }
-
-  bye(reason: string): void {
-    this.byes[reason] = (this.byes[reason] ?? 0) + 1;
   }
 }

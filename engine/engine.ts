@@ -193,6 +193,7 @@ export class Engine {
     this.counts.pushStored.note((performance.now() - startedAt) / 1000);
     if (appended.replayed) work.replays++;
     else work.pushes += appended.count;
+    // It may be followed at other instances alone, and its receipts come here all the same.
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
     const { events: kept } = this.#retention(channel);
     const slack = Math.floor(kept / 100);

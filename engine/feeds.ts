@@ -187,7 +187,7 @@ export class Feed implements Sink {
   end(reason: Bye): void {
     if (!this.open) return;
     this.wire.bye(reason);
-    this.#feeds.told(reason);
+    if (this.caller !== null) this.#feeds.told(reason);
     this.stop();
   }
 
@@ -347,9 +347,9 @@ export class Feeds {
     return this.#callers.get(caller) ?? 0;
   }
 
-  /** A feed was told why it ends. */
+  /** A reader was told why his feed ends. */
   told(reason: Bye): void {
-    this.#counts.bye(reason);
+    this.#counts.byes[reason]++;
   }
 
   /** Called by a feed that ended. */
@@ -470,7 +470,7 @@ export class Feeds {
     const log = this.#logs.get(logName("events", channel));
     if (!log) return;
     const batch = new Batch([eventEntry(channel, log.epoch, event)]);
-    for (const device of devices) for (const feed of this.presence.feeds(channel, device)) feed.remind(log, batch);
+    for (const device of devices) for (const feed of [...this.presence.feeds(channel, device)]) feed.remind(log, batch); // A poll ends with it.
   }
 
   // ------------------------------------------------------------------------------------------------------------- the wheel

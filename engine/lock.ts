@@ -7,17 +7,16 @@
  * empty file stays.
  */
 import { Database, SQLiteError } from "bun:sqlite";
-import { realpathSync } from "node:fs";
-import { basename, dirname, join } from "node:path";
+import { existsSync, lstatSync, readlinkSync, realpathSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 import { PereError } from "./model.ts";
 
-/** The file itself, also where a link leads to it: whoever comes another way finds the same lock. */
+/** The file itself, also where links lead to it: whoever comes another way finds the same lock. There need be no file yet. */
 function real(path: string): string {
-  try {
-    return realpathSync(path);
-  } catch {
-    return join(realpathSync(dirname(path)), basename(path)); // There is no such file yet.
-  }
+  if (existsSync(path)) return realpathSync(path);
+  if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink())
+    return real(resolve(dirname(path), readlinkSync(path)));
+  return join(realpathSync(dirname(path)), basename(path));
 }
 
 /**

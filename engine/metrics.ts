@@ -48,6 +48,7 @@ class Filled extends Histogram {
     return this.get();
   }
 }
+/** The library's types leave them out. */
 interface Filled {
   readonly name: string;
   readonly help: string;

@@ -14,7 +14,8 @@ const HEARD_AT_ONCE = 500;
 
 /** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
 interface Present<Feed> {
-  readonly feeds: Set<Feed>;
+  /** An array: nearly always there is one. */
+  readonly feeds: Feed[];
   joined: number;
 }
 
@@ -25,7 +26,7 @@ interface Here<Feed> {
   both: { readonly elsewhere: ReadonlyMap<string, number>; readonly count: number } | null;
 }
 
-const NONE: ReadonlySet<never> = new Set();
+const NONE: readonly never[] = [];
 
 export class Presence<Feed> {
   readonly #store: Store;
@@ -79,10 +80,10 @@ export class Presence<Feed> {
     }
     const present = here.devices.get(device);
     if (present) {
-      present.feeds.add(feed);
+      present.feeds.push(feed);
       present.joined = joined;
     } else {
-      here.devices.set(device, { feeds: new Set([feed]), joined });
+      here.devices.set(device, { feeds: [feed], joined });
       here.both = null;
     }
     this.#store.attend(channel, device, joined);
@@ -93,8 +94,8 @@ export class Presence<Feed> {
   leave(channel: string, device: string, feed: Feed): void {
     const here = this.#channels.get(channel)!;
     const { feeds } = here.devices.get(device)!;
-    feeds.delete(feed);
-    if (feeds.size > 0) return;
+    feeds.splice(feeds.indexOf(feed), 1);
+    if (feeds.length > 0) return;
     here.devices.delete(device);
     here.both = null;
     this.#store.attend(channel, device, null);
@@ -117,7 +118,7 @@ export class Presence<Feed> {
   }
 
   /** A device's feeds of the channel here. */
-  feeds(channel: string, device: string): ReadonlySet<Feed> {
+  feeds(channel: string, device: string): readonly Feed[] {
     return this.#channels.get(channel)?.devices.get(device)?.feeds ?? NONE;
   }
 

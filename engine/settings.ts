@@ -67,6 +67,11 @@ export const SETTINGS = {
     meaning: "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all",
   },
   PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
+  PERE_TLS_CERT: {
+    usual: "",
+    meaning: 'PEM file with a certificate and its chain; PERE then speaks TLS itself, see "TLS"',
+  },
+  PERE_TLS_KEY: { usual: "", meaning: "PEM file with its key" },
   PERE_DB: { usual: "pere.db", meaning: "the SQLite file, held by one process; `:memory:` keeps nothing" },
   REDIS_URL: {
     usual: "",
@@ -122,8 +127,6 @@ export const SETTINGS = {
     meaning:
       "rules for some channels, the first that fits holds: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`; what a rule leaves open, and all other channels, are as above. Instances on one Redis have the same",
   },
-  PERE_TLS_CERT: { usual: "", meaning: 'a PEM file with the certificate; PERE then speaks TLS itself, see "TLS"' },
-  PERE_TLS_KEY: { usual: "", meaning: "a PEM file with its key" },
   PERE_METRICS_CHANNELS: {
     usual: "",
     meaning: "channels, comma separated, that `/metrics` tells apart; 100 at most",
@@ -262,9 +265,9 @@ export function readSettings(
     unknown: Object.keys(variables).filter((name) => name.startsWith("PERE_") && !(name in SETTINGS)),
     limits: {
       feedsACaller: rate("PERE_FEEDS_A_CALLER") || Number.POSITIVE_INFINITY,
+      ...(env.PERE_KEEP && { keep: readKeep(env.PERE_KEEP) }),
       keptEvents: whole("PERE_KEEP_EVENTS", 1, KEPT_EVENTS_MAX),
       keptMs: 1000 * whole("PERE_KEEP_SECONDS", 1, KEPT_SECONDS_MAX),
-      ...(env.PERE_KEEP === "" ? {} : { keep: readKeep(env.PERE_KEEP) }),
     },
   };
 }

@@ -97,7 +97,7 @@ export class Watching {
     }
     const watcher = new Watcher(this.#store, this.#presence, this.#counts, request, screen);
     this.#watchers.add(watcher);
-    void this.#run(watcher, request.expires);
+    this.#run(watcher, request.expires).catch(() => this.#end(watcher, "busy"));
     return () => void this.#end(watcher);
   }
 
@@ -112,6 +112,7 @@ export class Watching {
 
   #end(watcher: Watcher, reason?: Bye): void {
     if (!this.#watchers.delete(watcher)) return;
+    watcher.open = false;
     if (reason !== undefined) watcher.screen.bye(reason);
   }
 
@@ -131,6 +132,8 @@ interface Sums {
 
 class Watcher {
   readonly screen: Screen;
+  /** Its reader is there. */
+  open = true;
   readonly #store: Store;
   readonly #presence: Connected;
   readonly #counts: Counts;
@@ -170,14 +173,14 @@ class Watcher {
       if (!this.#isAway) await this.#show(turn, "away", { detail: error.message });
       this.#isAway = true;
     }
-    if (turn - this.#shownAt < BEAT_TURNS) return;
+    if (turn - this.#shownAt < BEAT_TURNS || !this.open) return;
     this.#shownAt = turn;
     this.screen.beat();
   }
 
   async #show(turn: number, name: "overview" | "changes" | "away", body: object): Promise<void> {
     this.#shownAt = turn;
-    await this.screen.show(name, body);
+    if (this.open) await this.screen.show(name, body);
   }
 
   // ----------------------------------------------------------------------------------------------------------- the overview

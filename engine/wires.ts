@@ -69,39 +69,56 @@ const utf8 = new TextEncoder();
 /** What Bun gives for a stream of `type: "direct"`. `write` returns a promise when the peer reads slowly, and 0 when it is gone. */
 export interface DirectController {
   write(chunk: string | Uint8Array): number | Promise<number>;
-  close(): void;
+  /** With an error the connection is cut off, whatever is still to be read. */
+  close(error?: Error): void;
+}
+
+/** How long a peer who does not read may hold a stream that was ended. */
+const LINGER_MS = 10_000;
+
+/** The last words on a stream. */
+export function farewell(out: DirectController, reason: Bye, random: () => number, lingerMs = LINGER_MS): void {
+  const result = out.write(
+    `retry: ${retryMs(reason, random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
+  );
+  if (typeof result === "number") return out.close();
+  const patience = setTimeout(() => out.close(new Error("the reader of an ended stream does not read")), lingerMs);
+  const read = (): void => {
+    clearTimeout(patience);
+    out.close();
+  };
+  result.then(read, read);
 }
 
 export class EventStream implements Wire {
   readonly transport = "sse";
   readonly #out: DirectController;
   readonly #random: () => number;
-  readonly #closing: () => void;
-  /** Where each channel stands, in the order of the request; the `id:` line holds them all. */
-  #positions = new Map<string, string>();
+  /** Where each channel stands, in the order of the request; the `id:` line holds them all. Null: there is one channel. */
+  #positions: Map<string, string> | null = null;
   #told = "";
 
-  /** @param closing called before the stream is closed, to bound how long a stuck peer may hold it */
-  constructor(out: DirectController, random: () => number, closing: () => void) {
+  constructor(out: DirectController, random: () => number) {
     this.#out = out;
     this.#random = random;
-    this.#closing = closing;
     out.write(`retry: ${retryMs("start", random)}\n\n`);
   }
 
-  #id(): string {
-    return (this.#told = [...this.#positions.values()].join("."));
+  /** The feed's id when one of its channels stands there. */
+  #id(channel: string, position: string): string {
+    this.#positions?.set(channel, position);
+    return (this.#told = this.#positions ? [...this.#positions.values()].join(".") : position);
   }
 
   ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void {
-    for (const { channel, position } of starts) this.#positions.set(channel, id(position.epoch, position.seq));
-    this.#out.write(frame({ id: this.#id(), event: "pere.ready", data: JSON.stringify(readyBody(device, starts)) }));
+    const positions = starts.map(({ channel, position }) => [channel, id(position.epoch, position.seq)] as const);
+    if (positions.length > 1) this.#positions = new Map(positions);
+    const data = JSON.stringify(readyBody(device, starts));
+    this.#out.write(frame({ id: this.#id(...positions[0]!), event: "pere.ready", data }));
   }
 
   write(channel: string, batch: Batch): Promise<unknown> | undefined {
-    const result = this.#out.write(
-      this.#positions.size === 1 ? this.#shared(batch) : this.#own(channel, batch.entries),
-    );
+    const result = this.#out.write(this.#positions ? this.#own(channel, batch.entries) : this.#shared(batch));
     return typeof result === "number" ? undefined : result;
   }
 
@@ -114,16 +131,13 @@ export class EventStream implements Wire {
 
   #own(channel: string, entries: readonly Entry[]): string {
     let text = "";
-    for (const entry of entries) {
-      this.#positions.set(channel, entry.id);
-      text += frames(entry, this.#id());
-    }
+    for (const entry of entries) text += frames(entry, this.#id(channel, entry.id));
     return text;
   }
 
   gap(channel: string, after: Position, from: Position): void {
-    this.#positions.set(channel, id(from.epoch, from.seq - 1));
-    this.#out.write(frame({ id: this.#id(), event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
+    const told = this.#id(channel, id(from.epoch, from.seq - 1));
+    this.#out.write(frame({ id: told, event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
   }
 
   remind(batch: Batch): Promise<unknown> | undefined {
@@ -142,11 +156,7 @@ export class EventStream implements Wire {
   }
 
   bye(reason: Bye): void {
-    this.#out.write(
-      `retry: ${retryMs(reason, this.#random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
-    );
-    this.#closing();
-    this.#out.close();
+    farewell(this.#out, reason, this.#random);
   }
 }
 
@@ -154,13 +164,10 @@ export class EventStream implements Wire {
 export class WatchStream implements Screen {
   readonly #out: DirectController;
   readonly #random: () => number;
-  readonly #closing: () => void;
 
-  /** @param closing called before the stream is closed, to bound how long a stuck peer may hold it */
-  constructor(out: DirectController, random: () => number, closing: () => void) {
+  constructor(out: DirectController, random: () => number) {
     this.#out = out;
     this.#random = random;
-    this.#closing = closing;
     out.write(`retry: ${retryMs("start", random)}\n\n`);
   }
 
@@ -174,11 +181,7 @@ export class WatchStream implements Screen {
   }
 
   bye(reason: Bye): void {
-    this.#out.write(
-      `retry: ${retryMs(reason, this.#random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
-    );
-    this.#closing();
-    this.#out.close();
+    farewell(this.#out, reason, this.#random);
   }
 }
 

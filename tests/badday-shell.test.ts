@@ -1,6 +1,6 @@
 /**
- * The bad day of `clients/pere.sh`: all of it by dash, which is Debian's `sh`; and by busybox, with nothing beside it but curl, as small devices have it, what
- * its `read`, `awk` and `sleep` decide.
+ * The bad day of `clients/pere.sh`: all of it by dash, which is Debian's `sh`; and by busybox, with nothing beside it but curl, as small devices have it,
+ * what its `read`, `awk` and `sleep` decide.
  */
 import { afterAll } from "bun:test";
 import { rmSync, symlinkSync } from "node:fs";

@@ -41,7 +41,7 @@ test("each push, delivery and word is counted once, and how long the word took",
   expect(engine.counts.batches.sum).toBeGreaterThanOrEqual(engine.counts.commits.count);
 
   await service.stop();
-  expect(engine.counts.byes).toEqual({ drain: 3 });
+  expect(engine.counts.byes).toEqual({ drain: 3, renew: 0, expired: 0, busy: 0 });
 });
 
 test("a value at a bound belongs to that bound, one beyond all bounds to the last place", () => {

@@ -106,7 +106,7 @@ describe("a right", () => {
     expect((await ask(`${pere.url}/events/orders`, { headers: bearer(all) })).body.events).toHaveLength(2);
   });
 
-  test("is asked for by every operation that is described, save the two of the process", async () => {
+  test("is asked for by every operation that is described, save the two of the process and the two that are of all channels", async () => {
     const pere = await start();
     const { paths } = (await ask(`${pere.url}/swagger/json`)).body as { paths: Record<string, Record<string, object>> };
     const described = Object.entries(paths).flatMap(([path, item]) =>
@@ -118,7 +118,7 @@ describe("a right", () => {
       const path = Object.entries(names).reduce((text, [name, value]) => text.replace(name, value), operation);
       return !tried.has(path);
     });
-    expect(left.toSorted()).toEqual(["get /channels", "get /health", "get /ready"]);
+    expect(left.toSorted()).toEqual(["get /channels", "get /health", "get /metrics", "get /ready"]);
   });
 
   test("is not needed for the pages and for looking at the process", async () => {

@@ -56,6 +56,6 @@ export async function startNginx(text: string, port: number): Promise<Front> {
 export async function startCaddy(text: string, port: number): Promise<Front> {
   const folder = temporary();
   const file = join(folder, "Caddyfile");
-  await Bun.write(file, `{\n\tadmin off\n\tauto_https off\n}\n${text}`);
+  await Bun.write(file, `{\n\tadmin off\n\tauto_https off\n\tgrace_period 1s\n}\n${text}`);
   return start([CADDY!, "run", "--config", file, "--adapter", "caddyfile"], folder, port);
 }

@@ -196,7 +196,9 @@ const ROOMS: Record<string, readonly string[]> = {
 };
 
 async function importsOf(file: string): Promise<string[]> {
-  const { imports } = new Bun.Transpiler({ loader: "ts" }).scan(await Bun.file(file).text());
+  const { imports } = new Bun.Transpiler({ loader: file.endsWith("x") ? "tsx" : "ts" }).scan(
+    await Bun.file(file).text(),
+  );
   const found = imports.map(({ path }) => path);
   // Type-only imports are erased, and count all the same.
   for (const [, path] of (await Bun.file(file).text()).matchAll(/^(?:import|export) type [^;]*? from "([^"]+)"/gms))
@@ -215,9 +217,12 @@ test("imports in engine/ point down the list only", async () => {
       expect(`${file} → ${path}: ${ROOMS[file]!.includes(path)}`).toEndWith("true");
 });
 
-test("clients use the public contract only", async () => {
+test("clients and the console use the public contract only", async () => {
   for (const file of new Glob("clients/*.ts").scanSync("."))
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);
+  for (const file of new Glob("web/console/*.{ts,tsx}").scanSync("."))
+    for (const path of await importsOf(file))
+      expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/console)(engine|index|web|tests)/);
 });
 
 test("the choice of the store is made on one line", async () => {

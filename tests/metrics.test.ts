@@ -2,6 +2,7 @@
  * `/metrics` as a scraper sees it, and the dashboard and alert rules that read it, held to Prometheus' own checker.
  */
 import { describe, expect, test } from "bun:test";
+import { readAllowed } from "../engine/hook-call.ts";
 import { mint } from "../engine/mint.ts";
 import { Counts } from "../engine/counts.ts";
 import { ask, connect, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./harness.ts";
@@ -90,6 +91,33 @@ test("channels that the operator names have series of their own, and are in no o
   expect(value(text, 'pere_pushes_total{channel="orders"}')).toBe(2);
   expect(value(text, "pere_pushes_total")).toBe(1);
   expect(text).not.toContain("menu");
+  await service.stop();
+});
+
+test("calls to hooks are counted by what became of them", async () => {
+  const answers = [204, 500, 410];
+  const receiver = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    fetch: () => new Response(null, { status: answers.shift()! }),
+  });
+  const service = await startWith({ access: "open", hooksAllowed: readAllowed("127.0.0.0/8") });
+  const { url } = service;
+  const hook = (to: string) => ask(`${url}/hooks/orders/h`, { method: "PUT", body: { url: to, on: ["receipt"] } });
+  const tried = async (result: string, body: unknown): Promise<void> => {
+    const id = await push(url, "orders", body);
+    await give(url, "orders", id, "till-7", "done");
+    const series = `pere_hook_tries_total{result="${result}"}`;
+    await until(async () => value(await scrape(url), series) === 1, series);
+  };
+  await ask(`${url}/devices/orders/till-7`, { method: "PUT" });
+  await hook(`http://127.0.0.1:${receiver.port}/`);
+  await tried("delivered", 1);
+  await tried("refused", 2);
+  await tried("gone", 3);
+  await receiver.stop(true);
+  await hook(`http://127.0.0.1:${receiver.port}/`);
+  await tried("unreachable", 4);
   await service.stop();
 });
 

@@ -37,6 +37,7 @@ const PROGRAMS: Record<string, string> = {
   promtool: "prometheus",
   caddy: "caddy",
   python3: "python3",
+  node: "nodejs",
   busybox: "busybox",
 };
 

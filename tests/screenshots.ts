@@ -83,6 +83,17 @@ async function orders(): Promise<string> {
   return shown;
 }
 
+/** What the device in the pictures has before it. */
+async function counter(): Promise<void> {
+  await ask(`${pere.url}/devices/counter/till-9`, { method: "PUT" });
+  for (const [type, data] of [
+    ["menu.changed", { out: ["soup"], since: "11:30" }],
+    ["order.created", { order: "A-1047", table: 4, total: 23.5 }],
+    ["order.created", { order: "A-1048", table: 11, total: 8.9 }],
+  ] as const)
+    await ask(`${pere.url}/push/counter?type=${type}`, { body: data });
+}
+
 /** Price changes for a thousand shelf labels. */
 async function prices(): Promise<void> {
   const labels = Array.from({ length: 400 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
@@ -100,7 +111,10 @@ async function prices(): Promise<void> {
   }
 }
 
-const MAIN = { desk: [1200, 800], phone: [390, 780] } as const;
+/** Those that are shown in the README; all of them go to a folder that is named. */
+const KEPT = ["board", "event", "device"];
+
+const SIZES = { desk: [1200, 800], phone: [390, 780] } as const;
 
 async function pictures(event: string): Promise<void> {
   await mkdir(FOLDER, { recursive: true });
@@ -112,16 +126,15 @@ async function pictures(event: string): Promise<void> {
     push: "/#/orders/push",
     devices: "/#/orders/devices",
     hooks: "/#/orders/hooks",
-    device: "/weblistener.html?channel=orders&device=till-9",
+    device: "/weblistener.html?channel=counter&device=till-9",
   };
-  const kept = ["board", "event", "overview", "device"];
-  for (const [size, [width, height]] of Object.entries(MAIN))
+  for (const [size, [width, height]] of Object.entries(SIZES))
     for (const scheme of ["light", "dark"]) {
       const tab = openTab(width, height);
       await tab.navigate(pere.url);
       await tab.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
       for (const [name, path] of Object.entries(pages)) {
-        if (process.argv[2] === undefined && !kept.includes(name)) continue;
+        if (process.argv[2] === undefined && !KEPT.includes(name) && `${name} ${size}` !== "overview desk") continue;
         if (path.startsWith("/#")) await tab.evaluate(`void (location.hash = ${JSON.stringify(path.slice(1))})`);
         else if (path !== "/") await tab.navigate(pere.url + path);
         const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
@@ -153,6 +166,7 @@ async function moveOn(): Promise<void> {
 try {
   const event = await orders();
   await prices();
+  await counter();
   now = Date.now();
   await pictures(event);
 } finally {

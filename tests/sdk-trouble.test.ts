@@ -3,7 +3,8 @@
  * that end, a device that dies between its work and its receipt. Whatever happens, nothing is lost, nothing is worked on twice, and every
  * receipt is given.
  */
-import { expect, test } from "bun:test";
+import { afterAll, expect, test } from "bun:test";
+import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { SignJWT } from "jose";
 import {
@@ -22,6 +23,16 @@ import { Proxy } from "./proxy.ts";
 
 /** A test here waits for several things, each with the harness's patience. */
 const LIMIT_MS = 60_000;
+
+const folders: string[] = [];
+afterAll(() => folders.forEach((folder) => rmSync(folder, { recursive: true, force: true })));
+
+/** A folder that goes when the tests are over. */
+function ownFolder(): string {
+  const folder = temporary();
+  folders.push(folder);
+  return folder;
+}
 
 /** Short pauses; what counts as silence is long enough for a busy machine. */
 const TIMING = { pauseMsMax: 50, againMs: 600_000 };
@@ -72,9 +83,15 @@ const accepts = (init: RequestInit): string => (init.headers as Record<string, s
 class Between {
   holds = true;
   posts = 0;
+  /** Answers that were 401. */
+  refusals = 0;
   readonly fetch: Fetch = async (url, init) => {
     if (init.method === "POST") this.posts++;
-    if (accepts(init) !== "text/event-stream" || !this.holds) return fetch(url, init);
+    if (accepts(init) !== "text/event-stream" || !this.holds) {
+      const response = await fetch(url, init);
+      if (response.status === 401) this.refusals++;
+      return response;
+    }
     // The proxy has it all, and keeps it to itself until it ends.
     return new Promise((_, reject) => init.signal!.addEventListener("abort", () => reject(new Error("aborted"))));
   };
@@ -208,7 +225,7 @@ for (const storeIs of ["kept", "new"] as const)
     `a service that is killed and comes back with its store ${storeIs}`,
     async () => {
       await using cleanup = new AsyncDisposableStack();
-      let db = join(temporary(), "pere.db");
+      let db = join(ownFolder(), "pere.db");
       let pere = await spawn({ PERE_DB: db });
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
       const gaps: Gap[] = [];
@@ -235,7 +252,7 @@ for (const storeIs of ["kept", "new"] as const)
       // It finishes without a service.
       finish[0]!();
       await until(() => status().unsent === 1);
-      if (storeIs === "new") db = join(temporary(), "pere.db");
+      if (storeIs === "new") db = join(ownFolder(), "pere.db");
       pere = await spawn({ PERE_DB: db, PORT: new URL(pere.url).port });
       // It was told to come back after up to 4 s, each time.
       await until(() => status().state === "connected" && status().unsent === 0, "its return", 30_000);
@@ -255,7 +272,7 @@ test(
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
-    const path = join(temporary(), "till.json");
+    const path = join(ownFolder(), "till.json");
     let isCut = true;
     const cut: Fetch = (url, init) =>
       isCut && init.method === "POST" ? Promise.reject(new Error("no way")) : fetch(url, init);
@@ -278,7 +295,7 @@ test(
     await until(() => second.status().unsent === 0);
     await second.listener.close();
 
-    // The service has lost the final word (as a store put back would): it is given again, from what is kept.
+    // That the service has both is remembered too.
     const kept = JSON.parse(await Bun.file(path).text()) as Record<string, string>;
     expect(JSON.parse(Object.values(kept)[0]!)).toMatchObject({
       settled: [
@@ -287,6 +304,168 @@ test(
       ],
       outbox: [],
     });
+  },
+  LIMIT_MS,
+);
+
+test(
+  "an end is written down before the service is told of it, and before the next event is begun",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const log: string[] = [];
+    const { listener, status } = device({
+      url: pere.url,
+      storage: {
+        get: () => null,
+        async set(_, text) {
+          // Slower than receipts are gathered.
+          await Bun.sleep(60);
+          if (text.includes('"done"')) log.push("written");
+        },
+      },
+      fetch: (url, init) => {
+        if (init.method === "POST" && /"done"/.test(init.body as string)) log.push("told");
+        return fetch(url, init);
+      },
+      onEvent: ({ data }) => void log.push(`begun ${data}`),
+    });
+    cleanup.defer(() => listener.close());
+    await until(() => status().state === "connected");
+    await publishMany(pere.url, "orders", [1, 2]);
+    await settled(pere.url, 2);
+    for (const what of ["told", "begun 2"]) expect(log.indexOf(what)).toBeGreaterThan(log.indexOf("written"));
+    expect(log[0]).toBe("begun 1");
+  },
+  LIMIT_MS,
+);
+
+test(
+  "a final word that the service has lost is given again when the event comes again, and the event is not worked on",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const kept = new Map<string, string>();
+    const storage = {
+      get: (name: string) => kept.get(name),
+      set: (name: string, text: string) => kept.set(name, text),
+    };
+    // As a store that is put back to an older state.
+    const forgetful: Fetch = async (url, init) =>
+      init.method === "POST" ? Response.json({ recorded: 1, duplicate: 0, rejected: [] }) : fetch(url, init);
+    const first = device({ url: pere.url, storage, fetch: forgetful });
+    await until(() => first.status().state === "connected");
+    await publish(pere.url, "orders", 1);
+    await until(() => first.worked.length === 1 && first.status().unsent === 0);
+    await first.listener.close();
+    const second = device({ url: pere.url, storage });
+    cleanup.defer(() => second.listener.close());
+    expect(await settled(pere.url, 1)).toMatchObject([{ done: 1 }]);
+    expect(second.worked).toEqual([]);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "its end breaks work off without a word, lets finished work be told, and what was broken off comes again",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const stop = new AbortController();
+    let begun = 0;
+    const first = device({
+      url: pere.url,
+      signal: stop.signal,
+      concurrency: 2,
+      onEvent: async ({ data }, { signal }) => {
+        begun++;
+        await new Promise((resolve) => signal.addEventListener("abort", resolve));
+        if (data === 1) throw new Error("it was broken off");
+      },
+    });
+    await until(() => first.status().state === "connected");
+    const { events } = await publishMany(pere.url, "orders", [1, 2, 3]);
+    await until(() => begun === 2);
+    stop.abort();
+    await first.listener.closed;
+    expect(begun).toBe(2);
+    expect(first.status()).toMatchObject({ state: "closed", unsent: 0, open: 0, waiting: 0 });
+    const states = async (): Promise<Record<string, number>[]> =>
+      ((await ask(`${pere.url}/events/orders`)).body.events as { receipts: Record<string, number> }[]).map(
+        ({ receipts }) => receipts,
+      );
+    expect(await states()).toMatchObject([{ received: 1 }, { done: 1 }, { received: 1 }]);
+    const second = device({ url: pere.url });
+    cleanup.defer(() => second.listener.close());
+    await settled(pere.url, events.length);
+    expect(second.worked).toEqual([1, 3]);
+  },
+  LIMIT_MS,
+);
+
+test("a file keeps what several listeners remember, of this process and of one before", async () => {
+  const path = join(ownFolder(), "kept.json");
+  const first = fileKeeper(path);
+  expect(await first.get("a")).toBeNull();
+  await Promise.all([first.set("a", "1"), first.set("b", "2"), first.set("a", "3")]);
+  const second = fileKeeper(path);
+  expect([await second.get("a"), await second.get("b"), await second.get("c")]).toEqual(["3", "2", null]);
+  await second.set("c", "4");
+  const third = fileKeeper(path);
+  expect([await third.get("b"), await third.get("c")]).toEqual(["2", "4"]);
+  // What can't be read is not taken for nothing, and nothing takes its place.
+  const folder = device({ url: "http://127.0.0.1:1", storage: fileKeeper(join(path, "..")) });
+  expect(folder.listener.closed).rejects.toThrow("what was kept can't be read");
+  await folder.listener.closed.catch(() => {});
+});
+
+test(
+  "an event that comes again while it is worked on, or waits, is begun once",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const gate = Promise.withResolvers<void>();
+    const begun: unknown[] = [];
+    let came = 0;
+    const { listener, status } = device({
+      url: pere.url,
+      concurrency: 2,
+      // No receipt gets through, so the service reminds.
+      fetch: (url, init) => (init.method === "POST" ? Promise.reject(new Error("no way")) : fetch(url, init)),
+      parse: (text) => {
+        if (text.includes('"data":')) came++;
+        return JSON.parse(text) as unknown;
+      },
+      timing: { ...TIMING, flushMs: 0 },
+      onEvent: ({ data }) => (begun.push(data), gate.promise),
+    });
+    cleanup.defer(() => listener.close());
+    await until(() => status().state === "connected");
+    await publishMany(pere.url, "orders", [1, 2, 3], { remind: 1 });
+    await until(() => came >= 9);
+    expect(begun).toEqual([1, 2]);
+    expect(status()).toMatchObject({ open: 2, waiting: 1 });
+    gate.resolve();
+    await until(() => begun.length === 3);
+    expect(begun).toEqual([1, 2, 3]);
+  },
+  LIMIT_MS,
+);
+
+test(
+  "where something in between refuses event streams, another way is taken",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const { worked, listener, by } = device({
+      url: pere.url,
+      fetch: async (url, init) =>
+        accepts(init) === "text/event-stream" ? new Response("<h1>Not here</h1>", { status: 406 }) : fetch(url, init),
+    });
+    cleanup.defer(() => listener.close());
+    await by("websocket");
+    await publish(pere.url, "orders", 1, { wait: 10 });
+    expect(worked).toEqual([1]);
   },
   LIMIT_MS,
 );
@@ -331,6 +510,13 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
       await using cleanup = new AsyncDisposableStack();
       const pere = cleanup.adopt(await startWith(), (service) => service.stop());
       let asked = 0;
+      let sockets = 0;
+      class Counted extends WebSocket {
+        constructor(url: string, protocols: string[]) {
+          super(url, protocols);
+          sockets++;
+        }
+      }
       const between = new Between();
       between.holds = transport !== "sse";
       const { worked, listener, by, status } = device({
@@ -338,7 +524,7 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
         device: undefined,
         token: () => (asked++, tokenFor(2)),
         fetch: between.fetch,
-        ...(transport === "longpoll" ? { WebSocket: null } : {}),
+        WebSocket: transport === "longpoll" ? null : Counted,
         timing: { ...TIMING, ...(between.holds ? { firstByteMs: 500 } : {}) },
       });
       cleanup.defer(() => listener.close());
@@ -351,13 +537,15 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
         await Bun.sleep(100);
       }
       expect(worked).toEqual(counting(worked.length));
-      expect(status().error).toBeNull();
+      // None was used beyond its end, and an open socket was given the next.
+      expect(between.refusals).toBe(0);
+      expect(sockets).toBe(transport === "websocket" ? 1 : 0);
     },
     LIMIT_MS,
   );
 
 test(
-  "a token that is refused is asked for anew, and a no to fresh ones is final; so is one that can't be replaced",
+  "a token that is refused is asked for anew, as often as it takes; one that can't be replaced is refused for good",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());
@@ -365,9 +553,22 @@ test(
     const recovers = device({ url: pere.url, token: () => tokens.shift()! });
     cleanup.defer(() => recovers.listener.close());
     await recovers.by("sse");
-    for (const token of ["nonsense", () => "nonsense", () => tokenFor(-600)]) {
-      const refused = device({ url: pere.url, token });
-      expect(await refused.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 401);
+    const refused = device({ url: pere.url, token: "nonsense" });
+    expect(await refused.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 401);
+    expect(publish(pere.url, "orders", 1, { token: () => "nonsense" })).rejects.toHaveProperty("status", 401);
+    // Who gives tokens may have a better one later.
+    for (const ways of [{}, { fetch: new Between().fetch, WebSocket: null }]) {
+      const held: string[] = [];
+      const waits = device({
+        url: pere.url,
+        token: () => held.at(-1) ?? tokenFor(-600),
+        timing: { ...TIMING, firstByteMs: 500 },
+        ...ways,
+      });
+      cleanup.defer(() => waits.listener.close());
+      await until(() => /expired/.test(waits.status().error ?? ""));
+      held.push(await tokenFor(600));
+      await until(() => waits.status().state === "connected", "it to be let in", 30_000);
     }
     const stranger = device({ url: pere.url, channels: "secrets", token: await tokenFor(600) });
     expect(await stranger.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 403);

@@ -13,6 +13,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  symlinkSync,
   statSync,
   writeFileSync,
   writeSync,
@@ -106,6 +107,27 @@ describe("a file", () => {
     expect(await process.end("SIGKILL")).not.toBe(0);
     const again = new SqliteStore({ path });
     expect((await again.events("orders", 0, 10)).length).toBe(3);
+    await again.close();
+  });
+
+  test("belongs to one store by whatever name it is called, and others may read it meanwhile", async () => {
+    const folder = temporary();
+    const [path, link] = [join(folder, "pere.db"), join(folder, "link.db")];
+    symlinkSync(path, link); // Also before there is a file.
+    const store = new SqliteStore({ path: link });
+    for (const name of [link, path]) expect(refusal(name).code).toBe("conflict");
+    await store.append("orders", [draft(1)], T);
+    const reader = new Database(link, { readonly: true });
+    reader.run("BEGIN");
+    const count = () => reader.query<{ n: number }, []>("SELECT count(*) AS n FROM events").get()!.n;
+    expect(count()).toBe(1);
+    // A reader who stays holds nothing up, and sees one moment.
+    for (let n = 0; n < 100; n++) await store.append("orders", [draft(n)], T);
+    expect(count()).toBe(1);
+    reader.close();
+    await store.close();
+    const again = new SqliteStore({ path: link });
+    expect((await again.heads("orders"))!.events.head).toBe(101);
     await again.close();
   });
 

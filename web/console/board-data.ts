@@ -120,10 +120,14 @@ export class Board {
     if (this.lines.length > EVENTS_MAX && where === "newest") this.#byId.delete(this.lines.pop()!.head.id);
   }
 
-  /** How many devices the channel has now; where that is new, their names are read again. */
-  counted(devices: number): void {
-    if (devices === this.deviceCount) return;
-    this.deviceCount = devices;
+  /**
+   * How many devices the channel has now; where that is new, their names are read again.
+   * @param devices null: the overview does not name the channel, and they are counted as they are read
+   */
+  counted(devices: number | null): void {
+    const count = devices ?? Math.max(1, this.deviceCount);
+    if (count === this.deviceCount) return;
+    this.deviceCount = count;
     this.devices = [];
     for (const line of this.lines) line.blocks.clear();
     this.#changed();
@@ -214,7 +218,8 @@ export class Board {
     );
     if (after !== (this.devices.at(-1)?.device ?? "")) return; // They were counted anew meanwhile.
     this.devices.push(...page.devices);
-    if (page.next === null) this.deviceCount = this.devices.length;
+    const known = this.devices.length;
+    this.deviceCount = page.next === null ? known : Math.max(this.deviceCount, known + 1);
   }
 
   async #readBlock(line: Line, block: number): Promise<void> {

@@ -25,7 +25,7 @@ import { Legend, Mark } from "./marks.tsx";
 import { linkTo } from "./state.ts";
 import { timeText } from "./words.ts";
 
-/** With more devices than this the board opens with tallies. */
+/** With more devices than this, or with none, the board opens with tallies. */
 const CELLS_AT_ONCE = 60;
 
 /** How the board was last looked at; null: as its size asks for. */
@@ -33,7 +33,8 @@ const chosen = signal<Look | null>(null);
 
 export function BoardPage({ shown }: { readonly shown: Board }) {
   void shown.version.value;
-  const look = chosen.value ?? (shown.deviceCount > CELLS_AT_ONCE ? "tallies" : "cells");
+  const isFew = shown.deviceCount > 0 && shown.deviceCount <= CELLS_AT_ONCE;
+  const look = chosen.value ?? (isFew ? "cells" : "tallies");
   const isTrouble = useSignal("");
   if (shown.lines.length === 0)
     return (

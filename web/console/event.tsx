@@ -1,7 +1,7 @@
 /**
  * One event: what it brought, where its devices stand, how long they took, who is missing, and all of it as CSV.
  *
- * Where devices stand comes live with the board; rows are read page by page, and again when the tally moved, at most once a second.
+ * The stream tells when its tally moved; then the event and its rows are read again, at most once a second.
  */
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
@@ -20,6 +20,8 @@ const LISTED = 100;
 /** Devices whose last sign of life is looked up. */
 const SIGNS_MAX = 2_000;
 
+/** What moves is read again after this. */
+const AGAIN_MS = 1_000;
 /** So long a browser may take to begin to save a file. */
 const SAVING_MS = 30_000;
 
@@ -90,17 +92,16 @@ export function EventPage({
     );
   };
   useEffect(load, [channel, id]);
-  // When the tally moves, at most once a second.
-  const seen = useSignal("");
+  // Read again while what is shown is not what the stream told, at most once a second.
+  const readAt = useSignal(0);
   useSignalEffect(() => {
-    void [shown?.version.value, now.value];
-    const tally = JSON.stringify(shown?.line(id)?.head.receipts ?? null);
-    if (tally === "null" || tally === seen.peek() || now.value - loadedAt.peek() < 1_000) return;
-    if (seen.peek() !== "") load();
-    seen.value = tally;
-    loadedAt.value = now.value;
+    void shown?.version.value;
+    const told = shown?.line(id)?.head.receipts;
+    if (!told || event.value === null || now.value - readAt.peek() < AGAIN_MS) return;
+    if (JSON.stringify(told) === JSON.stringify(event.value.receipts)) return;
+    readAt.value = now.value;
+    load();
   });
-  const loadedAt = useSignal(0);
   if (event.value === null) return <p class={trouble.value ? "trouble" : "empty"}>{trouble.value || "Reading…"}</p>;
   const { type, at, audience, receipts, text, deadline, expiresAt, remind, to, complete } = event.value;
   return (

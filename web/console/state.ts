@@ -31,7 +31,10 @@ function readRoute(hash: string): Route {
 }
 
 export const route = signal(readRoute(location.hash));
-addEventListener("hashchange", () => (route.value = readRoute(location.hash)));
+addEventListener("hashchange", () => {
+  route.value = readRoute(location.hash);
+  scrollTo(0, 0);
+});
 
 /** The address of a place. */
 export const linkTo = (channel: string, place: Place = "board", event = ""): string =>
@@ -83,7 +86,8 @@ function watchChannel(name: string | null): AbortController {
         batch(() => {
           overview.value = body;
           link.value = { state: "live" };
-          fresh?.counted(body.channels.find(({ channel }) => channel === name)?.devices ?? 0);
+          const listed = body.channels.find(({ channel }) => channel === name);
+          fresh?.counted(listed ? listed.devices : body.more ? null : 0);
         }),
       changes: (body) => batch(() => ((board.value = fresh), fresh!.take(body))),
       away: (why) => (link.value = { state: "away", why }),
