@@ -14,10 +14,11 @@ import { ask, spawn, temporary, until } from "./harness.ts";
 
 afterAll(closeBrowser);
 
-/** What one event was to its reader: the id that it came with, and the publisher's data. */
-type Got = readonly [id: string, data: unknown];
+/** What one event was to its reader: the id that it came with, and the text. */
+type Got = readonly [id: string, text: string];
 
 interface Reader {
+  /** Events so far, oldest first; not the server's own. */
   got(): Promise<Got[]>;
   close(): Promise<void>;
 }
@@ -31,7 +32,7 @@ const browser: Open = async (feed) => {
   await tab.evaluate(`(() => {
     window.got = [];
     window.source = new EventSource(${JSON.stringify(feed)});
-    source.onmessage = ({ lastEventId, data }) => got.push([lastEventId, JSON.parse(data).data]);
+    source.onmessage = ({ lastEventId, data }) => got.push([lastEventId, data]);
   })()`);
   return {
     got: async () => JSON.parse((await tab.evaluate("JSON.stringify(got)")) as string) as Got[],
@@ -42,7 +43,7 @@ const browser: Open = async (feed) => {
 const eventsource: Open = async (feed) => {
   const got: Got[] = [];
   const source = new EventSource(feed);
-  source.onmessage = ({ lastEventId, data }) => got.push([lastEventId, (JSON.parse(data) as { data: unknown }).data]);
+  source.onmessage = ({ lastEventId, data }) => got.push([lastEventId, data as string]);
   return { got: async () => got, close: async () => source.close() };
 };
 
@@ -58,8 +59,8 @@ const ws: Open = async (feed) => {
     const last = got.at(-1)?.[0];
     socket = new NodeSocket(feed.replace("http", "ws") + (last ? `&last-event-id=${last}` : ""));
     socket.on("message", (text) => {
-      const said = JSON.parse(String(text)) as { id: string; data: unknown; pere?: string };
-      if (said.pere === undefined) got.push([said.id, said.data]);
+      const { id, pere } = JSON.parse(String(text)) as { id: string; pere?: string };
+      if (pere === undefined) got.push([id, String(text)]);
     });
     socket.on("error", () => {}); // It is closed next.
     socket.on("close", () => setTimeout(open, AGAIN_MS));
@@ -100,8 +101,7 @@ const lines =
               frame.split("\n").flatMap((line) => (line.startsWith(`${name}: `) ? [line.slice(name.length + 2)] : []));
             const [id, data] = [field("id")[0], field("data").join("\n")];
             if (id !== undefined) last = id;
-            if (data !== "" && field("event").length === 0)
-              got.push([id!, (JSON.parse(data) as { data: unknown }).data]);
+            if (data !== "" && field("event").length === 0) got.push([id!, data]);
           }
         }
         await child.exited;
@@ -162,7 +162,7 @@ for (const [name, { open, missing }] of Object.entries(READERS))
         await pere.end(signal);
         pere = await spawn({ PERE_DB: db, PORT: port });
       };
-      const pushed: Got[] = [];
+      const pushed: [id: string, data: unknown][] = [];
       const push = async (): Promise<void> => {
         const text = TEXTS[pushed.length]!;
         const { status, body } = await ask(`${pere.url}/push/orders`, { body: text });
@@ -178,7 +178,7 @@ for (const [name, { open, missing }] of Object.entries(READERS))
         let got: Got[] = [];
         const hasAll = async () => (got = await reader.got()).length >= pushed.length;
         await until(hasAll, () => `${pushed.length} events; came: ${JSON.stringify(got)}`, PATIENCE_MS);
-        expect(got).toEqual(pushed);
+        expect(got.map(([id, text]) => [id, (JSON.parse(text) as { data: unknown }).data])).toEqual(pushed);
       };
       await caughtUp();
       await push();
