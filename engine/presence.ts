@@ -106,10 +106,13 @@ export class Presence<Feed> {
 
   /** Enrols a device that is here again, in a new life of its channel. @throws PereError away */
   async rejoin(channel: string, device: string): Promise<void> {
-    const present = this.#channels.get(channel)?.devices.get(device);
+    const here = () => this.#channels.get(channel)?.devices.get(device);
+    const present = here();
     if (!present) return;
-    present.joined = (await this.#store.join(channel, device, this.#now())).joined;
-    this.#store.attend(channel, device, present.joined);
+    const { joined } = await this.#store.join(channel, device, this.#now());
+    if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
+    present.joined = joined;
+    this.#store.attend(channel, device, joined);
   }
 
   /** The devices with a feed of the channel open here. */

@@ -12,6 +12,7 @@ import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
 import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
+import { Presence } from "../engine/presence.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Store } from "../engine/store.ts";
 import type { Batch } from "../engine/tail.ts";
@@ -372,6 +373,27 @@ describe("a crowd that comes back at once", () => {
     expect(many.get("events")!).toBeLessThanOrEqual(2 * one.get("events")!);
     for (const name of ["join", "settled"]) expect(many.get(name)!).toBeLessThanOrEqual(2_000 * one.get(name)!);
   });
+});
+
+test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
+  const told: (number | null)[] = [];
+  class Told extends SqliteStore {
+    override attend(_channel?: string, _device?: string, joined: number | null = null): void {
+      told.push(joined);
+    }
+  }
+  const store = new Told({ path: ":memory:" });
+  const presence = new Presence<string>(
+    store,
+    () => T,
+    () => {},
+  );
+  presence.enter("c", "a", "feed", 0);
+  const again = presence.rejoin("c", "a");
+  presence.leave("c", "a", "feed");
+  await again;
+  expect(told).toEqual([0, null]);
+  await store.close();
 });
 
 describe("more channels in one commit than are kept in memory", () => {
