@@ -182,7 +182,9 @@ describe("the document", () => {
 
   test("describes every route, and no other", async () => {
     const documents = ["/swagger/json", "/asyncapi.json"];
-    const pages = ["/", "/pages/:file", "/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js", ...documents];
+    const device = ["/weblistener.html", "/weblistener-worker.js"];
+    const swagger = ["/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js"];
+    const pages = ["/", "/pages/:file", ...device, ...swagger, ...documents];
     const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
       (name) => `/${name}`,
     );
