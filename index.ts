@@ -6,7 +6,7 @@
  *   receipts  ↑   POST /feedback/:channel   GET /feedback/:channel    (publishers)
  *
  * This file is the wire: every URL, header and status, read top to bottom. Settings → store → engine → routes → start and drain. What it all
- * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts`.
+ * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts` and `asyncapi.ts`.
  */
 import { join } from "node:path";
 import { staticPlugin } from "@elysiajs/static";
@@ -17,7 +17,7 @@ import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "f
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import type { Command } from "./engine/commands.ts";
-import { challenge, openAccess } from "./engine/access.ts";
+import { challenge, NO_DEVICE, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
@@ -82,6 +82,7 @@ import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
+import { asyncapi } from "./web/asyncapi.ts";
 import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
@@ -658,7 +659,7 @@ async function putHook(
 /** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
 const PAGE = {
   "Content-Security-Policy":
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
   "Referrer-Policy": "no-referrer",
   "X-Content-Type-Options": "nosniff",
 };
@@ -896,7 +897,12 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       { detail: operations.metrics },
     )
 
+    .get("/asyncapi.json", () => json(asyncapi(packageJson.version)), { detail: { hide: true } })
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
+    .get("/weblistener.html", ({ request }) => built("/weblistener.html", request), { detail: { hide: true } })
+    .get("/weblistener-worker.js", ({ request }) => built("/weblistener-worker.js", request), {
+      detail: { hide: true },
+    })
     .get(`${BUILT}:file`, ({ params, request }) => built(BUILT + params.file, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
@@ -942,8 +948,8 @@ const FAREWELL_MS = 1_000;
 /** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
 const STOP_MS = 9_000;
 
-/** Whom the way in with all rights is for, and for how long. */
-const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
+/** What the way in with all rights allows, and for how long; it is a person's, and no device's. */
+const LINK = { sub: NO_DEVICE, push: ["*"], feed: ["*"], days: 30 };
 
 /** The secret that PERE made, now or before. @throws PereError away; then the store is closed */
 const ownSecret = (store: Store): Promise<string> =>
@@ -1003,7 +1009,6 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   for (const [path, page] of [
     ["/swagger", "swagger.html"],
     ["/swagger/", "swagger.html"],
-    ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
   let listening: Listening;

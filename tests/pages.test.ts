@@ -48,11 +48,11 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       expect(file.headers.get("content-security-policy"), name).toContain("default-src 'none'");
     }
     // What pages are made of is not served.
-    for (const path of ["/pages/x", "/console.html", "/console/console.tsx", "/console/console.css", "/build.ts"])
+    for (const path of ["/pages/x", "/console.html", "/console/console.tsx", "/device/device.css", "/build.ts"])
       expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 404`);
     for (const path of [
       "/weblistener.html",
-      "/weblistener.js",
+      "/weblistener-worker.js",
       "/swagger",
       "/swagger/ui.js",
       "/swagger/ui.css",

@@ -39,6 +39,8 @@ function shake(url: string, offered: string[]): Promise<{ name: string; protocol
   return promise;
 }
 
+afterAll(closeBrowser);
+
 // The certificates are the test's own, and nobody vouches for them.
 const strict = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
 beforeAll(() => void (process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0"));
