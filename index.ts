@@ -21,7 +21,7 @@ import { challenge, NO_DEVICE, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
-import { readCertificate } from "./engine/certificate.ts";
+import { type CertificateFiles, readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
@@ -384,7 +384,8 @@ async function watch(
 ): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await door.admit(request, "push", channel === null ? [] : [channel]);
+  const grant = await door.admit(request, "push", []);
+  demand(grant, "push", channel);
   const asked = {
     channel,
     may: (one: string): boolean => grant.may("push", one),
@@ -1044,20 +1045,20 @@ interface Listening {
 
 /** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
 function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
-  const serverAt = (at: number): Server<SocketData> => {
-    app.listen({ hostname: host, port: at, ...(tls ? { tls: readCertificate(tls), http2: true } : {}) });
+  const serverAt = (at: number, certificate: CertificateFiles | null): Server<SocketData> => {
+    app.listen({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
     return app.server as Server<SocketData>;
   };
   /** The last one listens; those before it showed other certificates, and have connections left. */
-  const servers = [serverAt(port)];
+  const servers = [serverAt(port, tls && readCertificate(tls))];
   const taken = servers[0]!.port!;
   return {
     port: taken,
     renew() {
       if (tls === null) return;
-      readCertificate(tls); // Before the port is let go.
+      const certificate = readCertificate(tls); // Before the port is let go.
       void servers.at(-1)!.stop();
-      servers.push(serverAt(taken));
+      servers.push(serverAt(taken, certificate));
     },
     async stop() {
       for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.

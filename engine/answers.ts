@@ -63,9 +63,12 @@ export class Answers {
     return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: null, isWhole });
   }
 
+  get #isFull(): boolean {
+    return this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
+  }
+
   #hold(answer: Answer): Answer {
-    const isFull = this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
-    if (isFull && this.#moved.size === 0) this.clear();
+    if (this.#isFull && this.#moved.size === 0) this.clear();
     this.#known.set(`${answer.channel} ${answer.event}`, answer);
     return answer;
   }
@@ -111,7 +114,7 @@ export class Answers {
     if (state !== "pending") tally[state] += by;
   }
 
-  /** Writes down what moved. */
+  /** Writes down what moved; nothing is held of more than may be beyond the transaction that brought it. */
   save(): void {
     for (const { channel, event, tally } of this.#moved)
       this.#file.run(
@@ -127,6 +130,7 @@ export class Answers {
         tally.failed,
       );
     this.#moved.clear();
+    if (this.#isFull) this.clear();
   }
 
   /** Forgets all of it: the file has it, or it never was. */

@@ -12,6 +12,7 @@ import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
 import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
+import { Presence } from "../engine/presence.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Store } from "../engine/store.ts";
 import type { Batch } from "../engine/tail.ts";
@@ -372,6 +373,58 @@ describe("a crowd that comes back at once", () => {
     expect(many.get("events")!).toBeLessThanOrEqual(2 * one.get("events")!);
     for (const name of ["join", "settled"]) expect(many.get(name)!).toBeLessThanOrEqual(2_000 * one.get(name)!);
   });
+});
+
+test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
+  const told: (number | null)[] = [];
+  class Told extends SqliteStore {
+    override attend(_channel?: string, _device?: string, joined: number | null = null): void {
+      told.push(joined);
+    }
+  }
+  const store = new Told({ path: ":memory:" });
+  const presence = new Presence<string>(
+    store,
+    () => T,
+    () => {},
+  );
+  presence.enter("c", "a", "feed", 0);
+  const again = presence.rejoin("c", "a");
+  presence.leave("c", "a", "feed");
+  await again;
+  expect(told).toEqual([0, null]);
+  await store.close();
+});
+
+test("signs of life are written one after the other, the newest last, however slow the store is", async () => {
+  const written: string[] = [];
+  const { promise: slow, resolve: goOn } = Promise.withResolvers<void>();
+  class Slow extends SqliteStore {
+    override async seen(_channel: string, times: ReadonlyMap<string, number>): Promise<void> {
+      const said = [...times].join();
+      written.push(`${said} begins`);
+      await slow;
+      written.push(`${said} ends`);
+    }
+  }
+  const store = new Slow({ path: ":memory:" });
+  let at = 1;
+  const presence = new Presence<string>(
+    store,
+    () => at++,
+    () => {},
+  );
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  await until(() => written.length > 0, "the first writing");
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  presence.heard("c", "a");
+  const last = presence.writeHeard();
+  goOn();
+  await last;
+  expect(written).toEqual(["a,1 begins", "a,1 ends", "a,3 begins", "a,3 ends"]);
+  await store.close();
 });
 
 describe("more channels in one commit than are kept in memory", () => {

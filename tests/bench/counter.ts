@@ -20,7 +20,7 @@ export interface CounterTask {
   readonly mark: number;
   /** Feeds being opened at a time. */
   readonly openingMax: number;
-  /** `TOTAL`, `WANTED`, `STOP`, and then a count for each feed. */
+  /** `TOTAL`, `WANTED`, `STOP`, `OPENED`, and then a count for each feed. */
   readonly counts: Int32Array<SharedArrayBuffer>;
 }
 
@@ -32,7 +32,8 @@ export const TOTAL = 0;
 /** 0: nobody waits. */
 export const WANTED = 1;
 export const STOP = 2;
-export const COUNTS = 3;
+export const OPENED = 3;
+export const COUNTS = 4;
 
 /** More than one read gives. */
 const READ_BYTES = 1024 * 1024;
@@ -83,7 +84,6 @@ function count({ port, requests, ready, mark, openingMax, counts }: CounterTask)
   const indexOf: number[] = []; // by file
   const opening = new Map<number, string>(); // what came before the feed was open, by file
   const files: number[] = [];
-  let opened = 0;
   let stride = 1;
 
   const openMore = (): void => {
@@ -126,7 +126,7 @@ function count({ port, requests, ready, mark, openingMax, counts }: CounterTask)
     opening.set(file, text);
     if (!found) return null;
     opening.delete(file);
-    if (++opened === requests.length) say({ word: "open" });
+    if (++counts[OPENED]! === requests.length) say({ word: "open" });
     return found.index + found[0].length - before.length;
   };
   const take = (file: number): void => {

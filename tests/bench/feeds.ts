@@ -9,7 +9,7 @@
  * Cheap is not blind. Each feed has a count of its own, so a loss here can't be made up for by a repeat there; and some of the feeds (all of
  * them where receipts are to be given) read their frames in full: the time of the push for latency, and `seq`, which must grow by one each.
  */
-import { COUNTS, type CounterTask, type CounterWord, STOP, TOTAL, WANTED } from "./counter.ts";
+import { COUNTS, type CounterTask, type CounterWord, OPENED, STOP, TOTAL, WANTED } from "./counter.ts";
 import { HOST, type Service } from "./service.ts";
 
 /** Ends every pushed event. Not in hexadecimal sizes, ids, names, times, or in what the server says of its own. */
@@ -74,8 +74,6 @@ export interface FeedsOptions {
   readonly fullEvery: number;
   /** Feeds being opened at a time. */
   readonly openingMax?: number;
-  /** How long a feed may take to open. */
-  readonly patienceMs?: number;
   /** Called for each event that a feed reads in full. */
   readonly onEvent?: (index: number, id: string) => void;
 }
@@ -110,7 +108,7 @@ export class Feeds {
   /** Opens them all and waits until the server said to each that it is open. @throws Error when one can't be opened */
   static async open(options: FeedsOptions): Promise<Feeds> {
     const feeds = new Feeds(options);
-    const { count, openingMax = OPENING_MAX, patienceMs = PATIENCE_MS } = options;
+    const { count, openingMax = OPENING_MAX } = options;
     const fullEvery = process.platform === "linux" ? options.fullEvery : 1;
     const reading: number[] = [];
     for (let index = 0; index < count; index++) (index % fullEvery === 0 ? reading : feeds.#counting).push(index);
@@ -118,14 +116,20 @@ export class Feeds {
       for (let index = reading.shift(); index !== undefined; index = reading.shift()) await feeds.#openOne(index);
     };
     const all = [feeds.#openCounters(openingMax), ...Array.from({ length: openingMax }, opener)];
-    const late = Promise.withResolvers<never>();
-    const timer = setTimeout(
-      () => late.reject(new Error(`not all feeds were open after ${patienceMs / 1000} s${feeds.#stuck()}`)),
-      patienceMs + count,
-    );
-    await Promise.race([Promise.all(all), late.promise]);
-    clearTimeout(timer);
+    const stuck = Promise.withResolvers<never>();
+    let before = -1;
+    const watch = setInterval(() => {
+      const open = feeds.#open();
+      if (open === before)
+        stuck.reject(new Error(`${open} of ${count} feeds are open, and no more open${feeds.#stuck()}`));
+      before = open;
+    }, PATIENCE_MS);
+    await Promise.race([Promise.all(all), stuck.promise]).finally(() => clearInterval(watch));
     return feeds;
+  }
+
+  #open(): number {
+    return this.#devices.filter(({ ready }) => ready).length + Atomics.load(this.#counts, OPENED);
   }
 
   /** What the first feed that is not open was told. */
