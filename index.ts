@@ -6,7 +6,7 @@
  *   receipts  ↑   POST /feedback/:channel   GET /feedback/:channel    (publishers)
  *
  * This file is the wire: every URL, header and status, read top to bottom. Settings → store → engine → routes → start and drain. What it all
- * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts`.
+ * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts` and `asyncapi.ts`.
  */
 import { join } from "node:path";
 import { staticPlugin } from "@elysiajs/static";
@@ -17,11 +17,11 @@ import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "f
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import type { Command } from "./engine/commands.ts";
-import { challenge, openAccess } from "./engine/access.ts";
+import { challenge, NO_DEVICE, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
-import { readCertificate } from "./engine/certificate.ts";
+import { type CertificateFiles, readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import type { FeedRequest } from "./engine/feeds.ts";
@@ -82,6 +82,7 @@ import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
+import { asyncapi } from "./web/asyncapi.ts";
 import { BUILT, buildPages, type PageFile } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 
@@ -383,7 +384,8 @@ async function watch(
 ): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await door.admit(request, "push", channel === null ? [] : [channel]);
+  const grant = await door.admit(request, "push", []);
+  demand(grant, "push", channel);
   const asked = {
     channel,
     may: (one: string): boolean => grant.may("push", one),
@@ -657,7 +659,7 @@ async function putHook(
 /** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
 const PAGE = {
   "Content-Security-Policy":
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
   "Referrer-Policy": "no-referrer",
   "X-Content-Type-Options": "nosniff",
 };
@@ -895,7 +897,12 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       { detail: operations.metrics },
     )
 
+    .get("/asyncapi.json", () => json(asyncapi(packageJson.version)), { detail: { hide: true } })
     .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
+    .get("/weblistener.html", ({ request }) => built("/weblistener.html", request), { detail: { hide: true } })
+    .get("/weblistener-worker.js", ({ request }) => built("/weblistener-worker.js", request), {
+      detail: { hide: true },
+    })
     .get(`${BUILT}:file`, ({ params, request }) => built(BUILT + params.file, request), { detail: { hide: true } })
     .get("/swagger/ui.js", () => file(swaggerScript, "text/javascript"), {
       detail: { hide: true },
@@ -941,8 +948,8 @@ const FAREWELL_MS = 1_000;
 /** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
 const STOP_MS = 9_000;
 
-/** Whom the way in with all rights is for, and for how long. */
-const LINK = { sub: "console", push: ["*"], feed: ["*"], days: 30 };
+/** What the way in with all rights allows, and for how long; it is a person's, and no device's. */
+const LINK = { sub: NO_DEVICE, push: ["*"], feed: ["*"], days: 30 };
 
 /** The secret that PERE made, now or before. @throws PereError away; then the store is closed */
 const ownSecret = (store: Store): Promise<string> =>
@@ -1002,7 +1009,6 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   for (const [path, page] of [
     ["/swagger", "swagger.html"],
     ["/swagger/", "swagger.html"],
-    ["/weblistener.html", "weblistener.html"],
   ] as const)
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
   let listening: Listening;
@@ -1047,10 +1053,9 @@ const UNHEARD: Readonly<Record<string, string>> = {
 
 /** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
 function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
-  const serverAt = (at: number): Server<SocketData> => {
-    const certificate = tls ? { tls: readCertificate(tls), http2: true } : {};
+  const serverAt = (at: number, certificate: CertificateFiles | null): Server<SocketData> => {
     try {
-      app.listen({ hostname: host, port: at, ...certificate });
+      app.listen({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
     } catch (error) {
       const { code = "", message } = error as NodeJS.ErrnoException;
       const why = UNHEARD[code] ?? message;
@@ -1059,15 +1064,15 @@ function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): 
     return app.server as Server<SocketData>;
   };
   /** The last one listens; those before it showed other certificates, and have connections left. */
-  const servers = [serverAt(port)];
+  const servers = [serverAt(port, tls && readCertificate(tls))];
   const taken = servers[0]!.port!;
   return {
     port: taken,
     renew() {
       if (tls === null) return;
-      readCertificate(tls); // Before the port is let go.
+      const certificate = readCertificate(tls); // Before the port is let go.
       void servers.at(-1)!.stop();
-      servers.push(serverAt(taken));
+      servers.push(serverAt(taken, certificate));
     },
     async stop() {
       for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.

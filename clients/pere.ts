@@ -569,6 +569,8 @@ class Feed {
   #againAt = 0;
   #againTimes = 0;
   #ask: ((text: string) => Promise<Answer>) | null = null;
+  /** The connection that is open. */
+  #watch: Watch | null = null;
   /** Where each channel stands, on a socket, which has no `id:` line. */
   #positions: Record<string, string> = {};
 
@@ -604,6 +606,11 @@ class Feed {
   hurry(): void {
     this.#againAt = 0;
     this.#nap.wake();
+  }
+
+  /** The network may have gone, and a connection with it that does not know yet: it is opened anew. */
+  doubt(): void {
+    this.#watch?.end("the network may have gone");
   }
 
   /** Follows until the signal ends it. @throws PereError when the service says no for good */
@@ -644,6 +651,7 @@ class Feed {
       return new Trouble(sentenceOf(error));
     }
     const watch = new Watch(signal, this.#line.now, this.#line.timing.firstByteMs);
+    this.#watch = watch;
     try {
       if (transport === "longpoll") return await this.#polls(watch);
       return await (transport === "sse" ? this.#sse(watch, token) : this.#socket(watch, token));
@@ -655,6 +663,7 @@ class Feed {
       return watch.why === null ? new Trouble(sentenceOf(error)) : null;
     } finally {
       watch.end("it is over");
+      this.#watch = null;
       this.transport = null;
     }
   }
@@ -1171,6 +1180,16 @@ interface Kept {
   readonly last: string;
 }
 
+/** What tabs of one device say to each other. */
+interface TabMessage {
+  readonly status?: Status;
+  readonly event?: PushedEvent;
+  /** An event, as JSON. */
+  readonly text?: string;
+  /** Who leads is to say how it is. */
+  readonly question?: true;
+}
+
 /** What is known of an event that has come: it waits or is open, or this was its final word. */
 type Known = "open" | Pick<Receipt, "status" | "detail">;
 
@@ -1208,6 +1227,8 @@ class Device implements Listener {
   #isClosed = false;
   #last = "";
   #isTelling = false;
+  /** The service takes its receipts for this device's: a cookie that nobody here sees may be another one's. */
+  #isKnown: boolean;
   #tabs: BroadcastChannel | null = null;
 
   constructor(options: ListenOptions) {
@@ -1217,6 +1238,7 @@ class Device implements Listener {
     this.#concurrency = Math.max(1, options.concurrency ?? 1);
     this.#device = options.device ?? null;
     this.#isAnonymous = options.device === undefined && options.token === undefined;
+    this.#isKnown = options.device === undefined || options.token !== undefined;
     this.#feed = new Feed(
       this.#line,
       "feed",
@@ -1258,7 +1280,9 @@ class Device implements Listener {
       this.#feed.hurry();
       if (this.#mayHurry) this.#nap.wake();
     };
+    const offline = (): void => this.#feed.doubt();
     globalThis.addEventListener?.("online", online);
+    globalThis.addEventListener?.("offline", offline);
     try {
       await this.#named();
       await (this.#isShared() ? this.#share() : this.#lead());
@@ -1267,6 +1291,7 @@ class Device implements Listener {
       throw error;
     } finally {
       globalThis.removeEventListener?.("online", online);
+      globalThis.removeEventListener?.("offline", offline);
       this.#over.abort();
       this.#ending.abort();
       this.#isClosed = true;
@@ -1353,16 +1378,26 @@ class Device implements Listener {
     this.#isElsewhere = true;
     const tabs = new BroadcastChannel(this.#name);
     this.#tabs = tabs;
-    tabs.onmessage = ({ data }: MessageEvent<{ status?: Status; event?: PushedEvent; question?: true }>) => {
+    tabs.onmessage = ({ data }: MessageEvent<TabMessage>) => {
       if (!this.#isElsewhere) return void (data.question && this.#tell());
       if (data.status && data.status.state !== "closed") this.#status.set({ ...data.status, isElsewhere: true });
-      if (data.event) this.#options.onElsewhere?.(data.event);
+      const event = data.event ?? (data.text === undefined ? undefined : jsonOf(data.text, this.#line.parse));
+      if (event) this.#options.onElsewhere?.(event as PushedEvent);
     };
     tabs.postMessage({ question: true });
     try {
       await navigator.locks.request(this.#name, { signal: this.#ending.signal }, () => this.#lead());
     } catch (error) {
       if (!this.#ending.signal.aborted || error instanceof PereError) throw error;
+    }
+  }
+
+  /** The other tabs see an event that is worked on here. What `parse` made may be nothing that can be handed over; its text can. */
+  #showTabs(event: PushedEvent): void {
+    try {
+      this.#tabs?.postMessage({ event });
+    } catch {
+      this.#tabs?.postMessage({ text: JSON.stringify(event) });
     }
   }
 
@@ -1411,7 +1446,18 @@ class Device implements Listener {
       this.#device = typeof body.device === "string" ? body.device : null;
       this.#isAnonymous = this.#device === null;
     }
+    if (name === "ready") this.#meet(body);
     if (name === "gap") this.#call(() => this.#options.onGap?.(body as unknown as Gap));
+  }
+
+  /** The service said whom it takes this for; before that, and to another one, no receipt is given. A long-poll does not say. */
+  #meet({ device }: Record<string, unknown>): void {
+    const wanted = this.#options.device;
+    if (this.#options.token === undefined && wanted !== undefined) {
+      this.#isKnown = device === undefined || device === wanted;
+      if (!this.#isKnown) this.#trouble = `receipts wait: the service takes this device for ${String(device)}`;
+    }
+    if (this.#outbox.length > 0) this.#send();
   }
 
   /** Calls what the application gave; what it throws there is not ours, and stops nothing. */
@@ -1438,7 +1484,7 @@ class Device implements Listener {
     this.#known.set(event.id, "open");
     this.#waiting.push(event);
     this.#give(event, "received");
-    this.#tabs?.postMessage({ event });
+    this.#showTabs(event);
     this.#begin();
   }
 
@@ -1463,7 +1509,7 @@ class Device implements Listener {
     } catch (error) {
       // What is broken off by the end is not failed: it comes again.
       if (signal.aborted) this.#known.delete(event.id);
-      else this.#give(event, "failed", sentenceOf(error));
+      else this.#give(event, "failed", sentenceOf(error) || undefined);
     }
     // The next one is not begun before this one's end is written down: after a kill no more than `concurrency` come again.
     await this.#save();
@@ -1511,6 +1557,7 @@ class Device implements Listener {
   }
 
   #send(): void {
+    if (!this.#isKnown) return;
     this.#sending ??= this.#sendAll().finally(() => {
       this.#sending = null;
       this.#isIdle();
@@ -1523,7 +1570,7 @@ class Device implements Listener {
     const { signal } = this.#over;
     if (!this.#ending.signal.aborted && this.#outbox.length < RECEIPTS_MAX)
       await this.#nap.sleep(this.#line.timing.gatherMs, signal);
-    for (let failures = 0; this.#outbox.length > 0 && !signal.aborted;) {
+    for (let failures = 0; this.#isKnown && this.#outbox.length > 0 && !signal.aborted;) {
       // What was finished is written down before anybody is told.
       await this.#save();
       const { channel } = this.#outbox[0]!;

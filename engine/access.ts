@@ -93,16 +93,23 @@ const CLAIM_REASONS: Readonly<Record<string, string>> = {
   iss: "it is from another issuer (iss)",
 };
 
+/**
+ * The `sub` of who is no device, as an operator with a browser: such a bearer is whichever device it says, or none. Only the secret's owner may
+ * say so; in a key set of somebody else's, who knows who chooses names.
+ */
+export const NO_DEVICE = "*";
+
 /** What verified claims allow. @throws PereError unauthorized */
-function readClaims({ sub, exp, iat, pere }: JWTPayload, now: number): Grant {
-  if (typeof sub !== "string" || !DEVICE.test(sub))
+function readClaims({ sub, exp, iat, pere }: JWTPayload, algorithm: Algorithm, now: number): Grant {
+  const isNoDevice = sub === NO_DEVICE && algorithm === "HS256";
+  if (typeof sub !== "string" || !(isNoDevice || DEVICE.test(sub)))
     throw refused("its sub must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
   if (exp === undefined || exp > TIME_SECONDS_MAX)
     throw refused("its exp must be in seconds, and before the year 10000");
   if (iat !== undefined && iat > now / 1000 + TOLERANCE_SECONDS) throw refused(CLAIM_REASONS.iat!);
   const may = readRights(pere);
   if (typeof may === "string") throw refused(may);
-  return { subject: sub, expires: exp * 1000, may };
+  return { subject: isNoDevice ? null : sub, expires: exp * 1000, may };
 }
 
 /** Reads tokens. `openAccess` makes one. */
@@ -163,7 +170,7 @@ export class Access {
       // Without its cause: that holds the claims, which are nobody's business but the bearer's, and the reason says it all.
       throw refused(reason(error));
     });
-    return readClaims(verified.payload, now);
+    return readClaims(verified.payload, algorithm, now);
   }
 
   #key(algorithm: Algorithm, kid: string | undefined): CryptoKey | Promise<CryptoKey> {

@@ -24,7 +24,7 @@ export interface Answer {
   readonly targeted: boolean;
   readonly tally: Counts;
   /** Ranks of the devices' latest words, as far as they were looked at or came since. */
-  readonly words: Map<string, number>;
+  words: Map<string, number> | null;
   /** A device that is not among `words` said nothing. */
   readonly isWhole: boolean;
 }
@@ -46,7 +46,7 @@ export class Answers {
   add(channel: Channel, event: number, targeted: boolean, addressed: number): void {
     this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, event, addressed);
     const tally = { addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
-    this.#hold({ channel: channel.id, event, targeted, tally, words: new Map(), isWhole: true });
+    this.#hold({ channel: channel.id, event, targeted, tally, words: null, isWhole: true });
   }
 
   /** @param event of the channel, and not yet swept by retention */
@@ -60,19 +60,23 @@ export class Answers {
       event,
     )!;
     const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
-    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: new Map(), isWhole });
+    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: null, isWhole });
+  }
+
+  get #isFull(): boolean {
+    return this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
   }
 
   #hold(answer: Answer): Answer {
-    const isFull = this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
-    if (isFull && this.#moved.size === 0) this.clear();
+    if (this.#isFull && this.#moved.size === 0) this.clear();
     this.#known.set(`${answer.channel} ${answer.event}`, answer);
     return answer;
   }
 
   /** The rank of a device's latest word, 0 when it said nothing. */
-  rank({ channel, event, words, isWhole }: Answer, device: string): number {
-    const known = words.get(device);
+  rank(answer: Answer, device: string): number {
+    const { channel, event, words, isWhole } = answer;
+    const known = words?.get(device);
     if (known !== undefined || isWhole) return known ?? 0;
     const found = this.#file.get<{ status: number }>(
       "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -80,12 +84,12 @@ export class Answers {
       event,
       device,
     );
-    this.#remember(words, device, found?.status ?? 0);
+    this.#remember(answer, device, found?.status ?? 0);
     return found?.status ?? 0;
   }
 
-  #remember(words: Map<string, number>, device: string, rank: number): void {
-    words.set(device, rank);
+  #remember(answer: Answer, device: string, rank: number): void {
+    (answer.words ??= new Map()).set(device, rank);
     this.#words++;
   }
 
@@ -93,7 +97,7 @@ export class Answers {
   step(answer: Answer, device: string, before: number, rank: number): void {
     this.#count(answer, before, -1);
     this.#count(answer, rank, 1);
-    this.#remember(answer.words, device, rank);
+    this.#remember(answer, device, rank);
     this.#moved.add(answer);
   }
 
@@ -110,7 +114,7 @@ export class Answers {
     if (state !== "pending") tally[state] += by;
   }
 
-  /** Writes down what moved. */
+  /** Writes down what moved; nothing is held of more than may be beyond the transaction that brought it. */
   save(): void {
     for (const { channel, event, tally } of this.#moved)
       this.#file.run(
@@ -126,6 +130,7 @@ export class Answers {
         tally.failed,
       );
     this.#moved.clear();
+    if (this.#isFull) this.clear();
   }
 
   /** Forgets all of it: the file has it, or it never was. */

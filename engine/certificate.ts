@@ -5,6 +5,7 @@
  */
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
+import { createSecureContext } from "node:tls";
 
 /** Where the files are: the certificate, followed by those that vouch for it, and its key. */
 export interface CertificateFiles {
@@ -18,6 +19,11 @@ export function readCertificate({ cert, key }: CertificateFiles): CertificateFil
   const certificate = parsed("PERE_TLS_CERT", "certificate", () => new X509Certificate(texts.cert));
   const privateKey = parsed("PERE_TLS_KEY", "private key without a passphrase", () => createPrivateKey(texts.key));
   if (!certificate.checkPrivateKey(privateKey)) throw new Error("PERE_TLS_KEY is not the key of PERE_TLS_CERT");
+  try {
+    createSecureContext(texts); // As who shows it will: all that is in it, not the first one alone.
+  } catch (error) {
+    throw new Error(`PERE_TLS_CERT can't be shown: ${(error as Error).message}`);
+  }
   return texts;
 }
 

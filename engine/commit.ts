@@ -22,6 +22,8 @@ const CACHE_KIBIBYTES = 32 * 1024;
 
 /** Turns of the event loop in which a commit waits for more, as long as each brings some. */
 const GATHER_TURNS = 8;
+/** The same in milliseconds, for turns that have much to do: waiting longer than a sync spares nothing. */
+const GATHER_MS = 5;
 
 /** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
 const CHECKPOINT_MS = 50;
@@ -66,9 +68,10 @@ export class SqliteFile {
   readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
-  /** How many changes the queue held when the last turn ended, and how many turns it has waited. */
+  /** How many changes the queue held when the last turn ended, how many turns it has waited, and until when it may. */
   #gathered = 0;
   #turns = 0;
+  #gatherUntil = 0;
   #checkedAt = 0;
   #broken: unknown;
   #closed = false;
@@ -144,12 +147,14 @@ export class SqliteFile {
   #gather(): void {
     this.#gathered = this.#queue.length;
     this.#turns = 0;
+    this.#gatherUntil = performance.now() + GATHER_MS;
     setImmediate(this.#turn);
   }
 
   readonly #turn = (): void => {
     const { length } = this.#queue;
-    if (length === this.#gathered || ++this.#turns === GATHER_TURNS) return this.#commit();
+    const isLate = ++this.#turns === GATHER_TURNS || performance.now() >= this.#gatherUntil;
+    if (isLate || length === this.#gathered) return this.#commit();
     this.#gathered = length;
     setImmediate(this.#turn);
   };
@@ -159,7 +164,7 @@ export class SqliteFile {
     this.#queue = [];
     const stored = this.#transact(changes);
     // When one of them can't be stored, each stands for itself, so that it fails alone.
-    if (stored === 0 && changes.length > 1) for (const change of changes) this.#transact([change]);
+    if (stored === 0) for (const change of changes) this.#transact([change]);
     this.#checkpoint();
     if (stored === 0 || stored === changes.length) return;
     const isGathering = this.#queue.length > 0;
@@ -167,7 +172,10 @@ export class SqliteFile {
     if (!isGathering) this.#gather();
   }
 
-  /** Runs the first of these changes, as many as there is time for, in one transaction. 0: it was undone; a lone change is then told so. */
+  /**
+   * Runs the first of these changes, as many as there is time for, in one transaction.
+   * @returns how many have their answer; 0: it was undone, and each is to be tried alone
+   */
   #transact(changes: readonly Change[]): number {
     if (changes.length === 0) return 0;
     const startedAt = performance.now();
@@ -188,8 +196,11 @@ export class SqliteFile {
       this.run("COMMIT");
     } catch (error) {
       this.#undo(error);
-      if (changes.length === 1) changes[0]!.reject(this.#refusal(error));
-      return 0;
+      // Another program that writes was waited for: each alone would wait as long again, and everything else with it.
+      if (changes.length > 1 && !isBusy(error)) return 0;
+      const refusal = this.#refusal(error);
+      for (const { reject } of changes) reject(refusal);
+      return changes.length;
     }
     this.#counts.commits.note((performance.now() - startedAt) / 1000);
     this.#counts.batches.note(results.length);
@@ -285,12 +296,16 @@ export class SqliteFile {
 /** The disk has no room for it: nothing else is wrong, and it may have some later. */
 const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
 
+/** Another program has the file for itself, for longer than it is waited for. */
+const isBusy = (error: unknown): boolean =>
+  error instanceof SQLiteError && error.code?.startsWith("SQLITE_BUSY") === true;
+
 /** Why a file can't be used, in one line. */
 function explain(path: string, error: unknown): PereError {
   if (error instanceof PereError) return error;
-  const code = error instanceof SQLiteError ? error.code : undefined;
-  if (code === "SQLITE_BUSY")
+  if (isBusy(error))
     return new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
-  if (code === "SQLITE_NOTADB") return new PereError("conflict", `${path} is not a database`, [], error);
+  if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
+    return new PereError("conflict", `${path} is not a database`, [], error);
   return new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
 }

@@ -6,7 +6,7 @@
  */
 import { parseArgs } from "node:util";
 import { SignJWT } from "jose";
-import { type AccessOptions, TOKEN_BYTES_MAX } from "./access.ts";
+import { type AccessOptions, NO_DEVICE, TOKEN_BYTES_MAX } from "./access.ts";
 import { secretKey } from "./keys.ts";
 import { DEVICE } from "./model.ts";
 import { readRights } from "./rights.ts";
@@ -18,6 +18,7 @@ const DAY_SECONDS = 24 * 3600;
 
 /** What a token is to allow, to whom, and for how many days. */
 export interface TokenDraft {
+  /** A device's name, or `NO_DEVICE`. */
   readonly sub: string;
   readonly push: readonly string[];
   readonly feed: readonly string[];
@@ -33,7 +34,8 @@ export async function mint(
   { sub, push, feed, days }: TokenDraft,
 ): Promise<string> {
   if (secret === undefined) throw new Error("a token can be made where PERE_JWT_SECRET is set");
-  if (!DEVICE.test(sub)) throw new Error("--sub must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+  if (sub !== NO_DEVICE && !DEVICE.test(sub))
+    throw new Error("--sub must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
   if (!(days > 0 && days <= DAYS_MAX)) throw new Error(`--days must be a number above 0, up to ${DAYS_MAX}`);
   const pere = { push, feed };
   const rights = readRights(pere);

@@ -222,8 +222,14 @@ export function newEpoch(): string {
   return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
 }
 
+/** The time that was written last: what happens at once is written often. */
+let written = { ms: 0, text: new Date(0).toISOString() };
+
 /** ISO 8601, UTC, milliseconds. */
-export const iso = (ms: number): string => new Date(ms).toISOString();
+export function iso(ms: number): string {
+  if (ms !== written.ms) written = { ms, text: new Date(ms).toISOString() };
+  return written.text;
+}
 
 /** `<epoch>-<seq>`: an event's id, a receipt's id, a position. */
 export const id = (epoch: string, seq: number): string => `${epoch}-${seq}`;

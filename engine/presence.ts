@@ -35,6 +35,8 @@ export class Presence<Feed> {
   readonly #channels = new Map<string, Here<Feed>>();
   /** Signs of life not yet written down, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
+  /** The last writing of them. Never rejects. */
+  #written: Promise<void> = Promise.resolve();
 
   /** @param attended told when the first device follows a channel here, and when none does any more */
   constructor(store: Store, now: () => number, attended: (channel: string, isAttended: boolean) => void) {
@@ -106,10 +108,13 @@ export class Presence<Feed> {
 
   /** Enrols a device that is here again, in a new life of its channel. @throws PereError away */
   async rejoin(channel: string, device: string): Promise<void> {
-    const present = this.#channels.get(channel)?.devices.get(device);
+    const here = () => this.#channels.get(channel)?.devices.get(device);
+    const present = here();
     if (!present) return;
-    present.joined = (await this.#store.join(channel, device, this.#now())).joined;
-    this.#store.attend(channel, device, present.joined);
+    const { joined } = await this.#store.join(channel, device, this.#now());
+    if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
+    present.joined = joined;
+    this.#store.attend(channel, device, joined);
   }
 
   /** The devices with a feed of the channel open here. */
@@ -148,8 +153,13 @@ export class Presence<Feed> {
     return this.#heard.get(channel)?.get(device) ?? null;
   }
 
-  /** Writes signs of life down, some at a time. One that can't be written now is followed by others. */
-  async writeHeard(): Promise<void> {
+  /** Writes signs of life down, after those that are being written: where that takes long, there is one writer and not ever more. */
+  writeHeard(): Promise<void> {
+    return (this.#written = this.#written.then(() => this.#write()));
+  }
+
+  /** Some at a time. One that can't be written now is followed by others. */
+  async #write(): Promise<void> {
     const heard = [...this.#heard];
     this.#heard.clear();
     let writing: Promise<void>[] = [];

@@ -27,8 +27,7 @@ export function readKeep(text: string): KeepRule[] {
   for (const part of text.split(";").map((one) => one.trim())) {
     if (part === "") continue;
     const rule = readRule(part);
-    // A pattern without its star stands for the least that it fits.
-    const before = rules.find(({ pattern }) => fits(pattern, rule.pattern.replace(/\*$/, "")));
+    const before = rules.find(({ pattern }) => fits(pattern, rule.pattern)); // A beginning fits those that go on from it, too.
     if (before) throw new Error(`PERE_KEEP: ${rule.pattern} never holds, for ${before.pattern} stands before it`);
     rules.push(rule);
   }

@@ -20,7 +20,8 @@ export interface Grant {
   readonly subject: string | null;
   /** The token's `exp` as it stands, without the tolerance; `Infinity` where nothing expires. */
   readonly expires: number;
-  may(right: Right, channel: string): boolean;
+  /** On this channel; null: on some channel or other. */
+  may(right: Right, channel: string | null): boolean;
 }
 
 /** Everybody may everything: no key is configured. */
@@ -55,9 +56,12 @@ function readPatterns(right: Right, list: unknown): Patterns | string {
   return { every, names, beginnings };
 }
 
-/** Compares no more characters than the patterns have. */
-const matches = ({ every, names, beginnings }: Patterns, channel: string): boolean =>
-  every || names.includes(channel) || beginnings.some((beginning) => channel.startsWith(beginning));
+/** Compares no more characters than the patterns have. Null: there is any pattern. */
+const matches = ({ every, names, beginnings }: Patterns, channel: string | null): boolean =>
+  every ||
+  (channel === null
+    ? names.length + beginnings.length > 0
+    : names.includes(channel) || beginnings.some((beginning) => channel.startsWith(beginning)));
 
 /** The `pere` claim. @returns the question that a grant answers, or in one sentence why not */
 export function readRights(claim: unknown): Grant["may"] | string {
@@ -73,9 +77,9 @@ export function readRights(claim: unknown): Grant["may"] | string {
   return (right, channel) => matches(right === "push" ? push : feed, channel);
 }
 
-/** @throws PereError forbidden, unless the grant has the right on the channel */
-export function demand(grant: Grant, right: Right, channel: string): void {
+/** @throws PereError forbidden, unless the grant has the right on the channel; null: on any at all */
+export function demand(grant: Grant, right: Right, channel: string | null): void {
   if (grant.may(right, channel)) return;
-  const message = `gives no right to ${right} on ${channel}`;
+  const message = `gives no right to ${right} on ${channel ?? "any channel"}`;
   throw new PereError("forbidden", `this token ${message}`, [{ path: "token", message: `it ${message}` }]);
 }

@@ -42,6 +42,8 @@ const CHANNELS_LOOKED_AT = 4 * PAGE_MAX;
 const SUMS = 20;
 /** Overviews that the latency is taken over: some ten seconds. */
 const WINDOW = 10;
+/** A watcher who was behind for so many milliseconds makes room for another. */
+const BEHIND_MS = 60_000;
 /** Watchers an instance: each costs a handful of reads a second. */
 export const WATCHERS_MAX = 64;
 
@@ -101,11 +103,16 @@ export class Watching {
     return () => void this.#end(watcher);
   }
 
-  /** Turn by turn, at the pace of the reader. */
+  /** Turn by turn; a reader who is behind is let read first. */
   async #run(watcher: Watcher, expires: number): Promise<void> {
+    let keptUpAt = this.#now();
     for (let turn = 0; this.#watchers.has(watcher); turn++) {
-      if (expires <= this.#now()) return this.#end(watcher, "expired");
-      await watcher.turn(turn);
+      const now = this.#now();
+      if (expires <= now) return this.#end(watcher, "expired");
+      if (!watcher.isBehind) {
+        keptUpAt = now;
+        await watcher.turn(turn);
+      } else if (now - keptUpAt >= BEHIND_MS) return this.#end(watcher, "busy");
       await Bun.sleep(TURN_MS);
     }
   }
@@ -134,6 +141,8 @@ class Watcher {
   readonly screen: Screen;
   /** Its reader is there. */
   open = true;
+  /** Its reader has not read the last frame yet. */
+  isBehind = false;
   readonly #store: Store;
   readonly #presence: Connected;
   readonly #counts: Counts;
@@ -162,15 +171,15 @@ class Watcher {
       if (turn % OVERVIEW_TURNS === 0) {
         const overview = await this.#look();
         const text = JSON.stringify(overview);
-        if (text !== this.#overview || this.#isAway) await this.#show(turn, "overview", overview);
+        if (text !== this.#overview || this.#isAway) this.#show(turn, "overview", overview);
         this.#overview = text;
         this.#isAway = false;
       }
-      const changes = channel === null ? null : await this.#changes(channel);
-      if (changes) await this.#show(turn, "changes", { channel, ...changes });
+      const changes = channel === null || this.isBehind ? null : await this.#changes(channel);
+      if (changes) this.#show(turn, "changes", { channel, ...changes });
     } catch (error) {
       if (!(error instanceof PereError)) throw error;
-      if (!this.#isAway) await this.#show(turn, "away", { detail: error.message });
+      if (!this.#isAway) this.#show(turn, "away", { detail: error.message });
       this.#isAway = true;
     }
     if (turn - this.#shownAt < BEAT_TURNS || !this.open) return;
@@ -178,9 +187,13 @@ class Watcher {
     this.screen.beat();
   }
 
-  async #show(turn: number, name: "overview" | "changes" | "away", body: object): Promise<void> {
+  #show(turn: number, name: "overview" | "changes" | "away", body: object): void {
     this.#shownAt = turn;
-    if (this.open) await this.screen.show(name, body);
+    const drained = this.open ? this.screen.show(name, body) : undefined;
+    if (!drained) return;
+    this.isBehind = true;
+    const read = (): void => void (this.isBehind = false);
+    drained.then(read, read);
   }
 
   // ----------------------------------------------------------------------------------------------------------- the overview

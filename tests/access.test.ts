@@ -367,7 +367,7 @@ describe("a token's claims", () => {
       " a",
       "a ",
       "a\n",
-      "*",
+      "**",
       7,
       null,
       ["till-7"],
@@ -375,6 +375,12 @@ describe("a token's claims", () => {
     ])
       expect(await whyNot(access, signed({ sub }))).toContain("sub must be a device's name");
     expect((await access.read(signed({ sub: "x".repeat(128) }))).subject).toBe("x".repeat(128));
+  });
+
+  test("name none with *, which the secret's owner alone may say", async () => {
+    expect((await access.read(signed({ sub: "*" }))).subject).toBeNull();
+    for (const algorithm of ALGORITHMS)
+      expect(await whyNot(access, await bySet(algorithm, { sub: "*" }))).toContain("sub must be a device's name");
   });
 
   test("fit the audience and the issuer where these are set", async () => {

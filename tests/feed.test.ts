@@ -619,33 +619,3 @@ describe("what a request may say", () => {
     expect(socket.protocol).toBe("");
   });
 });
-
-describe("readers that others wrote", () => {
-  test("npm eventsource resumes by itself after its connection was cut", async () => {
-    const channel = fresh();
-    const source = new EventSource(feed(channel, "?device=a"));
-    const got: string[] = [];
-    source.addEventListener("order.created", ({ lastEventId }) => got.push(lastEventId));
-    await until(() => pere.engine.held.present > 0);
-    const ids = [await push(pere.url, channel, 1, "?type=order.created")];
-    await until(() => got.length === 1);
-    // Cut on the server's side without a word, as a network does.
-    await ask(`${pere.url}/devices/${channel}/a`, { method: "DELETE" });
-    await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
-    ids.push(await push(pere.url, channel, 2, "?type=order.created"));
-    await until(() => got.length === 2);
-    expect(got).toEqual(ids);
-    source.close();
-  });
-
-  test("curl reads lines", async () => {
-    const channel = fresh();
-    const id = await push(pere.url, channel, { a: 1 });
-    const curl = Bun.spawn(["curl", "-sN", "--max-time", "10", feed(channel, "?since=earliest")], { stdout: "pipe" });
-    let said = "";
-    for await (const chunk of curl.stdout) if ((said += new TextDecoder().decode(chunk)).includes('"data"')) break;
-    expect(said).toContain(`id: ${id}\ndata: {"id":"${id}"`);
-    curl.kill();
-    await curl.exited;
-  });
-});

@@ -10,7 +10,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/model.ts": [],
   "engine/store.ts": ["engine/model.ts"],
   "engine/breath.ts": [],
-  "engine/certificate.ts": ["node:crypto", "node:fs"],
+  "engine/certificate.ts": ["node:crypto", "node:fs", "node:tls"],
   "engine/body.ts": ["engine/model.ts"],
   "engine/secret.ts": ["engine/model.ts", "node:fs"],
   "engine/owed.ts": ["engine/breath.ts", "engine/store.ts", "engine/model.ts"],

@@ -103,7 +103,8 @@ test("calls to hooks are counted by what became of them", async () => {
   });
   const service = await startWith({ access: "open", hooksAllowed: readAllowed("127.0.0.0/8") });
   const { url } = service;
-  const hook = (to: string) => ask(`${url}/hooks/orders/h`, { method: "PUT", body: { url: to, on: ["receipt"] } });
+  const to = `http://127.0.0.1:${receiver.port}/`; // Once it has stopped it has no port.
+  const hook = () => ask(`${url}/hooks/orders/h`, { method: "PUT", body: { url: to, on: ["receipt"] } });
   const tried = async (result: string, body: unknown): Promise<void> => {
     const id = await push(url, "orders", body);
     await give(url, "orders", id, "till-7", "done");
@@ -111,12 +112,12 @@ test("calls to hooks are counted by what became of them", async () => {
     await until(async () => value(await scrape(url), series) === 1, series);
   };
   await ask(`${url}/devices/orders/till-7`, { method: "PUT" });
-  await hook(`http://127.0.0.1:${receiver.port}/`);
+  await hook();
   await tried("delivered", 1);
   await tried("refused", 2);
   await tried("gone", 3);
   await receiver.stop(true);
-  await hook(`http://127.0.0.1:${receiver.port}/`);
+  await hook();
   await tried("unreachable", 4);
   await service.stop();
 });

@@ -5,7 +5,8 @@
  * - Its examples are one story. The story is played on a fresh service with a clock that stands still: what is sent is the document's own
  *   example, and what comes back is its own example again, letter by letter, but for what a service makes up (epochs, incidents).
  * - Every status that it declares is provoked, and every answer is held to the schema, the content type and the headers declared for it.
- * - The page that shows it works in a real browser with nothing from outside.
+ *
+ * The page that shows it has its own tests, in `swagger.test.ts`.
  */
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import { join } from "node:path";
@@ -25,6 +26,7 @@ import {
   RECEIPTS_MAX,
   TO_MAX,
   readChannel,
+  readChannels,
   readDevice,
   readPosition,
   readPositions,
@@ -32,7 +34,6 @@ import {
 } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import {
   type Answer,
   ask,
@@ -45,46 +46,18 @@ import {
   temporary,
   until,
 } from "./harness.ts";
+import {
+  type Asking as Plain,
+  describedRequest,
+  type Document,
+  type Media,
+  operationsOf,
+  type Place,
+  type Reply,
+  strictCopy,
+} from "./described.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
-
-interface Media {
-  readonly schema: object;
-  readonly examples?: Record<string, { readonly value: unknown }>;
-}
-interface Reply {
-  readonly $ref?: string;
-  readonly description: string;
-  readonly headers?: Record<string, object>;
-  readonly content?: Record<string, Media>;
-}
-interface Parameter {
-  readonly name: string;
-  readonly in: string;
-  readonly description: string;
-  readonly example?: unknown;
-}
-interface Operation {
-  readonly operationId: string;
-  readonly security?: readonly object[];
-  readonly summary: string;
-  readonly tags: string[];
-  readonly parameters?: Parameter[];
-  readonly requestBody?: { readonly content: Record<string, Media> };
-  readonly responses: Record<string, Reply>;
-}
-interface Document {
-  readonly openapi: string;
-  readonly info: { readonly version: string };
-  readonly tags: { readonly name: string }[];
-  readonly paths: Record<string, Record<string, Operation>>;
-  readonly security: readonly object[];
-  readonly components: {
-    readonly responses: Record<string, Reply>;
-    readonly schemas: Record<string, object>;
-    readonly securitySchemes: Record<string, object>;
-  };
-}
 
 let pere: Service;
 /** The same with a secret, and tokens for it: one with no right at all, and one that has had its time. */
@@ -96,7 +69,7 @@ let routes: { method: string; path: string; hidden: boolean }[];
 let ajv: Ajv2020;
 
 /** Every operation by its id, with where it is. */
-const operations = new Map<string, { path: string; method: string; operation: Operation }>();
+let operations: Map<string, Place>;
 
 beforeAll(async () => {
   const using = spyOn(Elysia.prototype, "use");
@@ -115,24 +88,11 @@ beforeAll(async () => {
     hidden: (hooks as { detail?: { hide?: boolean } }).detail?.hide === true,
   }));
   document = (await ask(`${pere.url}/swagger/json`)).body as Document;
-  for (const [path, item] of Object.entries(document.paths))
-    for (const [method, operation] of Object.entries(item))
-      operations.set(operation.operationId, { path, method: method.toUpperCase(), operation });
+  operations = operationsOf(document);
   ajv = new Ajv2020({ strict: false, allErrors: true, validateFormats: false });
   ajv.addSchema(strictCopy(document) as object, "document");
 });
 afterAll(() => Promise.all([pere.stop(), guarded.stop()]));
-afterAll(closeBrowser);
-
-/** The same, with no member allowed that is not declared: what the service says must be described. */
-function strictCopy(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(strictCopy);
-  if (typeof value !== "object" || value === null) return value;
-  const copy = Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, strictCopy(inner)]));
-  return copy.type === "object" && copy.properties && copy.additionalProperties === undefined
-    ? { ...copy, additionalProperties: false }
-    : copy;
-}
 
 /** What is wrong with a value by a schema of the document, in words; "" when nothing is. */
 function faults(pointer: string, value: unknown): string {
@@ -155,16 +115,7 @@ function replyOf(operationId: string, status: number): { reply: Reply; pointer: 
 
 // ------------------------------------------------------------------------------------------------------ asking as it is described
 
-interface Asking {
-  /** Of the request's body: its media type, and the name of an example or a body of one's own. */
-  readonly type?: string;
-  readonly example?: string;
-  readonly body?: string | Uint8Array;
-  /** In place of the parameters' examples; null leaves one out. */
-  readonly parameters?: Record<string, string | null>;
-  readonly headers?: Record<string, string>;
-  readonly token?: "weak" | "expired";
-}
+type Asking = Plain & { readonly token?: "weak" | "expired" };
 
 /** The epoch of the story's channel on this service, once it is known. */
 let epoch = SAMPLE_EPOCH;
@@ -176,34 +127,12 @@ const sample = (text: string): string =>
     .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11");
 
 /** The request that the document describes, with the examples that it gives. */
-function requestOf(operationId: string, asking: Asking, base = pere.url) {
-  const { path, method, operation } = operations.get(operationId)!;
-  const query = new URLSearchParams();
-  const headers: Record<string, string> = { ...asking.headers };
-  if (asking.token) headers.Authorization = `Bearer ${asking.token === "weak" ? weak : expired}`;
-  let where = path;
-  for (const { name, in: place, example } of operation.parameters ?? []) {
-    const given = asking.parameters?.[name];
-    const value = given === undefined && example !== undefined ? real([example].flat().join(",")) : (given ?? null);
-    if (place === "path") where = where.replace(`{${name}}`, encodeURIComponent(value!));
-    else if (value !== null && place === "query") query.set(name, value);
-    else if (value !== null && name.toLowerCase() !== "device") headers[name] = value;
-  }
-  const described = asking.type ? operation.requestBody?.content[asking.type] : undefined;
-  let body = asking.body;
-  if (asking.example) {
-    const value = described!.examples![asking.example]!.value;
-    const form = asking.type === "application/x-www-form-urlencoded";
-    body = real(
-      form
-        ? String(new URLSearchParams(value as Record<string, string>))
-        : asking.type === "application/x-ndjson"
-          ? String(value)
-          : JSON.stringify(value),
-    );
-  }
-  const url = `${base}${where}${query.size > 0 ? `?${query}` : ""}`;
-  return { url, init: { method, headers, ...(body === undefined ? {} : { body, type: asking.type ?? "" }) } };
+function requestOf(operationId: string, { token, ...asking }: Asking, base = pere.url) {
+  const headers = {
+    ...asking.headers,
+    ...(token ? { Authorization: `Bearer ${token === "weak" ? weak : expired}` } : {}),
+  };
+  return describedRequest(operations.get(operationId)!, { ...asking, headers }, base, real);
 }
 
 /** Holds an answer to what is declared for it. */
@@ -252,7 +181,10 @@ describe("the document", () => {
   });
 
   test("describes every route, and no other", async () => {
-    const pages = ["/", "/pages/:file", "/swagger", "/swagger/", "/swagger/json", "/swagger/ui.css", "/swagger/ui.js"];
+    const documents = ["/swagger/json", "/asyncapi.json"];
+    const device = ["/weblistener.html", "/weblistener-worker.js"];
+    const swagger = ["/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js"];
+    const pages = ["/", "/pages/:file", ...device, ...swagger, ...documents];
     const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
       (name) => `/${name}`,
     );
@@ -313,10 +245,13 @@ describe("the document", () => {
     const long = (length: number): string => "a".repeat(length);
     const texts = ["orders", "A.b_c:d~e-f", "-a", ".a", "~", "a b", "a/b", "ü", "", "a\n", "pere.x", "pere", "Pere.x"]
       .concat([64, 65, 128, 129].map(long))
+      .concat(["a,b", "a,", ",a", "a,,b", "a, b", "a,-b"])
+      .concat([16, 17].map((count) => Array.from({ length: count }, (_, n) => `c${n}`).join(",")))
       .concat(["k3x9-1", "k3x9-0", "k3x9-01", "K-1", "-1", "a-1.b-2", "a-1.", `${long(17)}-1`, `a-${"9".repeat(16)}`])
       .concat([16, 17].map((count) => Array.from({ length: count }, () => "a-1").join(".")));
     const readers = {
       Channel: readChannel,
+      Channels: readChannels,
       Device: readDevice,
       HookName: readHookName,
       EventType: readType,
@@ -764,99 +699,4 @@ test("hooks are called with what is described", async () => {
   expect(shapeOf("HookCall", { ...state, data: gap })).not.toBe("");
   await own.stop();
   await receiver.stop(true);
-});
-
-// -------------------------------------------------------------------------------------------------------------------- the page
-
-describe("the page", () => {
-  const files = [
-    "/swagger",
-    "/swagger/",
-    "/swagger.js",
-    "/swagger.css",
-    "/icon.svg",
-    "/swagger/ui.js",
-    "/swagger/ui.css",
-  ];
-
-  test("and all that it loads is served, with its type", async () => {
-    const types = await Promise.all(
-      files.map(async (path) => {
-        const { status, headers } = await ask(pere.url + path);
-        return `${status} ${path} ${headers.get("content-type")?.split(";")[0]}`;
-      }),
-    );
-    expect(types).toEqual([
-      "200 /swagger text/html",
-      "200 /swagger/ text/html",
-      "200 /swagger.js text/javascript",
-      "200 /swagger.css text/css",
-      "200 /icon.svg image/svg+xml",
-      "200 /swagger/ui.js text/javascript",
-      "200 /swagger/ui.css text/css",
-    ]);
-  });
-
-  test("names no other host, and holds no script of its own", async () => {
-    for (const path of files.filter((name) => !name.endsWith("ui.js"))) {
-      const { text } = await ask(pere.url + path);
-      const allowed = text.replaceAll("http://www.w3.org/2000/svg", "").replace(/url\("?data:[^)]*\)/g, "");
-      expect(allowed.match(/(https?:)?\/\/[\w.-]+\.\w+|@import/g) ?? [], path).toEqual([]);
-    }
-    const { text } = await ask(`${pere.url}/swagger`);
-    expect(text).toContain('<html lang="en">');
-    expect(text).toMatch(/<title>[^<]{4,}<\/title>/);
-    expect(text).toContain('name="viewport"');
-    for (const [tag] of text.matchAll(/<script[^>]*>[^<]*/g)) expect(tag).toMatch(/ src="\/[^"]+"[^>]*>\s*$/);
-    expect(text).not.toMatch(/<style| style=| on\w+=/);
-    expect(text).toContain("default-src 'none'");
-  });
-
-  test("looks for the sample id that the examples have", async () => {
-    expect((await ask(`${pere.url}/swagger.js`)).text).toContain(`/${SAMPLE_EPOCH}-\\d+/g`);
-  });
-
-  browserTest("shows every operation in a browser, tries the story, and asks nobody else", async () => {
-    await using view = openTab(390, 844);
-    const page = <Value>(script: string): Promise<Value> => view.evaluate(script) as Promise<Value>;
-    const shown = (selector: string): Promise<number> =>
-      page(`document.querySelectorAll(${JSON.stringify(selector)}).length`);
-
-    for (const path of ["/swagger", "/swagger/"]) {
-      await view.navigate(pere.url + path);
-      await until(async () => (await shown(".opblock")) === operations.size, `the operations at ${path}`);
-    }
-    // It fits a phone.
-    expect(await page<number>("document.documentElement.scrollWidth")).toBeLessThanOrEqual(390);
-
-    // Its link to one operation opens it.
-    await view.navigate(`${pere.url}/swagger#/Reading/readEvent`);
-    await view.reload();
-    await until(async () => (await shown("#operations-Reading-readEvent.is-open")) === 1, "the operation of the link");
-
-    // An order is pushed, and read by the id that it was given.
-    const execute = async (id: string): Promise<string> => {
-      const block = `document.getElementById(${JSON.stringify(id)})`;
-      await page(
-        `${block}.classList.contains("is-open") || ${block}.querySelector(".opblock-summary-control").click()`,
-      );
-      await until(() => page(`${block}.querySelector("button.execute") !== null`), `${id} open`);
-      await page(`${block}.querySelector("button.execute").click()`);
-      const answer = `${block}.querySelector(".live-responses-table .response")?.innerText ?? ""`;
-      return (await until(() => page<string>(answer), `an answer to ${id}`)) as string;
-    };
-    const idOf = (operationId: string): Promise<string> =>
-      page(`[...document.querySelectorAll(".opblock")].find(({ id }) => id.endsWith("-${operationId}"))?.id ?? ""`);
-    expect(await execute(await idOf("push"))).toStartWith("201");
-    expect(await execute(await idOf("followEvents"))).toStartWith("200");
-    expect(await execute(await idOf("giveReceipts"))).toStartWith("200");
-    const read = await execute(await idOf("readEvent"));
-    expect(read).toStartWith("200");
-    expect(read).toContain('"complete": true');
-
-    // Nothing came from, or went to, anybody else.
-    const asked = await page<string[]>("performance.getEntriesByType('resource').map(({ name }) => name)");
-    expect(asked.length).toBeGreaterThan(4);
-    expect(asked.filter((url) => !url.startsWith(`${pere.url}/`) && !url.startsWith("data:"))).toEqual([]);
-  });
 });

@@ -54,7 +54,7 @@ describe("a page of an origin that was named", () => {
       ["/push/orders", 405, {}],
       ["/push/orders", 415, { body: "1", type: "text/plain", headers: good }],
       ["/feed/orders?wait=0", 200, { headers: { ...good, ...JSON_ONLY } }],
-      ["/weblistener.js", 200, {}],
+      ["/weblistener-worker.js", 200, {}],
       ["/swagger/json", 200, {}],
     ] as const) {
       const answer = await ask(pere.url + path, {
@@ -118,7 +118,7 @@ describe("a page of a stranger", () => {
         ["/feed/orders", {}],
         ["/channels", {}],
         ["/health", {}],
-        ["/weblistener.js", {}],
+        ["/weblistener-worker.js", {}],
         ["/swagger/json", {}],
         ["/nothing", {}],
         [`/?token=${GOOD}`, {}],
@@ -223,7 +223,7 @@ describe("Host", () => {
       "é.example",
       "a".repeat(300),
     ])
-      for (const path of ["/health", "/weblistener.js", "/swagger/json", "/", "/nothing"])
+      for (const path of ["/health", "/weblistener-worker.js", "/swagger/json", "/", "/nothing"])
         expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 400`);
     expect(await get(pere.url, null)).toBe(400);
     expect(await get(pere.url, null, "/health", "1.0")).toBe(400);
@@ -277,7 +277,7 @@ describe("Host", () => {
       "127.0.0.1.nip.io",
       "2130706433",
     ])
-      for (const path of ["/health", "/weblistener.js", "/swagger/json", "/feed/orders"])
+      for (const path of ["/health", "/weblistener-worker.js", "/swagger/json", "/feed/orders"])
         expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 403`);
     // To itself it would be a page of its own.
     const rebound = { Host: "evil.example", Origin: "http://evil.example" };

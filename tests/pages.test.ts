@@ -52,14 +52,14 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       "/pages/x",
       "/console.html",
       "/console/console.tsx",
-      "/console/console.css",
+      "/device/device.css",
       "/build.ts",
       "/screenshots/board-desk-light.png",
     ])
       expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 404`);
     for (const path of [
       "/weblistener.html",
-      "/weblistener.js",
+      "/weblistener-worker.js",
       "/swagger",
       "/swagger/ui.js",
       "/swagger/ui.css",

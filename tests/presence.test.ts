@@ -12,7 +12,10 @@ import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
 import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
+import { Presence } from "../engine/presence.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
+import type { Store } from "../engine/store.ts";
+import type { Batch } from "../engine/tail.ts";
 import type { Service } from "../index.ts";
 import { hear } from "./contract-calls.ts";
 import { ask, connect, give, listen, push, start, Stream, temporary, until } from "./harness.ts";
@@ -53,7 +56,7 @@ class Counted implements Wire {
   ready(): void {
     this.told.push("ready");
   }
-  write(): Promise<unknown> | undefined {
+  write(_channel: string, _batch: Batch): Promise<unknown> | undefined {
     this.told.push("write");
     return this.#stuck ? new Promise(() => {}) : undefined;
   }
@@ -320,6 +323,108 @@ describe("what a device lost", () => {
       });
     await old.stop();
   });
+});
+
+describe("a crowd that comes back at once", () => {
+  /** Calls to a store, by what was asked. */
+  const counting = (store: Store, calls: Map<string, number>): Store =>
+    new Proxy(store, {
+      get(target, name: string) {
+        const value: unknown = Reflect.get(target, name);
+        if (typeof value !== "function") return value;
+        return (...given: unknown[]): unknown => {
+          calls.set(name, (calls.get(name) ?? 0) + 1);
+          return Reflect.apply(value, target, given);
+        };
+      },
+    });
+
+  /** So many devices missed a hundred events and come back in one turn; gives what the store was asked until all have them. */
+  async function back(crowd: number): Promise<ReadonlyMap<string, number>> {
+    const calls = new Map<string, number>();
+    const store = new SqliteStore({ path: ":memory:" });
+    const engine = new Engine(counting(store, calls));
+    const names = Array.from({ length: crowd }, (_, n) => `device-${n}`);
+    await Promise.all(names.map((name) => engine.enrol("c", name)));
+    const { epoch } = await engine.push("c", [draft("0")]);
+    await engine.push(
+      "c",
+      Array.from({ length: 100 }, () => draft("1")),
+    );
+    const seen = names.map(() => 0);
+    calls.clear();
+    names.forEach((name, index) => {
+      const wire = new Counted();
+      wire.write = (_, { entries }: Batch) => void (seen[index]! += entries.length);
+      engine.follow({ ...asked(name), last: [{ epoch, seq: 1 }] }, wire);
+    });
+    await until(() => seen.every((count) => count >= 100));
+    for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve));
+    expect(new Set(seen)).toEqual(new Set([100]));
+    const found = new Map(calls);
+    await engine.drain();
+    await engine.close();
+    return found;
+  }
+
+  test("the log is read once for all of them, and each device is looked up once", async () => {
+    const one = await back(1);
+    const many = await back(2_000);
+    expect(many.get("events")!).toBeLessThanOrEqual(2 * one.get("events")!);
+    for (const name of ["join", "settled"]) expect(many.get(name)!).toBeLessThanOrEqual(2_000 * one.get(name)!);
+  });
+});
+
+test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
+  const told: (number | null)[] = [];
+  class Told extends SqliteStore {
+    override attend(_channel?: string, _device?: string, joined: number | null = null): void {
+      told.push(joined);
+    }
+  }
+  const store = new Told({ path: ":memory:" });
+  const presence = new Presence<string>(
+    store,
+    () => T,
+    () => {},
+  );
+  presence.enter("c", "a", "feed", 0);
+  const again = presence.rejoin("c", "a");
+  presence.leave("c", "a", "feed");
+  await again;
+  expect(told).toEqual([0, null]);
+  await store.close();
+});
+
+test("signs of life are written one after the other, the newest last, however slow the store is", async () => {
+  const written: string[] = [];
+  const { promise: slow, resolve: goOn } = Promise.withResolvers<void>();
+  class Slow extends SqliteStore {
+    override async seen(_channel: string, times: ReadonlyMap<string, number>): Promise<void> {
+      const said = [...times].join();
+      written.push(`${said} begins`);
+      await slow;
+      written.push(`${said} ends`);
+    }
+  }
+  const store = new Slow({ path: ":memory:" });
+  let at = 1;
+  const presence = new Presence<string>(
+    store,
+    () => at++,
+    () => {},
+  );
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  await until(() => written.length > 0, "the first writing");
+  presence.heard("c", "a");
+  void presence.writeHeard();
+  presence.heard("c", "a");
+  const last = presence.writeHeard();
+  goOn();
+  await last;
+  expect(written).toEqual(["a,1 begins", "a,1 ends", "a,3 begins", "a,3 ends"]);
+  await store.close();
 });
 
 describe("more channels in one commit than are kept in memory", () => {

@@ -217,16 +217,13 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     server.pause();
     try {
       for (let wave = 0; wave < 3; wave++) {
-        let from = performance.now();
+        // Where Redis is asked there is a promise; memory answers in its place, and then at once, without one.
+        await until(() => rates.take("receipt", crypto.randomUUID()) !== undefined, "Redis to be asked");
         const callers = Array.from({ length: 100 }, (_, n) => `caller ${n}`);
         const takes = await Promise.all(callers.map((caller) => refusal(rates, "push", caller)));
         expect(takes).toEqual(callers.map(() => null));
-        expect(performance.now() - from).toBeLessThan(500);
-        from = performance.now();
-        for (let n = 0; n < 3; n++) rates.take("push", `wave ${wave}`);
+        for (let n = 0; n < 3; n++) expect(rates.take("push", `wave ${wave}`)).toBeUndefined();
         expect(() => rates.take("push", `wave ${wave}`)).toThrow(TooMany);
-        expect(performance.now() - from).toBeLessThan(50);
-        await Bun.sleep(1_100); // The rest is over, and Redis is asked again.
       }
       for (let n = 0; n < 100; n++) expect(await refusal(rates, "push", `caller ${n}`)).not.toBeNull();
       expect(warned.length).toBeGreaterThan(0);
@@ -243,9 +240,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     await isShared(server, early);
     await server.end();
     const late = openRates(FEW, [server.url]);
-    const from = performance.now();
     for (const rates of [early, late]) expect(await timesUntilRefused(rates, "push", "shop")).toBe(3);
-    expect(performance.now() - from).toBeLessThan(1_000);
     await server.restart();
     for (const rates of [early, late]) await isShared(server, rates);
   });

@@ -15,7 +15,10 @@ export interface Heard {
   readonly closed: boolean;
 }
 
-/** Sends parts as they are, and reads until the other side closes or says nothing more for `quietMs`. */
+/**
+ * Sends parts as they are, and reads until the other side closes or says nothing more for `quietMs`. Where it was asked to close after its
+ * answer, the answer is waited for: a disk may take longer.
+ */
 export function say(
   url: string,
   parts: string | Buffer | readonly (string | Buffer)[],
@@ -32,9 +35,10 @@ export function say(
       resolve({ text, status: statuses[0] ?? 0, answers: statuses.filter((status) => status >= 200).length, closed });
     };
     let timer = setTimeout(() => finish(false), PATIENCE_MS);
+    const closes = [parts].flat().some((part) => part.includes("Connection: close"));
     const listen = (): void => {
       clearTimeout(timer);
-      timer = setTimeout(() => finish(false), quietMs);
+      timer = setTimeout(() => finish(false), closes ? PATIENCE_MS : quietMs);
     };
     socket.on("data", (bytes: Buffer) => {
       text += bytes.toString("latin1");

@@ -298,6 +298,10 @@ describe("retention", () => {
     await ruled.stop();
   });
 
+  test("by a channel's own rule before that of the channels whose names begin with its own", () => {
+    expect(readKeep("shop.:events=1;shop.*:events=2").map(({ pattern }) => pattern)).toEqual(["shop.", "shop.*"]);
+  });
+
   test("by age, also when nothing is pushed any more", async () => {
     let now = Date.now();
     const old = await start({ now: () => now, limits: { keptMs: 60_000, trimMs: 10 } });

@@ -1,12 +1,13 @@
 /**
- * `bun run screenshots`: pictures of the pages, light and dark, on a desk and on a phone, into `web/screenshots/`.
+ * `bun run screenshots`: pictures of the pages, light and dark, on a desk and on a phone, into `web/screenshots/`; and the device page's icons, of
+ * `web/icon.svg`, into `web/`.
  *
  * They are taken of a real service in which a small chain of shops has had its morning: the clock is held, chance is not used, so that two runs
  * give the same pictures but for the ids.
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { openTab } from "./browser.ts";
+import { closeBrowser, openTab } from "./browser.ts";
 import { ask, listen, start, type Stream, until } from "./harness.ts";
 
 const FOLDER = process.argv[2] ?? join(import.meta.dir, "..", "web", "screenshots");
@@ -83,17 +84,6 @@ async function orders(): Promise<string> {
   return shown;
 }
 
-/** What the device in the pictures has before it. */
-async function counter(): Promise<void> {
-  await ask(`${pere.url}/devices/counter/till-9`, { method: "PUT" });
-  for (const [type, data] of [
-    ["menu.changed", { out: ["soup"], since: "11:30" }],
-    ["order.created", { order: "A-1047", table: 4, total: 23.5 }],
-    ["order.created", { order: "A-1048", table: 11, total: 8.9 }],
-  ] as const)
-    await ask(`${pere.url}/push/counter?type=${type}`, { body: data });
-}
-
 /** Price changes for a thousand shelf labels. */
 async function prices(): Promise<void> {
   const labels = Array.from({ length: 400 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
@@ -111,40 +101,104 @@ async function prices(): Promise<void> {
   }
 }
 
+const TABLES = [
+  { order: "A-1051", table: 4, items: ["two coffees", "apple cake"] },
+  { order: "A-1052", table: 11, items: ["lentil soup"] },
+  { order: "A-1053", table: 2, items: ["tea", "toast"] },
+  { order: "A-1054", table: 7, items: ["espresso", "two waters"] },
+];
+
+/** A device's page at work: of four orders two are answered. @returns answers the others, so that the next picture begins anew */
+async function till(tab: Bun.WebView): Promise<() => Promise<void>> {
+  await tab.navigate(`${pere.url}/weblistener.html?channel=counter&device=till-9`);
+  const has = (selector: string, count: number): Promise<true> =>
+    until(
+      async () => (await tab.evaluate(`document.querySelectorAll(${JSON.stringify(selector)}).length`)) === count,
+      `${count} of ${selector}`,
+    );
+  await has("#state[data-state=connected]", 1);
+  const ids: string[] = [];
+  for (const [place, body] of TABLES.entries()) {
+    const deadline = place === 3 ? "&deadline=540" : "";
+    const pushed = await ask(`${pere.url}/push/counter?type=order.created${deadline}`, { body });
+    ids.push(pushed.body.id as string);
+  }
+  await has("[data-receipt=received]", TABLES.length);
+  for (const [place, word] of ["done", "failed"].entries()) {
+    await tab.evaluate(`document.querySelector("#event-${ids[place]} button.${word}").click()`);
+    await has(`[data-receipt=${word}]`, 1);
+  }
+  await tab.evaluate("(document.activeElement.blur(), scrollTo(0, 0))");
+  return async () => {
+    for (const id of ids) await give("counter", id, [["till-9", "done"]]);
+  };
+}
+
+/** Icons for home screens, with ground to their edges, so that systems may cut them as they like. */
+async function icons(): Promise<void> {
+  const web = join(import.meta.dir, "..", "web");
+  const icon = await Bun.file(join(web, "icon.svg")).text();
+  for (const size of [192, 512]) {
+    const tab = openTab(600, 800);
+    const style = `body{margin:0;background:#1f2937}svg{display:block;width:${size}px}`;
+    await tab.navigate(`data:text/html,${encodeURIComponent(`<style>${style}</style>${icon}`)}`);
+    const clip = { x: 0, y: 0, width: size, height: size, scale: 1 };
+    const { data } = (await tab.cdp("Page.captureScreenshot", { clip })) as { data: string };
+    await Bun.write(join(web, `icon-${size}.png`), Buffer.from(data, "base64"));
+    tab.close();
+  }
+}
+
 /** Those that are shown in the README; all of them go to a folder that is named. */
-const KEPT = ["board", "event", "device"];
+const KEPT = ["board", "event"];
 
 const SIZES = { desk: [1200, 800], phone: [390, 780] } as const;
 
-async function pictures(event: string): Promise<void> {
-  await mkdir(FOLDER, { recursive: true });
-  const pages: Record<string, string> = {
-    overview: "/",
-    board: "/#/orders",
-    tallies: "/#/prices.berlin",
-    event: `/#/orders/event/${event}`,
-    push: "/#/orders/push",
-    devices: "/#/orders/devices",
-    hooks: "/#/orders/hooks",
-    device: "/weblistener.html?channel=counter&device=till-9",
-  };
+/** A tab in each size and scheme, one after the other. @param show takes its pictures, which end with `name` */
+async function each(show: (tab: Bun.WebView, name: string) => Promise<void>): Promise<void> {
   for (const [size, [width, height]] of Object.entries(SIZES))
     for (const scheme of ["light", "dark"]) {
       const tab = openTab(width, height);
       await tab.navigate(pere.url);
       await tab.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
-      for (const [name, path] of Object.entries(pages)) {
-        if (process.argv[2] === undefined && !KEPT.includes(name) && `${name} ${size}` !== "overview desk") continue;
-        if (path.startsWith("/#")) await tab.evaluate(`void (location.hash = ${JSON.stringify(path.slice(1))})`);
-        else if (path !== "/") await tab.navigate(pere.url + path);
-        const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
-        await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${name} to be there`);
-        if (name === "overview") await moveOn();
-        await Bun.sleep(400); // For the last frame to be drawn.
-        await Bun.write(join(FOLDER, `${name}-${size}-${scheme}.png`), await tab.screenshot());
-      }
+      await show(tab, `${size}-${scheme}`);
       tab.close();
     }
+}
+
+async function pictures(event: string): Promise<void> {
+  await mkdir(FOLDER, { recursive: true });
+  const places: Record<string, string> = {
+    overview: "/",
+    board: "/orders",
+    tallies: "/prices.berlin",
+    event: `/orders/event/${event}`,
+    push: "/orders/push",
+    devices: "/orders/devices",
+    hooks: "/orders/hooks",
+  };
+  await each(async (tab, name) => {
+    for (const [place, hash] of Object.entries(places)) {
+      if (process.argv[2] === undefined && !KEPT.includes(place) && !`${place} ${name}`.startsWith("overview desk"))
+        continue;
+      await tab.evaluate(`void (location.hash = ${JSON.stringify(hash)})`);
+      const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
+      await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${place} to be there`);
+      if (place === "overview") await moveOn();
+      await picture(tab, `${place}-${name}`);
+    }
+  });
+  // At the end, since it is seen on the console.
+  await each(async (tab, name) => {
+    const over = await till(tab);
+    await picture(tab, `device-${name}`);
+    await over();
+  });
+}
+
+async function picture(tab: Bun.WebView, name: string): Promise<void> {
+  await Bun.sleep(400); // For the last frame to be drawn.
+  await Bun.write(join(FOLDER, `${name}.png`), await tab.screenshot());
 }
 
 /** Some seconds of life, so that there is something in the plots. */
@@ -166,11 +220,11 @@ async function moveOn(): Promise<void> {
 try {
   const event = await orders();
   await prices();
-  await counter();
   now = Date.now();
   await pictures(event);
+  await icons();
 } finally {
-  Bun.WebView.closeAll();
+  closeBrowser();
   for (const stream of streams) stream.close();
   await pere.stop();
 }

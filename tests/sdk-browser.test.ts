@@ -7,10 +7,10 @@ import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { publish, publishMany } from "../clients/pere.ts";
 import { BadProxy } from "./bad-proxy.ts";
-import { browserTest, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { ask, SECRET, startWith, until } from "./harness.ts";
 
-afterAll(() => Bun.WebView.closeAll());
+afterAll(closeBrowser);
 
 /** The page listens with what its address says, and shows what it hears to whoever looks at `seen`. */
 const PAGE = `<!doctype html><title>till</title><button style="width: 200px; height: 100px">another tab</button>

@@ -14,7 +14,8 @@ import {
 } from "../clients/pere.ts";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import fc from "fast-check";
-import { ask, start, until } from "./harness.ts";
+import { mint } from "../engine/mint.ts";
+import { ask, SECRET, start, startWith, until } from "./harness.ts";
 
 /** What the service knows of an event: each device's last word and its detail. */
 async function rows(url: string, id: string): Promise<Record<string, [status: string, detail: unknown]>> {
@@ -249,4 +250,59 @@ test("the reader of event streams agrees with eventsource-parser, wherever the c
     }),
     { numRuns: 2_000 },
   );
+});
+
+test("one that fails without a word gives no detail", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const till = listen({
+    url: pere.url,
+    channels: "orders",
+    device: "till-7",
+    onEvent: () => Promise.reject(new Error("")),
+  });
+  cleanup.defer(() => till.close());
+  await until(() => till.status().get().state === "connected");
+  const { id } = await publish(pere.url, "orders", 1, { wait: 10 });
+  expect(await rows(pere.url, id)).toEqual({ "till-7": ["failed", null] });
+});
+
+test("receipts that one device keeps are not given where a cookie says that it is another one", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+  const of = (sub: string, push: string[]): Promise<string> =>
+    mint({ secret: SECRET }, { sub, push, feed: ["orders"], days: 1 });
+  const office = await of("office", ["orders"]);
+  const pushed = await publish(pere.url, "orders", 1, { token: office, to: ["till-7", "till-8"] });
+  const kept = new Map<string, string>();
+  const outbox = [{ event: pushed.id, channel: "orders", status: "done", at: pushed.at }];
+  kept.set(`pere ${pere.url} orders till-7`, JSON.stringify({ version: 1, settled: [], outbox, last: "" }));
+  /** A page of `till-7`, whose browser has a cookie of somebody's. */
+  const open = async (sub: string) => {
+    const cookie = `pere_token=${await of(sub, [])}`;
+    return listen({
+      url: pere.url,
+      channels: "orders",
+      device: "till-7",
+      storage: { get: (name) => kept.get(name), set: (name, text) => kept.set(name, text) },
+      fetch: (url, init) => fetch(url, { ...init, headers: { ...(init.headers as object), Cookie: cookie } }),
+      timing: { flushMs: 10 },
+      onEvent: () => new Promise(() => {}),
+    });
+  };
+  const said = async (): Promise<Record<string, string>> => {
+    const headers = { Authorization: `Bearer ${office}` };
+    const { receipts } = (await ask(`${pere.url}/events/orders/${pushed.id}/receipts`, { headers })).body;
+    const list = receipts as { device: string; status: string }[];
+    return Object.fromEntries(list.map(({ device, status }) => [device, status]));
+  };
+  const other = await open("till-8");
+  await until(() => other.status().get().error?.includes("takes this device for till-8"));
+  await other.close();
+  expect(other.status().get().unsent).toBe(1);
+  expect(await said()).toEqual({ "till-7": "pending", "till-8": "pending" });
+  const own = await open("till-7");
+  cleanup.defer(() => own.close());
+  await until(async () => (await said())["till-7"] === "done");
+  expect(await said()).toEqual({ "till-7": "done", "till-8": "pending" });
 });

@@ -19,6 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { Counts } from "../engine/counts.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/schema.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
@@ -400,6 +401,31 @@ describe("the group commit", () => {
     await store.close();
   });
 
+  test("waits for what the next turns bring, and not for long turns", async () => {
+    const counts = new Counts();
+    const store = new SqliteStore({ path: ":memory:", counts });
+    await store.open("orders");
+    /** Each of 20 turns of at least so many milliseconds brings a change, before the commit looks. @returns how many commits there were */
+    const busy = async (turnMs: number): Promise<number> => {
+      const before = counts.batches.count;
+      const appended: Promise<unknown>[] = [];
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const turn = (): void => {
+        if (appended.length === 20) return resolve();
+        setImmediate(turn);
+        for (const end = performance.now() + turnMs; performance.now() < end;);
+        appended.push(store.append("orders", [draft(1)], T));
+      };
+      turn();
+      await promise;
+      await Promise.all(appended);
+      return counts.batches.count - before;
+    };
+    expect(await busy(0)).toBeLessThan(20);
+    expect(await busy(10)).toBeGreaterThanOrEqual(10);
+    await store.close();
+  });
+
   test("leaves what there is no time for to the next transaction, in order", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
@@ -477,6 +503,40 @@ describe("the group commit", () => {
     const reopened = new SqliteStore({ path });
     expect((await reopened.heads("orders"))!.events.head).toBe(3);
     await reopened.close();
+  });
+
+  test("waits once for another program that writes, whatever is to be stored, and stores again when that is done", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const { epoch } = await store.open("orders");
+    const other = new Database(path);
+    other.run("BEGIN IMMEDIATE");
+    const refused = await Promise.allSettled([
+      store.append("orders", [draft(1)], T),
+      store.enrol("orders", "till", T),
+      store.record("orders", [word(epoch, 1, "till", "done")], T),
+    ]);
+    const reasons = refused.map((outcome) => (outcome as PromiseRejectedResult).reason as PereError);
+    expect(reasons.map(({ code }) => code)).toEqual(["away", "away", "away"]);
+    // One cause: it was tried once. Each wait holds up everything else.
+    expect(new Set(reasons.map(({ cause }) => cause)).size).toBe(1);
+    other.run("ROLLBACK");
+    other.close();
+    expect(await store.append("orders", [draft(1)], T)).toMatchObject({ first: 1, addressed: 0 });
+    await store.close();
+  });
+
+  test("remembers no more words than it may, also where no event comes after them", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path, held: { channels: 10, answers: 10, words: 2, stints: 10 } });
+    const { epoch } = await store.append("orders", [draft(1, { to: ["a", "b", "c"] })], T);
+    for (const device of ["a", "b"]) await store.record("orders", [word(epoch, 1, device, "done")], T);
+    // What it has to look up it finds changed in the file: nobody but this test does that.
+    const other = new Database(path);
+    other.run("DELETE FROM latest");
+    other.close();
+    expect(await store.record("orders", [word(epoch, 1, "a", "done")], T)).toEqual(["recorded"]);
+    await store.close();
   });
 
   test("has committed before anybody is woken or answered: a copy of the files at that moment has the entry", async () => {

@@ -2,7 +2,7 @@
  * TLS and HTTP/2: a browser with twelve feeds over one connection, a WebSocket beside them, and a certificate that is replaced while all go on.
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
-import { copyFileSync } from "node:fs";
+import { appendFileSync, copyFileSync } from "node:fs";
 import { connect as connectHttp2, constants } from "node:http2";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
@@ -38,6 +38,8 @@ function shake(url: string, offered: string[]): Promise<{ name: string; protocol
   socket.on("error", reject);
   return promise;
 }
+
+afterAll(closeBrowser);
 
 // The certificates are the test's own, and nobody vouches for them.
 const strict = process.env.NODE_TLS_REJECT_UNAUTHORIZED;
@@ -164,6 +166,13 @@ test("on SIGHUP a replaced certificate is shown to whoever comes; a bad one chan
   service.child.kill("SIGHUP");
   const log = service.child.stderr.pipeThrough(new TextDecoderStream()).getReader();
   expect((await log.read()).value).toContain("PERE_TLS_KEY is not the key of PERE_TLS_CERT");
+  expect((await shake(url, ["h2"])).name).toBe("first");
+
+  // One that is written while it is read: its own part is whole, and what vouches for it is not.
+  use("second");
+  appendFileSync(file("used"), "-----BEGIN CERTIFICATE-----\nMIIB");
+  service.child.kill("SIGHUP");
+  expect((await log.read()).value).toContain("PERE_TLS_CERT can't be shown");
   expect((await shake(url, ["h2"])).name).toBe("first");
 
   use("second");

@@ -2,8 +2,11 @@
  * Watching: how things stand, what changes, and what it costs where nobody does.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { Counts } from "../engine/counts.ts";
 import { mint } from "../engine/mint.ts";
-import { WATCHERS_MAX } from "../engine/watching.ts";
+import { Presence } from "../engine/presence.ts";
+import { SqliteStore } from "../engine/sqlite.ts";
+import { type Screen, WATCHERS_MAX, Watching } from "../engine/watching.ts";
 import type { Service } from "../index.ts";
 import {
   ask,
@@ -173,11 +176,50 @@ describe("watching", () => {
   });
 });
 
+test("a watcher who does not read is told when its right ends, or after a while, and is shown nothing meanwhile", async () => {
+  let now = Date.now();
+  const store = new SqliteStore({ path: ":memory:" });
+  const presence = new Presence<never>(
+    store,
+    () => now,
+    () => {},
+  );
+  const watching = new Watching(store, presence, new Counts(), () => now);
+  const told: string[] = [];
+  /** A reader that takes the first frame, and reads on when it is let to. */
+  const stuck = (name: string) => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const expires = name === "expires" ? now + 1_000 : Infinity;
+    const screen: Screen = {
+      show: (frame) => (told.push(`${name} ${frame}`), promise),
+      beat() {},
+      bye: (reason) => void told.push(`${name} ${reason}`),
+    };
+    watching.watch({ channel: "c", may: () => true, expires, refused: null }, screen);
+    return resolve;
+  };
+  for (const name of ["expires", "stays"]) stuck(name);
+  const readsOn = stuck("reads on");
+  await until(() => told.length === 3, "three frames");
+  now += 1_000;
+  await until(() => told.length > 3, "the end of the first one's right");
+  readsOn();
+  await until(() => told.includes("reads on changes"), "the next frame");
+  now += 60_000;
+  await until(() => watching.size === 1, "the one who reads alone");
+  watching.stop();
+  expect(told).toEqual([
+    ...["expires overview", "stays overview", "reads on overview", "expires expired", "reads on changes"],
+    ...["stays busy", "reads on drain"],
+  ]);
+  await store.close();
+});
+
 test("a watcher sees the channels of its token, on none else, and no longer than the token lasts", async () => {
   let now = Date.now();
   const pere = await startWith({}, { now: () => now });
-  const token = async (push: string[], days = 1) => ({
-    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed: [], days })}`,
+  const token = async (push: string[], feed: string[] = []) => ({
+    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed, days: 1 })}`,
   });
   for (const channel of ["a", "shop.1", "shop.2"])
     await ask(`${pere.url}/push/${channel}`, { body: "1", headers: await token(["*"]) });
@@ -185,6 +227,9 @@ test("a watcher sees the channels of its token, on none else, and no longer than
   expect(overviews(stream)[0]!.channels.map(({ channel }) => channel)).toEqual(["shop.1", "shop.2"]);
   expect((await ask(`${pere.url}/watch?channel=a`, { headers: await token(["shop.*"]) })).status).toBe(403);
   expect((await ask(`${pere.url}/watch`)).status).toBe(401);
+  // A device's token: of what others do not even the counts are its business.
+  const refused = await ask(`${pere.url}/watch`, { headers: await token([], ["*"]) });
+  expect([refused.status, refused.body.detail]).toEqual([403, "this token gives no right to push on any channel"]);
   now += 2 * 86_400_000;
   expect(await stream.own("bye")).toEqual({ reason: "expired" });
   await pere.stop();

@@ -1,111 +1,16 @@
 /**
- * The device page in a real Chromium: clicked with a real mouse, reloaded, and left alone while the service goes away.
- *
- * Each test has a service and a browser profile of its own. What the page shows is read from its document; what counts is read from the
- * service. `PERE_SCREENSHOTS=<folder>` keeps pictures.
+ * The device page in a real Chromium, as a person has it: events and answers, who the device is, tokens, and what is refused. Each test has a service of
+ * its own. What a bad network does to it is in `weblistener-trouble.test.ts`.
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
+import { BadProxy } from "./bad-proxy.ts";
+import { browserTest, closeBrowser } from "./browser.ts";
+import { Page, row } from "./device-page.ts";
 import { mint } from "../engine/mint.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
-/** What the page shows of an event. */
-interface Shown {
-  readonly id: string;
-  readonly title: string;
-  readonly data: string;
-  readonly receipt: string;
-  readonly buttons: boolean;
-}
-
-/** One tab on the device page. */
-class Page {
-  readonly view: Bun.WebView;
-  readonly complaints: string[] = [];
-
-  constructor(width = 800, height = 900) {
-    this.view = openTab(width, height, (what) => this.complaints.push(what));
-  }
-
-  /** Opens the page and waits until its address and what it is are these. */
-  async becomes(device: string, address: string): Promise<void> {
-    const read = (): Promise<string> =>
-      this.read<string>(
-        "`${document.querySelector('#device-name').textContent} ${location.pathname}${location.search}`",
-      ).catch(() => "");
-    let now = "";
-    await until(
-      async () => (now = await read()) === `${device} ${address}`,
-      () => `${device} ${address}; it is ${now}`,
-    );
-    await this.state("connected");
-  }
-
-  /** Opens the page as a device and waits until it is connected. */
-  async open(url: string, query: string): Promise<this> {
-    await this.view.navigate(`${url}/weblistener.html?${query}`);
-    await this.state("connected");
-    return this;
-  }
-
-  state = (state: string): Promise<true> =>
-    until(async () => (await this.read<string>("document.querySelector('#state').dataset.state")) === state, state);
-
-  read = async <Value>(script: string): Promise<Value> => (await this.view.evaluate(script)) as Value;
-
-  /** The cards, top to bottom. */
-  cards = (): Promise<Shown[]> =>
-    this.read(`[...document.querySelectorAll("#events > li")].map((item) => ({
-      id: item.querySelector("code").textContent,
-      title: item.querySelector("h2").textContent,
-      data: item.querySelector("pre").textContent,
-      receipt: item.querySelector(".receipt").textContent,
-      buttons: !item.querySelector(".answer").hidden,
-    }))`);
-
-  /** Waits until an event's card shows this of its receipt, and gives the card. */
-  async shows(id: string, receipt: string): Promise<Shown> {
-    let cards: Shown[] = [];
-    const find = async (): Promise<Shown | undefined> =>
-      (cards = await this.cards()).find((card) => card.id === id && card.receipt === receipt);
-    return until(find, () => `${id} ${receipt}; the page shows ${JSON.stringify(cards)}`);
-  }
-
-  text = (selector: string): Promise<string> =>
-    this.read(`document.querySelector(${JSON.stringify(selector)}).textContent`);
-
-  /** Clicks something in an event's card, as a person does. */
-  async click(id: string, what: string): Promise<void> {
-    await this.view.scrollTo(`#event-${id} ${what}`);
-    await this.view.click(`#event-${id} ${what}`);
-  }
-
-  async picture(name: string): Promise<void> {
-    const folder = process.env.PERE_SCREENSHOTS;
-    if (folder) await Bun.write(join(folder, `${name}.png`), await this.view.screenshot());
-  }
-
-  [Symbol.dispose](): void {
-    this.view.close();
-  }
-}
-
 afterAll(closeBrowser);
-
-/** Waits until the service's row of a device is this, and gives the row. */
-async function row(url: string, id: string, device: string, status: string): Promise<Record<string, unknown>> {
-  let text = "";
-  return until(
-    async () => {
-      const answer = await ask(`${url}/events/orders/${id}/receipts`);
-      text = answer.text;
-      const rows = answer.body.receipts as Record<string, unknown>[];
-      return rows.find((row) => row.device === device && row.status === status);
-    },
-    () => `${device} ${status}; the rows are ${text}`,
-  );
-}
 
 browserTest("events with a type and without appear, newest first; Done and Failed arrive in the rows", async () => {
   await using cleanup = new AsyncDisposableStack();
@@ -360,7 +265,12 @@ browserTest("the link with all rights leaves a cookie, with which the page works
   await page.view.navigate(pere.url + link);
   expect(await page.read<string>("location.pathname + location.search")).toBe("/");
   await page.view.navigate(`${pere.url}/weblistener.html`);
-  await page.becomes("console", "/weblistener.html?device=console");
+  await page.state("connected");
+  // Whose browser it is makes no device's name.
+  const device = await page.text("#device-name");
+  expect(device).toMatch(/^[0-9a-f-]{36}$/);
+  const devices = await page.read<string>("fetch('/devices/orders').then((answer) => answer.text())");
+  expect((JSON.parse(devices).devices as { device: string }[]).map(({ device }) => device)).toEqual([device]);
   expect(await page.read<string>("document.cookie")).toBe("");
   const pushed = await page.read<number>(
     "fetch('/push/orders', { method: 'POST', body: '1', headers: { 'Content-Type': 'application/json' } }).then(({ status }) => status)",
@@ -405,28 +315,31 @@ browserTest(
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+    const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
     using page = new Page();
     const open = async (device: string): Promise<void> => {
-      await page.view.navigate(`${pere.url}/weblistener.html?token=${await till(device)}&device=${device}`);
+      await page.view.navigate(`${proxy.url}/weblistener.html?token=${await till(device)}&device=${device}`);
       await page.becomes(device, `/weblistener.html?device=${device}`);
     };
     await open("till-7");
     const { id } = (await ask(`${pere.url}/push/orders`, { body: 1, headers: await office() })).body;
     await page.shows(id, "received");
     await until(async () => (await rowsOf(pere.url, id))[0] === "till-7 received", "the first receipt");
-    await page.view.cdp("Network.enable");
-    await page.view.cdp("Network.setBlockedURLs", { urls: ["*/feedback/*"] });
+    proxy.weather = ({ errand }) => (errand === "receipts" ? { status: 503 } : "pass");
     await page.click(id, "button.done");
     await page.shows(id, "queued: done");
-    await page.view.cdp("Network.setBlockedURLs", { urls: [] });
-    // A page that the service does not know yet gives nothing, whoever it takes itself for.
-    await page.read("localStorage.setItem('pere.device', '\"till-7\"')");
-    await page.view.navigate(`${pere.url}/weblistener.html?channel=other&token=${await till("till-8")}`);
+    await page.view.navigate("about:blank");
+    proxy.weather = () => "pass";
+    // A page that the service does not know gives nothing, whoever it takes itself for.
+    await page.view.navigate(`${proxy.url}/weblistener.html?channel=other&token=${await till("till-8")}`);
     await until(async () => (await page.text("#state-why").catch(() => "")).includes("no right"), "its refusal");
-    expect(await page.text("#device-name")).toBe("till-7");
-    await page.read("dispatchEvent(new Event('online'))");
-    await Bun.sleep(500);
-    expect(await page.read<string>("localStorage.getItem('pere.outbox')")).toContain(id as string);
+    expect(await page.text("#device-name")).toBe("till-8");
+    // Nor does one whose browser has another one's cookie: it is that one, from then on.
+    await page.read(`void (sessionStorage.clear(), (document.cookie = "pere_token=${await till("till-8")}"))`);
+    await page.view.navigate(`${proxy.url}/weblistener.html?device=till-7`);
+    await page.becomes("till-8", "/weblistener.html?device=till-8");
+    await page.view.cdp("Network.clearBrowserCookies");
+    expect(await page.read<string>("JSON.stringify({ ...localStorage })")).toContain(id as string);
     await open("till-8");
     const other = (await ask(`${pere.url}/push/orders`, { body: 2, headers: await office() })).body.id as string;
     await until(async () => (await rowsOf(pere.url, other)).includes("till-8 received"), "the other's receipt");

@@ -9,8 +9,12 @@
  */
 import { join } from "node:path";
 
-/** The pages, each by its path and its source in `web/`. */
-const PAGES: Readonly<Record<string, string>> = { "/": "console/console.html" };
+/** The pages, and the script that keeps one for when there is no network, each by its path and its source in `web/`. */
+const PAGES: Readonly<Record<string, string>> = {
+  "/": "console/console.html",
+  "/weblistener.html": "device/device.html",
+  "/weblistener-worker.js": "device/worker.ts",
+};
 
 /** Under this path is what pages load. */
 export const BUILT = "/pages/";
@@ -42,7 +46,7 @@ const typed = (type: string, bytes: Uint8Array<ArrayBuffer>): PageFile => ({
 });
 
 /** The name of a built page's file: its source's, without folders. */
-const nameOf = (source: string): string => source.replace(/^.*\//, "");
+const nameOf = (source: string): string => source.replace(/^.*\//, "").replace(/\.ts$/, ".js");
 
 /** Bundles all pages. @returns files by name: pages as their sources are called, what they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
@@ -56,12 +60,7 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     jsx: { runtime: "automatic", importSource: "preact", development: false },
     plugins: [packages],
   });
-  return new Map(
-    built.outputs.map((output) => {
-      const name = output.path.replace(/^\.?\//, "");
-      return [name.endsWith(".html") || name.startsWith("pages/") ? name : `pages/${name}`, output];
-    }),
-  );
+  return new Map(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
 }
 
 /** What `write` wrote. */

@@ -24,7 +24,7 @@ export interface Parameter {
   readonly required?: boolean;
   /** Filled in when somebody tries the operation; so only where it does no harm. */
   readonly example?: unknown;
-  readonly style?: "simple" | "form";
+  readonly style?: "form";
   readonly explode?: boolean;
 }
 export interface Reference {
@@ -237,9 +237,7 @@ export const channel: Parameter = {
 export const channels: Parameter = {
   ...channel,
   description: `The channel's name, or several, comma separated: one connection, at most ${CHANNELS_MAX} channels.`,
-  schema: { type: "array", items: ref("Channel"), minItems: 1, maxItems: CHANNELS_MAX },
-  style: "simple",
-  example: [samples.channel],
+  schema: ref("Channels"),
 };
 export const event: Parameter = {
   name: "id",

@@ -53,6 +53,7 @@ const next = (what: string): Schema => ({
 });
 const anyJson = (description: string): Schema => ({ description });
 
+const CHANNEL_NAME = CHANNEL.source.slice(1, -1);
 const POSITION = positionPattern.source.slice(1, -1);
 const POSITIONS = `${POSITION}(\\.${POSITION}){0,${CHANNELS_MAX - 1}}`;
 /** The words that a device can give; the others of `STATES` are the server's. */
@@ -115,12 +116,12 @@ const hook = {
   channel: ref("Channel"),
   name: ref("HookName"),
   url: { type: "string", format: "uri" },
-  on: array({ enum: HOOK_KINDS }),
+  on: array(ref("HookKind")),
   createdAt: ref("Time"),
   disabled: { type: ["string", "null"], description: "Why it is called no more, in a sentence." },
 };
 const hookCall = (types: readonly string[], data: Schema, description: string): Schema =>
-  object({ type: { enum: types }, timestamp: ref("Time"), data }, [], { description });
+  object({ type: { type: "string", enum: types }, timestamp: ref("Time"), data }, [], { description });
 
 /** `components.schemas` of the document. */
 export const schemas = {
@@ -133,6 +134,11 @@ export const schemas = {
     type: "string",
     pattern: DEVICE.source,
     description: "A device's name: a UUID, a serial number, an IMEI or a MAC address all fit.",
+  },
+  Channels: {
+    type: "string",
+    pattern: `^${CHANNEL_NAME}(,${CHANNEL_NAME}){0,${CHANNELS_MAX - 1}}$`,
+    description: `A channel's name, or several, comma separated; at most ${CHANNELS_MAX}.`,
   },
   EventType: {
     type: "string",
@@ -162,6 +168,18 @@ export const schemas = {
   },
   Time: { type: "string", format: "date-time", description: "ISO 8601, UTC, milliseconds." },
   Data: anyJson(`The event's data: one JSON value of any kind, at most ${kib(EVENT_BYTES_MAX)} as text.`),
+
+  Word: {
+    type: "string",
+    enum: WORDS,
+    description: "Later words only move forward; `done` and `failed` are final, and the first final word stands.",
+  },
+  State: {
+    type: "string",
+    enum: STATES,
+    description:
+      "Where a device stands on an event: its last word; `pending` before the first; `missing` when the deadline passed without its final one.",
+  },
 
   Audience: object({
     addressed: count("Devices that the event was addressed to: those enrolled when it was pushed, or those in `to`."),
@@ -218,6 +236,7 @@ export const schemas = {
   Bye: object(
     {
       reason: {
+        type: "string",
         enum: ["drain", "renew", "expired", "busy"],
         description:
           "`drain`: PERE is going away. `renew`: the stream was open for long enough; come back. `expired`: the device was retired. " +
@@ -232,10 +251,7 @@ export const schemas = {
     {
       event: ref("EventId"),
       device: ref("Device"),
-      status: {
-        enum: WORDS,
-        description: "Later words only move forward; `done` and `failed` are final, and the first final word stands.",
-      },
+      status: ref("Word"),
       detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher to read.`),
       at: { ...ref("Time"), description: "The device's own clock; kept beside the server's." },
     },
@@ -277,7 +293,11 @@ export const schemas = {
       event: ref("EventId"),
       channel: ref("Channel"),
       device: ref("Device"),
-      status: { enum: [...WORDS, "missing"], description: "`missing` is the server's own word, at the deadline." },
+      status: {
+        type: "string",
+        enum: [...WORDS, "missing"],
+        description: "`missing` is the server's own word, at the deadline.",
+      },
       ...receiptBody,
     },
     [],
@@ -289,7 +309,7 @@ export const schemas = {
       channel: ref("Channel"),
       at: ref("Time"),
       receipts: ref("Tally"),
-      complete: { const: true },
+      complete: { type: "boolean", const: true },
     },
     [],
     { description: "`pere.complete`: every addressed device has given its final receipt on this event." },
@@ -379,7 +399,7 @@ export const schemas = {
         object({
           event: ref("EventId"),
           device: ref("Device"),
-          status: { enum: STATES },
+          status: ref("State"),
           at: ref("Time"),
           late: { type: "boolean", description: "It came after the deadline." },
         }),
@@ -391,7 +411,7 @@ export const schemas = {
   ),
   Away: object({ detail: { type: "string" } }, [], { description: "`pere.away`: the store can't be read now." }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
-  ReceiptRow: object({ device: ref("Device"), status: { enum: STATES }, ...receiptBody, at: orNull("Time") }, [], {
+  ReceiptRow: object({ device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time") }, [], {
     description: "One addressed device's standing on one event; while it is `pending`, there is nothing else to say.",
   }),
   ReceiptPage: object({ receipts: array(ref("ReceiptRow")), next: next("a device's name") }),
@@ -403,13 +423,14 @@ export const schemas = {
     pending: count("Kept, unexpired events that it owes a final receipt."),
   }),
   DevicePage: object({ devices: array(ref("DeviceState")), next: next("a device's name") }),
-  Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { const: true } }),
+  Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { type: "boolean", const: true } }),
 
   HookName: {
     type: "string",
     pattern: CHANNEL.source,
     description: "A hook's name in its channel.",
   },
+  HookKind: { type: "string", enum: HOOK_KINDS, description: "What a hook is called for." },
   HookDraft: object(
     {
       url: {
@@ -424,7 +445,7 @@ export const schemas = {
         description:
           "`whsec_` and the base64 of 24 to 64 bytes. Without it a new hook is given one, and a known hook keeps its own.",
       },
-      on: array({ enum: HOOK_KINDS }, { minItems: 1, default: HOOK_KINDS, description: "What it is called for." }),
+      on: array(ref("HookKind"), { minItems: 1, description: "What it is called for; without it, for everything." }),
     },
     ["secret", "on"],
     { additionalProperties: false },
@@ -469,12 +490,13 @@ export const schemas = {
     ],
   },
 
-  Health: object({ status: { const: "ok" } }),
+  Health: object({ status: { type: "string", const: "ok" } }),
   Readiness: object({
-    status: { const: "ready" },
+    status: { type: "string", const: "ready" },
     store: { type: "string", description: "Where everything is kept." },
     version: { type: "string", description: "What that is, by name and version." },
     durability: {
+      type: "string",
       enum: ["fsync", "second", "memory"],
       description:
         "What a 2xx answer to a push or a receipt promises: it survives a power cut; all but the last second does (`second`); or not even a restart (`memory`).",
@@ -540,6 +562,8 @@ const states = orders.map((data, n) => ({
   complete: true,
   data,
 }));
+/** On a channel that nothing was pushed to yet. */
+const readyFor = (reader: string | null) => ({ device: reader, channels: { [channel]: id(0) } });
 const stream = (
   reader: string | null,
   entries: readonly { id: string; type?: string }[],
@@ -547,7 +571,7 @@ const stream = (
 ): string =>
   [
     `retry: 2500`,
-    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify({ device: reader, channels: { [channel]: id(0) } })}`,
+    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
     ...entries.flatMap((entry, n) => [
       `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
       ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
@@ -595,6 +619,12 @@ export const samples = {
     ...{ id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
     ...{ receipts: tally, complete: true },
   },
+  ready: readyFor(device),
+  readyToAnybody: readyFor(null),
+  gap: { channel, after: "h7w2m5c1-7", from: id(1) },
+  complete: completes[0],
+  overview,
+  changes,
   eventBatch: { events, last: id(3) },
   eventStream: stream(device, events),
   receiptOne: { event: id(1), device, status: "done", detail: { printed: true }, at: deviceAt },

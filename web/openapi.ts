@@ -5,8 +5,8 @@
  * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
  * stands here and is not true ends as a failing test.
  *
- * Two things that OpenAPI has no words for are told in prose: what is inside an event stream, and that the URL of a feed can be
- * opened as a WebSocket.
+ * Two things that OpenAPI has no words for are told in prose, and for programs in `asyncapi.ts`: what is inside an event stream, and that the URL of a
+ * feed can be opened as a WebSocket.
  */
 import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
@@ -23,7 +23,6 @@ import {
   RECEIPTS_MAX,
   REMIND_SECONDS_MAX,
   REMIND_SECONDS_MIN,
-  STATES,
   TO_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
@@ -353,7 +352,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
         name: "status",
         in: "query",
         description: "Only devices that stand here.",
-        schema: { type: "string", enum: STATES },
+        schema: ref("State"),
       },
       ...page("a device's name", ref("Device")).map((parameter) =>
         parameter.name === "limit"
@@ -432,14 +431,15 @@ A 2xx answer within 15 seconds is success, anything else is not, a redirect incl
 \`webhook-id\` and body, beside what is new; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
 always in order. 410 disables the hook.
 
-Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`.`,
+Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`. The example's host is nobody's, so that trying it out tells nobody
+anything: as it is it is refused for having no address; put your own in its place.`,
     parameters: [channel, hookName],
     requestBody: {
       required: true,
       content: {
         "application/json": {
           schema: ref("HookDraft"),
-          examples: examples({ one: ["For everything, with a secret of one's own", samples.hookDraft] }),
+          examples: examples({ one: ["With a secret of one's own; put your own URL there", samples.hookDraft] }),
         },
       },
     },
@@ -523,6 +523,8 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
 
+What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](/asyncapi.json), with the same schemas.
+
 **Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
 every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
 channels at once, the right is needed on each. \`*\` alone is every channel, a trailing \`.*\` every one that begins so. It stands in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
@@ -564,11 +566,14 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
           description: "Where the event and what became of it can be read; on a push of one event.",
           schema: { type: "string", format: "uri-reference" },
         },
-        "Idempotent-Replayed": { description: "This answer was given before.", schema: { const: "true" } },
+        "Idempotent-Replayed": {
+          description: "This answer was given before.",
+          schema: { type: "string", const: "true" },
+        },
         "Preference-Applied": {
           description:
             "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same.",
-          schema: { const: "wait" },
+          schema: { type: "string", const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
         RateLimit: {

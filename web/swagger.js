@@ -19,8 +19,28 @@ function askForJson({ headers }) {
   if (headers?.accept === "*/*") headers.accept = "application/json";
 }
 
+/** Milliseconds of an event stream that are shown. It has no end to wait for. */
+const STREAM_SHOWN_MS = 2_000;
+
+/** Fetches what was asked for; of an event stream, what comes in a while. */
+async function fetchShown(url, request) {
+  const leaving = new AbortController();
+  const response = await fetch(url, { ...request, signal: leaving.signal });
+  if (!response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
+  setTimeout(() => leaving.abort(), STREAM_SHOWN_MS);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  try {
+    for (let part = await reader.read(); !part.done; part = await reader.read()) text += part.value;
+  } catch {
+    // That was long enough.
+  }
+  return new Response(text, { status: response.status, headers: response.headers });
+}
+
 function prepare(request) {
   askForJson(request);
+  request.userFetch = fetchShown;
   if (pushed === "") return request;
   request.url = request.url.replace(SAMPLE_ID, pushed);
   if (typeof request.body === "string") request.body = request.body.replace(SAMPLE_ID, pushed);

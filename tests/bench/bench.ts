@@ -8,33 +8,19 @@
  *
  * Figures of runs at different times differ by a fifth without a cause; the service's CPU time for each delivery or receipt is steadier.
  */
-import { fdatasyncSync, openSync, rmSync, writeSync } from "node:fs";
+import { fdatasyncSync, openSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { availableParallelism, cpus, platform, release, totalmem } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
-import { Feeds, now } from "./load.ts";
-import {
-  type FanOut,
-  fanOut,
-  type Figures,
-  orThrow,
-  percent,
-  quantile,
-  RECEIPT_CONNECTIONS,
-  type RowResult,
-  SETTLE_MS,
-} from "./measure.ts";
-import {
-  ARRAY_CONNECTIONS,
-  loop,
-  receipts,
-  RECEIPTS_AN_ARRAY,
-  socketReceipts,
-  told,
-  TOLD_A_SECOND,
-} from "./receipts.ts";
+import { now } from "./feeds.ts";
+import { quantile, type RowResult } from "./measure.ts";
+import { besidePeers, peerRows, peersTable } from "./peers.ts";
 import { besideRedis } from "./redis.ts";
-import { diskFolder, residentKb, type Service, startService } from "./service.ts";
+import { plot } from "./plot.ts";
+import { type RowOptions, rowsOf } from "./rows.ts";
+import { pointsOf } from "./sizes.ts";
+import { diskFolder, type Service, startService } from "./service.ts";
+import { progress, table } from "./table.ts";
 
 const HELP = `bun run bench [flags]
 
@@ -42,193 +28,30 @@ const HELP = `bun run bench [flags]
   --devices N      devices of the one channel (1000)
   --channels M     channels with one device each (1000)
   --events E       events a fan-out row, instead of as many as go into --seconds
-  --quiet N        quiet feeds opened to see what one costs (5000)
+  --quiet N        quiet feeds opened to see what one costs (10000)
+  --crowd N        devices that come back at once (10000)
+  --plot FILE      an SVG of what a delivery costs by the number of devices; needs the rows "sizes"
   --seconds S      how long a row measures (4)
+  --peers          beside nginx with nchan and a minimal C program, in turn, instead of the other rows
+  --rounds N       how often each is measured beside its peers (3)
   --redis          instances on one Redis beside the default, instead of the other rows; starts redis-server itself
   --json           one JSON object on standard output, and nothing else
   --help
 `;
+/** Files that the benchmark and a service have open beside connections. */
+const OTHER_FILES = 300;
 
-const PACED_EVENTS_A_SECOND = 20;
+/** Before this program binds itself to one. */
+const CORES = availableParallelism();
 
-interface Options {
+interface Options extends RowOptions {
   readonly only: readonly string[] | null;
-  readonly devices: number;
-  readonly channels: number;
-  readonly events: number | null;
-  readonly quiet: number;
-  readonly seconds: number;
+  readonly rounds: number;
+  /** Where the plot of the sizes goes. */
+  readonly plot: string | null;
   readonly json: boolean;
   readonly redis: boolean;
-}
-
-interface Row {
-  readonly name: string;
-  readonly what: string;
-  readonly run: (service: Service) => Promise<Figures>;
-}
-
-// --------------------------------------------------------------------------------------------------------------------- quiet
-
-/** Opens many feeds and looks at the service's memory before and after. */
-async function quiet(service: Service, { quiet: count }: Options): Promise<Figures> {
-  const open = (name: string, feeds: number): Promise<Feeds> =>
-    Feeds.open({
-      port: service.port,
-      count: feeds,
-      path: (index) => `/feed/c?device=${name}-${index}`,
-      fullEvery: Number.POSITIVE_INFINITY,
-    });
-  const first = await open("first", 200);
-  await Bun.sleep(SETTLE_MS);
-  const beforeKb = residentKb(service.pid);
-  const started = now();
-  const more = await open("more", count);
-  const openedMs = now() - started;
-  await Bun.sleep(SETTLE_MS);
-  const afterKb = residentKb(service.pid);
-  orThrow([...first.faults, ...more.faults]);
-  first.close();
-  more.close();
-  if (beforeKb === null || afterKb === null) throw new Error("this system does not tell how much memory a process has");
-  return {
-    figure: (afterKb - beforeKb) / count,
-    unit: "kB/feed",
-    notes: [`${whole((count * 1000) / openedMs)} feeds opened a second; ${whole(afterKb / 1024)} MB in all`],
-  };
-}
-
-// ---------------------------------------------------------------------------------------------------------------------- rows
-
-const rowsOf = (options: Options): Row[] => {
-  const { devices, channels } = options;
-  const one = (name: string, what: string, run: FanOut, unit = "deliveries/s"): Row => ({
-    name,
-    what,
-    run: async (service) => {
-      const { deliveriesPerSecond, pushesPerSecond, ...rest } = await fanOut(service, options, run);
-      return { figure: unit === "pushes/s" ? pushesPerSecond : deliveriesPerSecond, unit, ...rest };
-    },
-  });
-  return [
-    one("fan-out", `1 channel, ${devices} devices, 1 push in flight`, { channels: 1, devices, atOnce: 1 }),
-    one("fan-out-16", `the same, 16 pushes in flight`, { channels: 1, devices, atOnce: 16 }),
-    one("paced", `the same, ${PACED_EVENTS_A_SECOND} events/s: see p50 and p99`, {
-      channels: 1,
-      devices,
-      atOnce: 1,
-      perSecond: PACED_EVENTS_A_SECOND,
-    }),
-    one(
-      "channels",
-      `${channels} channels, 1 device each, 16 pushes in flight`,
-      { channels, devices: channels, atOnce: 16 },
-      "pushes/s",
-    ),
-    {
-      name: "receipts",
-      what: `durable receipts one by one, ${RECEIPT_CONNECTIONS} connections`,
-      run: (service) => receipts(service, options, 1, RECEIPT_CONNECTIONS),
-    },
-    {
-      name: "receipts-array",
-      what: `the same in arrays of ${RECEIPTS_AN_ARRAY}, ${ARRAY_CONNECTIONS} connections`,
-      run: (service) => receipts(service, options, RECEIPTS_AN_ARRAY, ARRAY_CONNECTIONS),
-    },
-    {
-      name: "receipts-socket",
-      what: `the same over ${RECEIPT_CONNECTIONS} WebSockets, ${RECEIPTS_AN_ARRAY} a message`,
-      run: (service) => socketReceipts(service, options),
-    },
-    {
-      name: "loop",
-      what: `push, ${devices} deliveries, a receipt from each one by one`,
-      run: (service) => loop(service, options, false),
-    },
-    {
-      name: "wait",
-      what: `the same, the push answered when all of them are in (Prefer: wait)`,
-      run: (service) => loop(service, options, true),
-    },
-    {
-      name: "told",
-      what: `a device's receipt to the publisher's event stream, ${TOLD_A_SECOND} receipts/s: see p50 and p99`,
-      run: (service) => told(service, options),
-    },
-    {
-      name: "quiet",
-      what: `${options.quiet} quiet feeds with a device's name`,
-      run: (service) => quiet(service, options),
-    },
-  ];
-};
-
-// --------------------------------------------------------------------------------------------------------------------- output
-
-const whole = (value: number): string => Math.round(value).toLocaleString("en");
-const short = (value: number | null | undefined): string =>
-  value === null || value === undefined ? "" : value >= 100 ? whole(value) : value.toFixed(value >= 10 ? 1 : 2);
-const share = (value: number | null | undefined): string =>
-  value === null || value === undefined ? "" : percent(value);
-
-const COLUMNS = [
-  "row",
-  "figure",
-  "unit",
-  "p50 ms",
-  "p99 ms",
-  "service µs each",
-  "service",
-  "generator",
-  "what",
-] as const;
-const LEFT: readonly string[] = ["row", "unit", "what"];
-
-function table(results: readonly RowResult[]): string {
-  const cells = results.map((row) => [
-    row.name,
-    row.error === undefined ? short(row.figure) : "ERROR",
-    row.unit ?? "",
-    short(row.p50Ms),
-    short(row.p99Ms),
-    short(row.serviceUs),
-    share(row.serviceCore),
-    share(row.generatorCore),
-    row.what,
-  ]);
-  const widths = COLUMNS.map((name, column) => Math.max(name.length, ...cells.map((row) => row[column]!.length)));
-  const line = (texts: readonly string[]): string =>
-    texts
-      .map((text, column) =>
-        LEFT.includes(COLUMNS[column]!) ? text.padEnd(widths[column]!) : text.padStart(widths[column]!),
-      )
-      .join("  ")
-      .trimEnd();
-  const remarks = results.flatMap(({ name, error, notes = [] }) =>
-    [...(error === undefined ? [] : [`ERROR: ${error}`]), ...notes].map((text) => `${name}: ${text}`),
-  );
-  return [line(COLUMNS), line(widths.map((width) => "-".repeat(width))), ...cells.map(line), "", ...remarks].join("\n");
-}
-
-const BAR_CELLS = 24;
-
-/** Draws how far it is, when somebody looks; gives what ends it. */
-function progress(row: string, done: number, total: number): () => void {
-  if (!process.stderr.isTTY) return () => {};
-  const started = now();
-  const draw = (): void => {
-    const full = Math.round((done / total) * BAR_CELLS);
-    const seconds = ((now() - started) / 1000).toFixed(0);
-    process.stderr.write(
-      `\r\x1b[K[${"#".repeat(full)}${".".repeat(BAR_CELLS - full)}] ${done + 1}/${total} ${row} ${seconds} s`,
-    );
-  };
-  draw();
-  const timer = setInterval(draw, 500);
-  return () => {
-    clearInterval(timer);
-    process.stderr.write("\r\x1b[K");
-  };
+  readonly peers: boolean;
 }
 
 /** How long the disk takes to make one small write durable: what a lone push or receipt waits at least. */
@@ -254,8 +77,12 @@ function readOptions(argv: readonly string[]): Options {
       devices: { type: "string", default: "1000" },
       channels: { type: "string", default: "1000" },
       events: { type: "string" },
-      quiet: { type: "string", default: "5000" },
+      quiet: { type: "string", default: "10000" },
       seconds: { type: "string", default: "4" },
+      crowd: { type: "string", default: "10000" },
+      rounds: { type: "string", default: "3" },
+      plot: { type: "string" },
+      peers: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
       redis: { type: "boolean", default: false },
       help: { type: "boolean", default: false },
@@ -265,6 +92,7 @@ function readOptions(argv: readonly string[]): Options {
     console.log(HELP);
     process.exit(0);
   }
+  if (values.redis && values.peers) throw new Error("--redis and --peers are two runs");
   if (values.redis && values.only) throw new Error("--only chooses among the other rows; --redis has its own");
   const number = (name: string, text: string): number => {
     if (/^\d{1,7}$/.test(text) && Number(text) > 0) return Number(text);
@@ -277,6 +105,10 @@ function readOptions(argv: readonly string[]): Options {
     events: values.events === undefined ? null : number("events", values.events),
     quiet: number("quiet", values.quiet),
     seconds: number("seconds", values.seconds),
+    crowd: number("crowd", values.crowd),
+    rounds: number("rounds", values.rounds),
+    plot: values.plot ?? null,
+    peers: values.peers,
     json: values.json,
     redis: values.redis,
   };
@@ -284,79 +116,102 @@ function readOptions(argv: readonly string[]): Options {
 
 /** Binds this program, with all its threads, to the second core; the service is then started on the first. */
 function pin(): boolean {
-  if (availableParallelism() < 2 || !Bun.which("taskset")) return false;
+  if (CORES < 2 || !Bun.which("taskset")) return false;
   return Bun.spawnSync(["taskset", "-acp", "1", String(process.pid)]).success;
+}
+
+type Say = (text: string) => void;
+
+/** Each row on a service of its own. */
+async function measureRows(
+  options: Options,
+  stage: { folder: string; pinned: boolean; openFilesMax: number; say: Say },
+): Promise<RowResult[]> {
+  const rows = rowsOf(options).filter(
+    ({ name, group }) => options.only === null || [name, group].some((one) => one && options.only?.includes(one)),
+  );
+  const results: RowResult[] = [];
+  for (const [index, { name, what, connections, run }] of rows.entries()) {
+    const files = OTHER_FILES + connections;
+    if (files > stage.openFilesMax) {
+      const error = `needs ${files} open files, the limit is ${stage.openFilesMax}: raise it with ulimit -n`;
+      results.push({ name, what, error });
+      continue;
+    }
+    const finished = progress(name, index, rows.length);
+    let service: Service | undefined;
+    try {
+      service = await startService(stage.folder, stage.pinned ? 0 : null);
+      results.push({ name, what, ...(await run(service)) });
+    } catch (error) {
+      results.push({ name, what, error: (error as Error).message });
+    } finally {
+      await service?.stop();
+      finished();
+    }
+  }
+  return results;
+}
+
+/** What PERE says of its own store. */
+async function storeOf(folder: string): Promise<string> {
+  const service = await startService(folder, null);
+  try {
+    const ready = (await (await fetch(`http://127.0.0.1:${service.port}/ready`)).json()) as Record<string, string>;
+    return `${ready.store}, durability: ${ready.durability}`;
+  } finally {
+    await service.stop();
+  }
 }
 
 /** Runs the rows and gives the exit code. @throws Error when the flags are wrong or nothing can be measured here */
 async function bench(options: Options): Promise<number> {
-  const say = (text: string): void => {
+  const say: Say = (text) => {
     if (!options.json) console.log(text);
   };
-  const all = options.redis ? [] : rowsOf(options);
-  const unknown = options.only?.find((name) => !all.some((row) => row.name === name));
-  if (unknown !== undefined)
-    throw new Error(`there is no row "${unknown}"; there are ${all.map(({ name }) => name).join(", ")}`);
-  const rows = options.only === null ? all : all.filter(({ name }) => options.only!.includes(name));
+  const names = options.peers
+    ? peerRows(options).map(({ name }) => name)
+    : [...new Set(rowsOf(options).flatMap(({ name, group }) => (group === undefined ? [name] : [name, group])))];
+  const unknown = options.only?.find((name) => !names.includes(name));
+  if (unknown !== undefined) throw new Error(`there is no row "${unknown}"; there are ${names.join(", ")}`);
 
-  const openFilesMax = Number(Bun.spawnSync(["sh", "-c", "ulimit -n"]).stdout.toString());
-  const cores = availableParallelism();
   const { path: folder, isDisk } = diskFolder();
   process.once("exit", () => rmSync(folder, { recursive: true, force: true }));
+  const store = await storeOf(folder);
   const pinned = pin();
   const machine = {
     system: `${platform()} ${release()}`,
     processor: cpus()[0]?.model ?? "unknown",
-    cores,
+    cores: CORES,
     memoryMb: Math.round(totalmem() / 1024 ** 2),
     bun: Bun.version,
+    store,
     syncMs: Number(syncMs(folder).toFixed(3)),
     isDisk,
     pinned,
-    openFilesMax,
+    // Bun raises its own limit as far as it may, and what it starts inherits it.
+    openFilesMax: Number(Bun.spawnSync(["sh", "-c", "ulimit -n"]).stdout.toString()) || Number.POSITIVE_INFINITY,
     date: new Date().toISOString(),
   };
-  say(`${machine.processor}, ${cores} cores, ${machine.memoryMb} MB, ${machine.system}, Bun ${machine.bun}`);
+  say(`${machine.processor}, ${CORES} cores, ${machine.memoryMb} MB, ${machine.system}, Bun ${machine.bun}`);
   say(
     pinned
       ? "service on core 0, generator on core 1"
       : "NOT pinned: service and generator share the cores (needs taskset and 2 cores)",
   );
   if (!isDisk) say("NO DISK: the database lies in memory, so syncs cost nothing and receipts look too fast");
+  say(`store: ${store}; one 4 KiB write made durable takes this disk ${machine.syncMs} ms\n`);
 
-  const results: RowResult[] = [];
-  let store = "";
-  for (const [index, row] of rows.entries()) {
-    const { name, what } = row;
-    const needed = 300 + Math.max(name === "quiet" ? options.quiet : 0, options.devices, options.channels);
-    if (needed > openFilesMax) {
-      results.push({
-        name,
-        what,
-        error: `needs ${needed} open files, the limit is ${openFilesMax}: raise it with ulimit -n`,
-      });
-      continue;
-    }
-    const finished = progress(name, index, rows.length);
-    const service = await startService(folder, pinned ? 0 : null);
-    try {
-      if (store === "") {
-        const ready = (await (await fetch(`http://127.0.0.1:${service.port}/ready`)).json()) as Record<string, string>;
-        store = `${ready.store}, durability: ${ready.durability}`;
-        say(`store: ${store}; one 4 KiB write made durable takes this disk ${machine.syncMs} ms\n`);
-      }
-      results.push({ name, what, ...(await row.run(service)) });
-    } catch (error) {
-      results.push({ name, what, error: (error as Error).message });
-    } finally {
-      await service.stop();
-      finished();
-    }
+  const stage = { folder, cores: CORES, pinned, openFilesMax: machine.openFilesMax, say };
+  if (options.peers) {
+    const rows = await besidePeers(stage, options);
+    console.log(options.json ? JSON.stringify({ machine, rows }) : `\n${peersTable(rows)}`);
+    return rows.some(({ error }) => error !== undefined) ? 1 : 0;
   }
-  if (options.redis) results.push(...(await besideRedis({ folder, cores, pinned, say }, options)));
-  if (options.json) console.log(JSON.stringify({ machine: { ...machine, store }, rows: results }));
-  else console.log(table(results));
-  return results.some(({ error }) => error !== undefined) ? 1 : 0;
+  const rows = await (options.redis ? besideRedis(stage, options) : measureRows(options, stage));
+  console.log(options.json ? JSON.stringify({ machine, rows }) : table(rows));
+  if (options.plot !== null) writeFileSync(options.plot, plot(pointsOf(rows)));
+  return rows.some(({ error }) => error !== undefined) ? 1 : 0;
 }
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => process.exit(130));

@@ -1,7 +1,8 @@
 /**
  * How a row measures: time, CPU, quantiles, and the fan-out that most rows are.
  */
-import { eventData, Feeds, now, Requests } from "./load.ts";
+import { eventData, Feeds, now } from "./feeds.ts";
+import { Requests } from "./requests.ts";
 import { cpuMs, type Service } from "./service.ts";
 
 export const EVENT_BYTES = 200;
@@ -13,7 +14,7 @@ export const WARM_MS = 700;
 const READING_FEEDS = 10;
 const READING_FEEDS_PACED = 100;
 /** Above this share of its core the generator may be what is measured. */
-const GENERATOR_SHARE_MAX = 0.7;
+export const GENERATOR_SHARE_MAX = 0.7;
 /** Memory is looked at when it has had time to settle. */
 export const SETTLE_MS = 2_000;
 
@@ -143,7 +144,7 @@ export async function fanOut(
   { channels, devices, atOnce, perSecond, pushAt = service, others }: FanOut,
 ) {
   const feeds = await Feeds.open({
-    port: service.port,
+    at: service,
     count: devices,
     path: (index) => `/feed/c${index % channels}?device=device-${index}`,
     fullEvery: Math.ceil(devices / (perSecond ? READING_FEEDS_PACED : READING_FEEDS)),
@@ -155,7 +156,11 @@ export async function fanOut(
     requests.ask("POST", `/push/c${pushed++ % channels}`, eventData(dueMs, EVENT_BYTES));
 
   const warmUntil = now() + WARM_MS;
-  await closedLoop(atOnce, async () => now() < warmUntil && Boolean(await push()));
+  await closedLoop(atOnce, async () => {
+    if (now() >= warmUntil) return false;
+    await push();
+    return true;
+  });
   await feeds.until(pushed * each);
   if (perSecond) await Bun.sleep(SETTLE_MS / 4);
   feeds.latenciesMs = [];
@@ -168,7 +173,8 @@ export async function fanOut(
     const until = now() + seconds * 1000;
     await closedLoop(atOnce, async () => {
       if (events === null ? now() >= until : pushed - before >= events) return false;
-      return Boolean(await push());
+      await push();
+      return true;
     });
   }
   await feeds.until(pushed * each);
@@ -177,7 +183,7 @@ export async function fanOut(
   feeds.check((index) => Math.floor(pushed / channels) + (index % channels < pushed % channels ? 1 : 0));
   orThrow(feeds.faults);
   const times = latency(feeds.latenciesMs);
-  feeds.close();
+  await feeds.close();
   requests.close();
   return { ...used, ...times, deliveriesPerSecond, pushesPerSecond: deliveriesPerSecond / each };
 }

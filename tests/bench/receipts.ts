@@ -1,7 +1,8 @@
 /**
  * The rows about receipts: given one by one, in arrays, over WebSockets; the whole loop; and how soon the publisher knows.
  */
-import { eventData, Feeds, now, Requests } from "./load.ts";
+import { eventData, Feeds, now } from "./feeds.ts";
+import { Requests } from "./requests.ts";
 import {
   closedLoop,
   EVENT_BYTES,
@@ -19,6 +20,8 @@ export const RECEIPTS_AN_ARRAY = 100;
 export const ARRAY_CONNECTIONS = 16;
 /** Receipts a second of which it is measured how soon the publisher has them. */
 export const TOLD_A_SECOND = 200;
+export const BUSY_EVENTS_A_SECOND = 10;
+export const BUSY_RECEIPTS_A_SECOND = 100;
 /** Events that receipts are given on; within what a channel keeps. */
 const RECEIPT_EVENTS = 10_000;
 /** What did not come by then is lost. */
@@ -46,8 +49,8 @@ async function owe(service: Service, devices: number, events: number): Promise<s
   return ids;
 }
 
-const receipt = (event: string, device: number): string =>
-  `{"event":"${event}","device":"device-${device}","status":"done"}`;
+const receipt = (event: string, device: number, status: "done" | "received" = "done"): string =>
+  `{"event":"${event}","device":"device-${device}","status":"${status}"}`;
 
 /**
  * Gives receipts over HTTP, `size` in a request, one event after the other with all its devices. Each is a new one: a repeated
@@ -152,13 +155,19 @@ export async function socketReceipts(service: Service, { seconds }: Options): Pr
 
 /**
  * Push, delivery to every device, a durable receipt from each; then the next push.
+ * @param connections that receipts are given on, one at a time on each; a device in the field has its own
  * @param waits the push itself is answered only when the receipts are in
  */
-export async function loop(service: Service, { devices, seconds, events }: Options, waits: boolean): Promise<Figures> {
-  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
+export async function loop(
+  service: Service,
+  { devices, seconds, events }: Options,
+  connections: number,
+  waits: boolean,
+): Promise<Figures> {
+  const requests = await Requests.open(service.port, connections);
   const given: Promise<unknown>[] = [];
   const feeds = await Feeds.open({
-    port: service.port,
+    at: service,
     count: devices,
     path: (index) => `/feed/c?device=device-${index}`,
     fullEvery: 1,
@@ -192,7 +201,7 @@ export async function loop(service: Service, { devices, seconds, events }: Optio
   const { perSecond, ...used } = measured(count);
   feeds.check(() => pushed);
   orThrow(feeds.faults);
-  feeds.close();
+  await feeds.close();
   requests.close();
   return { figure: perSecond, unit: waits ? "pushes/s" : "loops/s", ...latency(timesMs), ...used };
 }
@@ -237,6 +246,54 @@ export async function told(service: Service, { devices, seconds }: Options): Pro
   await promise;
   const { perSecond, ...used } = measured(count);
   publisher.terminate();
+  requests.close();
+  return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
+}
+
+/** Receipts over HTTP while a crowd is given events: the time that a receipt takes, from when it is due. */
+export async function busy(service: Service, { seconds, crowd }: { seconds: number; crowd: number }): Promise<Figures> {
+  const feeds = await Feeds.open({
+    at: service,
+    count: crowd,
+    path: (index) => `/feed/c?device=device-${index}`,
+    fullEvery: crowd / 10,
+  });
+  // Pushes and receipts do not wait for each other's connections.
+  const pushes = await Requests.open(service.port, 4);
+  const requests = await Requests.open(service.port, RECEIPT_CONNECTIONS);
+  let latest = "";
+  let pushed = 0;
+  let given = 0;
+  const push = async (dueMs: number): Promise<void> => {
+    pushed++;
+    const answer = await pushes.ask("POST", "/push/c", eventData(dueMs, EVENT_BYTES));
+    latest = (JSON.parse(answer) as { id: string }).id;
+  };
+  const timesMs: number[] = [];
+  const give = async (dueMs: number): Promise<void> => {
+    // Not a final word: who gave that before its turn in the fan-out would rightly not be sent the event.
+    const answer = await requests.ask("POST", "/feedback/c", receipt(latest, given++ % crowd, "received"));
+    timesMs.push(now() - dueMs);
+    if (!answer.startsWith('{"recorded":1,')) feeds.faults.push(`a receipt was answered ${answer}`);
+  };
+  const during = async (ms: number): Promise<void> => {
+    await Promise.all([
+      paced(BUSY_EVENTS_A_SECOND, Math.ceil((ms / 1000) * BUSY_EVENTS_A_SECOND), push),
+      paced(BUSY_RECEIPTS_A_SECOND, Math.ceil((ms / 1000) * BUSY_RECEIPTS_A_SECOND), give),
+    ]);
+    await feeds.until(pushed * crowd);
+  };
+  await push(now());
+  await during(WARM_MS);
+  timesMs.length = 0;
+  const measured = meter(service);
+  await during(seconds * 1000);
+  // What CPU there is goes into the deliveries: for each receipt it says nothing.
+  const { perSecond, serviceUs: _, ...used } = measured(timesMs.length);
+  feeds.check(() => pushed);
+  orThrow(feeds.faults);
+  await feeds.close();
+  pushes.close();
   requests.close();
   return { figure: perSecond, unit: "receipts/s", ...latency(timesMs), ...used };
 }

@@ -6,7 +6,8 @@
  * together with the generator; the notes say how busy each of them was.
  */
 import { startRedis as startServer } from "../redis-server.ts";
-import { eventData, Feeds, Requests } from "./load.ts";
+import { eventData, Feeds } from "./feeds.ts";
+import { Requests } from "./requests.ts";
 import {
   EVENT_BYTES,
   fanOut,
@@ -175,8 +176,8 @@ export async function besideRedis(stage: Stage, options: Options): Promise<RowRe
     // Latency: a device at each instance, and each event's way to both.
     const measureLatency = async (pushAt: Service, at: readonly Service[]): Promise<number[][]> => {
       const feeds: Feeds[] = [];
-      for (const [n, { port }] of at.entries())
-        feeds.push(await Feeds.open({ port, count: 1, path: () => `/feed/c?device=device-${n}`, fullEvery: 1 }));
+      for (const [n, service] of at.entries())
+        feeds.push(await Feeds.open({ at: service, count: 1, path: () => `/feed/c?device=device-${n}`, fullEvery: 1 }));
       const requests = await Requests.open(pushAt.port, AT_ONCE);
       const push = (dueMs: number): Promise<string> => requests.ask("POST", "/push/c", eventData(dueMs, EVENT_BYTES));
       const events = Math.ceil(options.seconds * LATENCY_SECONDS_FACTOR * LATENCY_EVENTS_A_SECOND);
@@ -187,7 +188,7 @@ export async function besideRedis(stage: Stage, options: Options): Promise<RowRe
         await one.until(WARM_EVENTS + events);
         one.check(() => WARM_EVENTS + events);
         orThrow(one.faults);
-        one.close();
+        await one.close();
       }
       requests.close();
       return feeds.map(({ latenciesMs }) => latenciesMs.slice(WARM_EVENTS));

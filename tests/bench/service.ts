@@ -4,6 +4,7 @@
 import { mkdtempSync, readFileSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import type { Dialect } from "./feeds.ts";
 
 /** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
 export function diskFolder(): { path: string; isDisk: boolean } {
@@ -18,15 +19,25 @@ export function diskFolder(): { path: string; isDisk: boolean } {
   return { path: mkdtempSync(join(parent ?? tmpdir(), "pere-bench-")), isDisk: parent !== undefined };
 }
 
+export const HOST = "127.0.0.1";
+
 export interface Service {
   readonly port: number;
   readonly pid: number;
+  /** How its feeds are read, when it is not PERE. */
+  readonly dialect?: Dialect;
   stop(): Promise<void>;
 }
 
 const INDEX = join(import.meta.dir, "..", "..", "index.ts");
 /** How many were started; each has a file of its own. */
 let started = 0;
+
+/** A command bound to a core, or as it is. */
+export const onCore = (core: number | null, command: readonly string[]): string[] => [
+  ...(core === null ? [] : ["taskset", "-c", String(core)]),
+  ...command,
+];
 
 /**
  * @param core what it is bound to, or null
@@ -39,7 +50,7 @@ export async function startService(
   env: Record<string, string> = {},
 ): Promise<Service> {
   const file = join(folder, `${++started}.db`);
-  const child = Bun.spawn([...(core === null ? [] : ["taskset", "-c", String(core)]), process.execPath, INDEX], {
+  const child = Bun.spawn(onCore(core, [process.execPath, INDEX]), {
     // Nothing else of our environment: what is measured is the default.
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: file, ...env },
     stdin: "ignore",

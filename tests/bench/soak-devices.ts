@@ -4,7 +4,7 @@
  *
  * What one writes as a client of PERE is here in its smallest form: a position, and a box of receipts that are not known to be taken.
  */
-import { now } from "./load.ts";
+import { now } from "./feeds.ts";
 
 export const TRANSPORTS = ["sse", "websocket", "longpoll"] as const;
 export type Transport = (typeof TRANSPORTS)[number];

@@ -8,7 +8,7 @@
  */
 import { readdirSync, rmSync } from "node:fs";
 import { parseArgs } from "node:util";
-import { now } from "./load.ts";
+import { now } from "./feeds.ts";
 import { quantile } from "./measure.ts";
 import { cpuMs, diskFolder, residentKb, type Service, startService } from "./service.ts";
 import { type Seen, SoakDevice, TRANSPORTS } from "./soak-devices.ts";

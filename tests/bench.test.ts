@@ -1,0 +1,64 @@
+/**
+ * The benchmark's own promises: it runs, beside its peers where they are installed, and its cheap way of counting is not blind.
+ */
+import { expect, test } from "bun:test";
+import { join } from "node:path";
+import { eventData, Feeds } from "./bench/feeds.ts";
+import { push, start, until } from "./harness.ts";
+
+const BENCH = join(import.meta.dir, "bench", "bench.ts");
+const DEVICES = 20;
+
+/** Some feeds that read and more that count, on a service in this process. */
+async function opened() {
+  const pere = await start();
+  const feeds = await Feeds.open({
+    at: { port: Number(new URL(pere.url).port) },
+    count: DEVICES,
+    path: (index) => `/feed/c?device=device-${index}`,
+    fullEvery: 10,
+  });
+  return { pere, feeds };
+}
+
+test("rows run beside the peers that are installed, and add up", async () => {
+  const flags = ["--peers", "--rounds", "1", "--only", "fan-out,channels", "--json"];
+  const small = ["--devices", String(DEVICES), "--channels", String(DEVICES), "--events", "40"];
+  const bench = Bun.spawn([process.execPath, BENCH, ...flags, ...small], { stdout: "pipe", stderr: "pipe" });
+  const [said, complained] = await Promise.all([new Response(bench.stdout).text(), new Response(bench.stderr).text()]);
+  expect(complained).toBe("");
+  expect(await bench.exited).toBe(0);
+  const { rows } = JSON.parse(said) as {
+    rows: { row: string; error?: string; servers: Record<string, { middle: number }> }[];
+  };
+  expect(rows.filter(({ error }) => error !== undefined)).toEqual([]);
+  expect(new Set(rows.map(({ row }) => row))).toEqual(new Set(["fan-out", "channels"]));
+  for (const { servers } of rows) expect(servers.PERE!.middle).toBeGreaterThanOrEqual(0);
+}, 60_000);
+
+test("each feed has a count of its own: what one was not given is a fault", async () => {
+  const { pere, feeds } = await opened();
+  for (let event = 0; event < 3; event++) await push(pere.url, "c", JSON.parse(eventData(event, 200)));
+  await feeds.until(3 * DEVICES);
+  expect(feeds.latenciesMs).toHaveLength(3 * 2);
+  feeds.check(() => 3);
+  expect(feeds.faults).toEqual([]);
+  feeds.check((index) => (index === 7 ? 4 : 3));
+  feeds.check((index) => (index === 10 ? 2 : 3));
+  expect(feeds.faults).toEqual([
+    "1 feeds differ: feed 7 was given 3 events of 4",
+    "1 feeds differ: feed 10 was given 3 events of 2",
+  ]);
+  await feeds.close();
+  await pere.stop();
+});
+
+test("a feed that the service closes is a fault", async () => {
+  const { pere, feeds } = await opened();
+  await pere.stop();
+  await until(() => feeds.faults.length >= DEVICES);
+  expect(feeds.faults.toSorted()).toEqual(
+    Array.from({ length: DEVICES }, (_, index) => `feed ${index} was closed by the service`).toSorted(),
+  );
+  await feeds.close();
+});

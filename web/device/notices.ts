@@ -1,0 +1,50 @@
+/**
+ * What reaches a person who does not look at the page: notifications, where they are allowed; and what makes an app of the page: its worker, and the
+ * browser's offer to install it. None of it is there on a page without TLS that is not on this machine, and the page does without.
+ */
+import { signal } from "@preact/signals";
+import type { PushedEvent } from "../../clients/pere.ts";
+import { HERE } from "./setup.ts";
+
+/** Characters of an event's data in a notification; phones show less. */
+const BODY_CHARACTERS = 160;
+
+const canNotify = "Notification" in globalThis && "serviceWorker" in navigator;
+export const permission = signal<NotificationPermission>(canNotify ? Notification.permission : "denied");
+
+/** Asks the reader. */
+export async function allow(): Promise<void> {
+  permission.value = await Notification.requestPermission();
+}
+
+/** Tells of an event, where nobody sees its card. Phones take that from a worker alone. */
+export async function announce({ id, type, channel, data }: PushedEvent): Promise<void> {
+  // Asked each time, since it can be taken back in the browser's settings.
+  if (!canNotify || Notification.permission !== "granted" || !document.hidden) return;
+  const worker = await navigator.serviceWorker.ready;
+  const body = JSON.stringify(data).slice(0, BODY_CHARACTERS);
+  await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
+}
+
+/** The browser's offer, as Chromium makes it. */
+interface Offer extends Event {
+  prompt(): Promise<unknown>;
+}
+
+/** Installs the page as an app; null: the browser does not offer it. */
+export const install = signal<(() => void) | null>(null);
+
+addEventListener("beforeinstallprompt", (event) => {
+  event.preventDefault();
+  install.value = () => {
+    install.value = null;
+    void (event as Offer).prompt();
+  };
+});
+addEventListener("appinstalled", () => (install.value = null));
+
+/** The page starts without a network from now on. What the browser does not want to keep, it need not. */
+export function keepPage(): void {
+  const worker = `${HERE}weblistener-worker.js`;
+  navigator.serviceWorker?.register(worker, { scope: `${HERE}weblistener.html` }).catch(() => {});
+}

@@ -1,0 +1,27 @@
+/** A text as a QR code, drawn dark on light in both schemes, since that is what scanners look for. */
+import qrcode from "qrcode-generator";
+
+/** Modules of light around it: ISO/IEC 18004 wants four. */
+const QUIET = 4;
+
+export function Qr({ text }: { readonly text: string }) {
+  const code = qrcode(0, "M");
+  code.addData(text);
+  code.make();
+  const size = code.getModuleCount();
+  const places = Array.from({ length: size * size }, (_, n) => [Math.floor(n / size), n % size] as const);
+  const dark = places.filter(([row, column]) => code.isDark(row, column));
+  const extent = size + 2 * QUIET;
+  return (
+    <svg
+      class="qr"
+      viewBox={`${-QUIET} ${-QUIET} ${extent} ${extent}`}
+      shape-rendering="crispEdges"
+      role="img"
+      aria-label={`The name as a QR code: ${text}`}
+    >
+      <rect x={-QUIET} y={-QUIET} width={extent} height={extent} fill="#fff" />
+      <path fill="#000" d={dark.map(([row, column]) => `M${column} ${row}h1v1h-1z`).join("")} />
+    </svg>
+  );
+}

@@ -1,0 +1,111 @@
+/**
+ * Who this page is: which channel, which device, with what token, and whether it answers by itself.
+ *
+ * The address says so; what it leaves out is `orders`, and a UUID that this browser keeps. A token leaves the address at once: it stays with the tab,
+ * in `sessionStorage`, and goes out in a header. The app on a home screen starts with no such tab: what it was installed with, its token too, is kept
+ * in `localStorage`, for as long as it is installed.
+ *
+ * A browser that keeps nothing does no harm but that the page is somebody new each time.
+ */
+
+/** `channel` may be several, comma separated. Without a token the browser may have a cookie of its own. */
+export interface Setup {
+  readonly channel: string;
+  readonly device: string;
+  readonly token: string | null;
+  /** It answers `done` by itself. */
+  readonly auto: boolean;
+  /** It was started from a home screen. */
+  readonly isInstalled: boolean;
+}
+
+export const CHANNELS = "[A-Za-z0-9][A-Za-z0-9._:~,\\-]{0,2079}";
+export const DEVICE = "[A-Za-z0-9._:~\\-]{1,128}";
+const isLike = (pattern: string, text: string): boolean => new RegExp(`^(${pattern})$`).test(text);
+
+/** The folder that the page is in, where the service is too. */
+export const HERE = new URL(".", location.href).href;
+
+const INSTALLED = "pere.installed";
+
+/** @returns null also where the browser refuses to keep anything */
+function recall(store: "localStorage" | "sessionStorage", key: string): string | null {
+  try {
+    return globalThis[store].getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function remember(store: "localStorage" | "sessionStorage", key: string, text: string): void {
+  try {
+    globalThis[store].setItem(key, text);
+  } catch {
+    // Then it lasts as long as the page.
+  }
+}
+
+/** A UUID of version 4, also on a page without TLS, where `crypto.randomUUID` is not there. */
+function newDevice(): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6]! & 0x0f) | 0x40;
+  bytes[8] = (bytes[8]! & 0x3f) | 0x80;
+  const hex = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return hex.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
+}
+
+function ownDevice(): string {
+  const kept = recall("localStorage", "pere.device");
+  const name = kept !== null && isLike(DEVICE, kept) ? kept : newDevice();
+  remember("localStorage", "pere.device", name);
+  return name;
+}
+
+function tabToken(given: string | null): string | null {
+  if (given) remember("sessionStorage", "pere.token", given);
+  return given || recall("sessionStorage", "pere.token");
+}
+
+/** What the app was installed with, where the address says nothing else. */
+function installedQuery(query: URLSearchParams): URLSearchParams {
+  if (["channel", "device", "token", "auto"].some((name) => query.has(name))) return query;
+  return new URLSearchParams(`installed&${recall("localStorage", INSTALLED) ?? ""}`);
+}
+
+/** Reads the address, and takes the token out of it. */
+export function readSetup(): Setup {
+  const asked = new URLSearchParams(location.search);
+  const isInstalled = asked.has("installed");
+  const query = isInstalled ? installedQuery(asked) : asked;
+  const setup = {
+    channel: query.get("channel") || "orders",
+    device: query.get("device") || ownDevice(),
+    token: tabToken(query.get("token")),
+    auto: query.get("auto") === "1",
+    isInstalled,
+  };
+  query.delete("token");
+  if (`?${query}` !== location.search) history.replaceState(null, "", query.size > 0 ? `?${query}` : location.pathname);
+  if (isInstalled) keepSetup(setup);
+  return setup;
+}
+
+/** What the app on the home screen starts with from now on. */
+export function keepSetup({ channel, device, token, auto }: Setup): void {
+  const query = { channel, device, ...(token === null ? {} : { token }), ...(auto ? { auto: "1" } : {}) };
+  remember("localStorage", INSTALLED, String(new URLSearchParams(query)));
+}
+
+/** The address says the device's name, as its token does. */
+export function nameInAddress(device: string): void {
+  const query = new URLSearchParams(location.search);
+  if (query.get("device") === device) return;
+  query.set("device", device);
+  history.replaceState(null, "", `?${query}`);
+}
+
+/** Why no feed can be had so; "" where one can. */
+export function faultOf({ channel, device }: Setup): string {
+  if (!isLike(CHANNELS, channel)) return "the channel's name is none";
+  return isLike(DEVICE, device) ? "" : "the device's name is none";
+}

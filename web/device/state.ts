@@ -1,0 +1,211 @@
+/**
+ * What the device page knows: how its feed is, and its events as cards, each with the receipt that was given. The work is the SDK's
+ * (`clients/pere.ts`): it follows, falls back, remembers, and sends receipts until they have arrived. A card is one call of `onEvent`, which ends
+ * when somebody presses a button.
+ *
+ * Components read signals; everything that changes them is here.
+ */
+import { batch, computed, signal } from "@preact/signals";
+import { browserKeeper, type Context, type Gap, listen, type Listener } from "../../clients/pere.ts";
+import type { PushedEvent, Receipt, Status, Transport } from "../../clients/pere.ts";
+import { some } from "../console/words.ts";
+import { faultOf, HERE, keepSetup, nameInAddress, readSetup } from "./setup.ts";
+import { announce } from "./notices.ts";
+
+/** Cards on the page, and so events that may wait for an answer at once; the SDK holds the others back. */
+const CARDS_MAX = 200;
+/** Milliseconds after which an event is answered by itself: from, and up to. It is seen before it is gone, and a hundred devices don't answer at once. */
+const AUTO_MS = [300, 1_000] as const;
+
+export type Word = "received" | "done" | "failed";
+
+/** An event and what this device has said of it. */
+export interface Card {
+  readonly event: PushedEvent;
+  readonly word: Word;
+  /** The service has it. */
+  readonly isSent: boolean;
+  /** Why the service would not take it; it takes no other either. */
+  readonly refusal: string | null;
+  /** Gives the final word, once. */
+  answer(word: "done" | "failed", note: string): void;
+}
+
+export const setup = readSetup();
+
+export const status = signal<Status | null>(null);
+export const isOnline = signal(navigator.onLine);
+/** Newest first. */
+export const cards = signal<readonly Card[]>([]);
+/** What must be read, until it is dismissed. */
+export const notices = signal<readonly string[]>([]);
+/** The time, once a second: what is due reads it. */
+export const now = signal(Date.now());
+
+/** Nothing more can be said of it here. */
+export const isOpen = ({ word, refusal }: Card): boolean => word === "received" && refusal === null;
+export const open = computed(() => cards.value.filter(isOpen));
+export const overdue = computed(
+  () => open.value.filter(({ event }) => event.deadline && Date.parse(event.deadline) < now.value).length,
+);
+/** As the service knows it. */
+export const device = computed(() => status.value?.device ?? setup.device);
+
+// ------------------------------------------------------------------------------------------------------------- the big state
+
+export type State = "connecting" | "connected" | "behind" | "offline" | "elsewhere";
+
+export const TRANSPORTS: Record<Transport, string> = {
+  sse: "Server-Sent Events",
+  websocket: "WebSocket",
+  longpoll: "long-polling",
+};
+
+/** How it is, and why, in a few words. */
+export const state = computed((): { readonly state: State; readonly why: string } => {
+  const fault = faultOf(setup);
+  if (fault) return { state: "offline", why: fault };
+  const { value } = status;
+  if (value === null) return { state: "connecting", why: "" };
+  if (value.state === "closed") return { state: "offline", why: value.error ?? "" };
+  if (value.isElsewhere) return { state: "elsewhere", why: "this device is open in another tab or window" };
+  if (value.state === "offline")
+    return { state: "offline", why: isOnline.value ? "the service can't be reached" : "there is no network" };
+  if (value.state === "connecting") return { state: "connecting", why: "" };
+  if (value.waiting > 0 || value.state === "behind")
+    return { state: "behind", why: `${some(value.waiting, "more event")} when some of these are answered` };
+  if (overdue.value > 0) return { state: "behind", why: `${some(overdue.value, "event")} past the deadline` };
+  return { state: "connected", why: "" };
+});
+
+/** Whether receipts wait for more than their turn. */
+export const isStuck = computed(
+  () =>
+    status.value !== null && status.value.unsent > 0 && (status.value.state !== "connected" || !!status.value.error),
+);
+
+// -------------------------------------------------------------------------------------------------------------------- cards
+
+/** A text that the reader must see; the same one only once. */
+function notice(text: string): void {
+  if (!notices.peek().includes(text)) notices.value = [...notices.peek(), text];
+}
+export const dismiss = (text: string): void => void (notices.value = notices.peek().filter((one) => one !== text));
+
+const change = (id: string, part: Partial<Card>): void =>
+  void (cards.value = cards.peek().map((card) => (card.event.id === id ? { ...card, ...part } : card)));
+
+const find = (id: string): Card | undefined => cards.peek().find(({ event }) => event.id === id);
+
+/** Shows an event, on top; beyond the most that are shown the oldest answered one goes. */
+function show(card: Card): void {
+  const shown = cards.peek().filter(({ event }) => event.id !== card.event.id);
+  const gone = shown.length < CARDS_MAX ? -1 : shown.findLastIndex((one) => !isOpen(one));
+  cards.value = [card, ...shown.filter((_, place) => place !== gone)];
+}
+
+/** `onEvent`: resolves or rejects with somebody's answer. */
+function work(event: PushedEvent, { signal: ending }: Context): Promise<unknown> {
+  const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+  const answer = (word: "done" | "failed", note: string): void => {
+    const card = find(event.id);
+    if (!card || !isOpen(card)) return;
+    change(event.id, { word, isSent: false });
+    if (word === "done") resolve(note || undefined);
+    else reject(new Error(note));
+  };
+  show({ event, word: "received", isSent: false, refusal: null, answer });
+  // It comes again, here or in another tab.
+  ending.addEventListener("abort", () => {
+    cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
+    reject(new Error("the page has stopped"));
+  });
+  const [from, to] = AUTO_MS;
+  if (setup.auto) setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
+  else void announce(event);
+  return promise;
+}
+
+const sent = ({ event, status: word }: Receipt): void => {
+  if (find(event)?.word === word) change(event, { isSent: true });
+};
+
+const rejected = ({ event }: Receipt, reason: string): void => change(event, { refusal: reason });
+
+const gap = ({ channel, after, from }: Gap): void =>
+  notice(`Events on ${channel} were lost: after ${after} and before ${from} they are no longer kept.`);
+
+/** Parses a message; a number that JavaScript would round (an order's number of 20 digits) keeps its own digits. */
+function exact(text: string): unknown {
+  const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
+  const keep = (_: string, value: unknown, context?: { source?: string }): unknown =>
+    typeof value === "number" && context?.source && context.source !== `${value}` && rawJSON
+      ? rawJSON(context.source)
+      : value;
+  return JSON.parse(text, keep);
+}
+
+// ----------------------------------------------------------------------------------------------------------------- the feed
+
+let listener: Listener | null = null;
+
+function follow(): void {
+  const { channel, token } = setup;
+  listener = listen({
+    url: HERE,
+    channels: channel,
+    // A token says who its bearer is.
+    ...(token === null ? { device: setup.device } : { token }),
+    concurrency: CARDS_MAX,
+    storage: keeper(),
+    parse: exact,
+    onEvent: work,
+    onReceipt: sent,
+    onRejected: rejected,
+    onGap: gap,
+  });
+  listener.status().subscribe((value) =>
+    batch(() => {
+      status.value = value;
+      named(value);
+    }),
+  );
+}
+
+/** The service's name for this device stands in the address; where a cookie gave it, the page begins anew with that name. */
+function named({ device: name, state: how }: Status): void {
+  if (name === null) return;
+  if (setup.token !== null) return nameInAddress(name);
+  if (name === setup.device || how !== "connected") return;
+  nameInAddress(name);
+  location.reload();
+}
+
+/** Where the browser keeps nothing, receipts that are unsent are lost with the page, which is said. */
+function keeper(): ReturnType<typeof browserKeeper> | undefined {
+  try {
+    return browserKeeper();
+  } catch {
+    notice("This browser keeps nothing for this page: receipts that wait are lost when it is closed.");
+    return undefined;
+  }
+}
+
+/** Tabs of this device tell each other who has it. */
+const tabs = new BroadcastChannel(`pere device ${setup.channel}`);
+
+/** The device is used in this tab from now on, and no longer in the one that had it. */
+export const take = (): void => tabs.postMessage(device.peek());
+
+/** Follows, from now on. */
+export function start(): void {
+  setInterval(() => (now.value = Date.now()), 1_000);
+  for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
+  addEventListener("appinstalled", () => keepSetup(setup));
+  if (faultOf(setup)) return;
+  tabs.onmessage = ({ data }) => {
+    // Behind the tab that asked, for when that one is closed.
+    if (data === device.peek() && !status.peek()?.isElsewhere) void listener?.close().then(follow, () => {});
+  };
+  follow();
+}
