@@ -912,8 +912,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
 
 /** The pages, and what they load: from source and from the executable alike. */
 const WEB = join(import.meta.dir, "web");
-/** In it, what is not served as it is: all in folders, and what is bundled or has a route of its own. */
-const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/.+/|\\.(ts|html)$`);
+/** In it, what is not served as it is: all in folders but what watches PERE, and what is bundled or has a route of its own. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|html)$`);
 
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
@@ -1043,10 +1043,24 @@ interface Listening {
   stop(): Promise<void>;
 }
 
+/** Why nothing can be listened at, for those who set it. */
+const UNHEARD: Readonly<Record<string, string>> = {
+  EADDRINUSE: "another program listens there; --port names another",
+  EACCES: "a port below 1024 needs rights that PERE was not given",
+  EADDRNOTAVAIL: "this machine has no such address",
+  EINVAL: "this machine has no such address",
+};
+
 /** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
 function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
   const serverAt = (at: number, certificate: CertificateFiles | null): Server<SocketData> => {
-    app.listen({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
+    try {
+      app.listen({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
+    } catch (error) {
+      const { code = "", message } = error as NodeJS.ErrnoException;
+      const why = UNHEARD[code] ?? message;
+      throw new Error(`${host}, port ${at}: ${why}`, { cause: error });
+    }
     return app.server as Server<SocketData>;
   };
   /** The last one listens; those before it showed other certificates, and have connections left. */
@@ -1079,6 +1093,9 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   health: async () => (await import("./clients/health.ts")).health,
   "--help": async () => (await import("./engine/commands.ts")).commands.help,
 };
+
+/** What a command does, where its name does not say it. */
+const VERBS: Readonly<Record<string, string>> = { token: "make a token", doctor: "examine", health: "be reached" };
 
 /** Starts PERE for good: says where it listens, and ends when it is told to. @throws Error with the one line to print */
 async function run(settings: Settings): Promise<void> {
@@ -1122,9 +1139,7 @@ if (import.meta.main) {
     if (load) process.exit(await (await load())(args, readSettings([], process.env)));
     await run(readSettings(process.argv.slice(2), process.env));
   } catch (error) {
-    console.error(
-      `PERE can't ${load ? (name === "token" ? "make a token" : name) : "start"}: ${(error as Error).message}`,
-    );
+    console.error(`PERE can't ${load ? (VERBS[name] ?? name) : "start"}: ${(error as Error).message}`);
     process.exit(1);
   }
 }

@@ -12,7 +12,15 @@
  */
 import { hostname } from "node:os";
 import { defineCommand, runMain } from "citty";
-import { fileKeeper, listen, type PereError, type PushedEvent, type Status } from "./pere.ts";
+import {
+  fileKeeper,
+  listen,
+  type Listener,
+  type ListenOptions,
+  type PereError,
+  type PushedEvent,
+  type Status,
+} from "./pere.ts";
 
 /** The device's work: a moment that differs, and perhaps a failure. */
 async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
@@ -26,7 +34,21 @@ async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
 function sentence({ state, transport, device, error, retryAt }: Status): string {
   if (state === "connected") return `. connected by ${transport} as ${device}`;
   if (retryAt === null) return `. ${state}`;
-  return `! ${error ?? state}; coming back in ${retryAt - Date.now()} ms`;
+  return `! ${error ?? state}; coming back in ${((retryAt - Date.now()) / 1000).toFixed(1)} s`;
+}
+
+function fail(why: string): never {
+  console.error(`hostlistener: ${why}`);
+  process.exit(1);
+}
+
+/** Listens, or ends with a line where the options are wrong. */
+function begin(options: ListenOptions): Listener {
+  try {
+    return listen(options);
+  } catch (error) {
+    return fail((error as Error).message);
+  }
 }
 
 const command = defineCommand({
@@ -50,7 +72,7 @@ const command = defineCommand({
   async run({ args: { url, channel, device, flaky, json, state, concurrency } }) {
     const print = (name: string, value: unknown, line: string): void =>
       console.log(json ? JSON.stringify({ [name]: value }) : line);
-    const listener = listen({
+    const listener = begin({
       url,
       channels: channel,
       device,
@@ -77,10 +99,7 @@ const command = defineCommand({
       const { open, waiting } = listener.status().get();
       void listener.close().then(() => print("end", { open, waiting }, `stopped; ${open + waiting} were in hand`));
     });
-    await listener.closed.catch(({ message, status }: PereError) => {
-      console.error(`hostlistener: ${message} (status ${status})`);
-      process.exitCode = 1;
-    });
+    await listener.closed.catch(({ message, status }: PereError) => fail(`${message} (status ${status})`));
   },
 });
 

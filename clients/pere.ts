@@ -136,7 +136,7 @@ export interface SocketLike {
 
 /** What any part of the SDK is given to reach the service, and to be held in tests. */
 export interface Reach {
-  /** Where PERE is, such as `https://pere.example`; a path before its own is kept. */
+  /** Where PERE is, such as `https://pere.example`; a path before its own is kept. Anything else is a TypeError. */
   readonly url: string;
   readonly token?: Token | undefined;
   /** Ends it. */
@@ -281,7 +281,10 @@ class Line {
   /** When a fresh token is due, milliseconds since 1970. */
   #dueAt = Number.POSITIVE_INFINITY;
 
+  /** @throws TypeError when `url` is no address: trying again would not make it one */
   constructor(reach: Reach) {
+    if (!/^https?:\/\//.test(reach.url) || !URL.canParse(reach.url))
+      throw new TypeError(`url must begin with http:// or https://, not "${reach.url}"`);
     const socket = (globalThis as { WebSocket?: Line["WebSocket"] }).WebSocket;
     this.base = reach.url;
     this.fetch = reach.fetch ?? ((url, init) => fetch(url, init));

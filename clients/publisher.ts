@@ -7,6 +7,7 @@
  *
  * On its own it pushes an event every second, until it is interrupted. Given lines on its input it pushes those (a line that is JSON as it is,
  * any other as a JSON string), and ends when every event is complete, or ten seconds after the last line, with status 1 if one is not.
+ * A service that can't be reached within the first ten seconds ends it too, with status 1; one that goes later is waited for.
  * Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; it needs the right to push on the channel.
  * With `--wait` it pushes the next event when the one before is complete, or after so many seconds; the other two are given to each event.
  * On a terminal it keeps a table with a bar for each event; elsewhere it prints a line for each change, with `--json` an object.
@@ -21,7 +22,7 @@ import { PereError, publish, receipts, type Given } from "./pere.ts";
 
 /** Between two events of its own. */
 const EVERY_MS = 1_000;
-/** How long it waits, after the last line, for those that have not answered. */
+/** How long it waits, after the last line, for those that have not answered; and at the start, for the service. */
 const PATIENCE_MS = 10_000;
 /** Events that a terminal shows; those before them scroll away as they were. */
 const SHOWN_MAX = 10;
@@ -51,6 +52,7 @@ const count = ({ words }: Pushed, word: string): number => [...words.values()].f
 const isComplete = (event: Pushed): boolean => count(event, "done") + count(event, "failed") >= event.addressed;
 
 function lineOf(event: Pushed): string {
+  if (event.addressed === 0) return `${event.id}: addressed to nobody, no device is enrolled`;
   const counts = WORDS.map((word) => [word, count(event, word)] as const).filter(([, number]) => number > 0);
   const answers = counts.map(([word, number]) => `${number} ${word}`).join(", ") || "no answer";
   return `${event.id}: ${event.words.size} of ${event.addressed} answered: ${answers}${isComplete(event) ? ", complete" : ""}`;
@@ -149,7 +151,13 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
   const show = (event: Pushed): void => (isJson ? undefined : board.update(event));
   const print = (name: string, value: unknown): void => void (isJson && console.log(JSON.stringify({ [name]: value })));
 
-  const said = receipts({ url, channel, token, onTrouble: (why) => console.error(`feedback: ${why}; coming back`) });
+  /** Before the service was reached, the last that went wrong; undefined from then on, when all of it is told as it comes. */
+  let away: string | undefined = "no answer";
+  const onTrouble = (why: string): void => {
+    if (away === undefined) console.error(`feedback: ${why}; coming back`);
+    else away = why;
+  };
+  const said = receipts({ url, channel, token, onTrouble });
   const note = ({ event, device, status }: Given): void => {
     const known = pushed.get(event);
     const words = known?.words ?? early.get(event) ?? new Map<string, Given["status"]>();
@@ -172,7 +180,10 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     process.exit(!isGiven || complete === pushed.size ? 0 : 1);
   };
   process.once("SIGINT", finish);
+  const late = setTimeout(() => fail(new Error(`${url} can't be reached: ${away}`)), PATIENCE_MS);
   await said.ready;
+  clearTimeout(late);
+  away = undefined;
   listen().catch(fail);
   const retries = {
     token,

@@ -83,7 +83,13 @@ function copy(from: string, to: string): Content {
     closeSync(openSync(fresh, "wx", OWNER_ALONE));
     within(from, { readonly: true }, (db) => {
       check(db, from);
-      db.run("VACUUM INTO ?1", [fresh]);
+      try {
+        db.run("VACUUM INTO ?1", [fresh]);
+      } catch (error) {
+        // One statement reads the one and writes the other; a full disk is that of the copy.
+        if ((error as { code?: string }).code !== "SQLITE_FULL") throw error;
+        throw new PereError("away", `${to} can't be written: its disk is full`, [], error);
+      }
     });
     const content = within(fresh, { readwrite: true }, (db): Content => {
       const found = db.query<{ integrity_check: string }, []>("PRAGMA integrity_check(1)").get()!.integrity_check;

@@ -96,7 +96,7 @@ test(
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const publisher = new Client("publisher", [pere.url, "orders"]);
-    await publisher.says(/0 of 0 answered[^]*\n[^]*0 of 0 answered/);
+    await publisher.says(/addressed to nobody[^]*\n[^]*addressed to nobody/);
     publisher.child.kill("SIGINT");
     expect(await publisher.child.exited).toBe(0);
     expect(publisher.said).toMatch(/\n(\d+) pushed, \1 complete\n$/);
@@ -313,3 +313,18 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
     },
     LIMIT_MS,
   );
+
+test(
+  "what is no address ends both at once, a service that is not there ends the publisher: in one line, with status 1",
+  async () => {
+    for (const name of ["hostlistener", "publisher"]) {
+      const client = new Client(name, ["localhost:4567"]);
+      expect(await client.child.exited).toBe(1);
+      await client.says(/^\w+: url must begin with http:\/\/ or https:\/\/, not "localhost:4567"\n$/);
+    }
+    const publisher = new Client("publisher", ["http://127.0.0.1:1"], "1");
+    expect(await publisher.child.exited).toBe(1);
+    await publisher.says(/^publisher: http:\/\/127\.0\.0\.1:1 can't be reached: ECONNREFUSED[^\n]*\n$/);
+  },
+  LIMIT_MS,
+);

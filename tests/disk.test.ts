@@ -2,8 +2,9 @@
  * A disk that is full: a real small one, mounted for the test, filled and emptied under a running service.
  */
 import { expect, test } from "bun:test";
-import { closeSync, openSync, rmSync, writeSync } from "node:fs";
+import { closeSync, openSync, readdirSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { command } from "./commands.ts";
 import { type Answer, ask, give, listen, spawn, Stream, temporary, until } from "./harness.ts";
 
 /** Mounts a file system of 32 mebibytes there; false where that can't be done. */
@@ -16,6 +17,28 @@ const unmount = (folder: string): boolean => Bun.spawnSync(["umount", folder]).s
 const folder = temporary();
 const isPossible = mount(folder) && unmount(folder);
 const skipped = isPossible || process.env.CI === "true" ? "" : ": a small disk can't be mounted here";
+
+test.skipIf(skipped !== "")(
+  `a backup to a full disk says whose disk is full, and leaves nothing there${skipped}`,
+  async () => {
+    const db = join(temporary(), "pere.db");
+    const service = await spawn({ PERE_DB: db });
+    expect((await ask(`${service.url}/push/orders`, { body: "1" })).status).toBe(201);
+    expect(await service.end("SIGTERM")).toBe(0);
+    expect(mount(folder)).toBeTrue();
+    try {
+      expect(() => writeFileSync(join(folder, "ballast"), new Uint8Array(64 << 20))).toThrow("ENOSPC");
+      const file = join(folder, "backup.db");
+      expect(await command(["backup", file], { PERE_DB: db })).toMatchObject({
+        code: 1,
+        stderr: `PERE can't backup: ${file} can't be written: its disk is full\n`,
+      });
+      expect(readdirSync(folder)).toEqual(["ballast"]);
+    } finally {
+      expect(unmount(folder)).toBeTrue();
+    }
+  },
+);
 
 test.skipIf(skipped !== "")(
   `on a full disk pushes and receipts get 507, feeds and reading go on, and with space all goes on without a restart${skipped}`,

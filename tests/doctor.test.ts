@@ -147,7 +147,7 @@ describe("of the service itself", () => {
     }
     expect(await doctor(url, "secret")).toEqual({
       code: 1,
-      said: "PERE can't doctor: PERE_TOKEN holds no token: that is three parts with dots between them\n",
+      said: "PERE can't examine: PERE_TOKEN holds no token: that is three parts with dots between them\n",
     });
     const good = await token("--sub", "till", "--feed", "*", "--push", "*", "--days", "0.5");
     const { code, said } = await doctor(url, good, 1);
@@ -177,7 +177,7 @@ describe("of the service itself", () => {
     ]) {
       const { code, stdout, stderr } = await command(["doctor", ...args]);
       expect([code, stdout]).toEqual([1, ""]);
-      expect(stderr).toMatch(/^PERE can't doctor: [^\n]+\n$/);
+      expect(stderr).toMatch(/^PERE can't examine: [^\n]+\n$/);
     }
   });
 });

@@ -48,7 +48,14 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       expect(file.headers.get("content-security-policy"), name).toContain("default-src 'none'");
     }
     // What pages are made of is not served.
-    for (const path of ["/pages/x", "/console.html", "/console/console.tsx", "/device/device.css", "/build.ts"])
+    for (const path of [
+      "/pages/x",
+      "/console.html",
+      "/console/console.tsx",
+      "/device/device.css",
+      "/build.ts",
+      "/screenshots/board-desk-light.png",
+    ])
       expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 404`);
     for (const path of [
       "/weblistener.html",
@@ -57,6 +64,8 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       "/swagger/ui.js",
       "/swagger/ui.css",
       "/icon.svg",
+      "/monitoring/alerts.yaml",
+      "/monitoring/grafana.json",
     ])
       expect(`${path} ${(await ask(url + path)).status}`).toBe(`${path} 200`);
     expect((await ask(`${url}/swagger/json`)).body.openapi).toBe("3.1.0");

@@ -75,7 +75,7 @@ test("--help names every setting and every command, and each command that is nam
     expect(stdout).toContain(`\n  ${`${name} ${args}`.trim()}\n`);
     const said = await command([name, "--what-is-that"], { PORT: "9" });
     expect(said.code).toBe(1);
-    expect(said.stderr).toMatch(new RegExp(`^PERE can't (${name}|make a token): [^\n]+\n$`));
+    expect(said.stderr).toMatch(new RegExp(`^PERE can't (${name}|make a token|examine|be reached): [^\n]+\n$`));
   }
 });
 
@@ -163,7 +163,9 @@ test("a wrong setting, a taken port and an unusable file each stop it with one c
   const { port } = new URL(pere.url);
   for (const [env, words] of [
     [{ PORT: "x" }, "PORT must be"],
-    [{ PORT: port, PERE_DB: ":memory:" }, port],
+    [{ PORT: port, PERE_DB: ":memory:" }, `127.0.0.1, port ${port}: another program listens there`],
+    [{ HOST: "192.0.2.1", PERE_OPEN: "1", PERE_DB: ":memory:" }, "192.0.2.1, port 0: this machine has no such address"],
+    [{ HOST: "pere.invalid", PERE_OPEN: "1", PERE_DB: ":memory:" }, "this machine has no such address"],
     [{ PERE_DB: "/nowhere/pere.db" }, "/nowhere/pere.db"],
     [{ PERE_HOOKS_ALLOW: "10.0.0.0", PERE_DB: ":memory:" }, "PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8"],
   ] as const) {
