@@ -118,7 +118,7 @@ export class Enrolments {
   #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
     const toIt = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
-       WHERE t.channel = ?1 AND t.event > ?2 AND t.device = ?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
+       WHERE t.channel = +?1 AND t.event > ?2 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
       channel.id,
       Math.max(settled, channel.floor),
       device,
@@ -126,7 +126,7 @@ export class Enrolments {
     );
     // Only below that one: on a channel of commands to single devices, everything above would be looked at for nothing.
     const toAll = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq < ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
+      `SELECT e.seq FROM events e WHERE e.channel = +?1 AND e.seq > ?2 AND e.seq < ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
       channel.id,
       Math.max(joined, settled, channel.floor),
       device,

@@ -10,7 +10,7 @@ import type { Event } from "./model.ts";
 import type { Store } from "./store.ts";
 
 /** Signs of life in one commit: others want to commit as well. */
-const HEARD_AT_ONCE = 500;
+const HEARD_AT_ONCE = 200;
 
 /** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
 interface Present<Feed> {

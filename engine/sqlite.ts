@@ -298,7 +298,7 @@ export class SqliteStore implements Store {
     return this.#read<Event[]>(name, [], (channel) => {
       const found: Event[] = [];
       const rows = this.#file.each<EventRow>(
-        "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
         channel.id,
         Math.max(after, channel.floor),
         limit,
@@ -348,7 +348,7 @@ export class SqliteStore implements Store {
       this.#file
         .all<ReceiptRow>(
           `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed FROM receipts
-           WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
+           WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
           channel.id,
           Math.max(after, channel.receiptsFloor),
           limit,

@@ -10,9 +10,11 @@ export const EVENT_BYTES = 200;
 export const RECEIPT_CONNECTIONS = 64;
 /** Before a row measures, the code of both sides gets warm. */
 export const WARM_MS = 700;
-/** Feeds that read in full, of all: few where the generator has much to do, more where it has little. */
+/**
+ * Feeds that read in full where the generator has much to do. Where times are what is measured, all read: a server that gives some of them
+ * their events first would be judged by those.
+ */
 const READING_FEEDS = 10;
-const READING_FEEDS_PACED = 100;
 /** Above this share of its core the generator may be what is measured. */
 export const GENERATOR_SHARE_MAX = 0.7;
 /** Memory is looked at when it has had time to settle. */
@@ -147,7 +149,7 @@ export async function fanOut(
     at: service,
     count: devices,
     path: (index) => `/feed/c${index % channels}?device=device-${index}`,
-    fullEvery: Math.ceil(devices / (perSecond ? READING_FEEDS_PACED : READING_FEEDS)),
+    fullEvery: perSecond ? 1 : Math.ceil(devices / READING_FEEDS),
   });
   const requests = await Requests.open(pushAt.port, perSecond ? RECEIPT_CONNECTIONS : atOnce);
   const each = devices / channels;
