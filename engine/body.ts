@@ -40,10 +40,9 @@ export const bodyReader =
     if (Number(announced ?? 0) > bytesMax) throw tooLarge();
     const whole = announced === null ? null : request.bytes();
     if (whole) {
-      // Most come with the head, and need no clock; but the server gives them a moment after it.
-      whole.catch(ignore);
-      await endOfTurn();
-      if (Bun.peek.status(whole) === "fulfilled") return whole;
+      // Most come with the head, and need no clock; but the server gives them a moment after it. One that breaks off is told so below.
+      const early = await Promise.race([whole.catch(ignore), endOfTurn()]);
+      if (early) return early;
     }
     const reader = whole ? undefined : request.body?.getReader();
     let length = Number(announced ?? 0);

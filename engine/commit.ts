@@ -22,8 +22,8 @@ const CACHE_KIBIBYTES = 32 * 1024;
 
 /** Turns of the event loop in which a commit waits for more, as long as each brings some. */
 const GATHER_TURNS = 8;
-/** The same in milliseconds, for turns that have much to do: waiting longer than a sync spares nothing. */
-const GATHER_MS = 5;
+/** The same in milliseconds, for turns that have much to do, as those of a fan-out: waiting longer than a sync spares nothing. */
+const GATHER_MS = 1;
 
 /** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
 const CHECKPOINT_MS = 50;
