@@ -109,7 +109,8 @@ test("calls to hooks are counted by what became of them", async () => {
     const id = await push(url, "orders", body);
     await give(url, "orders", id, "till-7", "done");
     const series = `pere_hook_tries_total{result="${result}"}`;
-    await until(async () => value(await scrape(url), series) === 1, series);
+    // What was refused before is tried again where the hook is stored anew.
+    await until(async () => (value(await scrape(url), series) ?? 0) >= 1, series);
   };
   await ask(`${url}/devices/orders/till-7`, { method: "PUT" });
   await hook();
