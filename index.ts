@@ -21,10 +21,11 @@ import { challenge, NO_DEVICE, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
-import { type CertificateFiles, readCertificate } from "./engine/certificate.ts";
+import { readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
-import type { FeedRequest } from "./engine/feeds.ts";
+import type { FeedRequest } from "./engine/feed.ts";
+import { type Listening, listen } from "./engine/listening.ts";
 import { openLog } from "./engine/log.ts";
 import type { Metrics } from "./engine/metrics.ts";
 import { mint } from "./engine/mint.ts";
@@ -83,8 +84,9 @@ import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
 import { asyncapi } from "./web/asyncapi.ts";
-import { BUILT, buildPages, type PageFile } from "./web/build.ts";
+import { BUILT } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
+import { file, PAGE, pagesOf } from "./web/pages.ts";
 
 // ---------------------------------------------------------------------------------------------------------------- errors
 
@@ -168,6 +170,8 @@ interface Parts {
   readonly engine: Engine;
   readonly door: Door;
   readonly bodyOf: BodyReader;
+  /** From 0 up to 1; spreads the readers' return. */
+  readonly random: () => number;
 }
 
 /** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
@@ -303,13 +307,11 @@ async function refusal(take: () => Promise<void> | void): Promise<TooMany | null
 
 /** A feed by whichever transport the request asks for: the same URL, the same cursor. */
 async function follow(
-  engine: Engine,
-  door: Door,
+  { engine, door, random }: Parts,
   kind: Kind,
   channelsText: string,
   request: Request,
   server: Server<SocketData>,
-  random: () => number,
 ) {
   const query = queryOf(request);
   const channels = readChannels(channelsText);
@@ -332,16 +334,8 @@ async function follow(
     return socket(engine, door, asked, (count) => door.take("receipt", grant, request, server, count), request, server);
   if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
     return poll(engine, asked, query, request, server);
-  return eventStream(engine, { ...asked, renew: true }, request, server, random);
+  return stream(request, server, (out) => engine.follow({ ...asked, renew: true }, new EventStream(out, random)));
 }
-
-const eventStream = (
-  engine: Engine,
-  asked: FeedRequest,
-  request: Request,
-  server: Server<SocketData>,
-  random: () => number,
-): Response => stream(request, server, (out) => engine.follow(asked, new EventStream(out, random)));
 
 /** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
 type Begin = (out: DirectController) => { stop(): void };
@@ -375,13 +369,7 @@ function stream(request: Request, server: Server<SocketData>, begin: Begin): Res
 }
 
 /** What goes on, in all channels that the caller may push to, and in one of them event by event. */
-async function watch(
-  engine: Engine,
-  door: Door,
-  request: Request,
-  server: Server<SocketData>,
-  random: () => number,
-): Promise<Response> {
+async function watch({ engine, door, random }: Parts, request: Request, server: Server<SocketData>): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
   const grant = await door.admit(request, "push", []);
@@ -412,6 +400,17 @@ function freshToken(message: string | Buffer): string | null {
   }
 }
 
+/** The answer to the subprotocols that a client offers (RFC 6455, section 4.2.2): ours, or none where none was offered. @throws PereError malformed */
+function protocolOf(request: Request): Record<string, string> {
+  const offered = request.headers.get("sec-websocket-protocol") ?? "";
+  if (offered.split(",").some((name) => name.trim() === "pere.v1")) return { "Sec-WebSocket-Protocol": "pere.v1" };
+  if (offered.split(",", 1)[0]!.trim() === "") return {};
+  throw new PereError(
+    "malformed",
+    "of the subprotocols that were offered PERE speaks none; offer pere.v1 among them, or none",
+  );
+}
+
 function socket(
   engine: Engine,
   door: Door,
@@ -420,7 +419,6 @@ function socket(
   request: Request,
   server: Server<SocketData>,
 ): Response | undefined {
-  const offered = (request.headers.get("sec-websocket-protocol") ?? "").split(",").map((name) => name.trim());
   let wire: Socket;
   let feed: ReturnType<Engine["follow"]>;
   /** What came before the feed was ready: only then is it known which channel an event is of. */
@@ -467,13 +465,7 @@ function socket(
       wire.drained();
     },
   };
-  if (offered[0] !== "" && !offered.includes("pere.v1"))
-    throw new PereError(
-      "malformed",
-      "of the subprotocols that were offered PERE speaks none; offer pere.v1 among them, or none",
-    );
-  const headers = offered.includes("pere.v1") ? { "Sec-WebSocket-Protocol": "pere.v1" } : {};
-  if (server.upgrade(request, { data, headers })) return undefined;
+  if (server.upgrade(request, { data, headers: protocolOf(request) })) return undefined;
   throw new PereError("malformed", "the WebSocket handshake is incomplete");
 }
 
@@ -656,33 +648,11 @@ async function putHook(
 
 // ----------------------------------------------------------------------------------------------------------------- routes
 
-/** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
-const PAGE = {
-  "Content-Security-Policy":
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-  "Referrer-Policy": "no-referrer",
-  "X-Content-Type-Options": "nosniff",
-};
-
-const file = (path: string, type: string): Response =>
-  new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
-
-/** The pages that are bundled, once, when the first is asked for. What could not be bundled is tried again. */
-let pages: Promise<ReadonlyMap<string, PageFile>> | undefined;
-
-/** A bundled page, or what one loads: that has its content in its name, and may be kept for ever. @throws PereError unknown */
-async function built(path: string, request: Request): Promise<Response> {
-  pages ??= buildPages(WEB).catch((error: unknown) => {
-    pages = undefined;
-    throw new PereError("away", "the page can't be made now", [], error);
-  });
-  const found = (await pages).get(path);
-  if (!found) throw new PereError("unknown", `there is nothing at ${path}`);
-  const caching = path.startsWith(BUILT) ? "public, max-age=31536000, immutable" : "no-cache";
-  const headers = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
-  if (request.headers.get("if-none-match") === found.etag) return new Response(null, { status: 304, headers });
-  return new Response(found.bytes, { headers: { "Content-Type": found.type, ...headers } });
-}
+/** The pages, and what they load: from source and from the executable alike. */
+const WEB = join(import.meta.dir, "web");
+/** In it, what is not served as it is: all in folders but what watches PERE, and what is bundled or has a route of its own. */
+const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|html)$`);
+const built = pagesOf(WEB);
 
 /** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
 async function home(door: Door, request: Request): Promise<Response> {
@@ -737,7 +707,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     },
   });
   const bodyOf = bodyReader(bodyMs, (request, isLeft) => app.server?.timeout(request, isLeft ? 0 : IDLE_SECONDS));
-  const parts = { engine, door, bodyOf };
+  const parts = { engine, door, bodyOf, random };
   if (isWatched)
     app.onAfterResponse(({ request, responseValue }) => {
       const status = responseValue instanceof Response ? responseValue.status : null;
@@ -771,8 +741,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     )
     .get(
       "/feed/:channel",
-      ({ params, request, server }) =>
-        follow(engine, door, "events", params.channel, request, server as Server<SocketData>, random),
+      ({ params, request, server }) => follow(parts, "events", params.channel, request, server as Server<SocketData>),
       { detail: operations.feed },
     )
     .post(
@@ -782,12 +751,11 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     )
     .get(
       "/feedback/:channel",
-      ({ params, request, server }) =>
-        follow(engine, door, "receipts", params.channel, request, server as Server<SocketData>, random),
+      ({ params, request, server }) => follow(parts, "receipts", params.channel, request, server as Server<SocketData>),
       { detail: operations.receipts },
     )
 
-    .get("/watch", ({ request, server }) => watch(engine, door, request, server as Server<SocketData>, random), {
+    .get("/watch", ({ request, server }) => watch(parts, request, server as Server<SocketData>), {
       detail: operations.watch,
     })
     .get(
@@ -910,11 +878,6 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .get("/swagger/ui.css", () => file(swaggerStyle, "text/css"), { detail: { hide: true } });
 }
 
-/** The pages, and what they load: from source and from the executable alike. */
-const WEB = join(import.meta.dir, "web");
-/** In it, what is not served as it is: all in folders but what watches PERE, and what is bundled or has a route of its own. */
-const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|html)$`);
-
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
   const parts = path.split("/");
@@ -943,8 +906,6 @@ export interface Service {
   stop(): Promise<void>;
 }
 
-/** Milliseconds in which requests under way may end, and feeds that were told to go may read that they were. */
-const FAREWELL_MS = 1_000;
 /** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
 const STOP_MS = 9_000;
 
@@ -1013,7 +974,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
   let listening: Listening;
   try {
-    listening = listen(app, settings);
+    listening = listen((opening) => app.listen(opening).server!, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();
@@ -1030,55 +991,6 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       await listening.stop();
       (await scraped)?.stop();
       await Promise.all([rates.close(), engine.close()]);
-    },
-  };
-}
-
-/** A port that is listened at. */
-interface Listening {
-  readonly port: number;
-  /** See `Service`. */
-  renew(): void;
-  /** Takes no more connections, lets requests under way end, and cuts what is left. */
-  stop(): Promise<void>;
-}
-
-/** Why nothing can be listened at, for those who set it. */
-const UNHEARD: Readonly<Record<string, string>> = {
-  EADDRINUSE: "another program listens there; --port names another",
-  EACCES: "a port below 1024 needs rights that PERE was not given",
-  EADDRNOTAVAIL: "this machine has no such address",
-  EINVAL: "this machine has no such address",
-};
-
-/** Takes connections; with TLS those who offer it, browsers among them, get HTTP/2. @throws Error when the port can't be had */
-function listen(app: ReturnType<typeof routes>, { host, port, tls }: Settings): Listening {
-  const serverAt = (at: number, certificate: CertificateFiles | null): Server<SocketData> => {
-    try {
-      app.listen({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
-    } catch (error) {
-      const { code = "", message } = error as NodeJS.ErrnoException;
-      const why = UNHEARD[code] ?? message;
-      throw new Error(`${host}, port ${at}: ${why}`, { cause: error });
-    }
-    return app.server as Server<SocketData>;
-  };
-  /** The last one listens; those before it showed other certificates, and have connections left. */
-  const servers = [serverAt(port, tls && readCertificate(tls))];
-  const taken = servers[0]!.port!;
-  return {
-    port: taken,
-    renew() {
-      if (tls === null) return;
-      const certificate = readCertificate(tls); // Before the port is let go.
-      void servers.at(-1)!.stop();
-      servers.push(serverAt(taken, certificate));
-    },
-    async stop() {
-      for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.
-      const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
-      for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
-      await Promise.all(servers.map((server) => server.stop(true)));
     },
   };
 }

@@ -7,7 +7,8 @@
  */
 import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
-import { type FeedLimits, type Feed, type FeedRequest, Feeds, type Wire } from "./feeds.ts";
+import type { Feed, FeedRequest, Wire } from "./feed.ts";
+import { type FeedLimits, Feeds } from "./feeds.ts";
 import {
   type Event,
   type EventDraft,

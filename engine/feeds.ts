@@ -1,76 +1,14 @@
 /**
- * Open feeds: where each starts, what it hears when nothing happens, and when it ends.
+ * All open feeds: how each is opened, what it hears when nothing happens, and when it ends.
  *
- * A feed is one connection with a follower on each log that it asked for. What a feed costs at rest is its place in a wheel that
- * turns once in a while for all of them: no timer, no promise, no queue a feed.
+ * What a feed costs at rest is its place in a wheel that turns once in a while for all of them: no timer, no promise, no queue a feed.
  */
-import {
-  completeText,
-  type Event,
-  eventText,
-  id,
-  type Kind,
-  PereError,
-  type Position,
-  type Receipt,
-  receiptText,
-} from "./model.ts";
 import type { Counts } from "./counts.ts";
+import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
+import { type Event, type Kind, PereError } from "./model.ts";
 import { Presence } from "./presence.ts";
-import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "./store.ts";
-import { Batch, type Entry, type Follower, hold, Log, type Sink, type Source } from "./tail.ts";
-
-/** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
-export type Bye = "drain" | "renew" | "expired" | "busy";
-
-/** How a reader is connected. */
-export type Transport = "sse" | "websocket" | "poll";
-
-/** What a transport is to the engine: one connection that frames and writes. */
-export interface Wire {
-  /** Absent: PERE's own cursor, no connection. */
-  readonly transport?: Transport;
-  /** First on every feed: who it is and where each channel starts, in the order of the request. */
-  ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void;
-  /** A promise: the reader is behind until it resolves. */
-  write(channel: string, batch: Batch): Promise<unknown> | undefined;
-  /** Entries after `after` and before `from` are no longer kept; the feed goes on with `from`. */
-  gap(channel: string, after: Position, from: Position): void;
-  /** The reader has everything there is, on all its channels; said each time that it has caught up. */
-  rest(): void;
-  /** Nothing was written for `beatMs`: a sign of life. `positions`: how far each channel has come, given or not for this reader. */
-  beat(positions: readonly Position[]): void;
-  /** One entry once more; the reader's position stays where it is. Returns as `write` does. */
-  remind(batch: Batch): Promise<unknown> | undefined;
-  /** Tells why and closes; the feed lets go of everything by itself. */
-  bye(reason: Bye): void;
-}
-
-/** What a reader asks for. */
-export interface FeedRequest {
-  readonly kind: Kind;
-  readonly channels: readonly string[];
-  readonly device: string | null;
-  /** Where it was, from `Last-Event-ID`; null: it did not say. */
-  readonly last: readonly Position[] | null;
-  readonly since: "now" | "earliest" | readonly Position[];
-  /** Whose connection it is, a token's bearer or an address; null: PERE's own cursor. */
-  readonly caller: string | null;
-  /** Why the reader may not have it now: trouble that passes. */
-  readonly refused: PereError | null;
-  /** When the reader's right to it ends, milliseconds since 1970. */
-  readonly expires: number;
-  /** Whether the feed is ended and begun anew from time to time: where a dead link can't be told from a quiet one. */
-  readonly renew: boolean;
-}
-
-/** What a cursor of PERE's own asks for: it is no connection, so a full house does not turn it away, and nothing ends it. */
-export const OWN = {
-  caller: null,
-  refused: null,
-  expires: Infinity,
-  renew: false,
-} as const satisfies Partial<FeedRequest>;
+import { type Extent, type Joined, logName, type Store, type Wake } from "./store.ts";
+import { Batch, eventEntry, Log, receiptEntry, type Source } from "./tail.ts";
 
 /** Times in milliseconds. */
 export interface FeedLimits {
@@ -101,102 +39,6 @@ interface Joining {
   readonly device: string;
   /** It was retired in one of them meanwhile: before or after it was enrolled can't be known. */
   isRetired: boolean;
-}
-
-/** Where one channel of a feed starts. A `gap` is told before its first event. */
-interface Start {
-  readonly cursor: number;
-  readonly floor: number;
-  readonly gap?: { readonly after: Position; readonly from: Position };
-}
-
-/** One connection that follows one or more logs. */
-export class Feed implements Sink {
-  readonly device: string | null;
-  readonly caller: string | null;
-  readonly logs: Log[];
-  readonly followers: Follower[] = [];
-  blocked: Promise<unknown> | undefined;
-  open = true;
-  /** Whether its device counts as connected. */
-  entered = false;
-  /** When it ends at the latest, milliseconds since 1970; somebody may put it off. */
-  expires: number;
-  /** Turns of the wheel. */
-  wroteAt = 0;
-  renewAt = Number.POSITIVE_INFINITY;
-  readonly wire: Wire;
-  readonly #feeds: Feeds;
-
-  constructor(feeds: Feeds, { device, caller, expires }: FeedRequest, logs: Log[], wire: Wire) {
-    this.#feeds = feeds;
-    this.device = device;
-    this.caller = caller;
-    this.expires = expires;
-    this.logs = logs;
-    this.wire = wire;
-  }
-
-  write(log: Log, batch: Batch): Promise<unknown> | undefined {
-    this.wroteAt = this.#feeds.tick;
-    return this.wire.write(log.channel, batch);
-  }
-
-  /** An entry once more, when it was given before and the reader keeps up. */
-  remind(log: Log, batch: Batch): void {
-    const follower = this.followers[this.logs.indexOf(log)];
-    if (!this.open || this.blocked || !follower || follower.cursor < batch.entries[0]!.seq) return;
-    this.wroteAt = this.#feeds.tick;
-    const drained = this.wire.remind(batch);
-    if (drained) hold(this, drained);
-  }
-
-  /** Where the event is still to come, it is passed over. */
-  settle(channel: string, seq: number): void {
-    this.followers.forEach((follower, index) => {
-      const log = this.logs[index]!;
-      if (log.channel === channel) log.settle(follower, seq);
-    });
-  }
-
-  gap(log: Log, after: Position, from: Position): void {
-    this.wroteAt = this.#feeds.tick;
-    this.wire.gap(log.channel, after, from);
-  }
-
-  rest(): void {
-    if (this.open && this.followers.every(({ cursor }, index) => cursor >= this.logs[index]!.head)) this.wire.rest();
-  }
-
-  fail(): void {
-    this.end("busy");
-  }
-
-  /** How far each channel has come. */
-  positions(): Position[] {
-    return this.followers.map(({ cursor }, index) => ({ epoch: this.logs[index]!.epoch, seq: cursor }));
-  }
-
-  /** The device gave a sign of life. */
-  heard(): void {
-    if (this.open && this.device !== null)
-      for (const log of this.logs) this.#feeds.presence.heard(log.channel, this.device);
-  }
-
-  /** Tells the reader why, and lets go of everything. */
-  end(reason: Bye): void {
-    if (!this.open) return;
-    this.wire.bye(reason);
-    if (this.caller !== null) this.#feeds.told(reason);
-    this.stop();
-  }
-
-  /** The connection is gone: lets go of everything. */
-  stop(): void {
-    if (!this.open) return;
-    this.open = false;
-    this.#feeds.release(this);
-  }
 }
 
 export class Feeds {
@@ -347,7 +189,12 @@ export class Feeds {
     return this.#callers.get(caller) ?? 0;
   }
 
-  /** A reader was told why his feed ends. */
+  /** Called by a feed whose device gave a sign of life. */
+  heard(channel: string, device: string): void {
+    this.presence.heard(channel, device);
+  }
+
+  /** Called by a feed whose reader was told why it ends. */
   told(reason: Bye): void {
     this.#counts.byes[reason]++;
   }
@@ -470,7 +317,10 @@ export class Feeds {
     const log = this.#logs.get(logName("events", channel));
     if (!log) return;
     const batch = new Batch([eventEntry(channel, log.epoch, event)]);
-    for (const device of devices) for (const feed of [...this.presence.feeds(channel, device)]) feed.remind(log, batch); // A poll ends with it.
+    for (const device of devices) {
+      const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event, and leaves the list.
+      for (const feed of feeds) feed.remind(log, batch);
+    }
   }
 
   // ------------------------------------------------------------------------------------------------------------- the wheel
@@ -523,51 +373,3 @@ export class Feeds {
     await this.presence.writeHeard();
   }
 }
-
-/**
- * Where a feed starts in one log: contract, "GET /feed".
- * @param strangers positions that the reader gave and that belong to no life of the feed's channels
- */
-function startOf(heads: Heads | Joined, { kind, last, since }: FeedRequest, strangers: readonly Position[]): Start {
-  const { epoch } = heads;
-  const { head, floor: trimmed } = heads[kind];
-  const at = (seq: number): Position => ({ epoch, seq });
-  const resume = (positions: readonly Position[]): Start | null => {
-    const own = positions.find((position) => position.epoch === epoch);
-    if (own && own.seq <= head) return { cursor: own.seq, floor: own.seq };
-    // A place in another life of this channel, or beyond its end: the log was lost or put back. All there is, and a gap.
-    const after = own ?? strangers[0];
-    return after ? { cursor: trimmed, floor: trimmed, gap: { after, from: at(trimmed + 1) } } : null;
-  };
-  const resumed = last && resume(last);
-  if (resumed) return resumed;
-  if ("joined" in heads && (heads.enrolled || heads.settled < head)) {
-    const { joined, settled, lost } = heads;
-    const start = { cursor: Math.max(settled, trimmed), floor: joined };
-    return lost === 0 ? start : { ...start, gap: { after: at(Math.min(joined, lost - 1)), from: at(trimmed + 1) } };
-  }
-  if (since === "earliest") return { cursor: trimmed, floor: trimmed };
-  return (since !== "now" && resume(since)) || { cursor: head, floor: head };
-}
-
-const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
-  seq: event.seq,
-  id: id(epoch, event.seq),
-  text: eventText(channel, epoch, event),
-  complete: null,
-  receipt: null,
-  type: event.type,
-  to: event.to,
-  expires: event.expires,
-});
-
-const receiptEntry = (channel: string, epoch: string, receipt: Receipt): Entry => ({
-  seq: receipt.seq,
-  id: id(epoch, receipt.seq),
-  text: receipt.status === "pending" ? "" : receiptText(channel, epoch, receipt),
-  complete: receipt.completes && completeText(channel, epoch, receipt),
-  receipt,
-  type: null,
-  to: null,
-  expires: null,
-});

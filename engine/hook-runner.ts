@@ -8,7 +8,7 @@
  * A runner begins no call after its lease, and keeps nothing once it was overtaken: its fence goes with all that it writes.
  */
 import { createHash } from "node:crypto";
-import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feeds.ts";
+import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import type { Counts, HookResult } from "./counts.ts";
 import { type Allowed, type CallOptions, callHook } from "./hook-call.ts";
 import { id, iso, PereError, type Position } from "./model.ts";

@@ -9,7 +9,17 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
-import { type Kind, PereError, type Position, type Receipt } from "./model.ts";
+import {
+  completeText,
+  type Event,
+  eventText,
+  id,
+  type Kind,
+  PereError,
+  type Position,
+  type Receipt,
+  receiptText,
+} from "./model.ts";
 
 /** Entries that a ring keeps: what devices on bad lines miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
@@ -39,6 +49,30 @@ export interface Entry {
   readonly to: readonly string[] | null;
   readonly expires: number | null;
 }
+
+/** An event as followers get it. */
+export const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
+  seq: event.seq,
+  id: id(epoch, event.seq),
+  text: eventText(channel, epoch, event),
+  complete: null,
+  receipt: null,
+  type: event.type,
+  to: event.to,
+  expires: event.expires,
+});
+
+/** An entry of a receipts log as publishers get it. */
+export const receiptEntry = (channel: string, epoch: string, receipt: Receipt): Entry => ({
+  seq: receipt.seq,
+  id: id(epoch, receipt.seq),
+  text: receipt.status === "pending" ? "" : receiptText(channel, epoch, receipt),
+  complete: receipt.completes && completeText(channel, epoch, receipt),
+  receipt,
+  type: null,
+  to: null,
+  expires: null,
+});
 
 /** Entries on their way to followers. Followers with one cursor share one batch; `encoded` is the sinks' own memo. */
 export class Batch {

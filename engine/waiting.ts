@@ -5,7 +5,7 @@
  * complete says so, also when the receipt came in at another instance. A waiting push costs a place in a map and one timer.
  * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
  */
-import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feeds.ts";
+import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import { isComplete, PereError, type Tally } from "./model.ts";
 import type { Store } from "./store.ts";
 import type { Batch } from "./tail.ts";

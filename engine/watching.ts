@@ -9,7 +9,7 @@
  * behind. It has no positions: who comes back is shown how things stand now.
  */
 import type { Counts, Spread } from "./counts.ts";
-import type { Bye } from "./feeds.ts";
+import type { Bye } from "./feed.ts";
 import {
   type Event,
   id,

@@ -8,7 +8,7 @@
  * - `Poll`: one answer, as soon as there is something to say.
  */
 import type { ServerWebSocket } from "bun";
-import type { Bye, Feed, Wire } from "./feeds.ts";
+import type { Bye, Feed, Wire } from "./feed.ts";
 import { id, type Position, positionsText } from "./model.ts";
 import type { Batch, Entry } from "./tail.ts";
 import type { Screen } from "./watching.ts";

@@ -2,8 +2,7 @@
  * The bad day of the SDK, `clients/pere.ts`, on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
  * a page in Chromium.
  */
-import { afterAll, beforeAll } from "bun:test";
-import { rmSync } from "node:fs";
+import { beforeAll } from "bun:test";
 import { join } from "node:path";
 import { badDay } from "./badday.ts";
 import { isInstalled } from "./browser.ts";
@@ -22,7 +21,6 @@ beforeAll(async () => {
   });
   if (!success) throw new AggregateError(logs, "the program for Node can't be built");
 });
-afterAll(() => rmSync(folder, { recursive: true }));
 
 badDay({
   name: "pere.ts on Bun",

@@ -2,8 +2,7 @@
  * The bad day of `clients/pere.sh`: all of it by dash, which is Debian's `sh`; and by busybox, with nothing beside it but curl, as small devices have it,
  * what its `read`, `awk` and `sleep` decide.
  */
-import { afterAll } from "bun:test";
-import { rmSync, symlinkSync } from "node:fs";
+import { symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { badDay } from "./badday.ts";
 import { temporary } from "./harness.ts";
@@ -41,7 +40,6 @@ function badDayBy(shell: string, path: string, isChosen?: (name: string) => bool
 /** A folder with busybox's own programs, and curl. */
 function onlyBusybox(): string {
   const folder = temporary();
-  afterAll(() => rmSync(folder, { recursive: true }));
   const [busybox, curl] = [Bun.which("busybox"), Bun.which("curl")];
   if (busybox === null || curl === null) return folder;
   Bun.spawnSync([busybox, "--install", "-s", folder]);

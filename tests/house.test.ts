@@ -113,14 +113,22 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/tail.ts": ["engine/store.ts", "engine/model.ts"],
   "engine/presence.ts": ["engine/store.ts", "engine/model.ts"],
-  "engine/feeds.ts": ["engine/counts.ts", "engine/presence.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/feed.ts": ["engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/feeds.ts": [
+    "engine/feed.ts",
+    "engine/counts.ts",
+    "engine/presence.ts",
+    "engine/tail.ts",
+    "engine/store.ts",
+    "engine/model.ts",
+  ],
   "engine/deadlines.ts": ["engine/store.ts"],
   "engine/reminders.ts": ["engine/breath.ts", "engine/feeds.ts", "engine/store.ts", "engine/model.ts"],
-  "engine/waiting.ts": ["engine/feeds.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/waiting.ts": ["engine/feed.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
   "engine/watching.ts": [
     "engine/counts.ts",
     "engine/presence.ts",
-    "engine/feeds.ts",
+    "engine/feed.ts",
     "engine/store.ts",
     "engine/model.ts",
   ],
@@ -136,7 +144,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/hook-runner.ts": [
     "engine/counts.ts",
     "engine/hook-call.ts",
-    "engine/feeds.ts",
+    "engine/feed.ts",
     "engine/tail.ts",
     "engine/store.ts",
     "engine/model.ts",
@@ -154,6 +162,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/hooks.ts",
     "engine/hook-call.ts",
     "engine/feeds.ts",
+    "engine/feed.ts",
     "engine/tail.ts",
     "engine/store.ts",
     "engine/model.ts",
@@ -192,7 +201,8 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:util",
   ],
   "engine/commands.ts": ["engine/keeping.ts", "engine/mint.ts", "engine/secret.ts", "engine/settings.ts"],
-  "engine/wires.ts": ["engine/feeds.ts", "engine/watching.ts", "engine/tail.ts", "engine/model.ts", "bun"],
+  "engine/listening.ts": ["engine/certificate.ts", "bun"],
+  "engine/wires.ts": ["engine/feed.ts", "engine/watching.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 
 async function importsOf(file: string): Promise<string[]> {
@@ -217,12 +227,15 @@ test("imports in engine/ point down the list only", async () => {
       expect(`${file} → ${path}: ${ROOMS[file]!.includes(path)}`).toEndWith("true");
 });
 
-test("clients and the console use the public contract only", async () => {
+test("clients and the pages use the public contract only", async () => {
   for (const file of new Glob("clients/*.ts").scanSync("."))
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);
   for (const file of new Glob("web/console/*.{ts,tsx}").scanSync("."))
     for (const path of await importsOf(file))
       expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/console)(engine|index|web|tests)/);
+  for (const file of new Glob("web/device/*.{ts,tsx}").scanSync("."))
+    for (const path of await importsOf(file))
+      expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/(console|device)\/)(engine|index|web|tests)/);
 });
 
 test("the choice of the store is made on one line", async () => {

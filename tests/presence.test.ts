@@ -10,7 +10,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { WebSocket as NodeWebSocket } from "ws";
 import { Engine } from "../engine/engine.ts";
-import { type FeedRequest, OWN, type Wire } from "../engine/feeds.ts";
+import { type FeedRequest, OWN, type Wire } from "../engine/feed.ts";
 import { type EventDraft, iso } from "../engine/model.ts";
 import { Presence } from "../engine/presence.ts";
 import { SqliteStore } from "../engine/sqlite.ts";

@@ -3,7 +3,7 @@
  * while one works, pushes that are tried again, the receipts feed, and its file.
  */
 import { afterEach, expect, test } from "bun:test";
-import { readFileSync, rmSync, writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { BadProxy } from "./bad-proxy.ts";
@@ -71,12 +71,6 @@ async function service(): Promise<{ url: string; proxy: BadProxy }> {
   const proxy = await BadProxy.to(pere.url);
   cleanup.push(() => proxy.stop());
   return { url: pere.url, proxy };
-}
-
-function folder(): string {
-  const made = temporary();
-  cleanup.push(() => rmSync(made, { recursive: true }));
-  return made;
 }
 
 const enrol = (url: string, device: string) => ask(`${url}/devices/orders/${device}`, { method: "PUT" });
@@ -210,7 +204,7 @@ return {"value": {"n": 1, "e": "é"}, "none": None, "long": "é" * 5000, "object
 pythonTest("listen: while one handler works, the others' receipts go on", async () => {
   const { url } = await service();
   await enrol(url, "till-7");
-  const gate = join(folder(), "gate");
+  const gate = join(temporary(), "gate");
   const handler = `while event.data == "slow" and not os.path.exists(${JSON.stringify(gate)}): time.sleep(0.01)`;
   const listener = device(url, handler, ", workers=2");
   const slow = await push(url, "orders", "slow");
@@ -225,7 +219,7 @@ pythonTest("listen: while one handler works, the others' receipts go on", async 
 pythonTest("listen: with one worker events are handled in their order, and `received` is said on arrival", async () => {
   const { url } = await service();
   await enrol(url, "till-7");
-  const gate = join(folder(), "gate");
+  const gate = join(temporary(), "gate");
   const wait = `while not os.path.exists(${JSON.stringify(gate)}): time.sleep(0.01)`;
   const listener = device(url, `${wait}\nprint(event.seq, event.text)`);
   const ids = [await push(url, "orders", 1), await push(url, "orders", 2), await push(url, "orders", 3)];
@@ -238,7 +232,7 @@ pythonTest("listen: with one worker events are handled in their order, and `rece
 pythonTest("listen: ended by SIGTERM it finishes what it works on, and gives the receipt", async () => {
   const { url } = await service();
   await enrol(url, "till-7");
-  const gate = join(folder(), "gate");
+  const gate = join(temporary(), "gate");
   const command = `while [ ! -e '${gate}' ]; do sleep 0.02; done; echo '{"printed": true}'`;
   const listener = new Python(["listen", url, "orders", "--device", "till-7", "--exec", command]);
   const id = await push(url, "orders", 1);
@@ -252,7 +246,7 @@ pythonTest("listen: ended by SIGTERM it finishes what it works on, and gives the
 pythonTest("listen: receipts that are refused for good are reported and let go, and hold up no others", async () => {
   const { url } = await service();
   await enrol(url, "till-7");
-  const state = join(folder(), "state");
+  const state = join(temporary(), "state");
   const unsent = (event: string, channel: string): string =>
     `${JSON.stringify({ event, channel, status: "done", detail: null })}\n`;
   // Unknown, no event at all, of a channel that can't be, and a line that a crash left unfinished.
@@ -318,7 +312,7 @@ print("well")`;
 });
 
 pythonTest("its file: cut off at any byte it is read, and a line that was whole counts", async () => {
-  const file = join(folder(), "state");
+  const file = join(temporary(), "state");
   const script = `import pere, sys, os
 path = sys.argv[1]
 memory = pere._Memory(path)

@@ -2,7 +2,6 @@
  * The SDK's package as people get it: made, looked at by `publint`, installed in an empty folder, and used there from Node and from TypeScript.
  */
 import { expect, test } from "bun:test";
-import { rmSync } from "node:fs";
 import { join } from "node:path";
 import { start, temporary } from "./harness.ts";
 
@@ -54,7 +53,6 @@ test.skipIf(skipped)(
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const folder = temporary();
-    cleanup.defer(() => rmSync(folder, { recursive: true }));
     const packed = await run([process.execPath, "run", "--silent", "pack", join(folder, "made")], root);
     expect(packed).toEqual({ code: 0, said: expect.stringMatching(/pere-client-\d+\.\d+\.\d+\.tgz\n$/) });
     const file = packed.said.trim().split("\n").at(-1)!;

@@ -3,7 +3,7 @@
  * and that its reader of long-polls agrees with JSON on texts that are meant to mislead it.
  */
 import { afterEach, expect, test } from "bun:test";
-import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { BadProxy } from "./bad-proxy.ts";
@@ -22,12 +22,6 @@ afterEach(async () => {
 const shellTest = (name: string, run: () => Promise<void>): void =>
   test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 60_000);
 
-function folder(): string {
-  const made = temporary();
-  cleanup.push(() => rmSync(made, { recursive: true }));
-  return made;
-}
-
 async function service(): Promise<string> {
   const pere = await start({ random: () => 0 });
   cleanup.push(() => pere.stop());
@@ -41,7 +35,7 @@ interface Device {
 
 function device(url: string, channels: string, command: string, env: Record<string, string> = {}): Device {
   const child = Bun.spawn(["sh", CLIENT, url, channels, "till-7", command], {
-    env: { PATH: process.env.PATH, PERE_STATE: join(folder(), "state"), ...env },
+    env: { PATH: process.env.PATH, PERE_STATE: join(temporary(), "state"), ...env },
     stdin: "ignore",
     stdout: "ignore",
     stderr: "pipe",
@@ -88,7 +82,7 @@ shellTest("what the command printed last goes into the receipt, whatever it is",
 
 shellTest("several channels on one feed: each receipt goes to its own", async () => {
   const url = await service();
-  const out = join(folder(), "out");
+  const out = join(temporary(), "out");
   for (const channel of ["orders", "alarms"]) await enrol(url, channel);
   device(url, "orders,alarms", `printf '%s ' "$PERE_EVENT_CHANNEL" "$PERE_EVENT_TYPE" "$PERE_EVENT_ID" >>'${out}'`);
   const ids = { orders: await push(url, "orders", 1), alarms: await push(url, "alarms", 2, "?type=fire.1") };
@@ -103,7 +97,7 @@ shellTest("it goes on where it was, also after an end; SIGTERM ends it, and its 
   const proxy = await BadProxy.to(url);
   cleanup.push(() => proxy.stop());
   await enrol(url, "orders");
-  const state = join(folder(), "state");
+  const state = join(temporary(), "state");
   const first = device(proxy.url, "orders", "cat", { PERE_STATE: state });
   const id = await push(url, "orders", 1);
   await until(async () => isFinal(await rowOf(url, "orders", id)), "done");
@@ -144,7 +138,7 @@ shellTest(
 );
 
 shellTest("its reader of long-polls agrees with JSON", async () => {
-  const here = folder();
+  const here = temporary();
   mkdirSync(join(here, "state"));
   // The reader alone, out of the program as it stands.
   const text = readFileSync(CLIENT, "utf8");

@@ -1,0 +1,37 @@
+/**
+ * Pages as they are served: bundled when the first is asked for, with the headers that keep them to themselves.
+ */
+import { PereError } from "../engine/model.ts";
+import { BUILT, buildPages, type PageFile } from "./build.ts";
+
+/** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
+export const PAGE = {
+  "Content-Security-Policy":
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; manifest-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+  "Referrer-Policy": "no-referrer",
+  "X-Content-Type-Options": "nosniff",
+};
+
+export const file = (path: string, type: string): Response =>
+  new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
+
+/** Answers with a page at a path, or with what one loads. @throws PereError unknown, away */
+export type Pages = (path: string, request: Request) => Promise<Response>;
+
+/** The pages of a folder, bundled once, when the first is asked for. What could not be bundled is tried again. */
+export function pagesOf(folder: string): Pages {
+  let pages: Promise<ReadonlyMap<string, PageFile>> | undefined;
+  return async (path, request) => {
+    pages ??= buildPages(folder).catch((error: unknown) => {
+      pages = undefined;
+      throw new PereError("away", "the page can't be made now", [], error);
+    });
+    const found = (await pages).get(path);
+    if (!found) throw new PereError("unknown", `there is nothing at ${path}`);
+    // What a page loads has its content in its name, and may be kept for ever.
+    const caching = path.startsWith(BUILT) ? "public, max-age=31536000, immutable" : "no-cache";
+    const headers = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
+    if (request.headers.get("if-none-match") === found.etag) return new Response(null, { status: 304, headers });
+    return new Response(found.bytes, { headers: { "Content-Type": found.type, ...headers } });
+  };
+}
