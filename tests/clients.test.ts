@@ -6,6 +6,7 @@ import { Terminal } from "@xterm/headless";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");
 /** A test here waits for several things, each with the harness's patience. */
@@ -272,10 +273,9 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
     `a service that ends by ${signal} and starts again is resumed: no event lost, none done twice, all answered`,
     async () => {
       await using cleanup = new AsyncDisposableStack();
-      const db = join(temporary(), "pere.db");
-      let pere = await spawn({ PERE_DB: db });
+      const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
+      let pere = await spawn(env);
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
-      const { port } = new URL(pere.url);
       const listener = new Client("hostlistener", [pere.url, "orders", "till-1"]);
       await listener.says(/connected by sse/);
       const publisher = new Client("publisher", [pere.url, "orders"]);
@@ -288,7 +288,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
       await pere.end(signal);
       await listener.says(/^! (?!\d)/m);
 
-      pere = await spawn({ PERE_DB: db, PORT: port });
+      pere = await spawn(env);
       await push(pere.url, "orders", "after the restart");
       await until(() => listener.times(/connected by sse/g) === 2, "the listener's return");
       // The publisher followed through the restart too: the receipts that came before he was back are on his screen.

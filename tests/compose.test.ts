@@ -5,8 +5,9 @@
 import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import packageJson from "../package.json";
-import { ask, connect, freePort, give, listen, push, startOn, temporary, until } from "./harness.ts";
+import { ask, connect, give, listen, push, startOn, temporary, until } from "./harness.ts";
 import { type Front, NGINX, startNginx } from "./front.ts";
+import { lastingPort } from "./ports.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 import type { Service } from "../index.ts";
 
@@ -92,7 +93,7 @@ test.skipIf(noProxy !== null)(
     running.push({ redis });
     const services = [await startOn(redis.url), await startOn(redis.url)];
     running.push(...services.map((service) => ({ service })));
-    const port = freePort();
+    const port = lastingPort();
     const log = join(temporary(), "access.log");
     let text = proxyConfig().replace("listen 80;", `listen 127.0.0.1:${port};`).replace("/dev/stdout", log);
     services.forEach(({ url }, n) => (text = text.replace(`pere-${n + 1}:4567`, new URL(url).host)));

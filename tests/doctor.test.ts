@@ -5,9 +5,10 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import type { Service } from "../index.ts";
+import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis, type RedisServer } from "./redis-server.ts";
 import { command } from "./commands.ts";
-import { ask, freePort, SECRET, spawn, start, startOn, startWith, temporary, until } from "./harness.ts";
+import { ask, SECRET, spawn, start, startOn, startWith, temporary, until } from "./harness.ts";
 import { CADDY, type Front, NGINX, startCaddy, startNginx } from "./front.ts";
 
 /** A test of a program that others made. With `CI=true` a missing one is a failure, not a reason. */
@@ -42,7 +43,7 @@ async function doctor(
 
 /** An nginx before a service, with these lines where it passes requests on. */
 async function nginx(service: Service, lines: string): Promise<string> {
-  const port = freePort();
+  const port = lastingPort();
   const text = `events {} http { server { listen 127.0.0.1:${port}; location / { proxy_pass ${service.url}; ${lines} } } }`;
   return (await also(startNginx(text, port))).url;
 }
@@ -158,7 +159,7 @@ describe("of the service itself", () => {
 
   test("an address where nothing is, and one where something else is, are found", async () => {
     const other = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response("a shop") });
-    for (const url of [`http://127.0.0.1:${freePort()}`, `http://127.0.0.1:${other.port}`]) {
+    for (const url of [`http://127.0.0.1:${lastingPort()}`, `http://127.0.0.1:${other.port}`]) {
       const { code, said } = await doctor(url);
       expect(said).toStartWith(`bad   no PERE answers at ${url}: `);
       expect(code).toBe(1);
@@ -199,7 +200,7 @@ describe("README's proxies", () => {
 
   nginxTest("nginx passes all the doctor's tests, and writes no token down", async () => {
     const service = await also(start());
-    const port = freePort();
+    const port = lastingPort();
     const log = join(temporary(), "access.log");
     const changes = {
       "listen 80;": `listen 127.0.0.1:${port};`,
@@ -221,7 +222,7 @@ describe("README's proxies", () => {
 
   caddyTest("Caddy passes all the doctor's tests", async () => {
     const service = await also(start());
-    const port = freePort();
+    const port = lastingPort();
     const changes = { "push.example.com": `http://127.0.0.1:${port}`, "127.0.0.1:4567": new URL(service.url).host };
     const { url } = await also(startCaddy(here(await snippet("caddyfile"), changes), port));
     const { code, said } = await doctor(url, "", 2);
@@ -248,9 +249,9 @@ describe("README's proxies", () => {
 });
 
 test("health ends with 0 where the service lives, with 1 where it does not", async () => {
-  const service = await spawn({ PERE_DB: ":memory:" });
-  const { port } = new URL(service.url);
-  for (const HOST of ["127.0.0.1", "0.0.0.0"]) expect((await command(["health"], { HOST, PORT: port })).code).toBe(0);
+  const PORT = String(lastingPort());
+  const service = await spawn({ PERE_DB: ":memory:", PORT });
+  for (const HOST of ["127.0.0.1", "0.0.0.0"]) expect((await command(["health"], { HOST, PORT })).code).toBe(0);
   await service.end("SIGTERM");
-  expect((await command(["health"], { PORT: port })).code).toBe(1);
+  expect((await command(["health"], { PORT })).code).toBe(1);
 });

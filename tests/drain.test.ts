@@ -7,6 +7,7 @@ import { connect as dial, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { EventSource } from "eventsource";
 import { ask, give, type Process, push, spawn, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis } from "./redis-server.ts";
 
 /** So long nobody waits for a feed when an instance is restarted. */
@@ -218,9 +219,9 @@ test.skipIf(noRedis !== null)(
   `two instances restarted one after the other under load lose nothing, and no device waits longer than 5 s${skipped}`,
   async () => {
     const redis = await startRedis({ appendonly: "yes", appendfsync: "always" });
-    const run = (port: string): Promise<Process> => spawn({ REDIS_URL: redis.url, PORT: port });
-    const fleet = [await run("0"), await run("0")];
-    const ports = fleet.map(({ url }) => Number(new URL(url).port));
+    const run = (port: number): Promise<Process> => spawn({ REDIS_URL: redis.url, PORT: String(port) });
+    const ports = [lastingPort(), lastingPort()];
+    const fleet = await Promise.all(ports.map(run));
     const balancer = await Balancer.before(ports);
     const devices = Array.from({ length: 40 }, (_, n) => new Device(balancer.url, `d${n}`));
     const allConnected = () => until(() => devices.every(({ isConnected }) => isConnected), "all devices");
@@ -249,7 +250,7 @@ test.skipIf(noRedis !== null)(
       const before = acknowledged.size;
       await until(() => acknowledged.size > before + 20, "twenty pushes");
       expect(await fleet[n]!.end("SIGTERM")).toBe(0);
-      fleet[n] = await run(String(port));
+      fleet[n] = await run(port);
       await balancer.look();
       await allConnected();
     }

@@ -16,14 +16,6 @@ export const PATIENCE_MS = 10_000;
 /** A folder of its own. `leftovers.ts` removes them all at the end. */
 export const temporary = (): string => mkdtempSync(join(tmpdir(), "pere-"));
 
-/** A port that is free now, for programs that can't say which they took. */
-export function freePort(): number {
-  const holder = Bun.listen({ hostname: "127.0.0.1", port: 0, socket: { data() {} } });
-  const { port } = holder;
-  holder.stop(true);
-  return port;
-}
-
 /** Waits until `condition` gives something true, and returns that. */
 export async function until<Value>(
   condition: () => Value | Promise<Value>,

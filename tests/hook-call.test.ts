@@ -17,6 +17,7 @@ import {
 } from "../engine/hook-call.ts";
 import { PereError } from "../engine/model.ts";
 import { temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 
 const LOOPBACK = readAllowed("127.0.0.0/8, ::1/128");
 const NONE = readAllowed("");
@@ -158,7 +159,7 @@ describe("a call", () => {
   });
 
   test("tries the next address where one takes no connection", async () => {
-    const receiver = await receive(OK);
+    const receiver = await receive(OK, "127.0.0.1", lastingPort());
     const addresses = ["127.0.0.2", "::1", "127.0.0.1"];
     expect(await call(receiver, { host: "hook.example", addresses })).toEqual({ status: 200, error: null });
   });
@@ -217,14 +218,15 @@ describe("a receiver that", () => {
     ["hangs after the head", `${HEAD}Content-Length: 9\r\n\r\n`, { status: 200, error: null }],
     [
       "drips its body",
-      (socket) => void socket.write(`${HEAD}Content-Length: 999\r\n\r\n`, () => drip(socket)),
+      (socket) => void socket.write(`${HEAD}Content-Length: 999999\r\n\r\n`, () => drip(socket)),
       { status: 200, error: null },
     ],
   ])("%s keeps nobody beyond the limit", async (_name, behaviour, answer) => {
     const receiver = await receive(behaviour);
     const begun = performance.now();
     expect(await call(receiver, { timeoutMs: 300 })).toEqual(answer);
-    expect(performance.now() - begun).toBeWithin(290, 1_500);
+    // None of them would ever come to an end by itself.
+    expect(performance.now() - begun).toBeGreaterThanOrEqual(290);
     await until(() => receiver.ended === 1, "the connection's end");
   });
 
@@ -262,14 +264,13 @@ describe("a receiver that", () => {
     ],
   ])("%s is left at once", async (_name, behaviour, answer) => {
     const receiver = await receive(behaviour);
-    const begun = performance.now();
-    expect(await call(receiver)).toEqual(answer);
-    expect(performance.now() - begun).toBeLessThan(2_500);
+    // Longer than the test may take: who waits for the limit fails it.
+    expect(await call(receiver, { timeoutMs: 120_000 })).toEqual(answer);
     await until(() => receiver.ended === 1, "the connection's end");
   });
 
   test("takes no connection is said to refuse it", async () => {
-    const receiver = await receive(OK, "127.0.0.2");
+    const receiver = await receive(OK, "127.0.0.2", lastingPort());
     const error = "the connection was refused";
     expect(await call(receiver)).toEqual({ status: null, error });
     expect(await call(receiver, { host: "hook.example", addresses: ["127.0.0.1", "::1"] })).toEqual({
@@ -452,8 +453,9 @@ describe("a name", () => {
   });
 
   test("is asked for once a call, and only what was answered is called", async () => {
-    const right = await receive(OK, "127.0.0.3");
-    const wrong = await receive(OK, "127.0.0.1", right.port);
+    const port = lastingPort();
+    const right = await receive(OK, "127.0.0.3", port);
+    const wrong = await receive(OK, "127.0.0.1", port);
     let questions = 0;
     const resolve = async (): Promise<string[]> => (questions++ === 0 ? ["127.0.0.3"] : ["127.0.0.1"]);
     const hook = {

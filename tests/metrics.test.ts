@@ -6,6 +6,7 @@ import { readAllowed } from "../engine/hook-call.ts";
 import { mint } from "../engine/mint.ts";
 import { Counts } from "../engine/counts.ts";
 import { ask, connect, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis } from "./redis-server.ts";
 
 const PROMTOOL = Bun.which("promtool");
@@ -96,15 +97,16 @@ test("channels that the operator names have series of their own, and are in no o
 
 test("calls to hooks are counted by what became of them", async () => {
   const answers = [204, 500, 410];
+  const port = lastingPort(); // In the end nobody listens there.
   const receiver = Bun.serve({
     hostname: "127.0.0.1",
-    port: 0,
+    port,
     fetch: () => new Response(null, { status: answers.shift()! }),
   });
   const service = await startWith({ access: "open", hooksAllowed: readAllowed("127.0.0.0/8") });
   const { url } = service;
-  const to = `http://127.0.0.1:${receiver.port}/`; // Once it has stopped it has no port.
-  const hook = () => ask(`${url}/hooks/orders/h`, { method: "PUT", body: { url: to, on: ["receipt"] } });
+  const body = { url: `http://127.0.0.1:${port}/`, on: ["receipt"] };
+  const hook = () => ask(`${url}/hooks/orders/h`, { method: "PUT", body });
   const tried = async (result: string, body: unknown): Promise<void> => {
     const id = await push(url, "orders", body);
     await give(url, "orders", id, "till-7", "done");

@@ -6,6 +6,7 @@
  * has forgotten it; only new lines pass.
  */
 import { createServer, connect, type Server, type Socket } from "node:net";
+import { lastingPort } from "./ports.ts";
 
 /** What is lost: nothing, what comes back (what was asked arrives, and nobody learns that it did), or everything. */
 type Loss = "nothing" | "answers" | "everything";
@@ -25,16 +26,17 @@ export class Proxy {
   #loss: Loss = "nothing";
   #delayMs = 0;
 
-  private constructor(server: Server, target: number) {
+  private constructor(server: Server, port: number, target: number) {
     this.#server = server;
     this.#target = target;
-    this.port = portOf(server);
+    this.port = port;
     server.on("connection", this.#take);
   }
 
-  /** A proxy on a free port for what listens at `target`. */
+  /** A proxy for what listens at `target`, on a port that it can come back to. */
   static async to(target: number): Promise<Proxy> {
-    return new Proxy(await listenAt(0), target);
+    const port = lastingPort();
+    return new Proxy(await listenAt(port), port, target);
   }
 
   /** Connections that are open. */
@@ -128,10 +130,4 @@ async function listenAt(port: number): Promise<Server> {
   server.listen(port, "127.0.0.1", resolve);
   await promise;
   return server;
-}
-
-function portOf(server: Server): number {
-  const address = server.address();
-  if (address === null || typeof address === "string") throw new Error("the proxy has no port");
-  return address.port;
 }

@@ -11,6 +11,7 @@ import { EventSource } from "eventsource";
 import { WebSocket as NodeSocket } from "ws";
 import { closeBrowser, isInstalled as isBrowserInstalled, openTab } from "./browser.ts";
 import { ask, spawn, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 
 afterAll(closeBrowser);
 
@@ -154,13 +155,12 @@ for (const [name, { open, missing }] of Object.entries(READERS))
     `${name} gets everything once, in order, through a restart and a crash${missing ? ` (skipped: ${missing})` : ""}`,
     async () => {
       await using cleanup = new AsyncDisposableStack();
-      const db = join(temporary(), "pere.db");
-      let pere = await spawn({ PERE_DB: db });
+      const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
+      let pere = await spawn(env);
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
       const again = async (signal: "SIGTERM" | "SIGKILL"): Promise<void> => {
-        const { port } = new URL(pere.url);
         await pere.end(signal);
-        pere = await spawn({ PERE_DB: db, PORT: port });
+        pere = await spawn(env);
       };
       const pushed: [id: string, data: unknown][] = [];
       const push = async (): Promise<void> => {

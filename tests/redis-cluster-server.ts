@@ -3,6 +3,7 @@
  * commands, so it needs nothing but `redis-server`.
  */
 import { until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 import { type RedisServer, startRedis } from "./redis-server.ts";
 
 const SLOTS = 16_384;
@@ -25,21 +26,8 @@ export interface Cluster {
   end(): Promise<void>;
 }
 
-/** A free port for the nodes among themselves, from below those that the system gives to connections: nobody takes it meanwhile. */
-function freePort(): number {
-  for (;;) {
-    const port = 20_000 + Math.floor(Math.random() * 12_000);
-    try {
-      Bun.listen({ hostname: "127.0.0.1", port, socket: { data() {} } }).stop(true);
-      return port;
-    } catch {
-      // Taken.
-    }
-  }
-}
-
 async function startNode(settings: Record<string, string>): Promise<Node> {
-  const bus = String(freePort());
+  const bus = String(lastingPort());
   const server = await startRedis({
     "cluster-enabled": "yes",
     "cluster-port": bus,

@@ -1,8 +1,9 @@
 /**
- * A real Redis of a test's own: on a free port, in a folder of its own, ended with the test. Its settings can be chosen, and it can be
+ * A real Redis of a test's own: on a port and in a folder of its own, ended with the test. Its settings can be chosen, and it can be
  * stopped, woken, killed and started again on the same port with what it kept.
  */
-import { freePort, temporary, until } from "./harness.ts";
+import { temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 
 const PROGRAM = Bun.which("redis-server") ?? Bun.which("valkey-server");
 
@@ -48,7 +49,7 @@ async function ask(port: number, command: readonly string[]): Promise<string> {
 /** @param settings as on the command line of redis-server: `{ appendonly: "yes" }` */
 export async function startRedis(settings: Record<string, string> = {}): Promise<RedisServer> {
   if (!PROGRAM) throw new Error("redis-server is not installed");
-  const port = freePort();
+  const port = lastingPort();
   const folder = temporary();
   const flags = Object.entries({ save: "", ...settings }).flatMap(([name, value]) => [`--${name}`, value]);
   const start = async () => {

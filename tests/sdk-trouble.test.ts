@@ -18,6 +18,7 @@ import {
 } from "../clients/pere.ts";
 import { chance, seed } from "./chance.ts";
 import { ask, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 import { Proxy } from "./proxy.ts";
 
 /** A test here waits for several things, each with the harness's patience. */
@@ -221,7 +222,8 @@ for (const storeIs of ["kept", "new"] as const)
     async () => {
       await using cleanup = new AsyncDisposableStack();
       let db = join(temporary(), "pere.db");
-      let pere = await spawn({ PERE_DB: db });
+      const PORT = String(lastingPort());
+      let pere = await spawn({ PERE_DB: db, PORT });
       cleanup.defer(async () => void (await pere.end("SIGKILL")));
       const gaps: Gap[] = [];
       const rejected: Receipt[] = [];
@@ -248,7 +250,7 @@ for (const storeIs of ["kept", "new"] as const)
       finish[0]!();
       await until(() => status().unsent === 1);
       if (storeIs === "new") db = join(temporary(), "pere.db");
-      pere = await spawn({ PERE_DB: db, PORT: new URL(pere.url).port });
+      pere = await spawn({ PERE_DB: db, PORT });
       // It was told to come back after up to 4 s, each time.
       await until(() => status().state === "connected" && status().unsent === 0, "its return", 30_000);
       await publish(pere.url, "orders", 2, { wait: 10 });

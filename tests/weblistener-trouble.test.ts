@@ -11,6 +11,7 @@ import { browserTest, closeBrowser } from "./browser.ts";
 import { Page, row } from "./device-page.ts";
 import { mint } from "../engine/mint.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { lastingPort } from "./ports.ts";
 import { Proxy } from "./proxy.ts";
 
 afterAll(closeBrowser);
@@ -100,10 +101,9 @@ browserTest(
 
 browserTest("the page starts without a service, from what its worker kept, which is the page and no more", async () => {
   await using cleanup = new AsyncDisposableStack();
-  const db = join(temporary(), "pere.db");
-  let pere = await spawn({ PERE_DB: db });
+  const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
+  let pere = await spawn(env);
   cleanup.defer(async () => void (await pere.end("SIGKILL")));
-  const { port } = new URL(pere.url);
   using page = await new Page().open(pere.url, "device=till-1");
   await isKept(page);
   const id = await push(pere.url, "orders", 1);
@@ -121,7 +121,7 @@ browserTest("the page starts without a service, from what its worker kept, which
   expect(await page.text("#device-name")).toBe("till-1");
   await page.picture("no-service");
 
-  pere = await spawn({ PERE_DB: db, PORT: port });
+  pere = await spawn(env);
   await row(pere.url, id, "till-1", "failed");
   await page.state("connected");
   // A feed, a receipt, the console and a page with a query in its address have been asked for, and none was kept.

@@ -7,6 +7,7 @@
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { lastingPort } from "../ports.ts";
 import { type Dialect, now } from "./feeds.ts";
 import { HOST, onCore, type Service } from "./service.ts";
 
@@ -63,14 +64,6 @@ http {
 }
 `;
 
-/** nginx takes no port 0. Another program may be quicker to take this one; then nginx says so and does not start. */
-function freePort(): number {
-  const probe = Bun.listen({ hostname: HOST, port: 0, socket: { data() {} } });
-  const { port } = probe;
-  probe.stop();
-  return port;
-}
-
 /** The process that does a master's work. */
 const workerOf = (master: number): number | null =>
   Number(readFileSync(`/proc/${master}/task/${master}/children`, "latin1").trim().split(" ")[0]) || null;
@@ -84,7 +77,7 @@ export function nchan(): Start | null {
   return async (parent, core) => {
     const folder = join(parent, `nginx-${++started}`);
     mkdirSync(folder);
-    const port = freePort();
+    const port = lastingPort();
     writeFileSync(join(folder, "nginx.conf"), configuration(folder, port, NCHAN));
     const command = [nginx, "-e", join(folder, "nginx.log"), "-p", folder, "-c", join(folder, "nginx.conf")];
     const master = Bun.spawn(onCore(core, command), { stdin: "ignore", stdout: "ignore", stderr: "ignore" });
