@@ -111,7 +111,9 @@ describe("who is connected", () => {
 
   test("a feed whose reader leaves at any moment of its opening leaves nothing behind", async () => {
     const wires: Counted[] = [];
-    for (let turns = 0; turns < 12; turns++)
+    // Some leave before they are told where they start, and in the end some after.
+    let turns = 0;
+    for (; turns < 12 || wires.every(({ told }) => told.length === 0); turns++)
       for (const between of [() => Promise.resolve(), () => new Promise<void>((resolve) => setImmediate(resolve))]) {
         const wire = new Counted();
         const feed = pere.engine.follow(asked(`leaves-${turns}`, ["leaves-1", "leaves-2"]), wire);
@@ -128,9 +130,7 @@ describe("who is connected", () => {
     // Who left before anything was done for it was not even enrolled.
     const enrolled = (await ask(`${pere.url}/devices/leaves-1`)).body.devices as { device: string }[];
     expect(enrolled.map(({ device }) => device)).not.toContain("leaves-0");
-    expect(enrolled.map(({ device }) => device)).toContain("leaves-11");
-    // Some left before they were told where they start, some after.
-    expect(new Set(wires.map(({ told }) => told.length > 0)).size).toBe(2);
+    expect(enrolled.map(({ device }) => device)).toContain(`leaves-${turns - 1}`);
   });
 
   test("many that open and leave at once leave nothing behind", async () => {

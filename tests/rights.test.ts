@@ -48,28 +48,25 @@ describe("a right", () => {
           `^${one.replace(/[.~:-]/g, "\\$&").replace(one === "*" ? "*" : "\\.*", one === "*" ? ".*" : "\\..*")}$`,
         ).test(name),
       );
-    let yes = 0;
     const run = async (push: string[], feed: string[], names: string[]): Promise<void> => {
       const grant = await grantOf(push, feed);
+      for (const one of push) expect(grant.may("push", one.replace("*", "x")), one).toBe(true);
       for (const name of names) {
         expect(grant.may("push", name), `${push} ${name}`).toBe(naive(push, name));
         expect(grant.may("feed", name), `${feed} ${name}`).toBe(naive(feed, name));
-        if (grant.may("push", name)) yes++;
       }
     };
     const names = fc.array(channel, { minLength: 5, maxLength: 20 });
     await fc.assert(fc.asyncProperty(patterns, patterns, names, run), { seed, numRuns: 300 });
-    expect(yes).toBeGreaterThan(100);
   });
 
+  // Some milliseconds; who tries every way through the dots is never done.
   test("is found in a time that grows no faster than the patterns", async () => {
     const evil = Array.from({ length: 45 }, (_, index) => `${"a.".repeat(48)}${index}.*`);
     const grant = await grantOf(evil);
     const name = "a.".repeat(64);
-    const started = performance.now();
     for (let round = 0; round < 10_000; round++) expect(grant.may("push", name)).toBe(false);
-    expect(performance.now() - started).toBeLessThan(2_000);
-  });
+  }, 20_000);
 
   test("that is missing is forbidden, with what would be needed", async () => {
     const grant = await grantOf(["orders"]);
