@@ -81,9 +81,9 @@ test("with 5,000 feeds open: not ready at once, no pushes, receipts to the last,
     retries.add(Number(told![1]));
   }
   expect(retries.size).toBeGreaterThan(500);
-  // Half of them within no less than a third of the three seconds.
+  // Half of them should take half of the three seconds, less what we were late ourselves; in one go they take some milliseconds.
   const told = lines.map(({ toldAt }) => toldAt).sort((a, b) => a - b);
-  expect(told[3_750]! - told[1_250]!).toBeGreaterThan(1_000);
+  expect(told[3_750]! - told[1_250]!).toBeGreaterThan(300);
 
   const again = await spawn({ PERE_DB: db });
   expect((await ask(`${again.url}/events/orders/${event}`)).body.receipts.done).toBe(1);

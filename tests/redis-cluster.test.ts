@@ -11,7 +11,9 @@ import { type Cluster, type Node, startCluster } from "./redis-cluster-server.ts
 import { noRedis, startRedis } from "./redis-server.ts";
 
 /** The promise is 3 s; the rest is for a machine that does other things as well. */
-const ANSWER_MS = 4_000;
+const ANSWER_MS = 5_500;
+/** Who has nothing to do with the trouble, and who is refused without a try, is answered within this: less than a try takes. */
+const AT_ONCE_MS = 2_500;
 /** Forming a cluster, and failing over, on a slow machine. */
 const TEST_MS = 60_000;
 /** Enough that every node has some. */
@@ -168,14 +170,14 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
           expect((await ask(`${a}/push/${channel}`, { body: 3 })).status).toBe(201),
         );
         await Promise.all(goOn);
-        expect(performance.now() - from).toBeLessThan(1_500);
+        expect(performance.now() - from).toBeLessThan(AT_ONCE_MS);
         for (const answer of await Promise.all(tries)) expect(answer.status).toBe(503);
         expect(performance.now() - from).toBeLessThan(ANSWER_MS);
         for (const channel of others) for (const feed of feeds.get(channel)!) await feed.have(3);
         // By now it is known: what comes is refused at once.
         const again = performance.now();
         expect((await ask(`${a}/push/${here[0]}`, { body: 0 })).status).toBe(503);
-        expect(performance.now() - again).toBeLessThan(1_500);
+        expect(performance.now() - again).toBeLessThan(AT_ONCE_MS);
       } finally {
         stalled.resume();
       }

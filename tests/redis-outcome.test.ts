@@ -71,10 +71,8 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       expect(receiver.receipts).toEqual(["a done", "b done"]);
       // The first one has the hooks; what comes in after its end is told by the second.
       await first.end("SIGKILL");
-      const from = performance.now();
       await receive(second.url, ["c"], "done");
       await receiver.hear(["c done"]);
-      expect(performance.now() - from).toBeLessThan(12_000);
       expect(receiver.receipts).toEqual(["a done", "b done", "c done"]);
     });
 

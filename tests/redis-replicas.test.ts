@@ -6,8 +6,8 @@ import { ask, give, push, startOn, until } from "./harness.ts";
 import { startCluster } from "./redis-cluster-server.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 
-/** The promise: an answer comes within this, whatever the replicas do. */
-const ANSWER_MS = 3_000;
+/** The promise is 3 s, whatever the replicas do; the rest is for a machine that does other things as well. */
+const ANSWER_MS = 5_500;
 const TEST_MS = 40_000;
 
 const closing: (() => Promise<unknown>)[] = [];
@@ -177,14 +177,16 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
   test(
     "one wait is for many calls",
     async () => {
-      const { master } = await openPair();
+      const { master, replica } = await openPair();
       const url = await openService(master.url, 1);
       const before = await callsOf(master, "wait");
-      const channels = Array.from({ length: 300 }, (_, n) => `shop-${n % 30}`);
-      await Promise.all(channels.map((channel) => push(url, channel, 1)));
+      replica.pause();
+      // All but the first come while somebody waits. On a slow machine some are refused: they have waited as well.
+      const pushes = Array.from({ length: 100 }, () => ask(`${url}/push/orders`, { body: 1 }));
+      await ask(`${url}/health`).finally(() => replica.resume());
+      await Promise.all(pushes);
       const waits = (await callsOf(master, "wait")) - before;
-      expect(waits).toBeGreaterThan(0);
-      expect(waits).toBeLessThan(150);
+      expect(waits).toBeWithin(1, 50);
     },
     TEST_MS,
   );
