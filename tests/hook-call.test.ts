@@ -207,7 +207,7 @@ function drip(socket: Socket): void {
 }
 
 const HEAD = "HTTP/1.1 200 OK\r\n";
-const LATE = "there was no answer within 0.3 seconds";
+const LATE = "there was no answer within 1 seconds";
 const CLOSED = "the connection closed before the answer";
 
 describe("a receiver that", () => {
@@ -224,9 +224,9 @@ describe("a receiver that", () => {
   ])("%s keeps nobody beyond the limit", async (_name, behaviour, answer) => {
     const receiver = await receive(behaviour);
     const begun = performance.now();
-    expect(await call(receiver, { timeoutMs: 300 })).toEqual(answer);
+    expect(await call(receiver, { timeoutMs: 1_000 })).toEqual(answer);
     // None of them would ever come to an end by itself.
-    expect(performance.now() - begun).toBeGreaterThanOrEqual(290);
+    expect(performance.now() - begun).toBeGreaterThan(900);
     await until(() => receiver.ended === 1, "the connection's end");
   });
 

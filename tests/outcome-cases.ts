@@ -186,12 +186,12 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await using fleet = await open();
       await fleet.enrol("c", "a", "b", "silent");
       const from = performance.now();
-      const answer = fleet.wait("c", "wait=1.5");
+      const answer = fleet.wait("c", "wait=3");
       const { id } = await until(async () => (await ask(`${fleet.here.url}/events/c`)).body.events?.[0]);
       await fleet.give("c", id, "a", "done");
       await fleet.give("c", id, "b", "working");
       const { status, body } = await answer;
-      expect(performance.now() - from).toBeGreaterThanOrEqual(1_500);
+      expect(performance.now() - from).toBeGreaterThanOrEqual(3_000);
       expect([status, body.complete]).toEqual([201, false]);
       expect(body.receipts).toEqual({ ...NOBODY, pending: 1, working: 1, done: 1 });
       await until(() => Bun.deepEquals(fleet.here.engine.held, EMPTY));
@@ -271,7 +271,7 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const lines = { body: "1\n2\n3\n", type: "application/x-ndjson" };
-      const partly = fleet.wait("c", "wait=1.5", lines);
+      const partly = fleet.wait("c", "wait=3", lines);
       const second = await until(async () => (await ask(`${fleet.here.url}/events/c`)).body.events?.[1]);
       await fleet.give("c", second.id, "a", "done");
       const { body } = await partly;
@@ -397,7 +397,7 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await fleet.waiting();
       await fleet.give("c", (await pushed(1))[0]!.id, "a", "done");
       expect((await answered).body).toMatchObject({ complete: true, receipts: { ...NOBODY, done: 1 } });
-      const [short, long] = [fleet.wait("c", "wait=1.6"), fleet.wait("c", "wait=120")];
+      const [short, long] = [fleet.wait("c", "wait=3.1"), fleet.wait("c", "wait=120")];
       for (const { id } of await pushed(3)) await fleet.give("c", id, "a", "received");
       const pending = { ...NOBODY, received: 1 };
       expect((await short).body).toMatchObject({ complete: false, receipts: pending });
@@ -560,14 +560,21 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
 
     test("is not waited for until the next regular look where the clock runs on", async () => {
       await using fleet = await open({ now: Date.now });
-      const id = await fleet.push("c", "?deadline=0.05&to=a");
-      const [{ at, event }] = await until(async () => {
-        const { events } = await fleet.told("c");
-        return events.length > 0 && events;
-      });
-      const { deadline } = (await fleet.state("c", id)) as unknown as { deadline: string };
-      expect(event).toBe(id);
-      expect(Date.parse(at) - Date.parse(deadline)).toBeWithin(0, 500);
+      /** How long after its deadline an event's device is missing. */
+      const lateMs = async (): Promise<number> => {
+        const id = await fleet.push("c", "?deadline=0.05&to=a");
+        const { at } = await until(async () => {
+          const { events } = await fleet.told("c");
+          return events.find(({ event }: { event: string }) => event === id);
+        });
+        const { deadline } = (await fleet.state("c", id)) as unknown as { deadline: string };
+        return Date.parse(at) - Date.parse(deadline);
+      };
+      await lateMs(); // If that was a regular look, the next one is a second away.
+      let least = Number.POSITIVE_INFINITY;
+      // A busy machine may hold anybody up; not each time.
+      for (let n = 0; n < 5 && least >= 500; n++) least = await lateMs();
+      expect(least).toBeWithin(0, 500);
     });
 
     test("is kept through jumps of the clock, forward and back", async () => {

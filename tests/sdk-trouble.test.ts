@@ -99,7 +99,7 @@ test(
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const between = new Between();
-    const timing = { ...TIMING, firstByteMs: 500, againMs: 1_500 };
+    const timing = { ...TIMING, firstByteMs: 1_000, againMs: 1_500 };
     const { worked, listener, by } = device({ url: pere.url, fetch: between.fetch, timing });
     cleanup.defer(() => listener.close());
     await by("websocket");
@@ -129,7 +129,7 @@ test(
     for (const none of [null, Deaf]) {
       between.holds = true;
       const name = none === null ? "till-1" : "till-2";
-      const timing = { ...TIMING, firstByteMs: 500, againMs: 1_500 };
+      const timing = { ...TIMING, firstByteMs: 1_000, againMs: 1_500 };
       const { worked, listener, by } = device({
         url: pere.url,
         device: name,
@@ -171,7 +171,7 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
         url: `http://127.0.0.1:${proxy.port}`,
         fetch: between.fetch,
         ...(transport === "longpoll" ? { WebSocket: null } : {}),
-        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 500 } : {}) },
+        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 1_000 } : {}) },
       };
       const { worked, listener, by } = device(options);
       // One without a name is told by its position alone what it missed.
@@ -514,7 +514,7 @@ for (const transport of ["sse", "websocket", "longpoll"] as const)
         token: () => (asked++, tokenFor(5)),
         fetch: between.fetch,
         WebSocket: transport === "longpoll" ? null : Counted,
-        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 500 } : {}) },
+        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 1_000 } : {}) },
       });
       cleanup.defer(() => listener.close());
       const publisher = { token: await tokenFor(600, "office") };
@@ -551,7 +551,7 @@ test(
       const waits = device({
         url: pere.url,
         token: () => held.at(-1) ?? tokenFor(-600),
-        timing: { ...TIMING, firstByteMs: 500 },
+        timing: { ...TIMING, firstByteMs: 1_000 },
         ...ways,
       });
       cleanup.defer(() => waits.listener.close());
@@ -618,7 +618,7 @@ test(
         device: transport,
         fetch: between.fetch,
         ...(transport === "longpoll" ? { WebSocket: null } : {}),
-        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 500 } : {}) },
+        timing: { ...TIMING, ...(between.holds ? { firstByteMs: 1_000 } : {}) },
         onEvent: ({ data }) => gate.promise.then(() => void worked.push((data as number[])[0])),
       });
       await by(transport);

@@ -305,10 +305,10 @@ browserTest("without a token, or where it allows nothing, the page says why and 
   }
   // One that ends while it is open is told, too.
   await page.view.navigate(
-    `${pere.url}/weblistener.html?token=${await till("till-7", ["orders"], 5 / 86_400)}&device=till-7`,
+    `${pere.url}/weblistener.html?token=${await till("till-7", ["orders"], 8 / 86_400)}&device=till-7`,
   );
   await page.state("connected");
-  await until(async () => (await why()) === "token: it has expired", "the end");
+  await until(async () => (await why()) === "token: it has expired", "the end", 20_000);
 });
 
 browserTest(
