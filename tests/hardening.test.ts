@@ -1451,7 +1451,7 @@ describe("a body that comes slowly", () => {
     const part = `${"1".padEnd(1_999)}\n`;
     const head = (length: string) =>
       `POST /push/c HTTP/1.1\r\nHost: localhost\r\nContent-Type: ${LINES}\r\n${length}\r\n`;
-    // Half as long again as it would be given if it came slower than that.
+    // 1.5 s: longer than it is given at first, and never so much behind that a busy machine would make it too slow.
     const whole = drip(hasty.url, head("Content-Length: 20000\r\n"), part, 10, 150);
     const chunked = drip(hasty.url, head(CHUNKED), `7d0\r\n${part}\r\n`, 10, 150).catch(() => null);
     expect((await whole).status).toBe(201);

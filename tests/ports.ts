@@ -13,6 +13,7 @@ const GIVEN = "/proc/sys/net/ipv4/ip_local_port_range";
 const firstGiven = existsSync(GIVEN) ? Number.parseInt(readFileSync(GIVEN, "latin1")) : 32_768;
 /** The runs end here: below what is given, if there is room. Elsewhere than on Linux what is given begins far higher. */
 const portsEnd = firstGiven > 1_024 + PORTS * RUNS ? firstGiven : 32_768;
+/** Somewhere in the run, since a process may run several files of tests, and each begins anew here. */
 let portsTaken = Math.floor(Math.random() * PORTS);
 
 /**
