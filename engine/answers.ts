@@ -29,6 +29,38 @@ export interface Answer {
   readonly isWhole: boolean;
 }
 
+/** Tallies of events from `first` to `last`, which are all in the file, by their `seq`. */
+export function talliesOf(file: SqliteFile, channel: number, first: number, last: number): Map<number, Tally> {
+  const found = new Map<number, Tally>();
+  const answered = file.all<Tally & { event: number }>(
+    `SELECT event, addressed, received, working, missing, done, failed FROM tallies
+     WHERE channel = ?1 AND event BETWEEN ?2 AND ?3`,
+    channel,
+    first,
+    last,
+  );
+  const runs =
+    answered.length > last - first
+      ? []
+      : file.all<{ event: number; addressed: number }>(
+          `SELECT event, addressed FROM audiences WHERE channel = +?1 AND event <= ?3 AND event >= coalesce(
+     (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2), 0) ORDER BY event`,
+          channel,
+          first,
+          last,
+        );
+  let [place, run] = [0, -1];
+  for (let event = first; event <= last; event++) {
+    while (run + 1 < runs.length && runs[run + 1]!.event <= event) run++;
+    if (answered[place]?.event === event) {
+      const { event: _, ...tally } = answered[place++]!;
+      found.set(event, tally);
+    } else
+      found.set(event, { addressed: runs[run]!.addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 });
+  }
+  return found;
+}
+
 export class Answers {
   readonly #file: SqliteFile;
   readonly #most: AnswersHeld;
@@ -42,23 +74,35 @@ export class Answers {
     this.#most = most;
   }
 
-  /** An event that was stored just now. */
-  add(channel: Channel, event: number, targeted: boolean, addressed: number): void {
-    this.#file.run("INSERT INTO tallies (channel, event, addressed) VALUES (?1, ?2, ?3)", channel.id, event, addressed);
+  /** An event that was stored just now, to whoever is enrolled, or to so many that were named. */
+  add(channel: Channel, event: number, named: number | null): void {
+    const addressed = named ?? channel.audience;
     const tally = { addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
-    this.#hold({ channel: channel.id, event, targeted, tally, words: null, isWhole: true });
+    const answer = this.#hold({
+      channel: channel.id,
+      event,
+      targeted: named !== null,
+      tally,
+      words: null,
+      isWhole: true,
+    });
+    if (named !== null) this.#moved.add(answer);
+    else if (channel.addressed !== addressed) {
+      this.#file.run("INSERT INTO audiences VALUES (?1, ?2, ?3)", channel.id, event, addressed);
+      channel.addressed = addressed;
+    }
   }
 
   /** @param event of the channel, and not yet swept by retention */
   of(channel: Channel, event: number): Answer {
     const known = this.#known.get(`${channel.id} ${event}`);
     if (known) return known;
-    const { targeted, ...tally } = this.#file.get<Counts & { targeted: number }>(
-      `SELECT e.targeted, t.addressed, t.received, t.working, t.missing, t.done, t.failed
-       FROM tallies t JOIN events e ON e.channel = t.channel AND e.seq = t.event WHERE t.channel = ?1 AND t.event = ?2`,
+    const { targeted } = this.#file.get<{ targeted: number }>(
+      "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
       channel.id,
       event,
     )!;
+    const tally: Counts = talliesOf(this.#file, channel.id, event, event).get(event)!;
     const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
     return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: null, isWhole });
   }
@@ -118,8 +162,7 @@ export class Answers {
   save(): void {
     for (const { channel, event, tally } of this.#moved)
       this.#file.run(
-        `UPDATE tallies SET addressed = ?3, received = ?4, working = ?5, missing = ?6, done = ?7, failed = ?8
-         WHERE channel = ?1 AND event = ?2`,
+        "INSERT OR REPLACE INTO tallies VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         channel,
         event,
         tally.addressed,

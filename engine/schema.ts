@@ -5,6 +5,10 @@
  * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
  * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
  *
+ * A push to everybody writes one row, that of its event: with many channels each row is a page of its own on its way to the disk. So an event
+ * has a row in `tallies` from its first answer on; before that its tally is how many it was addressed to, and `audiences` has that number for
+ * runs of events, from the first one on. And a channel's `head` and `receiptsHead` are at least what its row says: its logs know better.
+ *
  * `deadlines` has the events whose deadline is ahead or being dealt with; `after` is the last device that was.
  *
  * There is no index of receipts by device, on purpose: devices answer the same event at about the same time, so it would dirty a page a
@@ -81,8 +85,16 @@ CREATE TABLE deliveries (
 ) STRICT, WITHOUT ROWID;
 `;
 
+/** How many devices were enrolled when an event to everybody was pushed, and those after it up to the next row. */
+const AUDIENCES = `
+CREATE TABLE audiences (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, addressed INTEGER NOT NULL,
+  PRIMARY KEY (channel, event)
+) STRICT, WITHOUT ROWID;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
-export const SCHEMA: Schema = { applicationId: 0x50455245, copyId: 0x50455242, steps: [TABLES, DEADLINES] };
+export const SCHEMA: Schema = { applicationId: 0x50455245, copyId: 0x50455242, steps: [TABLES, DEADLINES, AUDIENCES] };
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 export interface Channel {
@@ -95,6 +107,8 @@ export interface Channel {
   receiptsHead: number;
   receiptsFloor: number;
   audience: number;
+  /** The newest run in `audiences`; null: there is none yet. */
+  addressed: number | null;
   /** Retention's place among the devices that owe the event after `floor`; in memory only, and begun anew when it is lost. */
   marked?: string;
 }

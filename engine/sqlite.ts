@@ -6,7 +6,7 @@
  *
  * What is told to watchers is gathered in the transaction and told after it.
  */
-import { Answers } from "./answers.ts";
+import { Answers, talliesOf } from "./answers.ts";
 import { SqliteFile } from "./commit.ts";
 import { Counts } from "./counts.ts";
 import { Enrolments } from "./enrolments.ts";
@@ -59,6 +59,12 @@ const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
 const NOBODY: ReadonlyMap<string, number> = new Map();
 
+/** Channels as they are: see `schema.ts`. */
+const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience,
+  max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
+  max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
+  (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
+
 interface EventRow {
   seq: number;
   at: number;
@@ -110,8 +116,10 @@ export class SqliteStore implements Store {
   readonly #standings: Standings;
   readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
-  /** Channels whose counters the running transaction moved. */
+  /** Channels whose row is to be written in the running transaction. */
   readonly #changed = new Set<Channel>();
+  /** The running transaction made some log longer. */
+  #hasGrown = false;
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
@@ -129,6 +137,7 @@ export class SqliteStore implements Store {
         },
         committed: () => {
           this.#changed.clear();
+          this.#hasGrown = false;
           const wakes = this.#wakes;
           this.#wakes = [];
           for (const wake of wakes) this.#listener(wake);
@@ -136,6 +145,7 @@ export class SqliteStore implements Store {
         undone: () => {
           this.#wakes = [];
           this.#changed.clear();
+          this.#hasGrown = false;
           // What is held in memory ran ahead of the file.
           this.#channels.clear();
           this.#enrolments.clear();
@@ -164,9 +174,10 @@ export class SqliteStore implements Store {
   #find(name: string): Channel | null {
     const known = this.#channels.get(name);
     if (known) return known;
-    const row = this.#file.get<Channel>("SELECT * FROM channels WHERE name = ?1", name);
+    const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
     if (row) {
-      if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0) this.#channels.clear();
+      if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0 && !this.#hasGrown)
+        this.#channels.clear();
       this.#channels.set(name, row);
     }
     return row;
@@ -211,11 +222,7 @@ export class SqliteStore implements Store {
 
   channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
     return this.#file.read(() => {
-      const rows = this.#file.all<Channel>(
-        "SELECT * FROM channels WHERE name > ?1 ORDER BY name LIMIT ?2",
-        after,
-        limit + 1,
-      );
+      const rows = this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit + 1);
       const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
       return page(items, limit, ({ channel }) => channel);
     });
@@ -274,8 +281,7 @@ export class SqliteStore implements Store {
     const expires = afterSeconds(at, draft.ttl);
     const deadline = afterSeconds(at, draft.deadline);
     const remind = afterSeconds(0, draft.remind);
-    const addressed = to?.length ?? channel.audience;
-    this.#changed.add(channel);
+    this.#hasGrown = true;
     this.#file.run(
       "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
       channel.id,
@@ -289,7 +295,7 @@ export class SqliteStore implements Store {
       remind,
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#answers.add(channel, seq, to !== null, addressed);
+    this.#answers.add(channel, seq, to && to.length);
     for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
     return { seq, at, type, data, to, expires, deadline, remind };
   }
@@ -321,7 +327,7 @@ export class SqliteStore implements Store {
 
   tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
     return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) =>
-      this.#standings.tallies(channel, from, upTo),
+      talliesOf(this.#file, channel.id, Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)),
     );
   }
 
@@ -329,7 +335,7 @@ export class SqliteStore implements Store {
 
   /** Within a transaction: an entry of a receipts log. Those of one change are told together. */
   #tell(channel: Channel, receipt: Receipt): void {
-    this.#changed.add(channel);
+    this.#hasGrown = true;
     const last = this.#wakes.at(-1);
     if (last?.kind === "receipts" && last.channel === channel.name) (last.entries as Receipt[]).push(receipt);
     else this.#wakes.push({ kind: "receipts", channel: channel.name, epoch: channel.epoch, entries: [receipt] });

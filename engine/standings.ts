@@ -1,12 +1,12 @@
 /**
- * Who stands where, in a PERE file: the tally of an event, and one row for each device of its audience.
+ * Who stands where, in a PERE file: one row for each device of an event's audience.
  *
  * The audience follows from enrolments, or from the names that were written down, and is never counted to answer a question. All functions
  * only read; those that may have to look at very many devices do so a window at a time, and let others have their turn.
  */
 import { Breath } from "./breath.ts";
 import type { SqliteFile } from "./commit.ts";
-import { FINAL, type Row, rank, type State, STATES, type Tally } from "./model.ts";
+import { FINAL, type Row, rank, type State, STATES } from "./model.ts";
 import type { Channel } from "./schema.ts";
 import { type Page, page } from "./store.ts";
 import type { Words } from "./words.ts";
@@ -25,18 +25,6 @@ export class Standings {
   constructor(file: SqliteFile, words: Words) {
     this.#file = file;
     this.#words = words;
-  }
-
-  /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
-  tallies(channel: Channel, from: number, upTo: number): ReadonlyMap<number, Tally> {
-    const rows = this.#file.all<Tally & { event: number }>(
-      `SELECT event, addressed, received, working, missing, done, failed FROM tallies
-       WHERE channel = ?1 AND event BETWEEN ?2 AND ?3`,
-      channel.id,
-      Math.max(from, channel.floor + 1),
-      upTo,
-    );
-    return new Map(rows.map(({ event, ...tally }) => [event, tally]));
   }
 
   /** Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. */

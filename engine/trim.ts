@@ -142,6 +142,11 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
     channel.swept = event;
   }
   file.run(`DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`, channel.id, channel.floor);
+  file.run(
+    "DELETE FROM audiences WHERE channel = ?1 AND event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2)",
+    channel.id,
+    channel.floor + 1,
+  );
   return false;
 }
 

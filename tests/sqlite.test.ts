@@ -59,6 +59,16 @@ storeContract(
   { histories: 20 },
 );
 
+/** What another program reads in a file that is worked with. */
+function rows(path: string, sql: string): unknown[] {
+  const db = new Database(path, { readonly: true });
+  try {
+    return db.query(sql).all();
+  } finally {
+    db.close();
+  }
+}
+
 describe("a file", () => {
   const refusal = (path: string): { code: Code; message: string } => {
     try {
@@ -282,6 +292,45 @@ describe("a file", () => {
     expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 0, settled: 3, lost: 1 });
     await expectTalliesToEqualRows(store, "orders");
     await store.close();
+  });
+
+  test("takes one row for a push to everybody, until it is answered", async () => {
+    const path = join(temporary(), "pere.db");
+    const store = new SqliteStore({ path });
+    const { epoch } = await store.open("orders");
+    const channel = (): unknown => rows(path, "SELECT head, receiptsHead FROM channels");
+    for (const device of ["kiosk", "till"]) await store.enrol("orders", device, T);
+    const before = channel();
+    for (let n = 1; n <= 5; n++) await store.append("orders", [draft(n), draft(n)], T);
+    expect(channel()).toEqual(before);
+    expect(rows(path, "SELECT event, addressed FROM audiences")).toEqual([{ event: 1, addressed: 2 }]);
+    expect(rows(path, "SELECT event FROM tallies")).toEqual([]);
+    await store.record("orders", [word(epoch, 3, "till", "done"), word(epoch, 7, "kiosk", "working")], T);
+    await store.append("orders", [draft(11, { to: ["till"] })], T);
+    await store.retire("orders", "till", T);
+    await store.append("orders", [draft(12)], T);
+    await store.append("orders", [draft(13)], T);
+    expect(rows(path, "SELECT event, addressed FROM audiences")).toEqual([
+      { event: 1, addressed: 2 },
+      { event: 12, addressed: 1 },
+    ]);
+    await expectTalliesToEqualRows(store, "orders");
+    await store.close();
+
+    // What its row does not say, the logs do; and of the runs, what retention took is gone.
+    const again = new SqliteStore({ path });
+    expect(await again.heads("orders")).toMatchObject({ events: { head: 13 } });
+    const { items } = await again.channels("", 10);
+    expect(items).toMatchObject([{ channel: "orders", devices: 1, events: { head: 13 } }]);
+    await expectTalliesToEqualRows(again, "orders");
+    while (await again.trim("orders", { count: 2, before: 0 }, T));
+    expect(rows(path, "SELECT event FROM audiences")).toEqual([{ event: 12 }]);
+    await expectTalliesToEqualRows(again, "orders");
+    while (await again.trim("orders", { count: 0, before: 0 }, T));
+    await again.append("orders", [draft(14)], T);
+    expect(rows(path, "SELECT event FROM audiences")).toEqual([{ event: 12 }]);
+    await expectTalliesToEqualRows(again, "orders");
+    await again.close();
   });
 
   test("that is empty is taken, and one that was left by kill -9 too", async () => {
