@@ -1,9 +1,9 @@
 /**
- * The servers that PERE is measured beside: nginx with nchan, as an operator would set it up, and `ceiling.c`. Both hear the same URLs as
- * PERE (`/push/cN`, `/feed/cN`), so that one load generator serves all three.
+ * The servers that PERE is measured beside: nginx with nchan, as an operator would set it up, `ceiling.c`, and `floor.ts`. All hear the same URLs
+ * as PERE (`/push/cN`, `/feed/cN`), so that one load generator serves them.
  *
- * Neither stores anything on a disk, knows who is asking, or takes a receipt. Each is a process of its own that ends with the benchmark, and what it
- * needs is written into the benchmark's temporary folder. What is not installed is null, never an error: the others are measured without it.
+ * None knows who is asking or takes a receipt, and only `floor.ts` writes to a disk. Each is a process of its own that ends with the benchmark, and
+ * what it needs is written into the benchmark's temporary folder. What is not installed is null, never an error: the others are measured without it.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -115,20 +115,27 @@ export function ceiling(folder: string): Start | null {
   const program = join(folder, "ceiling");
   const built = Bun.spawnSync([compiler, "-O2", "-o", program, join(import.meta.dir, "ceiling.c")]);
   if (!built.success) throw new Error(built.stderr.toString());
-  return async (_, core) => {
-    const child = Bun.spawn(onCore(core, [program]), { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
-    const kill = (): void => child.kill("SIGKILL");
-    process.once("exit", kill);
-    const { value } = await child.stdout.getReader().read();
-    return {
-      port: Number(new TextDecoder().decode(value)),
-      pid: child.pid,
-      dialect: PLAIN,
-      async stop() {
-        kill();
-        await child.exited;
-        process.off("exit", kill);
-      },
-    };
+  return (_, core) => printing(core, [program]);
+}
+
+/** `floor.ts`. */
+export const floor: Start = (folder, core) =>
+  printing(core, [process.execPath, join(import.meta.dir, "floor.ts"), join(folder, `floor-${++started}`)]);
+
+/** A program of ours that prints its port and ends when it is told to. */
+async function printing(core: number | null, command: readonly string[]): Promise<Service> {
+  const child = Bun.spawn(onCore(core, command), { stdin: "ignore", stdout: "pipe", stderr: "inherit" });
+  const kill = (): void => child.kill("SIGKILL");
+  process.once("exit", kill);
+  const { value } = await child.stdout.getReader().read();
+  return {
+    port: Number(new TextDecoder().decode(value)),
+    pid: child.pid,
+    dialect: PLAIN,
+    async stop() {
+      kill();
+      await child.exited;
+      process.off("exit", kill);
+    },
   };
 }

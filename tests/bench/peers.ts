@@ -1,12 +1,13 @@
 /**
- * `bun run bench --peers`: PERE beside nginx with nchan, a C module that many use for the same work, and beside `ceiling.c`, which only writes.
+ * `bun run bench --peers`: PERE beside nginx with nchan, a C module that many use for the same work, and beside `ceiling.c` and `floor.ts`, which
+ * do no more than anybody must: write in C, sync and write on Bun.
  *
- * PERE is on its durable default: it commits each push to a disk before it answers. The others keep what they have in memory. Each server has
+ * PERE is on its durable default: it commits each push to a disk before it answers. nchan and `ceiling.c` keep what they have in memory. Each server has
  * core 0 for itself, the generator core 1, and one alone is started at a time. Figures of a shared machine drift, so each row is measured in rounds,
  * in each of them every server once and in another order; a ratio is taken within a round, and the middle one is told with the lowest and the highest.
  */
 import { fanOut, type Figures, GENERATOR_SHARE_MAX, percent, quantile } from "./measure.ts";
-import { ceiling, nchan, type Start } from "./peer-servers.ts";
+import { ceiling, floor, nchan, type Start } from "./peer-servers.ts";
 import { PACED_EVENTS_A_SECOND, quiet } from "./rows.ts";
 import { type Service, startService } from "./service.ts";
 import { columns, short } from "./table.ts";
@@ -185,7 +186,7 @@ async function measureRow(row: Row, servers: ReadonlyMap<string, Start>, { folde
 export async function besidePeers(stage: Stage, options: Options): Promise<Comparison[]> {
   const rows = peerRows(options).filter(({ name }) => options.only?.includes(name) ?? true);
   const servers = new Map<string, Start>([["PERE", startService]]);
-  for (const [name, start] of Object.entries({ nchan: nchan(), C: ceiling(stage.folder) })) {
+  for (const [name, start] of Object.entries({ nchan: nchan(), C: ceiling(stage.folder), floor })) {
     if (start) servers.set(name, start);
     else
       stage.say(
