@@ -2,9 +2,9 @@
  * The floor: what a durable push costs on Bun when a push server is nothing else.
  *
  * `GET /feed/cN` is an event stream. `POST /push/cN` writes its body to a file, waits for a sync that it shares with whatever came while the last
- * one ran, writes the event to each stream of channel N, and answers. That is all: no rights, no router, no reading of JSON, no positions, no
- * receipts, no catching up, and who reads slowly is buffered without bound. So a durable service on this runtime that does more for a push can't be
- * faster with as many syncs and writes.
+ * one ran, writes the event to each stream of channel N, and answers; any other POST is stored and answered, as a receipt would be. That is all: no
+ * rights, no router, no reading of JSON, no tallies, no catching up, and who reads slowly is buffered without bound. So a durable service on
+ * this runtime that does more can't be faster with as many syncs and writes.
  *
  *     bun floor.ts FILE
  *
@@ -19,8 +19,9 @@ interface Stream {
   write(chunk: string | Uint8Array): number | Promise<number>;
 }
 
-interface Push {
-  readonly channel: string;
+interface Post {
+  /** Null: it is stored, and told to nobody. */
+  readonly channel: string | null;
   readonly body: Uint8Array;
   readonly answer: (response: Response) => void;
 }
@@ -29,12 +30,18 @@ const file = openSync(process.argv[2]!, "w");
 writeSync(file, new Uint8Array(FILE_BYTES), 0, FILE_BYTES, 0);
 let at = 0;
 const streams = new Map<string, Stream[]>();
-let pushes: Push[] = [];
+let posts: Post[] = [];
+let events = 0;
 let isSyncing = false;
 
+function deliver(channel: string, body: Uint8Array): void {
+  const frame = Buffer.concat([Buffer.from(`id: ${++events}\ndata: `), body, Buffer.from("\n\n")]);
+  for (const stream of streams.get(channel) ?? []) void stream.write(frame);
+}
+
 function commit(): void {
-  const some = pushes;
-  pushes = [];
+  const some = posts;
+  posts = [];
   const bytes = Buffer.concat(some.map(({ body }) => body));
   if (at + bytes.length > FILE_BYTES) at = 0;
   at += writeSync(file, bytes, 0, bytes.length, at);
@@ -43,11 +50,10 @@ function commit(): void {
     if (error) throw error;
     isSyncing = false;
     for (const { channel, body, answer } of some) {
-      const frame = Buffer.concat([Buffer.from("data: "), body, Buffer.from("\n\n")]);
-      for (const stream of streams.get(channel) ?? []) void stream.write(frame);
+      if (channel !== null) deliver(channel, body);
       answer(new Response(null, { status: 201 }));
     }
-    if (pushes.length > 0) commit();
+    if (posts.length > 0) commit();
   });
 }
 
@@ -77,8 +83,8 @@ const server = Bun.serve({
     if (request.method === "GET") return feed(channel);
     const body = await request.bytes();
     return new Promise<Response>((answer) => {
-      pushes.push({ channel, body, answer });
-      if (!isSyncing && pushes.length === 1) setImmediate(commit);
+      posts.push({ channel: url.includes("/push/") ? channel : null, body, answer });
+      if (!isSyncing && posts.length === 1) setImmediate(commit);
     });
   },
 });
