@@ -165,7 +165,7 @@ export class SqliteFile {
     const stored = this.#transact(changes);
     // When one of them can't be stored, each stands for itself, so that it fails alone.
     if (stored === 0) for (const change of changes) this.#transact([change]);
-    this.#checkpoint();
+    if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Answers leave before it.
     if (stored === 0 || stored === changes.length) return;
     const isGathering = this.#queue.length > 0;
     this.#queue = changes.slice(stored).concat(this.#queue);
@@ -236,17 +236,16 @@ export class SqliteFile {
   }
 
   /** Moves the log into the file when it has grown long. What is acknowledged is in the log until this has succeeded. */
-  #checkpoint(): void {
-    const now = performance.now();
-    if (this.#broken !== undefined || now < this.#checkedAt + CHECKPOINT_MS) return;
-    this.#checkedAt = now;
+  readonly #checkpoint = (): void => {
+    if (this.#broken !== undefined || this.#closed) return;
+    this.#checkedAt = performance.now();
     try {
       const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
       if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");
     } catch (error) {
       if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
     }
-  }
+  };
 
   /** Commits what is queued and lets go of the file. */
   close(): void {

@@ -26,7 +26,7 @@ export const RING_ENTRIES_MAX = 1_024;
 /** The same in characters of text. */
 export const RING_CHARACTERS_MAX = 1024 * 1024;
 /** Followers served in one turn of the event loop: requests must not wait for a whole fan-out. */
-export const SLICE_FOLLOWERS = 256;
+export const SLICE_FOLLOWERS = 128;
 /** Characters in one write, about: what a reader who stops costs. */
 export const WRITE_CHARACTERS = 256 * 1024;
 /** A read that failed because the store is away is tried again after this, give or take a half. */

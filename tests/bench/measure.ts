@@ -8,8 +8,8 @@ import { cpuMs, type Service } from "./service.ts";
 export const EVENT_BYTES = 200;
 /** Connections that receipts come over, one request at a time on each. */
 export const RECEIPT_CONNECTIONS = 64;
-/** Before a row measures, the code of both sides gets warm. */
-export const WARM_MS = 700;
+/** Before a row measures, the code of both sides gets warm: Bun compiles what it sees often, which takes a tenth of a core for some seconds. */
+export const WARM_MS = 3_000;
 /**
  * Feeds that read in full where the generator has much to do. Where times are what is measured, all read: a server that gives some of them
  * their events first would be judged by those.
