@@ -29,7 +29,7 @@ export interface Answer {
   readonly isWhole: boolean;
 }
 
-/** Tallies of events from `first` to `last`, which are all in the file, by their `seq`. */
+/** Tallies of the events from `first` to `last` by `seq`; they must all be in the file. One that nobody answered has no row of its own: see `schema.ts`. */
 export function talliesOf(file: SqliteFile, channel: number, first: number, last: number): Map<number, Tally> {
   const found = new Map<number, Tally>();
   const answered = file.all<Tally & { event: number }>(
@@ -43,8 +43,8 @@ export function talliesOf(file: SqliteFile, channel: number, first: number, last
     answered.length > last - first
       ? []
       : file.all<{ event: number; addressed: number }>(
-          `SELECT event, addressed FROM audiences WHERE channel = +?1 AND event <= ?3 AND event >= coalesce(
-     (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2), 0) ORDER BY event`,
+          `SELECT event, addressed FROM audiences WHERE channel = +?1 AND event <= ?3 AND event >=
+           coalesce((SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2), 0) ORDER BY event`,
           channel,
           first,
           last,
