@@ -1048,7 +1048,9 @@ if (import.meta.main) {
   const [name = "", ...args] = process.argv.slice(2);
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   try {
-    if (load) process.exit(await (await load())(args, readSettings([], process.env)));
+    // Help is for whoever has set something wrong, too.
+    const env = name === "--help" ? {} : process.env;
+    if (load) process.exit(await (await load())(args, readSettings([], env)));
     await run(readSettings(process.argv.slice(2), process.env));
   } catch (error) {
     console.error(`PERE can't ${load ? (VERBS[name] ?? name) : "start"}: ${(error as Error).message}`);

@@ -68,7 +68,7 @@ test("README's table and .env.example are what the settings are; `bun tests/sett
 });
 
 test("--help names every setting and every command, and each command that is named is there", async () => {
-  const { code, stdout, stderr } = await command(["--help"]);
+  const { code, stdout, stderr } = await command(["--help"], { PORT: "wrong" });
   expect([code, stderr]).toEqual([0, ""]);
   for (const name of Object.keys(SETTINGS)) expect(stdout).toContain(`\n  ${name}`);
   for (const [name, { args }] of Object.entries(USAGE)) {
