@@ -412,7 +412,12 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       // By its key a push waits for the first time's events: a thousand, two hundred times.
       const headers = { "Idempotency-Key": "k" };
       const batch = { body: "1\n".repeat(1_000), type: "application/x-ndjson", headers };
-      const waiting = Array.from({ length: 200 }, () => fleet.wait("c", "wait=120", batch));
+      const waiting: Promise<Answer>[] = [];
+      // One after the other: all at once would keep the service from hearing its store.
+      for (let n = 0; n < 200; n++) {
+        waiting.push(fleet.wait("c", "wait=120", batch));
+        await ask(`${fleet.here.url}/channels`);
+      }
       const { status, body } = await until(async () => {
         const answer = await fleet.wait("c", "wait=0");
         return answer.status === 201 && !answer.headers.has("preference-applied") && answer;
