@@ -166,7 +166,7 @@ function queryOf(request: Request, known?: readonly string[]): Map<string, strin
 const IDLE_SECONDS = 30;
 
 /** What requests are served with. */
-interface Parts {
+export interface Parts {
   readonly engine: Engine;
   readonly door: Door;
   readonly bodyOf: BodyReader;
@@ -645,6 +645,9 @@ async function putHook(
   const { hook, created } = await engine.hooks.put(channel, name, body);
   return json(hook, created ? 201 : 200);
 }
+
+/** The handlers of what carries events and receipts, for who brings requests without a server's socket: the simulation. */
+export const handlers = { push, follow, feedback, putHook, toResponse };
 
 // ----------------------------------------------------------------------------------------------------------------- routes
 

@@ -39,10 +39,14 @@ export type Allowed = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
 /** The addresses of a name, as texts. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
 
-/** How long it may take, and who knows the addresses of a name: Bun's own resolver, unless a test brings another. */
+/** Makes a call to one of the addresses and gives the status. */
+export type Send = (url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal) => Promise<number>;
+
+/** How long it may take, who knows the addresses of a name, and who calls them: Bun's own resolver and `node:http`, unless a test brings others. */
 export interface CallOptions {
   readonly timeoutMs?: number;
   readonly resolve?: Resolve;
+  readonly send?: Send;
 }
 
 /** One attempt. `at`, in milliseconds since 1970, is when it is made; `id` stays the same on every attempt. */
@@ -180,7 +184,7 @@ export const makeSecret = (): string =>
 export async function callHook(
   call: HookCall,
   allowed: readonly Allowed[],
-  { timeoutMs = CALL_MS, resolve = resolveName }: CallOptions = {},
+  { timeoutMs = CALL_MS, resolve = resolveName, send = post }: CallOptions = {},
 ): Promise<HookAnswer> {
   // No AbortSignal.timeout: that would hold the body until its time comes, seconds after the call.
   const clock = new AbortController();
@@ -189,7 +193,7 @@ export async function callHook(
   try {
     const url = readHookUrl(call.url, allowed);
     const addresses = await within(deadline, checkedAddresses(url, allowed, resolve));
-    return { status: await post(url, addresses, call, deadline), error: null };
+    return { status: await send(url, addresses, call, deadline), error: null };
   } catch (error) {
     const late = `there was no answer within ${timeoutMs / 1000} seconds`;
     return { status: null, error: deadline.aborted ? late : sentence(error) };
