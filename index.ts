@@ -24,6 +24,7 @@ import { Door, NOTHING } from "./engine/door.ts";
 import { readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
 import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
+import { unexpected } from "./engine/faults.ts";
 import type { FeedRequest } from "./engine/feed.ts";
 import { type Listening, listen } from "./engine/listening.ts";
 import { openLog } from "./engine/log.ts";
@@ -135,10 +136,13 @@ function problem(error: PereError, more: object = {}): Response {
 /** What the service says of itself; opened anew where the operator wants to hear more, or less. */
 let log = openLog();
 
-/** What is not ours to explain goes to the log, and only the id to find it by goes out; so do causes, and stay there. */
+/** What went wrong, for whom it happened to. What is not ours to explain goes to the log, and only the id to find it by goes out. */
+const sentenceOf = (error: unknown): string =>
+  error instanceof PereError ? error.message : `something went wrong in PERE; the log has it as ${log.incident(error)}`;
+
+/** Causes go to the log and stay there. */
 function toResponse(error: unknown): Response {
-  if (!(error instanceof PereError))
-    return problem(new PereError("inside", `something went wrong in PERE; the log has it as ${log.incident(error)}`));
+  if (!(error instanceof PereError)) return problem(new PereError("inside", sentenceOf(error)));
   if (error.cause !== undefined) log.cause(error.message, error.cause);
   return problem(error);
 }
@@ -267,7 +271,10 @@ async function push(
   if (waitMs !== null) {
     server.timeout(request, 0);
     // What was stored is acknowledged, also where its tally can't be read now.
-    outcomes = await engine.outcome(pushed, channel, waitMs, request.signal).catch(() => outcomes);
+    outcomes = await engine.outcome(pushed, channel, waitMs, request.signal).catch((error: unknown) => {
+      unexpected(log.incident, error);
+      return outcomes;
+    });
     if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
   }
   if (many) {
@@ -430,8 +437,7 @@ function socket(
       wrong,
     );
   };
-  const wrong = (error: unknown): void =>
-    wire.say("error", { detail: error instanceof PereError ? error.message : "something went wrong in PERE" });
+  const wrong = (error: unknown): void => wire.say("error", { detail: sentenceOf(error) });
   /** Puts the feed's end off to the fresh token's; one that allows less, or is somebody else's, changes nothing. */
   const renew = async (token: string): Promise<void> => {
     const grant = await door.renewed(token);
@@ -944,7 +950,14 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
-  const engine = new Engine(store, { hooksAllowed, counts, ...options, limits: { ...limits, ...options.limits } });
+  const report = (fault: unknown): void => void log.incident(fault);
+  const engine = new Engine(store, {
+    hooksAllowed,
+    counts,
+    report,
+    ...options,
+    limits: { ...limits, ...options.limits },
+  });
   const loopbackOnly = access === null && isLoopback(settings.host);
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;

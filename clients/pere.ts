@@ -1669,8 +1669,8 @@ class Device implements Listener {
     for (const receipt of outbox) {
       const { status, detail } = receipt;
       if (status === "done" || status === "failed") this.#known.set(receipt.event, { status, detail });
+      this.#outbox.push(receipt); // One by one: there may be more than one call takes.
     }
-    this.#outbox.push(...outbox);
     this.#last = last;
   }
 

@@ -6,6 +6,7 @@
  *
  * The clock is looked at every second at least, so it may jump: what has passed by then is recorded then.
  */
+import { onConsole, type Report, unexpected } from "./faults.ts";
 import type { Store } from "./store.ts";
 
 /** How often the store is asked at least. */
@@ -16,6 +17,7 @@ const LEASE_MS = 5_000;
 export class Deadlines {
   readonly #store: Store;
   readonly #now: () => number;
+  readonly #report: Report;
   readonly #holder = crypto.randomUUID();
   #timer: Timer | undefined;
   /** When the timer looks next, by the clock. */
@@ -24,8 +26,9 @@ export class Deadlines {
   #isHolder = false;
   #stopped = false;
 
-  constructor(store: Store, now: () => number) {
+  constructor(store: Store, now: () => number, report: Report = onConsole) {
     this.#store = store;
+    this.#report = report;
     this.#now = now;
     this.#lookAt(now());
   }
@@ -51,8 +54,8 @@ export class Deadlines {
       if (this.#isHolder)
         do next = await this.#store.miss(this.#now());
         while (!this.#stopped && next !== null && next <= this.#now());
-    } catch {
-      // The store is away; the timer looks again.
+    } catch (error) {
+      unexpected(this.#report, error); // Where the store is away, the timer looks again.
     } finally {
       this.#looking = false;
       this.#lookAt(next ?? this.#now() + LOOK_MS);

@@ -7,6 +7,7 @@
  */
 import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
+import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feed.ts";
 import { type FeedLimits, Feeds } from "./feeds.ts";
 import {
@@ -69,6 +70,8 @@ export interface EngineOptions {
   readonly hookCall?: CallOptions;
   /** Where it is counted what was done. */
   readonly counts?: Counts;
+  /** Told of what should never happen, in work that nobody waits for. */
+  readonly report?: Report;
 }
 
 export interface Audience {
@@ -101,6 +104,7 @@ export class Engine {
   readonly #store: Store;
   readonly #limits: Limits;
   readonly #now: () => number;
+  readonly #report: Report;
   readonly #feeds: Feeds;
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
@@ -116,16 +120,16 @@ export class Engine {
 
   constructor(store: Store, options: EngineOptions = {}) {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
-    const { counts = new Counts() } = options;
+    const { counts = new Counts(), report = onConsole } = options;
     this.counts = counts;
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
-    this.#feeds = new Feeds(store, this.#limits, now, random, counts, (channel, isAttended) =>
-      this.#reminders.attended(channel, isAttended),
-    );
-    this.#reminders = new Reminders(store, this.#feeds, now);
-    this.#deadlines = new Deadlines(store, now);
+    this.#report = report;
+    const attended = (channel: string, isAttended: boolean): void => this.#reminders.attended(channel, isAttended);
+    this.#feeds = new Feeds(store, this.#limits, now, random, counts, attended, report);
+    this.#reminders = new Reminders(store, this.#feeds, now, report);
+    this.#deadlines = new Deadlines(store, now, report);
     this.hooks = new Hooks(store, {
       follow: (request, wire) => this.#feeds.follow(request, wire),
       state: (channel, id) => this.event(channel, id),
@@ -134,23 +138,25 @@ export class Engine {
       counts,
       now,
       random,
+      report,
     });
     this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
-    this.#watching = new Watching(store, this.#feeds.presence, counts, now);
+    this.#watching = new Watching(store, this.#feeds.presence, counts, now, report);
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
-        this.#feeds.woken(wake);
-        this.#reminders.woken(wake);
+        // What is stored is stored: each is told, whatever becomes of the other.
+        attempt(report, () => this.#feeds.woken(wake));
+        attempt(report, () => this.#reminders.woken(wake));
       },
       (extent) => {
-        this.#feeds.reached(extent);
-        if (extent.kind === "events") this.#reminders.read(extent.channel);
+        attempt(report, () => this.#feeds.reached(extent));
+        if (extent.kind === "events") attempt(report, () => this.#reminders.read(extent.channel));
       },
     );
     this.#timers = [
       setInterval(() => void this.#feeds.presence.writeHeard(), this.#limits.seenMs),
-      setInterval(() => void this.#trimAll(), this.#limits.trimMs),
+      setInterval(() => void this.#trimAll().catch(report), this.#limits.trimMs),
     ];
     for (const timer of this.#timers) timer.unref();
   }
@@ -423,17 +429,21 @@ export class Engine {
   }
 
   async #trimAll(): Promise<void> {
-    await this.#trim(null);
-    let after: string | null = "";
-    while (after !== null && !this.#draining) {
-      const page: Awaited<ReturnType<Store["channels"]>> | null = await this.#store
-        .channels(after, PAGE_DEFAULT)
-        .catch(() => null);
-      for (const { channel, events } of page?.items ?? [])
-        if (events.head > events.floor || this.#leftovers) await this.#trim(channel);
-      after = page?.next ?? null;
-    }
+    // What fails from here on, in a trimming of this round or beside it, sets it again.
+    const all = this.#leftovers;
     this.#leftovers = false;
+    try {
+      await this.#trim(null);
+      let after: string | null = "";
+      while (after !== null && !this.#draining) {
+        const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
+        for (const { channel, events } of page.items) if (events.head > events.floor || all) await this.#trim(channel);
+        after = page.next;
+      }
+    } catch (error) {
+      this.#leftovers = true; // The store is away; the timer tries again.
+      unexpected(this.#report, error);
+    }
   }
 
   /** Trims one channel, slice by slice; other work goes on between the slices. */
@@ -445,8 +455,9 @@ export class Engine {
       const { events: count, ms } = this.#retention(channel ?? "");
       const retention = { count, before: now - ms };
       while (!this.#draining && (await this.#store.trim(channel, retention, now)));
-    } catch {
+    } catch (error) {
       this.#leftovers = true; // The store is away or full; the timer tries again.
+      unexpected(this.#report, error);
     } finally {
       this.#trimming.delete(channel);
     }

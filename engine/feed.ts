@@ -2,6 +2,7 @@
  * One feed: what a reader asks for and where that starts, what a transport is to the engine, and the connection itself, which stands between the
  * two: followers on the logs that it asked for, and one wire that frames and writes.
  */
+import type { Report } from "./faults.ts";
 import type { Kind, PereError, Position } from "./model.ts";
 import type { Heads, Joined } from "./store.ts";
 import { type Batch, type Follower, hold, type Log, type Sink } from "./tail.ts";
@@ -68,6 +69,8 @@ interface House {
   told(reason: Bye): void;
   /** A feed has ended. */
   release(feed: Feed): void;
+  /** What should not happen happened to a feed. */
+  readonly report: Report;
 }
 
 /** One connection that follows one or more logs. */
@@ -145,8 +148,12 @@ export class Feed implements Sink {
   /** Tells the reader why, and lets go of everything. */
   end(reason: Bye): void {
     if (!this.open) return;
-    this.wire.bye(reason);
-    if (this.caller !== null) this.#house.told(reason);
+    try {
+      this.wire.bye(reason);
+      if (this.caller !== null) this.#house.told(reason);
+    } catch (fault) {
+      this.#house.report(fault); // It is over all the same.
+    }
     this.stop();
   }
 

@@ -4,6 +4,7 @@
  * What a feed costs at rest is its place in a wheel that turns once in a while for all of them: no timer, no promise, no queue a feed.
  */
 import type { Counts } from "./counts.ts";
+import { attempt, type Report, unexpected } from "./faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
 import { type Event, type Kind, PereError } from "./model.ts";
 import { Presence } from "./presence.ts";
@@ -57,6 +58,7 @@ export class Feeds {
   /** Those of them that end at some time, however much there is to say. */
   readonly #expiring = new Set<Feed>();
   readonly #joining = new Set<Joining>();
+  readonly report: Report;
   readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
   readonly #timer: Timer;
   #closing = false;
@@ -71,9 +73,11 @@ export class Feeds {
     random: () => number,
     counts: Counts,
     attended: (channel: string, isAttended: boolean) => void,
+    report: Report,
   ) {
     this.#store = store;
-    this.presence = new Presence(store, now, attended);
+    this.report = report;
+    this.presence = new Presence(store, now, attended, report);
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
@@ -168,7 +172,8 @@ export class Feeds {
         feed.followers.push({ sink: feed, device, cursor, floor, lost: null, stopped: false });
       });
       feed.followers.forEach((follower, index) => feed.logs[index]!.follow(follower));
-    } catch {
+    } catch (error) {
+      unexpected(this.report, error);
       feed.end("busy");
     }
   }
@@ -244,11 +249,14 @@ export class Feeds {
     if (!log) return;
     const { kind, channel, epoch } = wake;
     if (epoch !== log.epoch) this.reached({ kind, channel, epoch, head: wake.entries[0]!.seq - 1 });
-    log.announce(
-      wake.kind === "events"
-        ? wake.entries.map((event) => eventEntry(channel, epoch, event))
-        : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
+    const isTold = attempt(this.report, () =>
+      log.announce(
+        wake.kind === "events"
+          ? wake.entries.map((event) => eventEntry(channel, epoch, event))
+          : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
+      ),
     );
+    if (!isTold) log.reach(epoch, wake.entries.at(-1)!.seq); // Followers read it.
   }
 
   /** A device's enrolment was ended, here or elsewhere: so are its feeds. One that it opened anew meanwhile may end as well; it comes back. */
@@ -274,7 +282,8 @@ export class Feeds {
       if (this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
       try {
         return await this.presence.rejoin(channel, device);
-      } catch {
+      } catch (error) {
+        unexpected(this.report, error);
         await Bun.sleep(REJOIN_MS);
       }
     }
@@ -293,6 +302,7 @@ export class Feeds {
     const epochOf = (): string => this.#logs.get(logName(kind, channel))?.epoch ?? "";
     return {
       now: this.#now,
+      report: this.report,
       read: (after, limit) =>
         kind === "events"
           ? inOneLife(() => store.events(channel, after, limit)).then((found) =>
@@ -319,7 +329,7 @@ export class Feeds {
     const batch = new Batch([eventEntry(channel, log.epoch, event)]);
     for (const device of devices) {
       const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event, and leaves the list.
-      for (const feed of feeds) feed.remind(log, batch);
+      for (const feed of feeds) if (!attempt(this.report, () => feed.remind(log, batch))) feed.end("busy");
     }
   }
 
@@ -350,7 +360,10 @@ export class Feeds {
       }
       if (this.tick - feed.wroteAt >= BEAT_TICKS) {
         feed.wroteAt = this.tick;
-        if (!feed.blocked) feed.wire.beat(feed.positions());
+        if (!feed.blocked && !attempt(this.report, () => feed.wire.beat(feed.positions()))) {
+          feed.end("busy");
+          continue;
+        }
       }
       this.#spin(feed);
     }

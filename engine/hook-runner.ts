@@ -8,6 +8,7 @@
  * A runner begins no call after its lease, and keeps nothing once it was overtaken: its fence goes with all that it writes.
  */
 import { createHash } from "node:crypto";
+import { type Report, unexpected } from "./faults.ts";
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import type { Counts, HookResult } from "./counts.ts";
 import { type Allowed, type CallOptions, callHook } from "./hook-call.ts";
@@ -41,6 +42,8 @@ export interface HookOptions {
   readonly call: CallOptions;
   readonly now: () => number;
   readonly random: () => number;
+  /** Told of what should never happen. */
+  readonly report: Report;
 }
 
 /** A call that is to be made. */
@@ -81,7 +84,11 @@ export class Runner implements Wire {
     this.fence = fence;
     this.until = until;
     this.#cursor = hook.cursor;
-    this.#work = this.#start().catch(() => void this.stop()); // The store is away; whoever looks next begins anew.
+    // Where the store is away, whoever looks next begins anew.
+    this.#work = this.#start().catch((error: unknown) => {
+      unexpected(options.report, error);
+      void this.stop();
+    });
   }
 
   async #start(): Promise<void> {
@@ -151,14 +158,19 @@ export class Runner implements Wire {
 
   /** Work that came from a feed; left out once that feed is closed, for the next one brings it again. */
   #then(feed: Feed, work: () => Promise<void>): Promise<unknown> {
-    this.#work = this.#work.then(() => (feed.open ? work() : undefined)).catch(() => this.#again());
+    this.#work = this.#work
+      .then(() => (feed.open ? work() : undefined))
+      .catch((error: unknown) => {
+        unexpected(this.#options.report, error);
+        this.#again();
+      });
     return this.#work;
   }
 
   /** Once more from where the cursor is, a little later. */
   #again(): void {
     this.#feed?.stop();
-    setTimeout(() => (this.#work = this.#work.then(() => this.#open())), AGAIN_MS).unref();
+    setTimeout(() => (this.#work = this.#work.then(() => this.#open()).catch(this.#options.report)), AGAIN_MS).unref();
   }
 
   /** What is to be said of some entries. */
@@ -225,12 +237,17 @@ export class Runner implements Wire {
     const now = this.#options.now();
     const due = [...this.#waiting.values()].find(({ nextAt }) => nextAt! <= now);
     if (!due) return;
-    this.#retrying = this.#retry(due)
-      .catch(() => {}) // The store was away until the runner was stopped; whoever comes next tries it again.
-      .finally(() => {
+    this.#retrying = this.#retry(due).then(
+      () => {
         this.#retrying = undefined;
         this.tick();
-      });
+      },
+      (error: unknown) => {
+        // Where the store was away until the runner was stopped, whoever comes next tries it again.
+        this.#retrying = undefined;
+        unexpected(this.#options.report, error);
+      },
+    );
   }
 
   async #retry(delivery: Delivery): Promise<void> {
@@ -297,6 +314,7 @@ export class Runner implements Wire {
         return isKept;
       } catch (error) {
         if (this.stopped) throw error;
+        unexpected(this.#options.report, error);
         await Bun.sleep(AGAIN_MS);
       }
     }

@@ -8,6 +8,7 @@
  * runner reads from where to go on.
  */
 import { type Allowed, checkHookUrl, makeSecret, readHookUrl, readSecret } from "./hook-call.ts";
+import { attempt, unexpected } from "./faults.ts";
 import { type HookOptions, nameOf, Runner } from "./hook-runner.ts";
 import { CHANNEL, id, iso, PereError } from "./model.ts";
 import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "./store.ts";
@@ -63,7 +64,7 @@ export class Hooks {
     this.#options = options;
     this.#timers = [
       setInterval(() => void this.#look(), LOOK_MS),
-      setInterval(() => this.#runners.forEach((runner) => runner.tick()), TICK_MS),
+      setInterval(() => this.#runners.forEach((runner) => attempt(options.report, () => runner.tick())), TICK_MS),
     ];
     for (const timer of this.#timers) timer.unref();
     void this.#look();
@@ -154,8 +155,9 @@ export class Hooks {
       for (const [name, hook] of stored)
         if (hook.disabled === null && !this.#runners.has(name))
           this.#runners.set(name, new Runner(this.#store, this.#options, hook, fence!, asked + LEASE_MS));
-    } catch {
-      // The store is away; the timer looks again. A runner makes no call after its lease.
+    } catch (error) {
+      // Where the store is away, the timer looks again. A runner makes no call after its lease.
+      unexpected(this.#options.report, error);
     }
   }
 

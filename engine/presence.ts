@@ -6,6 +6,7 @@
  *
  * What a feed is, is of no interest here: it is only kept, for those who look for a device's feeds.
  */
+import { type Report, onConsole } from "./faults.ts";
 import type { Event } from "./model.ts";
 import type { Store } from "./store.ts";
 
@@ -32,6 +33,7 @@ export class Presence<Feed> {
   readonly #store: Store;
   readonly #now: () => number;
   readonly #attended: (channel: string, isAttended: boolean) => void;
+  readonly #report: Report;
   readonly #channels = new Map<string, Here<Feed>>();
   /** Signs of life not yet written down, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
@@ -39,8 +41,14 @@ export class Presence<Feed> {
   #written: Promise<void> = Promise.resolve();
 
   /** @param attended told when the first device follows a channel here, and when none does any more */
-  constructor(store: Store, now: () => number, attended: (channel: string, isAttended: boolean) => void) {
+  constructor(
+    store: Store,
+    now: () => number,
+    attended: (channel: string, isAttended: boolean) => void,
+    report: Report = onConsole,
+  ) {
     this.#store = store;
+    this.#report = report;
     this.#now = now;
     this.#attended = attended;
   }
@@ -155,7 +163,7 @@ export class Presence<Feed> {
 
   /** Writes signs of life down, after those that are being written: where that takes long, there is one writer and not ever more. */
   writeHeard(): Promise<void> {
-    return (this.#written = this.#written.then(() => this.#write()));
+    return (this.#written = this.#written.then(() => this.#write()).catch(this.#report));
   }
 
   /** Some at a time. One that can't be written now is followed by others. */

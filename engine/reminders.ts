@@ -6,6 +6,7 @@
  * from the time of its event, so it is the same at every instance, before and after a restart.
  */
 import { Breath } from "./breath.ts";
+import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Feeds } from "./feeds.ts";
 import { remindedUntil } from "./model.ts";
 import type { Reminder, Store, Wake } from "./store.ts";
@@ -40,6 +41,7 @@ export class Reminders {
   readonly #store: Store;
   readonly #feeds: Feeds;
   readonly #now: () => number;
+  readonly #report: Report;
   readonly #channels = new Map<string, Known>();
   /** Whose turn is to come. */
   readonly #queue = new Set<Entry>();
@@ -48,11 +50,12 @@ export class Reminders {
   #earliest = Number.POSITIVE_INFINITY;
   #lookedAt = Number.NEGATIVE_INFINITY;
 
-  constructor(store: Store, feeds: Feeds, now: () => number) {
+  constructor(store: Store, feeds: Feeds, now: () => number, report: Report = onConsole) {
     this.#store = store;
     this.#feeds = feeds;
     this.#now = now;
-    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+    this.#report = report;
+    this.#timer = setInterval(() => attempt(report, () => this.#tick()), TICK_MS);
     this.#timer.unref();
   }
 
@@ -70,15 +73,18 @@ export class Reminders {
     const { entries } = known;
     const newest = [...entries.keys()].at(-1) ?? 0;
     known.most = Number.POSITIVE_INFINITY; // Until it is known, it is not asked again.
-    this.#store.reminders(channel, this.#now()).then(
-      (found) => {
+    this.#store
+      .reminders(channel, this.#now())
+      .then((found) => {
         const oldest = found[0]?.seq ?? newest + 1;
         for (const seq of entries.keys()) if (seq < oldest) entries.delete(seq);
         for (const reminder of found) this.#add(channel, entries, reminder);
         known.most = 2 * entries.size + SLACK;
-      },
-      () => void setTimeout(() => this.read(channel), TICK_MS * (4 + 4 * Math.random())).unref(),
-    );
+      })
+      .catch((error: unknown) => {
+        unexpected(this.#report, error);
+        setTimeout(() => this.read(channel), TICK_MS * (4 + 4 * Math.random())).unref();
+      });
   }
 
   /** Entries were stored. */
@@ -126,20 +132,23 @@ export class Reminders {
         }
         this.#earliest = Math.min(this.#earliest, entry.due);
       }
-    if (!this.#isWorking) void this.#work();
+    if (!this.#isWorking) void this.#work().catch(this.#report);
   }
 
   /** Reminds of what is due, some at a time; who is due again before his turn came has one turn. */
   async #work(): Promise<void> {
     this.#isWorking = true;
     const breath = new Breath();
-    while (this.#queue.size > 0) {
-      const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
-      for (const entry of some) this.#queue.delete(entry);
-      await Promise.all(some.map((entry) => this.#takeTurn(entry)));
-      await breath.take();
+    try {
+      while (this.#queue.size > 0) {
+        const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
+        for (const entry of some) this.#queue.delete(entry);
+        await Promise.all(some.map((entry) => this.#takeTurn(entry)));
+        await breath.take();
+      }
+    } finally {
+      this.#isWorking = false;
     }
-    this.#isWorking = false;
   }
 
   async #takeTurn(entry: Entry): Promise<void> {
@@ -149,8 +158,8 @@ export class Reminders {
     if (until !== null && until <= this.#now()) return;
     try {
       if (await this.#remind(entry.channel, seq)) entries.delete(seq);
-    } catch {
-      // The store is away; there is another reminder.
+    } catch (error) {
+      unexpected(this.#report, error); // Where the store is away, there is another reminder.
     }
   }
 

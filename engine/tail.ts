@@ -9,6 +9,7 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
+import { onConsole, type Report, unexpected } from "./faults.ts";
 import {
   completeText,
   type Event,
@@ -33,6 +34,8 @@ export const WRITE_CHARACTERS = 256 * 1024;
 export const RETRY_MS = 500;
 /** Entries in one catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
+/** How far ahead of a follower it is remembered what its device gave a final word on: no page is longer. Of what lies beyond, the store is asked. */
+export const SKIP_ENTRIES_MAX = 4 * RING_ENTRIES_MAX;
 
 /**
  * One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. `complete` is said after the text where
@@ -113,6 +116,8 @@ export interface Source {
   /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. */
   settled?(device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
   readonly now: () => number;
+  /** Told of what should never happen. */
+  readonly report?: Report;
 }
 
 export interface Follower {
@@ -126,8 +131,12 @@ export interface Follower {
   /** Where it was in a life of the log that ended, until it is told. */
   lost: Position | null;
   stopped: boolean;
-  /** Entries ahead of it that its device gave a final word on meanwhile. */
+  /** Of the next `SKIP_ENTRIES_MAX` entries, those that its device gave a final word on meanwhile. */
   skip?: Set<number> | undefined;
+  /** The last of them. */
+  skipTo?: number;
+  /** The last one beyond those that its device gave a final word on: up to there the store is asked for each page. */
+  askTo?: number;
 }
 
 /**
@@ -215,6 +224,7 @@ export class Log {
       follower.lost ??= { epoch: before, seq: follower.cursor };
       follower.cursor = follower.floor = 0;
       follower.skip = undefined;
+      follower.askTo = 0;
       if (this.#live.delete(follower)) void this.#catchUp(follower);
     }
   }
@@ -224,9 +234,18 @@ export class Log {
     void this.#catchUp(follower);
   }
 
-  /** A follower's device gave a final word on an entry: if it was not given that entry yet, it won't be. */
+  /** A follower's device gave a final word on an entry: if it was not given that entry yet, it won't be, also when the log has not come to it here. */
   settle(follower: Follower, seq: number): void {
-    if (seq > follower.cursor && seq <= this.head) (follower.skip ??= new Set()).add(seq);
+    const { cursor } = follower;
+    if (seq <= cursor) return;
+    if (seq > cursor + SKIP_ENTRIES_MAX) {
+      follower.askTo = Math.max(follower.askTo ?? 0, seq);
+      return;
+    }
+    const skip = (follower.skip ??= new Set());
+    if (skip.size >= SKIP_ENTRIES_MAX) for (const one of skip) if (one <= cursor) skip.delete(one);
+    follower.skipTo = Math.max(skip.size === 0 ? 0 : follower.skipTo!, seq);
+    skip.add(seq);
   }
 
   stop(follower: Follower): void {
@@ -340,16 +359,39 @@ export class Log {
     while (this.#pass) {
       const next = this.#pass.next();
       if (!next.done) {
-        if (this.#serve(next.value) && ++served === SLICE_FOLLOWERS) return void setImmediate(this.#turn);
+        if (this.#tryServe(next.value) && ++served === SLICE_FOLLOWERS) return void setImmediate(this.#turn);
       } else if (this.head > this.#passHead || this.#unfinished) this.#begin();
       else this.#pass = undefined;
     }
   };
 
+  /** What fails at one follower ends that one: the pass goes on. */
+  #tryServe(follower: Follower): boolean {
+    try {
+      return this.#serve(follower);
+    } catch (error) {
+      this.#live.delete(follower);
+      this.#fail(follower, error);
+      return true;
+    }
+  }
+
+  #fail(follower: Follower, error: unknown): void {
+    const { report = onConsole } = this.#source;
+    unexpected(report, error);
+    try {
+      follower.sink.fail(error);
+    } catch (worse) {
+      report(worse);
+      this.stop(follower);
+    }
+  }
+
   /** False when there was nothing to do. */
   #serve(follower: Follower): boolean {
     if (follower.cursor >= this.head) return false;
-    const cut = follower.sink.blocked ? null : this.#share(follower.cursor);
+    const mustAsk = (follower.askTo ?? 0) > follower.cursor;
+    const cut = follower.sink.blocked || mustAsk ? null : this.#share(follower.cursor);
     if (!cut) {
       this.#live.delete(follower);
       void this.#catchUp(follower);
@@ -388,7 +430,7 @@ export class Log {
   #filter({ entries }: Batch, follower: Follower): Batch {
     const now = this.#source.now();
     const { skip } = follower;
-    if (skip && Math.max(...skip) <= follower.cursor) follower.skip = undefined;
+    if (skip && follower.skipTo! <= follower.cursor) follower.skip = undefined;
     return new Batch(entries.filter((entry) => isFor(entry, follower, now) && !skip?.has(entry.seq)));
   }
 
@@ -404,13 +446,13 @@ export class Log {
   // -------------------------------------------------------------------------------------------------------------- catch-up
 
   async #catchUp(follower: Follower): Promise<void> {
-    const { sink } = follower;
     while (!follower.stopped) {
       try {
         return await this.#advance(follower);
       } catch (error) {
         if (follower.stopped) return;
-        if (!(error instanceof PereError) || error.code !== "away") return sink.fail(error);
+        if (!(error instanceof PereError) || error.code !== "away") return this.#fail(follower, error);
+        unexpected(this.#source.report ?? onConsole, error);
       }
       // What is away comes back, and the reader goes on from where it is; thousands of them not all in one moment.
       await Bun.sleep(RETRY_MS * (0.5 + Math.random()));
@@ -439,11 +481,17 @@ export class Log {
       const { entries } = batch;
       const first = entries[0]?.seq ?? this.head + 1;
       const last = entries.at(-1)?.seq ?? this.head;
+      if (follower.stopped) return;
+      if (first > cursor + 1) {
+        if (sink.blocked || epoch !== this.epoch) continue;
+        sink.gap(this, { epoch, seq: cursor }, { epoch, seq: first });
+        follower.cursor = first - 1;
+        continue; // What is settled from here on is remembered from here on.
+      }
       const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
       if (follower.stopped) return;
       if (sink.blocked || epoch !== this.epoch) continue;
       const now = this.#source.now();
-      if (first > cursor + 1) sink.gap(this, { epoch, seq: cursor }, { epoch, seq: first });
       follower.cursor = last;
       const wanted = entries.filter(
         (entry) => isFor(entry, follower, now) && !given?.has(entry.seq) && !follower.skip?.has(entry.seq),

@@ -9,6 +9,7 @@
  * behind. It has no positions: who comes back is shown how things stand now.
  */
 import type { Counts, Spread } from "./counts.ts";
+import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Bye } from "./feed.ts";
 import {
   type Event,
@@ -75,11 +76,13 @@ export class Watching {
   readonly #presence: Connected;
   readonly #counts: Counts;
   readonly #now: () => number;
+  readonly #report: Report;
   readonly #watchers = new Set<Watcher>();
   #stopped = false;
 
-  constructor(store: Store, presence: Connected, counts: Counts, now: () => number) {
+  constructor(store: Store, presence: Connected, counts: Counts, now: () => number, report: Report = onConsole) {
     this.#store = store;
+    this.#report = report;
     this.#presence = presence;
     this.#counts = counts;
     this.#now = now;
@@ -99,7 +102,10 @@ export class Watching {
     }
     const watcher = new Watcher(this.#store, this.#presence, this.#counts, request, screen);
     this.#watchers.add(watcher);
-    this.#run(watcher, request.expires).catch(() => this.#end(watcher, "busy"));
+    this.#run(watcher, request.expires).catch((error: unknown) => {
+      unexpected(this.#report, error);
+      this.#end(watcher, "busy");
+    });
     return () => void this.#end(watcher);
   }
 
@@ -120,7 +126,7 @@ export class Watching {
   #end(watcher: Watcher, reason?: Bye): void {
     if (!this.#watchers.delete(watcher)) return;
     watcher.open = false;
-    if (reason !== undefined) watcher.screen.bye(reason);
+    if (reason !== undefined) attempt(this.#report, () => watcher.screen.bye(reason));
   }
 
   /** Tells every watcher and takes no new ones. */

@@ -64,6 +64,7 @@ class Past implements Source {
   /** Thrown by the next read. */
   error: Error | undefined;
   readonly now = (): number => this.time;
+  readonly report = (): void => {};
 
   constructor(kept: Entry[] = []) {
     this.kept = kept;
