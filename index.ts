@@ -41,8 +41,10 @@ import {
   id,
   isComplete,
   iso,
+  keyOf,
   type Kind,
   PAGE_DEFAULT,
+  optionsText,
   PereError,
   POLL_SECONDS_MAX,
   type Position,
@@ -149,18 +151,19 @@ function toResponse(error: unknown): Response {
 
 // --------------------------------------------------------------------------------------------------------- reading requests
 
-/** The query, each name once. @throws PereError malformed */
-function queryOf(request: Request, known?: readonly string[]): Map<string, string> {
+/** The query, each name once; a token may always stand there. @param known the names that mean something here. @throws PereError malformed */
+function queryOf(request: Request, known: readonly string[] = []): Map<string, string> {
   const query = new Map<string, string>();
   const start = request.url.indexOf("?");
   if (start === -1) return query;
   for (const [name, value] of new URLSearchParams(request.url.slice(start))) {
+    if (!known.includes(name) && name !== "token") {
+      const path = name.slice(0, 40);
+      const message = `there is no such option here; ${known.length === 0 ? "none is taken" : `those are ${known.join(", ")}`}`;
+      throw new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
+    }
     if (query.has(name))
       throw new PereError("malformed", `${name}: given twice`, [{ path: name, message: "given twice" }]);
-    if (known && !known.includes(name) && name !== "token")
-      throw new PereError("malformed", `${name}: there is no such option`, [
-        { path: name, message: "there is no such option" },
-      ]);
     query.set(name, value);
   }
   return query;
@@ -260,8 +263,17 @@ async function push(
   if ((options.to?.length ?? 0) * drafts.length > TARGETS_MAX)
     throw new PereError("tooLarge", `to: names times lines may be at most ${TARGETS_MAX}; send several requests`);
   await door.take("push", grant, request, server, drafts.length);
-  const digest = key === null ? "" : `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}`;
-  const pushed = await engine.push(channel, drafts, key === null ? undefined : { key, digest });
+  const pushed = await engine.push(
+    channel,
+    drafts,
+    key === null
+      ? undefined
+      : {
+          key: keyOf(grant.subject, key),
+          earlier: key,
+          digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options), "base64")}`,
+        },
+  );
 
   const status = pushed.replayed ? 200 : 201;
   const headers: Record<string, string> = pushed.replayed ? { "Idempotent-Replayed": "true" } : {};
@@ -312,6 +324,20 @@ async function refusal(take: () => Promise<void> | void): Promise<TooMany | null
   }
 }
 
+/** Of a feed, in the order in which they are named to who gives another. The receipts' has no device: they are all devices'. */
+const FEED_OPTIONS: Record<Kind, readonly string[]> = {
+  events: ["device", "since", "last-event-id", "lastEventId", "wait"],
+  receipts: ["since", "last-event-id", "lastEventId", "wait"],
+};
+
+/** Where the reader was, by its query; EventSource polyfills have a spelling of their own. @throws PereError malformed */
+function lastOf(query: ReadonlyMap<string, string>): string | undefined {
+  const [last, polyfill] = [query.get("last-event-id"), query.get("lastEventId")];
+  if (last === undefined || polyfill === undefined) return last ?? polyfill;
+  const message = "last-event-id and lastEventId are the same option; give one of them";
+  throw new PereError("malformed", message, [{ path: "lastEventId", message }]);
+}
+
 /** A feed by whichever transport the request asks for: the same URL, the same cursor. */
 async function follow(
   { engine, door, random }: Parts,
@@ -320,7 +346,7 @@ async function follow(
   request: Request,
   server: Server<SocketData>,
 ) {
-  const query = queryOf(request);
+  const query = queryOf(request, FEED_OPTIONS[kind]);
   const channels = readChannels(channelsText);
   const grant = await door.admit(request, RIGHT[kind], channels);
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
@@ -333,7 +359,7 @@ async function follow(
     expires: grant.expires,
     caller: door.caller(grant, request, server),
     refused: await refusal(() => door.take("feed", grant, request, server)),
-    last: positions(request.headers.get("last-event-id") || query.get("last-event-id"), "last-event-id"),
+    last: positions(request.headers.get("last-event-id") || lastOf(query), "last-event-id"),
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
     renew: false,
   };
@@ -562,7 +588,7 @@ async function feedback(
 ): Promise<Response> {
   const channel = readChannel(channelText);
   const grant = await door.admit(request, "feed", [channel]);
-  const device = deviceOf(grant, request, queryOf(request));
+  const device = deviceOf(grant, request, queryOf(request, ["device"]));
   const form = contentType(request);
   if (form !== "application/json" && form !== "application/x-www-form-urlencoded")
     throw new PereError("wrongType", "feedback takes application/json, or a form as the first PERE clients sent it");
@@ -579,6 +605,9 @@ async function feedback(
 }
 
 // ---------------------------------------------------------------------------------------------------------------- reading
+
+/** Of a list that is read page by page. */
+const PAGE_OPTIONS = ["after", "limit"];
 
 const pageOf = (query: ReadonlyMap<string, string>): { after: string; limit: number } => ({
   after: query.get("after") ?? "",
@@ -598,7 +627,7 @@ const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
 const EXPORT_ROWS = 250;
 
 async function rows(engine: Engine, channel: string, event: string, request: Request): Promise<Response> {
-  const query = queryOf(request);
+  const query = queryOf(request, ["status", ...PAGE_OPTIONS]);
   const { after, limit } = pageOf(query);
   const status = query.get("status") ?? null;
   if (status !== null && !STATES.includes(status as State)) {
@@ -646,6 +675,7 @@ async function putHook(
   const channel = readChannel(params.channel);
   const name = readHookName(params.name);
   await door.admit(request, "push", [channel]);
+  queryOf(request);
   if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook is application/json");
   const body = readReceiptsJson(readText(await bodyOf(request, HOOK_BYTES_MAX)));
   const { hook, created } = await engine.hooks.put(channel, name, body);
@@ -665,8 +695,8 @@ const built = pagesOf(WEB);
 
 /** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
 async function home(door: Door, request: Request): Promise<Response> {
-  const token = queryOf(request).get("token");
-  if (token === undefined) return built("/", request);
+  const token = new URL(request.url).searchParams.get("token");
+  if (token === null) return built("/", request);
   const headers: Record<string, string> = { Location: "/", "Cache-Control": "no-store", ...PAGE };
   const isSecure = request.url.startsWith("https:") || request.headers.get("x-forwarded-proto") === "https";
   const cookie = await door.cookie(token, isSecure);
@@ -694,6 +724,12 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
     await door.admit(request, "push", [channel]);
+    return channel;
+  };
+  /** The same, of a request that has no options. @throws PereError */
+  const plain = async (text: string, request: Request): Promise<string> => {
+    const channel = await managed(text, request);
+    queryOf(request);
     return channel;
   };
   const raw = { parse: "none" } as const;
@@ -771,7 +807,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       "/channels",
       async ({ request }) => {
         const grant = await door.grant(request);
-        const query = queryOf(request);
+        const query = queryOf(request, PAGE_OPTIONS);
         const { after, limit } = pageOf(query);
         const may = (channel: string): boolean => grant.may("push", channel);
         return json(await engine.channels(after, query.has("limit") ? limit : null, may));
@@ -782,7 +818,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       "/events/:channel",
       async ({ params, request }) => {
         const channel = await managed(params.channel, request);
-        const { after, limit } = pageOf(queryOf(request));
+        const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
         const { texts, next } = await engine.events(channel, after ? readPosition(after, "after") : null, limit);
         return jsonText(`{"events":[${texts.join(",")}],"next":${JSON.stringify(next)}}`);
       },
@@ -790,7 +826,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     )
     .get(
       "/events/:channel/:id",
-      async ({ params, request }) => jsonText(await engine.event(await managed(params.channel, request), params.id)),
+      async ({ params, request }) => jsonText(await engine.event(await plain(params.channel, request), params.id)),
       { detail: operations.event },
     )
     .get(
@@ -802,7 +838,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       "/devices/:channel",
       async ({ params, request }) => {
         const channel = await managed(params.channel, request);
-        const { after, limit } = pageOf(queryOf(request));
+        const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
         const { devices, next } = await engine.devices(channel, after, limit);
         return json({ devices: devices.map(deviceJson), next });
       },
@@ -811,7 +847,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .put(
       "/devices/:channel/:device",
       async ({ params, request }) => {
-        const channel = await managed(params.channel, request);
+        const channel = await plain(params.channel, request);
         const device = readDevice(params.device);
         const enrolled = await engine.enrol(channel, device);
         return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
@@ -821,7 +857,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .delete(
       "/devices/:channel/:device",
       async ({ params, request }) => {
-        await engine.retire(await managed(params.channel, request), readDevice(params.device));
+        await engine.retire(await plain(params.channel, request), readDevice(params.device));
         return new Response(null, { status: 204 });
       },
       { ...raw, detail: operations.retire },
@@ -829,7 +865,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
 
     .get(
       "/hooks/:channel",
-      async ({ params, request }) => json({ hooks: await engine.hooks.list(await managed(params.channel, request)) }),
+      async ({ params, request }) => json({ hooks: await engine.hooks.list(await plain(params.channel, request)) }),
       { detail: operations.hooks },
     )
     .put("/hooks/:channel/:name", ({ params, request }) => putHook(parts, params, request), {
@@ -839,7 +875,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .delete(
       "/hooks/:channel/:name",
       async ({ params, request }) => {
-        await engine.hooks.drop(await managed(params.channel, request), readHookName(params.name));
+        await engine.hooks.drop(await plain(params.channel, request), readHookName(params.name));
         return new Response(null, { status: 204 });
       },
       { ...raw, detail: operations.dropHook },
@@ -847,7 +883,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .post(
       "/hooks/:channel/:name/retry",
       async ({ params, request }) => {
-        const retried = await engine.hooks.retry(await managed(params.channel, request), readHookName(params.name));
+        const retried = await engine.hooks.retry(await plain(params.channel, request), readHookName(params.name));
         return json({ retried });
       },
       { ...raw, detail: operations.retryHook },
@@ -868,6 +904,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       "/metrics",
       async ({ request }) => {
         demand(await door.grant(request), "push", "*");
+        queryOf(request);
         const scraped = await metrics();
         return new Response(await scraped.text(), { headers: { ...PLAIN, "Content-Type": scraped.contentType } });
       },

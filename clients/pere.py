@@ -800,7 +800,8 @@ def publish(
 ) -> Dict[str, Any]:
     """
     Pushes one event and gives the service's answer; with `wait`, when every addressed device has answered or so many seconds have passed. `data` is
-    anything that JSON can say, or bytes, which are JSON text and sent as they are. Times are in seconds.
+    anything that JSON can say, or bytes, which are JSON text and sent as they are. Times are in seconds. `type` becomes the name of the event on event streams;
+    the service refuses "open", "message", "error" and what begins with "pere.".
 
     It is tried again for `patience_seconds`, and stored once, by its idempotency key: one of its own, or `key`, with which a caller may go on
     trying after that.
@@ -905,7 +906,8 @@ def _arguments() -> argparse.Namespace:
 
     publisher = command("publish", "Pushes one event and prints the answer.")
     publisher.add_argument("data", help="JSON text; - reads it from the input")
-    for name in ("type", "to", "key"):
+    publisher.add_argument("--type", help="the event name; open, message, error and pere.* are refused")
+    for name in ("to", "key"):
         publisher.add_argument(f"--{name}")
     for name in ("ttl", "deadline", "remind", "wait"):
         publisher.add_argument(f"--{name}", type=int, metavar="SECONDS")

@@ -1732,7 +1732,7 @@ function depthOf(text: string): number {
 // ----------------------------------------------------------------------------------------------------------------- publish
 
 export interface PublishOptions extends Omit<Reach, "url" | "WebSocket"> {
-  /** Becomes the SSE event's name. */
+  /** Becomes the SSE event's name. `open`, `message`, `error` and what begins with `pere.` are refused (422). */
   readonly type?: string | undefined;
   /** Devices that it is for; without, all that are enrolled. */
   readonly to?: readonly string[] | undefined;

@@ -284,6 +284,8 @@ export const receiptText = (channel: string, epoch: string, receipt: Receipt): s
 export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
 const TYPE = /^[A-Za-z0-9._-]{1,64}$/;
+/** Names that an EventSource fires by itself (WHATWG HTML, 9.2): under `error` an event would look like a broken line, under `message` like one without a type. */
+export const EVENT_SOURCE_TYPES: readonly string[] = ["open", "message", "error"];
 export const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
 const KEY = /^[\x20-\x7e]{1,255}$/;
 const NUMBER = /^[0-9]{1,12}(\.[0-9]{1,6})?$/;
@@ -315,10 +317,15 @@ export function readTo(text: string): string[] {
   return names.map((name) => readDevice(name, "to"));
 }
 
-/** @throws PereError malformed; refused for the server's own prefix `pere.` */
+/** @throws PereError malformed; refused for the server's own prefix `pere.`, and for what EventSource fires by itself */
 export function readType(text: string): string {
   if (!TYPE.test(text)) throw malformed("type", "a type is 1 to 64 of A-Z a-z 0-9 . _ -");
   if (text.startsWith("pere.")) throw refused("type", "types that begin with pere. are the server's own");
+  if (EVENT_SOURCE_TYPES.includes(text))
+    throw refused(
+      "type",
+      `"${text}" is an event of EventSource itself; choose another name, order.${text} for example`,
+    );
   return text;
 }
 
@@ -370,6 +377,18 @@ export const positionsText = (positions: readonly Position[]): string =>
 export function readKey(text: string): string {
   if (KEY.test(text)) return text;
   throw malformed("Idempotency-Key", `must be 1 to ${KEY_CHARACTERS_MAX} printable ASCII characters`);
+}
+
+/**
+ * An idempotency key as it is kept, so that two publishers never meet in one. No key holds the separator. @param subject whose token it came with;
+ * null: nobody's in particular
+ */
+export const keyOf = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
+
+/** What was asked for with an event, in one form, however it was written: options that were not given are not in it. */
+export function optionsText({ to, ...options }: Omit<EventDraft, "data">): string {
+  const given = Object.entries({ ...options, to: to && [...to].sort() }).filter(([, value]) => value !== null);
+  return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
 }
 
 /** How deep a JSON text nests, strings left out; it need not be valid. */

@@ -277,10 +277,17 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     local now, digest = tonumber(ARGV[2]), ARGV[3]
     if digest ~= '' then
-      local known = redis.call('GET', KEYS[13])
-      known = known and cjson.decode(known)
-      if known and known.epoch == channel.epoch and known.expires > now then
-        if known.digest ~= digest then return {} end
+      -- What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
+      local known
+      for at = 13, 14 do
+        local kept = redis.call('GET', KEYS[at])
+        kept = kept and cjson.decode(kept)
+        if kept and kept.epoch == channel.epoch and kept.expires > now and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
+          known = kept
+        end
+      end
+      if known then
+        if known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then return {} end
         return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1 }
       end
     end

@@ -16,7 +16,6 @@ import {
   type EventDraft,
   KEY_MEMORY_MS,
   newEpoch,
-  PereError,
   type Receipt,
   type ReceiptDraft,
   type Kind,
@@ -46,6 +45,7 @@ import {
   type HookDraft,
   type Idempotency,
   type Joined,
+  otherRequest,
   type Page,
   page,
   type Progress,
@@ -255,16 +255,13 @@ export class RedisStore implements Store {
         ...(draft.to ?? []),
       );
     }
-    const keys = key ? [this.#keys(channel).idempotency(key.key)] : [];
+    const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(now, deadline) ?? []);
     const [reply] = await Promise.all([
       this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel)),
       deadlines.length === 0 ? null : this.#deadlines.ahead(channel, Math.min(...deadlines)),
     ]);
-    if (reply.length === 0)
-      throw new PereError("refused", "this Idempotency-Key came with another body before", [
-        { path: "Idempotency-Key", message: "it came with another body before" },
-      ]);
+    if (reply.length === 0) throw otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed] = reply;
     return {
       epoch: epoch as string,

@@ -24,7 +24,6 @@ import {
   type EventDraft,
   KEY_MEMORY_MS,
   newEpoch,
-  PereError,
   type Receipt,
   type ReceiptDraft,
   type Row,
@@ -36,11 +35,13 @@ import {
 import {
   type Appended,
   type Delivery,
+  earlierDigest,
   type Heads,
   type Hook,
   type HookDraft,
   type Idempotency,
   type Joined,
+  otherRequest,
   type Page,
   page,
   type Progress,
@@ -234,6 +235,7 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#make(name);
       if (key) {
+        // What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
         const known = this.#file.get<{
           digest: string;
           first: number;
@@ -242,15 +244,14 @@ export class SqliteStore implements Store {
           addressed: number;
           type: string | null;
         }>(
-          "SELECT digest, first, count, at, addressed, type FROM keys WHERE channel = ?1 AND key = ?2 AND expires > ?3",
+          `SELECT digest, first, count, at, addressed, type FROM keys
+           WHERE channel = ?1 AND (key = ?2 OR (key = ?3 AND instr(digest, '?') = 0)) AND expires > ?4 ORDER BY key = ?2 DESC LIMIT 1`,
           channel.id,
           key.key,
+          key.earlier ?? key.key,
           now,
         );
-        if (known && known.digest !== key.digest)
-          throw new PereError("refused", "this Idempotency-Key came with another body before", [
-            { path: "Idempotency-Key", message: "it came with another body before" },
-          ]);
+        if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
         if (known) return { epoch: channel.epoch, ...known, replayed: true };
       }
       const first = channel.head + 1;

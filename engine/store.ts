@@ -15,17 +15,18 @@
  *
  * `tests/contract.ts` holds every store to this page.
  */
-import type {
-  Enrolment,
-  Event,
-  EventDraft,
-  Kind,
-  Position,
-  Receipt,
-  ReceiptDraft,
-  Row,
-  State,
-  Tally,
+import {
+  type Enrolment,
+  type Event,
+  type EventDraft,
+  type Kind,
+  PereError,
+  type Position,
+  type Receipt,
+  type ReceiptDraft,
+  type Row,
+  type State,
+  type Tally,
 } from "./model.ts";
 
 /** The two logs' extent in a channel: the newest entry's `seq`, and the newest one that is no longer kept (0: none). */
@@ -58,11 +59,26 @@ export interface Appended {
   readonly replayed: boolean;
 }
 
-/** An idempotency key, and a digest of what came with it. */
+/**
+ * An idempotency key, and a digest of what came with it. A digest of a body and its options holds a `?` between the two; up to there it is what
+ * earlier versions kept, which looked at the body alone.
+ */
 export interface Idempotency {
+  /** The key, and whose it is. */
   readonly key: string;
   readonly digest: string;
+  /** The name that earlier versions kept the key under; absent: it is the same. */
+  readonly earlier?: string;
 }
+
+/** The part of a digest that earlier versions kept. */
+export const earlierDigest = (digest: string): string => digest.split("?", 1)[0]!;
+
+/** What a key that came with something else before is refused with, whatever the store. */
+export const otherRequest = (): PereError => {
+  const message = "it came with another body or other options before";
+  return new PereError("refused", `Idempotency-Key: ${message}`, [{ path: "Idempotency-Key", message }]);
+};
 
 /** What became of one receipt: it moved the device forward, it said nothing new, there is no such event, it went to others. */
 export type Verdict = "recorded" | "duplicate" | "unknown" | "unaddressed";

@@ -124,11 +124,11 @@ const keysOf = (server: string): string[] =>
 /** Opens each of them twice: as one who is new, and, where there are positions, as one who comes with a position of another life of the channel. */
 async function listenEverywhere(urlOf: (key: string, more: string) => string): Promise<Listening> {
   const listening: Listening = { streams: [], sockets: [] };
-  for (const more of ["&channel=orders", `&last-event-id=${samples.gap.after}`]) {
-    const isBack = more.includes("last-event-id");
+  for (const more of ["", `&last-event-id=${samples.gap.after}`]) {
+    const isBack = more !== "";
     for (const key of keysOf("http")) {
       if (isBack && key === "watchStream") continue;
-      const stream = await openStream(urlOf(key, more));
+      const stream = await openStream(urlOf(key, key === "watchStream" ? "&channel=orders" : more));
       listening.streams.push([key, stream]);
       await (isBack ? stream.own("gap") : until(() => stream.messages.length > 0, key));
     }

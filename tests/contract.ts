@@ -48,6 +48,7 @@ import {
   type Hook,
   type HookDraft,
   HOOKS_MAX,
+  type Idempotency,
   type Store,
   type Verdict,
 } from "../engine/store.ts";
@@ -800,6 +801,7 @@ export function storeContract(
 
     describe("an idempotency key", () => {
       const key = (name: string, digest = "digest") => ({ key: name, digest });
+      const keep = (data: string, given: Idempotency) => store.append("orders", [draft(data)], T, given);
 
       test("stores once, and answers the first call's events again", async () => {
         await enrol("till");
@@ -818,6 +820,26 @@ export function storeContract(
         expect(answers.map(({ replayed }) => replayed)).toEqual([false, true, true]);
         await heard();
         expect(wakes.length).toBe(1);
+      });
+
+      test("that an earlier version kept, with a digest of the body alone, is still known", async () => {
+        const now = (digest: string, subject = "") => ({ key: `${subject}k`, earlier: "k", digest });
+        const first = await keep("a", { key: "k", digest: "one:body" });
+        for (const given of [now("one:body?options"), now("one:body?others", "till/")])
+          expect(await keep("b", given)).toMatchObject({ first: first.first, replayed: true });
+        expect(await codeOf(keep("b", now("one:else?options")))).toBe("refused");
+        expect(await codeOf(keep("b", now("one:else?options", "till/")))).toBe("refused");
+      });
+
+      test("that this version kept for nobody in particular is no subject's", async () => {
+        const first = await keep("a", { key: "k", digest: "one:body?" });
+        const other = await keep("b", { key: "till/k", earlier: "k", digest: "one:body?" });
+        expect(other).toMatchObject({ first: first.first + 1, replayed: false });
+        expect(await keep("c", { key: "till/k", earlier: "k", digest: "one:body?" })).toMatchObject({
+          first: other.first,
+          replayed: true,
+        });
+        expect(await codeOf(keep("d", { key: "k", digest: "one:body?x" }))).toBe("refused");
       });
 
       test("with another digest is refused, and nothing of that call is stored or told", async () => {

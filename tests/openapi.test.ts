@@ -244,6 +244,7 @@ describe("the document", () => {
   test("draws names and ids as the service reads them", () => {
     const long = (length: number): string => "a".repeat(length);
     const texts = ["orders", "A.b_c:d~e-f", "-a", ".a", "~", "a b", "a/b", "ü", "", "a\n", "pere.x", "pere", "Pere.x"]
+      .concat(["open", "message", "error", "Error", "messages", "an.error"])
       .concat([64, 65, 128, 129].map(long))
       .concat(["a,b", "a,", ",a", "a,,b", "a, b", "a,-b"])
       .concat([16, 17].map((count) => Array.from({ length: count }, (_, n) => `c${n}`).join(",")))
@@ -634,6 +635,12 @@ describe("what can go wrong", () => {
     seen.add("followEvents 101");
     expect((await tried("metrics", {})).status).toBe(200);
     seen.add("metrics 200");
+    const twoTokens = await ask(`${guarded.url}/metrics?token=${expired}`, {
+      headers: { Authorization: `Bearer ${weak}` },
+    });
+    holds("metrics", twoTokens);
+    expect(twoTokens.status).toBe(400);
+    seen.add("metrics 400");
     const gone = await tried("retireDevice", {});
     expect(gone.status).toBe(204);
     seen.add("retireDevice 204");

@@ -78,7 +78,7 @@ export const failures = {
   400: [
     "Malformed",
     problem(
-      "Something has not the form that it must have: a name, a number, the JSON, the UTF-8; or an option was given twice.",
+      "Something has not the form that it must have: a name, a number, the JSON, the UTF-8; or an option was given twice, or does not exist here.",
       examples({
         channel: ["A name", problemBody("malformed", "Malformed request", 400, samples.malformedChannel)],
         limit: ["A number", problemBody("malformed", "Malformed request", 400, samples.malformedLimit)],
@@ -288,6 +288,15 @@ export const lastEvent: Parameter = {
   schema: ref("EventId"),
 };
 
+/** A number of seconds in a query. */
+export const seconds = (minimum: number, maximum: number): Schema => ({
+  type: "number",
+  minimum,
+  maximum,
+  multipleOf: 0.000001,
+  description: "Seconds in plain decimal notation, with at most 6 decimals.",
+});
+
 /** Where a feed starts. @param since what to fill in when it is tried */
 export const start = (since: "now" | "earliest"): Parameter[] => [
   {
@@ -303,6 +312,12 @@ export const start = (since: "now" | "earliest"): Parameter[] => [
     schema: ref("Position"),
   },
   {
+    name: "lastEventId",
+    in: "query",
+    description: "The same again, as EventSource polyfills spell it; with `last-event-id` beside it 400.",
+    schema: ref("Position"),
+  },
+  {
     name: "since",
     in: "query",
     description: "Where to start when nothing else says it: `now`, `earliest`, or after a position.",
@@ -313,7 +328,7 @@ export const start = (since: "now" | "earliest"): Parameter[] => [
     name: "wait",
     in: "query",
     description: "Long-poll only: how many seconds the answer may take to come when there is nothing yet.",
-    schema: { type: "number", minimum: 0, maximum: POLL_SECONDS_MAX, default: 0 },
+    schema: { ...seconds(0, POLL_SECONDS_MAX), default: 0 },
     example: 5,
   },
 ];

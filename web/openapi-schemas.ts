@@ -16,6 +16,7 @@ import {
   POSITION as positionPattern,
   DETAIL_BYTES_MAX,
   EVENT_BYTES_MAX,
+  EVENT_SOURCE_TYPES,
   iso,
   LINES_MAX,
   RECEIPTS_MAX,
@@ -142,8 +143,9 @@ export const schemas = {
   },
   EventType: {
     type: "string",
-    pattern: "^(?!pere\\.)[A-Za-z0-9._-]{1,64}$",
-    description: "The event's name on event streams. The prefix `pere.` is the server's own.",
+    pattern: `^(?!pere\\.|(?:${EVENT_SOURCE_TYPES.join("|")})$)[A-Za-z0-9._-]{1,64}$`,
+    description:
+      "The event's name on event streams. The prefix `pere.` is the server's own; `open`, `message` and `error` are EventSource's.",
   },
   EventId: {
     type: "string",

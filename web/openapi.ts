@@ -46,10 +46,10 @@ import {
   type Operation,
   page,
   problem,
-  problemBody,
   refusedBody,
   refusing,
   reply,
+  seconds,
   start,
   transports,
 } from "./openapi-parts.ts";
@@ -74,13 +74,14 @@ does not wait follows the receipts, or reads the event later.
 **Many at once**: \`application/x-ndjson\`, one JSON value a line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}; the options hold for all of them, and all are
 stored or none is. The answer then is \`PushedMany\`, with no \`Location\`.
 
-JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an error.`,
+JSON nests at most ${JSON_DEPTH_MAX} levels.`,
     parameters: [
       channel,
       {
         name: "type",
         in: "query",
-        description: "The event's name on event streams.",
+        description:
+          "The event's name on event streams. `open`, `message` and `error` are 422: an EventSource fires these itself, and a listener could not tell the event from a broken connection.",
         schema: ref("EventType"),
         example: samples.type,
       },
@@ -97,7 +98,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         name: "ttl",
         in: "query",
         description: "Seconds after which it is delivered to nobody.",
-        schema: { type: "number", minimum: TTL_SECONDS_MIN, maximum: TTL_SECONDS_MAX },
+        schema: seconds(TTL_SECONDS_MIN, TTL_SECONDS_MAX),
         example: 3600,
       },
       {
@@ -105,7 +106,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         in: "query",
         description:
           "Seconds by which every addressed device owes a final receipt. Who has given none by then is recorded as `missing`; a later one still counts, as `late`. Where retention drops the event before, they are missing then.",
-        schema: { type: "number", minimum: DEADLINE_SECONDS_MIN, maximum: DEADLINE_SECONDS_MAX },
+        schema: seconds(DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
         example: 600,
       },
       {
@@ -113,7 +114,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         in: "query",
         description:
           "Seconds: at each such interval it is sent again to connected devices that have given no receipt at all, until the deadline or the ttl.",
-        schema: { type: "number", minimum: REMIND_SECONDS_MIN, maximum: REMIND_SECONDS_MAX },
+        schema: seconds(REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
       },
       {
         name: "Prefer",
@@ -125,8 +126,8 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
         name: "Idempotency-Key",
         in: "header",
         description:
-          `Remembered for ${KEY_MEMORY_MS / 3600_000} h: the same key and body again answer the first event, with 200 and \`Idempotent-Replayed\`; ` +
-          "the same key with another body is 422. A fresh UUID an event is a good one.",
+          `Remembered for ${KEY_MEMORY_MS / 3600_000} h, per channel and per token subject: the same key, body and query options again answer the first event, with 200 and \`Idempotent-Replayed\`; ` +
+          "the same key with another body or other options is 422. The order of the options does not matter, and neither does a `token` among them. Use a fresh UUID per event.",
         schema: { type: "string", minLength: 1, maxLength: KEY_CHARACTERS_MAX, pattern: "^[ -~]+$" },
       },
     ],
@@ -176,14 +177,11 @@ JSON nests at most ${JSON_DEPTH_MAX} levels. An option that does not exist is an
       },
       ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
-        "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body before.",
+        "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body or other options before.",
         examples({
           key: [
-            "The key came with another body",
-            problemBody("refused", "Refused", 422, {
-              detail: "this Idempotency-Key came with another body before",
-              errors: [{ path: "Idempotency-Key", message: "it came with another body before" }],
-            }),
+            "The key came with something else",
+            refusedBody("Idempotency-Key", "it came with another body or other options before"),
           ],
           type: ["A type of the server's own", refusedBody("type", "types that begin with pere. are the server's own")],
         }),
@@ -502,7 +500,7 @@ anything: as it is it is refused for having no address; put your own in its plac
         description: "All series of this instance.",
         content: { "text/plain": { schema: { type: "string" }, examples: one(samples.metrics) } },
       },
-      ...refusing(401, 403),
+      ...refusing(400, 401, 403),
     },
   },
 } satisfies Record<string, Operation>;
@@ -532,7 +530,7 @@ as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback a
 
 **Pages** of other origins are answered 403, also at a WebSocket's handshake, unless the service names their origin. A \`Host\` that can't be this service is 400 or 403.
 
-**Errors** are problem documents (RFC 9457). An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
+**Errors** are problem documents (RFC 9457). A query option that the operation does not have is 400, and so is one given twice; pages, \`/health\` and \`/ready\` ignore what they don't know. An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
 
 **The examples** are one story, which can be tried from top to bottom: push an order, follow, give receipts, read what became of it. On the page at
 \`/swagger\` their event ids stand for the last event that was pushed from it.`;

@@ -25,7 +25,12 @@ interface Field {
 
 const SECONDS = "[0-9]{1,12}(\\.[0-9]{1,6})?";
 const FIELDS: readonly Field[] = [
-  { name: "type", label: "Type", hint: "order.created", pattern: "[A-Za-z0-9._\\-]{1,64}" },
+  {
+    name: "type",
+    label: "Type",
+    hint: "order.created",
+    pattern: "(?!(?:open|message|error)$|pere\\.)[A-Za-z0-9._\\-]{1,64}",
+  },
   { name: "to", label: "To", hint: "all devices", pattern: "[A-Za-z0-9._:~,\\-]+" },
   { name: "deadline", label: "Deadline, s", hint: "none", pattern: SECONDS },
   { name: "remind", label: "Remind every, s", hint: "never", pattern: SECONDS },
