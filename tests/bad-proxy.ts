@@ -30,6 +30,7 @@ export interface Seen {
  * - `buffer`: its answer is held back until it is complete, as nginx does with `proxy_buffering`
  * - `cut`: the line ends after so many bytes of the answer; `cutRequest`: of the request
  * - `status`: it is answered here, and the service never hears of it; `retryAfter` in seconds
+ * - `bytes`: these come back, and the service never hears of it; `stays`: the line stays open behind them (`bad-answers.ts`)
  * - `delayMs`: its answer comes late
  */
 export type Fate =
@@ -39,6 +40,7 @@ export type Fate =
   | { readonly cut: number }
   | { readonly cutRequest: number }
   | { readonly status: number; readonly retryAfter?: number }
+  | { readonly bytes: string; readonly stays: boolean }
   | { readonly delayMs: number };
 
 interface Line {
@@ -121,10 +123,24 @@ export class BadProxy {
     });
   }
 
+  /** An answer with the addresses that it speaks of. Nobody listens on port 9. */
+  #filled(bytes: string, target: string): string {
+    const at = bytes.indexOf("\r\n\r\n");
+    if (at === -1) return bytes;
+    const head = bytes.slice(0, at).replaceAll("{origin}", this.url).replaceAll("{target}", target);
+    return head.replaceAll("{other}", "http://127.0.0.1:9") + bytes.slice(at);
+  }
+
   #carry(line: Line, request: Seen, bytes: Buffer, fate: Fate): void {
     const { near } = line;
     if (fate === "hold") return;
     if (typeof fate === "object" && "status" in fate) return void near.end((request.answer = answerOf(fate)));
+    if (typeof fate === "object" && "bytes" in fate) {
+      const text = this.#filled(fate.bytes, request.target);
+      request.answer = text.slice(0, 2_000);
+      near.write(text, "latin1");
+      return void (fate.stays || near.end());
+    }
     if (typeof fate === "object" && "cutRequest" in fate && fate.cutRequest === 0) return this.#end(line);
     const far = (line.far = connect(this.target, "127.0.0.1"));
     far.setNoDelay(true);
