@@ -82,7 +82,7 @@ import { readHookName } from "./engine/hooks.ts";
 import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
 import { demand, type Grant, type Right } from "./engine/rights.ts";
 import { freshSecret } from "./engine/secret.ts";
-import { isLoopback, readSettings, type Settings } from "./engine/settings.ts";
+import { readSettings, type Settings } from "./engine/settings.ts";
 import { SqliteStore } from "./engine/sqlite.ts";
 import type { Store } from "./engine/store.ts";
 import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
@@ -252,6 +252,7 @@ async function push(
   const waitMs = waitOf(request);
   const keyText = request.headers.get("idempotency-key");
   const key = keyText === null ? null : readKey(keyText);
+  const take = door.counter("push", grant, request, server);
   const form = contentType(request);
   const many = form === "application/x-ndjson";
   if (!many && form !== "application/json")
@@ -262,7 +263,7 @@ async function push(
   const drafts = (many ? readLines(text) : [readData(text)]).map((data) => ({ ...options, data }));
   if ((options.to?.length ?? 0) * drafts.length > TARGETS_MAX)
     throw new PereError("tooLarge", `to: names times lines may be at most ${TARGETS_MAX}; send several requests`);
-  await door.take("push", grant, request, server, drafts.length);
+  await take(drafts.length);
   const pushed = await engine.push(
     channel,
     drafts,
@@ -352,19 +353,22 @@ async function follow(
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
   const since = query.get("since") ?? "now";
+  // After an upgrade nobody knows any more where a request came from.
+  const countFeed = door.counter("feed", grant, request, server);
+  const countReceipts = door.counter("receipt", grant, request, server);
   const asked: FeedRequest = {
     kind,
     channels,
     device: kind === "events" ? deviceOf(grant, request, query) : null,
     expires: grant.expires,
     caller: door.caller(grant, request, server),
-    refused: await refusal(() => door.take("feed", grant, request, server)),
+    refused: await refusal(() => countFeed(channels.length)),
     last: positions(request.headers.get("last-event-id") || lastOf(query), "last-event-id"),
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
     renew: false,
   };
   if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
-    return socket(engine, door, asked, (count) => door.take("receipt", grant, request, server, count), request, server);
+    return socket(engine, door, asked, countReceipts, request, server);
   if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
     return poll(engine, asked, query, request, server);
   return stream(request, server, (out) => engine.follow({ ...asked, renew: true }, new EventStream(out, random)));
@@ -411,7 +415,7 @@ async function watch({ engine, door, random }: Parts, request: Request, server: 
     channel,
     may: (one: string): boolean => grant.may("push", one),
     expires: grant.expires,
-    refused: await refusal(() => door.take("feed", grant, request, server)),
+    refused: await refusal(() => door.counter("feed", grant, request, server)(1)),
   };
   return stream(request, server, (out) => ({ stop: engine.watch(asked, new WatchStream(out, random)) }));
 }
@@ -589,6 +593,7 @@ async function feedback(
   const channel = readChannel(channelText);
   const grant = await door.admit(request, "feed", [channel]);
   const device = deviceOf(grant, request, queryOf(request, ["device"]));
+  const take = door.counter("receipt", grant, request, server);
   const form = contentType(request);
   if (form !== "application/json" && form !== "application/x-www-form-urlencoded")
     throw new PereError("wrongType", "feedback takes application/json, or a form as the first PERE clients sent it");
@@ -597,7 +602,7 @@ async function feedback(
     form === "application/json"
       ? receiptItems(readReceiptsJson(text), device, () => channel)
       : [oldReceipt(text, request, device, grant.subject, channel)];
-  await door.take("receipt", grant, request, server, items.length);
+  await take(items.length);
   const result = await engine.feedback(items);
   if (items.length === 0 || result.rejected.length < items.length) return json(result);
   const why = result.rejected.length === 1 ? result.rejected[0]!.reason : "every receipt was rejected";
@@ -718,6 +723,9 @@ interface Ways {
   readonly metrics: () => Promise<Metrics>;
 }
 
+/** Where the process is looked at: these answer whoever asks, whatever name they ask it by. Without a Host a URL is a path. */
+const PROBED = /^(?:https?:\/\/[^/]*)?\/(health|ready)(?:\?|$)/;
+
 /** All routes. */
 function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
@@ -731,6 +739,14 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     const channel = await managed(text, request);
     queryOf(request);
     return channel;
+  };
+  const probes = {
+    health: async () => json({ status: "ok" }),
+    async ready() {
+      if (engine.draining) throw new PereError("away", "PERE is shutting down");
+      const store = await engine.ready();
+      return json({ status: "ready", ...store });
+    },
   };
   const raw = { parse: "none" } as const;
   const app = new Elysia({
@@ -766,6 +782,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
         if (answer) return new Response(null, { status: 204, headers: answer });
         if (allowed !== NOTHING) Object.assign(set.headers, allowed);
       } catch (error) {
+        // Balancers and supervisors name no host, or one of their own.
+        const probe = request.method === "GET" || request.method === "HEAD" ? PROBED.exec(request.url)?.[1] : undefined;
+        if (probe) return probes[probe as keyof typeof probes]().catch(toResponse);
         return toResponse(error);
       }
       return undefined;
@@ -889,16 +908,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       { ...raw, detail: operations.retryHook },
     )
 
-    .get("/health", () => json({ status: "ok" }), { detail: operations.health })
-    .get(
-      "/ready",
-      async () => {
-        if (engine.draining) throw new PereError("away", "PERE is shutting down");
-        const store = await engine.ready();
-        return json({ status: "ready", ...store });
-      },
-      { detail: operations.ready },
-    )
+    .get("/health", probes.health, { detail: operations.health })
+    .get("/ready", probes.ready, { detail: operations.ready })
 
     .get(
       "/metrics",
@@ -995,11 +1006,10 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ...options,
     limits: { ...limits, ...options.limits },
   });
-  const loopbackOnly = access === null && isLoopback(settings.host);
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;
   const rates = new Rates(settings.rates, redis, log.cause);
-  const door = new Door({ access, origins, loopbackOnly, rates, proxies, now });
+  const door = new Door({ access, origins, isLocal: settings.access === "local", rates, proxies, now });
   let scraped: Promise<Metrics> | undefined;
   const metrics = (): Promise<Metrics> =>
     (scraped ??= import("./engine/metrics.ts").then(

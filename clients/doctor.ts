@@ -10,6 +10,7 @@
  *
  * It knows PERE's public contract alone. It changes no setting, and repeats no token.
  */
+import { lookup } from "node:dns/promises";
 import { parseArgs } from "node:util";
 
 const USAGE = "usage: bun run index.ts doctor URL [--seconds N] [--channel NAME]";
@@ -169,6 +170,25 @@ async function reach({ url }: Patient, tell: Tell): Promise<boolean> {
   else tell(durability === "fsync" ? "ok" : "look", `it keeps its logs in ${version}, durability: ${durability}`);
   for (const sentence of advice) tell("look", "the store could promise more", sentence);
   return ready.ok;
+}
+
+/** This machine, as an address. */
+const LOOPBACK = /^(?:127\.|0\.0\.0\.0$|::1?$|::ffff:127\.)/;
+
+/** Beyond this machine nobody should get in without a token: also where the service itself listens on loopback, and a proxy hides whose requests it passes on. */
+async function lookAtDoor({ url }: Patient, tell: Tell): Promise<void> {
+  const { hostname } = new URL(url);
+  const addresses = await lookup(hostname.replace(/^\[|\]$/g, ""), { all: true }).catch(() => []);
+  if (hostname === "localhost" || (addresses.length > 0 && addresses.every(({ address }) => LOOPBACK.test(address))))
+    return;
+  const { status } = await fetch(`${url}/channels?limit=1`, { signal: AbortSignal.timeout(2 * PATIENCE_MS) });
+  if (status === 401) tell("ok", "it asks for a token");
+  else if (status === 200)
+    tell(
+      "bad",
+      `it answers without a token at ${hostname}: anyone who reaches that address may do everything`,
+      "set PERE_JWT_SECRET or PERE_JWKS at the service, and let the proxy send Host and X-Forwarded-For",
+    );
 }
 
 /** What stands in a token, which can be seen without its key. @throws when it is none */
@@ -363,10 +383,14 @@ async function examine(patient: Patient, forSeconds: number, tell: Tell): Promis
   };
   if (!(await reach(patient, told))) return false;
   lookAtToken(patient, told);
+  await lookAtDoor(patient, told);
   try {
     await push(patient, "first");
   } catch (error) {
-    const advice = `PERE_TOKEN must hold a token with push and feed on ${patient.channel}; --channel names another`;
+    const isProxied = !patient.token && reasonOf(error).startsWith("403");
+    const advice = isProxied
+      ? "the service has no tokens and is for its own machine: give it tokens before it is put behind a proxy"
+      : `PERE_TOKEN must hold a token with push and feed on ${patient.channel}; --channel names another`;
     told("bad", `nothing can be pushed: ${reasonOf(error)}`, advice);
     return false;
   }

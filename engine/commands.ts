@@ -122,5 +122,5 @@ ${settings.join("\n")}`;
 }
 
 /** What holds where nothing is set, in words. */
-export const usualOf = ({ usual, beyondLoopback }: Setting): string =>
-  beyondLoopback ? `beyond loopback ${usual}` : usual;
+export const usualOf = ({ usual, notLocal }: Setting): string =>
+  notLocal ? `${usual}; on loopback without tokens 0` : usual;

@@ -1,10 +1,12 @@
 /**
- * The door: what is looked at before a request is. Whom it was sent to (`Host`), which page sent it (`Origin`), and what its token allows.
+ * The door: what is looked at before a request is. Whom it was sent to (`Host`), which page sent it (`Origin`), how it came here, and what its token
+ * allows.
  *
  * A browser sends requests for any page that it shows, also to services behind the firewall and on its own machine. So a page of a stranger gets
  * nothing here, neither an answer that it may read nor a request that is carried out: an origin is this service's own or it was named by the
- * operator. Where everybody may do everything, on a loopback address, a name that a stranger had point there would make his page one of
- * ours; there, only loopback names and named ones are taken for this service.
+ * operator. A local service, where every program on the machine may do everything, answers to loopback names only: a name that a stranger
+ * pointed there would make their page one of ours. And it refuses what came through a proxy: the machine's own programs need none, and
+ * behind one everybody would come from this machine.
  *
  * It knows no route: which right a request needs is said by whoever asks.
  */
@@ -23,7 +25,10 @@ const PREFLIGHT_SECONDS = 600;
 /** Origins that browsers may call from: exact ones, or all. */
 export type Origins = readonly string[] | "*";
 
-/** @throws Error with the one line to print */
+/** What an app's own pages send: `capacitor://localhost`, `chrome-extension://…`, `file://`. Browsers do not agree on how such origins are written. */
+const APP_ORIGIN = /^(?!(?:https?|wss?):)[a-z][a-z0-9+.-]*:\/\/[^\s/?#@,\\]*$/i;
+
+/** Origins as the operator wrote them: browsers compare them so. @throws Error with the one line to print */
 export function readOrigins(text: string): Origins {
   if (text === "*") return "*";
   return text
@@ -31,18 +36,38 @@ export function readOrigins(text: string): Origins {
     .map((part) => part.trim())
     .filter((part) => part !== "")
     .map((part) => {
+      if (part === "null" || APP_ORIGIN.test(part)) return part;
       const url = URL.canParse(part) ? new URL(part) : null;
       if (url && (url.protocol === "http:" || url.protocol === "https:") && url.origin === part) return part;
-      throw new Error(`PERE_ORIGINS must be origins like https://shop.example, comma separated, or *, not "${part}"`);
+      throw new Error(
+        `PERE_ORIGINS must be origins like https://shop.example or capacitor://localhost, comma separated, or *, not "${part}"`,
+      );
     });
+}
+
+/** Whether pages of an origin may be anybody's: those of other machines, and `null`, which any page can make itself. An app's are this machine's. */
+export const isDistant = (origin: string): boolean =>
+  origin === "null" || (/^https?:/.test(origin) && !LOOPBACK.test(new URL(origin).host));
+
+/**
+ * Header fields that a proxy, a CDN or a tunnel adds, and no client by itself: `Forwarded` (RFC 7239), `X-Forwarded-*`, `Via`, and those that name the
+ * client's address, such as `X-Real-IP`, `CF-Connecting-IP` and `True-Client-IP`. Not those of tracing, which programs pass on.
+ */
+const PROXIED =
+  /^(?:forwarded|via|cdn-loop|cf-ray|x-forward.*|x-original-.*|x-envoy-.*|x-arr-.*|tailscale-.*|(?:.*-)?(?:real|client|connecting|connection|viewer|socket|remote|peer|user|external)-?(?:ip(?:v6)?|addr(?:ess)?))$/;
+
+/** The field of a request that shows that it came through a proxy, by name. */
+function proxyField(headers: Headers): string | undefined {
+  for (const name of headers.keys()) if (PROXIED.test(name)) return name;
+  return undefined;
 }
 
 export interface DoorOptions {
   /** Null: everybody may do everything. */
   readonly access: Access | null;
   readonly origins: Origins;
-  /** Whether only loopback names, and hosts of named origins, are taken for this service. */
-  readonly loopbackOnly: boolean;
+  /** Whether it is for this machine alone: requests come to a loopback name, and through no proxy. */
+  readonly isLocal: boolean;
   /** How much one caller may do. */
   readonly rates: Rates;
   /** Proxies whose word is taken for whose request they pass on. */
@@ -57,12 +82,9 @@ interface Addresses {
 
 export class Door {
   readonly #options: DoorOptions;
-  readonly #hosts: ReadonlySet<string>;
 
   constructor(options: DoorOptions) {
     this.#options = options;
-    const { origins } = options;
-    this.#hosts = new Set(origins === "*" ? [] : origins.map((origin) => new URL(origin).host));
   }
 
   /**
@@ -73,16 +95,12 @@ export class Door {
   look(headers: Headers): Record<string, string> {
     const host = headers.get("host") ?? "";
     if (!HOST.test(host)) throw new PereError("malformed", "Host: must name this service");
-    const { origins, loopbackOnly } = this.#options;
-    if (loopbackOnly && !LOOPBACK.test(host) && !this.#hosts.has(host.toLowerCase()))
-      throw new PereError(
-        "forbidden",
-        `Host: this service is open to its own machine and does not answer to "${host}"; name it in PERE_ORIGINS, or use tokens`,
-      );
+    const { origins, isLocal } = this.#options;
+    if (isLocal) lookLocal(host, headers);
     const origin = headers.get("origin");
     const varies = origins === "*" || origins.length === 0 ? NOTHING : { Vary: "Origin" };
     if (origin === null || this.#isOwn(origin, host)) return varies;
-    if (origin === "null" || (origins !== "*" && !origins.includes(origin)))
+    if (origins === "*" ? origin === "null" : !origins.includes(origin))
       throw new PereError(
         "forbidden",
         "Origin: pages from there may not call this service; PERE_ORIGINS names those that may",
@@ -102,7 +120,7 @@ export class Door {
     return {
       ...allowed,
       "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
-      "Access-Control-Allow-Headers": "authorization, content-type, device, idempotency-key, last-event-id, prefer",
+      "Access-Control-Allow-Headers": allowedFields(request.headers.get("access-control-request-headers")),
       "Access-Control-Max-Age": String(PREFLIGHT_SECONDS),
     };
   }
@@ -159,18 +177,48 @@ export class Door {
     return grant;
   }
 
-  /** Whose request it is: a token's bearer, or an address. */
+  /** Whose request it is: a token's bearer, or an address. Not after an upgrade: then a request has no address. */
   caller({ subject }: Grant, request: Request, server: Addresses): string {
     if (subject !== null) return `token ${subject}`;
     const address = server.requestIP(request)?.address ?? "";
     return addressOf(address, request.headers.get("x-forwarded-for"), this.#options.proxies);
   }
 
-  /** Counts what a caller does. @throws TooMany, or rejects with it */
-  take(work: Work, grant: Grant, request: Request, server: Addresses, points = 1): Promise<void> | void {
+  /** Counts what a caller of this request does. The caller is found now; what it gives throws `TooMany`, or rejects with it. */
+  counter(work: Work, grant: Grant, request: Request, server: Addresses): (points: number) => Promise<void> | void {
     const { rates } = this.#options;
-    if (rates.counts(work)) return rates.take(work, this.caller(grant, request, server), points);
+    if (!rates.counts(work)) return UNCOUNTED;
+    const caller = this.caller(grant, request, server);
+    return (points) => rates.take(work, caller, points);
   }
+}
+
+const UNCOUNTED = (): void => {};
+
+/** Looks at a request to a service that is for this machine alone. @throws PereError forbidden */
+function lookLocal(host: string, headers: Headers): void {
+  const advice = "set PERE_JWT_SECRET or PERE_JWKS to ask for tokens (PERE_OPEN=1 lets everybody do everything)";
+  if (!LOOPBACK.test(host))
+    throw new PereError(
+      "forbidden",
+      `Host: this service has no tokens and is for its own machine, so it does not answer to "${host}"; ${advice}`,
+    );
+  const field = proxyField(headers);
+  if (field !== undefined)
+    throw new PereError(
+      "forbidden",
+      `${field}: this service has no tokens and is for its own machine, but this request came through a proxy; ${advice}`,
+    );
+}
+
+/** Fields that PERE reads, and a field's name (RFC 9110, 5.1). */
+const FIELDS = ["authorization", "content-type", "device", "idempotency-key", "last-event-id", "prefer"];
+const FIELD = /^[!#$%&'*+.^_`|~0-9a-z-]+$/;
+
+/** The fields that a page may send: those that PERE reads, and what else it asks for, tracing for example. Nobody reads that. */
+function allowedFields(asked: string | null): string {
+  const names = (asked ?? "").split(",").map((name) => name.trim().toLowerCase());
+  return [...new Set([...FIELDS, ...names.filter((name) => FIELD.test(name))])].join(", ");
 }
 
 /** What most answers need: no page of another origin asked. */

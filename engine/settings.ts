@@ -8,7 +8,7 @@ import { isIP } from "node:net";
 import { parseArgs } from "node:util";
 import type { AccessOptions } from "./access.ts";
 import type { CertificateFiles } from "./certificate.ts";
-import { type Origins, readOrigins } from "./door.ts";
+import { isDistant, type Origins, readOrigins } from "./door.ts";
 import { type Limits, LIMITS } from "./engine.ts";
 import { type Allowed, readAllowed } from "./hook-call.ts";
 import type { Level } from "./log.ts";
@@ -32,8 +32,11 @@ export interface Settings {
   /** Address ranges that hooks may call although they are private. */
   readonly hooksAllowed: readonly Allowed[];
   readonly limits: Partial<Limits>;
-  /** Where the keys are that tokens are checked with; `own`: PERE makes a secret; `open`: there are no tokens. */
-  readonly access: Pick<AccessOptions, "secret" | "jwks" | "audience" | "issuer"> | "own" | "open";
+  /**
+   * Where the keys are that tokens are checked with; `own`: PERE makes a secret; `local`: no tokens, for programs on this machine alone; `open`: no
+   * tokens, for everybody, because the operator said so.
+   */
+  readonly access: Pick<AccessOptions, "secret" | "jwks" | "audience" | "issuer"> | "own" | "local" | "open";
   readonly origins: Origins;
   /** How much one caller may do in a minute. */
   readonly rates: RateLimits;
@@ -47,15 +50,15 @@ export interface Settings {
   readonly unknown: readonly string[];
 }
 
-/** Open feeds of one caller beyond loopback: the devices of a large site behind one address. */
+/** Open feeds of one caller: the devices of a large site behind one address. */
 const FEEDS_A_CALLER = 10_000;
 
 /** One setting, as it is read and as people read of it. */
 export interface Setting {
   /** What holds where nothing is set; empty: nothing does. */
   readonly usual: string;
-  /** On a loopback address nothing holds: there, everybody is one caller. */
-  readonly beyondLoopback?: true;
+  /** Where there are no tokens on a loopback address nothing holds: there, everybody is one caller. */
+  readonly notLocal?: true;
   /** In a sentence or two, in Markdown. */
   readonly meaning: string;
 }
@@ -90,31 +93,40 @@ export const SETTINGS = {
   PERE_JWT_ISSUER: { usual: "", meaning: "what a token's `iss` must be" },
   PERE_OPEN: {
     usual: "0",
-    meaning: "`1`: no tokens at all, also beyond loopback; whoever reaches it may do everything",
+    meaning:
+      "`1`: no tokens at all, also beyond loopback and behind a proxy; anyone who reaches it may do everything. On a loopback address PERE needs no tokens by default, but refuses requests that came through a proxy",
   },
-  PERE_ORIGINS: { usual: "", meaning: "origins that browsers may call from, comma separated, or `*`" },
+  PERE_ORIGINS: {
+    usual: "",
+    meaning:
+      "origins that browsers may call from, comma separated, or `*`: `https://shop.example`, or an app's, such as `capacitor://localhost`, `file://` or `null`. Origins beyond loopback need tokens or `PERE_OPEN=1`",
+  },
   PERE_RATE_PUSHES: {
     usual: String(RATES.push),
-    beyondLoopback: true,
+    notLocal: true,
     meaning:
       "events that one caller (a token's `sub`, else an address) may push in a minute, counted in Redis where there is one; `0`: as many as he likes. Beyond: 429 with `Retry-After`, `RateLimit` and `RateLimit-Policy`",
   },
   PERE_RATE_RECEIPTS: {
     usual: String(RATES.receipt),
-    beyondLoopback: true,
+    notLocal: true,
     meaning: "the same for receipts",
   },
   PERE_RATE_FEEDS: {
     usual: String(RATES.feed),
-    beyondLoopback: true,
-    meaning: "the same for feeds that are opened; on an event stream, beyond is `pere.bye`",
+    notLocal: true,
+    meaning:
+      "the same for feeds that are opened, each of their channels counted; on an event stream, beyond is `pere.bye`",
   },
   PERE_FEEDS_A_CALLER: {
     usual: String(FEEDS_A_CALLER),
-    beyondLoopback: true,
+    notLocal: true,
     meaning: "feeds that one caller may have open on an instance; `0`: as many as he likes",
   },
-  PERE_PROXIES: { usual: "", meaning: "address ranges of proxies whose `X-Forwarded-For` is believed" },
+  PERE_PROXIES: {
+    usual: "",
+    meaning: "address ranges of proxies whose `X-Forwarded-For` is believed; needs tokens or `PERE_OPEN=1`",
+  },
   PERE_LOG: {
     usual: "info",
     meaning:
@@ -202,7 +214,21 @@ function accessOf(env: Environment, host: string): Settings["access"] {
   for (const name of ["PERE_JWT_AUDIENCE", "PERE_JWT_ISSUER"] as const)
     if (env[name])
       throw new Error(`${name} is set, but neither PERE_JWT_SECRET nor PERE_JWKS: there is no key for such tokens`);
-  return open === "1" || isLoopback(host) ? "open" : "own";
+  if (open === "1") return "open";
+  return isLoopback(host) ? "local" : "own";
+}
+
+/**
+ * A service without tokens is for its own machine; what is set for callers from elsewhere says that it is not meant so.
+ * @throws Error with the one line to print
+ */
+function checkLocal(origins: Origins, proxies: readonly Allowed[]): void {
+  const advice =
+    "but nothing asks for tokens: set PERE_JWT_SECRET or PERE_JWKS, or PERE_OPEN=1 to let everybody do everything";
+  const distant = origins === "*" ? "*" : origins.find(isDistant);
+  if (distant !== undefined)
+    throw new Error(`PERE_ORIGINS allows ${distant === "*" ? "every page" : `pages of ${distant}`}, ${advice}`);
+  if (proxies.length > 0) throw new Error(`PERE_PROXIES names proxies, ${advice}`);
 }
 
 /** Channels that get series of their own: each is some fifty, and a scraper keeps them all. */
@@ -242,7 +268,12 @@ export function readSettings(
     throw new Error(`${name} must be a whole number from ${min} to ${max}, not "${text}"`);
   };
   const host = values.host ?? env.HOST;
-  const rate = (name: Name): number => (!variables[name] && isLoopback(host) ? 0 : whole(name, 0, 1_000_000_000));
+  const access = accessOf(env, host);
+  const origins = readOrigins(env.PERE_ORIGINS);
+  const proxies = readAllowed(env.PERE_PROXIES, "PERE_PROXIES");
+  if (access === "local") checkLocal(origins, proxies);
+  const isOneCaller = typeof access === "string" && isLoopback(host);
+  const rate = (name: Name): number => (!variables[name] && isOneCaller ? 0 : whole(name, 0, 1_000_000_000));
   const redis = secretOf(env, "REDIS_URL");
   if (variables.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
@@ -256,10 +287,10 @@ export function readSettings(
     redis: redis === "" ? null : redisUrls(redis),
     replicas: whole("PERE_REDIS_REPLICAS", 0, 99),
     hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW),
-    access: accessOf(env, host),
-    origins: readOrigins(env.PERE_ORIGINS),
+    access,
+    origins,
     rates: { push: rate("PERE_RATE_PUSHES"), receipt: rate("PERE_RATE_RECEIPTS"), feed: rate("PERE_RATE_FEEDS") },
-    proxies: readAllowed(env.PERE_PROXIES, "PERE_PROXIES"),
+    proxies,
     log: levelOf(env.PERE_LOG),
     metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS),
     unknown: Object.keys(variables).filter((name) => name.startsWith("PERE_") && !(name in SETTINGS)),

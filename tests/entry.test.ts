@@ -1,6 +1,7 @@
 /**
  * The door, from outside: the ways in. The secret that the service makes itself and its link, tokens made by hand, and how much a caller may do.
  */
+import { connect as dial } from "node:net";
 import { afterEach, describe, expect, test } from "bun:test";
 import { chmodSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -10,6 +11,7 @@ import { readSettings, type Settings } from "../engine/settings.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
 import { noRedis, startRedis } from "./redis-server.ts";
+import { frameOf, handshake as opening, TEXT } from "./raw.ts";
 import { DAY_SECONDS, closing, closeAll, start, token, bearer, JSON_ONLY, GOOD, handshake, run } from "./callers.ts";
 
 afterEach(closeAll);
@@ -252,7 +254,10 @@ describe("settings of the door are read together", () => {
     readSettings(argv, env).access;
 
   test("open on loopback, a secret of its own beyond, and keys wherever there are some", () => {
-    for (const host of ["127.0.0.1", "127.9.9.9", "localhost", "::1"]) expect(whoMay({ HOST: host })).toBe("open");
+    for (const host of ["127.0.0.1", "127.9.9.9", "localhost", "::1"]) {
+      expect(whoMay({ HOST: host })).toBe("local");
+      expect(whoMay({ HOST: host, PERE_OPEN: "1" })).toBe("open");
+    }
     for (const host of ["0.0.0.0", "::", "10.0.0.1", "pere.example", "127.0.0.1.evil.example", "::ffff:127.0.0.1"]) {
       expect(whoMay({ HOST: host })).toBe("own");
       expect(whoMay({}, ["--host", host])).toBe("own");
@@ -287,7 +292,7 @@ describe("settings of the door are read together", () => {
       [{ PERE_ORIGINS: "*, https://a.example" }, "PERE_ORIGINS"],
       [{ PERE_ORIGINS: "https://user@a.example" }, "PERE_ORIGINS"],
       [{ PERE_ORIGINS: "https://a.example:443" }, "PERE_ORIGINS"],
-      [{ PERE_ORIGINS: "file://" }, "PERE_ORIGINS"],
+      [{ PERE_ORIGINS: "file:///" }, "PERE_ORIGINS"],
     ] as const)
       expect(() => readSettings([], env as Record<string, string>)).toThrow(words);
   });
@@ -360,6 +365,14 @@ describe("a caller who does too much", () => {
     expect((await socket.closed).code).toBe(1013);
   });
 
+  test("opens no more channels than feeds: each channel of a feed counts", async () => {
+    const { url } = await start({ rates: { ...rates, feed: 5 } });
+    const all = bearer(await token({ feed: ["*"] }));
+    const poll = async (channels: string): Promise<number> =>
+      (await ask(`${url}/feed/${channels}?wait=0`, { headers: { ...all, ...JSON_ONLY } })).status;
+    expect([await poll("a,b,c"), await poll("d,e"), await poll("f")]).toEqual([200, 200, 429]);
+  });
+
   test("has only so many feeds open at once; who closes one may open another", async () => {
     const { url, engine } = await start({}, { limits: { feedsACaller: 1 } });
     const first = await listen(`${url}/feed/orders?token=${GOOD}`);
@@ -386,5 +399,39 @@ describe("a caller who does too much", () => {
     for (let n = 0; n < 3; n++) expect((await through("192.0.2.1")).status).toBe(201);
     expect((await through("192.0.2.1")).status).toBe(429);
     expect((await through("192.0.2.2")).status).toBe(201);
+  });
+
+  test("is told apart by his address on a socket too, the proxy's word where that is believed", async () => {
+    const few = { push: 0, receipt: 3, feed: 0 };
+    const direct = await start({ access: "open", rates: few });
+    const behind = await start({ access: "open", rates: few, proxies: readAllowed("127.0.0.0/8") });
+    /** What a socket from there is answered: four receipts, one after the other. */
+    const answers = async (url: string, from: string, headers: Record<string, string>): Promise<string[]> => {
+      const { hostname, port } = new URL(url);
+      const socket = dial({ host: hostname, port: Number(port), localAddress: from });
+      closing.push(() => socket.destroy());
+      let said = "";
+      socket.on("data", (bytes: Buffer) => (said += bytes.toString("latin1")));
+      socket.write(opening("/feed/orders?device=d", headers));
+      await until(
+        () => said.includes('"pere":"ready"'),
+        () => said,
+      );
+      const words = (): string[] => said.match(/"pere":"(?:receipts|error)"/g) ?? [];
+      for (let n = 1; n <= 4; n++) {
+        socket.write(frameOf(TEXT, JSON.stringify({ event: "x-1", status: "done" })));
+        await until(
+          () => words().length === n,
+          () => said,
+        );
+      }
+      return words().map((word) => word.slice(8, -1));
+    };
+    const once = ["receipts", "receipts", "receipts", "error"];
+    for (const address of ["127.0.0.2", "127.0.0.3"])
+      expect(await answers(direct.url, address, { "X-Forwarded-For": "192.0.2.1" })).toEqual(once);
+    expect(await answers(direct.url, "127.0.0.2", {})).toEqual(["error", "error", "error", "error"]);
+    for (const address of ["192.0.2.1", "192.0.2.2"])
+      expect(await answers(behind.url, "127.0.0.1", { "X-Forwarded-For": address })).toEqual(once);
   });
 });

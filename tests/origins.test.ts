@@ -78,6 +78,41 @@ describe("a page of an origin that was named", () => {
     expect(await handshake(pere.url, "/feed/orders", { ...good, Origin: SHOP })).toBe(101);
   });
 
+  test("may send every field that it asks for, and what is none is left out", async () => {
+    const pere = await start({ origins: [SHOP] });
+    const preflight = async (fields: string): Promise<string[]> => {
+      const headers = {
+        Origin: SHOP,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": fields,
+      };
+      const answer = await ask(`${pere.url}/push/orders`, { method: "OPTIONS", headers });
+      expect(answer.status).toBe(204);
+      return answer.headers.get("access-control-allow-headers")!.split(", ");
+    };
+    const usual = await preflight("");
+    expect(await preflight("sentry-trace, baggage, traceparent,Authorization")).toEqual([
+      ...usual,
+      "sentry-trace",
+      "baggage",
+      "traceparent",
+    ]);
+    expect(await preflight("x y, ,(z), *")).toEqual([...usual, "*"]);
+  });
+
+  test("may be an app's, as it is written: its requests, preflights and sockets", async () => {
+    const apps = ["capacitor://localhost", "tauri://localhost", "chrome-extension://abcdef", "file://", "null"];
+    const pere = await start({ origins: apps });
+    for (const Origin of apps) {
+      const headers = { Origin, ...bearer(GOOD) };
+      const answer = await ask(`${pere.url}/push/orders`, { body: 1, headers });
+      expect([answer.status, answer.headers.get("access-control-allow-origin")]).toEqual([201, Origin]);
+      expect(await handshake(pere.url, "/feed/orders", headers)).toBe(101);
+    }
+    for (const Origin of ["capacitor://localhost:1", "CAPACITOR://localhost", "file:///", "tauri://evil.example"])
+      expect((await ask(`${pere.url}/channels`, { headers: { Origin, ...bearer(GOOD) } })).status).toBe(403);
+  });
+
   test("is told apart by caches, also where no page asked", async () => {
     const pere = await start({ origins: [SHOP] });
     const { headers } = await ask(`${pere.url}/weblistener.html`);
@@ -117,7 +152,6 @@ describe("a page of a stranger", () => {
       for (const [path, init] of [
         ["/feed/orders", {}],
         ["/channels", {}],
-        ["/health", {}],
         ["/weblistener-worker.js", {}],
         ["/swagger/json", {}],
         ["/nothing", {}],
@@ -223,18 +257,18 @@ describe("Host", () => {
       "é.example",
       "a".repeat(300),
     ])
-      for (const path of ["/health", "/weblistener-worker.js", "/swagger/json", "/", "/nothing"])
+      for (const path of ["/channels", "/weblistener-worker.js", "/swagger/json", "/", "/nothing"])
         expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 400`);
     expect(await get(pere.url, null)).toBe(400);
-    expect(await get(pere.url, null, "/health", "1.0")).toBe(400);
-    expect(await get(pere.url, "a\r\nHost: b")).toBe(400);
+    expect(await get(pere.url, null, "/channels", "1.0")).toBe(400);
+    expect(await get(pere.url, "a\r\nHost: b", "/channels")).toBe(400);
     // Not even a question beforehand.
     const preflight = `OPTIONS /push/a HTTP/1.1\r\nHost: a/b\r\nOrigin: ${SHOP}\r\nAccess-Control-Request-Method: POST\r\n\r\n`;
     expect(statusOf(await raw(pere.url, preflight))).toBe(400);
   });
 
   test("that is short moves no path: what is routed is what was asked for", async () => {
-    const pere = await start({ access: "open" });
+    const pere = await start({ access: "local" });
     const tokens = await start();
     for (const host of ["x", "ab", "a.b"]) {
       expect(await get(tokens.url, host, "/ab/channels")).toBe(404);
@@ -243,14 +277,14 @@ describe("Host", () => {
       expect(await get(tokens.url, host, "/health")).toBe(200);
       expect(await get(tokens.url, host, "/channels")).toBe(401);
       expect(await get(pere.url, host, "/ab/health")).toBe(403);
-      expect(await get(pere.url, host, "/health")).toBe(403);
+      expect(await get(pere.url, host, "/channels")).toBe(403);
     }
     expect(await get(tokens.url, "a", "//channels")).toBe(404);
     expect(await get(tokens.url, "a", "/%2fchannels")).toBe(404);
   });
 
-  test("on an open service is its own machine's or that of an origin that was named: a name that a stranger points here is his", async () => {
-    const pere = await start({ access: "open", origins: ["https://pere.example", "http://other.example:8080"] });
+  test("of a service for its own machine is a loopback name: one that a stranger points here is the stranger's", async () => {
+    const pere = await start({ access: "local", origins: ["http://localhost:5173"] });
     for (const host of [
       "127.0.0.1",
       "127.1.2.3:80",
@@ -259,11 +293,8 @@ describe("Host", () => {
       "localhost.",
       "pere.localhost",
       "[::1]:1",
-      "pere.example",
-      "PERE.example",
-      "other.example:8080",
     ])
-      expect(`${host} ${await get(pere.url, host)}`).toBe(`${host} 200`);
+      expect(`${host} ${await get(pere.url, host, "/channels")}`).toBe(`${host} 200`);
     for (const host of [
       "evil.example",
       "127.0.0.1.evil.example",
@@ -273,11 +304,10 @@ describe("Host", () => {
       "10.0.0.1",
       "[::]",
       "[::ffff:127.0.0.1]",
-      "other.example",
       "127.0.0.1.nip.io",
       "2130706433",
     ])
-      for (const path of ["/health", "/weblistener-worker.js", "/swagger/json", "/feed/orders"])
+      for (const path of ["/channels", "/weblistener-worker.js", "/swagger/json", "/feed/orders"])
         expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 403`);
     // To itself it would be a page of its own.
     const rebound = { Host: "evil.example", Origin: "http://evil.example" };
@@ -285,8 +315,29 @@ describe("Host", () => {
     expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: rebound })).status).toBe(403);
   });
 
+  test("and Origin do not matter to /health and /ready, which answer whoever asks", async () => {
+    for (const pere of [await start({ origins: [SHOP] }), await start({ access: "local" })])
+      for (const path of ["/health", "/ready", "/ready?x=1"]) {
+        for (const host of ["balancer.internal", "10.0.0.9:4567", "a/b", "a b", "", "-", "x".repeat(300)])
+          expect(`${host} ${path} ${await get(pere.url, host, path)}`).toBe(`${host} ${path} 200`);
+        expect(await get(pere.url, null, path, "1.0")).toBe(200);
+        for (const headers of [
+          { Origin: "https://evil.example" },
+          { Origin: "null" },
+          { "X-Forwarded-For": "192.0.2.1", Via: "1.1 balancer" },
+        ] as Record<string, string>[]) {
+          const answer = await ask(pere.url + path, { headers });
+          expect([answer.status, answer.headers.has("access-control-allow-origin")]).toEqual([200, false]);
+        }
+        // Only when they are asked, and only these.
+        expect((await ask(pere.url + path, { method: "POST", headers: { Origin: "null" } })).status).toBe(403);
+        expect(await get(pere.url, "a/health", "/channels")).toBe(400);
+        expect(await get(pere.url, "a b", "/x/health")).toBe(400);
+      }
+  });
+
   test("in a browser on ::1 is in brackets", async () => {
-    const pere = await start({ host: "::1", access: "open" });
+    const pere = await start({ host: "::1", access: "local" });
     expect(pere.url).toStartWith("http://[::1]:");
     expect((await ask(`${pere.url}/channels`)).status).toBe(200);
   });

@@ -19,7 +19,7 @@ test("defaults need nothing", () => {
     keptEvents: LIMITS.keptEvents,
     keptMs: LIMITS.keptMs,
   });
-  expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "open", [], [], []]);
+  expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "local", [], [], []]);
 });
 
 test("REDIS_URL chooses Redis, with TLS or without", () => {
@@ -124,7 +124,13 @@ test.each([
   [[], { REDIS_URL_FILE: "/nowhere" }, "REDIS_URL_FILE"],
   [[], { PERE_ORIGINS: "shop.example" }, "PERE_ORIGINS"],
   [[], { PERE_ORIGINS: "https://shop.example/" }, "https://shop.example/"],
-  [[], { PERE_ORIGINS: "null" }, "PERE_ORIGINS"],
+  [[], { PERE_ORIGINS: "wss://shop.example" }, '"wss://shop.example"'],
+  [[], { PERE_ORIGINS: "capacitor://localhost/" }, '"capacitor://localhost/"'],
+  [[], { PERE_ORIGINS: "https://shop.example" }, "pages of https://shop.example, but nothing asks for tokens"],
+  [[], { PERE_ORIGINS: "http://127.0.0.1:1, https://localhost.evil.example" }, "PERE_JWT_SECRET"],
+  [[], { PERE_ORIGINS: "*" }, "every page, but nothing asks for tokens"],
+  [[], { PERE_ORIGINS: "null" }, "PERE_JWT_SECRET"],
+  [["--host", "::1"], { PERE_PROXIES: "127.0.0.0/8" }, "PERE_PROXIES names proxies, but nothing asks for tokens"],
   [[], { PERE_METRICS_CHANNELS: "orders, a b" }, '"a b" is not'],
   [[], { PERE_METRICS_CHANNELS: Array.from({ length: 101 }, (_, n) => `c${n}`).join() }, "at most 100"],
   [[], { PERE_TLS_CERT: "cert.pem" }, "PERE_TLS_KEY"],
@@ -132,6 +138,43 @@ test.each([
   [["--prot", "1"], {}, "--prot"],
 ])("%j %j is refused in a sentence that names %s", (argv, env, name) => {
   expect(() => readSettings(argv, env)).toThrow(name);
+});
+
+test("origins and proxies of other machines are taken where tokens are asked for, or where it is said that it is open", () => {
+  const elsewhere = { PERE_ORIGINS: "https://shop.example,null", PERE_PROXIES: "10.0.0.0/8" };
+  for (const env of [{ PERE_JWT_SECRET: "x".repeat(32) }, { PERE_OPEN: "1" }, { HOST: "0.0.0.0" }])
+    expect(readSettings([], { ...elsewhere, ...env }).origins).toEqual(["https://shop.example", "null"]);
+});
+
+test("origins of this machine and of apps are taken as they are written, without tokens too", () => {
+  const origins = [
+    "http://localhost:5173",
+    "https://pere.localhost",
+    "http://[::1]:8080",
+    "capacitor://localhost",
+    "ionic://localhost",
+    "app://",
+    "app://-",
+    "tauri://localhost",
+    "chrome-extension://abcdefghijklmnopabcdefghijklmnop",
+    "moz-extension://7C1A-9",
+    "file://",
+  ];
+  const read = readSettings([], { PERE_ORIGINS: origins.join(", ") });
+  expect([read.origins, read.access]).toEqual([origins, "local"]);
+});
+
+test("limits on callers hold wherever there are tokens, and on loopback without them nobody is told from another", () => {
+  const limits = (env: Record<string, string>): number[] => {
+    const { rates, limits } = readSettings([], env);
+    return [rates.push, rates.receipt, rates.feed, limits.feedsACaller!];
+  };
+  const usual = [6_000, 60_000, 1_200, 10_000];
+  for (const env of [{ PERE_JWT_SECRET: "x".repeat(32) }, { PERE_JWKS: "keys.json" }, { HOST: "0.0.0.0" }])
+    expect(limits(env)).toEqual(usual);
+  expect(limits({ HOST: "0.0.0.0", PERE_OPEN: "1" })).toEqual(usual);
+  for (const env of [{}, { PERE_OPEN: "1" }]) expect(limits(env)).toEqual([0, 0, 0, Number.POSITIVE_INFINITY]);
+  expect(limits({ PERE_RATE_FEEDS: "7" })[2]).toBe(7);
 });
 
 test("PERE_KEEP is read rule by rule, also for names with colons", () => {

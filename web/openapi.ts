@@ -526,9 +526,9 @@ What comes on event streams and WebSockets, message by message, is told to progr
 **Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
 every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
 channels at once, the right is needed on each. \`*\` alone is every channel, a trailing \`.*\` every one that begins so. It stands in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
-as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback address is open: there no token is looked at.
+as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback address is for its own machine: there no token is looked at, and what came through a proxy is 403.
 
-**Pages** of other origins are answered 403, also at a WebSocket's handshake, unless the service names their origin. A \`Host\` that can't be this service is 400 or 403.
+**Pages** of other origins are answered 403, also at a WebSocket's handshake, unless the service names their origin. A \`Host\` that can't be this service is 400 or 403, except at \`/health\` and \`/ready\`.
 
 **Errors** are problem documents (RFC 9457). A query option that the operation does not have is 400, and so is one given twice; pages, \`/health\` and \`/ready\` ignore what they don't know. An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
 
