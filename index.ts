@@ -995,7 +995,10 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
   const counts = new Counts(settings.metricsChannels);
-  const store = redis === null ? new SqliteStore({ path: db, counts }) : await openRedis(redis, replicas);
+  const store =
+    redis === null
+      ? new SqliteStore({ path: db, counts, tell: (sentence, cause) => log.warn(sentence, { cause }) })
+      : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
   const report = (fault: unknown): void => void log.incident(fault);

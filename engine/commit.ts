@@ -1,5 +1,6 @@
 /**
- * One SQLite file, held by one process (`lock.ts`), written by group commit. Others may read it meanwhile.
+ * One SQLite file, held by one process (`lock.ts`) and written by group commit, for as long as it is where it was opened (`place.ts`). Others may
+ * read it meanwhile.
  *
  * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
  * changes are gathered: each is a small function in a queue, and one transaction runs them all, or as many as there is time for, as soon as a
@@ -11,9 +12,12 @@
  * errors SQLite keeps to itself when it starts them by itself; so they are started here.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
+import { statfsSync } from "node:fs";
+import { dirname } from "node:path";
 import type { Counts } from "./counts.ts";
-import { hold } from "./lock.ts";
+import { type Hold, hold, unopened } from "./lock.ts";
 import { PereError } from "./model.ts";
+import { Place } from "./place.ts";
 
 /** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
 const CHECKPOINT_PAGES = 2_000;
@@ -30,6 +34,11 @@ const CHECKPOINT_MS = 50;
 
 /** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
 const COMMIT_MS = 100;
+
+/** So often it is looked whether the file is where it was opened and whether a full disk has room again, also while nothing is stored. */
+const LOOK_MS = 500;
+/** A full disk is written to again, to see whether it takes anything, when so much of it is free: what the largest event takes. */
+const ROOM_BYTES = 1024 * 1024;
 
 /** Who reads beside us, a backup or another tool, may hold us up for as long as it takes to find its way into the log. */
 const BUSY_MS = 1_000;
@@ -54,6 +63,9 @@ export interface Transactions {
   reborn(file: SqliteFile): void;
 }
 
+/** Takes what the operator is to know, in a sentence, and why. */
+export type Tell = (sentence: string, cause?: unknown) => void;
+
 interface Change {
   readonly run: () => unknown;
   readonly resolve: (value: never) => void;
@@ -63,7 +75,15 @@ interface Change {
 export class SqliteFile {
   readonly path: string;
   readonly #db: Database;
-  readonly #lock: ReturnType<typeof hold>;
+  readonly #lock: Hold;
+  readonly #tell: Tell;
+  /** Null: it is kept in memory. */
+  #place: Place | null = null;
+  /** Where the file is not, as it was last told. */
+  #misplaced: string | null = null;
+  #looking: Timer | undefined;
+  /** The last transaction found no room on the disk. */
+  #full = false;
   readonly #owner: Transactions;
   readonly #counts: Counts;
   readonly #statements = new Map<string, Statement>();
@@ -77,19 +97,21 @@ export class SqliteFile {
   #closed = false;
 
   /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
-  constructor(path: string, schema: Schema, owner: Transactions, counts: Counts) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counts, tell: Tell = () => {}) {
     this.path = path;
     this.#owner = owner;
-    this.#lock = hold(path);
+    this.#lock = hold(path, true);
     this.#counts = counts;
+    this.#tell = tell;
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {
       this.#lock.release();
-      throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
+      throw unopened(path, error);
     }
     try {
       this.#prepare(schema);
+      this.#settle();
     } catch (error) {
       this.#db.close();
       this.#lock.release();
@@ -116,6 +138,8 @@ export class SqliteFile {
     this.#db.run("PRAGMA wal_autocheckpoint = 0");
     this.#db.run(`PRAGMA cache_size = -${CACHE_KIBIBYTES}`);
     this.#db.run("PRAGMA temp_store = MEMORY");
+    // A start that has nothing to change writes nothing, so that it needs no room on the disk.
+    if (found === steps.length && mark === applicationId) return;
     this.#db.run("BEGIN EXCLUSIVE");
     for (const step of steps.slice(found)) this.#db.run(step);
     if (mark === copyId) this.#owner.reborn(this);
@@ -124,21 +148,78 @@ export class SqliteFile {
     this.#db.run("COMMIT");
   }
 
+  /** Everything is open: remembers where. */
+  #settle(): void {
+    if (this.path === ":memory:") return;
+    const { real, weak } = this.#lock;
+    this.#place = new Place([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
+    this.#full = this.#free() === 0; // Nothing was tried, but nothing would be taken.
+    this.#looking = setInterval(() => {
+      this.#look();
+      this.#lookForRoom();
+    }, LOOK_MS);
+    this.#looking.unref();
+  }
+
   #pragma(name: string): number {
     return Object.values(this.get<Record<string, number>>(`PRAGMA ${name}`)!)[0]!;
   }
 
   // ---------------------------------------------------------------------------------------------------------------- changes
 
-  /** @throws PereError away, once a sync failed or the file was closed */
+  /** @throws PereError away, once a sync failed or the file was closed, and while it is not where it was opened */
   check(): void {
+    this.#look();
+    this.#check();
+  }
+
+  /** The same by what was seen last: each transaction looks again. */
+  #check(): void {
     if (this.#closed || this.#broken !== undefined)
       throw new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken);
+    const trouble = this.#misplaced;
+    if (trouble !== null)
+      throw new PereError("away", `the store takes no changes: ${trouble}; put it back, or start PERE again`);
+  }
+
+  /** What is wrong with the place of the file; null: nothing. Tells it when it changes. */
+  #look(): string | null {
+    const trouble = this.#place?.trouble() ?? null;
+    if (trouble === this.#misplaced) return trouble;
+    this.#misplaced = trouble;
+    if (trouble === null) this.#tell("the file is where it was opened again: changes are taken");
+    else {
+      this.#tell(`${trouble}: no changes are taken until it is back or PERE is started again`);
+      this.#moveLog(); // Where the log alone is gone, the file has all that was acknowledged from now on.
+    }
+    return trouble;
+  }
+
+  /** Changes are refused for want of room on the disk; whoever sends one learns when that has passed, and so does this, by itself. */
+  get full(): boolean {
+    return this.#full;
+  }
+
+  /** Bytes of the disk that are free. */
+  #free(): number {
+    try {
+      const { bfree, bsize } = statfsSync(dirname(this.#lock.real));
+      return bfree * bsize;
+    } catch {
+      return Number.POSITIVE_INFINITY; // Nothing is known of it; so it is tried.
+    }
+  }
+
+  /** After a disk was full: stores what is stored already, to see whether that can be done. */
+  #lookForRoom(): void {
+    if (!this.#full || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
+    const version = this.#pragma("user_version");
+    this.change(() => this.run(`PRAGMA user_version = ${version}`)).catch(() => {});
   }
 
   /** Queues a change for the next commit, and resolves after it. A change that throws a `PereError` has written nothing. */
   async change<Result>(run: () => Result): Promise<Result> {
-    this.check();
+    this.#check();
     return new Promise<Result>((resolve, reject) => {
       if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) this.#gather();
     });
@@ -202,13 +283,17 @@ export class SqliteFile {
       for (const { reject } of changes) reject(refusal);
       return changes.length;
     }
+    this.#full = false;
     this.#counts.commits.note((performance.now() - startedAt) / 1000);
     this.#counts.batches.note(results.length);
+    // It was there when this transaction began. What became of it since decides whether anybody may be told that it is kept.
+    const trouble = this.#look();
+    const lost = trouble === null ? null : new PereError("away", `whether it was stored is not known: ${trouble}`);
     try {
       this.#owner.committed();
     } finally {
       results.forEach(({ value, error }, index) => {
-        if (error) changes[index]!.reject(error);
+        if (lost ?? error) changes[index]!.reject(lost ?? error);
         else changes[index]!.resolve(value as never);
       });
     }
@@ -217,7 +302,9 @@ export class SqliteFile {
 
   /** What the sender of a change is told that could not be stored. */
   #refusal(error: unknown): PereError {
-    if (isFull(error)) return new PereError("full", "the disk is full; nothing was stored", [], error);
+    if (error instanceof PereError) return error;
+    this.#full = isFull(error);
+    if (this.#full) return new PereError("full", "the disk is full; nothing was stored", [], error);
     const what =
       this.#broken === undefined
         ? "the store could not take it; nothing was stored"
@@ -239,19 +326,24 @@ export class SqliteFile {
   readonly #checkpoint = (): void => {
     if (this.#broken !== undefined || this.#closed) return;
     this.#checkedAt = performance.now();
+    const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
+    if (log - checkpointed >= CHECKPOINT_PAGES) this.#moveLog();
+  };
+
+  #moveLog(): void {
     try {
-      const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
-      if (log - checkpointed >= CHECKPOINT_PAGES) this.get("PRAGMA wal_checkpoint(PASSIVE)");
+      this.get("PRAGMA wal_checkpoint(PASSIVE)");
     } catch (error) {
       if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
     }
-  };
+  }
 
   /** Commits what is queued and lets go of the file. */
   close(): void {
     if (this.#closed) return;
     while (this.#queue.length > 0) this.#commit();
     this.#closed = true;
+    clearInterval(this.#looking);
     for (const statement of this.#statements.values()) statement.finalize();
     this.#db.close();
     this.#lock.release();
@@ -309,5 +401,7 @@ function explain(path: string, error: unknown): PereError {
     return new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
   if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
     return new PereError("conflict", `${path} is not a database`, [], error);
+  if (error instanceof SQLiteError && /^SQLITE_(CANTOPEN|READONLY|PERM)/.test(error.code ?? ""))
+    return unopened(path, error);
   return new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
 }

@@ -13,10 +13,11 @@
 import { Database } from "bun:sqlite";
 import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs";
 import { dirname } from "node:path";
-import { hold } from "./lock.ts";
+import { checkReadable, hold } from "./lock.ts";
 import { PereError } from "./model.ts";
 import { SCHEMA } from "./schema.ts";
 import { foundSecret, keptSecret } from "./secret.ts";
+import { unwritable } from "./writable.ts";
 
 /** How a file that PERE is to keep, and to keep for itself, is made. */
 const OWNER_ALONE = 0o600;
@@ -63,6 +64,7 @@ function within<Result>(
   let db: Database | undefined;
   try {
     if (!existsSync(path)) throw new Error("there is no such file");
+    checkReadable(path);
     db = new Database(path, { ...options, create: false });
     return work(db);
   } catch (error) {
@@ -110,10 +112,10 @@ function copy(from: string, to: string): Content {
     sync(dirname(to));
     return content;
   } catch (error) {
-    rmSync(fresh, { force: true });
+    if (existsSync(fresh)) rmSync(fresh, { force: true });
     throw error instanceof PereError
       ? error
-      : new PereError("away", `${to} can't be written: ${(error as Error).message}`, [], error);
+      : new PereError("away", `${to} can't be written: ${unwritable(to) ?? (error as Error).message}`, [], error);
   }
 }
 

@@ -1,17 +1,91 @@
 /**
- * One process a file: the lock that says so, `pere.db.lock` beside `pere.db`.
+ * One process per file, whatever the file is called.
  *
- * Two services on one file could not know of each other's followers, and a file must not be compacted or put in place under a service
- * that works. The lock stands beside the file and not in it, so that a backup, or any SQLite tool that reads, may read while the service works. It is an
- * empty SQLite database with a transaction that is never ended: SQLite's lock goes with its holder, also by kill -9, and needs no clean-up. The
- * empty file stays.
+ * Two services on one file could not know of each other's followers, and a file that has two names has two write-ahead logs, which destroy it.
+ * So there are two locks, and both go with their holder, also by kill -9:
+ *
+ * - On the file itself (`flock`, by device and inode): the same through hard links, symbolic links, bind mounts, and after it was renamed. It does
+ *   not meet SQLite's own locks, so a backup, or any SQLite tool that reads, may read while the service works.
+ * - On the name, before there is a file: `pere.db.lock` beside `pere.db`, an empty SQLite database with a transaction that is never ended.
+ *   The empty file stays.
+ *
+ * The first is Linux' alone. On macOS `flock` and SQLite's locks are of one kind and would shut each other out, and network file systems (NFS, SMB)
+ * do the same on Linux. There the name is what is locked: whoever removes `pere.db.lock` under a running service lets a second one in, until the
+ * first notices that its lock is gone (`place.ts`) and takes no more changes.
+ *
+ * A file with several names (hard links) is refused everywhere.
  */
 import { Database, SQLiteError } from "bun:sqlite";
-import { existsSync, lstatSync, readlinkSync, realpathSync } from "node:fs";
+import { dlopen, read } from "bun:ffi";
+import {
+  type BigIntStats,
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  lstatSync,
+  openSync,
+  readlinkSync,
+  realpathSync,
+  statfsSync,
+  statSync,
+} from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { PereError } from "./model.ts";
+import { unwritable } from "./writable.ts";
 
-/** The file itself, also where links lead to it: whoever comes another way finds the same lock. There need be no file yet. */
+/** `flock(2)`: shared or exclusive, and no waiting. */
+const LOCK_SHARED = 1;
+const LOCK_EXCLUSIVE = 2;
+const LOCK_NO_WAIT = 4;
+/** What `flock` says where it does not exist: EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP. Anything else counts as refused. */
+const UNSUPPORTED: readonly number[] = [22, 37, 38, 95];
+/** File systems whose `flock` is of one kind with SQLite's locks (statfs(2)): NFS, and SMB by three names. */
+const SHARED_KINDS: readonly number[] = [0x6969, 0x517b, 0xff534d42, 0xfe534d42];
+/** Where the C library is: glibc, musl. */
+const LIBRARIES = ["libc.so.6", `/lib/ld-musl-${process.arch === "arm64" ? "aarch64" : "x86_64"}.so.1`];
+
+/** What is locked, by device and inode. */
+type Identity = `${bigint}:${bigint}`;
+const identityOf = ({ dev, ino }: BigIntStats): Identity => `${dev}:${ino}`;
+
+/**
+ * Files that this process holds. They are not opened again: a process that closes any descriptor of a file loses SQLite's locks on it
+ * (POSIX, fcntl).
+ */
+const held = new Set<Identity>();
+
+/** Locks an open file: true; false: another process has it; null: files can't be locked here. */
+type Flock = (file: number, how: number) => boolean | null;
+
+const unlocked: Flock = () => null;
+let loaded: Flock | undefined;
+
+function flock(): Flock {
+  if (process.platform !== "linux") return unlocked;
+  for (const library of LIBRARIES)
+    try {
+      const { symbols } = dlopen(library, {
+        flock: { args: ["i32", "i32"], returns: "i32" },
+        __errno_location: { args: [], returns: "ptr" },
+      });
+      return (file, how) => {
+        if (symbols.flock(file, how | LOCK_NO_WAIT) === 0) return true;
+        return UNSUPPORTED.includes(read.i32(symbols.__errno_location()!, 0)) ? null : false;
+      };
+    } catch {
+      // Another C library.
+    }
+  return unlocked;
+}
+
+/** @returns as `Flock` */
+function lockFile(file: number, path: string, how: number): boolean | null {
+  if (SHARED_KINDS.includes(statfsSync(path).type)) return null;
+  return (loaded ??= flock())(file, how);
+}
+
+/** The file itself, also where links lead to it: whoever comes another way finds the same. There need be no file yet. */
 function real(path: string): string {
   if (existsSync(path)) return realpathSync(path);
   if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink())
@@ -19,22 +93,90 @@ function real(path: string): string {
   return join(realpathSync(dirname(path)), basename(path));
 }
 
+/** Why a file can't be opened, in one line. */
+export function unopened(path: string, error: unknown): PereError {
+  const why = unwritable(path, [".lock", "-wal", "-shm"]) ?? (error as Error).message;
+  return new PereError("away", `${path} can't be opened: ${why}`, [], error);
+}
+
+const inUse = (path: string, cause?: unknown): PereError =>
+  new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], cause);
+
+/** @throws PereError conflict: the file has several names */
+function checkNames(path: string, { nlink }: BigIntStats): void {
+  if (nlink > 1n)
+    throw new PereError(
+      "conflict",
+      `${path} is one of ${nlink} names (hard links) of the same file, and each would have its own write-ahead log, which destroys the file; ` +
+        "remove the other names, or copy the file with the command backup",
+    );
+}
+
+/** What `hold` gives. */
+export interface Hold {
+  /** Where the file is, links followed. */
+  readonly real: string;
+  /** The name's lock, where removing it would let another process in; null: the file itself is locked. */
+  readonly weak: string | null;
+  release(): void;
+}
+
 /**
- * Holds `path` for this process until it is released or the process ends.
- * @throws PereError conflict: another process holds it; away: there can be no lock
+ * Holds `path` for this process until it is released or the process ends. Release it after SQLite has closed the file.
+ * @param make makes an empty file where there is none, so that the file itself can be held
+ * @throws PereError conflict: another process holds it, or it has several names; away: there can be no lock
  */
-export function hold(path: string): { release(): void } {
-  if (path === ":memory:") return { release() {} };
-  let lock: Database | undefined;
+export function hold(path: string, make = false): Hold {
+  if (path === ":memory:") return { real: path, weak: null, release() {} };
+  const names: Database[] = [];
+  let file: number | null = null;
+  let identity: Identity | null = null;
+  const release = (): void => {
+    if (file !== null) closeSync(file);
+    if (identity !== null) held.delete(identity);
+    for (const name of names) name.close();
+  };
   try {
-    lock = new Database(`${real(path)}.lock`, { create: true, readwrite: true });
-    lock.run("PRAGMA journal_mode = MEMORY"); // Nothing is ever written, so there is nothing to keep for a rollback.
-    lock.run("BEGIN EXCLUSIVE");
+    const found = real(path);
+    const name = `${found}.lock`;
+    names.push(new Database(name, { create: true, readwrite: true }));
+    names[0]!.run("PRAGMA journal_mode = MEMORY"); // Nothing is ever written, so there is nothing to keep for a rollback.
+    names[0]!.run("BEGIN EXCLUSIVE");
+    const stats = statSync(found, { bigint: true, throwIfNoEntry: false });
+    if (!stats && !make) return { real: found, weak: name, release };
+    if (stats && held.has(identityOf(stats))) throw inUse(path);
+    file = openSync(found, constants.O_RDWR | (make ? constants.O_CREAT : 0), 0o644);
+    const opened = fstatSync(file, { bigint: true });
+    checkNames(path, opened);
+    const isLocked = lockFile(file, found, LOCK_EXCLUSIVE);
+    if (isLocked === false) throw inUse(path);
+    held.add((identity = identityOf(opened)));
+    return { real: found, weak: isLocked ? null : name, release };
   } catch (error) {
-    lock?.close();
-    if (error instanceof SQLiteError && error.code === "SQLITE_BUSY")
-      throw new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
-    throw new PereError("away", `${path} can't be opened: ${(error as Error).message}`, [], error);
+    release();
+    if (error instanceof PereError) throw error;
+    if (error instanceof SQLiteError && error.code === "SQLITE_BUSY") throw inUse(path, error);
+    throw unopened(path, error);
   }
-  return { release: () => lock.close() };
+}
+
+/**
+ * Before a file is read beside the service that may work with it: its write-ahead log must be the one that is found beside this name.
+ * @throws PereError conflict: it has several names, or is in use under another one
+ */
+export function checkReadable(path: string): void {
+  const found = real(path);
+  const stats = statSync(found, { bigint: true });
+  checkNames(path, stats);
+  if (existsSync(`${found}-shm`) || held.has(identityOf(stats))) return;
+  const file = openSync(found, "r");
+  try {
+    if (lockFile(file, found, LOCK_SHARED) === false)
+      throw new PereError(
+        "conflict",
+        `${path} is in use under another name, which has its write-ahead log; name that one in PERE_DB`,
+      );
+  } finally {
+    closeSync(file);
+  }
 }

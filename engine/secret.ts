@@ -10,9 +10,11 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeSync,
 } from "node:fs";
 import { PereError } from "./model.ts";
+import { unwritable } from "./writable.ts";
 
 /** A secret that nobody chose. */
 export const freshSecret = (): string => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url");
@@ -24,7 +26,7 @@ export function keptSecret(db: string, fresh: string): string {
   const path = pathOf(db);
   try {
     if (existsSync(path)) {
-      chmodSync(path, 0o600);
+      if ((statSync(path).mode & 0o777) !== 0o600) chmodSync(path, 0o600);
       const kept = readFileSync(path, "utf8").trim();
       if (kept.length >= fresh.length) return kept;
       throw new Error("it holds no secret; without the file PERE makes another");
@@ -38,7 +40,7 @@ export function keptSecret(db: string, fresh: string): string {
     renameSync(`${path}.new`, path);
     return fresh;
   } catch (error) {
-    throw new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
+    throw new PereError("away", `${path} can't be used: ${unwritable(path) ?? (error as Error).message}`, [], error);
   }
 }
 

@@ -7,7 +7,7 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { Answers, talliesOf } from "./answers.ts";
-import { SqliteFile } from "./commit.ts";
+import { SqliteFile, type Tell } from "./commit.ts";
 import { Counts } from "./counts.ts";
 import { Enrolments } from "./enrolments.ts";
 import { type Channel, SCHEMA } from "./schema.ts";
@@ -24,6 +24,7 @@ import {
   type EventDraft,
   KEY_MEMORY_MS,
   newEpoch,
+  PereError,
   type Receipt,
   type ReceiptDraft,
   type Row,
@@ -98,6 +99,8 @@ export interface SqliteOptions {
   readonly held?: typeof HELD;
   /** Where it is counted how long commits take. */
   readonly counts?: Counts;
+  /** Takes what the operator is to know. */
+  readonly tell?: Tell;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -124,7 +127,7 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counts() }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counts(), tell }: SqliteOptions) {
     this.#epoch = epoch;
     this.#channelsMost = held.channels;
     this.#file = new SqliteFile(
@@ -160,6 +163,7 @@ export class SqliteStore implements Store {
         },
       },
       counts,
+      tell,
     );
     this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
@@ -521,6 +525,8 @@ export class SqliteStore implements Store {
 
   async ready(): Promise<Readiness> {
     this.#file.check();
+    if (this.#file.full)
+      throw new PereError("away", "the disk is full: what would be stored is refused with 507 until there is room");
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
     if (this.#file.path !== ":memory:") return { ...kept, durability: "fsync", advice: [] };
     return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };

@@ -88,6 +88,10 @@ test.skipIf(skipped !== "")(
       expect(await tryReceipt()).toBe(507);
 
       expect((await ask(`${url}/health`)).status).toBe(200);
+      expect((await ask(`${url}/ready`)).body).toMatchObject({
+        status: 503,
+        detail: expect.stringContaining("disk is full"),
+      });
       expect((await ask(`${url}/events/orders/${pushed.at(-1)}`)).body.audience.addressed).toBe(2);
       await stays.have(pushed.length);
       expect(stays.ended).toBeFalse();
@@ -106,6 +110,8 @@ test.skipIf(skipped !== "")(
       await until(isTurnedAway, "a new device that is told to come later");
 
       rmSync(ballast);
+      // Whoever sends pushes only to a service that is ready need not be the first to try.
+      await until(async () => (await ask(`${url}/ready`)).status === 200, "a service that is ready");
       expect(await tryPush()).toBe(201);
       expect(await tryReceipt()).toBe(200);
       for (const feed of [stays, back]) expect((await feed.have(pushed.length)).map(({ id }) => id)).toEqual(pushed);
@@ -122,6 +128,61 @@ test.skipIf(skipped !== "")(
       expect(kept.map(({ id }) => id)).toEqual(pushed);
       expect(kept.filter(({ receipts }) => receipts.done === 1)).toHaveLength(given);
       expect(await again.end("SIGTERM")).toBe(0);
+    } finally {
+      for (const { child } of running) {
+        child.kill("SIGKILL");
+        await child.exited;
+      }
+      unmount(folder);
+    }
+  },
+);
+
+test.skipIf(skipped !== "")(
+  `a service that was killed on a full disk starts there: it serves what it has, and takes changes when there is space again${skipped}`,
+  async () => {
+    expect(mount(folder)).toBeTrue();
+    const env = { PERE_DB: join(folder, "pere.db") };
+    const running = [await spawn(env)];
+    try {
+      const { url } = running[0]!;
+      expect((await ask(`${url}/devices/orders/a`, { method: "PUT" })).status).toBe(201);
+      const pushed: string[] = [];
+      const body = JSON.stringify("x".repeat(20_000));
+      const fill = (name: string): void =>
+        expect(() => writeFileSync(join(folder, name), new Uint8Array(64 << 20))).toThrow("ENOSPC");
+      for (let isFilled = false; ;) {
+        const answer = await ask(`${url}/push/orders`, { body });
+        if (answer.status === 507) break;
+        pushed.push(answer.body.id as string);
+        if (pushed.length >= 500 && !isFilled) {
+          fill("ballast");
+          isFilled = true;
+        }
+      }
+      await running[0]!.end("SIGKILL");
+      fill("more"); // Somebody else takes whatever was let go of.
+
+      const service = await spawn(env);
+      running.push(service);
+      expect((await ask(`${service.url}/health`)).status).toBe(200);
+      expect((await ask(`${service.url}/push/orders`, { body })).status).toBe(507);
+      // What the log still has room for is stored.
+      let given = 0;
+      const tryReceipt = (): Promise<Answer> => give(service.url, "orders", pushed[given]!, "a", "done");
+      for (let answer = await tryReceipt(); answer.status !== 507; answer = await tryReceipt()) {
+        expect(answer.status).toBe(200);
+        given++;
+      }
+      expect((await ask(`${service.url}/ready`)).status).toBe(503);
+      expect((await ask(`${service.url}/events/orders/${pushed.at(-1)}`)).status).toBe(200);
+      const feed = await listen(`${service.url}/feed/orders?device=a`);
+      expect((await feed.have(pushed.length - given)).map(({ id }) => id)).toEqual(pushed.slice(given));
+
+      rmSync(join(folder, "ballast"));
+      await until(async () => (await ask(`${service.url}/ready`)).status === 200, "a service that is ready");
+      expect((await ask(`${service.url}/push/orders`, { body })).status).toBe(201);
+      expect(await service.end("SIGTERM")).toBe(0);
     } finally {
       for (const { child } of running) {
         child.kill("SIGKILL");

@@ -485,19 +485,19 @@ describe("the group commit", () => {
     count();
     const turns = new Set<number>();
     const appended = await Promise.all(
-      Array.from({ length: 60 }, () =>
+      Array.from({ length: 200 }, () =>
         store.append("orders", batch, T).then(({ first }) => {
           turns.add(turn);
           return first;
         }),
       ),
     );
-    const unfinished = Array.from({ length: 60 }, () => store.append("orders", batch, T));
+    const unfinished = Array.from({ length: 200 }, () => store.append("orders", batch, T));
     await store.close();
     turn = Number.NEGATIVE_INFINITY;
-    expect(appended).toEqual(Array.from({ length: 60 }, (_, n) => n * 1_000 + 1));
+    expect(appended).toEqual(Array.from({ length: 200 }, (_, n) => n * 1_000 + 1));
     expect(turns.size).toBeGreaterThan(1);
-    expect((await Promise.all(unfinished)).at(-1)!.first).toBe(119_001);
+    expect((await Promise.all(unfinished)).at(-1)!.first).toBe(399_001);
   });
 
   test("goes on in the next transaction with what is asked for while it runs", async () => {
