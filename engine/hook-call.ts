@@ -28,6 +28,8 @@ const SECRET_BYTES = 32;
 const CALL_MS = 15_000;
 /** Somebody waits for the answer while a name is looked up. */
 const CHECK_MS = 5_000;
+/** A receiver that asks for more is called after a day all the same: who would know that it still wants to be? */
+const QUIET_MS_MAX = 24 * 3600 * 1000;
 /** An answer's body is for people who debug; none of it is kept. */
 const ANSWER_BYTES_MAX = 64 * 1024;
 /** Answers that only announce an answer (RFC 9110, 15.2): a receiver has one or two of them, and a joker has no end. */
@@ -39,8 +41,19 @@ export type Allowed = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
 /** The addresses of a name, as texts. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
 
-/** Makes a call to one of the addresses and gives the status. */
-export type Send = (url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal) => Promise<number>;
+/** What a receiver answered: the status, and `Retry-After` as it stands where there is one. */
+export interface HookReply {
+  readonly status: number;
+  readonly retryAfter?: string | undefined;
+}
+
+/** Makes a call to one of the addresses and gives the answer. */
+export type Send = (
+  url: URL,
+  addresses: readonly string[],
+  call: HookCall,
+  deadline: AbortSignal,
+) => Promise<HookReply>;
 
 /** How long it may take, who knows the addresses of a name, and who calls them: Bun's own resolver and `node:http`, unless a test brings others. */
 export interface CallOptions {
@@ -54,6 +67,8 @@ export interface HookCall {
   readonly id: string;
   readonly url: string;
   readonly secret: string;
+  /** Secrets that it is signed with as well, newest first: the receiver may still know one of these only. */
+  readonly formerSecrets?: readonly string[];
   readonly body: string;
   readonly at: number;
 }
@@ -62,6 +77,8 @@ export interface HookCall {
 export interface HookAnswer {
   readonly status: number | null;
   readonly error: string | null;
+  /** How long the receiver asks not to be called again, in milliseconds; absent: it did not say. */
+  readonly quietMs?: number;
 }
 
 const refused = (message: string, cause?: unknown): PereError =>
@@ -88,10 +105,35 @@ function readRange(text: string, name: string): Allowed {
 /** What the registries have given out of IPv6 so far (RFC 4291, 2.4); ipaddr.js calls all the rest unicast, `::127.0.0.1` too. */
 const GLOBAL_UNICAST = ipaddr.IPv6.parseCIDR("2000::/3");
 
-/** Public, or allowed. IPv6 forms that carry an IPv4 address count as that address when they are mapped, and are not public otherwise. */
-function isCallable(text: string, allowed: readonly Allowed[]): boolean {
-  if (!ipaddr.isValid(text)) return false;
-  const address = ipaddr.process(text);
+/** Four bytes as an IPv4 address. */
+const ipv4 = (bytes: readonly number[]): ipaddr.IPv4 => new ipaddr.IPv4([...bytes]);
+
+/** IPv6 ranges whose addresses lead to an IPv4 one, and where that stands among the bytes. */
+const CARRIERS: readonly (readonly [[ipaddr.IPv6, number], (bytes: readonly number[]) => readonly ipaddr.IPv4[]])[] = [
+  // NAT64: what DNS64 makes of a name that has IPv4 alone (RFC 6052, 2.1), and the prefix for a network's own (RFC 8215), as its /96 form.
+  [ipaddr.IPv6.parseCIDR("64:ff9b::/96"), (bytes) => [ipv4(bytes.slice(12))]],
+  [ipaddr.IPv6.parseCIDR("64:ff9b:1::/48"), (bytes) => [ipv4(bytes.slice(12))]],
+  // 6to4 (RFC 3056, 2).
+  [ipaddr.IPv6.parseCIDR("2002::/16"), (bytes) => [ipv4(bytes.slice(2, 6))]],
+  // Teredo: the server, and the client with its bits turned over (RFC 4380, 4).
+  [
+    ipaddr.IPv6.parseCIDR("2001::/32"),
+    (bytes) => [ipv4(bytes.slice(4, 8)), ipv4(bytes.slice(12).map((byte) => byte ^ 0xff))],
+  ],
+];
+
+/** The addresses that one leads to: itself, or the IPv4 addresses that an IPv6 one carries. */
+function leadsTo(address: ipaddr.IPv4 | ipaddr.IPv6): readonly (ipaddr.IPv4 | ipaddr.IPv6)[] {
+  if (address.kind() === "ipv4") return [address];
+  const carrier = CARRIERS.find(([range]) => address.match(range));
+  return carrier ? carrier[1](address.toByteArray()) : [address];
+}
+
+/** Public, or allowed. An IPv6 address that carries an IPv4 one is judged by that one alone, whatever IPv6 ranges are allowed. */
+const isCallable = (text: string, allowed: readonly Allowed[]): boolean =>
+  ipaddr.isValid(text) && leadsTo(ipaddr.process(text)).every((address) => isGood(address, allowed));
+
+function isGood(address: ipaddr.IPv4 | ipaddr.IPv6, allowed: readonly Allowed[]): boolean {
   if (allowed.some(([range, bits]) => range.kind() === address.kind() && address.match(range, bits))) return true;
   return address.range() === "unicast" && (address.kind() === "ipv4" || address.match(GLOBAL_UNICAST));
 }
@@ -193,7 +235,9 @@ export async function callHook(
   try {
     const url = readHookUrl(call.url, allowed);
     const addresses = await within(deadline, checkedAddresses(url, allowed, resolve));
-    return { status: await send(url, addresses, call, deadline), error: null };
+    const { status, retryAfter } = await send(url, addresses, call, deadline);
+    const quietMs = status >= 400 ? readRetryAfter(retryAfter, call.at) : null;
+    return { status, error: null, ...(quietMs === null ? {} : { quietMs }) };
   } catch (error) {
     const late = `there was no answer within ${timeoutMs / 1000} seconds`;
     return { status: null, error: deadline.aborted ? late : sentence(error) };
@@ -202,20 +246,38 @@ export async function callHook(
   }
 }
 
-/** Standard Webhooks, "Webhook headers". */
-function headers({ id, secret, body, at }: HookCall): Record<string, string> {
+/** Seconds, or a date in one of the three forms of RFC 9110, 5.6.7: all begin with a day of the week. */
+const DELAY_SECONDS = /^\d+$/;
+const HTTP_DATE = /^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? .*\d\d:\d\d:\d\d/;
+
+/**
+ * How long a receiver asks to be left alone (RFC 9110, 10.2.3): milliseconds, at most a day, 0 for a date that has passed.
+ * @param now milliseconds since 1970, on the clock of the machine
+ * @returns null where it did not say, or what it said can't be read
+ */
+export function readRetryAfter(text: string | undefined, now: number): number | null {
+  const value = text?.trim() ?? "";
+  if (DELAY_SECONDS.test(value)) return Math.min(Number(value) * 1000, QUIET_MS_MAX);
+  if (!HTTP_DATE.test(value)) return null;
+  // The oldest form names no zone; all of them are GMT.
+  const at = Date.parse(value.endsWith("GMT") ? value : `${value} GMT`);
+  return Number.isFinite(at) ? Math.min(Math.max(0, at - now), QUIET_MS_MAX) : null;
+}
+
+/** Standard Webhooks, "Webhook headers"; several signatures stand one after the other, and any of them is good. */
+function headers({ id, secret, formerSecrets = [], body, at }: HookCall): Record<string, string> {
   const time = new Date(at);
   return {
     "content-type": "application/json",
     "user-agent": "PERE",
     "webhook-id": id,
     "webhook-timestamp": String(Math.floor(at / 1000)),
-    "webhook-signature": new Webhook(secret).sign(id, time, body),
+    "webhook-signature": [secret, ...formerSecrets].map((one) => new Webhook(one).sign(id, time, body)).join(" "),
   };
 }
 
-/** Connects to one of `addresses`, the next where one takes no connection, and gives the status. */
-function post(url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal): Promise<number> {
+/** Connects to one of `addresses`, the next where one takes no connection, and gives the answer. */
+function post(url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal): Promise<HookReply> {
   const found = addresses.map((address) => ({ address, family: isIP(address) }));
   const known: LookupFunction = (_name, _options, answer) => answer(null, found);
   return new Promise((resolve, reject) => {
@@ -223,9 +285,10 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
     const options = { method: "POST", headers: headers(call), agent: false, lookup: known, autoSelectFamily: true };
     const request = open(url, options);
     let status: number | undefined;
+    let retryAfter: string | undefined;
     const end = (error?: unknown): void => {
       if (status === undefined) reject(error);
-      else resolve(status);
+      else resolve({ status, retryAfter });
       request.destroy();
     };
     let announcements = 0;
@@ -238,6 +301,7 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
     });
     request.on("response", (response) => {
       status = response.statusCode;
+      retryAfter = response.headers["retry-after"];
       let bytes = 0;
       response.on("data", (chunk: Buffer) => {
         bytes += chunk.length;

@@ -5,7 +5,16 @@
 import type { SqliteFile } from "./commit.ts";
 import { PereError } from "./model.ts";
 import type { Channel } from "./schema.ts";
-import { type Delivery, type Hook, type HookDraft, HOOKS_MAX, type HookKind, type Progress } from "./store.ts";
+import {
+  type Delivery,
+  FORMER_SECRETS_MAX,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type HookKind,
+  type Progress,
+  readFormer,
+} from "./store.ts";
 
 interface HookRow {
   channel: string;
@@ -13,6 +22,7 @@ interface HookRow {
   name: string;
   url: string;
   secret: string;
+  former: string;
   kinds: string;
   createdAt: number;
   cursor: number;
@@ -20,8 +30,9 @@ interface HookRow {
   revision: number;
 }
 
-const hookOf = ({ epoch, kinds, cursor, ...row }: HookRow): Hook => ({
+const hookOf = ({ epoch, kinds, cursor, former, ...row }: HookRow): Hook => ({
   ...row,
+  former: readFormer(former),
   on: kinds.split(",") as HookKind[],
   cursor: { epoch, seq: cursor },
 });
@@ -37,7 +48,7 @@ export class HookRows {
   list(channel: string | null): Hook[] {
     return this.#file
       .all<HookRow>(
-        `SELECT c.name AS channel, c.epoch, h.name, h.url, h.secret, h.kinds, h.createdAt, h.cursor, h.disabled, h.revision
+        `SELECT c.name AS channel, c.epoch, h.name, h.url, h.secret, h.former, h.kinds, h.createdAt, h.cursor, h.disabled, h.revision
          FROM hooks h JOIN channels c ON c.id = h.channel WHERE ?1 IS NULL OR c.name = ?1 ORDER BY c.name, h.name`,
         channel,
       )
@@ -52,21 +63,27 @@ export class HookRows {
   put(channel: Channel, draft: HookDraft, fresh: string, now: number): { hook: Hook; created: boolean } {
     const { name, url, secret, on } = draft;
     const known = this.#of(channel, name);
-    if (known)
+    if (known) {
+      const isOther = secret !== null && secret !== known.secret;
+      const former = isOther ? [{ secret: known.secret, until: now }, ...known.former] : known.former;
       this.#file.run(
-        `UPDATE hooks SET url = ?3, secret = coalesce(?4, secret), kinds = ?5, disabled = NULL, revision = revision + 1
+        `UPDATE hooks SET url = ?3, secret = coalesce(?4, secret), kinds = ?5, former = ?6, disabled = NULL, revision = revision + 1
          WHERE channel = ?1 AND name = ?2`,
         channel.id,
         name,
         url,
         secret,
         on.join(","),
+        former
+          .slice(0, FORMER_SECRETS_MAX)
+          .map((one) => `${one.secret}:${one.until}`)
+          .join(" "),
       );
-    else {
+    } else {
       if (this.list(channel.name).length >= HOOKS_MAX)
         throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
       this.#file.run(
-        "INSERT INTO hooks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 1, 0)",
+        "INSERT INTO hooks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 1, 0, '')",
         channel.id,
         name,
         url,

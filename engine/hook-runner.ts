@@ -28,6 +28,8 @@ const CHARACTERS_A_CALL = 64 * 1024;
 const WAITING_MAX = 100;
 /** Deliveries that were given up. Who lets so many of them go by has gone himself. */
 const GIVEN_UP_MAX = 1_000;
+/** So long after a change of its secret all that a hook sends is signed with both, so that the receiver may change when it likes. */
+const HANDOVER_MS = 24 * 3600_000;
 /** After this, what did not go is tried again: a feed is opened, something is kept. */
 const AGAIN_MS = 1_000;
 
@@ -76,6 +78,8 @@ export class Runner implements Wire {
   #work: Promise<void>;
   #retrying: Promise<void> | undefined;
   #room = Promise.withResolvers<void>();
+  /** Until when the receiver asked to be left alone, milliseconds since 1970; a hook that is stored anew or retried does not wait for that. */
+  #quietUntil = 0;
 
   constructor(store: Store, options: HookOptions, hook: Hook, fence: number, until: number) {
     this.#store = store;
@@ -215,12 +219,12 @@ export class Runner implements Wire {
         body,
         createdAt: now,
         attempts: 0,
-        nextAt: now,
+        nextAt: Math.max(now, this.#quietUntil),
         status: null,
         error: null,
       };
-      // Who is stopped between two calls leaves the second to whoever comes next.
-      const left = this.#mayCall() ? await this.#try(fresh) : fresh;
+      // Who is stopped between two calls leaves the second to whoever comes next; and a receiver that asked to be left alone is.
+      const left = this.#mayCall() && now >= this.#quietUntil ? await this.#try(fresh) : fresh;
       if (left === "gone") return; // The cursor stays; who enables the hook again misses nothing.
       if (left) keep.push(left);
     }
@@ -235,6 +239,7 @@ export class Runner implements Wire {
   tick(): void {
     if (this.#retrying || !this.#mayCall()) return;
     const now = this.#options.now();
+    if (now < this.#quietUntil) return;
     const due = [...this.#waiting.values()].find(({ nextAt }) => nextAt! <= now);
     if (!due) return;
     this.#retrying = this.#retry(due).then(
@@ -272,7 +277,9 @@ export class Runner implements Wire {
   async #try(delivery: Delivery): Promise<Delivery | null | "gone"> {
     const { url, secret } = this.hook;
     const { allowed, call, now, random, counts } = this.#options;
-    const { status, error } = await callHook({ ...delivery, url, secret, at: now() }, allowed, call);
+    const formerSecrets = this.#formerSecrets(delivery, now());
+    const hookCall = { ...delivery, url, secret, formerSecrets, at: now() };
+    const { status, error, quietMs = 0 } = await callHook(hookCall, allowed, call);
     const result = resultOf(status);
     counts.hookTries[result]++;
     if (result === "delivered") return null;
@@ -283,8 +290,20 @@ export class Runner implements Wire {
     const attempts = delivery.attempts + 1;
     const wait = SCHEDULE_MS[attempts];
     if (wait === undefined) counts.hookGivenUp++;
-    const nextAt = wait === undefined ? null : now() + Math.round(wait * (1 - JITTER + 2 * JITTER * random()));
+    this.#quietUntil = Math.max(this.#quietUntil, now() + quietMs);
+    const nextAt =
+      wait === undefined ? null : now() + Math.max(quietMs, Math.round(wait * (1 - JITTER + 2 * JITTER * random())));
     return { ...delivery, attempts, nextAt, status, error: error ?? `HTTP ${status}` };
+  }
+
+  /**
+   * The secrets that a delivery is signed with beside the hook's. One from before a change is signed with what held then for as long as it is tried
+   * again; any other for a while.
+   */
+  #formerSecrets({ createdAt }: Delivery, now: number): string[] {
+    const { secret, former } = this.hook;
+    const both = former.filter(({ until }) => createdAt <= until || now < until + HANDOVER_MS);
+    return [...new Set(both.map((one) => one.secret))].filter((one) => one !== secret);
   }
 
   /** Whether the hook is as it was when the runner began: what an old place answers says nothing of a new one. */

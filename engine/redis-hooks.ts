@@ -7,7 +7,16 @@ import { PereError } from "./model.ts";
 import type { Keys } from "./redis-keys.ts";
 import type { Redis, Reply } from "./redis-link.ts";
 import { HOOK_FIELDS, type Script, SCRIPTS } from "./redis-scripts.ts";
-import { type Delivery, type Hook, type HookDraft, HOOKS_MAX, type HookKind, type Progress } from "./store.ts";
+import {
+  type Delivery,
+  FORMER_SECRETS_MAX,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type HookKind,
+  type Progress,
+  readFormer,
+} from "./store.ts";
 
 /** Runs a script that may make its channel, with more keys than those of the channel. */
 type Make = (
@@ -18,12 +27,13 @@ type Make = (
 ) => Promise<readonly Reply[]>;
 
 function hookOf(channel: string, name: string, fields: readonly Reply[]): Hook {
-  const [url, secret, kinds, createdAt, epoch, seq, disabled, revision] = fields as readonly string[];
+  const [url, secret, kinds, createdAt, epoch, seq, disabled, revision, former] = fields as readonly string[];
   return {
     channel,
     name,
     url: url!,
     secret: secret!,
+    former: readFormer(former ?? null),
     on: kinds!.split(",") as HookKind[],
     createdAt: Number(createdAt),
     cursor: { epoch: epoch!, seq: Number(seq) },
@@ -50,7 +60,7 @@ export class RedisHooks {
   async put(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
     const { name, url, secret, on } = draft;
     const { hooks, hook } = this.#keys(channel);
-    const values = [name, url, secret ?? "", on.join(","), fresh, now, HOOKS_MAX];
+    const values = [name, url, secret ?? "", on.join(","), fresh, now, HOOKS_MAX, FORMER_SECRETS_MAX];
     const [, [, created, fields]] = await Promise.all([
       this.#link.send("SADD", this.#hooked, channel),
       this.#make(SCRIPTS.putHook, channel, values, [hooks, hook(name)]),

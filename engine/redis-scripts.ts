@@ -254,7 +254,17 @@ function script(text: string): Script {
   return whole(found);
 }
 /** Of a hook. */
-export const HOOK_FIELDS = ["url", "secret", "kinds", "createdAt", "epoch", "seq", "disabled", "revision"] as const;
+export const HOOK_FIELDS = [
+  "url",
+  "secret",
+  "kinds",
+  "createdAt",
+  "epoch",
+  "seq",
+  "disabled",
+  "revision",
+  "former",
+] as const;
 
 const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
 
@@ -562,7 +572,7 @@ export const SCRIPTS = {
     redis.call('HSET', counters, 'receiptsFloor', text(last))
     return { #fields == CHUNK and 1 or 0, nextDeadline() }`),
 
-  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be → made, whether it was new (-1: there are as many already), its fields */
+  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be, and of former secrets → made, whether it was new (-1: there are as many already), its fields */
   putHook: script(`
     local channel, made = make(ARGV[1])
     local hooks, hook = KEYS[13], KEYS[14]
@@ -573,6 +583,14 @@ export const SCRIPTS = {
       redis.call('HSET', hook, 'secret', ARGV[6], 'createdAt', ARGV[7], 'epoch', channel.epoch, 'seq', text(channel.receiptsHead), 'fence', 0)
     end
     redis.call('HSET', hook, 'url', ARGV[3], 'kinds', ARGV[5])
+    local before = redis.call('HGET', hook, 'secret')
+    if ARGV[4] ~= '' and not isNew and ARGV[4] ~= before then
+      local former = { before .. ':' .. ARGV[7] }
+      for one in (redis.call('HGET', hook, 'former') or ''):gmatch('%S+') do
+        if #former < tonumber(ARGV[9]) then former[#former + 1] = one end
+      end
+      redis.call('HSET', hook, 'former', table.concat(former, ' '))
+    end
     if ARGV[4] ~= '' then redis.call('HSET', hook, 'secret', ARGV[4]) end
     redis.call('HDEL', hook, 'disabled')
     redis.call('HINCRBY', hook, 'revision', 1)

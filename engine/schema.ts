@@ -93,8 +93,15 @@ CREATE TABLE audiences (
 ) STRICT, WITHOUT ROWID;
 `;
 
+/** The secrets that a hook had before: `FormerSecret`. */
+const FORMER_SECRETS = `ALTER TABLE hooks ADD COLUMN former TEXT NOT NULL DEFAULT '';`;
+
 /** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
-export const SCHEMA: Schema = { applicationId: 0x50455245, copyId: 0x50455242, steps: [TABLES, DEADLINES, AUDIENCES] };
+export const SCHEMA: Schema = {
+  applicationId: 0x50455245,
+  copyId: 0x50455242,
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS],
+};
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 export interface Channel {

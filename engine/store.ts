@@ -150,10 +150,28 @@ export interface HookDraft {
   readonly on: readonly HookKind[];
 }
 
+/** A secret that another took the place of, milliseconds since 1970. */
+export interface FormerSecret {
+  readonly secret: string;
+  readonly until: number;
+}
+
+/** Former secrets that a hook keeps: whoever changes it more often while calls wait knows which of them it has in use. */
+export const FORMER_SECRETS_MAX = 4;
+
+/** Former secrets as a store writes them: `<secret>:<until>`, one after the other, newest first. */
+export const readFormer = (text: string | null): FormerSecret[] =>
+  (text ?? "").split(" ").flatMap((one) => {
+    const at = one.lastIndexOf(":");
+    return at === -1 ? [] : [{ secret: one.slice(0, at), until: Number(one.slice(at + 1)) }];
+  });
+
 /** A hook as kept. It is a cursor on its channel's receipts log: everything up to there was delivered, or is among its deliveries. */
 export interface Hook extends HookDraft {
   readonly channel: string;
   readonly secret: string;
+  /** The secrets before it, newest first, `FORMER_SECRETS_MAX` at most. */
+  readonly former: readonly FormerSecret[];
   readonly createdAt: number;
   readonly cursor: Position;
   /** Why it is called no more, in a sentence. */
@@ -289,7 +307,8 @@ export interface Store {
   lease(name: string, holder: string, ms: number): Promise<number | null>;
 
   /**
-   * Stores a hook. A new one starts at the receipts log's end; a known one goes on from where it is, and is no longer disabled.
+   * Stores a hook. A new one starts at the receipts log's end; a known one goes on from where it is, and is no longer disabled. A secret that
+   * differs from the hook's takes its place; the hook's is a former one from `now` on.
    * @param fresh the secret of a new hook that came with none
    */
   putHook(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }>;

@@ -1353,6 +1353,7 @@ export function storeContract(
           ...hook("a"),
           channel: "orders",
           secret: "fresh",
+          former: [],
           on: ["complete", "missing", "receipt"],
           createdAt: T,
           cursor: { epoch, seq: 2 },
@@ -1387,6 +1388,23 @@ export function storeContract(
         expect(changed.hook).toMatchObject({ secret: "two", createdAt: T, cursor });
         expect(changed.hook.revision).toBeGreaterThan(again.hook.revision);
         expect(await store.hooks("orders")).toEqual([changed.hook]);
+      });
+
+      test("keeps the secrets that it had before, newest first and a few of them, until when each was its own", async () => {
+        await put(hook("a", { secret: "one" }));
+        for (const [index, secret] of ["one", null, "two", "two", "three", "four", "five", "six"].entries())
+          await put(hook("a", { secret }), "orders", T + index);
+        expect(await hookOf("a")).toMatchObject({
+          secret: "six",
+          former: [
+            { secret: "five", until: T + 7 },
+            { secret: "four", until: T + 6 },
+            { secret: "three", until: T + 5 },
+            { secret: "two", until: T + 4 },
+          ],
+        });
+        await store.dropHook("orders", "a");
+        expect((await put(hook("a", { secret: "one" }))).hook.former).toEqual([]);
       });
 
       test(`is one of ${HOOKS_MAX} that a channel may have; one more is refused`, async () => {

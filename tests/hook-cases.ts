@@ -30,10 +30,11 @@ const WAITS = [5 * SECOND, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOU
 // --------------------------------------------------------------------------------------------------------------- receivers
 
 /** One call as it came. */
-interface Call {
+export interface Call {
   readonly id: string;
   readonly at: number;
   readonly text: string;
+  readonly signatures: readonly string[];
   /** Looked at field by field; a wrong one fails the test. */
   readonly body: any;
 }
@@ -80,7 +81,13 @@ export class Receiver {
     } finally {
       setSystemTime();
     }
-    const call = { id: headers["webhook-id"]!, at, text, body: JSON.parse(text) };
+    const call = {
+      id: headers["webhook-id"]!,
+      at,
+      text,
+      signatures: headers["webhook-signature"]!.split(" "),
+      body: JSON.parse(text),
+    };
     this.calls.push(call);
     return this.behaviour(call, this.calls.length);
   }
@@ -187,7 +194,7 @@ export async function receive(
 }
 
 /** A clock that stands still until it is moved. */
-function heldClock() {
+export function heldClock() {
   const clock = { at: Date.UTC(2026, 10, 22, 10), now: () => clock.at };
   return clock;
 }

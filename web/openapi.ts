@@ -426,10 +426,12 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
 new hook hears what comes after it was stored; one that is stored again goes on from where it was, and is no longer disabled. A channel has at most ${HOOKS_MAX}.
 
 A 2xx answer within 15 seconds is success, anything else is not, a redirect included. A call that failed is tried again after 5 seconds, 5 minutes, 30 minutes, 2, 5 and 10 hours, with the same
-\`webhook-id\` and body, beside what is new; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
+\`webhook-id\` and body, beside what is new; never sooner than the answer's \`Retry-After\` asks, up to a day, which holds for new calls too; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
 always in order. 410 disables the hook.
 
-Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`. The example's host is nobody's, so that trying it out tells nobody
+When the secret changes, \`webhook-signature\` has a signature by each, separated by a space: on calls from before the change for as long as they are tried, on new ones for a day.
+
+Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`; an IPv6 address that carries an IPv4 one, as with NAT64, is judged by that one. The example's host is nobody's, so that trying it out tells nobody
 anything: as it is it is refused for having no address; put your own in its place.`,
     parameters: [channel, hookName],
     requestBody: {
