@@ -12,8 +12,10 @@
  * A named device that starts asks for no position: the service then gives it what it still owes, and that is the truth. What is
  * remembered on its side is only which of those events it has finished, until the service has that too.
  *
- * It never takes an answer for the service's that is not one (a hotel's page, a proxy's error), never runs `onEvent` for a finished id, never
- * drops a receipt on its own account, and asks nobody but `url`.
+ * It never takes an answer for the service's that is not one (a hotel's page, a proxy's error): each field is checked before it is believed. It never
+ * runs `onEvent` for a finished id, never drops a receipt on its own account, says `failed` only where `onEvent` threw, and asks nobody but `url`.
+ *
+ * The oldest browsers that it runs in are Safari 15.4, Chrome 94 and Firefox 100. What they lack is not used, or is done without.
  */
 
 // ------------------------------------------------------------------------------------------------------------ what is said
@@ -29,6 +31,8 @@ export interface PushedEvent<Data = unknown> {
   /** By when a final receipt is owed. */
   readonly deadline?: string;
   readonly data: Data;
+  /** `data` as its publisher wrote it: with the numbers that JavaScript would round, and with keys that stand there twice. */
+  readonly text: string;
 }
 
 /** What a device says of an event, forwards only; `done` and `failed` are final. */
@@ -57,7 +61,7 @@ export type Tally = Readonly<Record<"pending" | Word | "missing", number>>;
 
 export type Transport = "sse" | "websocket" | "longpoll";
 
-/** A JWT, or who gives one; it is asked again before its `exp`, and when the service refuses it. */
+/** A JWT, or a function that gives one; it is asked again before its `exp`, and when the service refuses it. Blanks around it do no harm. */
 export type Token = string | (() => string | Promise<string>);
 
 /** The service said no, and will say it again. */
@@ -96,6 +100,16 @@ const POLL_SECONDS = 25;
 const LINE_CHARACTERS_MAX = 1024 * 1024;
 /** The longest that a timer can be set for. */
 const TIMER_MS_MAX = 2 ** 31 - 1;
+/** A longer pause than this is not believed, whoever asks for it; and no connection is opened sooner than this after the last. */
+const ASKED_MS_MAX = 3_600_000;
+const RETRY_MS_MIN = 50;
+/** Redirects that are followed in a row. */
+const REDIRECTS_MAX = 5;
+/** Characters of an error's text. */
+const SENTENCE_CHARACTERS_MAX = 500;
+/** A tab that waits for its turn is shown to be elsewhere after this, and asks the leading tab for a sign of life as often. */
+const ELSEWHERE_MS = 250;
+const QUESTION_MS = 2_000;
 
 /** Times in milliseconds; the defaults are right for the internet, tests want them shorter. */
 export interface Timing {
@@ -113,6 +127,8 @@ export interface Timing {
   readonly gatherMs: number;
   /** At the end, receipts that are unsent and events that are open have so long. */
   readonly flushMs: number;
+  /** A tab that has the connection, is asked and gives no sign of life for so long is replaced by another tab. */
+  readonly leaderMs: number;
 }
 
 export const TIMING: Timing = {
@@ -123,6 +139,7 @@ export const TIMING: Timing = {
   pauseMsMax: 30_000,
   gatherMs: 25,
   flushMs: 5_000,
+  leaderMs: 15_000,
 };
 
 /** The part of a WebSocket that is used here; the browser's, Bun's, Deno's, Node 22's and npm `ws`'s all have it. */
@@ -136,7 +153,7 @@ export interface SocketLike {
 
 /** What any part of the SDK is given to reach the service, and to be held in tests. */
 export interface Reach {
-  /** Where PERE is, such as `https://pere.example`; a path before its own is kept. Anything else is a TypeError. */
+  /** Where PERE is, such as `https://pere.example`; a path before its own is kept. A query, a name with a password, or no address is a TypeError. */
   readonly url: string;
   readonly token?: Token | undefined;
   /** Ends it. */
@@ -146,8 +163,12 @@ export interface Reach {
   readonly WebSocket?: (new (url: string, protocols: string[]) => SocketLike) | null | undefined;
   /** From 0 up to 1. */
   readonly random?: (() => number) | undefined;
-  /** Milliseconds since 1970. */
+  /** Milliseconds since 1970: for what is shown and sent. */
   readonly now?: (() => number) | undefined;
+  /** Milliseconds of a clock that is never set: for all that takes time. */
+  readonly monotonic?: (() => number) | undefined;
+  /** Runs something after so many milliseconds. Returns what calls that off. */
+  readonly setTimer?: ((run: () => void, ms: number) => () => void) | undefined;
   readonly timing?: Partial<Timing> | undefined;
   /** Told why, each time that something went wrong and is tried again. */
   readonly onTrouble?: ((why: string) => void) | undefined;
@@ -157,20 +178,32 @@ export interface Reach {
 
 // ------------------------------------------------------------------------------------------------------------ small things
 
+type SetTimer = NonNullable<Reach["setTimer"]>;
+
+const setTimer: SetTimer = (run, ms) => {
+  const timer = setTimeout(run, ms);
+  return () => clearTimeout(timer);
+};
+
 /** Sleeps, unless it is woken. */
 class Nap {
+  readonly #setTimer: SetTimer;
   #wake: (() => void) | undefined;
+
+  constructor(line: Line) {
+    this.#setTimer = line.setTimer;
+  }
 
   sleep(ms: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted) return Promise.resolve();
     return new Promise((resolve) => {
       const done = (): void => {
-        clearTimeout(timer);
+        stop();
         signal.removeEventListener("abort", done);
         this.#wake = undefined;
         resolve();
       };
-      const timer = setTimeout(done, Math.min(ms, TIMER_MS_MAX));
+      const stop = this.#setTimer(done, ms);
       signal.addEventListener("abort", done);
       this.#wake = done;
     });
@@ -198,7 +231,40 @@ function promised<Value = void>(): Promised<Value> {
   return { promise, ...ends! };
 }
 
-const sentenceOf = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+/** What an error says; of one that was thrown as something else, what there is to say. Whatever was thrown, this throws nothing. */
+function messageOf(error: unknown): string {
+  try {
+    const text = isObject(error) && typeof error.message === "string" ? error.message : String(error);
+    return text.slice(0, SENTENCE_CHARACTERS_MAX);
+  } catch {
+    return "something was thrown that says nothing";
+  }
+}
+
+/** The same with what caused it: Node's "fetch failed" keeps the code and the address there. */
+function sentenceOf(error: unknown): string {
+  const said = [messageOf(error)];
+  for (let cause = isObject(error) ? error.cause : undefined; isObject(cause) && said.length < 4; cause = cause.cause) {
+    const errors = Array.isArray(cause.errors) ? cause.errors.slice(0, 3).map(messageOf).join(", ") : "";
+    const text = messageOf(cause) || errors;
+    const code = typeof cause.code === "string" && !text.includes(cause.code) ? cause.code : "";
+    said.push([text, code].filter((part) => part !== "").join(" "));
+  }
+  return said
+    .filter((part) => part !== "")
+    .join(": ")
+    .slice(0, SENTENCE_CHARACTERS_MAX);
+}
+
+/** Calls what the application gave. What it throws there, now or later, is shown and stops nothing. */
+function call(run: () => unknown): void {
+  const tell = (error: unknown): void => console.error(error);
+  try {
+    void Promise.resolve(run()).catch(tell);
+  } catch (error) {
+    tell(error);
+  }
+}
 
 /** 128 bits of chance, also on a page without TLS, where `crypto.randomUUID` is not there. */
 const newKey = (): string =>
@@ -210,7 +276,9 @@ const addressOf = (
   channels: readonly string[],
   query: Record<string, string> = {},
 ): string => {
-  const text = new URLSearchParams(query).toString();
+  const text = Object.entries(query)
+    .map((pair) => pair.map(encodeURIComponent).join("="))
+    .join("&");
   const address = `${base.replace(/\/+$/, "")}/${path}/${channels.map(encodeURIComponent).join(",")}`;
   return text === "" ? address : `${address}?${text}`;
 };
@@ -229,12 +297,19 @@ class Trouble extends Error {
 /** A transport that does not come through: nothing is heard by it. */
 class Blocked extends Trouble {}
 
-/** `Retry-After` (RFC 9110, 10.2.3): seconds or a date. */
-function retryAfterMs(response: Response, now: number): number | null {
-  const text = response.headers.get("retry-after");
-  if (text === null) return null;
-  const ms = /^\d+$/.test(text.trim()) ? Number(text) * 1000 : Date.parse(text) - now;
-  return Number.isFinite(ms) ? Math.max(0, ms) : null;
+/** A redirect, where something else is than PERE. */
+const redirected = (status: number, to: string | null): Blocked =>
+  new Blocked(
+    `answered with a redirect${status > 0 ? ` (status ${status})` : ""}${to === null ? "" : ` to ${to}`}: ` +
+      `if PERE is there, use that address`,
+  );
+
+/** `Retry-After` (RFC 9110, 10.2.3), seconds or a date. @returns null: there is none, or none that can be believed */
+function retryAfterMs({ headers }: Response, now: number): number | null {
+  const text = (headers.get("retry-after") ?? "").trim();
+  const isDate = /^[A-Z][a-z]{2,8},? .*\d\d:\d\d:\d\d/.test(text);
+  const ms = isDate ? Date.parse(text) - now : /^[0-9]{1,9}$/.test(text) ? Number(text) * 1000 : Number.NaN;
+  return ms >= 0 && ms <= ASKED_MS_MAX ? ms : null;
 }
 
 /**
@@ -245,13 +320,15 @@ async function refusalOf(response: Response, now: number): Promise<PereError | T
   const { status } = response;
   const text = await response.text().catch(() => "");
   const problem = jsonOf(text);
-  const isOurs = isObject(problem) && typeof problem.type === "string" && problem.type.startsWith("urn:pere:");
+  const isOurs = isObject(problem) && isText(problem.type) && problem.type.startsWith("urn:pere:");
   const passes = status >= 500 || status === 408 || status === 425 || status === 429;
-  const sentence = isOurs && typeof problem.detail === "string" ? problem.detail : `answered with status ${status}`;
+  const sentence = isOurs && isText(problem.detail) ? problem.detail : `answered with status ${status}`;
   if (!passes && status >= 400) return isOurs ? new PereError(status, sentence, problem) : new Blocked(sentence);
   return new Trouble(sentence, retryAfterMs(response, now));
 }
 
+const isText = (value: unknown): value is string => typeof value === "string" && value !== "";
+const isCount = (value: unknown): value is number => Number.isInteger(value) && (value as number) >= 0;
 const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
@@ -264,6 +341,112 @@ function jsonOf(text: string, parse: (text: string) => unknown = JSON.parse): un
   }
 }
 
+/** Parses an answer or a message. @throws Blocked: it is no JSON object, and so not the service's */
+function objectOf(text: string, parse?: (text: string) => unknown): Record<string, unknown> {
+  const value = jsonOf(text, parse);
+  if (!isObject(value)) throw foreign();
+  return value;
+}
+
+/** Something answers in the service's stead, or changes what it says. */
+const foreign = (): Blocked => new Blocked("the answer is not the service's");
+
+/** The members of a JSON object, or the elements of an array by their numbers, each as the text that stands there. */
+function partsOf(json: string): Map<string, string> {
+  const parts = new Map<string, string>();
+  let [depth, start, name] = [0, 0, ""];
+  const end = (at: number): void => {
+    const text = json.slice(start, at).trim();
+    if (text !== "") parts.set(name === "" ? String(parts.size) : name, text);
+    [start, name] = [at + 1, ""];
+  };
+  for (let at = 0; at < json.length; at++) {
+    const mark = json[at];
+    if (mark === '"')
+      do at = endOf(json, at + 1);
+      while (isEscaped(json, at));
+    else if (mark === "{" || mark === "[") depth++ === 0 && (start = at + 1);
+    else if (mark === "}" || mark === "]") --depth === 0 && end(at);
+    else if (mark === "," && depth === 1) end(at);
+    else if (mark === ":" && depth === 1 && name === "") {
+      name = String(jsonOf(json.slice(start, at)));
+      start = at + 1;
+    }
+  }
+  return parts;
+}
+
+/** Where the next quotation mark is. */
+function endOf(json: string, from: number): number {
+  const at = json.indexOf('"', from);
+  return at === -1 ? json.length : at;
+}
+
+/** Whether an odd number of backslashes stands before this place. */
+function isEscaped(json: string, at: number): boolean {
+  let before = at;
+  while (json[before - 1] === "\\") before--;
+  return at < json.length && (at - before) % 2 === 1;
+}
+
+/** What each log brings must have these members, as texts; and this one, whose text is kept beside it. */
+const MEMBERS = {
+  feed: { texts: ["id", "channel", "at"], value: "data" },
+  feedback: { texts: ["id", "channel", "at", "event", "device", "status"], value: "detail" },
+} as const;
+
+/** What was pushed, or a receipt. @throws Blocked: it can be none of the service's */
+function entryOf(
+  path: keyof typeof MEMBERS,
+  text: string,
+  value: unknown,
+  channels: readonly string[],
+): Record<string, unknown> {
+  const { texts, value: member } = MEMBERS[path];
+  if (!isObject(value) || !texts.every((name) => isText(value[name]))) throw foreign();
+  if (!channels.includes(value.channel as string) || !(member in value)) throw foreign();
+  return { ...value, text: partsOf(text).get(member) ?? "null" };
+}
+
+/**
+ * What the service answers to receipts. Each of them is accounted for, or it is no answer to these.
+ * @param events what they are about @throws Blocked: it is another one's answer
+ */
+function answerOf(value: unknown, events: readonly string[]): Answer {
+  if (!isObject(value) || !Array.isArray(value.rejected)) throw foreign();
+  const { recorded, duplicate, rejected } = value;
+  const isRight = rejected.every(
+    (one) => isObject(one) && isCount(one.index) && one.event === events[one.index] && isText(one.reason),
+  );
+  if (!isRight || !isCount(recorded) || !isCount(duplicate)) throw foreign();
+  if (recorded + duplicate + rejected.length !== events.length) throw foreign();
+  return { rejected: rejected as Answer["rejected"] };
+}
+
+/** A token without blanks around it. @throws TypeError: it is none; it is not repeated */
+function tokenOf(given: unknown): string {
+  const token = typeof given === "string" ? given.trim() : "";
+  if (!/^[A-Za-z0-9._-]+$/.test(token))
+    throw new TypeError("the token is no JWT: it must be letters, digits and . _ - alone");
+  return token;
+}
+
+/** @throws TypeError when it is no address of a service: trying again would not make it one */
+function baseOf(given: string): string {
+  let url: URL | null = null;
+  try {
+    url = new URL(given);
+  } catch {
+    // It is told below.
+  }
+  if (url === null || !/^https?:\/\//.test(given))
+    throw new TypeError(`url must begin with http:// or https://, not "${given.replace(/\/\/.*@/, "//…@")}"`);
+  if (url.username !== "" || url.password !== "")
+    throw new TypeError("url must hold no name and no password; a token is given beside it");
+  if (/[?#]/.test(given)) throw new TypeError(`url must end before "${/[?#]/.exec(given)![0]}": it is where PERE is`);
+  return given.replace(/\/+$/, "");
+}
+
 /** What is tried again, and how: shared by all that talks to the service. */
 class Line {
   readonly base: string;
@@ -271,6 +454,8 @@ class Line {
   readonly WebSocket: (new (url: string, protocols: string[]) => SocketLike) | null;
   readonly random: () => number;
   readonly now: () => number;
+  readonly monotonic: () => number;
+  readonly setTimer: SetTimer;
   readonly timing: Timing;
   readonly parse: (text: string) => unknown;
   readonly trouble: (why: string) => void;
@@ -278,52 +463,54 @@ class Line {
   #current: string | null = null;
   #asking: Promise<string> | null = null;
   #refusals = 0;
-  /** When a fresh token is due, milliseconds since 1970. */
+  /** When a fresh token is due, by the clock that is never set. */
   #dueAt = Number.POSITIVE_INFINITY;
 
-  /** @throws TypeError when `url` is no address: trying again would not make it one */
+  /** @throws TypeError when `url` is no address, or the token is none: trying again would not make it one */
   constructor(reach: Reach) {
-    if (!/^https?:\/\//.test(reach.url) || !URL.canParse(reach.url))
-      throw new TypeError(`url must begin with http:// or https://, not "${reach.url}"`);
     const socket = (globalThis as { WebSocket?: Line["WebSocket"] }).WebSocket;
-    this.base = reach.url;
+    const { onTrouble, setTimer: timer = setTimer } = reach;
+    this.base = baseOf(reach.url);
     this.fetch = reach.fetch ?? ((url, init) => fetch(url, init));
     this.WebSocket = reach.WebSocket === undefined ? (socket ?? null) : reach.WebSocket;
     this.random = reach.random ?? Math.random;
     this.now = reach.now ?? Date.now;
+    this.monotonic = reach.monotonic ?? (() => performance.now());
+    this.setTimer = (run, ms) => timer(run, Math.min(Math.max(0, ms), TIMER_MS_MAX));
     this.timing = { ...TIMING, ...reach.timing };
     this.parse = reach.parse ?? JSON.parse;
-    this.trouble = reach.onTrouble ?? (() => {});
-    this.#token = reach.token ?? null;
+    this.trouble = onTrouble ? (why) => call(() => onTrouble(why)) : () => {};
+    const { token = null } = reach;
+    this.#token = typeof token === "function" || token === null ? token : tokenOf(token);
   }
 
   /** The token for the next request; null: there is none. @throws what the token's giver throws */
   async token(): Promise<string | null> {
     if (typeof this.#token !== "function") return this.#token;
-    if (this.#current !== null && this.now() < this.#dueAt) return this.#current;
+    if (this.#current !== null && this.dueMs > 0) return this.#current;
     this.#asking ??= this.#fetchToken(this.#token);
     this.#current = await this.#asking;
     const { exp } = claimsOf(this.#current);
     const leftMs = typeof exp === "number" ? exp * 1000 - this.now() : Number.POSITIVE_INFINITY;
     // One that is past by this clock is used all the same: the clock may be wrong, and the service says so if not.
-    this.#dueAt = leftMs > 0 ? this.now() + leftMs - Math.min(30_000, leftMs / 5) : Number.POSITIVE_INFINITY;
+    this.#dueAt = leftMs > 0 ? this.monotonic() + leftMs - Math.min(30_000, leftMs / 5) : Number.POSITIVE_INFINITY;
     return this.#current;
   }
 
   async #fetchToken(giver: () => string | Promise<string>): Promise<string> {
     const late = promised<never>();
-    const timer = setTimeout(() => late.reject(new Trouble("no token was given in time")), this.timing.requestMs);
+    const stop = this.setTimer(() => late.reject(new Trouble("no token was given in time")), this.timing.requestMs);
     try {
-      return await Promise.race([giver(), late.promise]);
+      return tokenOf(await Promise.race([giver(), late.promise]));
     } finally {
-      clearTimeout(timer);
+      stop();
       this.#asking = null;
     }
   }
 
   /** Milliseconds until a fresh token is due. */
   get dueMs(): number {
-    return this.#dueAt - this.now();
+    return this.#dueAt - this.monotonic();
   }
 
   /** The service took the token. */
@@ -345,31 +532,70 @@ class Line {
   }
 
   /**
-   * One request with the token. @param limitMs the longest that its head may take
-   * @returns a 2xx answer
+   * One request. 307 and 308 are followed within the origin (RFC 9110, 15.4): the request stays what it is, and the token goes to nobody else.
+   * @throws Blocked: something leads elsewhere
+   */
+  async request(url: string, init: Init): Promise<Response> {
+    let at = url;
+    for (let count = 0; ; count++) {
+      const response = await this.fetch(at, { ...init, redirect: "manual" });
+      const { status, type } = response;
+      const isHidden = type === "opaqueredirect";
+      if (!isHidden && ![301, 302, 303, 307, 308].includes(status)) return response;
+      response.body?.cancel().catch(() => {});
+      const to = isHidden ? await this.#revealed(at, init) : leadsTo(response, at);
+      const isFollowed = isHidden || status === 307 || status === 308;
+      if (!isFollowed || to?.origin !== new URL(at).origin || count === REDIRECTS_MAX)
+        throw redirected(status, to && this.#addressTo(to, url));
+      at = to.href;
+    }
+  }
+
+  /** Where a redirect leads that a browser does not show: it is followed with nothing in hand. @returns null: it does not say */
+  async #revealed(
+    url: string,
+    { headers: { Authorization: _, ...headers } = {}, signal, cache }: Init,
+  ): Promise<URL | null> {
+    try {
+      const {
+        body,
+        redirected,
+        url: to,
+      } = await this.fetch(url, { headers, ...(signal ? { signal } : {}), ...(cache ? { cache } : {}) });
+      body?.cancel().catch(() => {});
+      return redirected ? new URL(to) : null;
+    } catch {
+      return null;
+    }
+  }
+
+  /** The address to use instead of this one, where a redirect leads to the same place elsewhere; without the query, which is not for showing. */
+  #addressTo({ origin, pathname }: URL, url: string): string {
+    const own = new URL(url).pathname.slice(new URL(this.base).pathname.replace(/\/+$/, "").length);
+    return origin + (pathname.endsWith(own) ? pathname.slice(0, -own.length) : pathname);
+  }
+
+  /**
+   * One request with the token. @param limitMs the longest that it may take
+   * @returns what an answer of 200 or 201 holds: PERE has no other
    * @throws PereError when the service said no for good, Trouble when another try may help
    */
-  async ask(
-    url: string,
-    init: RequestInit & { headers?: Record<string, string> },
-    signal: AbortSignal | null,
-    limitMs: number,
-  ): Promise<Response> {
+  async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number): Promise<string> {
     const stop = new AbortController();
     const abort = (): void => stop.abort();
     if (signal?.aborted) abort();
     signal?.addEventListener("abort", abort);
-    const timer = setTimeout(abort, Math.min(limitMs, TIMER_MS_MAX));
+    const endTimer = this.setTimer(abort, limitMs);
     try {
       for (;;) {
         const token = await this.token();
         const headers = { ...init.headers, ...(token === null ? {} : { Authorization: `Bearer ${token}` }) };
-        const response = await this.fetch(url, { ...init, headers, signal: stop.signal });
+        const response = await this.request(url, { ...init, headers, signal: stop.signal });
         if (response.ok) {
+          if (response.status !== 200 && response.status !== 201) throw foreign();
           this.accepted();
           // The body has the same time as the head: it is read whole here, and small.
-          const text = await response.text();
-          return new Response(text, response);
+          return await response.text();
         }
         const refusal = await refusalOf(response, this.now());
         if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token) || this.isUnwelcome)
@@ -379,9 +605,21 @@ class Line {
       if (error instanceof PereError || error instanceof Trouble) throw error;
       throw new Trouble(stop.signal.aborted && !signal?.aborted ? "there was no answer in time" : sentenceOf(error));
     } finally {
-      clearTimeout(timer);
+      endTimer();
       signal?.removeEventListener("abort", abort);
     }
+  }
+}
+
+/** How a request is made; its headers are written out. */
+type Init = Omit<RequestInit, "headers"> & { readonly headers?: Record<string, string> };
+
+/** Where a redirect leads. @returns null: it does not say */
+function leadsTo({ headers }: Response, from: string): URL | null {
+  try {
+    return new URL(headers.get("location") ?? "", from);
+  } catch {
+    return null;
   }
 }
 
@@ -418,7 +656,7 @@ export class EventStreamReader {
     this.#retry = retry;
   }
 
-  /** @throws Error when a line is longer than any of PERE's */
+  /** @throws Error when a line or a message is longer than any of PERE's */
   feed(chunk: string): void {
     if (chunk === "") return;
     const added = this.#isAfterCr && chunk.startsWith("\n") ? chunk.slice(1) : chunk;
@@ -432,7 +670,8 @@ export class EventStreamReader {
     }
     this.#isAfterCr = chunk.endsWith("\r");
     this.#rest = text.slice(start);
-    if (this.#rest.length > LINE_CHARACTERS_MAX) throw new Error("a line of the event stream has no end");
+    if (this.#rest.length > LINE_CHARACTERS_MAX || (this.#data?.length ?? 0) > LINE_CHARACTERS_MAX)
+      throw new Error("a message of the event stream has no end");
   }
 
   #line(line: string): void {
@@ -475,12 +714,15 @@ interface Answer {
   readonly rejected: readonly { index: number; reason: string }[];
 }
 
+/** Gives receipts over a socket. @param events what they are about, in order @throws Trouble */
+type Ask = (text: string, events: readonly string[]) => Promise<Answer>;
+
 /** Pauses after `pere.bye` on a socket, which has no `retry:`; from and to, as the service spreads them on SSE. */
-const BYE_MS: Record<string, readonly [number, number]> = {
-  renew: [50, 500],
-  drain: [500, 3_000],
-  busy: [5_000, 20_000],
-};
+const BYE_MS = new Map<unknown, readonly [number, number]>([
+  ["renew", [50, 500]],
+  ["drain", [500, 3_000]],
+  ["busy", [5_000, 20_000]],
+]);
 const RETRY_MS = [1_000, 4_000] as const;
 
 const LADDER: readonly Transport[] = ["sse", "websocket", "longpoll"];
@@ -488,19 +730,19 @@ const LADDER: readonly Transport[] = ["sse", "websocket", "longpoll"];
 /** Ends a connection that is silent, or that its owner ends; knows why. */
 class Watch {
   readonly #stop = new AbortController();
-  readonly #now: () => number;
+  readonly #line: Line;
   readonly #outer: AbortSignal;
   readonly #abort = (): void => this.end("it was ended");
-  #timer: ReturnType<typeof setTimeout> | undefined;
+  #endTimer = (): void => {};
   #heardAt: number;
   #limitMs: number;
   /** Why it was ended; a silent one as an error. */
   why: string | Blocked | null = null;
 
-  constructor(outer: AbortSignal, now: () => number, limitMs: number) {
+  constructor(outer: AbortSignal, line: Line, limitMs: number) {
     this.#outer = outer;
-    this.#now = now;
-    this.#heardAt = now();
+    this.#line = line;
+    this.#heardAt = line.monotonic();
     this.#limitMs = limitMs;
     outer.addEventListener("abort", this.#abort);
     if (outer.aborted) this.#abort();
@@ -512,16 +754,16 @@ class Watch {
   }
 
   #arm(): void {
-    clearTimeout(this.#timer);
+    this.#endTimer();
     if (!Number.isFinite(this.#limitMs) || this.why !== null) return;
-    const leftMs = this.#heardAt + this.#limitMs - this.#now();
+    const leftMs = this.#heardAt + this.#limitMs - this.#line.monotonic();
     if (leftMs <= 0) this.end(new Blocked(`nothing was heard for ${this.#limitMs} ms`));
-    else this.#timer = setTimeout(() => this.#arm(), leftMs);
+    else this.#endTimer = this.#line.setTimer(() => this.#arm(), leftMs);
   }
 
   /** A sign of life. */
   heard(): void {
-    this.#heardAt = this.#now();
+    this.#heardAt = this.#line.monotonic();
   }
 
   /** From now on it may be silent for so long. */
@@ -534,7 +776,7 @@ class Watch {
 
   end(why: string | Blocked): void {
     this.why ??= why;
-    clearTimeout(this.#timer);
+    this.#endTimer();
     this.#outer.removeEventListener("abort", this.#abort);
     this.#stop.abort();
   }
@@ -553,7 +795,7 @@ class Feed {
   readonly #channels: readonly string[];
   readonly #query: Record<string, string>;
   readonly #taker: Taker;
-  readonly #nap = new Nap();
+  readonly #nap: Nap;
   /** Where it goes on; opaque. */
   last: string;
   state: "connecting" | "connected" | "behind" | "offline" = "connecting";
@@ -568,7 +810,7 @@ class Feed {
   #rung = 0;
   #againAt = 0;
   #againTimes = 0;
-  #ask: ((text: string) => Promise<Answer>) | null = null;
+  #ask: Ask | null = null;
   /** The connection that is open. */
   #watch: Watch | null = null;
   /** Where each channel stands, on a socket, which has no `id:` line. */
@@ -585,6 +827,7 @@ class Feed {
     if (channels.length === 0 || channels.length > CHANNELS_MAX)
       throw new RangeError(`channels: 1 to ${CHANNELS_MAX} on a feed`);
     this.#line = line;
+    this.#nap = new Nap(line);
     this.#path = path;
     this.#channels = channels;
     this.#query = query;
@@ -598,7 +841,7 @@ class Feed {
   }
 
   /** Gives receipts over the socket and waits for the answer; null: there is no socket. */
-  get ask(): ((text: string) => Promise<Answer>) | null {
+  get ask(): Ask | null {
     return this.#ask;
   }
 
@@ -622,7 +865,7 @@ class Feed {
         await room;
         continue; // It may have ended meanwhile.
       }
-      if (this.#rung > 0 && this.#line.now() >= this.#againAt) this.#rung = 0;
+      if (this.#rung > 0 && this.#line.monotonic() >= this.#againAt) this.#rung = 0;
       this.#isReady = this.#isTold = false;
       if (this.state !== "offline") this.#show("connecting");
       const error = await this.#follow(signal);
@@ -650,7 +893,7 @@ class Feed {
     } catch (error) {
       return new Trouble(sentenceOf(error));
     }
-    const watch = new Watch(signal, this.#line.now, this.#line.timing.firstByteMs);
+    const watch = new Watch(signal, this.#line, this.#line.timing.firstByteMs);
     this.#watch = watch;
     try {
       if (transport === "longpoll") return await this.#polls(watch);
@@ -670,20 +913,21 @@ class Feed {
 
   /** Goes down or up the ladder. @returns the pause before the next attempt; null: none */
   #next(error: Trouble | null, failures: number): number | null {
-    const { now, random, timing } = this.#line;
+    const { monotonic, random, timing } = this.#line;
     if (error === null) return null;
     if (error instanceof Blocked && this.#rung < LADDER.length - 1) {
-      if (this.#rung === 0) this.#againAt = now() + timing.againMs * 2 ** Math.min(4, this.#againTimes++);
+      if (this.#rung === 0) this.#againAt = monotonic() + timing.againMs * 2 ** Math.min(4, this.#againTimes++);
       this.#rung++;
       this.error = error.message;
       return null;
     }
     // Where nothing comes through at all, it is not the transport.
     if (this.#rung === LADDER.length - 1 && (failures > 1 || error instanceof Blocked)) this.#rung = 0;
-    if (error.pauseMs !== null) return error.pauseMs * (1 + random() / 5);
+    const ownMs = jitterMs(random, failures, 500, timing.pauseMsMax);
+    if (error.pauseMs !== null) return Math.max(error.pauseMs * (1 + random() / 5), ownMs, RETRY_MS_MIN);
     // Never sooner than the service told last, also where it could not be heard this time.
-    if (this.#isTold || this.#isReady) return this.#retryMs;
-    return this.#retryMs + jitterMs(random, failures, 500, timing.pauseMsMax);
+    if (this.#isReady) return Math.max(this.#retryMs, RETRY_MS_MIN);
+    return this.#isTold ? Math.max(this.#retryMs, ownMs, RETRY_MS_MIN) : this.#retryMs + ownMs;
   }
 
   #show(state: Feed["state"]): void {
@@ -691,8 +935,9 @@ class Feed {
     this.#taker.changed();
   }
 
-  /** Bytes of the service have come. */
+  /** Bytes of the service have come. Until it has said that it is ready they may be anybody's, who may go on for ever. */
   #heard(watch: Watch): void {
+    if (!this.#isReady) return;
     watch.heard();
     this.heardAt = this.#line.now();
   }
@@ -705,9 +950,22 @@ class Feed {
     this.#show("connected");
   }
 
+  /** The service's own word. @throws Blocked: it can be none */
   #own(name: string, body: Record<string, unknown>): void {
-    if (name === "ready") this.#connected();
+    if (name === "gap" && ![body.channel, body.after, body.from].every(isText)) throw foreign();
+    if (name === "complete" && ![body.event, body.channel, body.at].every(isText)) throw foreign();
+    if (name === "ready") {
+      const { channels } = body;
+      if (!isObject(channels) || !this.#channels.every((channel) => typeof channels[channel] === "string"))
+        throw foreign();
+      this.#connected();
+    }
     this.#taker.own(name, body);
+  }
+
+  /** What was pushed, or a receipt. @throws Blocked: it can be none */
+  #entry(text: string, value: unknown): Record<string, unknown> {
+    return entryOf(this.#path, text, value, this.#channels);
   }
 
   #address(query: Record<string, string> = {}): string {
@@ -718,7 +976,7 @@ class Feed {
   // ------------------------------------------------------------------------------------------------- Server-Sent Events
 
   async #sse(watch: Watch, token: string | null): Promise<Trouble | null> {
-    const response = await this.#line.fetch(this.#address(), {
+    const response = await this.#line.request(this.#address(), {
       headers: { Accept: "text/event-stream", ...(token === null ? {} : { Authorization: `Bearer ${token}` }) },
       cache: "no-store",
       signal: watch.signal,
@@ -727,7 +985,8 @@ class Feed {
       const refusal = await refusalOf(response, this.#line.now());
       return refusal instanceof PereError ? this.#refused(refusal, token) : refusal;
     }
-    if (!response.headers.get("content-type")?.startsWith("text/event-stream") || !response.body)
+    const type = response.headers.get("content-type") ?? "";
+    if (response.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type) || !response.body)
       throw new Blocked("the answer is not an event stream");
     await this.#readStream(response.body, watch);
     return new Trouble("the stream ended");
@@ -739,20 +998,21 @@ class Feed {
     const stream = new EventStreamReader(
       (event, data, id) => this.#message(event, data, id),
       (ms) => {
+        if (ms > ASKED_MS_MAX) return;
         this.#retryMs = ms;
         this.#isTold = true;
       },
     );
-    const openedAt = this.#line.now();
+    const openedAt = this.#line.monotonic();
     try {
       for (;;) {
         const { done, value } = await reader.read();
         if (done) return;
-        this.#heard(watch);
         watch.allow(this.#line.timing.silentMs);
         // A stream that brought something late is one that will do.
-        if (this.#line.now() - openedAt > this.#line.timing.silentMs / 4) this.#againTimes = 0;
+        if (this.#line.monotonic() - openedAt > this.#line.timing.silentMs / 4) this.#againTimes = 0;
         stream.feed(decoder.decode(value, { stream: true }));
+        this.#heard(watch);
         this.#taker.changed();
         const room = this.#taker.room();
         if (room) await this.#rest(watch, room);
@@ -774,13 +1034,16 @@ class Feed {
     this.#show("connected");
   }
 
+  /** @throws Blocked: it is not the service's; the position stays where it is */
   #message(event: string, data: string | null, id: string): void {
     if (data !== null) {
-      const value = jsonOf(data, this.#line.parse);
-      if (isObject(value)) event.startsWith("pere.") ? this.#own(event.slice(5), value) : this.#taker.take(value);
+      const value = objectOf(data, this.#line.parse);
+      if (event.startsWith("pere.")) this.#own(event.slice(5), value);
+      else if (this.#isReady) this.#taker.take(this.#entry(data, value));
+      else throw foreign();
     }
-    // A position counts when what stands before it has been taken.
-    if (id !== "") this.last = id;
+    // A position counts when what stands before it has been taken, and the stream is the service's.
+    if (id !== "" && this.#isReady) this.last = id;
   }
 
   /**
@@ -795,7 +1058,7 @@ class Feed {
   // ---------------------------------------------------------------------------------------------------------- WebSocket
 
   async #socket(watch: Watch, token: string | null): Promise<Trouble | null> {
-    const { WebSocket, timing, parse } = this.#line;
+    const { WebSocket, timing, parse, setTimer } = this.#line;
     if (WebSocket === null) throw new Blocked("there is no WebSocket here");
     const url = this.#address().replace(/^http/, "ws");
     let socket: SocketLike;
@@ -805,40 +1068,50 @@ class Feed {
       throw new Blocked(sentenceOf(error)); // As on a page with TLS that would open a socket without.
     }
     const closed = promised<number>();
-    const asked = new Asked((text) => socket.send(text), timing.requestMs);
+    const asked = new Asked(
+      (text) => socket.send(text),
+      timing.requestMs,
+      setTimer,
+      () => watch.end("receipts were not answered"),
+    );
     let isHeard = false;
+    const hear = (text: string): void => {
+      const value = objectOf(text, parse);
+      const { pere, ...body } = value;
+      if (pere === "receipts" || pere === "error") asked.answer(pere, body);
+      else if (typeof pere === "string") {
+        this.#own(pere, body);
+        if (pere === "ready") this.#openSocket(body, asked);
+        if (pere === "bye") this.#byeFromSocket(body.reason);
+      } else if (this.#isReady) this.#takeFromSocket(this.#entry(text, value));
+      else throw foreign();
+    };
     socket.onerror = () => {};
     socket.onclose = ({ code }: { code: number }) => closed.resolve(code);
     socket.onmessage = ({ data }: { data: unknown }) => {
       if (watch.why !== null) return;
       isHeard = true;
-      this.#heard(watch);
       watch.allow(timing.silentMs);
-      const value = jsonOf(String(data), parse);
-      if (!isObject(value)) return;
-      const { pere, ...body } = value;
-      if (typeof pere !== "string") this.#takeFromSocket(value);
-      else if (pere === "receipts" || pere === "error") asked.answer(pere, body);
-      else {
-        if (pere === "ready") this.#openSocket(body, asked);
-        if (pere === "bye") this.#byeFromSocket(String(body.reason));
-        this.#own(pere, body);
+      try {
+        hear(String(data));
+      } catch (error) {
+        return watch.end(error instanceof Blocked ? error : new Blocked(sentenceOf(error)));
       }
+      this.#heard(watch);
       this.#taker.changed();
       // A socket can't be left unread: it is closed, and opened again when there is room.
       if (this.#taker.room()) watch.end("there is no room");
     };
     watch.signal.addEventListener("abort", () => closed.resolve(0));
     // The browser keeps pings to itself; receipts that are none are answered like any.
-    const beat = setInterval(
-      () => this.#ask && !asked.isBusy && void asked.ask("[]").catch(() => {}),
-      timing.silentMs * 0.375,
-    );
+    const beatMs = timing.silentMs * 0.375;
+    const beat = (): void => {
+      if (this.#ask && !asked.isBusy) void asked.ask("[]", []).catch(() => {});
+      stopBeat = setTimer(beat, beatMs);
+    };
+    let stopBeat = setTimer(beat, beatMs);
     const stopRenewal = this.#renewal(socket);
-    const back = setTimeout(
-      () => watch.end("back to SSE"),
-      Math.max(0, Math.min(this.#againAt - this.#line.now(), TIMER_MS_MAX)),
-    );
+    const stopReturn = setTimer(() => watch.end("back to SSE"), this.#againAt - this.#line.monotonic());
     try {
       const code = await closed.promise;
       if (watch.why instanceof Blocked) throw watch.why;
@@ -847,8 +1120,8 @@ class Feed {
       return new Trouble(`the socket was closed with ${code}`);
     } finally {
       this.#ask = null;
-      clearInterval(beat);
-      clearTimeout(back);
+      stopBeat();
+      stopReturn();
       stopRenewal();
       asked.fail("the socket is gone");
       socket.onmessage = null;
@@ -872,15 +1145,14 @@ class Feed {
         // It is asked for again when the feed has ended.
       }
     };
-    const timer = setTimeout(() => void renew(), Math.min(Math.max(dueMs, 0), TIMER_MS_MAX));
-    let stop = (): void => clearTimeout(timer);
+    let stop = this.#line.setTimer(() => void renew(), dueMs);
     return () => stop();
   }
 
   #openSocket({ channels }: Record<string, unknown>, asked: Asked): void {
-    this.#positions = isObject(channels) ? (channels as Record<string, string>) : {};
+    this.#positions = { ...(channels as Record<string, string>) };
     this.last = Object.values(this.#positions).join(".");
-    this.#ask = (text) => asked.ask(text);
+    this.#ask = (text, events) => asked.ask(text, events);
   }
 
   #takeFromSocket(value: Record<string, unknown>): void {
@@ -892,37 +1164,57 @@ class Feed {
     this.last = Object.values(this.#positions).join(".");
   }
 
-  #byeFromSocket(reason: string): void {
+  #byeFromSocket(reason: unknown): void {
     this.#isTold = true;
-    this.#retryMs = this.#between(BYE_MS[reason] ?? RETRY_MS);
+    this.#retryMs = this.#between(BYE_MS.get(reason) ?? RETRY_MS);
   }
 
   // ---------------------------------------------------------------------------------------------------------- long-poll
 
   async #polls(watch: Watch): Promise<Trouble | null> {
-    const { timing, now, parse } = this.#line;
+    const { timing, monotonic } = this.#line;
     // Each poll has its own limit.
     watch.allow(Number.POSITIVE_INFINITY);
-    for (let wait = 0; ; wait = Math.min(POLL_SECONDS, Math.max(1, Math.ceil((this.#againAt - now()) / 1000)))) {
-      if (this.#taker.room() || (this.#isReady && now() >= this.#againAt)) return null;
-      const response = await this.#line.ask(
+    for (let wait = 0; ; wait = Math.min(POLL_SECONDS, Math.max(1, Math.ceil((this.#againAt - monotonic()) / 1000)))) {
+      if (this.#taker.room() || (this.#isReady && monotonic() >= this.#againAt)) return null;
+      const text = await this.#line.ask(
         this.#address({ wait: String(wait) }),
         { headers: { Accept: "application/json" }, cache: "no-store" },
         watch.signal,
         wait * 1000 + timing.requestMs,
       );
-      const answer = jsonOf(await response.text(), parse);
-      if (!isObject(answer) || !Array.isArray(answer.events) || typeof answer.last !== "string")
-        throw new Trouble("the answer is not the service's");
+      const { entries, gaps, complete, last } = this.#pollOf(text);
+      if (!this.#isReady) {
+        this.#connected();
+        this.#taker.own("ready", {});
+      }
       this.#heard(watch);
-      if (!this.#isReady) this.#own("ready", {});
-      for (const gap of (answer.gaps as Record<string, unknown>[] | undefined) ?? []) this.#own("gap", gap);
-      for (const event of answer.events as Record<string, unknown>[]) this.#taker.take(event);
-      for (const event of (answer.complete as Record<string, unknown>[] | undefined) ?? [])
-        this.#own("complete", event);
-      this.last = answer.last;
+      for (const gap of gaps) this.#own("gap", gap);
+      for (const entry of entries) this.#taker.take(entry);
+      for (const event of complete) this.#own("complete", event);
+      this.last = last;
       this.#taker.changed();
     }
+  }
+
+  /** What a long-poll brought; all of it is looked at before any is taken. @throws Blocked: it is another one's answer */
+  #pollOf(text: string) {
+    const { events, last, gaps = [], complete = [] } = objectOf(text, this.#line.parse);
+    const lists = [events, gaps, complete].every(Array.isArray);
+    if (
+      !lists ||
+      typeof last !== "string" ||
+      !/^[!-~]*$/.test(last) ||
+      ![...(gaps as unknown[]), ...(complete as unknown[])].every(isObject)
+    )
+      throw foreign();
+    const texts = partsOf(partsOf(text).get("events") ?? "[]");
+    return {
+      entries: (events as unknown[]).map((value, index) => this.#entry(texts.get(String(index)) ?? "", value)),
+      gaps: gaps as Record<string, unknown>[],
+      complete: complete as Record<string, unknown>[],
+      last,
+    };
   }
 }
 
@@ -930,13 +1222,18 @@ class Feed {
 class Asked {
   readonly #send: (text: string) => void;
   readonly #limitMs: number;
+  readonly #setTimer: SetTimer;
+  readonly #broken: () => void;
   #turn: Promise<unknown> = Promise.resolve();
-  #open: Promised<Answer> | null = null;
+  #open: Promised<unknown> | null = null;
   #waiting = 0;
 
-  constructor(send: (text: string) => void, limitMs: number) {
+  /** @param broken called when a question failed: an answer that comes after all would be taken for the next one's, so nothing more may be asked */
+  constructor(send: (text: string) => void, limitMs: number, setTimer: SetTimer, broken: () => void) {
+    this.#broken = broken;
     this.#send = send;
     this.#limitMs = limitMs;
+    this.#setTimer = setTimer;
   }
 
   get isBusy(): boolean {
@@ -944,31 +1241,32 @@ class Asked {
   }
 
   /** @throws Trouble */
-  ask(text: string): Promise<Answer> {
+  ask(text: string, events: readonly string[]): Promise<Answer> {
     this.#waiting++;
-    const asked = this.#turn.then(() => this.#one(text)).finally(() => this.#waiting--);
+    const asked = this.#turn.then(() => this.#one(text, events)).finally(() => this.#waiting--);
     this.#turn = asked.catch(() => {});
     return asked;
   }
 
-  async #one(text: string): Promise<Answer> {
-    const open = promised<Answer>();
+  async #one(text: string, events: readonly string[]): Promise<Answer> {
+    const open = promised<unknown>();
     this.#open = open;
-    const timer = setTimeout(() => this.fail("there was no answer in time"), this.#limitMs);
+    const stop = this.#setTimer(() => this.fail("there was no answer in time"), this.#limitMs);
     try {
       this.#send(text);
-      return await open.promise;
+      return answerOf(await open.promise, events);
     } catch (error) {
+      this.#broken();
       throw error instanceof Trouble ? error : new Trouble(sentenceOf(error));
     } finally {
-      clearTimeout(timer);
+      stop();
       this.#open = null;
     }
   }
 
   answer(kind: "receipts" | "error", body: Record<string, unknown>): void {
-    if (kind === "receipts" && Array.isArray(body.rejected)) this.#open?.resolve(body as unknown as Answer);
-    else this.fail(String(body.detail));
+    if (kind === "receipts") this.#open?.resolve(body);
+    else this.fail(isText(body.detail) ? body.detail : "an error was answered");
   }
 
   fail(why: string): void {
@@ -984,45 +1282,104 @@ export interface Keeper {
   set(name: string, text: string): unknown;
 }
 
-/** The browser's `localStorage`. @param store another of its kind, such as `sessionStorage` */
-export const browserKeeper = (store: Pick<Storage, "getItem" | "setItem"> = localStorage): Keeper => ({
-  get: (name) => store.getItem(name),
-  set: (name, text) => store.setItem(name, text),
-});
+/** The browser's `localStorage`, as far as there is one. @throws what a browser throws that allows none */
+const localStore = (): Pick<Storage, "getItem" | "setItem"> | null => globalThis.localStorage ?? null;
 
-/** A file, on Bun, Node and Deno, held by one process: written beside itself, synced and put in its place, so that it is whole at any moment. */
+/**
+ * The browser's `localStorage`. In a browser that keeps nothing a listener works all the same, and `status().error` says so.
+ * @param store another of its kind, such as `sessionStorage`
+ */
+export function browserKeeper(store?: Pick<Storage, "getItem" | "setItem">): Keeper {
+  return {
+    get(name) {
+      try {
+        return (store ?? localStore())?.getItem(name);
+      } catch {
+        return null; // What allows no look has kept nothing.
+      }
+    },
+    set(name, text) {
+      const kept = store ?? localStore();
+      if (!kept) throw new Error("this browser keeps nothing");
+      kept.setItem(name, text);
+    },
+  };
+}
+
+/** What is used here of Bun's, Node's and Deno's files. */
+interface Files {
+  readFile(path: string, encoding: "utf8"): Promise<string>;
+  readlink(path: string): Promise<string>;
+  stat(path: string): Promise<{ isFile(): boolean; mode: number }>;
+  rename(from: string, to: string): Promise<void>;
+  rm(path: string, options: { force: boolean }): Promise<void>;
+  open(
+    path: string,
+    flags: string,
+    mode: number,
+  ): Promise<{ writeFile(text: string): Promise<void>; sync(): Promise<void>; close(): Promise<void> }>;
+}
+
+/** What a promise gives, or null where there is no such file. */
+const unlessMissing = <Value>(asked: Promise<Value>): Promise<Value | null> =>
+  asked.catch((error: { code?: string }) => {
+    if (error.code !== "ENOENT") throw error;
+    return null;
+  });
+
+/** Links in a row that lead to a file. */
+const LINKS_MAX = 20;
+
+/** The file that a path leads to, by links too, which stay what they are; and its mode. @throws Error: it is a folder, a device or the like */
+async function placeOf({ readlink, stat }: Files, path: string): Promise<{ path: string; mode: number }> {
+  let place = path;
+  for (let count = 0; count < LINKS_MAX; count++) {
+    const to = await readlink(place).catch(() => null);
+    if (to === null) break;
+    place = /^([/\\]|[A-Za-z]:)/.test(to) ? to : `${place.replace(/[^/\\]*$/, "")}${to}`;
+  }
+  const found = await unlessMissing(stat(place));
+  if (found && !found.isFile()) throw new Error(`${path} is no file`);
+  return { path: place, mode: found ? found.mode & 0o777 : 0o600 };
+}
+
+/**
+ * A file, on Bun, Node and Deno, held by one process: written beside itself, synced and put in its place, so that it is whole at any moment. A link stays
+ * one. What is no file, or a file of something else, is refused, and nothing takes its place.
+ */
 export function fileKeeper(path: string): Keeper {
   // The name is no literal, so that bundlers for browsers leave it alone.
   const module = "node:fs/promises";
-  const files = import(module) as Promise<{
-    readFile(path: string, encoding: "utf8"): Promise<string>;
-    rename(from: string, to: string): Promise<void>;
-    open(
-      path: string,
-      flags: string,
-    ): Promise<{ writeFile(text: string): Promise<void>; sync(): Promise<void>; close(): Promise<void> }>;
-  }>;
+  const files = import(module) as Promise<Files>;
+  files.catch(() => {}); // Told to whoever reads or writes.
   let kept: Record<string, unknown> = {};
   let writing: Promise<void> = Promise.resolve();
+  const read = async (): Promise<Record<string, unknown>> => {
+    const place = await placeOf(await files, path);
+    const text = (await unlessMissing((await files).readFile(place.path, "utf8"))) ?? "";
+    if (text.trim() === "") return {};
+    const found = jsonOf(text);
+    if (!isObject(found) || !Object.values(found).every((value) => typeof value === "string"))
+      throw new Error(`${path} holds something else`);
+    return found;
+  };
   const write = async (): Promise<void> => {
-    const { open, rename } = await files;
-    const file = await open(`${path}.new`, "w");
+    const { open, rename, rm } = await files;
+    const place = await placeOf(await files, path);
+    const fresh = `${place.path}.new`;
+    await rm(fresh, { force: true });
+    const file = await open(fresh, "wx", place.mode);
     try {
       await file.writeFile(JSON.stringify(kept));
       await file.sync();
     } finally {
       await file.close();
     }
-    await rename(`${path}.new`, path);
+    await rename(fresh, place.path);
   };
   return {
     async get(name) {
-      try {
-        const read = jsonOf(await (await files).readFile(path, "utf8"));
-        kept = { ...(isObject(read) ? read : {}), ...kept };
-      } catch (error) {
-        if ((error as { code?: string }).code !== "ENOENT") throw error;
-      }
+      kept = { ...(await read()), ...kept };
       const text = kept[name];
       return typeof text === "string" ? text : null;
     },
@@ -1086,7 +1443,7 @@ class Cell implements Observable<Status> {
     const names = Object.keys(value) as (keyof Status)[];
     if (names.every((name) => value[name] === this.#value[name])) return false;
     this.#value = value;
-    for (const hear of [...this.#hearers]) hear(value);
+    for (const hear of [...this.#hearers]) call(() => hear(value));
     return true;
   }
 
@@ -1143,7 +1500,10 @@ export interface ListenOptions<Data = unknown> extends Reach {
   readonly since?: "now" | "earliest" | (string & {}) | undefined;
   /** Where outbox and finished events are kept; by default in memory, until the program ends. */
   readonly storage?: Keeper | undefined;
-  /** Whether tabs of one device share one connection, where the browser can (Web Locks, BroadcastChannel). The default is true. */
+  /**
+   * Whether tabs of one device share one connection, where the browser can (Web Locks, BroadcastChannel). The default is true. A tab that is frozen, or
+   * gives no sign of life for `leaderMs`, is replaced by another.
+   */
   readonly share?: boolean | undefined;
   /** An event that another tab of this device works on. */
   readonly onElsewhere?: ((event: PushedEvent<Data>) => void) | undefined;
@@ -1160,6 +1520,8 @@ export interface Listener {
   readonly closed: Promise<void>;
   /** Ends it, as the signal does: no new event is begun; what is open, and receipts, have `flushMs` to get away. */
   close(): Promise<void>;
+  /** Where another tab of this device has the connection, it comes here, and what is open there comes again here. */
+  take(): void;
 }
 
 /**
@@ -1204,9 +1566,11 @@ class Device implements Listener {
   /** Aborted when it is to end; `#over` when it has. */
   readonly #ending = new AbortController();
   readonly #over = new AbortController();
+  /** Aborted when the connection is not here: at the end, and when another tab has it. */
+  #term = new AbortController();
   readonly #known = new Map<string, Known>();
   readonly #settled: string[] = [];
-  readonly #nap = new Nap();
+  readonly #nap: Nap;
   #name = "";
   #device: string | null;
   #isAnonymous: boolean;
@@ -1230,10 +1594,20 @@ class Device implements Listener {
   /** The service takes its receipts for this device's: a cookie that nobody here sees may be another one's. */
   #isKnown: boolean;
   #tabs: BroadcastChannel | null = null;
+  /** By what tabs agree on who has the connection; null: they don't. */
+  #locks: LockManager | null = null;
+  /** What the leading tab was asked since it gave a sign of life, and when that was. */
+  #questions = 0;
+  #leaderHeardAt = 0;
+  /** Ends the waiting for the turn, to take it. */
+  #toTake: (() => void) | null = null;
+  /** There while the page is frozen. */
+  #frozen: Promised<void> | null = null;
 
   constructor(options: ListenOptions) {
     this.#options = options;
     this.#line = new Line(options);
+    this.#nap = new Nap(this.#line);
     this.#channels = typeof options.channels === "string" ? options.channels.split(",") : options.channels;
     this.#concurrency = Math.max(1, options.concurrency ?? 1);
     this.#device = options.device ?? null;
@@ -1275,17 +1649,25 @@ class Device implements Listener {
 
   // -------------------------------------------------------------------------------------------------------- from start to end
 
+  take(): void {
+    this.#toTake?.();
+  }
+
   async #run(): Promise<void> {
     const online = (): void => {
       this.#feed.hurry();
       if (this.#mayHurry) this.#nap.wake();
     };
     const offline = (): void => this.#feed.doubt();
+    const end = (): void => this.#term.abort();
     globalThis.addEventListener?.("online", online);
     globalThis.addEventListener?.("offline", offline);
+    this.#ending.signal.addEventListener("abort", end);
+    if (this.#ending.signal.aborted) end();
+    this.#locks = this.#tabLocks();
     try {
       await this.#named();
-      await (this.#isShared() ? this.#share() : this.#lead());
+      await (this.#locks && this.#openTabs() ? this.#share(this.#locks) : this.#lead());
     } catch (error) {
       this.#trouble = sentenceOf(error);
       throw error;
@@ -1304,7 +1686,7 @@ class Device implements Listener {
   async #named(): Promise<void> {
     const { device, token, storage, url } = this.#options;
     let name = device ?? "";
-    const isTokens = device === undefined && token !== undefined && (storage !== undefined || this.#isShared());
+    const isTokens = device === undefined && token !== undefined && (storage !== undefined || this.#locks !== null);
     for (let failures = 1; isTokens && !this.#ending.signal.aborted; failures++)
       try {
         const { sub } = claimsOf(await this.#line.token());
@@ -1319,14 +1701,15 @@ class Device implements Listener {
     this.#name = `pere ${url.replace(/\/+$/, "")} ${[...this.#channels].sort().join(",")} ${name}`;
   }
 
-  /** The connection is here, until the end. */
+  /** The connection is here, until the end or until another tab has it. */
   async #lead(): Promise<void> {
     this.#isElsewhere = false;
     await this.#recall();
     if (this.#outbox.length > 0) this.#send();
     this.#feed.last = this.#last;
+    this.#tell();
     try {
-      await this.#feed.run(this.#ending.signal);
+      await this.#feed.run(this.#term.signal);
     } catch (error) {
       // What it can't be told now is kept.
       this.#ending.abort();
@@ -1334,13 +1717,16 @@ class Device implements Listener {
       await this.#save();
       throw error;
     }
-    await this.#finish();
+    if (this.#ending.signal.aborted) return this.#finish();
+    // What was finished goes on being told; what was not comes again, in the other tab.
+    this.#isElsewhere = true;
+    this.#giveUp();
   }
 
   /** No new event is begun; what is open and what is unsent has `flushMs`. */
   async #finish(): Promise<void> {
     this.#giveUp();
-    const timer = setTimeout(() => this.#over.abort(), this.#line.timing.flushMs);
+    const stop = this.#line.setTimer(() => this.#over.abort(), this.#line.timing.flushMs);
     this.#nap.wake();
     const over = promised();
     this.#over.signal.addEventListener("abort", () => over.resolve());
@@ -1349,7 +1735,7 @@ class Device implements Listener {
       this.#idle.push(idle.resolve);
       await Promise.race([idle.promise, over.promise]);
     }
-    clearTimeout(timer);
+    stop();
     this.#over.abort();
     await this.#save();
   }
@@ -1367,38 +1753,142 @@ class Device implements Listener {
 
   // -------------------------------------------------------------------------------------------------------------------- tabs
 
-  #isShared(): boolean {
+  /** What tabs would agree by; null: they need not, or this browser can't. */
+  #tabLocks(): LockManager | null {
     const { share = true } = this.#options;
-    const canShare = typeof document !== "undefined" && "locks" in navigator && typeof BroadcastChannel !== "undefined";
-    return share && canShare && !this.#isAnonymous;
+    if (!share || this.#isAnonymous || typeof document === "undefined") return null;
+    try {
+      return navigator.locks ?? null;
+    } catch {
+      return null;
+    }
   }
 
-  /** One tab leads; the others hear of it what it sees, and one of them follows when it ends. */
-  async #share(): Promise<void> {
-    this.#isElsewhere = true;
-    const tabs = new BroadcastChannel(this.#name);
-    this.#tabs = tabs;
-    tabs.onmessage = ({ data }: MessageEvent<TabMessage>) => {
-      if (!this.#isElsewhere) return void (data.question && this.#tell());
-      if (data.status && data.status.state !== "closed") this.#status.set({ ...data.status, isElsewhere: true });
-      const event = data.event ?? (data.text === undefined ? undefined : jsonOf(data.text, this.#line.parse));
-      if (event) this.#options.onElsewhere?.(event as PushedEvent);
-    };
-    tabs.postMessage({ question: true });
+  /** Tabs hear each other from now on. @returns false: this browser does not let them */
+  #openTabs(): boolean {
     try {
-      await navigator.locks.request(this.#name, { signal: this.#ending.signal }, () => this.#lead());
-    } catch (error) {
-      if (!this.#ending.signal.aborted || error instanceof PereError) throw error;
+      this.#tabs = new BroadcastChannel(this.#name);
+    } catch {
+      return false;
     }
+    this.#tabs.onmessage = ({ data }: MessageEvent<TabMessage>) => {
+      if (!this.#isElsewhere) return void (data.question && this.#tell());
+      if (data.status && data.status.state !== "closed") {
+        this.#questions = 0;
+        this.#leaderHeardAt = this.#line.monotonic();
+        this.#status.set({ ...data.status, isElsewhere: true });
+      }
+      const event = data.event ?? (data.text === undefined ? undefined : jsonOf(data.text, this.#line.parse));
+      if (event) call(() => this.#options.onElsewhere?.(event as PushedEvent));
+    };
+    return true;
+  }
+
+  /** Says something to the other tabs. @returns whether it could be */
+  #say(message: TabMessage): boolean {
+    try {
+      this.#tabs?.postMessage(message);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** One tab leads; the others hear of it what it sees, and one of them follows when it ends, is frozen, or shows no sign of life. */
+  async #share(locks: LockManager): Promise<void> {
+    const freeze = (): void => {
+      this.#frozen ??= promised();
+      this.#term.abort();
+    };
+    const resume = (): void => {
+      this.#frozen?.resolve();
+      this.#frozen = null;
+    };
+    document.addEventListener("freeze", freeze);
+    document.addEventListener("resume", resume);
+    this.#ending.signal.addEventListener("abort", resume);
+    try {
+      let isTaking = false;
+      while (!this.#ending.signal.aborted) {
+        await this.#frozen?.promise;
+        this.#term = new AbortController();
+        isTaking = await this.#turn(locks, isTaking);
+      }
+      await this.#finish();
+    } finally {
+      document.removeEventListener("freeze", freeze);
+      document.removeEventListener("resume", resume);
+    }
+  }
+
+  /**
+   * Waits for the turn and leads, until the end or until another tab has taken it; or waits until the turn is to be taken.
+   * @param isTaking it is taken from whoever has it @returns whether it is to be taken next
+   */
+  async #turn(locks: LockManager, isTaking: boolean): Promise<boolean> {
+    const waiting = new AbortController();
+    const stop = (): void => waiting.abort();
+    let leading: Promise<unknown> | null = null;
+    let isToTake = false;
+    const lead = (): Promise<unknown> => {
+      stopWaiting();
+      leading = this.#lead().then(
+        () => null,
+        (error: unknown) => ({ error }),
+      );
+      return leading;
+    };
+    const stopWaiting = this.#waitElsewhere(() => {
+      isToTake = true;
+      stop();
+    });
+    this.#term.signal.addEventListener("abort", stop);
+    if (this.#ending.signal.aborted) this.#term.abort();
+    try {
+      await locks.request(this.#name, isTaking ? { steal: true } : { signal: waiting.signal }, lead);
+    } catch {
+      // Another tab has taken the turn, this one is to take it or to end; or the browser gives no locks, and nobody shares.
+      if (leading === null && !waiting.signal.aborted) void lead();
+      else this.#term.abort();
+    } finally {
+      stopWaiting();
+    }
+    const failure = (await leading) as { error: unknown } | null;
+    if (failure) throw failure.error;
+    return isToTake;
+  }
+
+  /** Asks the leading tab for a sign of life, now and then. @param take called when there is none, or when this tab is told to @returns ends it */
+  #waitElsewhere(take: () => void): () => void {
+    const { setTimer, timing, monotonic } = this.#line;
+    this.#questions = 0;
+    this.#leaderHeardAt = monotonic();
+    this.#isElsewhere = true;
+    this.#toTake = take;
+    const ask = (): void => {
+      // A tab that nobody sees is seldom given time: what counts is that several questions had none.
+      if (this.#questions > 2 && monotonic() - this.#leaderHeardAt > timing.leaderMs) return take();
+      this.#questions++;
+      this.#say({ question: true });
+      stopAsking = setTimer(ask, Math.min(QUESTION_MS, timing.leaderMs / 4));
+    };
+    let stopAsking = setTimer(ask, 0);
+    const stopShowing = setTimer(
+      () => this.#questions > 0 && this.#status.set({ ...this.#snapshot(), isElsewhere: true }),
+      ELSEWHERE_MS,
+    );
+    return () => {
+      this.#toTake = null;
+      stopAsking();
+      stopShowing();
+    };
   }
 
   /** The other tabs see an event that is worked on here. What `parse` made may be nothing that can be handed over; its text can. */
   #showTabs(event: PushedEvent): void {
-    try {
-      this.#tabs?.postMessage({ event });
-    } catch {
-      this.#tabs?.postMessage({ text: JSON.stringify(event) });
-    }
+    if (this.#tabs === null || this.#say({ event })) return;
+    const { data: _, ...rest } = event;
+    this.#say({ text: `${JSON.stringify(rest).slice(0, -1)},"data":${event.text}}` });
   }
 
   // ------------------------------------------------------------------------------------------------------------------ status
@@ -1434,7 +1924,7 @@ class Device implements Listener {
     if (this.#isElsewhere && !this.#isClosed) return;
     const status = this.#snapshot();
     this.#status.set(status);
-    if (!this.#isElsewhere) this.#tabs?.postMessage({ status });
+    if (!this.#isElsewhere) this.#say({ status });
   }
 
   // ------------------------------------------------------------------------------------------------------------------ events
@@ -1447,7 +1937,7 @@ class Device implements Listener {
       this.#isAnonymous = this.#device === null;
     }
     if (name === "ready") this.#meet(body);
-    if (name === "gap") this.#call(() => this.#options.onGap?.(body as unknown as Gap));
+    if (name === "gap") call(() => this.#options.onGap?.(body as unknown as Gap));
   }
 
   /** The service said whom it takes this for; before that, and to another one, no receipt is given. A long-poll does not say. */
@@ -1460,19 +1950,8 @@ class Device implements Listener {
     if (this.#outbox.length > 0) this.#send();
   }
 
-  /** Calls what the application gave; what it throws there is not ours, and stops nothing. */
-  #call(run: () => unknown): void {
-    try {
-      run();
-    } catch (error) {
-      setTimeout(() => {
-        throw error;
-      });
-    }
-  }
-
   #take(event: PushedEvent): void {
-    if (this.#ending.signal.aborted) return;
+    if (this.#term.signal.aborted) return;
     const known = this.#known.get(event.id);
     if (known === "open") return;
     if (known) {
@@ -1489,7 +1968,7 @@ class Device implements Listener {
   }
 
   #begin(): void {
-    while (this.#open < this.#concurrency && this.#waiting.length > 0 && !this.#ending.signal.aborted) {
+    while (this.#open < this.#concurrency && this.#waiting.length > 0 && !this.#term.signal.aborted) {
       this.#open++;
       void this.#work(this.#waiting.shift()!);
     }
@@ -1498,19 +1977,20 @@ class Device implements Listener {
   }
 
   async #work(event: PushedEvent): Promise<void> {
-    const { signal } = this.#ending;
+    const { signal } = this.#term;
     const context: Context = {
       signal,
       working: (detail) => void (this.#known.get(event.id) === "open" && this.#give(event, "working", detail)),
     };
+    let [word, detail]: [Word | null, unknown] = ["done", undefined];
     try {
-      const result = await this.#options.onEvent(event, context);
-      this.#give(event, "done", result);
+      detail = await this.#options.onEvent(event, context);
     } catch (error) {
       // What is broken off by the end is not failed: it comes again.
-      if (signal.aborted) this.#known.delete(event.id);
-      else this.#give(event, "failed", sentenceOf(error) || undefined);
+      [word, detail] = [signal.aborted ? null : "failed", messageOf(error) || undefined];
     }
+    if (word === null) this.#known.delete(event.id);
+    else this.#give(event, word, detail);
     // The next one is not begun before this one's end is written down: after a kill no more than `concurrency` come again.
     await this.#save();
     this.#open--;
@@ -1523,7 +2003,7 @@ class Device implements Listener {
   }
 
   #hasRoom(): Promise<void> | null {
-    if (this.#waiting.length < WAITING_MAX || this.#ending.signal.aborted) return null;
+    if (this.#waiting.length < WAITING_MAX || this.#term.signal.aborted) return null;
     this.#room ??= promised();
     return this.#room.promise;
   }
@@ -1578,7 +2058,8 @@ class Device implements Listener {
       const batch = this.#outbox.filter((receipt) => ask || receipt.channel === channel).slice(0, this.#batchMax);
       try {
         const body = JSON.stringify(batch.map(({ channel: _, ...receipt }) => receipt));
-        const { rejected } = await (ask ? ask(body) : this.#post(channel, body));
+        const events = batch.map(({ event }) => event);
+        const { rejected } = await (ask ? ask(body, events) : this.#post(channel, body, events));
         this.#answered(batch, rejected);
         failures = 0;
         this.#trouble = null;
@@ -1590,7 +2071,7 @@ class Device implements Listener {
         this.#line.trouble(this.#trouble);
         this.#changed();
         const askedMs = error instanceof Trouble ? error.pauseMs : null;
-        const pauseMs = askedMs === null ? this.#pauseMs(failures) : askedMs * (1 + this.#line.random() / 5);
+        const pauseMs = Math.max(this.#pauseMs(failures), (askedMs ?? 0) * (1 + this.#line.random() / 5));
         this.#mayHurry = askedMs === null;
         // A socket that failed is followed by a request at once.
         if (!ask) await this.#nap.sleep(pauseMs, signal);
@@ -1598,18 +2079,16 @@ class Device implements Listener {
     }
   }
 
-  async #post(channel: string, body: string): Promise<Answer> {
+  async #post(channel: string, body: string, events: readonly string[]): Promise<Answer> {
     const { device } = this.#options;
     const url = addressOf(this.#line.base, "feedback", [channel], device === undefined ? {} : { device });
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body };
     try {
-      const response = await this.#line.ask(url, init, this.#over.signal, this.#line.timing.requestMs);
-      const answer = jsonOf(await response.text());
-      if (!isObject(answer) || !Array.isArray(answer.rejected)) throw new Trouble("the answer is not the service's");
-      return answer as unknown as Answer;
+      const text = await this.#line.ask(url, init, this.#over.signal, this.#line.timing.requestMs);
+      return answerOf(objectOf(text), events);
     } catch (error) {
       if (error instanceof PereError && isObject(error.problem) && Array.isArray(error.problem.rejected))
-        return error.problem as unknown as Answer;
+        return answerOf(error.problem, events);
       throw error;
     }
   }
@@ -1622,9 +2101,9 @@ class Device implements Listener {
     batch.forEach((receipt, index) => {
       if (receipt.status === "done" || receipt.status === "failed") this.#settle(receipt.event);
       const reason = reasons.get(index);
-      if (reason === undefined) return this.#call(() => this.#options.onReceipt?.(receipt));
+      if (reason === undefined) return call(() => this.#options.onReceipt?.(receipt));
       this.#rejected++;
-      this.#call(() => this.#options.onRejected?.(receipt, reason));
+      call(() => this.#options.onRejected?.(receipt, reason));
     });
     void this.#save();
     this.#changed();
@@ -1635,12 +2114,12 @@ class Device implements Listener {
    * @returns false: it is not about a receipt; all of them wait
    */
   #refused(batch: readonly Receipt[], { status, message }: PereError): boolean {
-    if (status === 401 || status === 403 || status === 404) return false;
+    if (status !== 400 && status !== 413 && status !== 422) return false;
     this.#batchMax = Math.max(1, Math.floor(batch.length / 2));
     const [receipt] = batch;
     if (batch.length > 1 || !receipt) return true;
     if (receipt.detail === undefined || (isObject(receipt.detail) && "refused" in receipt.detail))
-      this.#answered(batch, [{ index: 0, reason: message }]);
+      this.#answered(batch, [{ index: 0, reason: message || "it was refused" }]);
     else {
       const spare = { ...receipt, detail: { refused: message } };
       this.#outbox = this.#outbox.map((other) => (other === receipt ? spare : other));
@@ -1660,15 +2139,16 @@ class Device implements Listener {
       // Nothing may be put in the place of what can't be read now.
       throw new Error(`what was kept can't be read: ${sentenceOf(error)}`, { cause: error });
     }
-    if (!isObject(kept) || kept.version !== 1) return;
-    const { settled, outbox, last } = kept as unknown as Kept;
+    const { settled, outbox, last } = keptOf(kept);
     for (const [id, status] of settled) {
+      if (this.#known.has(id)) continue;
       this.#known.set(id, { status });
       this.#settle(id);
     }
     for (const receipt of outbox) {
-      const { status, detail } = receipt;
-      if (status === "done" || status === "failed") this.#known.set(receipt.event, { status, detail });
+      const { event, status, detail } = receipt;
+      if (this.#outbox.some((other) => other.event === event && other.status === status)) continue;
+      if (status === "done" || status === "failed") this.#known.set(event, { status, detail });
       this.#outbox.push(receipt); // One by one: there may be more than one call takes.
     }
     this.#last = last;
@@ -1676,7 +2156,9 @@ class Device implements Listener {
 
   /** Keeps what must survive. Resolves when all that was there at the call is kept, or could not be. */
   async #save(): Promise<void> {
-    if (!this.#options.storage) return;
+    // What another tab keeps is not written over.
+    const isLost = this.#isElsewhere || (this.#term.signal.aborted && !this.#ending.signal.aborted);
+    if (!this.#options.storage || (this.#tabs && isLost)) return;
     this.#isDirty = true;
     this.#saving ??= this.#saveAll();
     await this.#saving;
@@ -1705,13 +2187,32 @@ class Device implements Listener {
   }
 }
 
+const isWord = (value: unknown): value is Word =>
+  value === "received" || value === "working" || value === "done" || value === "failed";
+
+/** What was kept, as far as it is what a device keeps. */
+function keptOf(kept: unknown): Kept {
+  const { settled, outbox, last } = isObject(kept) && kept.version === 1 ? kept : {};
+  const list = (value: unknown): readonly unknown[] => (Array.isArray(value) ? value : []);
+  return {
+    version: 1,
+    settled: list(settled).filter(
+      (one): one is [string, Word] => Array.isArray(one) && isText(one[0]) && isWord(one[1]),
+    ),
+    outbox: list(outbox).filter(
+      (one): one is Receipt => isObject(one) && isText(one.event) && isText(one.channel) && isWord(one.status),
+    ),
+    last: typeof last === "string" ? last : "",
+  };
+}
+
 /** What a receipt can carry of a value: itself, or, where it is too large or no JSON, what can be said of it. Undefined: there is none. */
 function detailOf(value: unknown): unknown {
   let text: string | undefined;
   try {
     text = JSON.stringify(value);
   } catch (error) {
-    return { unwritable: sentenceOf(error).slice(0, 200) };
+    return { unwritable: messageOf(error).slice(0, 200) };
   }
   if (text === undefined) return undefined;
   const bytes = new TextEncoder().encode(text).length;
@@ -1782,7 +2283,7 @@ export interface PushedMany {
  * @throws PereError when it is refused; Error when there was no answer within `giveUpMs`, or the signal ended it: it may have been stored
  */
 export const publish = (url: string, channel: string, data: unknown, options: PublishOptions = {}): Promise<Pushed> =>
-  push(url, channel, textOf(data, options), "application/json", options) as Promise<Pushed>;
+  push(url, channel, textOf(data, options), "application/json", null, options) as Promise<Pushed>;
 
 /** Pushes up to 1,000 events: all are stored, or none. @throws as `publish`, and RangeError */
 export async function publishMany(
@@ -1794,7 +2295,7 @@ export async function publishMany(
   if (data.length === 0 || data.length > LINES_MAX) throw new RangeError(`1 to ${LINES_MAX} events at once`);
   // Line breaks in a JSON text stand between its tokens, where a space is as good.
   const lines = data.map((value) => textOf(value, options).replaceAll(/[\r\n]/g, " "));
-  return push(url, channel, lines.join("\n"), "application/x-ndjson", options) as Promise<PushedMany>;
+  return push(url, channel, lines.join("\n"), "application/x-ndjson", lines.length, options) as Promise<PushedMany>;
 }
 
 function textOf(data: unknown, { isJson = false }: PublishOptions): string {
@@ -1808,6 +2309,7 @@ async function push(
   channel: string,
   body: string,
   type: string,
+  count: number | null,
   options: PublishOptions,
 ): Promise<unknown> {
   const line = new Line({ ...options, url: base });
@@ -1824,29 +2326,41 @@ async function push(
   const query: Record<string, string> = {};
   for (const [name, value] of Object.entries({ type: options.type, to: to?.join(","), ttl, deadline, remind }))
     if (value !== undefined) query[name] = String(value);
-  const url = addressOf(base, "push", [channel], query);
-  const startedAt = line.now();
+  const url = addressOf(line.base, "push", [channel], query);
+  const startedAt = line.monotonic();
   const never = new AbortController().signal;
+  const nap = new Nap(line);
   for (let failures = 1; ; failures++) {
-    const leftMs = Math.max(0, (wait ?? 0) * 1000 - (line.now() - startedAt));
+    const leftMs = Math.max(0, (wait ?? 0) * 1000 - (line.monotonic() - startedAt));
     const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
     const headers = { "Content-Type": type, "Idempotency-Key": key, ...prefer };
     try {
-      const response = await line.ask(url, { method: "POST", headers, body }, signal, line.timing.requestMs + leftMs);
-      const answer = jsonOf(await response.text());
-      if (isObject(answer) && ("id" in answer || "events" in answer)) return answer;
-      throw new Trouble("the answer is not the service's");
+      const text = await line.ask(url, { method: "POST", headers, body }, signal, line.timing.requestMs + leftMs);
+      const answer = objectOf(text);
+      if (!isPushed(answer, channel, count)) throw foreign();
+      return answer;
     } catch (error) {
-      const pastMs = line.now() - startedAt;
+      const pastMs = line.monotonic() - startedAt;
       if (!(error instanceof Trouble) || signal?.aborted || pastMs >= giveUpMs) throw error;
-      const pauseMs =
-        error.pauseMs === null
-          ? jitterMs(line.random, failures, 250, line.timing.pauseMsMax)
-          : error.pauseMs * (1 + line.random() / 5);
+      const pauseMs = Math.max(
+        jitterMs(line.random, failures, 250, line.timing.pauseMsMax),
+        (error.pauseMs ?? 0) * (1 + line.random() / 5),
+      );
       line.trouble(error.message);
-      await new Nap().sleep(Math.min(pauseMs, giveUpMs - pastMs), signal ?? never);
+      await nap.sleep(Math.min(pauseMs, giveUpMs - pastMs), signal ?? never);
     }
   }
+}
+
+const isStored = (value: unknown): value is Record<string, unknown> =>
+  isObject(value) && isText(value.id) && isCount(value.seq) && isText(value.at);
+
+/** Whether this says that what was pushed is stored. @param count of events; null: one, that was pushed alone */
+function isPushed(answer: Record<string, unknown>, channel: string, count: number | null): boolean {
+  const { audience, events } = answer;
+  if (!isObject(audience) || !isCount(audience.addressed) || !isCount(audience.connected)) return false;
+  if (count === null) return isStored(answer) && answer.channel === channel;
+  return Array.isArray(events) && events.length === count && events.every(isStored);
 }
 
 // ---------------------------------------------------------------------------------------------------------------- receipts
@@ -1860,6 +2374,8 @@ export interface Given {
   readonly device: string;
   readonly status: Word | "missing";
   readonly detail: unknown;
+  /** `detail` as its device wrote it: with the numbers that JavaScript would round. */
+  readonly text: string;
   readonly at: string;
   readonly deviceAt: string | null;
   readonly late: boolean;

@@ -344,8 +344,11 @@ test(
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const storage = memory();
     // As a store that is put back to an older state.
-    const forgetful: Fetch = async (url, init) =>
-      init.method === "POST" ? Response.json({ recorded: 1, duplicate: 0, rejected: [] }) : fetch(url, init);
+    const forgetful: Fetch = async (url, init) => {
+      if (init.method !== "POST") return fetch(url, init);
+      const { length } = JSON.parse(init.body as string) as unknown[];
+      return Response.json({ recorded: length, duplicate: 0, rejected: [] });
+    };
     const first = device({ url: pere.url, storage, fetch: forgetful });
     await until(() => first.status().state === "connected");
     await publish(pere.url, "orders", 1);
