@@ -102,7 +102,14 @@ export class Feed implements Sink {
 
   write(log: Log, batch: Batch): Promise<unknown> | undefined {
     this.wroteAt = this.#house.tick;
-    return this.wire.write(log.channel, batch);
+    try {
+      return this.wire.write(log.channel, batch);
+    } catch (fault) {
+      // At once: what another channel of the feed says next would carry a position behind what was not written.
+      this.#house.report(fault);
+      this.end("busy");
+      return undefined;
+    }
   }
 
   /** An entry once more, when it was given before and the reader keeps up. */

@@ -242,6 +242,25 @@ describe("an engine", () => {
     });
   });
 
+  test("writes nothing more to a feed of several channels where one could not be written: a position behind it would be a loss", async () => {
+    await withEngine({}, async (engine) => {
+      await engine.push("orders", [draft(1)]);
+      await engine.push("stock", [draft(2)]);
+      const channels: string[] = [];
+      const broken = wire({
+        write(channel) {
+          channels.push(channel);
+          throw new TypeError("the connection is gone");
+        },
+      });
+      engine.follow({ ...feedOf("a"), channels: ["orders", "stock"], device: null, since: "earliest" }, broken);
+      await until(() => engine.held.feeds === 0);
+      await Bun.sleep(0);
+      expect(channels).toHaveLength(1);
+      expect(broken.said).toEqual(["ready", "busy"]);
+    });
+  });
+
   test("gives every other feed its sign of life where one can't take it", async () => {
     await withEngine(
       {},

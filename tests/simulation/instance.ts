@@ -1,0 +1,203 @@
+/**
+ * One instance of PERE: its real engine, store and handlers, on a machine that can crash. Left out are the sockets of the operating system and
+ * Elysia's routing: requests come as `Request`, and the handlers behind the routes answer them.
+ */
+import { copyFileSync, existsSync, rmSync } from "node:fs";
+import type { Server } from "bun";
+import { bodyReader, BODY_MS } from "../../engine/body.ts";
+import { Door } from "../../engine/door.ts";
+import { Engine, type Limits } from "../../engine/engine.ts";
+import type { Send } from "../../engine/hook-call.ts";
+import { PereError } from "../../engine/model.ts";
+import { Rates } from "../../engine/rates.ts";
+import { RedisStore } from "../../engine/redis.ts";
+import { SqliteStore } from "../../engine/sqlite.ts";
+import type { Store } from "../../engine/store.ts";
+import type { SocketData } from "../../engine/wires.ts";
+import { handlers, type Parts } from "../../index.ts";
+import { type Clock, Machine, PlainResponse } from "./clock.ts";
+import type { Host, SocketHandlers } from "./line.ts";
+
+/** Where instances keep what they know. */
+export type Disk = { readonly kind: "redis" } | { readonly kind: "sqlite"; path: string };
+
+export interface InstanceOptions {
+  readonly clock: Clock;
+  readonly disk: Disk;
+  readonly limits: Partial<Limits>;
+  readonly send: Send;
+}
+
+/** Files of worlds, in memory. */
+let files = 0;
+export const newFile = (): string => `/dev/shm/pere-simulation-${process.pid}-${files++}.db`;
+
+/** Copies a file as it would be found after a power cut, and forgets the old one. */
+export function surviving(path: string): string {
+  const to = newFile();
+  for (const end of ["", "-wal"]) if (existsSync(path + end)) copyFileSync(path + end, to + end);
+  return to;
+}
+
+export function remove(path: string): void {
+  for (const end of ["", "-wal", "-shm", ".lock"]) rmSync(path + end, { force: true });
+}
+
+/** A fault that a plan put in: the service is to survive it. */
+export class Tripped extends Error {}
+
+const OPEN = { push: 0, receipt: 0, feed: 0 } as const;
+
+export class Instance implements Host {
+  readonly name: string;
+  machine: Machine;
+  readonly #options: InstanceOptions;
+  #engine: Engine | null = null;
+  #store: Store | null = null;
+  #parts: Parts | null = null;
+  #lives = 0;
+  /** Faults that nobody put in. */
+  readonly incidents: string[] = [];
+
+  constructor(name: string, options: InstanceOptions) {
+    this.name = name;
+    this.#options = options;
+    this.machine = new Machine(name);
+    this.machine.isAlive = false;
+  }
+
+  get isUp(): boolean {
+    return this.#engine !== null && !this.#engine.draining;
+  }
+
+  get store(): Store {
+    return this.#store!;
+  }
+
+  /** Starts it; on Redis that may take a while. */
+  start(): void {
+    if (this.machine.isAlive) return;
+    const { clock } = this.#options;
+    const { skewMs } = this.machine;
+    this.machine = new Machine(`${this.name}.${++this.#lives}`);
+    this.machine.skewMs = skewMs;
+    clock.note(`${this.machine.name} starts`);
+    clock.as(this.machine, () => void this.#start());
+  }
+
+  async #start(): Promise<void> {
+    const { clock, disk, limits, send } = this.#options;
+    let store: Store;
+    for (;;)
+      try {
+        store =
+          disk.kind === "sqlite"
+            ? new SqliteStore({ path: disk.path })
+            : await RedisStore.open({ urls: ["redis://simulated"] });
+        break;
+      } catch {
+        await clock.sleep(500); // As whoever looks after the process starts it again.
+      }
+    const random = clock.random;
+    const now = Date.now;
+    this.#store = store;
+    this.#engine = new Engine(store, {
+      limits,
+      random,
+      hooksAllowed: [],
+      report: (error) => {
+        if (!(error instanceof Tripped))
+          this.incidents.push(error instanceof Error ? (error.stack ?? "") : String(error));
+      },
+      hookCall: { resolve: async () => ["93.184.216.34"], send },
+    });
+    const rates = new Rates(OPEN, null);
+    const door = new Door({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
+    this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}) };
+  }
+
+  /** A power cut: what was not durable is gone, and nothing of it runs any more. */
+  crash(): void {
+    if (!this.machine.isAlive) return;
+    const { clock, disk } = this.#options;
+    clock.note(`${this.machine.name} crashes`);
+    this.machine.isAlive = false;
+    this.#engine = this.#parts = null;
+    if (disk.kind === "sqlite" && this.#store) {
+      const old = disk.path;
+      disk.path = surviving(old);
+      void this.#store.close();
+      remove(old);
+    }
+    this.#store = null;
+  }
+
+  /** An orderly end. */
+  async stop(): Promise<void> {
+    const [engine, store] = [this.#engine, this.#store];
+    if (!engine || !store) return;
+    this.#options.clock.note(`${this.machine.name} stops`);
+    await engine.drain();
+    await engine.close();
+    this.machine.isAlive = false;
+    this.#engine = this.#parts = this.#store = null;
+  }
+
+  /** The end of its world. */
+  discard(): void {
+    this.machine.isAlive = false;
+    if (this.#options.disk.kind === "sqlite") void this.#store?.close();
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- requests
+
+  async handle(request: Request, accept: (data: SocketHandlers) => void): Promise<PlainResponse | undefined> {
+    const parts = this.#parts;
+    if (!parts) return new PlainResponse("", { status: 503 });
+    const server = {
+      timeout() {},
+      requestIP: () => ({ address: "192.0.2.1" }),
+      upgrade(_request: Request, { data }: { data: SocketData }) {
+        accept(data as unknown as SocketHandlers);
+        return true;
+      },
+    } as unknown as Server<SocketData>;
+    try {
+      return (await this.#route(parts, request, server)) as unknown as PlainResponse | undefined;
+    } catch (error) {
+      if (!(error instanceof PereError || error instanceof Tripped))
+        this.incidents.push(error instanceof Error ? (error.stack ?? "") : String(error));
+      // Without a cause, so that nothing is logged: thousands of worlds have trouble all the time.
+      const told =
+        error instanceof PereError
+          ? new PereError(error.code, error.message, error.faults)
+          : new PereError("inside", "something went wrong in PERE");
+      return handlers.toResponse(told) as unknown as PlainResponse;
+    }
+  }
+
+  #route(parts: Parts, request: Request, server: Server<SocketData>): Promise<Response | undefined> {
+    const [, verb, channel = "", name = ""] = new URL(request.url).pathname.split("/").map(decodeURIComponent);
+    const { engine } = parts;
+    const made = (status: number): Response => new Response("{}", { status });
+    switch (`${request.method} ${verb}`) {
+      case "POST push":
+        return handlers.push(parts, channel, request, server);
+      case "GET feed":
+        return handlers.follow(parts, "events", channel, request, server);
+      case "GET feedback":
+        return handlers.follow(parts, "receipts", channel, request, server);
+      case "POST feedback":
+        return handlers.feedback(parts, channel, request, server);
+      case "PUT devices":
+        return engine.enrol(channel, name).then((isNew) => made(isNew ? 201 : 200));
+      case "DELETE devices":
+        return engine.retire(channel, name).then(() => made(204));
+      case "PUT hooks":
+        return handlers.putHook(parts, { channel, name }, request);
+      case "GET events":
+        return engine.event(channel, name).then((text) => new Response(text));
+    }
+    throw new PereError("unknown", `there is nothing at ${request.url}`);
+  }
+}
