@@ -362,6 +362,7 @@ async function follow(
     device: kind === "events" ? deviceOf(grant, request, query) : null,
     expires: grant.expires,
     caller: door.caller(grant, request, server),
+    address: door.address(request, server),
     refused: await refusal(() => countFeed(channels.length)),
     last: positions(request.headers.get("last-event-id") || lastOf(query), "last-event-id"),
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
@@ -547,7 +548,8 @@ async function poll(
   if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
   const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";
-  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}}`);
+  const shared = answer.shared === null ? "" : `,"shared":${JSON.stringify(answer.shared)}`;
+  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}${shared}}`);
 }
 
 // --------------------------------------------------------------------------------------------------------------- feedback

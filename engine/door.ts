@@ -179,7 +179,11 @@ export class Door {
 
   /** Whose request it is: a token's bearer, or an address. Not after an upgrade: then a request has no address. */
   caller({ subject }: Grant, request: Request, server: Addresses): string {
-    if (subject !== null) return `token ${subject}`;
+    return subject !== null ? `token ${subject}` : this.address(request, server);
+  }
+
+  /** From where a request comes: an address, of IPv6 the network; empty where that is not known. Not after an upgrade. */
+  address(request: Request, server: Addresses): string {
     const address = server.requestIP(request)?.address ?? "";
     return addressOf(address, request.headers.get("x-forwarded-for"), this.#options.proxies);
   }

@@ -153,6 +153,7 @@ export class Engine {
         attempt(report, () => this.#feeds.reached(extent));
         if (extent.kind === "events") attempt(report, () => this.#reminders.read(extent.channel));
       },
+      (channel, device, addresses) => attempt(report, () => this.#feeds.shared(channel, device, addresses)),
     );
     this.#timers = [
       setInterval(() => void this.#feeds.presence.writeHeard(), this.#limits.seenMs),
@@ -393,10 +394,15 @@ export class Engine {
     await this.#heads(channel);
     const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
     const elsewhere = await this.#store.elsewhere(channel);
+    const away = items.map(({ device }) => device).filter((device) => elsewhere.has(device));
+    const there = await this.#store.addresses(channel, away);
     const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
       device,
       enrolledAt,
       connected: this.#feeds.presence.isConnected(channel, device, elsewhere),
+      addresses: [
+        ...new Set([...this.#feeds.presence.addresses(channel, device), ...(there.get(device) ?? [])]),
+      ].sort(),
       seenAt: this.#feeds.presence.heardAt(channel, device) ?? seenAt,
       pending,
     }));

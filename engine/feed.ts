@@ -29,6 +29,8 @@ export interface Wire {
   beat(positions: readonly Position[]): void;
   /** One entry once more; the reader's position stays where it is. Returns as `write` does. */
   remind(batch: Batch): Promise<unknown> | undefined;
+  /** The device has feeds open from several addresses. Absent: nobody is to be told. */
+  shared?(device: string, addresses: readonly string[]): void;
   /** Tells why and closes; the feed lets go of everything by itself. */
   bye(reason: Bye): void;
 }
@@ -43,6 +45,8 @@ export interface FeedRequest {
   readonly since: "now" | "earliest" | readonly Position[];
   /** Whose connection it is, a token's bearer or an address; null: PERE's own cursor. */
   readonly caller: string | null;
+  /** From where it is opened; absent or empty: that is not known. */
+  readonly address?: string;
   /** Why the reader may not have it now: trouble that passes. */
   readonly refused: PereError | null;
   /** When the reader's right to it ends, milliseconds since 1970. */
@@ -77,6 +81,7 @@ interface House {
 export class Feed implements Sink {
   readonly device: string | null;
   readonly caller: string | null;
+  readonly address: string;
   readonly logs: Log[];
   readonly followers: Follower[] = [];
   blocked: Promise<unknown> | undefined;
@@ -90,11 +95,14 @@ export class Feed implements Sink {
   renewAt = Number.POSITIVE_INFINITY;
   readonly wire: Wire;
   readonly #house: House;
+  /** The addresses that its reader was told of. */
+  #sharedBy = "";
 
-  constructor(house: House, { device, caller, expires }: FeedRequest, logs: Log[], wire: Wire) {
+  constructor(house: House, { device, caller, address = "", expires }: FeedRequest, logs: Log[], wire: Wire) {
     this.#house = house;
     this.device = device;
     this.caller = caller;
+    this.address = address;
     this.expires = expires;
     this.logs = logs;
     this.wire = wire;
@@ -145,6 +153,14 @@ export class Feed implements Sink {
   /** How far each channel has come. */
   positions(): Position[] {
     return this.followers.map(({ cursor }, index) => ({ epoch: this.logs[index]!.epoch, seq: cursor }));
+  }
+
+  /** Tells the reader, once, that its device is open at these addresses. One that does not keep up is told another time. */
+  shared(addresses: readonly string[]): void {
+    const sharedBy = addresses.join(" ");
+    if (!this.open || this.blocked || this.followers.length === 0 || sharedBy === this.#sharedBy) return;
+    this.#sharedBy = sharedBy;
+    this.wire.shared?.(this.device!, addresses);
   }
 
   /** The device gave a sign of life. */

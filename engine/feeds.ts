@@ -6,7 +6,7 @@
 import type { Counts } from "./counts.ts";
 import { attempt, type Report, unexpected } from "./faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
-import { type Event, type Kind, PereError } from "./model.ts";
+import { type Event, isShared, type Kind, PereError } from "./model.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { Batch, eventEntry, Log, receiptEntry, type Source } from "./tail.ts";
@@ -77,7 +77,7 @@ export class Feeds {
   ) {
     this.#store = store;
     this.report = report;
-    this.presence = new Presence(store, now, attended, report);
+    this.presence = new Presence(store, now, attended, report, ({ address }) => address);
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
@@ -171,6 +171,8 @@ export class Feeds {
         if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
         feed.followers.push({ sink: feed, device, cursor, floor, lost: null, stopped: false });
       });
+      for (const { channel } of feed.entered ? feed.logs : [])
+        this.shared(channel, device!, this.presence.addresses(channel, device!));
       feed.followers.forEach((follower, index) => feed.logs[index]!.follow(follower));
     } catch (error) {
       unexpected(this.report, error);
@@ -264,6 +266,11 @@ export class Feeds {
     for (const joining of this.#joining)
       if (joining.device === device && joining.channels.includes(channel)) joining.isRetired = true;
     for (const feed of [...this.presence.feeds(channel, device)]) feed.end("expired");
+  }
+
+  /** A device is open at these addresses, here or elsewhere; where these are several, its feeds are told. */
+  shared(channel: string, device: string, addresses: readonly string[]): void {
+    if (isShared(addresses)) for (const feed of this.presence.feeds(channel, device)) feed.shared(addresses);
   }
 
   /** A log has come so far; entries may have passed unheard. */

@@ -210,6 +210,16 @@ export interface Enrolment {
   readonly pending: number;
 }
 
+/**
+ * Whether a device is open at several places: two machines that have one name, as a rule. Many tabs of a browser have one address. A machine may have one of
+ * IPv4 and one of IPv6, so these are not compared. Behind a proxy that is not in PERE_PROXIES, or behind one NAT, all have one address; and a device that
+ * changed its network counts at both until the link that it left is given up.
+ */
+export function isShared(addresses: readonly string[]): boolean {
+  const ipv6 = addresses.filter((address) => address.includes(":")).length;
+  return ipv6 > 1 || addresses.length - ipv6 > 1;
+}
+
 // ------------------------------------------------------------------------------------------------------- writing them out
 
 /** A time so many seconds after another, in milliseconds. */

@@ -32,6 +32,7 @@ const NONE: readonly never[] = [];
 export class Presence<Feed> {
   readonly #store: Store;
   readonly #now: () => number;
+  readonly #addressOf: (feed: Feed) => string;
   readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #report: Report;
   readonly #channels = new Map<string, Here<Feed>>();
@@ -40,14 +41,19 @@ export class Presence<Feed> {
   /** The last writing of them. Never rejects. */
   #written: Promise<void> = Promise.resolve();
 
-  /** @param attended told when the first device follows a channel here, and when none does any more */
+  /**
+   * @param attended told when the first device follows a channel here, and when none does any more
+   * @param addressOf from where a feed was opened; empty: that is not known
+   */
   constructor(
     store: Store,
     now: () => number,
     attended: (channel: string, isAttended: boolean) => void,
     report: Report = onConsole,
+    addressOf: (feed: Feed) => string = () => "",
   ) {
     this.#store = store;
+    this.#addressOf = addressOf;
     this.#report = report;
     this.#now = now;
     this.#attended = attended;
@@ -96,7 +102,7 @@ export class Presence<Feed> {
       here.devices.set(device, { feeds: [feed], joined });
       here.both = null;
     }
-    this.#store.attend(channel, device, joined);
+    this.#store.attend(channel, device, joined, this.addresses(channel, device));
     this.heard(channel, device);
   }
 
@@ -105,7 +111,11 @@ export class Presence<Feed> {
     const here = this.#channels.get(channel)!;
     const { feeds } = here.devices.get(device)!;
     feeds.splice(feeds.indexOf(feed), 1);
-    if (feeds.length > 0) return;
+    if (feeds.length > 0) {
+      if (this.#addressOf(feed) !== this.#addressOf(feeds[0]!))
+        this.#store.attend(channel, device, here.devices.get(device)!.joined, this.addresses(channel, device));
+      return;
+    }
     here.devices.delete(device);
     here.both = null;
     this.#store.attend(channel, device, null);
@@ -122,12 +132,18 @@ export class Presence<Feed> {
     const { joined } = await this.#store.join(channel, device, this.#now());
     if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
     present.joined = joined;
-    this.#store.attend(channel, device, joined);
+    this.#store.attend(channel, device, joined, this.addresses(channel, device));
   }
 
   /** The devices with a feed of the channel open here. */
   devices(channel: string): readonly string[] {
     return [...(this.#channels.get(channel)?.devices.keys() ?? [])];
+  }
+
+  /** From where a device's feeds of the channel here are opened, each address once, ascending. */
+  addresses(channel: string, device: string): readonly string[] {
+    const feeds = this.feeds(channel, device);
+    return [...new Set(feeds.map(this.#addressOf))].filter((address) => address !== "").sort();
   }
 
   /** A device's feeds of the channel here. */

@@ -15,7 +15,7 @@
 import { type Kind, PereError } from "./model.ts";
 import { eventOf, receiptOf } from "./redis-entries.ts";
 import { RedisLink } from "./redis-link.ts";
-import { RETIRED, SEPARATOR } from "./redis-scripts.ts";
+import { RETIRED, SEPARATOR, SHARED } from "./redis-scripts.ts";
 import type { Extent, Heads, Wake } from "./store.ts";
 
 /** How often the extents of followed logs are asked, in milliseconds. */
@@ -64,6 +64,7 @@ export class RedisEar {
   readonly #timer: Timer;
   #tell: (wake: Wake) => void = () => {};
   #reached: (extent: Extent) => void = () => {};
+  #shared: (channel: string, device: string, addresses: readonly string[]) => void = () => {};
   #looking = false;
   /** The next look tells at once what has grown, although messages may be under way. */
   #hurry = false;
@@ -99,9 +100,14 @@ export class RedisEar {
     void this.#look(true);
   }
 
-  watch(listener: (wake: Wake) => void, reached: (extent: Extent) => void): void {
+  watch(
+    listener: (wake: Wake) => void,
+    reached: (extent: Extent) => void,
+    shared: (channel: string, device: string, addresses: readonly string[]) => void,
+  ): void {
     this.#tell = listener;
     this.#reached = reached;
+    this.#shared = shared;
   }
 
   /** Resolves when what is stored from now on will be heard. @throws PereError away */
@@ -153,13 +159,14 @@ export class RedisEar {
     return work;
   }
 
-  /** One message: `epoch first last`, and the entries when they are small; or `epoch retired device`. */
+  /** One message: `epoch first last`, and the entries when they are small; or `epoch retired device`, `- shared device addresses`. */
   readonly #message = (message: string, key: string): void => {
     const followed = this.#followed.get(key);
     if (!followed?.wanted) return;
     const { kind, channel } = followed;
     const [about, ...texts] = message.split(SEPARATOR) as [string, ...string[]];
-    const [epoch, firstText, lastText] = about.split(" ") as [string, string, string];
+    const [epoch, firstText, lastText, addresses = ""] = about.split(" ") as [string, string, string, string?];
+    if (firstText === SHARED) return this.#shared(channel, lastText, addresses.split(","));
     if (firstText === RETIRED) return this.#tell({ kind: "retired", channel, device: lastText });
     if (!followed.isSure || (followed.epoch !== null && epoch !== followed.epoch)) return void this.#look(true);
     const [first, last] = [Number(firstText), Number(lastText)];

@@ -34,6 +34,8 @@ export interface Keys {
   readonly deliveries: (name: string) => string;
   /** Connected devices, as `redis-presence.ts` writes them. */
   readonly present: string;
+  /** From where they are. */
+  readonly places: string;
   /** Written to find out what replicas have. */
   readonly spread: string;
   readonly idempotency: (key: string) => string;
@@ -54,6 +56,7 @@ function keysOf(prefix: string, channel: string): Keys {
     hook: (name) => key(`hook:${name}`),
     deliveries: (name) => key(`deliveries:${name}`),
     present: key("present"),
+    places: key("places"),
     spread: key("spread"),
     idempotency: (name) => key(`key:${name}`),
   };

@@ -8,9 +8,14 @@
  * What is true here is kept here: when Redis has lost it, the next sign of life shows that this instance is not known, and it is all written again.
  * A new connection may lead to an older state, a snapshot or a replica that lagged behind, and what that says of this instance is anybody's guess: so
  * it goes on under another name, and what stands under the old one is a dead instance's.
+ *
+ * From where its devices are connected an instance writes down as well, and looks whether living ones have the same device from elsewhere; then it tells
+ * all of them, by the channel's messages.
  */
+import { isShared } from "./model.ts";
+import type { Keys } from "./redis-keys.ts";
 import type { Redis, Reply } from "./redis-link.ts";
-import { SCRIPTS } from "./redis-scripts.ts";
+import { SCRIPTS, SHARED } from "./redis-scripts.ts";
 
 const BEAT_MS = 1_000;
 /** Without a sign of life for so long, an instance is dead. */
@@ -23,6 +28,14 @@ const STRANGER_MS = 10 * MEMORY_MS;
 const FRESH_MS = 1_000;
 /** Devices in one command. */
 const DEVICES_AT_ONCE = 500;
+
+const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
+
+/** A device that is connected here: the `seq` after which it joined the channel, and from where it is. */
+interface Here {
+  readonly joined: number;
+  readonly addresses: readonly string[];
+}
 
 /** Devices, each with the `seq` after which it joined the channel. */
 type Devices = ReadonlyMap<string, number>;
@@ -39,8 +52,8 @@ export class RedisPresence {
   #isDoubted = false;
   readonly #link: Redis;
   readonly #instances: string;
-  readonly #key: (channel: string) => string;
-  readonly #here = new Map<string, Map<string, number>>();
+  readonly #keys: (channel: string) => Keys;
+  readonly #here = new Map<string, Map<string, Here>>();
   /** What is not yet written down. */
   readonly #changed = new Map<string, Set<string>>();
   readonly #known = new Map<string, Known>();
@@ -50,11 +63,10 @@ export class RedisPresence {
   readonly #timer: Timer;
   #writing: Promise<void> | undefined;
 
-  /** @param key where a channel's present devices are kept */
-  constructor(link: Redis, instances: string, key: (channel: string) => string) {
+  constructor(link: Redis, instances: string, keys: (channel: string) => Keys) {
     this.#link = link;
     this.#instances = instances;
-    this.#key = key;
+    this.#keys = keys;
     this.#timer = setInterval(() => void this.beat(), BEAT_MS);
     this.#timer.unref();
   }
@@ -89,13 +101,14 @@ export class RedisPresence {
     await this.#link.send("ZREM", this.#instances, before);
   }
 
-  /** A device is connected here from now on; null: it is no longer. */
-  attend(channel: string, device: string, joined: number | null): void {
+  /** A device is connected here from now on, from these addresses; null: it is no longer. */
+  attend(channel: string, device: string, joined: number | null, addresses: readonly string[]): void {
     let devices = this.#here.get(channel);
     if (joined !== null) {
-      if (devices?.get(device) === joined) return;
+      const known = devices?.get(device);
+      if (known?.joined === joined && known.addresses.join() === addresses.join()) return;
       if (!devices) this.#here.set(channel, (devices = new Map()));
-      devices.set(device, joined);
+      devices.set(device, { joined, addresses });
     } else if (devices?.delete(device) && devices.size === 0) this.#here.delete(channel);
     if (this.#changed.size === 0) setImmediate(() => this.#write().catch(() => {}));
     this.#change(channel, device);
@@ -131,14 +144,56 @@ export class RedisPresence {
   }
 
   async #writeSome(channel: string, devices: readonly string[]): Promise<void> {
-    const here = this.#here.get(channel) ?? NOBODY;
+    const here = this.#here.get(channel);
     const name = (device: string): string => `${this.#instance}/${device}`;
-    const came = devices.flatMap((device) => (here.has(device) ? [name(device), String(here.get(device))] : []));
-    const left = devices.filter((device) => !here.has(device)).map(name);
+    const came = devices.flatMap((device) => {
+      const known = here?.get(device);
+      return known ? [{ device, ...known }] : [];
+    });
+    const left = devices.filter((device) => !here?.has(device)).map(name);
+    const { present, places } = this.#keys(channel);
+    const set = (key: string, value: (one: (typeof came)[number]) => string) =>
+      this.#link.send("HSET", key, ...came.flatMap((one) => [name(one.device), value(one)]));
     await Promise.all([
-      came.length > 0 ? this.#link.send("HSET", this.#key(channel), ...came) : null,
-      left.length > 0 ? this.#link.send("HDEL", this.#key(channel), ...left) : null,
+      came.length > 0 ? set(present, ({ joined }) => String(joined)) : null,
+      came.length > 0 ? set(places, ({ addresses }) => addresses.join(",")) : null,
+      left.length > 0 ? this.#link.send("HDEL", present, ...left) : null,
+      left.length > 0 ? this.#link.send("HDEL", places, ...left) : null,
     ]);
+    await this.#compare(channel, came);
+  }
+
+  /** Tells all instances of devices that are open at another one as well, from another address. */
+  async #compare(channel: string, came: readonly { device: string; addresses: readonly string[] }[]): Promise<void> {
+    const there = await this.addresses(
+      channel,
+      came.map(({ device }) => device),
+    );
+    for (const { device, addresses } of came) {
+      const all = [...new Set([...addresses, ...(there.get(device) ?? [])])].sort();
+      if (there.has(device) && isShared(all))
+        await this.#link.send("PUBLISH", this.#keys(channel).events, `- ${SHARED} ${device} ${all.join(",")}`);
+    }
+  }
+
+  /** From where devices are connected at other instances, those of them that are known; nowhere, when that can't be known now. */
+  async addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
+    const others = [...this.#living].filter((instance) => instance !== this.#instance);
+    if (others.length === 0 || devices.length === 0) return NOWHERE;
+    const found = new Map<string, readonly string[]>();
+    const { places } = this.#keys(channel);
+    try {
+      for (const instance of others)
+        for (let at = 0; at < devices.length; at += DEVICES_AT_ONCE) {
+          const some = devices.slice(at, at + DEVICES_AT_ONCE);
+          const texts = await this.#link.send("HMGET", places, ...some.map((device) => `${instance}/${device}`));
+          for (const [n, text] of (texts as readonly (string | null)[]).entries())
+            if (text) found.set(some[n]!, [...(found.get(some[n]!) ?? []), ...text.split(",")]);
+        }
+    } catch {
+      return NOWHERE; // Redis is away; who is connected counts for what is written.
+    }
+    return found;
   }
 
   /** Devices that are connected at other instances, as of a second ago or so; nobody, when that can't be known now. */
@@ -152,7 +207,7 @@ export class RedisPresence {
   }
 
   async #read(channel: string): Promise<Devices> {
-    const key = this.#key(channel);
+    const { present: key, places } = this.#keys(channel);
     const left: string[] = [];
     const devices = new Map<string, number>();
     const present = (await this.#link.send("HGETALL", key)) as unknown as Readonly<Record<string, string>>;
@@ -166,7 +221,9 @@ export class RedisPresence {
       } else if (!this.#strangers.has(instance)) this.#strangers.set(instance, Date.now());
       else if (Date.now() - this.#strangers.get(instance)! > 2 * MEMORY_MS) left.push(member);
     }
-    if (left.length > 0) this.#link.send("HDEL", key, ...left.slice(0, DEVICES_AT_ONCE)).catch(() => {});
+    if (left.length > 0)
+      for (const hash of [key, places])
+        this.#link.send("HDEL", hash, ...left.slice(0, DEVICES_AT_ONCE)).catch(() => {});
     return devices;
   }
 

@@ -33,6 +33,9 @@ export const SEPARATOR = "\x1e";
 /** The second word of a message that tells of no entries: who was retired is the third. */
 export const RETIRED = "retired";
 
+/** The same of one that tells of no entries: the third word is a device that is open at several places, the fourth its addresses, comma separated. */
+export const SHARED = "shared";
+
 /** A script, and the name that Redis knows it by. */
 export interface Script {
   readonly text: string;

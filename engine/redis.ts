@@ -131,7 +131,7 @@ export class RedisStore implements Store {
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
     );
-    this.#presence = new RedisPresence(this.#link, `${prefix}instances`, (channel) => this.#keys(channel).present);
+    this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // What is published at one node of a Cluster is heard at all of them.
     this.#ear = new RedisEar(urls, {
       key: (kind, channel) => this.#keys(channel)[kind],
@@ -476,8 +476,12 @@ export class RedisStore implements Store {
 
   // ----------------------------------------------------------------------------------------------------------- its own life
 
-  watch(listener: (wake: Wake) => void, reached: (extent: Extent) => void = () => {}): void {
-    this.#ear.watch(listener, reached);
+  watch(
+    listener: (wake: Wake) => void,
+    reached: (extent: Extent) => void = () => {},
+    shared: (channel: string, device: string, addresses: readonly string[]) => void = () => {},
+  ): void {
+    this.#ear.watch(listener, reached, shared);
   }
 
   follow(kind: Kind, channel: string): Promise<void> {
@@ -488,8 +492,12 @@ export class RedisStore implements Store {
     this.#ear.unfollow(kind, channel);
   }
 
-  attend(channel: string, device: string, joined: number | null): void {
-    this.#presence.attend(channel, device, joined);
+  attend(channel: string, device: string, joined: number | null, addresses: readonly string[] = []): void {
+    this.#presence.attend(channel, device, joined, addresses);
+  }
+
+  addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
+    return this.#presence.addresses(channel, devices);
   }
 
   elsewhere(channel: string): Promise<ReadonlyMap<string, number>> {

@@ -60,6 +60,7 @@ const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
 const NOBODY: ReadonlyMap<string, number> = new Map();
+const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
 /** Channels as they are: see `schema.ts`. */
 const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience,
@@ -492,6 +493,9 @@ export class SqliteStore implements Store {
   attend(): void {}
   async elsewhere(): Promise<ReadonlyMap<string, number>> {
     return NOBODY;
+  }
+  async addresses(): Promise<ReadonlyMap<string, readonly string[]>> {
+    return NOWHERE;
   }
   lease(): Promise<number | null> {
     return this.#file.read(() => 1);

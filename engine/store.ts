@@ -286,15 +286,26 @@ export interface Store {
    * Hears of every entry that becomes durable in a log that is followed, whoever stored it, and of retired devices where events are followed.
    * One watcher a store.
    * @param reached told where entries may have passed unheard; what is missing is to be read
+   * @param shared told where a device is connected at several instances, from which addresses in all
    */
-  watch(listener: (wake: Wake) => void, reached?: (extent: Extent) => void): void;
+  watch(
+    listener: (wake: Wake) => void,
+    reached?: (extent: Extent) => void,
+    shared?: (channel: string, device: string, addresses: readonly string[]) => void,
+  ): void;
 
   /** From when it resolves until `unfollow`, the watcher hears of this log. Asked twice it is the same. @throws PereError away */
   follow(kind: Kind, channel: string): Promise<void>;
   unfollow(kind: Kind, channel: string): void;
 
-  /** A device, which joined the channel after `joined`, is connected to this instance from now on; null: it is no longer. Other instances know it soon. */
-  attend(channel: string, device: string, joined: number | null): void;
+  /**
+   * A device, which joined the channel after `joined`, is connected to this instance from now on, from these addresses; null: it is no longer. Other
+   * instances know it soon.
+   */
+  attend(channel: string, device: string, joined: number | null, addresses?: readonly string[]): void;
+
+  /** From where these devices are connected at other instances, those that are known; right within seconds. Never rejects. */
+  addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>>;
 
   /** Devices that are connected at other instances, each with where it joined; right within seconds, nobody where it can't be known. Never rejects. */
   elsewhere(channel: string): Promise<ReadonlyMap<string, number>>;

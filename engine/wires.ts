@@ -33,6 +33,9 @@ export function retryMs(reason: Bye | "start", random: () => number): number {
   return Math.round(from + (to - from) * random());
 }
 
+/** What `pere.shared` says. */
+const sharedBody = (device: string, addresses: readonly string[]) => ({ device, addresses });
+
 /** What `pere.ready` says. */
 const readyBody = (device: string | null, starts: readonly { channel: string; position: Position }[]) => ({
   device,
@@ -148,6 +151,10 @@ export class EventStream implements Wire {
 
   rest(): void {}
 
+  shared(device: string, addresses: readonly string[]): void {
+    this.#out.write(frame({ event: "pere.shared", data: JSON.stringify(sharedBody(device, addresses)) }));
+  }
+
   /** A comment; and, when entries passed that were not for this reader, its new position, so that it does not come back for them. */
   beat(positions: readonly Position[]): void {
     const text = positionsText(positions);
@@ -249,6 +256,10 @@ export class Socket implements Wire {
 
   rest(): void {}
 
+  shared(device: string, addresses: readonly string[]): void {
+    this.say("shared", sharedBody(device, addresses));
+  }
+
   /** Nothing: the server pings. */
   beat(): void {}
 
@@ -266,6 +277,8 @@ export interface PollAnswer {
   readonly complete: readonly string[];
   readonly last: string;
   readonly gaps: readonly { channel: string; after: string; from: string }[];
+  /** Null: its device is open at one address. */
+  readonly shared: { readonly device: string; readonly addresses: readonly string[] } | null;
 }
 
 export class Poll implements Wire {
@@ -276,6 +289,7 @@ export class Poll implements Wire {
   readonly #complete: string[] = [];
   readonly #gaps: { channel: string; after: string; from: string }[] = [];
   readonly #settle: (answer: PollAnswer | null) => void;
+  #shared: PollAnswer["shared"] = null;
   #feed: Feed | undefined;
   #characters = 0;
   #resting = false;
@@ -301,7 +315,7 @@ export class Poll implements Wire {
   #finish(): void {
     if (!this.#feed?.open) return;
     const last = positionsText(this.#feed.positions());
-    this.#settle({ texts: this.#texts, complete: this.#complete, last, gaps: this.#gaps });
+    this.#settle({ texts: this.#texts, complete: this.#complete, last, gaps: this.#gaps, shared: this.#shared });
     this.#feed.stop();
   }
 
@@ -334,6 +348,10 @@ export class Poll implements Wire {
   }
 
   beat(): void {}
+
+  shared(device: string, addresses: readonly string[]): void {
+    this.#shared = sharedBody(device, addresses);
+  }
 
   /** What ends a feed for good has an answer; trouble that passes has none. */
   bye(reason: Bye): void {

@@ -8,11 +8,12 @@ import { Parser } from "@asyncapi/parser";
 import Ajv from "ajv";
 import packageJson from "../package.json";
 import { mint } from "../engine/mint.ts";
+import { readAllowed } from "../engine/hook-call.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
 import { strictCopy } from "./described.ts";
-import { ask, connect, openStream, SECRET, start, startWith, type Stream, until } from "./harness.ts";
+import { ask, connect, listen, openStream, SECRET, start, startWith, type Stream, until } from "./harness.ts";
 
 interface Pointer {
   readonly $ref: string;
@@ -170,12 +171,17 @@ const cameOn = ({ streams, sockets }: Listening): (readonly [key: string, said: 
 /** One order of the story, from the first feed to the service's end. @returns all that came, with ids as the examples have them */
 async function play(): Promise<(readonly [key: string, said: Said])[]> {
   const now = (): number => SAMPLE_TIME_MS;
-  const pere = await startWith({}, { now });
+  const pere = await startWith({ proxies: readAllowed("127.0.0.1/32") }, { now });
   const rights = { push: ["orders"], feed: ["orders"], days: 1 };
   const token = await mint({ secret: SECRET, now }, { sub: samples.device, ...rights });
   const listening = await listenEverywhere(
     (key, more) => `${pere.url}${document.channels[key]!.address.replace("{channel}", "orders")}?token=${token}${more}`,
   );
+  // The device opens another feed, from elsewhere.
+  const twin = await listen(`${pere.url}/feed/orders?token=${token}`, {
+    "X-Forwarded-For": samples.shared.addresses[1]!,
+  });
+  await twin.own("shared").finally(() => twin.close());
   const options = `type=${samples.type}&to=${samples.device}&ttl=3600&deadline=600&token=${token}`;
   const pushed = await ask(`${pere.url}/push/orders?${options}`, { body: samples.order });
   const epoch = (pushed.body.id as string).split("-")[0]!;

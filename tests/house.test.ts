@@ -100,7 +100,12 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/store.ts",
     "engine/model.ts",
   ],
-  "engine/redis-presence.ts": ["engine/redis-link.ts", "engine/redis-scripts.ts"],
+  "engine/redis-presence.ts": [
+    "engine/model.ts",
+    "engine/redis-keys.ts",
+    "engine/redis-link.ts",
+    "engine/redis-scripts.ts",
+  ],
   "engine/redis-deadlines.ts": ["engine/redis-link.ts", "engine/redis-keys.ts", "engine/redis-scripts.ts"],
   "engine/redis-hooks.ts": [
     "engine/redis-link.ts",

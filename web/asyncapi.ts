@@ -99,6 +99,8 @@ const EVENT =
 const RECEIPT = "A device's word on an event, or the server's own, `missing`.";
 const READY = "First on every feed, with the position that it starts after.";
 const GAP = "What was asked for is no longer kept; the feed goes on behind it.";
+const SHARED =
+  "The device has feeds open from several addresses, as two machines with one name have; told once to each of them.";
 const BYE = "Last on a feed that the server ends, and why. Come back after `retry:`.";
 const BYE_TEXT =
   "Last on a socket that the server closes, and why. 1012: come back; 1013: come back later; 1008: don't.";
@@ -112,6 +114,7 @@ const messages = {
   receiptFrame: entry("receipt", RECEIPT, "Receipt", firstReceipt),
   readyFrame: ownFrame("ready", READY, "Ready", "always", ...readyFrames),
   gapFrame: ownFrame("gap", GAP, "Gap", "always", { id: origin, payload: samples.gap }),
+  sharedFrame: ownFrame("shared", SHARED, "Shared", "never", { payload: samples.shared }),
   byeFrame: ownFrame("bye", BYE, "Bye", "never", { payload: bye }),
   completeFrame: ownFrame("complete", COMPLETE, "Complete", "sometimes", { payload: samples.complete }),
   overviewFrame: ownFrame("overview", "How all channels stand, first and where it changed.", "Overview", "never", {
@@ -128,6 +131,7 @@ const messages = {
   receiptText: text("receipt", RECEIPT, "Receipt", firstReceipt),
   readyText: ownText("ready", READY, schemas.Ready, samples.ready, samples.readyToAnybody),
   gapText: ownText("gap", GAP, schemas.Gap, samples.gap),
+  sharedText: ownText("shared", SHARED, schemas.Shared, samples.shared),
   byeText: ownText("bye", BYE_TEXT, schemas.Bye, bye),
   completeText: ownText("complete", COMPLETE, schemas.Complete, samples.complete!),
   receiptsText: ownText(
@@ -213,7 +217,7 @@ const ways = {
       "Server-Sent Events (WHATWG HTML, section 9.2). `data` is JSON. Trouble that passes is told with `200`, `pere.bye` and a close; a stream is renewed about every 15 minutes. Its last `id` goes back whole as `Last-Event-ID`.",
     transport: "http",
     parameters: onFeed,
-    sent: ["readyFrame", "eventFrame", "gapFrame", "byeFrame"],
+    sent: ["readyFrame", "eventFrame", "gapFrame", "sharedFrame", "byeFrame"],
   },
   receiptStream: {
     title: "Receipts, as an event stream",
@@ -239,7 +243,7 @@ const ways = {
       "Text frames, one JSON value each; subprotocol `pere.v1` or none. To resume, pass the last event's `id` as `last-event-id`; on several channels the last of each, joined by `.`.",
     transport: "ws",
     parameters: onFeed,
-    sent: ["readyText", "eventText", "gapText", "byeText"],
+    sent: ["readyText", "eventText", "gapText", "sharedText", "byeText"],
     taken: {
       takeReceipts: {
         summary: "Receipts from the feed's device",

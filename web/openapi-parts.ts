@@ -360,17 +360,18 @@ and a comment line keeps a quiet stream alive. The server's own events, which a 
 |---|---|---|
 | \`pere.ready\` | \`Ready\` | first, with the position that the feed starts after as its \`id:\` |
 | \`pere.gap\` | \`Gap\` | what was asked for is no longer kept; nothing is ever skipped in silence |
+| \`pere.shared\` | \`Shared\` | the device is open from several addresses at once: two machines have its name, perhaps |
 | \`pere.bye\` | \`Bye\` | last: why the server ends the stream; come back after \`retry:\` |
 
 Trouble that passes is told as \`200\`, \`pere.bye\` and a close, because EventSource stops for ever at any other status. A stream is renewed about every
 15 minutes.
 
 **WebSocket** (\`Upgrade: websocket\`, subprotocol \`pere.v1\` or none). Text frames: the same JSON as in \`data:\`, and the server's own as
-\`{"pere":"ready"|"gap"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired or the token has expired. ${own}
+\`{"pere":"ready"|"gap"|"shared"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired or the token has expired. ${own}
 A fresh token in place of the one that it was opened with is \`{"pere":"token","token":"…"}\`, and is answered \`{"pere":"token","expires":"…"}\`; one that is not good, allows less or is
 another device's is answered \`{"pere":"error","detail":"…"}\` and changes nothing.
 
-**Long-poll** (\`Accept: application/json\`): answers as soon as there is something, or when \`wait\` is over. Pass \`last\` back as
+**Long-poll** (\`Accept: application/json\`): answers as soon as there is something, or when \`wait\` is over; with \`gaps\` and \`shared\` where there is something to say. Pass \`last\` back as
 \`last-event-id\`.
 
 On a feed of several channels the position holds a place in each. It is opaque, and goes back whole.`;

@@ -217,7 +217,7 @@ export const schemas = {
     ["type", "deadline", "expiresAt", "remind", "to"],
     { description: "An event as its publisher reads it." },
   ),
-  EventBatch: batch(ref("Event")),
+  EventBatch: batch(ref("Event"), { shared: ref("Shared") }),
 
   Ready: object(
     {
@@ -235,6 +235,20 @@ export const schemas = {
     description:
       "`pere.gap`: entries after `after` and before `from` were asked for and are no longer kept, or never existed in this log.",
   }),
+  Shared: object(
+    {
+      device: ref("Device"),
+      addresses: array(
+        { type: "string" },
+        { description: "From where it is open: IPv4 addresses, and of IPv6 the networks, as `2001:db8::/64`." },
+      ),
+    },
+    [],
+    {
+      description:
+        "`pere.shared`: the device has feeds open from several addresses at once, as two machines with one name have. Each of its feeds is told once.",
+    },
+  ),
   Bye: object(
     {
       reason: {
@@ -421,6 +435,13 @@ export const schemas = {
     device: ref("Device"),
     enrolledAt: ref("Time"),
     connected: { type: "boolean", description: "It has a feed open now." },
+    addresses: array(
+      { type: "string" },
+      {
+        description:
+          "From where its open feeds came: IPv4 addresses, and of IPv6 the networks, as `2001:db8::/64`. Several of one kind: probably two machines with one name.",
+      },
+    ),
     seenAt: { ...orNull("Time"), description: "Its last sign of life." },
     pending: count("Kept, unexpired events that it owes a final receipt."),
   }),
@@ -653,7 +674,11 @@ export const samples = {
   rows: { receipts: [row], next: null },
   rowsCsv: `device,status,detail,at,deviceAt,late\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false\r\n`,
   rowsLines: `${JSON.stringify(row)}\n`,
-  devices: { devices: [{ device, enrolledAt: at, connected: false, seenAt: at, pending: 0 }], next: null },
+  shared: { device, addresses: ["127.0.0.1", "192.0.2.8"] },
+  devices: {
+    devices: [{ device, enrolledAt: at, connected: false, addresses: [], seenAt: at, pending: 0 }],
+    next: null,
+  },
   enrolled: { channel, device, enrolled: true },
   hookName,
   hookDraft,
