@@ -3,7 +3,7 @@
  *
  * An enrolment is a row of `devices`: events after `joined`, up to `left`, were addressed to the device. `settled` is the place below which it
  * owes nothing; it only ever grows, so what a device owes is found from there and never by going through its whole past.
- * All functions but `list` and `stint` run within a transaction.
+ * All functions but `list`, `stint` and `unreleased` run within a transaction. None looks at more than some thousand events: what goes on is called again.
  */
 import { Breath } from "./breath.ts";
 import type { SqliteFile } from "./commit.ts";
@@ -18,6 +18,17 @@ export interface Stint {
   readonly lost: number;
   readonly told: number;
 }
+
+/** How far a device owes nothing, and whether more has to be looked at to know it. */
+export interface Settled {
+  readonly settled: number;
+  readonly more: boolean;
+}
+
+/** Events that one change looks at to find what a device owes, that one read counts, that one change takes a device out of: some milliseconds each. */
+const SETTLE_EVENTS = 4_000;
+const PENDING_EVENTS = 4_000;
+const RELEASE_EVENTS = 500;
 
 /** Unexpired at time `?n`, for an `events e`. */
 const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
@@ -94,67 +105,104 @@ export class Enrolments {
   }
 
   /** Where an enrolled device stands as it opens a feed; from now on it counts as told what it lost. */
-  join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> {
+  join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> & Settled {
     const stint = this.stint(channel, device)!;
     const { joined, lost, told } = stint;
-    const settled = this.#settle(channel, device, stint, now);
+    const { settled, more } = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
     if (settled > stint.settled || told !== lost) this.#set(channel, device, "settled = ?3, told = lost", settled);
-    return { joined, settled, lost };
+    return { joined, settled, lost, more };
   }
 
-  /** A sign of life, milliseconds since 1970; and what it has settled meanwhile. */
-  seen(channel: Channel, device: string, at: number): void {
+  /** Goes on to find how far an enrolled device owes nothing. */
+  settle(channel: Channel, device: string, now: number): Settled | null {
     const stint = this.stint(channel, device);
-    if (!stint) return;
-    this.#set(channel, device, "seenAt = ?3, settled = ?4", at, this.#settle(channel, device, stint, at));
+    if (!stint) return null;
+    const found = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
+    if (found.settled > stint.settled) this.#set(channel, device, "settled = ?3", found.settled);
+    return found;
   }
 
-  /** How far the device owes nothing: up to before the first event that it owes a final word on. */
-  #settle(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
-    return (this.#oldestOwed(channel, device, joined, settled, now) ?? channel.head + 1) - 1;
+  /** Signs of life, milliseconds since 1970; and what was settled meanwhile, as far as one change may look. */
+  seen(channel: Channel, times: ReadonlyMap<string, number>): void {
+    let left = SETTLE_EVENTS;
+    for (const [device, at] of times) {
+      const stint = this.stint(channel, device);
+      if (!stint) continue;
+      const { settled } = left > 0 ? this.#settle(channel, device, stint, at, left) : stint;
+      left -= Math.max(0, settled - Math.max(stint.settled, stint.joined));
+      this.#set(channel, device, "seenAt = ?3, settled = ?4", at, Math.max(settled, stint.settled));
+    }
   }
 
-  /** The first event that the device owes a final word on, above `settled`. */
-  #oldestOwed(channel: Channel, device: string, joined: number, settled: number, now: number): number | null {
+  /** How far the device owes nothing: up to before the first event that it owes a final word on, or as far as about `most` events were looked at. */
+  #settle(channel: Channel, device: string, stint: Stint, now: number, most: number): Settled {
+    const { joined } = stint;
+    const after = this.#after(channel, device, stint);
+    // The names of a channel of commands to single devices are looked at by this device's alone.
+    const end =
+      this.#file.get<{ event: number }>(
+        `SELECT event FROM targets WHERE channel = +?1 AND device = +?2 AND event > ?3 ORDER BY event LIMIT 1 OFFSET ${most}`,
+        channel.id,
+        device,
+        after,
+      )?.event ?? channel.head;
     const toIt = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
-       WHERE t.channel = +?1 AND t.event > ?2 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
+       WHERE t.channel = +?1 AND t.event > ?2 AND t.event <= ?5 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
       channel.id,
-      Math.max(settled, channel.floor),
+      after,
       device,
       now,
+      end,
     );
     // Only below that one: on a channel of commands to single devices, everything above would be looked at for nothing.
+    const last = Math.min(toIt ? toIt.seq - 1 : end, Math.max(joined, after) + most);
     const toAll = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM events e WHERE e.channel = +?1 AND e.seq > ?2 AND e.seq < ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
+      `SELECT e.seq FROM events e WHERE e.channel = +?1 AND e.seq > ?2 AND e.seq <= ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
       channel.id,
-      Math.max(joined, settled, channel.floor),
+      Math.max(joined, after),
       device,
       now,
-      toIt?.seq ?? channel.head + 1,
+      last,
     );
-    return (toAll ?? toIt)?.seq ?? null;
+    if (toAll) return { settled: toAll.seq - 1, more: false };
+    return { settled: last, more: last < (toIt ? toIt.seq - 1 : channel.head) };
+  }
+
+  /** Up to here a device owes nothing: it settled it, it is no longer kept, or it left and came back. */
+  #after({ floor, leaving }: Channel, device: string, { settled }: Stint): number {
+    return Math.max(settled, floor, leaving?.device === device ? leaving.upTo : 0);
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- who leaves
+
+  /** Ends an enrolment: from now on the device has left, and `release` tidies up behind it. False when it was not enrolled. Nobody else may be leaving. */
+  leave(channel: Channel, device: string): boolean {
+    const stint = this.stint(channel, device);
+    if (!stint) return false;
+    const { joined } = stint;
+    const [upTo, released] = [channel.head, channel.floor];
+    this.#set(channel, device, `"left" = ?3`, upTo);
+    this.#file.run("INSERT INTO leaving VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, device, joined, upTo, released);
+    channel.leaving = { device, joined, upTo, released };
+    channel.audience--;
+    this.#changed(channel);
+    return true;
   }
 
   /**
-   * Takes the device out of the audience of every event that it gave no final word on. False when it was not enrolled.
-   * @param release told of each such event, and of the device's rank there
+   * Takes who leaves out of the next events that it gave no final word on.
+   * @param release told of each such event, of the device, and of its rank there; @returns whether there is more to do
    */
-  retire(channel: Channel, device: string, release: (event: number, rank: number) => void): boolean {
-    const stint = this.stint(channel, device);
-    if (!stint) return false;
-    const released = this.#file.all<{ seq: number; targeted: number; status: number | null }>(
-      `SELECT e.seq, e.targeted, l.status FROM events e LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
-       WHERE e.channel = ?1 AND e.seq > ?4 AND (l.status IS NULL OR l.status < ${FINAL}) AND
-       CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
-      channel.id,
-      stint.joined,
-      device,
-      channel.floor,
-    );
-    for (const { seq, targeted, status } of released) {
-      release(seq, status ?? 0);
-      if (targeted)
+  release(channel: Channel, release: (event: number, device: string, rank: number) => void): boolean {
+    const { leaving } = channel;
+    if (!leaving) return false;
+    const { device, upTo } = leaving;
+    const from = Math.max(leaving.released, channel.floor);
+    const to = Math.min(upTo, from + RELEASE_EVENTS);
+    for (const { seq, targeted, status } of this.unreleased(channel, from + 1, to)) {
+      release(seq, device, status);
+      if (targeted === 1)
         this.#file.run(
           "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
           channel.id,
@@ -162,10 +210,30 @@ export class Enrolments {
           device,
         );
     }
-    this.#set(channel, device, `"left" = ?3`, channel.head);
-    channel.audience--;
-    this.#changed(channel);
-    return true;
+    leaving.released = to;
+    if (to < upTo) this.#file.run("UPDATE leaving SET released = ?2 WHERE channel = ?1", channel.id, to);
+    else {
+      this.#file.run("DELETE FROM leaving WHERE channel = ?1", channel.id);
+      delete channel.leaving;
+    }
+    return to < upTo;
+  }
+
+  /** Of the events from `first` to `last`: those that who leaves is still to be taken out of, and its rank there. */
+  unreleased(channel: Channel, first: number, last: number) {
+    const { leaving } = channel;
+    if (!leaving) return [];
+    return this.#file.all<{ seq: number; targeted: number; status: number }>(
+      `SELECT e.seq, e.targeted, coalesce(l.status, 0) AS status FROM events e
+       LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
+       WHERE e.channel = ?1 AND e.seq BETWEEN ?4 AND ?5 AND coalesce(l.status, 0) < ${FINAL} AND
+       CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+      channel.id,
+      leaving.joined,
+      leaving.device,
+      Math.max(first, leaving.released + 1, channel.floor + 1),
+      Math.min(last, leaving.upTo),
+    );
   }
 
   /** Enrolled devices by name, after the device `after`, at most `limit`. */
@@ -180,21 +248,27 @@ export class Enrolments {
     const items: Enrolment[] = [];
     const breath = new Breath(); // A thousand devices may owe thousands each.
     for (const { device, enrolledAt, seenAt, ...stint } of rows) {
-      items.push({ device, enrolledAt, seenAt, pending: this.#pending(channel, device, stint, now) });
-      await breath.take();
+      items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, stint, now, breath) });
     }
     return items;
   }
 
-  #pending(channel: Channel, device: string, { joined, settled }: Stint, now: number): number {
-    return this.#file.get<{ n: number }>(
-      `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND ${alive(5)} AND ${unsettled(3)} AND
-       CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
-      channel.id,
-      Math.max(settled, channel.floor),
-      device,
-      joined,
-      now,
-    )!.n;
+  /** Some events at a time: it may owe very many. */
+  async #pending(channel: Channel, device: string, stint: Stint, now: number, breath: Breath): Promise<number> {
+    let pending = 0;
+    for (let from = this.#after(channel, device, stint); from < channel.head; from += PENDING_EVENTS) {
+      await breath.take();
+      pending += this.#file.get<{ n: number }>(
+        `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq <= ?6 AND ${alive(5)} AND ${unsettled(3)} AND
+         CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+        channel.id,
+        from,
+        device,
+        stint.joined,
+        now,
+        from + PENDING_EVENTS,
+      )!.n;
+    }
+    return pending;
   }
 }

@@ -5,7 +5,7 @@
  * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script of a channel gets the same keys in the
  * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
  *
- *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without it there is no such channel
+ *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without it there is no such channel; `leaving`, see below
  *     events    stream   `<seq>-0`: v = the entry
  *     receipts  stream   `<seq>-0`: v = the entry, k = its field in `latest`
  *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices stand there
@@ -22,6 +22,11 @@
  * or hooks is in two keys beside the channels, `due` and `hooked`; what they say too much is found out, and what `due` has lost comes back with
  * the next round of trimming. There is no index of receipts by device: what a device owes is found from `settled`,
  * the place below which it owes nothing, by looking each later event up in `latest`; and `settled` follows the device every few seconds.
+ *
+ * A device that is retired leaves in two steps. The first says so: it is enrolled no more, and `leaving` in the counters has
+ * `joined upTo released device`. From then on no script gives it as one who owes a word on the events after `released`, up to `upTo`. The second takes
+ * it out of tallies and names, some events a script, by whoever comes next: the one who retired it, who retires another, a deadline, retention. So one
+ * device a channel leaves at a time, and nothing is lost where an instance dies.
  *
  * Where a channel has no counters, whatever else is left of it belongs to a life that ended: it is removed, and the channel begins anew with
  * an epoch of its own. So a Redis that was flushed, or that dropped keys for want of memory, is never taken for the one that was.
@@ -52,6 +57,8 @@ local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], K
 local devices, names, special, targets, gone = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local deadlines, reminded = KEYS[11], KEYS[12]
 local CHUNK = 500
+-- Events that one script looks at for a device's sake, about: some milliseconds.
+local MOST = 4000
 
 -- Numbers stay below 10^15, so that each is exact and written in full.
 local function text(number) return string.format('%.0f', number) end
@@ -60,17 +67,22 @@ local function named(seq, device) return string.format('%015.0f/', seq) .. devic
 
 -- The channel's counters; nil when there is no such channel.
 local function look()
-  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience')
+  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving')
   if not c[1] then return nil end
+  local leaving = nil
+  if c[7] then
+    local joined, upTo, released, device = c[7]:match('^(%d+) (%d+) (%d+) (.+)$')
+    leaving = { joined = tonumber(joined), upTo = tonumber(upTo), released = tonumber(released), device = device }
+  end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
-    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]) }
+    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving }
 end
 
 -- The same, made with this epoch when there is none. The second result: whether it was made.
 local function make(epoch)
   local found = look()
   if found then return found, 0 end
-  for part = 2, 12 do redis.call('DEL', KEYS[part]) end
+  for part = 2, 12 do redis.call('UNLINK', KEYS[part]) end
   redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
   return look(), 1
 end
@@ -97,63 +109,75 @@ local function enrol(channel, device, now)
   return true
 end
 
--- Of the events from first to last, those with an expiry or with names: seq = { expires or 0, named }.
+-- Of the events from first to last, or of the first CHUNK of them, those with an expiry or with names: seq = { expires or 0, named }; their seqs.
 local function specials(first, last)
-  local found = {}
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', special, text(first), text(last))) do
+  local found, order = {}, {}
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', special, text(first), text(last), 'LIMIT', 0, CHUNK)) do
     local seq, expires, to = member:match('^(%d+):(%d+):(%d)$')
-    found[tonumber(seq)] = { expires = tonumber(expires), named = to == '1' }
+    order[#order + 1] = tonumber(seq)
+    found[order[#order]] = { expires = tonumber(expires), named = to == '1' }
   end
-  return found
+  return found, order
+end
+
+-- Whether who leaves is still to be taken out of an event.
+local function isLeaving(channel, event)
+  return channel.leaving and event > channel.leaving.released and event <= channel.leaving.upTo
 end
 
 local function rankOf(word)
   return word and tonumber(word:match('^%d+')) or 0
 end
 
--- Calls visit(seq, rank, named, expires) for each kept event after 'after' that is addressed to a device that joined after 'joined', oldest
--- first, until it returns true.
-local function walk(channel, device, joined, after, visit)
-  after = math.max(after, channel.floor)
-  if after < joined then
-    -- Of what came before it joined, only what names it.
-    local found = specials(after + 1, math.min(joined, channel.head))
-    local order = {}
-    for seq, about in pairs(found) do if about.named then order[#order + 1] = seq end end
-    table.sort(order)
+-- Calls visit(seq, rank, named, expires) for each kept event after 'after', up to 'upTo', that is addressed to a device that joined after 'joined',
+-- oldest first, until it returns true or about 'most' were looked at. How far it came; whether it was told to stop there; how many it looked at.
+local function walk(channel, device, joined, after, upTo, most, visit)
+  local at, looked = math.max(after, channel.floor), 0
+  while at < upTo and looked < most do
+    local last, candidates, fields, found, order = math.min(at + CHUNK, upTo), {}, {}, nil, nil
+    if at < joined then
+      -- Of what came before it joined, only what names it.
+      last = math.min(joined, upTo)
+      found, order = specials(at + 1, last)
+      if #order == CHUNK then last = order[CHUNK] end
+    else
+      found, order = specials(at + 1, last), {}
+      for seq = at + 1, last do order[#order + 1] = seq end
+    end
     for _, seq in ipairs(order) do
-      if redis.call('ZSCORE', targets, named(seq, device)) then
-        local rank = rankOf(redis.call('HGET', latest, text(seq) .. ':' .. device))
-        if visit(seq, rank, true, found[seq].expires) then return end
+      local about = found[seq]
+      local isNamed = about ~= nil and about.named
+      if (isNamed and redis.call('ZSCORE', targets, named(seq, device))) or (not isNamed and seq > joined) then
+        candidates[#candidates + 1] = seq
+        fields[#fields + 1] = text(seq) .. ':' .. device
       end
     end
-  end
-  local seq = math.max(after, joined) + 1
-  while seq <= channel.head do
-    local last = math.min(seq + CHUNK - 1, channel.head)
-    local found = specials(seq, last)
-    local fields = {}
-    for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. device end
-    local words = redis.call('HMGET', latest, unpack(fields))
-    for at = seq, last do
-      local about = found[at]
-      if not about or not about.named or redis.call('ZSCORE', targets, named(at, device)) then
-        local isNamed = about ~= nil and about.named
-        if visit(at, rankOf(words[at - seq + 1]), isNamed, about and about.expires or 0) then return end
-      end
+    looked = looked + 1 + #order
+    local words = #fields > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
+    for n, seq in ipairs(candidates) do
+      local about = found[seq]
+      if visit(seq, rankOf(words[n]), about ~= nil and about.named, about and about.expires or 0) then return seq, true, looked end
     end
-    seq = last + 1
+    at = last
   end
+  return at, false, looked
 end
 
--- How far the device owes nothing: up to before the first event that it owes a final word on.
-local function settle(channel, device, stint, now)
-  local owed = nil
-  walk(channel, device, stint.joined, stint.settled, function(seq, rank, _, expires)
-    if rank < FINAL and (expires == 0 or expires > now) then owed = seq end
-    return owed ~= nil
+-- Up to here a device owes nothing, as it is written down: it settled it, or it left and came back.
+local function owesAfter(channel, device, settled)
+  if channel.leaving and channel.leaving.device == device then return math.max(settled, channel.leaving.upTo) end
+  return settled
+end
+
+-- How far the device owes nothing: up to before the first event that it owes a final word on, or as far as about 'most' were looked at.
+-- Whether there is more to look at; how many were.
+local function settle(channel, device, stint, now, most)
+  local after = owesAfter(channel, device, stint.settled)
+  local at, isOwed, looked = walk(channel, device, stint.joined, after, channel.head, most, function(_, rank, _, expires)
+    return rank < FINAL and (expires == 0 or expires > now)
   end)
-  return owed and owed - 1 or channel.head
+  if isOwed then return at - 1, 0, looked end
+  return at, at < channel.head and 1 or 0, looked
 end
 
 -- A message carries its entries as long as they are small: subscribers that read slowly are cut off by the megabyte. A longer one says
@@ -196,6 +220,34 @@ local function tell(channel, entries)
   if #entries == 0 then return end
   redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
   publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
+end
+
+-- Takes who leaves out of the next events that it gave no final word on. True: there are more.
+local function release(channel, entries, now)
+  local leaving = channel.leaving
+  if not leaving then return false end
+  local device = leaving.device
+  leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 2, function(seq, rank, isNamed)
+    local event = text(seq)
+    if rank >= FINAL then
+      if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
+      return
+    end
+    redis.call('HINCRBY', tallies, event .. ':n', -1)
+    if rank > 0 then
+      redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
+      redis.call('HDEL', latest, event .. ':' .. device)
+    end
+    if isNamed then redis.call('ZREM', targets, named(seq, device)) end
+    if standing(event) == 0 then keep(channel, entries, event, device, 0, 0, event .. ' ' .. device .. ' 0 ' .. now .. ' ', '0', '') end
+  end)
+  if leaving.released >= leaving.upTo then
+    redis.call('HDEL', counters, 'leaving')
+    channel.leaving = nil
+    return false
+  end
+  redis.call('HSET', counters, 'leaving', table.concat({ text(leaving.joined), text(leaving.upTo), text(leaving.released), device }, ' '))
+  return true
 end
 
 -- The next devices of an event's audience, by name, after 'after': at most CHUNK are looked at. How many were, and the last one.
@@ -345,7 +397,8 @@ export const SCRIPTS = {
         local stint = stintOf(device)
         local about = specials(event, event)[event]
         local addressed
-        if about and about.named then addressed = redis.call('ZSCORE', targets, named(event, device))
+        if about and about.named then
+          addressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
         else addressed = stint and stint.joined < event end
         if before >= FINAL then verdict = 1
         elseif not addressed then verdict = 3
@@ -369,82 +422,110 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     return { made, enrol(channel, ARGV[2], tonumber(ARGV[3])) and 1 or 0 }`),
 
-  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost */
+  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do */
   join: script(`
     local channel, made = make(ARGV[1])
     local device, now = ARGV[2], tonumber(ARGV[3])
     local new = enrol(channel, device, now) and 1 or 0
     local stint = stintOf(device)
-    stint.settled = settle(channel, device, stint, now)
+    local more
+    stint.settled, more = settle(channel, device, stint, now, MOST)
     stint.told = stint.lost
     keepStint(device, stint)
-    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost }`),
+    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost, more }`),
 
-  /** device, now → whether it was enrolled */
+  /** device, now → epoch, settled, whether there is more to do; nothing: it is not enrolled */
+  settle: script(`
+    local channel = look()
+    local stint = channel and stintOf(ARGV[1])
+    if not stint then return {} end
+    local more
+    stint.settled, more = settle(channel, ARGV[1], stint, tonumber(ARGV[2]), MOST)
+    keepStint(ARGV[1], stint)
+    return { channel.epoch, stint.settled, more }`),
+
+  /** device, now → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: who left before was dealt with, ask again */
   retire: script(`
     local channel, device, entries = look(), ARGV[1], {}
+    if channel and channel.leaving then
+      release(channel, entries, ARGV[2])
+      tell(channel, entries)
+      return -1
+    end
     local stint = channel and stintOf(device)
     if not stint then return 0 end
-    walk(channel, device, stint.joined, channel.floor, function(seq, rank, isNamed)
-      local event = text(seq)
-      if rank >= FINAL then
-        if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
-        return
-      end
-      redis.call('HINCRBY', tallies, event .. ':n', -1)
-      if rank > 0 then
-        redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
-        redis.call('HDEL', latest, event .. ':' .. device)
-      end
-      if isNamed then redis.call('ZREM', targets, named(seq, device)) end
-      if standing(event) == 0 then keep(channel, entries, event, device, 0, 0, event .. ' ' .. device .. ' 0 ' .. ARGV[2] .. ' ', '0', '') end
-    end)
-    tell(channel, entries)
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
     redis.call('HINCRBY', counters, 'audience', -1)
+    channel.leaving = { joined = stint.joined, upTo = channel.head, released = channel.floor, device = device }
+    local more = release(channel, entries, ARGV[2])
+    tell(channel, entries)
     redis.call('PUBLISH', events, channel.epoch .. ' ${RETIRED} ' .. device)
-    return 1`),
+    return more and 2 or 1`),
 
-  /** device, at, device, at, … */
+  /** now → whether there is more to do */
+  release: script(`
+    local channel, entries = look(), {}
+    if not channel then return 0 end
+    local more = release(channel, entries, ARGV[1])
+    tell(channel, entries)
+    return more and 1 or 0`),
+
+  /** device, at, device, at, … What all of them settled is looked for together as far as one script may. */
   seen: script(`
-    local channel = look()
+    local channel, left = look(), MOST
     if not channel then return 0 end
     for n = 1, #ARGV, 2 do
       local stint = stintOf(ARGV[n])
       if stint then
         stint.seenAt = tonumber(ARGV[n + 1])
-        stint.settled = settle(channel, ARGV[n], stint, stint.seenAt)
+        if left > 0 then
+          local settled, _, looked = settle(channel, ARGV[n], stint, stint.seenAt, left)
+          stint.settled, left = settled, left - looked
+        end
         keepStint(ARGV[n], stint)
       end
     end
     return 1`),
 
-  /** now, devices → for each that is enrolled: device, enrolledAt, seenAt, how much it owes */
+  /**
+   * now, where the first device's debts are counted from (''), how much it owes up to there, devices → for each that is enrolled: device, enrolledAt,
+   * seenAt, how much it owes; how many devices were looked at to the end; where the next one was left, how much it owes up to there
+   */
   owing: script(`
-    local channel, now, found = look(), tonumber(ARGV[1]), {}
-    for n = 2, channel and #ARGV or 1 do
+    local channel, now, found, left, finished = look(), tonumber(ARGV[1]), {}, 2 * MOST, 0
+    if not channel then return { found, #ARGV - 3, '', 0 } end
+    for n = 4, #ARGV do
       local stint = stintOf(ARGV[n])
       if stint then
-        local pending = 0
-        walk(channel, ARGV[n], stint.joined, stint.settled, function(_, rank, _, expires)
+        local pending, from = 0, owesAfter(channel, ARGV[n], stint.settled)
+        if n == 4 and ARGV[2] ~= '' then pending, from = tonumber(ARGV[3]), tonumber(ARGV[2]) end
+        local at, _, looked = walk(channel, ARGV[n], stint.joined, from, channel.head, math.max(left, 1), function(_, rank, _, expires)
           if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
         end)
+        left = left - looked
+        if at < channel.head then return { found, finished, text(at), pending } end
         for _, value in ipairs({ ARGV[n], stint.enrolledAt, stint.seenAt, pending }) do found[#found + 1] = value end
       end
+      finished = finished + 1
     end
-    return found`),
+    return { found, finished, '', 0 }`),
 
-  /** device, after, up to → the kept events between that it gave a final word on */
+  /** device, after, up to → the kept events between that are not for it: it gave a final word, or they name others, as they do when it was retired */
   settled: script(`
     local channel, found = look(), {}
     if not channel then return found end
+    local device = ARGV[1]
     local seq, upTo = math.max(tonumber(ARGV[2]), channel.floor) + 1, math.min(tonumber(ARGV[3]), channel.head)
     while seq <= upTo do
       local last, fields = math.min(seq + CHUNK - 1, upTo), {}
-      for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. ARGV[1] end
+      local about = specials(seq, last)
+      for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. device end
       for n, word in ipairs(redis.call('HMGET', latest, unpack(fields))) do
-        if rankOf(word) >= FINAL then found[#found + 1] = seq + n - 1 end
+        local at = seq + n - 1
+        local isIts = not (about[at] and about[at].named)
+          or (redis.call('ZSCORE', targets, named(at, device)) and not (isLeaving(channel, at) and channel.leaving.device == device))
+        if rankOf(word) >= FINAL or not isIts then found[#found + 1] = at end
       end
       seq = last + 1
     end
@@ -454,17 +535,28 @@ export const SCRIPTS = {
   tallies: script(`
     local channel, found = look(), {}
     if not channel then return found end
-    for seq = math.max(tonumber(ARGV[1]), channel.floor + 1), math.min(tonumber(ARGV[2]), channel.head) do
+    local first, upTo, without = math.max(tonumber(ARGV[1]), channel.floor + 1), math.min(tonumber(ARGV[2]), channel.head), {}
+    local leaving = channel.leaving
+    if leaving then
+      -- Who was retired is in none of them, also where it is still to be taken out.
+      walk(channel, leaving.device, leaving.joined, math.max(leaving.released, first - 1), math.min(leaving.upTo, upTo), math.huge, function(seq, rank)
+        if rank < FINAL then without[seq] = rank end
+      end)
+    end
+    for seq = first, upTo do
       local s = text(seq)
       local counts = redis.call('HMGET', tallies, s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5')
       found[#found + 1] = seq
-      for n = 1, 6 do found[#found + 1] = tonumber(counts[n] or 0) end
+      for n = 1, 6 do
+        local isOut = without[seq] and (n == 1 or n == without[seq] + 1)
+        found[#found + 1] = tonumber(counts[n] or 0) - (isOut and 1 or 0)
+      end
     end
     return found`),
 
   /**
-   * event, rank ('': all), after, how many names to look at → two lists by name, of who was addressed and of who left since: each begins with
-   * the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''
+   * event, rank ('': all), after, how many names to look at → lists by name, of who was addressed, of who left since, of who is leaving: each begins
+   * with the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''
    */
   rows: script(`
     local channel, event = look(), tonumber(ARGV[1])
@@ -490,21 +582,32 @@ export const SCRIPTS = {
       return rows
     end
     local function everybody() return true end
+    local leaver = isLeaving(channel, event) and channel.leaving.device or nil
+    -- Who is leaving stays where it gave a final word.
+    local function stays(device)
+      return device ~= leaver or rankOf(redis.call('HGET', latest, text(event) .. ':' .. device)) >= FINAL
+    end
+    local function itself(name) return name end
     local function behind(member) return member:sub(17) end
     local function byEvent(key)
       -- '0' comes right after '/'.
       return redis.call('ZRANGEBYLEX', key, '(' .. named(event, after), '(' .. string.format('%015.0f0', event), 'LIMIT', 0, limit)
     end
     local about = specials(event, event)[event]
-    if about and about.named then return { list(byEvent(targets), behind, everybody), { '' } } end
+    if about and about.named then return { list(byEvent(targets), behind, stays) } end
     local enrolled = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, limit)
     local function wasThere(device) return stintOf(device).joined < event end
-    return { list(enrolled, function(name) return name end, wasThere), list(byEvent(gone), behind, everybody) }`),
+    local leaving = leaver and leaver > after and channel.leaving.joined < event and { leaver } or {}
+    local last = list(leaving, itself, stays)
+    last[1] = ''
+    return { list(enrolled, itself, wasThere), list(byEvent(gone), behind, everybody), last }`),
 
   /** now, how many devices to look at → when a deadline is next ('': none is ahead) */
   miss: script(`
     local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
     if not channel then return '' end
+    -- Who was retired before owes nothing.
+    if release(channel, entries, ARGV[1]) then left = 0 end
     while left > 0 do
       local due = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
       if not due[1] or tonumber(due[2]) > now then break end
@@ -519,6 +622,11 @@ export const SCRIPTS = {
     if not channel then return { 0, '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local first, work, more, entries = channel.floor, 0, 0, {}
+    if channel.leaving then
+      release(channel, entries, ARGV[3])
+      tell(channel, entries)
+      return { 1, '' }
+    end
     while channel.floor < channel.head do
       local seq = channel.floor + 1
       local s = text(seq)
@@ -556,10 +664,15 @@ export const SCRIPTS = {
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
       redis.call('ZREMRANGEBYSCORE', special, '-inf', text(floor))
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
-      redis.call('ZREMRANGEBYLEX', targets, '-', '(' .. named(floor + 1, ''))
-      redis.call('ZREMRANGEBYLEX', gone, '-', '(' .. named(floor + 1, ''))
     end
     if more == 1 then return { 1, '' } end
+
+    -- Their names: an event may have any number of them.
+    for _, key in ipairs({ targets, gone }) do
+      local members = redis.call('ZRANGEBYLEX', key, '-', '(' .. named(floor + 1, ''), 'LIMIT', 0, 4 * CHUNK)
+      for at = 1, #members, CHUNK do redis.call('ZREM', key, unpack(members, at, math.min(at + CHUNK - 1, #members))) end
+      if #members == 4 * CHUNK then return { 1, '' } end
+    end
 
     -- The oldest receipts, as long as their events are no longer kept.
     local last, fields = nil, {}

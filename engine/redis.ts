@@ -61,11 +61,11 @@ import {
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 /** Entries that one command reads: 8 MiB of the largest. */
 const READ_ENTRIES = 128;
-/** Names that one script looks at for rows, and devices whose debts one script counts: a few milliseconds of Redis' time. */
+/** Names that one script looks at for rows, and devices whose debts one script is asked for: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
-const DEBTORS_AT_ONCE = 16;
+const DEBTORS_AT_ONCE = 100;
 /** Rows that one slice of trimming touches, about. */
-const TRIM_ROWS = 2_000;
+const TRIM_ROWS = 1_000;
 /** Redis drops an idempotency key by its own clock, so somewhat later than it is forgotten. */
 const KEY_SLACK_MS = 3_600_000;
 /** Channels that are known to be in the list of channels. */
@@ -280,7 +280,7 @@ export class RedisStore implements Store {
     for await (const [seq, text] of this.#entries(this.#keys(channel).events, after, limit)) {
       const event = eventOf(seq, text);
       found.push(event);
-      bytes += event.data.length;
+      bytes += text.length;
       if (bytes >= bytesMax) break;
     }
     return found;
@@ -402,8 +402,16 @@ export class RedisStore implements Store {
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(SCRIPTS.join, channel, [device, now]);
-    const [fresh, joined, settled, lost] = reply.slice(6).map(Number) as [number, number, number, number];
-    return { ...headsOf(reply, 1), enrolled: fresh === 0, joined, settled, lost };
+    const [fresh, joined, first, lost, more] = reply.slice(6).map(Number) as [number, number, number, number, number];
+    const heads = headsOf(reply, 1);
+    let settled = first;
+    for (let isMore = more === 1; isMore;) {
+      const next = await this.#run(SCRIPTS.settle, channel, [device, now]);
+      if (next[0] !== heads.epoch) break; // It was retired meanwhile, or the channel began anew: what is given is read from where it is.
+      settled = Math.min(Number(next[1]), heads.events.head);
+      isMore = next[2] === 1;
+    }
+    return { ...heads, enrolled: fresh === 0, joined, settled, lost };
   }
 
   async enrol(channel: string, device: string, now: number): Promise<boolean> {
@@ -411,7 +419,17 @@ export class RedisStore implements Store {
   }
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
-    return (await this.#run(SCRIPTS.retire, channel, [device, now]))[0] === 1;
+    for (;;) {
+      const [what] = await this.#run(SCRIPTS.retire, channel, [device, now]);
+      if (what === -1) continue;
+      // It is decided: what is left when Redis goes away now is done with the next round of trimming.
+      for (let isMore = what === 2; isMore;)
+        isMore = await this.#run(SCRIPTS.release, channel, [now]).then(
+          ([left]) => left === 1,
+          () => false,
+        );
+      return what !== 0;
+    }
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
@@ -422,13 +440,14 @@ export class RedisStore implements Store {
     const names = await this.#names(this.#keys(channel).names, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
     const enrolments: Enrolment[] = [];
-    // One script after another: what a thousand devices owe must not hold everybody up.
-    for (let at = 0; at < items.length; at += DEBTORS_AT_ONCE) {
+    // One script after another, each as far as it may look: what a thousand devices owe must not hold everybody up.
+    for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
       const some = items.slice(at, at + DEBTORS_AT_ONCE);
-      for (const [device, enrolledAt, seenAt, pending] of inGroups(
-        await this.#run(SCRIPTS.owing, channel, [now, ...some]),
-        4,
-      ))
+      const reply = await this.#run(SCRIPTS.owing, channel, [now, from as string, owed as number, ...some]);
+      const [found, finished] = reply as readonly [readonly Reply[], number];
+      at += finished;
+      [from, owed] = [reply[2]!, reply[3]!];
+      for (const [device, enrolledAt, seenAt, pending] of inGroups(found, 4))
         enrolments.push({
           device: device as string,
           enrolledAt: Number(enrolledAt),

@@ -9,6 +9,9 @@
  * has a row in `tallies` from its first answer on; before that its tally is how many it was addressed to, and `audiences` has that number for
  * runs of events, from the first one on. And a channel's `head` and `receiptsHead` are at least what its row says: its logs know better.
  *
+ * Who is retired leaves in two steps: with the first, `devices` and `leaving` say that it is in no audience that it gave no final word to, and
+ * from then on everybody is told so; the second takes it out of tallies and names, some events at a time, and a process that comes up goes on with it.
+ *
  * `deadlines` has the events whose deadline is ahead or being dealt with; `after` is the last device that was.
  *
  * There is no index of receipts by device, on purpose: devices answer the same event at about the same time, so it would dirty a page a
@@ -96,12 +99,31 @@ CREATE TABLE audiences (
 /** The secrets that a hook had before: `FormerSecret`. */
 const FORMER_SECRETS = `ALTER TABLE hooks ADD COLUMN former TEXT NOT NULL DEFAULT '';`;
 
+/** The device of a channel that was retired and is still to be taken out of the events after `released`, up to `upTo`; at most one a channel. */
+const LEAVING = `
+CREATE TABLE leaving (
+  channel INTEGER PRIMARY KEY, device TEXT NOT NULL, joined INTEGER NOT NULL, upTo INTEGER NOT NULL, released INTEGER NOT NULL
+) STRICT;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING],
 };
+
+/** A row of `leaving`. Its device is in the audience of no event after `released`, up to `upTo`, that it gave no final word on, whatever is written there. */
+export interface Leaving {
+  readonly device: string;
+  readonly joined: number;
+  readonly upTo: number;
+  released: number;
+}
+
+/** Whether a device that leaves is still to be taken out of an event. */
+export const isLeaving = ({ leaving }: Channel, event: number): boolean =>
+  leaving !== undefined && event > leaving.released && event <= leaving.upTo;
 
 /** The counters of a channel: its row, held in memory while it is in use. */
 export interface Channel {
@@ -116,6 +138,8 @@ export interface Channel {
   audience: number;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
+  /** Who was retired and is still to be taken out of events. */
+  leaving?: Leaving;
   /** Retention's place among the devices that owe the event after `floor`; in memory only, and begun anew when it is lost. */
   marked?: string;
 }

@@ -9,8 +9,8 @@
 import { Answers, talliesOf } from "./answers.ts";
 import { SqliteFile, type Tell } from "./commit.ts";
 import { Counts } from "./counts.ts";
-import { Enrolments } from "./enrolments.ts";
-import { type Channel, SCHEMA } from "./schema.ts";
+import { Enrolments, type Settled } from "./enrolments.ts";
+import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hook-rows.ts";
 import { keptSecret } from "./secret.ts";
 import { Standings } from "./standings.ts";
@@ -58,6 +58,9 @@ import {
 const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000 };
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
+
+/** What a name in `to` counts among those. */
+const NAME_BYTES = 64;
 
 const NOBODY: ReadonlyMap<string, number> = new Map();
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
@@ -109,6 +112,13 @@ const heads = (channel: Channel): Heads => ({
   events: { head: channel.head, floor: channel.floor },
   receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
 });
+
+/** A tally without one device that stands there, with no final word. */
+function without(tally: Tally, status: State): Tally {
+  const rest = { ...tally, addressed: tally.addressed - 1 };
+  if (status !== "pending") rest[status]--;
+  return rest;
+}
 
 /** @throws PereError as `SqliteFile` */
 export class SqliteStore implements Store {
@@ -182,6 +192,11 @@ export class SqliteStore implements Store {
     if (known) return known;
     const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
     if (row) {
+      const leaving = this.#file.get<Leaving>(
+        "SELECT device, joined, upTo, released FROM leaving WHERE channel = ?1",
+        row.id,
+      );
+      if (leaving) row.leaving = leaving;
       if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0 && !this.#hasGrown)
         this.#channels.clear();
       this.#channels.set(name, row);
@@ -317,8 +332,9 @@ export class SqliteStore implements Store {
       );
       let bytes = 0;
       for (const { targeted, ...event } of rows) {
-        found.push({ ...event, to: targeted ? this.#targets(channel, event.seq) : null });
-        bytes += event.data.length;
+        const to = targeted ? this.#targets(channel, event.seq) : null;
+        found.push({ ...event, to });
+        bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
         if (bytes >= bytesMax) break;
       }
       return found;
@@ -328,13 +344,19 @@ export class SqliteStore implements Store {
   #targets(channel: Channel, event: number): string[] {
     return this.#file
       .all<{ device: string }>("SELECT device FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event)
-      .map(({ device }) => device);
+      .map(({ device }) => device)
+      .filter((device) => !isLeaving(channel, event) || device !== channel.leaving!.device);
   }
 
   tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
-    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) =>
-      talliesOf(this.#file, channel.id, Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)),
-    );
+    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) => {
+      const [first, last] = [Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)];
+      const tallies = talliesOf(this.#file, channel.id, first, last);
+      // Who was retired is in none of them, also where it is still to be taken out.
+      for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
+        tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
+      return tallies;
+    });
   }
 
   // -------------------------------------------------------------------------------------------------------------- receipts
@@ -397,7 +419,14 @@ export class SqliteStore implements Store {
       this.#file.get<{ at: number }>("SELECT at FROM deadlines ORDER BY at LIMIT 1"),
     );
     if (!next || next.at > now) return next?.at ?? null;
-    return this.#file.change(() => this.#words.miss((id) => this.#byId(id), now));
+    return this.#file.change(() => {
+      this.#words.write();
+      return this.#words.miss(
+        (id) => this.#byId(id),
+        (channel) => this.#release(channel, now),
+        now,
+      );
+    });
   }
 
   #byId(id: number): Channel {
@@ -420,38 +449,64 @@ export class SqliteStore implements Store {
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
-  join(name: string, device: string, now: number): Promise<Joined> {
-    return this.#file.change(() => {
+  async join(name: string, device: string, now: number): Promise<Joined> {
+    const { more, ...joined } = await this.#file.change(() => {
       this.#words.write();
       const channel = this.#make(name);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
     });
+    let found: Settled | null = { settled: joined.settled, more };
+    while (found?.more) {
+      found = await this.#file.change(() => {
+        this.#words.write();
+        return this.#enrolments.settle(this.#find(name)!, device, now);
+      });
+      if (found) joined.settled = Math.min(found.settled, joined.events.head);
+    }
+    return joined;
   }
 
   enrol(name: string, device: string, now: number): Promise<boolean> {
     return this.#file.change(() => this.#enrolments.enrol(this.#make(name), device, now));
   }
 
-  retire(name: string, device: string, now: number): Promise<boolean> {
-    return this.#file.change(() => {
-      this.#words.write();
-      const channel = this.#find(name);
-      const isRetired =
-        channel !== null &&
-        this.#enrolments.retire(channel, device, (event, before) =>
-          this.#words.release(channel, event, device, before, now),
-        );
-      if (isRetired) this.#wakes.push({ kind: "retired", channel: name, device });
+  async retire(name: string, device: string, now: number): Promise<boolean> {
+    for (;;) {
+      const { isRetired, more } = await this.#file.change(() => {
+        this.#words.write();
+        const channel = this.#find(name);
+        // One after the other: who left before is dealt with first.
+        if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
+        if (!channel || !this.#enrolments.leave(channel, device)) return { isRetired: false, more: false };
+        this.#wakes.push({ kind: "retired", channel: name, device });
+        return { isRetired: true, more: this.#release(channel, now) };
+      });
+      if (isRetired === null) continue;
+      // It is decided: what is left when the store goes away now is done with the next round of trimming.
+      for (let isLeft = more; isLeft;)
+        isLeft = await this.#file
+          .change(() => {
+            this.#words.write();
+            return this.#release(this.#find(name)!, now);
+          })
+          .catch(() => false);
       return isRetired;
-    });
+    }
+  }
+
+  /** Within a transaction: takes who leaves out of some events. True: there are more. */
+  #release(channel: Channel, now: number): boolean {
+    return this.#enrolments.release(channel, (event, device, before) =>
+      this.#words.release(channel, event, device, before, now),
+    );
   }
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
     return this.#file.change(() => {
       this.#words.write();
       const channel = this.#find(name);
-      if (channel) for (const [device, at] of times) this.#enrolments.seen(channel, device, at);
+      if (channel) this.#enrolments.seen(channel, times);
     });
   }
 
@@ -470,6 +525,10 @@ export class SqliteStore implements Store {
       if (name === null) return trimKeys(this.#file, now);
       const channel = this.#find(name);
       if (!channel) return false;
+      if (channel.leaving) {
+        this.#release(channel, now);
+        return true;
+      }
       const before = channel.floor + channel.swept + channel.receiptsFloor;
       const more = trimChannel(this.#file, this.#words, this.#enrolments, channel, retention, now);
       if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);

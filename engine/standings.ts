@@ -7,7 +7,7 @@
 import { Breath } from "./breath.ts";
 import type { SqliteFile } from "./commit.ts";
 import { FINAL, type Row, rank, type State, STATES } from "./model.ts";
-import type { Channel } from "./schema.ts";
+import { type Channel, isLeaving } from "./schema.ts";
 import { type Page, page } from "./store.ts";
 import type { Words } from "./words.ts";
 
@@ -103,6 +103,7 @@ export class Standings {
          LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
          LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
          WHERE a.channel = ?1 AND a.device > ?3 AND a.device <= ?4 AND (?5 IS NULL OR coalesce(l.status, 0) = ?5) AND ${belongs}
+         AND (?7 IS NULL OR a.device <> ?7 OR l.status >= ${FINAL})
          ORDER BY a.device LIMIT ?6`,
         channel.id,
         event,
@@ -110,6 +111,7 @@ export class Standings {
         last,
         status === null ? null : rank(status),
         limit,
+        isLeaving(channel, event) ? channel.leaving!.device : null,
       )
       .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
   }

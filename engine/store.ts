@@ -232,8 +232,8 @@ export interface Store {
 
   /**
    * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. Whoever follows the
-   * channel's events is told. An event that is complete thereby has an entry in the receipts log that says so, with the device's name and no word
-   * of it (`pending`).
+   * channel's events is told. That is decided at once and seen of all events together, also where it is written down in slices. An event that is
+   * complete thereby has an entry in the receipts log that says so, by the end of the last slice, with the device's name and no word of it (`pending`).
    * @returns false: it was not enrolled
    */
   retire(channel: string, device: string, now: number): Promise<boolean>;
@@ -248,7 +248,10 @@ export interface Store {
   events(channel: string, after: number, limit: number, bytesMax?: number): Promise<Event[]>;
   receipts(channel: string, after: number, limit: number): Promise<Receipt[]>;
 
-  /** Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. */
+  /**
+   * Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. Events that name others may be among them; those that
+   * named it until it was retired are, where `events` still gives its name.
+   */
   settled(channel: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
 
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */

@@ -141,13 +141,19 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
     file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
     channel.swept = event;
   }
-  file.run(`DELETE FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL`, channel.id, channel.floor);
-  file.run(
-    "DELETE FROM audiences WHERE channel = ?1 AND event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2)",
+  const left = file.run(
+    `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN
+     (SELECT device, joined FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL LIMIT ${TRIM_ROWS})`,
+    channel.id,
+    channel.floor,
+  );
+  const runs = file.run(
+    `DELETE FROM audiences WHERE channel = ?1 AND event IN (SELECT event FROM audiences WHERE channel = ?1 AND
+     event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2) ORDER BY event LIMIT ${TRIM_ROWS})`,
     channel.id,
     channel.floor + 1,
   );
-  return false;
+  return left === TRIM_ROWS || runs === TRIM_ROWS;
 }
 
 /** Deletes the oldest receipts, as long as their events are no longer kept. */

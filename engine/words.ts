@@ -10,13 +10,15 @@ import type { Answer, Answers } from "./answers.ts";
 import type { SqliteFile } from "./commit.ts";
 import type { Enrolments, Stint } from "./enrolments.ts";
 import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "./model.ts";
-import type { Channel } from "./schema.ts";
+import { type Channel, isLeaving } from "./schema.ts";
 import type { Verdict } from "./store.ts";
 
 /** Devices that one statement looks at. */
 const MISS_DEVICES = 500;
 /** Rows that one slice of deadlines touches, about. */
 const MISS_ROWS = 2_000;
+/** What an event costs beside its rows: some statements, as long as so many rows. */
+const EVENT_ROWS = 20;
 const MISSING = rank("missing");
 /** Rows that one statement inserts: the most that there are rows for. A row among 32 costs half of one alone. */
 const ROWS_A_STATEMENT = [32, 8, 1] as const;
@@ -118,6 +120,7 @@ export class Words {
 
   #isAddressed(channel: Channel, { event, targeted }: Answer, device: string, stint: Stint | null): boolean {
     if (!targeted) return stint !== null && stint.joined < event;
+    if (isLeaving(channel, event) && channel.leaving!.device === device) return false;
     return (
       this.#file.get(
         "SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -144,14 +147,23 @@ export class Words {
     this.#keep(channel, { event, device, ...nothing, at: now, completes: outcome(answer) });
   }
 
-  /** A slice of the deadlines that have passed. @param find the channel of this id; @returns when to go on, or null: no deadline is ahead */
-  miss(find: (id: number) => Channel, now: number): number | null {
+  /**
+   * A slice of the deadlines that have passed.
+   * @param find the channel of this id; @param release takes who leaves a channel out of some of its events
+   * @returns when to go on, or null: no deadline is ahead
+   */
+  miss(find: (id: number) => Channel, release: (channel: Channel) => unknown, now: number): number | null {
     for (let work = 0; ;) {
       const due = this.#file.get<{ at: number; channel: number; event: number }>(
         "SELECT at, channel, event FROM deadlines ORDER BY at LIMIT 1",
       );
       if (!due || due.at > now || work >= MISS_ROWS) return due?.at ?? null;
-      work += 1 + this.missSome(find(due.channel), due.event, due.at, null, now);
+      const channel = find(due.channel);
+      if (isLeaving(channel, due.event)) {
+        release(channel); // Who was retired before owes nothing.
+        return due.at;
+      }
+      work += EVENT_ROWS + this.missSome(channel, due.event, due.at, null, now);
     }
   }
 
