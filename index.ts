@@ -999,7 +999,11 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const counts = new Counts(settings.metricsChannels);
   const store =
     redis === null
-      ? new SqliteStore({ path: db, counts, tell: (sentence, cause) => log.warn(sentence, { cause }) })
+      ? new SqliteStore({
+          path: db,
+          counts,
+          tell: (sentence, cause) => log.warn(sentence, cause === undefined ? {} : { cause }),
+        })
       : await openRedis(redis, replicas);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });

@@ -12,15 +12,24 @@
  * errors SQLite keeps to itself when it starts them by itself; so they are started here.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
-import { statfsSync } from "node:fs";
+import { statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Counts } from "./counts.ts";
 import { type Hold, hold, unopened } from "./lock.ts";
 import { PereError } from "./model.ts";
+import { Mover } from "./mover.ts";
 import { Place } from "./place.ts";
 
 /** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
 const CHECKPOINT_PAGES = 2_000;
+/** From so many on they are moved in a thread beside the work (`mover.ts`): 16 MiB would hold up everything for some 40 ms. */
+const FAR_PAGES = 2 * CHECKPOINT_PAGES;
+/** A log file that was longer once is cut to this when all of it was moved: it usually holds half of it. */
+const CUT_BYTES = 16 * 1024 * 1024;
+/** So much of it at once, every `LOOK_MS`: cutting off half a gigabyte takes a third of a second. */
+const CUT_STEP_BYTES = 32 * 1024 * 1024;
+/** A log of this length is told to the operator: something keeps it from being moved. */
+export const LONG_LOG_BYTES = 64 * 1024 * 1024;
 /** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
 const CACHE_KIBIBYTES = 32 * 1024;
 
@@ -30,7 +39,7 @@ const GATHER_TURNS = 8;
 const GATHER_MS = 1;
 
 /** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
-const CHECKPOINT_MS = 50;
+const CHECKPOINT_MS = 20;
 
 /** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
 const COMMIT_MS = 100;
@@ -82,10 +91,13 @@ export class SqliteFile {
   /** Where the file is not, as it was last told. */
   #misplaced: string | null = null;
   #looking: Timer | undefined;
+  /** The log's length when it was last looked at. */
+  #toldOfLog = 0;
   /** The last transaction found no room on the disk. */
   #full = false;
   readonly #owner: Transactions;
   readonly #counts: Counts;
+  readonly #mover: Mover;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
   /** How many changes the queue held when the last turn ended, how many turns it has waited, and until when it may. */
@@ -103,6 +115,7 @@ export class SqliteFile {
     this.#lock = hold(path, true);
     this.#counts = counts;
     this.#tell = tell;
+    this.#mover = new Mover(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
     try {
       this.#db = new Database(path, { create: true, readwrite: true });
     } catch (error) {
@@ -157,6 +170,7 @@ export class SqliteFile {
     this.#looking = setInterval(() => {
       this.#look();
       this.#lookForRoom();
+      this.#tidy();
     }, LOOK_MS);
     this.#looking.unref();
   }
@@ -213,8 +227,12 @@ export class SqliteFile {
   /** After a disk was full: stores what is stored already, to see whether that can be done. */
   #lookForRoom(): void {
     if (!this.#full || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
-    const version = this.#pragma("user_version");
-    this.change(() => this.run(`PRAGMA user_version = ${version}`)).catch(() => {});
+    this.#touch().catch(() => {});
+  }
+
+  /** A commit that changes nothing. */
+  #touch(): Promise<unknown> {
+    return this.change(() => this.run(`PRAGMA user_version = ${this.#pragma("user_version")}`));
   }
 
   /** Queues a change for the next commit, and resolves after it. A change that throws a `PereError` has written nothing. */
@@ -324,18 +342,60 @@ export class SqliteFile {
 
   /** Moves the log into the file when it has grown long. What is acknowledged is in the log until this has succeeded. */
   readonly #checkpoint = (): void => {
-    if (this.#broken !== undefined || this.#closed) return;
+    if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     this.#checkedAt = performance.now();
-    const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
-    if (log - checkpointed >= CHECKPOINT_PAGES) this.#moveLog();
+    const left = this.#left();
+    if (left >= FAR_PAGES) this.#mover.start();
+    else if (left >= CHECKPOINT_PAGES && !this.#mover.busy) this.#moveLog();
   };
 
-  #moveLog(): void {
+  /** Pages in the log that are not in the file yet. */
+  #left(): number {
     try {
-      this.get("PRAGMA wal_checkpoint(PASSIVE)");
+      const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
+      return log - checkpointed;
+    } catch (error) {
+      this.#broken = error;
+      return 0;
+    }
+  }
+
+  #moveLog(how: "PASSIVE" | "RESTART" = "PASSIVE"): { busy: number } {
+    try {
+      return this.get<{ busy: number }>(`PRAGMA wal_checkpoint(${how})`)!;
     } catch (error) {
       if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
+      return { busy: 1 };
     }
+  }
+
+  /** Also while nothing is stored: moves a long log, cuts its file when nobody reads there any more, and tells of one that only grows. */
+  #tidy(): void {
+    this.#checkpoint();
+    if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
+    const bytes = this.logBytes;
+    if (bytes >= LONG_LOG_BYTES && this.#toldOfLog < LONG_LOG_BYTES) this.#tell(longLog(this.path, bytes));
+    this.#toldOfLog = this.#counts.logBytes = bytes;
+    if (bytes > 2 * CUT_BYTES && !this.#mover.busy && this.#left() < CHECKPOINT_PAGES) this.#cut(bytes);
+  }
+
+  /** Cuts a piece off a log's file that is longer than what is in it. SQLite does that at the first commit after the log began from its start. */
+  #cut(bytes: number): void {
+    this.#db.run("PRAGMA busy_timeout = 0"); // Whoever reads is not waited for: it is tried again.
+    const { busy } = this.#moveLog("RESTART");
+    this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
+    if (busy !== 0) return;
+    this.#db.run(`PRAGMA journal_size_limit = ${Math.max(CUT_BYTES, bytes - CUT_STEP_BYTES)}`);
+    const uncut = (): void => {
+      if (!this.#closed) this.#db.run("PRAGMA journal_size_limit = -1");
+    };
+    this.#touch().then(uncut, uncut);
+  }
+
+  /** Length of the log's file; 0: there is none. */
+  get logBytes(): number {
+    if (this.path === ":memory:") return 0;
+    return statSync(`${this.#lock.real}-wal`, { throwIfNoEntry: false })?.size ?? 0;
   }
 
   /** Commits what is queued and lets go of the file. */
@@ -344,6 +404,7 @@ export class SqliteFile {
     while (this.#queue.length > 0) this.#commit();
     this.#closed = true;
     clearInterval(this.#looking);
+    this.#mover.stop();
     for (const statement of this.#statements.values()) statement.finalize();
     this.#db.close();
     this.#lock.release();
@@ -386,6 +447,10 @@ export class SqliteFile {
     return statement;
   }
 }
+
+/** What the operator of a file with a long log is to know. */
+export const longLog = (path: string, bytes: number): string =>
+  `${path}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${path} and does not stop: end that program.`;
 
 /** The disk has no room for it: nothing else is wrong, and it may have some later. */
 const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";

@@ -134,6 +134,8 @@ export class Counts {
   /** Seconds that a commit of the SQLite file took, and how many changes were in it. */
   readonly commits = new Spread(STORE_SECONDS);
   readonly batches = new Spread(BATCH_CHANGES);
+  /** Length of the SQLite file's write-ahead log when it was last looked at; null: there is none. */
+  logBytes: number | null = null;
   readonly #times = new PushTimes();
 
   /** @param channels those that are told apart */

@@ -208,6 +208,12 @@ export class Metrics {
       const known = await readiness();
       return known ? [[{ store: known.store, durability: known.durability }, 1]] : [];
     });
+    this.#gauge(
+      "pere_store_log_bytes",
+      "Length of the SQLite file's write-ahead log; it grows for as long as another program reads the file",
+      [],
+      () => (engine.counts.logBytes === null ? [] : [[{}, engine.counts.logBytes]]),
+    );
     this.#gauge("pere_draining", "1: it is shutting down", [], () => [[{}, engine.draining ? 1 : 0]]);
     this.#gauge("pere_resident_memory_bytes", "Memory of the process", [], () => [[{}, process.memoryUsage.rss()]]);
     const startedAt = performance.timeOrigin / 1000;

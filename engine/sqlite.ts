@@ -7,7 +7,7 @@
  * What is told to watchers is gathered in the transaction and told after it.
  */
 import { Answers, talliesOf } from "./answers.ts";
-import { SqliteFile, type Tell } from "./commit.ts";
+import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./commit.ts";
 import { Counts } from "./counts.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
 import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
@@ -591,7 +591,9 @@ export class SqliteStore implements Store {
     if (this.#file.full)
       throw new PereError("away", "the disk is full: what would be stored is refused with 507 until there is room");
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
-    if (this.#file.path !== ":memory:") return { ...kept, durability: "fsync", advice: [] };
+    const { path, logBytes } = this.#file;
+    if (path !== ":memory:")
+      return { ...kept, durability: "fsync", advice: logBytes < LONG_LOG_BYTES ? [] : [longLog(path, logBytes)] };
     return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };
   }
 

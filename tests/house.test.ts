@@ -20,8 +20,10 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/writable.ts": ["node:fs", "node:path"],
   "engine/lock.ts": ["engine/writable.ts", "engine/model.ts", "bun:ffi", "bun:sqlite", "node:fs", "node:path"],
   "engine/place.ts": ["node:fs"],
+  "engine/mover.ts": [],
   "engine/commit.ts": [
     "engine/lock.ts",
+    "engine/mover.ts",
     "engine/place.ts",
     "engine/counts.ts",
     "engine/model.ts",
