@@ -9,7 +9,7 @@
  */
 import type { ServerWebSocket } from "bun";
 import type { Bye, Feed, Wire } from "./feed.ts";
-import { id, type Position, positionsText } from "./model.ts";
+import { id, parsePosition, type Position, positionsText } from "./model.ts";
 import type { Batch, Entry } from "./tail.ts";
 import type { Screen } from "./watching.ts";
 
@@ -31,6 +31,15 @@ const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
 export function retryMs(reason: Bye | "start", random: () => number): number {
   const [from, to] = RETRY_MS[reason];
   return Math.round(from + (to - from) * random());
+}
+
+/** What a stream begins with at once. No empty line: it is part of the first frame, for some clients take a frame without data for an empty event. */
+const firstLine = (random: () => number): string => `retry: ${retryMs("start", random)}\n`;
+
+/** The later of two positions of a channel, as texts; of two epochs the second's. */
+function laterOf(one: string, other: string): string {
+  const [a, b] = [parsePosition(one), parsePosition(other)];
+  return a && b && a.epoch === b.epoch && a.seq > b.seq ? one : other;
 }
 
 /** What `pere.shared` says. */
@@ -104,7 +113,7 @@ export class EventStream implements Wire {
   constructor(out: DirectController, random: () => number) {
     this.#out = out;
     this.#random = random;
-    out.write(`retry: ${retryMs("start", random)}\n\n`);
+    out.write(firstLine(random));
   }
 
   /** The feed's id when one of its channels stands there. */
@@ -139,7 +148,9 @@ export class EventStream implements Wire {
   }
 
   gap(channel: string, after: Position, from: Position): void {
-    const told = this.#id(channel, id(from.epoch, from.seq - 1));
+    // A feed may start behind the gap that it is told of; its place is not moved back for that.
+    const before = this.#positions?.get(channel) ?? this.#told;
+    const told = this.#id(channel, laterOf(before, id(from.epoch, from.seq - 1)));
     this.#out.write(frame({ id: told, event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
   }
 
@@ -175,7 +186,7 @@ export class WatchStream implements Screen {
   constructor(out: DirectController, random: () => number) {
     this.#out = out;
     this.#random = random;
-    out.write(`retry: ${retryMs("start", random)}\n\n`);
+    out.write(firstLine(random));
   }
 
   show(name: string, body: object): Promise<unknown> | undefined {

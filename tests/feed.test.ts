@@ -152,7 +152,7 @@ describe("what a feed carries", () => {
     const channel = fresh();
     const at = await push(pere.url, channel, 1);
     const stream = await listen(feed(channel, "?device=a"));
-    expect(stream.raw).toMatch(/^retry: \d+\n\nid: \S+\nevent: pere.ready\ndata: \{/);
+    expect(stream.raw).toMatch(/^retry: \d+\nid: \S+\nevent: pere.ready\ndata: \{/);
     expect(stream.messages[0]).toMatchObject({ event: "pere.ready", id: at });
     expect(await stream.own("ready")).toEqual({ device: "a", channels: { [channel]: at } });
     const other = await listen(feed(channel));

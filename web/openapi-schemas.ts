@@ -593,8 +593,7 @@ const stream = (
   more: readonly (object | null)[] = [],
 ): string =>
   [
-    `retry: 2500`,
-    `id: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
+    `retry: 2500\nid: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
     ...entries.flatMap((entry, n) => [
       `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
       ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
@@ -667,7 +666,7 @@ export const samples = {
   receiptStream: stream(null, receipts, completes),
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
   watchStream:
-    `retry: 2500\n\nevent: pere.overview\ndata: ${JSON.stringify(overview)}\n\n` +
+    `retry: 2500\nevent: pere.overview\ndata: ${JSON.stringify(overview)}\n\n` +
     `event: pere.changes\ndata: ${JSON.stringify(changes)}\n\n`,
   events: { events: states, next: null },
   state: states[0],
