@@ -139,6 +139,7 @@ class Pipe {
   cut(goneMs = this.#network.goneMs()): void {
     if (this.isCut) return;
     this.isCut = true;
+    this.#clock.note(`a line of ${this.client} breaks`);
     this.onCut();
     this.#network.pipes.delete(this);
     this.#clock.set(
@@ -300,6 +301,7 @@ export class Network {
   ): Pipe {
     const { clock } = this;
     const pipe = new Pipe(clock, this, client, host);
+    clock.note(`${client} has a stream from ${host.machine.name}`);
     pipe.openedAt = openedAt;
     this.pipes.add(pipe);
     const source = (response.content as PlainStream).source as { pull(out: unknown): void; cancel(): void };
@@ -416,6 +418,7 @@ export class Network {
       #begin(host: Host, data: SocketHandlers, openedAt: number): void {
         const { clock } = network;
         const pipe = new Pipe(clock, network, client, host);
+        clock.note(`${client} has a socket to ${host.machine.name}`);
         this.#pipe = pipe;
         network.pipes.add(pipe);
         let code = 1006;
