@@ -1106,7 +1106,9 @@ class Feed {
     // The browser keeps pings to itself; receipts that are none are answered like any.
     const beatMs = timing.silentMs * 0.375;
     const beat = (): void => {
-      if (this.#ask && !asked.isBusy) void asked.ask("[]", []).catch(() => {});
+      // A feed of receipts takes none and says so, which is a sign of life as well; only on a device's feed is that an answer to be waited for.
+      if (this.#path === "feedback") isHeard && socket.send("[]");
+      else if (this.#ask && !asked.isBusy) void asked.ask("[]", []).catch(() => {});
       stopBeat = setTimer(beat, beatMs);
     };
     let stopBeat = setTimer(beat, beatMs);

@@ -487,6 +487,36 @@ test(
 );
 
 /** A token that ends in so many seconds. */
+test(
+  "receipts are followed by one socket, however often it is asked whether it lives",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    let [sockets, answers] = [0, 0];
+    class Counted extends WebSocket {
+      constructor(url: string, protocols: string[]) {
+        super(url, protocols);
+        sockets++;
+        this.addEventListener("message", ({ data }) => void (String(data).includes('"pere":"error"') && answers++));
+      }
+    }
+    const between = new Between();
+    between.holds = true;
+    const told = receipts({
+      url: pere.url,
+      channel: "orders",
+      fetch: between.fetch,
+      WebSocket: Counted,
+      timing: { ...TIMING, firstByteMs: 1_000, silentMs: 2_000 },
+    });
+    cleanup.defer(async () => void (await told.return?.()));
+    await told.ready;
+    await until(() => answers >= 3);
+    expect(sockets).toBe(1);
+  },
+  LIMIT_MS,
+);
+
 const tokenFor = (seconds: number, sub = "till-7"): Promise<string> =>
   new SignJWT({ pere: { feed: ["orders"], push: ["orders"] } })
     .setProtectedHeader({ alg: "HS256" })
