@@ -1083,6 +1083,7 @@ class Feed {
         this.#own(pere, body);
         if (pere === "ready") this.#openSocket(body, asked);
         if (pere === "bye") this.#byeFromSocket(body.reason);
+        this.#moveOnSocket(body);
       } else if (this.#isReady) this.#takeFromSocket(this.#entry(text, value));
       else throw foreign();
     };
@@ -1159,7 +1160,10 @@ class Feed {
 
   #takeFromSocket(value: Record<string, unknown>): void {
     this.#taker.take(value);
-    const { channel, id } = value;
+    this.#moveOnSocket(value);
+  }
+
+  #moveOnSocket({ channel, id }: Record<string, unknown>): void {
     // A reminder is an event of before: it moves no position back.
     if (typeof channel !== "string" || typeof id !== "string" || !isAhead(id, this.#positions[channel])) return;
     this.#positions[channel] = id;
@@ -2386,6 +2390,7 @@ export interface Given {
 /** Each device that the event was addressed to gave its final receipt. */
 export interface Complete {
   readonly kind: "complete";
+  readonly id: string;
   readonly event: string;
   readonly channel: string;
   readonly at: string;

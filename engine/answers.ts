@@ -22,6 +22,8 @@ export interface Answer {
   readonly channel: number;
   readonly event: number;
   readonly targeted: boolean;
+  /** Milliseconds since 1970; null: it has none. */
+  readonly deadline: number | null;
   readonly tally: Counts;
   /** Ranks of the devices' latest words, as far as they were looked at or came since. */
   words: Map<string, number> | null;
@@ -75,13 +77,14 @@ export class Answers {
   }
 
   /** An event that was stored just now, to whoever is enrolled, or to so many that were named. */
-  add(channel: Channel, event: number, named: number | null): void {
+  add(channel: Channel, event: number, named: number | null, deadline: number | null): void {
     const addressed = named ?? channel.audience;
     const tally = { addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
     const answer = this.#hold({
       channel: channel.id,
       event,
       targeted: named !== null,
+      deadline,
       tally,
       words: null,
       isWhole: true,
@@ -97,14 +100,14 @@ export class Answers {
   of(channel: Channel, event: number): Answer {
     const known = this.#known.get(`${channel.id} ${event}`);
     if (known) return known;
-    const { targeted } = this.#file.get<{ targeted: number }>(
-      "SELECT targeted FROM events WHERE channel = ?1 AND seq = ?2",
+    const { targeted, deadline } = this.#file.get<{ targeted: number; deadline: number | null }>(
+      "SELECT targeted, deadline FROM events WHERE channel = ?1 AND seq = ?2",
       channel.id,
       event,
     )!;
     const tally: Counts = talliesOf(this.#file, channel.id, event, event).get(event)!;
     const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
-    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, tally, words: null, isWhole });
+    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, deadline, tally, words: null, isWhole });
   }
 
   get #isFull(): boolean {

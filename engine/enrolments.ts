@@ -8,7 +8,7 @@
 import { Breath } from "./breath.ts";
 import type { SqliteFile } from "./commit.ts";
 import { type Enrolment, FINAL } from "./model.ts";
-import type { Channel } from "./schema.ts";
+import type { Channel, Leaving } from "./schema.ts";
 import type { Joined } from "./store.ts";
 
 /** A device's current enrolment. */
@@ -177,14 +177,22 @@ export class Enrolments {
   // ---------------------------------------------------------------------------------------------------------------- who leaves
 
   /** Ends an enrolment: from now on the device has left, and `release` tidies up behind it. False when it was not enrolled. Nobody else may be leaving. */
-  leave(channel: Channel, device: string): boolean {
+  leave(channel: Channel, device: string, at: number): boolean {
     const stint = this.stint(channel, device);
     if (!stint) return false;
     const { joined } = stint;
     const [upTo, released] = [channel.head, channel.floor];
     this.#set(channel, device, `"left" = ?3`, upTo);
-    this.#file.run("INSERT INTO leaving VALUES (?1, ?2, ?3, ?4, ?5)", channel.id, device, joined, upTo, released);
-    channel.leaving = { device, joined, upTo, released };
+    this.#file.run(
+      "INSERT INTO leaving VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+      channel.id,
+      device,
+      joined,
+      upTo,
+      released,
+      at,
+    );
+    channel.leaving = { device, joined, upTo, released, at };
     channel.audience--;
     this.#changed(channel);
     return true;
@@ -192,16 +200,16 @@ export class Enrolments {
 
   /**
    * Takes who leaves out of the next events that it gave no final word on.
-   * @param release told of each such event, of the device, and of its rank there; @returns whether there is more to do
+   * @param release told of each such event, of the device and when it was retired, and of its rank there; @returns whether there is more to do
    */
-  release(channel: Channel, release: (event: number, device: string, rank: number) => void): boolean {
+  release(channel: Channel, release: (event: number, leaving: Leaving, rank: number) => void): boolean {
     const { leaving } = channel;
     if (!leaving) return false;
     const { device, upTo } = leaving;
     const from = Math.max(leaving.released, channel.floor);
     const to = Math.min(upTo, from + RELEASE_EVENTS);
     for (const { seq, targeted, status } of this.unreleased(channel, from + 1, to)) {
-      release(seq, device, status);
+      release(seq, leaving, status);
       if (targeted === 1)
         this.#file.run(
           "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",

@@ -12,7 +12,7 @@ import { type Report, unexpected } from "./faults.ts";
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import type { Counts, HookResult } from "./counts.ts";
 import { type Allowed, type CallOptions, callHook } from "./hook-call.ts";
-import { id, iso, PereError, type Position } from "./model.ts";
+import { completeText, id, iso, PereError, type Position } from "./model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "./store.ts";
 import type { Batch, Entry } from "./tail.ts";
 
@@ -193,7 +193,7 @@ export class Runner implements Wire {
     for (const { seq, receipt, complete } of on.includes("complete") ? entries : [])
       if (complete !== null) {
         const state = await this.#options.state(channel, id(epoch, receipt!.event)).catch((error: unknown) => {
-          if (error instanceof PereError && error.code === "unknown") return complete; // It is no longer kept.
+          if (error instanceof PereError && error.code === "unknown") return completeText(channel, epoch, receipt!); // It is no longer kept.
           throw error;
         });
         messages.push({

@@ -167,8 +167,9 @@ export interface Outcome {
 }
 
 /**
- * A word that counted, as the receipts log keeps it. `event` is the event's `seq`; `completes` is there when with this word every addressed device
- * had given a final one.
+ * An entry of the receipts log: a word that counted; or, with the status `pending` and `completes`, that every addressed device has given a final one.
+ * That stands right behind the word that was the last, or is there because the last device that owed one has left. `event` is the event's `seq`.
+ * Logs of before have `completes` in the word itself.
  */
 export interface Receipt {
   readonly seq: number;

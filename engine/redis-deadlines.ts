@@ -1,19 +1,20 @@
 /**
  * Which channels have a deadline ahead, told among the instances that share one Redis.
  *
- * One list beside the channels says when each is due. An instance that takes a channel up moves it beyond all times, deals with what is due in one
- * script, and puts it back to where its next deadline is, unless a push has put it before that meanwhile. When an instance dies between the two, the
- * channel comes back with the next round of trimming.
+ * One list beside the channels says when each is due. An instance that takes a channel up puts a mark in its place, deals with what is due in one
+ * script, puts the channel back to where its next deadline is, and removes the mark. A push that comes meanwhile finds the channel gone and puts it
+ * back itself. The mark has a time of its own: when the instance dies between the two, the mark is due shortly after, and another takes the
+ * channel up. Two that work on one channel do no harm, for each device is recorded once.
  */
 import type { Keys } from "./redis-keys.ts";
-import type { Redis, Reply } from "./redis-link.ts";
+import type { Redis } from "./redis-link.ts";
 import { SCRIPTS } from "./redis-scripts.ts";
 
 /** Channels that are dealt with at once, and devices that one script looks at for them. */
-const DUE_AT_ONCE = "16";
+const DUE_AT_ONCE = 16;
 const MISS_DEVICES = 500;
-/** Later than any deadline: the channel is being dealt with. */
-const CLAIMED = 1e15;
+/** So long an instance has for a channel before it is taken for dead, and others are not kept waiting by one channel. */
+const CLAIM_MS = 500;
 
 export class RedisDeadlines {
   readonly #link: Redis;
@@ -32,19 +33,30 @@ export class RedisDeadlines {
     return this.#link.send("ZADD", this.#due, "LT", String(at), channel);
   }
 
-  /** As `Store.miss`. */
-  async miss(now: number): Promise<number | null> {
-    const due = await this.#link.send("ZRANGEBYSCORE", this.#due, "-inf", String(now), "LIMIT", "0", DUE_AT_ONCE);
-    await Promise.all((due as readonly string[]).map((channel) => this.#missIn(channel, now)));
-    // Its member and its score.
-    const first = ((await this.#link.send("ZRANGE", this.#due, "0", "0", "WITHSCORES")) as readonly Reply[]).flat();
-    return first.length === 2 && Number(first[1]) < CLAIMED ? Number(first[1]) : null;
+  /**
+   * Stores an event whose deadline is `ms` from now. The list is told first: what is stored is never without its place there. A deadline so short that
+   * somebody may have looked between the two is told again.
+   */
+  async append<Value>(channel: string, now: number, ms: number, store: () => Promise<Value>): Promise<Value> {
+    const startedAt = performance.now();
+    const [, stored] = await Promise.all([this.ahead(channel, now + ms), store()]);
+    if (performance.now() - startedAt + 1_000 > ms) await this.ahead(channel, now + ms);
+    return stored;
   }
 
-  async #missIn(channel: string, now: number): Promise<void> {
-    // A push that comes meanwhile with a deadline puts the channel back to where it must be.
-    await this.#link.send("ZADD", this.#due, "XX", String(CLAIMED), channel);
+  /** As `Store.miss`. */
+  async miss(now: number): Promise<number | null> {
+    const until = now + CLAIM_MS;
+    const values = [now, until, DUE_AT_ONCE];
+    const [next, ...due] = (await this.#link.run(SCRIPTS.claim, [this.#due], values)) as readonly string[];
+    if (due.length === 0) return next === "" ? null : Number(next);
+    const work = Promise.allSettled(due.map((channel) => this.#missIn(channel, now, until)));
+    await Promise.race([work, Bun.sleep(CLAIM_MS)]);
+    return now; // There may be more.
+  }
+
+  async #missIn(channel: string, now: number, until: number): Promise<void> {
     const next = await this.#link.run(SCRIPTS.miss, this.#keys(channel).all, [now, MISS_DEVICES]);
-    await this.#link.run(SCRIPTS.unclaim, [this.#due], [channel, CLAIMED, String(next)]);
+    await this.#link.run(SCRIPTS.unclaim, [this.#due], [channel, until, String(next)]);
   }
 }

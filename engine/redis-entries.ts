@@ -41,7 +41,10 @@ export function eventOf(seq: number, text: string): Event {
   };
 }
 
-/** `event device rank at deviceAt`; the script adds ` late outcome detail`, the outcome as `done/failed` where the event is complete. */
+/**
+ * `event device rank at deviceAt`; the script adds ` late outcome detail`. An entry of rank 0 says that its event is complete, with the outcome as
+ * `done/failed`; words that were stored before such entries were have their event's outcome with them.
+ */
 export const receiptHead = ({ event, device, status, deviceAt }: ReceiptDraft, at: number): string =>
   `${event.seq} ${device} ${rank(status)} ${at} ${deviceAt ?? ""}`;
 

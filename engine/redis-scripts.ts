@@ -24,7 +24,7 @@
  * the place below which it owes nothing, by looking each later event up in `latest`; and `settled` follows the device every few seconds.
  *
  * A device that is retired leaves in two steps. The first says so: it is enrolled no more, and `leaving` in the counters has
- * `joined upTo released device`. From then on no script gives it as one who owes a word on the events after `released`, up to `upTo`. The second takes
+ * `joined upTo released at device`. From then on no script gives it as one who owes a word on the events after `released`, up to `upTo`. The second takes
  * it out of tallies and names, some events a script, by whoever comes next: the one who retired it, who retires another, a deadline, retention. So one
  * device a channel leaves at a time, and nothing is lost where an instance dies.
  *
@@ -71,8 +71,8 @@ local function look()
   if not c[1] then return nil end
   local leaving = nil
   if c[7] then
-    local joined, upTo, released, device = c[7]:match('^(%d+) (%d+) (%d+) (.+)$')
-    leaving = { joined = tonumber(joined), upTo = tonumber(upTo), released = tonumber(released), device = device }
+    local joined, upTo, released, at, device = c[7]:match('^(%d+) (%d+) (%d+) (%d+) (.+)$')
+    leaving = { joined = tonumber(joined), upTo = tonumber(upTo), released = tonumber(released), at = at, device = device }
   end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
     receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving }
@@ -197,22 +197,41 @@ local function standing(event)
   return tonumber(t[1] or 0) - done - failed, text(done) .. '/' .. text(failed)
 end
 
--- Appends a word to the receipts log and moves the device and the tally. Rank 0 is none: the entry only tells that the event is complete.
--- 'entries' are those of this script so far; 'tell' ends with them.
-local function keep(channel, entries, event, device, rank, before, head, late, detail)
-  local seq, field, outcome = text(channel.receiptsHead + #entries + 1), event .. ':' .. device, ''
-  if rank > 0 then
-    redis.call('HSET', latest, field, rank .. ' ' .. seq)
-    redis.call('HINCRBY', tallies, event .. ':' .. rank, 1)
-    if before > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before, -1) end
-  end
-  if rank == 0 or rank >= FINAL then
-    local owed, said = standing(event)
-    if owed == 0 then outcome = said end
-  end
-  local entry = head .. ' ' .. late .. ' ' .. outcome .. ' ' .. detail
+-- Adds an entry to the receipts log. 'entries' are those of this script so far; 'tell' ends with them.
+local function note(channel, entries, field, entry)
   entries[#entries + 1] = entry
-  redis.call('XADD', receipts, seq .. '-0', 'v', entry, 'k', field)
+  redis.call('XADD', receipts, text(channel.receiptsHead + #entries) .. '-0', 'v', entry, 'k', field)
+end
+
+-- Where an event is complete, the log says so in an entry of its own, with the device whose word or leaving made it so.
+local function complete(channel, entries, event, device, now)
+  local owed, outcome = standing(event)
+  if owed > 0 then return end
+  note(channel, entries, event .. ':' .. device, event .. ' ' .. device .. ' 0 ' .. now .. '  0 ' .. outcome .. ' ')
+end
+
+-- Appends a word to the receipts log and moves the device and the tally.
+local function keep(channel, entries, event, device, rank, before, head, late, detail)
+  local field = event .. ':' .. device
+  redis.call('HSET', latest, field, rank .. ' ' .. text(channel.receiptsHead + #entries + 1))
+  redis.call('HINCRBY', tallies, event .. ':' .. rank, 1)
+  if before > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before, -1) end
+  note(channel, entries, field, head .. ' ' .. late .. '  ' .. detail)
+end
+
+-- Records a device as missing.
+local function absent(channel, entries, event, device, before, now, detail)
+  keep(channel, entries, event, device, MISSING, before, event .. ' ' .. device .. ' ' .. MISSING .. ' ' .. now .. ' ', '0', detail)
+end
+
+-- Where a device of an event's audience stands, by the deadline too: past it, who owes a final word is recorded as missing here and now. An event
+-- whose deadline was dealt with is among the deadlines no more, and nobody is left whom it would make missing.
+local function judge(channel, entries, event, device, before, now)
+  if before >= MISSING then return before end
+  local deadline = redis.call('ZSCORE', deadlines, event)
+  if not deadline or tonumber(deadline) > tonumber(now) then return before end
+  absent(channel, entries, event, device, before, now, '')
+  return MISSING
 end
 
 -- Tells the entries that a script kept.
@@ -222,7 +241,8 @@ local function tell(channel, entries)
   publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
 end
 
--- Takes who leaves out of the next events that it gave no final word on. True: there are more.
+-- Takes who leaves out of the next events that it gave no final word on; what it owed past a deadline when it left, it is missing on before. True:
+-- there are more.
 local function release(channel, entries, now)
   local leaving = channel.leaving
   if not leaving then return false end
@@ -233,20 +253,21 @@ local function release(channel, entries, now)
       if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
       return
     end
+    rank = judge(channel, entries, event, device, rank, leaving.at)
     redis.call('HINCRBY', tallies, event .. ':n', -1)
     if rank > 0 then
       redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
       redis.call('HDEL', latest, event .. ':' .. device)
     end
     if isNamed then redis.call('ZREM', targets, named(seq, device)) end
-    if standing(event) == 0 then keep(channel, entries, event, device, 0, 0, event .. ' ' .. device .. ' 0 ' .. now .. ' ', '0', '') end
+    complete(channel, entries, event, device, now)
   end)
   if leaving.released >= leaving.upTo then
     redis.call('HDEL', counters, 'leaving')
     channel.leaving = nil
     return false
   end
-  redis.call('HSET', counters, 'leaving', table.concat({ text(leaving.joined), text(leaving.upTo), text(leaving.released), device }, ' '))
+  redis.call('HSET', counters, 'leaving', table.concat({ text(leaving.joined), text(leaving.upTo), text(leaving.released), leaving.at, device }, ' '))
   return true
 end
 
@@ -280,8 +301,7 @@ local function miss(channel, entries, event, now, detail)
   local owed = tonumber(t[1] or 0) - tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
   if event > channel.floor and owed > 0 then
     looked, last = audience(event, t[5] or '', function(device, before)
-      if before >= MISSING then return end
-      keep(channel, entries, s, device, MISSING, before, s .. ' ' .. device .. ' ' .. MISSING .. ' ' .. text(now) .. ' ', '0', detail)
+      if before < MISSING then absent(channel, entries, s, device, before, text(now), detail) end
     end)
   end
   if looked == CHUNK then redis.call('HSET', tallies, s .. ':after', last)
@@ -402,10 +422,13 @@ export const SCRIPTS = {
         else addressed = stint and stint.joined < event end
         if before >= FINAL then verdict = 1
         elseif not addressed then verdict = 3
-        elseif rank <= before then verdict = 1
         else
-          verdict = 0
+          before = judge(channel, entries, ARGV[at + 1], device, before, ARGV[1])
+          if rank <= before then verdict = 1 else verdict = 0 end
+        end
+        if verdict == 0 then
           keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5])
+          if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, ARGV[1]) end
           if stint and stint.lost > 0 and stint.told == stint.lost then
             stint.lost, stint.told = 0, 0
             keepStint(device, stint)
@@ -457,7 +480,7 @@ export const SCRIPTS = {
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
     redis.call('HINCRBY', counters, 'audience', -1)
-    channel.leaving = { joined = stint.joined, upTo = channel.head, released = channel.floor, device = device }
+    channel.leaving = { joined = stint.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
     local more = release(channel, entries, ARGV[2])
     tell(channel, entries)
     redis.call('PUBLISH', events, channel.epoch .. ' ${RETIRED} ' .. device)
@@ -734,12 +757,27 @@ export const SCRIPTS = {
     for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
     return 1`),
 
-  /** The list of what is due. A channel, the score that says that it is being dealt with, when it is due next (''): unless somebody told an earlier time meanwhile */
-  unclaim: whole(`
-    local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-    if score and tonumber(score) == tonumber(ARGV[2]) then
-      if ARGV[3] == '' then redis.call('ZREM', KEYS[1], ARGV[1]) else redis.call('ZADD', KEYS[1], ARGV[3], ARGV[1]) end
+  /**
+   * The list of what is due. Now, until when the caller has, how many channels → when something is next (''): never), those that are due, each with a
+   * mark in its place: its name behind a `!`, which is in no channel's name
+   */
+  claim: whole(`
+    local found, seen = {}, {}
+    for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'LIMIT', 0, ARGV[3])) do
+      local channel = member:gsub('^!', '')
+      redis.call('ZREM', KEYS[1], member)
+      redis.call('ZADD', KEYS[1], ARGV[2], '!' .. channel)
+      if not seen[channel] then found[#found + 1] = channel end
+      seen[channel] = true
     end
+    return { redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or '', unpack(found) }`),
+
+  /** The list of what is due. A channel, the time of its mark, when it is due next (''): a mark of another time is another instance's */
+  unclaim: whole(`
+    if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], 'LT', ARGV[3], ARGV[1]) end
+    local mark = '!' .. ARGV[1]
+    local score = redis.call('ZSCORE', KEYS[1], mark)
+    if score and tonumber(score) == tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], mark) end
     return 1`),
 
   /** Instances by their last sign of life. An instance, milliseconds of life, of memory → whether it was unknown, the living ones */

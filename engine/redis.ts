@@ -256,13 +256,17 @@ export class RedisStore implements Store {
       );
     }
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
-    const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(now, deadline) ?? []);
-    const [reply] = await Promise.all([
-      this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel)),
-      deadlines.length === 0 ? null : this.#deadlines.ahead(channel, Math.min(...deadlines)),
-    ]);
+    const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
+    const store = () => this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel));
+    const reply =
+      deadlines.length === 0
+        ? await store()
+        : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed] = reply;
+    // The first call may have ended before it told of the deadline.
+    if (replayed === 1 && deadlines.length > 0)
+      await this.#deadlines.ahead(channel, Number(at) + Math.min(...deadlines));
     return {
       epoch: epoch as string,
       first: Number(first),

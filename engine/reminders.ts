@@ -157,14 +157,14 @@ export class Reminders {
     if (entries?.get(seq) !== entry) return; // Nobody follows the channel any more.
     if (until !== null && until <= this.#now()) return;
     try {
-      if (await this.#remind(entry.channel, seq)) entries.delete(seq);
+      if (await this.#remind(entry.channel, entry.reminder)) entries.delete(seq);
     } catch (error) {
       unexpected(this.#report, error); // Where the store is away, there is another reminder.
     }
   }
 
   /** True: there is nobody left to remind, nowhere. */
-  async #remind(channel: string, seq: number): Promise<boolean> {
+  async #remind(channel: string, { seq, until }: Reminder): Promise<boolean> {
     const tally = (await this.#store.tallies(channel, seq, seq)).get(seq);
     if (!tally) return true;
     const { addressed, received, working, missing, done, failed } = tally;
@@ -175,6 +175,7 @@ export class Reminders {
     const breath = new Breath();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
       const silent = await this.#store.silent(channel, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
+      if (until !== null && until <= this.#now()) return true;
       this.#feeds.remind(channel, event, silent);
       await breath.take();
     }

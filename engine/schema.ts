@@ -102,7 +102,7 @@ const FORMER_SECRETS = `ALTER TABLE hooks ADD COLUMN former TEXT NOT NULL DEFAUL
 /** The device of a channel that was retired and is still to be taken out of the events after `released`, up to `upTo`; at most one a channel. */
 const LEAVING = `
 CREATE TABLE leaving (
-  channel INTEGER PRIMARY KEY, device TEXT NOT NULL, joined INTEGER NOT NULL, upTo INTEGER NOT NULL, released INTEGER NOT NULL
+  channel INTEGER PRIMARY KEY, device TEXT NOT NULL, joined INTEGER NOT NULL, upTo INTEGER NOT NULL, released INTEGER NOT NULL, at INTEGER NOT NULL
 ) STRICT;
 `;
 
@@ -119,6 +119,8 @@ export interface Leaving {
   readonly joined: number;
   readonly upTo: number;
   released: number;
+  /** When it was retired, milliseconds since 1970. */
+  readonly at: number;
 }
 
 /** Whether a device that leaves is still to be taken out of an event. */

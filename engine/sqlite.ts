@@ -193,7 +193,7 @@ export class SqliteStore implements Store {
     const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
     if (row) {
       const leaving = this.#file.get<Leaving>(
-        "SELECT device, joined, upTo, released FROM leaving WHERE channel = ?1",
+        "SELECT device, joined, upTo, released, at FROM leaving WHERE channel = ?1",
         row.id,
       );
       if (leaving) row.leaving = leaving;
@@ -316,7 +316,7 @@ export class SqliteStore implements Store {
       remind,
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#answers.add(channel, seq, to && to.length);
+    this.#answers.add(channel, seq, to && to.length, deadline);
     for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
     return { seq, at, type, data, to, expires, deadline, remind };
   }
@@ -478,7 +478,7 @@ export class SqliteStore implements Store {
         const channel = this.#find(name);
         // One after the other: who left before is dealt with first.
         if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
-        if (!channel || !this.#enrolments.leave(channel, device)) return { isRetired: false, more: false };
+        if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
         this.#wakes.push({ kind: "retired", channel: name, device });
         return { isRetired: true, more: this.#release(channel, now) };
       });
@@ -497,8 +497,8 @@ export class SqliteStore implements Store {
 
   /** Within a transaction: takes who leaves out of some events. True: there are more. */
   #release(channel: Channel, now: number): boolean {
-    return this.#enrolments.release(channel, (event, device, before) =>
-      this.#words.release(channel, event, device, before, now),
+    return this.#enrolments.release(channel, (event, leaving, before) =>
+      this.#words.release(channel, event, leaving, before, now),
     );
   }
 

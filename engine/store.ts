@@ -216,7 +216,9 @@ export interface Store {
   append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended>;
 
   /**
-   * Records words of devices, each counted only when it moves its device forward on its event. One verdict a draft, in order.
+   * Records words of devices, each counted only when it moves its device forward on its event. One verdict a draft, in order. A word on an event whose
+   * deadline has passed finds its device `missing`: where it owed a final word and that was not recorded yet, it is recorded here, before the word.
+   * That every device has given its final word is an entry of its own, right behind the word that was the last.
    * @param now the server's time, milliseconds since 1970
    */
   record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]>;
@@ -231,9 +233,10 @@ export interface Store {
   enrol(channel: string, device: string, now: number): Promise<boolean>;
 
   /**
-   * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are. Whoever follows the
-   * channel's events is told. That is decided at once and seen of all events together, also where it is written down in slices. An event that is
-   * complete thereby has an entry in the receipts log that says so, by the end of the last slice, with the device's name and no word of it (`pending`).
+   * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are; where their deadline has passed,
+   * it is recorded as missing before. Whoever follows the channel's events is told. That is decided at once and seen of all events together, also
+   * where it is written down in slices. An event that is complete thereby has an entry in the receipts log that says so, by the end of the last slice,
+   * with the device's name and no word of it (`pending`).
    * @returns false: it was not enrolled
    */
   retire(channel: string, device: string, now: number): Promise<boolean>;

@@ -38,8 +38,8 @@ export const CATCH_UP_ENTRIES = 256;
 export const SKIP_ENTRIES_MAX = 4 * RING_ENTRIES_MAX;
 
 /**
- * One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. `complete` is said after the text where
- * a receipt completes its event, and is all that there is to say where the text is empty.
+ * One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. `complete` says that an event is complete;
+ * the text is empty then, but in logs of before, where it is said after the text.
  */
 export interface Entry {
   readonly seq: number;
@@ -70,7 +70,7 @@ export const receiptEntry = (channel: string, epoch: string, receipt: Receipt): 
   seq: receipt.seq,
   id: id(epoch, receipt.seq),
   text: receipt.status === "pending" ? "" : receiptText(channel, epoch, receipt),
-  complete: receipt.completes && completeText(channel, epoch, receipt),
+  complete: receipt.completes && `{"id":"${id(epoch, receipt.seq)}",${completeText(channel, epoch, receipt).slice(1)}`,
   receipt,
   type: null,
   to: null,

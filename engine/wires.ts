@@ -68,12 +68,16 @@ export function frame(fields: { id?: string; event?: string | null; data: string
   return `${id === undefined ? "" : `id: ${id}\n`}${event ? `event: ${event}\n` : ""}data: ${lines}\n\n`;
 }
 
-/** The frames of an entry: what it says, and that its event is complete. */
-function frames(entry: Entry, id: string): string {
-  const { text, type, complete } = entry;
-  const said = text === "" ? "" : frame({ id, event: type, data: text });
-  if (complete === null) return said;
-  return said + frame({ ...(text === "" ? { id } : {}), event: "pere.complete", data: complete });
+/**
+ * The frames of an entry: one, or two for a word that was stored together with the news that its event is complete, as they once were. The first of two
+ * resumes before the entry: who is cut off between them is told both again.
+ * @param at makes the `id:` of a place in the entry's log
+ */
+function frames({ id, seq, text, type, complete }: Entry, at = (place: string): string => place): string {
+  if (complete === null) return frame({ id: at(id), event: type, data: text });
+  const before = `${id.slice(0, id.lastIndexOf("-"))}-${seq - 1}`;
+  const said = text === "" ? "" : frame({ id: at(before), event: type, data: text });
+  return said + frame({ id: at(id), event: "pere.complete", data: complete });
 }
 
 const utf8 = new TextEncoder();
@@ -137,13 +141,13 @@ export class EventStream implements Wire {
   /** A feed of one channel: its bytes are the same for all, made once. */
   #shared(batch: Batch): Uint8Array {
     this.#told = batch.entries.at(-1)!.id;
-    batch.encoded ??= utf8.encode(batch.entries.map((entry) => frames(entry, entry.id)).join(""));
+    batch.encoded ??= utf8.encode(batch.entries.map((entry) => frames(entry)).join(""));
     return batch.encoded as Uint8Array;
   }
 
   #own(channel: string, entries: readonly Entry[]): string {
     let text = "";
-    for (const entry of entries) text += frames(entry, this.#id(channel, entry.id));
+    for (const entry of entries) text += frames(entry, (place) => this.#id(channel, place));
     return text;
   }
 

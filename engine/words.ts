@@ -2,7 +2,10 @@
  * The words of a PERE file: what devices said of events, and what the server had to say for those who kept silent.
  *
  * A word moves three things at once: the receipts log gets an entry, `latest` says where the device stands now, and the event's tally moves
- * with it. So a tally is never counted, and always right. The entry with which an event became complete says so.
+ * with it. So a tally is never counted, and always right. That an event is complete is an entry of its own, right behind the one that made it so.
+ *
+ * A deadline holds from the moment it passes, whoever has looked at it by then: where a device owes an event a word past its deadline, `missing` is
+ * recorded before anything else is said of the two.
  * All functions run within a transaction, and move the counters of the channel they are given. Rows are gathered and written many to a
  * statement: who reads `receipts` or `latest` in the same transaction calls `write` before.
  */
@@ -10,7 +13,7 @@ import type { Answer, Answers } from "./answers.ts";
 import type { SqliteFile } from "./commit.ts";
 import type { Enrolments, Stint } from "./enrolments.ts";
 import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "./model.ts";
-import { type Channel, isLeaving } from "./schema.ts";
+import { type Channel, isLeaving, type Leaving } from "./schema.ts";
 import type { Verdict } from "./store.ts";
 
 /** Devices that one statement looks at. */
@@ -69,17 +72,37 @@ export class Words {
     const event = draft.event.seq;
     if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
     const answer = this.#answers.of(channel, event);
-    const before = this.#answers.rank(answer, device);
-    if (before >= FINAL) return "duplicate";
+    const said = this.#answers.rank(answer, device);
+    if (said >= FINAL) return "duplicate";
     const stint = this.#enrolments.stint(channel, device);
     if (!this.#isAddressed(channel, answer, device, stint)) return "unaddressed";
+    const before = this.#judge(channel, answer, device, said, now);
     if (rank(status) <= before) return "duplicate";
     this.#answers.step(answer, device, before, rank(status));
-    const completes = rank(status) >= FINAL && owed(answer) === 0 ? outcome(answer) : null;
     const late = before === MISSING;
-    this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes });
+    this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes: null });
+    if (rank(status) >= FINAL && owed(answer) === 0) this.#complete(channel, answer, device, now);
     if (stint !== null && stint.lost > 0 && stint.told === stint.lost) this.#enrolments.answered(channel, device);
     return "recorded";
+  }
+
+  /** Where a device of an event's audience stands, by the deadline too: past it, who owes a final word is recorded as missing here and now. */
+  #judge(channel: Channel, answer: Answer, device: string, before: number, now: number): number {
+    if (answer.deadline === null || answer.deadline > now || before >= MISSING) return before;
+    this.#miss(channel, answer, device, before, null, now);
+    return MISSING;
+  }
+
+  #miss(channel: Channel, answer: Answer, device: string, before: number, detail: string | null, now: number): void {
+    this.#answers.step(answer, device, before, MISSING);
+    const said = { event: answer.event, device, status: "missing", detail } as const;
+    this.#keep(channel, { ...said, at: now, deviceAt: null, late: false, completes: null });
+  }
+
+  /** The entry that says that an event is complete, with the device whose word or leaving made it so. */
+  #complete(channel: Channel, answer: Answer, device: string, now: number): void {
+    const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
+    this.#keep(channel, { event: answer.event, device, ...nothing, at: now, completes: outcome(answer) });
   }
 
   /** An entry of the receipts log; and where its device stands from now on, unless it only tells that the event is complete. */
@@ -138,13 +161,14 @@ export class Words {
 
   // -------------------------------------------------------------------------------------------------------- who left, who is missing
 
-  /** A device owes no word on an event any more, for it left. Where that completes the event, the log says so. */
-  release(channel: Channel, event: number, device: string, before: number, now: number): void {
+  /**
+   * A device owes no word on an event any more, because it left. Where the deadline had passed by then, it is missing before. Where its leaving
+   * completes the event, the log says so.
+   */
+  release(channel: Channel, event: number, { device, at }: Leaving, before: number, now: number): void {
     const answer = this.#answers.of(channel, event);
-    this.#answers.release(answer, before);
-    if (owed(answer) > 0) return;
-    const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
-    this.#keep(channel, { event, device, ...nothing, at: now, completes: outcome(answer) });
+    this.#answers.release(answer, this.#judge(channel, answer, device, before, at));
+    if (owed(answer) === 0) this.#complete(channel, answer, device, now);
   }
 
   /**
@@ -182,19 +206,7 @@ export class Words {
     if (from === undefined) return 0;
     const { looked, last, owing } = this.#owing(channel, event, from);
     const answer = owing.length > 0 ? this.#answers.of(channel, event) : null;
-    for (const { device, status } of owing) {
-      this.#answers.step(answer!, device, status, MISSING);
-      this.#keep(channel, {
-        event,
-        device,
-        status: "missing",
-        detail,
-        at: now,
-        deviceAt: null,
-        late: false,
-        completes: null,
-      });
-    }
+    for (const { device, status } of owing) this.#miss(channel, answer!, device, status, detail, now);
     const place = "at = ?1 AND channel = ?2 AND event = ?3";
     if (looked < MISS_DEVICES) this.#file.run(`DELETE FROM deadlines WHERE ${place}`, deadline, channel.id, event);
     else this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${place}`, deadline, channel.id, event, last);

@@ -143,6 +143,12 @@ export const HISTORY = fc.array(fc.array(STEP, { minLength: 1, maxLength: 4, siz
 /** Why a device is missing whose event went before its deadline. */
 const EXPIRED = '{"reason":"expired"}';
 
+const MISSING = rank("missing");
+
+const absence = (event: number, device: string, detail: string | null, at: number): Omit<Receipt, "seq"> => ({
+  ...{ event, device, status: "missing", detail, at, deviceAt: null, late: false, completes: null },
+});
+
 interface ModelEvent {
   readonly event: Event;
   /** Names; who is released leaves. */
@@ -229,6 +235,7 @@ class ModelChannel {
     const entry = this.events[position.seq - 1];
     if (position.epoch !== this.epoch || !entry || position.seq <= this.floor) return "unknown";
     if (!entry.audience.has(device)) return "unaddressed";
+    this.judge(entry, device, now);
     const before = entry.words.get(device)?.status ?? "pending";
     if (rank(before) >= FINAL || rank(status) <= rank(before)) return "duplicate";
     const receipt = { event: position.seq, device, status, detail, at: now, deviceAt, late: before === "missing" };
@@ -238,14 +245,26 @@ class ModelChannel {
     return "recorded";
   }
 
-  /** A word, as it enters the log: with the outcome, when it is the last that was owed. `pending`: its device left, which is told only then. */
+  /** Past its deadline an event makes missing who owes it a word, before anything else is said of the two. */
+  judge(entry: ModelEvent, device: string, now: number): void {
+    const { seq, deadline } = entry.event;
+    if (deadline === null || deadline > now || rank(entry.words.get(device)?.status ?? "pending") >= MISSING) return;
+    this.note(absence(seq, device, null, now));
+  }
+
+  /** A word, as it enters the log; behind it an entry that says that the event is complete, if it is so now. `pending`: its device left. */
   note(word: Omit<Receipt, "seq">): void {
     const entry = this.events[word.event - 1]!;
-    const receipt = { ...word, seq: this.receipts.length + 1 };
-    if (word.status !== "pending") entry.words.set(word.device, receipt);
-    const completes = word.status === "pending" || rank(word.status) >= FINAL ? this.outcome(entry) : null;
-    if (word.status === "pending" && completes === null) return;
-    this.receipts.push({ ...receipt, completes });
+    const { event, device, status, at } = word;
+    if (status !== "pending") {
+      const receipt = { ...word, seq: this.receipts.length + 1 };
+      entry.words.set(device, receipt);
+      this.receipts.push(receipt);
+      if (rank(status) < FINAL) return;
+    }
+    const completes = this.outcome(entry);
+    const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
+    if (completes) this.receipts.push({ seq: this.receipts.length + 1, event, device, ...nothing, at, completes });
   }
 
   /** What all said, or null: somebody owes a final word. */
@@ -259,16 +278,7 @@ class ModelChannel {
   absent({ event: { seq }, audience, words }: ModelEvent, detail: string | null, now: number): Omit<Receipt, "seq">[] {
     return [...audience]
       .filter((device) => rank(words.get(device)?.status ?? "pending") < rank("missing"))
-      .map((device) => ({
-        event: seq,
-        device,
-        status: "missing",
-        detail,
-        at: now,
-        deviceAt: null,
-        late: false,
-        completes: null,
-      }));
+      .map((device) => absence(seq, device, detail, now));
   }
 
   /** Who is missing now, for deadlines that have passed. */
@@ -308,7 +318,9 @@ class ModelChannel {
     this.devices.delete(device);
     this.left.set(device, known.joined);
     for (const entry of this.kept)
-      if (!this.isFinal(entry, device) && entry.audience.delete(device)) {
+      if (!this.isFinal(entry, device) && entry.audience.has(device)) {
+        this.judge(entry, device, now);
+        entry.audience.delete(device);
         const nothing = { status: "pending", detail: null, deviceAt: null, late: false, completes: null } as const;
         this.note({ event: entry.event.seq, device, at: now, ...nothing });
       }

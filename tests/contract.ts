@@ -439,10 +439,11 @@ export function storeContract(
         // Of what it left behind nothing is told again.
         expect(await give(2, "kiosk", "done")).toBe("recorded");
         expect((await store.receipts("orders", 6, 10)).map(({ completes }) => completes)).toEqual([
+          null,
           { done: 1, failed: 1 },
         ]);
         await store.retire("orders", "kiosk", T);
-        expect((await log(7)) as unknown[]).toEqual([[3, "kiosk", "pending"]]);
+        expect((await log(8)) as unknown[]).toEqual([[3, "kiosk", "pending"]]);
       });
 
       test("and enrolling it again before another push changes nothing for others", async () => {
@@ -529,7 +530,11 @@ export function storeContract(
             at: T + 7,
             deviceAt: T - 5,
             late: false,
-            completes: { done: 1, failed: 0 },
+            completes: null,
+          },
+          {
+            ...{ seq: 2, event: 1, device: "till", status: "pending", detail: null, at: T + 7, deviceAt: null },
+            ...{ late: false, completes: { done: 1, failed: 0 } },
           },
         ]);
       });
@@ -581,6 +586,7 @@ export function storeContract(
             [1, "till", "received"],
             [2, "kiosk", "failed"],
             [3, "till", "done"],
+            [4, "till", "pending"],
           ],
         );
       });
@@ -593,7 +599,7 @@ export function storeContract(
         await expectTalliesToEqualRows(store, "orders");
       });
 
-      test("with which every addressed device gave a final word says so, with the outcome; no other does", async () => {
+      test("with which every addressed device gave a final word is followed by an entry that says so, with the outcome; no other is", async () => {
         await enrol("a", "b", "c");
         const { epoch } = await append("a");
         await append("to one", { to: ["stranger"] });
@@ -620,7 +626,9 @@ export function storeContract(
           [1, "c", null],
           [2, "stranger", null],
           [1, "b", null],
+          [1, "b", null],
           [1, "b", { done: 2, failed: 1 }],
+          [2, "stranger", null],
           [2, "stranger", { done: 0, failed: 1 }],
         ]);
         await heard();
@@ -638,7 +646,7 @@ export function storeContract(
         );
         await store.record(
           "orders",
-          [1, 2, 3, 4, 5].map((seq) => word(epoch, seq, "till", "done")),
+          [1, 2, 3, 4, 5].map((seq) => word(epoch, seq, "till", "working")),
           T,
         );
         const seqs = async (after: number, limit: number) =>
@@ -921,8 +929,11 @@ export function storeContract(
         await give(1, "till", "done");
         await give(3, "till", "done");
         await trimAll(store, "orders", { count: 1, before: 0 }, T);
-        expect((await store.heads("orders"))!.receipts).toEqual({ head: 4, floor: 3 });
-        expect((await store.receipts("orders", 0, 10)).map(({ seq, event }) => [seq, event])).toEqual([[4, 3]]);
+        expect((await store.heads("orders"))!.receipts).toEqual({ head: 7, floor: 5 });
+        expect((await store.receipts("orders", 0, 10)).map(({ seq, event }) => [seq, event])).toEqual([
+          [6, 3],
+          [7, 3],
+        ]);
         for (const event of [1, 2]) {
           expect(await rowsOf(store, "orders", event)).toEqual([]);
           expect(await give(event, "till", "done")).toBe("unknown");
@@ -939,7 +950,7 @@ export function storeContract(
         await trimAll(store, "orders", { count: 1, before: 0 }, T);
         expect((await store.receipts("orders", 0, 10))[0]).toMatchObject({ seq: 1, event: 2 });
         await trimAll(store, "orders", { count: 0, before: 0 }, T);
-        expect((await store.heads("orders"))!.receipts).toEqual({ head: 2, floor: 2 });
+        expect((await store.heads("orders"))!.receipts).toEqual({ head: 4, floor: 4 });
         expect(await store.receipts("orders", 0, 10)).toEqual([]);
       });
 
@@ -1132,7 +1143,8 @@ export function storeContract(
         ]);
         expect(entries).toEqual([
           ["kiosk", "done", true, null],
-          ["till", "failed", true, { done: 2, failed: 1 }],
+          ["till", "failed", true, null],
+          ["till", "pending", false, { done: 2, failed: 1 }],
         ]);
         const rows = await rowsOf(store, "orders", 1);
         expect(rows.map(({ device, status, late: isLate }) => [device, status, isLate])).toEqual([
@@ -1188,19 +1200,16 @@ export function storeContract(
         await Promise.all(names.map((device) => store.enrol("orders", device, T)));
         await append("a", { deadline: 1 });
         let calls = 0;
-        const answered = [names.at(-1)!];
-        await give(1, answered[0]!, "done");
+        await give(1, names.at(-1)!, "done");
         await missAll(store, T + SECOND, async (call) => {
           calls = call;
           const device = names.at(-1 - call)!;
-          // It was found missing already, or it will not be.
-          if ((await rowsOf(store, "orders", 1, "pending")).some((row) => row.device === device)) answered.push(device);
           await Promise.all([give(1, device, "failed", T + SECOND), append("between")]);
           await expectTalliesToEqualRows(store, "orders");
         });
         expect(calls).toBeGreaterThan(0);
         const found = (await missing()).map(({ device }) => device);
-        expect(found).toEqual(names.filter((device) => !answered.includes(device)));
+        expect(found).toEqual(names.slice(0, -1));
         expect((await tallyOf(store, "orders", 1))!.missing).toBe((await rowsOf(store, "orders", 1, "missing")).length);
         await heard();
         const told = wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
@@ -1227,6 +1236,86 @@ export function storeContract(
         expect((await store.join("orders", "till", at)).lost).toBe(3);
         await missAll(store, T + 20 * SECOND);
         expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
+      });
+
+      test("holds from the moment it passes, looked at or not: a word after it finds its device missing, once, and is late", async () => {
+        await enrol("kiosk", "till", "truck");
+        const { epoch } = await append("a", { deadline: 1 });
+        await append("without");
+        await give(1, "truck", "working");
+        expect(await give(1, "kiosk", "done", T + SECOND - 1)).toBe("recorded");
+        const at = T + SECOND;
+        const words = [
+          word(epoch, 1, "till", "received"),
+          word(epoch, 1, "truck", "failed"),
+          word(epoch, 2, "till", "done"),
+          word(epoch, 1, "stranger", "done"),
+          word(epoch, 1, "till", "done"),
+        ];
+        expect(await store.record("orders", words, at)).toEqual([
+          "duplicate",
+          "recorded",
+          "recorded",
+          "unaddressed",
+          "recorded",
+        ]);
+        const entries = await store.receipts("orders", 2, 10);
+        expect(entries.map((entry) => [entry.event, entry.device, entry.status, entry.late])).toEqual([
+          [1, "till", "missing", false],
+          [1, "truck", "missing", false],
+          [1, "truck", "failed", true],
+          [2, "till", "done", false],
+          [1, "till", "done", true],
+          [1, "till", "pending", false],
+        ]);
+        expect(await missing(2)).toEqual([entryOf(1, "till", at), entryOf(1, "truck", at)]);
+        expect(tallyCounts((await tallyOf(store, "orders", 1))!)).toMatchObject({ missing: 0, done: 2, failed: 1 });
+        await expectTalliesToEqualRows(store, "orders");
+        await missAll(store, at);
+        expect((await store.heads("orders"))!.receipts.head).toBe(8);
+        expect((await rowsOf(store, "orders", 1)).map(({ device, late }) => [device, late])).toEqual([
+          ["kiosk", false],
+          ["till", true],
+          ["truck", true],
+        ]);
+      });
+
+      test("that has passed unnoticed makes a device that leaves missing before it leaves", async () => {
+        await enrol("kiosk", "till");
+        await append("for all", { deadline: 1 });
+        await append("for one", { deadline: 5, to: ["till"] });
+        await give(1, "kiosk", "done");
+        await give(1, "till", "working");
+        await store.retire("orders", "till", T + 2 * SECOND);
+        const entries = await store.receipts("orders", 2, 10);
+        expect(entries.map(({ event, device, status, completes }) => [event, device, status, completes])).toEqual([
+          [1, "till", "missing", null],
+          [1, "till", "pending", { done: 1, failed: 0 }],
+          [2, "till", "pending", { done: 0, failed: 0 }],
+        ]);
+        expect(await missAll(store, T + 10 * SECOND)).toBeNull();
+        expect((await store.heads("orders"))!.receipts.head).toBe(5);
+        await expectTalliesToEqualRows(store, "orders");
+      });
+
+      test("of 1,200 devices is told once of each, where words come before, between and after its slices", async () => {
+        const names = namesOf(1_200);
+        await Promise.all(names.map((device) => store.enrol("orders", device, T)));
+        const { epoch } = await append("a", { deadline: 1 });
+        const after = (some: readonly string[]) =>
+          store.record(
+            "orders",
+            some.map((device) => word(epoch, 1, device, "done")),
+            T + 2 * SECOND,
+          );
+        await after(names.slice(0, 300));
+        await missAll(store, T + 2 * SECOND, () => after(names.slice(700, 900)));
+        await after(names);
+        expect((await missing()).map(({ device }) => device)).toEqual(names);
+        expect(await tallyOf(store, "orders", 1)).toMatchObject({ done: 1_200, missing: 0 });
+        const entries = await store.receipts("orders", 0, 10_000);
+        expect(entries.filter(({ status, late }) => status === "done" && late).length).toBe(1_200);
+        expect(entries.at(-1)).toMatchObject({ status: "pending", completes: { done: 1_200, failed: 0 } });
       });
 
       test("finds nobody missing who answers in the same moment", async () => {
@@ -1356,7 +1445,7 @@ export function storeContract(
           former: [],
           on: ["complete", "missing", "receipt"],
           createdAt: T,
-          cursor: { epoch, seq: 2 },
+          cursor: { epoch, seq: 3 },
           disabled: null,
           revision: made.revision,
         });
@@ -1452,7 +1541,7 @@ export function storeContract(
         const again = await store.putHook("orders", hook("a"), "fresher", T + SECOND);
         expect(again).toMatchObject({
           created: true,
-          hook: { secret: "fresher", createdAt: T + SECOND, cursor: { ...made.cursor, seq: 1 }, disabled: null },
+          hook: { secret: "fresher", createdAt: T + SECOND, cursor: { ...made.cursor, seq: 2 }, disabled: null },
         });
         expect(await store.deliveries("orders", "a")).toEqual([]);
         // What is still said of the one before is not said of this one.
@@ -1544,7 +1633,7 @@ export function storeContract(
         await heard();
         expect(told("events")).toEqual([1, 2, 3, 4]);
         expect(told("events", "others")).toEqual([1]);
-        expect(told("receipts")).toEqual([1, 2, 3]);
+        expect(told("receipts")).toEqual([1, 2, 3, 4, 5]);
         const events = wakes.flatMap((wake) =>
           wake.kind === "events" && wake.channel === "orders" ? wake.entries : [],
         );
@@ -1731,7 +1820,7 @@ export function storeContract(
         );
         const delivery = { id: "d1", body: "{}", createdAt: T, attempts: 1, nextAt: null, status: 500, error: "no" };
         await store.progress("orders", "a", 5, {
-          cursor: { ...hook.cursor, seq: 1 },
+          cursor: { ...hook.cursor, seq: 2 },
           disabled: "no",
           keep: [delivery],
         });
@@ -1742,7 +1831,7 @@ export function storeContract(
         expect(await store.deliveries("orders", "a")).toEqual([delivery]);
         expect(await store.progress("orders", "a", 4, { drop: ["d1"] })).toBe(false);
         expect(await store.progress("orders", "a", 5, { drop: ["d1"] })).toBe(true);
-        expect((await store.receipts("orders", 0, 10))[0]!.completes).toEqual({ done: 1, failed: 0 });
+        expect((await store.receipts("orders", 1, 10))[0]!.completes).toEqual({ done: 1, failed: 0 });
       });
     });
 

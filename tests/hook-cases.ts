@@ -389,7 +389,7 @@ export function hookCases(name: string, makeWorld: () => World): void {
       await receipts.hear(["d done"]);
       await complete.have(1);
       await elsewhere.have(2);
-      await reached(pere.url, 3);
+      await reached(pere.url, 4);
       expect(receipts.receipts).toEqual(["d received", "d working", "d done"]);
       expect(new Set(receipts.calls.map(({ body }) => body.type))).toEqual(new Set(["pere.receipt"]));
       expect(complete.calls.map(({ body }) => body.type)).toEqual(["pere.complete"]);

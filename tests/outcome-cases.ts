@@ -878,7 +878,7 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
   });
 
   describe(`${name}: that an event is complete`, () => {
-    test("is told on an event stream right after the receipt that made it so, without an id line", async () => {
+    test("is told on an event stream right after the receipt that made it so, with an id of its own", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const stream = await listen(`${fleet.here.url}/feedback/c`);
@@ -899,15 +899,16 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
         undefined,
       ]);
       const { id: own, data } = stream.messages[4]!;
-      expect(own).toBeUndefined();
+      expect(own).toBe(shifted(stream.messages[3]!.id!, 1));
       expect(JSON.parse(data)).toEqual({
+        id: own,
         event: id,
         channel: "c",
         at: iso(fleet.now),
         receipts: { ...NOBODY, done: 1, failed: 1 },
         complete: true,
       });
-      expect(stream.raw).toContain(`\n\nevent: pere.complete\ndata: ${data}\n\n`);
+      expect(stream.raw).toContain(`\n\nid: ${own}\nevent: pere.complete\ndata: ${data}\n\n`);
       stream.close();
     });
 
@@ -925,8 +926,8 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       await fleet.give("c", id, "b", "done");
       const { events, complete, last } = (await polled).body;
       expect(events.map(deviceOf)).toEqual(["b"]);
-      expect(last).toBe(events[0].id);
-      const said = { event: id, channel: "c", at: iso(T), receipts: { ...NOBODY, done: 2 }, complete: true };
+      expect(last).toBe(shifted(events[0].id, 1));
+      const said = { id: last, event: id, channel: "c", at: iso(T), receipts: { ...NOBODY, done: 2 }, complete: true };
       expect(complete).toEqual([said]);
       await until(() => messages.length === 4);
       expect(messages[1]).toMatchObject({ device: "a" });
@@ -934,16 +935,16 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       socket.close();
     });
 
-    test("is told again to who resumes before the receipt that made it so, and not to who resumes after it", async () => {
+    test("is told to who resumes before it, and not again to who resumes after it", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const id = await fleet.push("c");
       await fleet.give("c", id, "a", "working");
       await fleet.give("c", id, "a", "done");
-      const { events } = await fleet.told("c");
-      const headers = (last: string) => ({ "Last-Event-ID": last });
+      const { events, last } = await fleet.told("c");
+      const headers = (place: string) => ({ "Last-Event-ID": place });
       const before = await listen(`${fleet.here.url}/feedback/c`, headers(events[0].id));
-      const after = await listen(`${fleet.here.url}/feedback/c`, headers(events[1].id));
+      const after = await listen(`${fleet.here.url}/feedback/c`, headers(last));
       expect(await before.own("complete")).toMatchObject({ event: id, receipts: { done: 1 } });
       const next = await fleet.push("c");
       await fleet.give("c", next, "a", "done");
@@ -953,6 +954,48 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       expect(names(before)).toEqual(["pere.ready", undefined, "pere.complete", undefined, "pere.complete"]);
       expect(names(after)).toEqual(["pere.ready", undefined, "pere.complete"]);
       for (const stream of [before, after]) stream.close();
+    });
+
+    test("is told to who was cut off between the last receipt and it, on every transport and on a feed of several channels", async () => {
+      await using fleet = await open();
+      await fleet.enrol("c", "a");
+      const id = await fleet.push("c");
+      await fleet.give("c", id, "a", "done");
+      const { events, last } = await fleet.told("c");
+      const url = `${fleet.here.url}/feedback`;
+      const cut = events[0].id as string;
+      const said = { event: id, channel: "c", receipts: { ...NOBODY, done: 1 }, complete: true };
+      const stream = await listen(`${url}/c`, { "Last-Event-ID": cut });
+      expect(await stream.own("complete")).toMatchObject(said);
+      const { channels } = await (await listen(`${url}/d`)).own("ready");
+      const both = await listen(`${url}/d,c`, { "Last-Event-ID": `${(channels as { d: string }).d}.${cut}` });
+      expect(await both.own("complete")).toMatchObject(said);
+      const socket = await connect(`${url}/c?last-event-id=${cut}`);
+      const told = await until(() => socket.messages.find(({ pere }) => pere === "complete"));
+      expect(told).toMatchObject({ ...said, id: last });
+      expect(await fleet.told("c", `?last-event-id=${cut}&wait=50`)).toMatchObject({
+        events: [],
+        complete: [said],
+        last,
+      });
+
+      // Where each of them stands now it is not told again: what comes next is the next thing that is said.
+      const again = [
+        await listen(`${url}/c`, { "Last-Event-ID": stream.messages.at(-1)!.id! }),
+        await listen(`${url}/d,c`, { "Last-Event-ID": both.messages.at(-1)!.id! }),
+      ];
+      const socketAgain = await connect(`${url}/c?last-event-id=${told.id}`);
+      expect(await fleet.told("c", `?last-event-id=${last}`)).toEqual({ events: [], last });
+      const next = await fleet.push("c");
+      await fleet.give("c", next, "a", "working");
+      for (const each of again) {
+        await each.have(1);
+        expect(each.messages.map(({ event }) => event)).toEqual(["pere.ready", undefined]);
+      }
+      await until(() => socketAgain.messages.length === 2);
+      expect(socketAgain.messages[1]).toMatchObject({ event: next, status: "working" });
+      for (const each of [stream, both, ...again]) each.close();
+      for (const each of [socket, socketAgain]) each.socket.close();
     });
 
     test("has an entry of its own when the last device that owed a word was retired, with an id to resume after", async () => {
@@ -968,9 +1011,9 @@ export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>
       const polled = poll(`${url}?last-event-id=${stream.ids[0]}&wait=60`);
       await fleet.waiting(5);
       await fleet.retire("c", "b");
-      const said = { event: id, channel: "c", at: iso(T), receipts: { ...NOBODY, done: 1 }, complete: true };
-      expect(await stream.own("complete")).toEqual(said);
       const own = shifted(stream.ids[0]!, 1);
+      const said = { id: own, event: id, channel: "c", at: iso(T), receipts: { ...NOBODY, done: 1 }, complete: true };
+      expect(await stream.own("complete")).toEqual(said);
       expect(stream.messages.at(-1)!.id).toBe(own);
       await both.own("complete");
       expect(both.messages.at(-1)!.id!.split(".")).toContain(own);

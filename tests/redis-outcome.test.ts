@@ -4,7 +4,7 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { RedisStore } from "../engine/redis.ts";
-import { draft, missAll, SECOND, T } from "./contract-calls.ts";
+import { draft, missAll, SECOND, T, word } from "./contract-calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./harness.ts";
 import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./hook-cases.ts";
 import { outcomes } from "./outcome-cases.ts";
@@ -67,7 +67,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       services.push(second);
       await receive(second.url, ["b"], "done");
       await receiver.hear(["b done"]);
-      await until(async () => (await listed(second.url)).position.endsWith("-2"), "the call to be kept");
+      await until(async () => (await listed(second.url)).position.endsWith("-4"), "the call to be kept");
       expect(receiver.receipts).toEqual(["a done", "b done"]);
       // The first one has the hooks; what comes in after its end is told by the second.
       await first.end("SIGKILL");
@@ -76,19 +76,57 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       expect(receiver.receipts).toEqual(["a done", "b done", "c done"]);
     });
 
-    test("for a deadline that an instance took up and died over: the others come back to it", async () => {
+    test("for a deadline that an instance took up and died over: the others come back to it at once", async () => {
       let now = Date.now();
-      const pere = await startOn(redis.url, { now: () => now, limits: { trimMs: 500 } });
+      const pere = await startOn(redis.url, { now: () => now });
       services.push(pere);
       await ask(`${pere.url}/devices/c/till`, { method: "PUT" });
       const event = await push(pere.url, "c", 1, "?deadline=60");
       // As it is when a process dies between taking the channel up and being done with it.
-      await redis.ask("ZADD", "pere:due", "1000000000000000", "c");
       now += 61_000;
+      await redis.ask("ZREM", "pere:due", "c");
+      await redis.ask("ZADD", "pere:due", String(now + 500), "!c");
       const state = async () => (await ask(`${pere.url}/events/c/${event}`)).body.receipts;
+      expect(await state()).toMatchObject({ missing: 0 });
+      now += 500;
       await until(async () => (await state()).missing === 1, "the till to be missing");
       expect((await give(pere.url, "c", event, "till", "done")).body.recorded).toBe(1);
       expect(await state()).toMatchObject({ missing: 0, done: 1 });
+      await until(async () => (await redis.ask("ZCARD", "pere:due")) === ":0", "nothing to be due");
+    });
+
+    test("for a deadline that nobody looks at: a word past it is late, and its device is missing before", async () => {
+      const stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url] })));
+      const [one, other] = stores as [RedisStore, RedisStore];
+      await one.enrol("c", "till", T);
+      const { epoch } = await one.append("c", [draft(1, { deadline: 1 })], T);
+      // Both record it in one moment, and one looks: it is missing once.
+      const words = [word(epoch, 1, "till", "done")];
+      const verdicts = await Promise.all([
+        one.record("c", words, T + SECOND),
+        other.record("c", words, T + SECOND),
+        missAll(one, T + SECOND),
+      ]);
+      expect(verdicts.slice(0, 2).flat().toSorted()).toEqual(["duplicate", "recorded"]);
+      const entries = await other.receipts("c", 0, 10);
+      expect(entries.map(({ status, late }) => [status, late])).toEqual([
+        ["missing", false],
+        ["done", true],
+        ["pending", false],
+      ]);
+      await Promise.all(stores.map((store) => store.close()));
+    });
+
+    test("for a deadline, when the channel was taken from the list between the two halves of its push", async () => {
+      const store = await RedisStore.open({ urls: [redis.url] });
+      await store.enrol("c", "till", T);
+      // So short that others may have looked already.
+      const pushing = store.append("c", [draft(1, { deadline: 0.001 })], T);
+      await missAll(store, T + SECOND);
+      await pushing;
+      expect(await missAll(store, T + SECOND)).toBeNull();
+      expect((await store.tallies("c", 1, 1)).get(1)).toMatchObject({ missing: 1 });
+      await store.close();
     });
   });
 });

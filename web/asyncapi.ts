@@ -116,7 +116,10 @@ const messages = {
   gapFrame: ownFrame("gap", GAP, "Gap", "always", { id: origin, payload: samples.gap }),
   sharedFrame: ownFrame("shared", SHARED, "Shared", "never", { payload: samples.shared }),
   byeFrame: ownFrame("bye", BYE, "Bye", "never", { payload: bye }),
-  completeFrame: ownFrame("complete", COMPLETE, "Complete", "sometimes", { payload: samples.complete }),
+  completeFrame: ownFrame("complete", COMPLETE, "Complete", "always", {
+    id: samples.complete!.id,
+    payload: samples.complete,
+  }),
   overviewFrame: ownFrame("overview", "How all channels stand, first and where it changed.", "Overview", "never", {
     payload: samples.overview,
   }),

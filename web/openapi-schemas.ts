@@ -321,14 +321,18 @@ export const schemas = {
   ),
   Complete: object(
     {
+      id: ref("EventId"),
       event: ref("EventId"),
       channel: ref("Channel"),
       at: ref("Time"),
       receipts: ref("Tally"),
       complete: { type: "boolean", const: true },
     },
-    [],
-    { description: "`pere.complete`: every addressed device has given its final receipt on this event." },
+    ["id"],
+    {
+      description:
+        "`pere.complete`: every addressed device has given its final receipt on this event. `id` is its own, in the log of receipts: a reader who resumes after it is not told again. A hook's call has none.",
+    },
   ),
   ReceiptBatch: batch(ref("Receipt"), {
     complete: array(ref("Complete"), { description: "Events that became complete; only when some did." }),
@@ -569,15 +573,22 @@ const receipt = (seq: number, event: number, status: string, detail: unknown, de
 });
 const receipts = [
   receipt(1, 1, "done", { printed: true }, deviceAt),
-  receipt(2, 2, "working", null),
-  receipt(3, 3, "failed", "no paper"),
-  receipt(4, 2, "done", "rx ok"),
+  receipt(3, 2, "working", null),
+  receipt(4, 3, "failed", "no paper"),
+  receipt(6, 2, "done", "rx ok"),
 ];
 const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false };
 const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
-const completed = (event: number, receipts: object) => ({ event: id(event), channel, at, receipts, complete: true });
-/** What the receipts brought with them, by their place. */
-const completes = [completed(1, tally), null, completed(3, { ...tally, done: 0, failed: 1 }), completed(2, tally)];
+const completed = (seq: number, event: number, receipts: object) => ({
+  ...{ id: id(seq), event: id(event), channel, at, receipts, complete: true },
+});
+/** What stands behind the receipts, by their place. */
+const completes = [
+  completed(2, 1, tally),
+  null,
+  completed(5, 3, { ...tally, done: 0, failed: 1 }),
+  completed(7, 2, tally),
+];
 const states = orders.map((data, n) => ({
   ...{ id: id(n + 1), channel, seq: n + 1, at, type, deadline, expiresAt, to: [device] },
   audience: { addressed: 1, connected: 0 },
@@ -590,13 +601,13 @@ const readyFor = (reader: string | null) => ({ device: reader, channels: { [chan
 const stream = (
   reader: string | null,
   entries: readonly { id: string; type?: string }[],
-  more: readonly (object | null)[] = [],
+  more: readonly ({ id: string } | null)[] = [],
 ): string =>
   [
     `retry: 2500\nid: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
     ...entries.flatMap((entry, n) => [
       `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
-      ...(more[n] ? [`event: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
+      ...(more[n] ? [`id: ${more[n].id}\nevent: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
     ]),
   ].join("\n\n") + "\n\n";
 /** How things stand when the story has been told: each order is answered. */
@@ -662,7 +673,7 @@ export const samples = {
     duplicate: 0,
     rejected: [{ index: 2, event: id(3), reason: "the event was not addressed to this device" }],
   },
-  receiptBatch: { events: receipts, last: id(4), complete: completes.filter((said) => said !== null) },
+  receiptBatch: { events: receipts, last: id(7), complete: completes.filter((said) => said !== null) },
   receiptStream: stream(null, receipts, completes),
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
   watchStream:
@@ -682,7 +693,7 @@ export const samples = {
   hookName,
   hookDraft,
   hook: hookShown,
-  hooks: { hooks: [{ ...hookShown, position: id(4), retrying: [], failed: [] }] },
+  hooks: { hooks: [{ ...hookShown, position: id(7), retrying: [], failed: [] }] },
   retried: { retried: 0 },
   health: { status: "ok" },
   metrics: "# HELP pere_pushes_total Events stored\n# TYPE pere_pushes_total counter\npere_pushes_total 1\n",

@@ -265,8 +265,9 @@ A form is one receipt as the first PERE clients send it.`,
     tags: ["Receipts ↑"],
     description: `What devices say, as they say it, to the publisher, and who is \`missing\` at a deadline. With ids and resume of its own, exactly like a feed of events.
 
-The receipt with which an event is complete is followed by \`pere.complete\` with \`Complete\`: on an event stream without an \`id:\` of its own, on a socket as
-\`{"pere":"complete", …}\`, in a long-poll in \`complete\` beside the events. Where the last device that owed a word was retired it comes by itself, with an \`id:\`.
+The receipt with which an event is complete is followed by \`pere.complete\` with \`Complete\`: on a socket as \`{"pere":"complete", …}\`, in a long-poll in
+\`complete\` beside the events. It is an entry of its own in the log, with an id of its own: who is cut off before it is told it when he resumes, and
+who resumes after it is not. Where the last device that owed a word was retired it comes by itself.
 ${transports("Nothing is to be sent on it.")}`,
     parameters: [channels, ...start("earliest")],
     responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
