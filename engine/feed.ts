@@ -207,12 +207,15 @@ export function startOf(
   const { epoch } = heads;
   const { head, floor: trimmed } = heads[kind];
   const at = (seq: number): Position => ({ epoch, seq });
+  // Of what was pushed before a device was enrolled, only what names it is for it, whatever place it comes with.
+  const least = "joined" in heads ? heads.joined : 0;
+  const from = (seq: number) => ({ cursor: seq, floor: Math.max(seq, least) });
   const resume = (positions: readonly Position[]): Start | null => {
     const own = positions.find((position) => position.epoch === epoch);
-    if (own && own.seq <= head) return { cursor: own.seq, floor: own.seq };
+    if (own && own.seq <= head) return from(own.seq);
     // A place in another life of this channel, or beyond its end: the log was lost or put back. All there is, and a gap.
     const after = own ?? strangers[0];
-    return after ? { cursor: trimmed, floor: trimmed, gap: { after, from: at(trimmed + 1) } } : null;
+    return after ? { ...from(trimmed), gap: { after, from: at(trimmed + 1) } } : null;
   };
   const resumed = last && resume(last);
   if (resumed) return resumed;
@@ -221,6 +224,6 @@ export function startOf(
     const start = { cursor: Math.max(settled, trimmed), floor: joined };
     return lost === 0 ? start : { ...start, gap: { after: at(Math.min(joined, lost - 1)), from: at(trimmed + 1) } };
   }
-  if (since === "earliest") return { cursor: trimmed, floor: trimmed };
-  return (since !== "now" && resume(since)) || { cursor: head, floor: head };
+  if (since === "earliest") return from(trimmed);
+  return (since !== "now" && resume(since)) || from(head);
 }

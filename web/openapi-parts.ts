@@ -320,7 +320,8 @@ export const start = (since: "now" | "earliest"): Parameter[] => [
   {
     name: "since",
     in: "query",
-    description: "Where to start when nothing else says it: `now`, `earliest`, or after a position.",
+    description:
+      "Where to start when nothing else says it: `now`, `earliest`, or after a position. No place of a device's feed reaches behind its enrolment: of what was pushed before, it gets only what names it.",
     schema: ref("Since"),
     ...(since === "now" ? {} : { example: since }),
   },
