@@ -140,11 +140,14 @@ let log = openLog();
 
 /** What went wrong, for whom it happened to. What is not ours to explain goes to the log, and only the id to find it by goes out. */
 const sentenceOf = (error: unknown): string =>
-  error instanceof PereError ? error.message : `something went wrong in PERE; the log has it as ${log.incident(error)}`;
+  error instanceof PereError && error.code !== "inside"
+    ? error.message
+    : `something went wrong in PERE; the log has it as ${log.incident(error)}`;
 
 /** Causes go to the log and stay there. */
 function toResponse(error: unknown): Response {
-  if (!(error instanceof PereError)) return problem(new PereError("inside", sentenceOf(error)));
+  if (!(error instanceof PereError) || error.code === "inside")
+    return problem(new PereError("inside", sentenceOf(error)));
   if (error.cause !== undefined) log.cause(error.message, error.cause);
   return problem(error);
 }

@@ -93,6 +93,7 @@ export class SqliteFile {
   #looking: Timer | undefined;
   /** The log's length when it was last looked at. */
   #toldOfLog = 0;
+  #damage: string | null = null;
   /** The last transaction found no room on the disk. */
   #full = false;
   readonly #owner: Transactions;
@@ -322,6 +323,7 @@ export class SqliteFile {
   #refusal(error: unknown): PereError {
     if (error instanceof PereError) return error;
     this.#full = isFull(error);
+    if (isDamage(error)) return this.#unreadable(error);
     if (this.#full) return new PereError("full", "the disk is full; nothing was stored", [], error);
     const what =
       this.#broken === undefined
@@ -412,14 +414,31 @@ export class SqliteFile {
 
   // ------------------------------------------------------------------------------------------------------------- statements
 
-  /** Reads between commits; they see what is durable. @throws PereError away, when the file was closed or can't be read */
+  /**
+   * Reads between commits; they see what is durable.
+   * @throws PereError away: the file was closed, or others are in the way; inside: it can't be read, however often that is tried
+   */
   async read<Result>(run: () => Result | Promise<Result>): Promise<Result> {
     try {
-      if (this.#closed) throw new Error("it was closed");
+      if (this.#closed) throw new PereError("away", "the store was closed");
       return await run();
     } catch (error) {
-      throw error instanceof PereError ? error : new PereError("away", "the store can't be read now", [], error);
+      if (error instanceof PereError) throw error;
+      throw isPassing(error)
+        ? new PereError("away", "the store can't be read now", [], error)
+        : this.#unreadable(error);
     }
+  }
+
+  /** What can't be read now can't be read later. */
+  #unreadable(error: unknown): PereError {
+    if (isDamage(error)) this.#damage = `${this.path} is damaged: ${(error as Error).message}`;
+    return new PereError("inside", `${this.path} can't be read`, [], error);
+  }
+
+  /** Why a part of the file can't be read; null: all that was asked for could be. */
+  get damage(): string | null {
+    return this.#damage;
   }
 
   /** Rows changed. */
@@ -454,6 +473,15 @@ export const longLog = (path: string, bytes: number): string =>
 
 /** The disk has no room for it: nothing else is wrong, and it may have some later. */
 const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
+
+/** A page is not what was written there. */
+const isDamage = (error: unknown): boolean =>
+  error instanceof SQLiteError && /^SQLITE_(CORRUPT|NOTADB)/.test(error.code ?? "");
+
+/** What is in the way of a read and may be gone at the next: other programs, and want of memory, descriptors or room. */
+const isPassing = (error: unknown): boolean =>
+  error instanceof SQLiteError &&
+  /^SQLITE_(BUSY|LOCKED|PROTOCOL|CANTOPEN|NOMEM|IOERR_NOMEM|FULL)/.test(error.code ?? "");
 
 /** Another program has the file for itself, for longer than it is waited for. */
 const isBusy = (error: unknown): boolean =>

@@ -1,7 +1,7 @@
 /**
  * What nobody expected: a mistake of PERE's own, in work that nobody waits for (a timer, a hook, a wake-up, a feed).
  *
- * A `PereError` is an answer and no fault: the store is away, and is asked again. Everything else is told to the log, with an id, and ends
+ * A `PereError` is an answer and no fault, unless it is `inside`: the store is away, and is asked again. Everything else is told to the log, with an id, and ends
  * only what it happened to: one feed, one turn of a timer, never the rest of a list or the next turn.
  */
 import { PereError } from "./model.ts";
@@ -20,7 +20,7 @@ const isMistake = (error: unknown): boolean =>
 
 /** Tells of an error where it is a fault, or where a fault is what the store was "away" for. */
 export function unexpected(report: Report, error: unknown): void {
-  if (!(error instanceof PereError)) report(error);
+  if (!(error instanceof PereError) || error.code === "inside") report(error);
   else if (isMistake(error.cause)) report(error.cause);
 }
 

@@ -32,6 +32,9 @@ const UNWRITTEN_BYTES_MAX = 1024 * 1024;
 /** Causes are told once in this time, with how many there were: thousands are refused while a disk is full. */
 export const QUIET_MS = 1_000;
 
+/** An error that comes again within this time is one incident: a page that can't be read is asked for by every device that comes back. */
+export const INCIDENT_MS = 60_000;
+
 /** Where lines go that tests want to see. */
 export interface Destination {
   write(line: string): void;
@@ -42,7 +45,7 @@ export interface Log {
   info(message: string, fields?: Fields): void;
   warn(message: string, fields?: Fields): void;
   error(message: string, fields?: Fields): void;
-  /** Tells of an error that is not explained to whom it happened. @returns the id that the line has, for him to ask by */
+  /** Tells of an error that is not explained to whom it happened; of the same one again only after `INCIDENT_MS`. @returns the id that the line has, for him to ask by */
   incident(error: unknown): string;
   /**
    * Tells why something was refused: the first time at once, then in each `QUIET_MS` the last one only, with the number of `others` that it stands
@@ -89,6 +92,15 @@ function errorText(error: Error): string {
     if (one instanceof AggregateError) for (const part of one.errors.slice(0, ERRORS_MAX)) errors.add(part);
   }
   return texts.join("\ncaused by ");
+}
+
+/** What an error says; null: it throws when it is looked at. */
+function textOf(error: unknown): string | null {
+  try {
+    return error instanceof Error ? errorText(error) : Bun.inspect(error);
+  } catch {
+    return null;
+  }
 }
 
 /** What JSON has a form for. */
@@ -142,13 +154,19 @@ export function openLog(
     quiet.unref();
   };
 
+  let last: { text: string | null; incident: string; at: number } = { text: null, incident: "", at: 0 };
+
   return {
     debug: (message, fields) => write("debug", message, fields),
     info: (message, fields) => write("info", message, fields),
     warn: (message, fields) => write("warn", message, fields),
     error: (message, fields) => write("error", message, fields),
     incident(error) {
+      const text = textOf(error);
+      const at = performance.now();
+      if (text !== null && text === last.text && at < last.at + INCIDENT_MS) return last.incident;
       const incident = crypto.randomUUID();
+      last = { text, incident, at };
       write("error", "something went wrong in PERE", { incident, error });
       return incident;
     },

@@ -591,9 +591,14 @@ export class SqliteStore implements Store {
     if (this.#file.full)
       throw new PereError("away", "the disk is full: what would be stored is refused with 507 until there is room");
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
-    const { path, logBytes } = this.#file;
-    if (path !== ":memory:")
-      return { ...kept, durability: "fsync", advice: logBytes < LONG_LOG_BYTES ? [] : [longLog(path, logBytes)] };
+    const { path, logBytes, damage } = this.#file;
+    const advice = [
+      ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(path, logBytes)]),
+      ...(damage === null
+        ? []
+        : [`${damage}. End PERE, keep the file aside, and put a backup back with the command restore.`]),
+    ];
+    if (path !== ":memory:") return { ...kept, durability: "fsync", advice };
     return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };
   }
 
