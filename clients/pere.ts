@@ -2151,9 +2151,10 @@ class Device implements Listener {
       this.#known.set(id, { status });
       this.#settle(id);
     }
+    const isThere = new Set(this.#outbox.map(({ event, status }) => `${event} ${status}`));
     for (const receipt of outbox) {
       const { event, status, detail } = receipt;
-      if (this.#outbox.some((other) => other.event === event && other.status === status)) continue;
+      if (isThere.has(`${event} ${status}`)) continue;
       if (status === "done" || status === "failed") this.#known.set(event, { status, detail });
       this.#outbox.push(receipt); // One by one: there may be more than one call takes.
     }

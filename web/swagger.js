@@ -10,7 +10,7 @@ let pushed = "";
 
 function remember(response) {
   if (new URL(response.url, location.href).pathname.startsWith("/push/"))
-    pushed = [...String(response.text).matchAll(/"id":"([0-9a-z]+-\d+)"/g)].at(-1)?.[1] ?? pushed;
+    pushed = [...String(response.text).matchAll(/"id":"([0-9a-z]+-\d+)"/g)].pop()?.[1] ?? pushed;
   return response;
 }
 
@@ -28,10 +28,12 @@ async function fetchShown(url, request) {
   const response = await fetch(url, { ...request, signal: leaving.signal });
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
   setTimeout(() => leaving.abort(), STREAM_SHOWN_MS);
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = response.body.getReader();
+  const decoder = new TextDecoder();
   let text = "";
   try {
-    for (let part = await reader.read(); !part.done; part = await reader.read()) text += part.value;
+    for (let part = await reader.read(); !part.done; part = await reader.read())
+      text += decoder.decode(part.value, { stream: true });
   } catch {
     // That was long enough.
   }

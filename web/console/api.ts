@@ -152,20 +152,27 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
 
 /** Reads a stream to its end, or until it is dead. */
 async function listen(path: string, take: (text: string) => void, signal: AbortSignal): Promise<void> {
-  const dead = new AbortController();
-  let timer = setTimeout(() => dead.abort(), DEAD_MS);
-  const response = await request(path, { signal: AbortSignal.any([signal, dead.signal]) });
-  const reader = response.body!.pipeThrough(new TextDecoderStream()).getReader();
+  const ended = new AbortController();
+  const end = (): void => ended.abort();
+  let timer = setTimeout(end, DEAD_MS);
+  signal.addEventListener("abort", end);
   try {
+    const response = await request(path, { signal: ended.signal });
+    if (!/^text\/event-stream/.test(response.headers.get("content-type") ?? ""))
+      throw new Error("the answer is not the service's");
+    const reader = response.body!.getReader();
+    const decoder = new TextDecoder();
     for (;;) {
       const { done, value } = await reader.read();
       if (done) return;
       clearTimeout(timer);
-      timer = setTimeout(() => dead.abort(), DEAD_MS);
-      take(value);
+      timer = setTimeout(end, DEAD_MS);
+      take(decoder.decode(value, { stream: true }));
     }
   } finally {
     clearTimeout(timer);
+    signal.removeEventListener("abort", end);
+    ended.abort();
   }
 }
 

@@ -136,12 +136,12 @@ export class Board {
 
   /** Whether there may be events before the oldest one here. */
   get isOlder(): boolean {
-    return (this.lines.at(-1)?.head.seq ?? 1) > 1 && this.lines.length < EVENTS_MAX;
+    return (this.lines[this.lines.length - 1]?.head.seq ?? 1) > 1 && this.lines.length < EVENTS_MAX;
   }
 
   /** Reads events before the oldest one here. @throws Refused */
   async older(): Promise<void> {
-    const last = this.lines.at(-1);
+    const last = this.lines[this.lines.length - 1];
     if (!last) return;
     const [epoch] = last.head.id.split("-");
     const before = Math.max(0, last.head.seq - 1 - OLDER);
@@ -154,7 +154,7 @@ export class Board {
       `/events/${this.channel}?after=${epoch}-${before}&limit=${OLDER}`,
       this.#signal,
     );
-    for (const { audience, type = null, deadline = null, ...event } of events.toReversed())
+    for (const { audience, type = null, deadline = null, ...event } of events.reverse())
       if (event.seq < last.head.seq) this.#add({ ...event, type, deadline, addressed: audience.addressed }, "oldest");
     this.#changed();
   }
@@ -211,12 +211,13 @@ export class Board {
   }
 
   async #nextDevices(): Promise<void> {
-    const after = this.devices.at(-1)?.device ?? "";
+    const lastName = (): string => this.devices[this.devices.length - 1]?.device ?? "";
+    const after = lastName();
     const page = await read<{ devices: Device[]; next: string | null }>(
       `/devices/${this.channel}?after=${after}&limit=${DEVICES_PAGE}`,
       this.#signal,
     );
-    if (after !== (this.devices.at(-1)?.device ?? "")) return; // They were counted anew meanwhile.
+    if (after !== lastName()) return; // They were counted anew meanwhile.
     this.devices.push(...page.devices);
     const known = this.devices.length;
     this.deviceCount = page.next === null ? known : Math.max(this.deviceCount, known + 1);

@@ -6,6 +6,7 @@
  */
 import type { EventHead, State } from "./api.ts";
 import type { Board, Window } from "./board-data.ts";
+import { addRect } from "./floor.ts";
 import { MARKS, STATES, tallyText, timeText } from "./words.ts";
 
 export type Look = "tallies" | "cells";
@@ -128,7 +129,7 @@ function paintCell(
     return context.fillRect(x + (COLUMN - width) / 2, y + ROW / 2 - 1, width, 2);
   }
   context.beginPath();
-  context.roundRect(left + 0.5, top + 0.5, size - 1, size - 1, 4);
+  addRect(context, left + 0.5, top + 0.5, size - 1, size - 1, 4);
   if (state === "pending") {
     context.strokeStyle = palette.states.pending;
     context.lineWidth = 1;
@@ -177,7 +178,7 @@ function paintBar(
     const end = Math.min(left + full, x + part);
     drawn++;
     context.beginPath();
-    context.roundRect(x, top, Math.max(1, end - x - 1), height, 3);
+    addRect(context, x, top, Math.max(1, end - x - 1), height, 3);
     context.fillStyle = palette.states[state];
     if (state === "pending") {
       context.strokeStyle = palette.states.pending;
@@ -274,8 +275,8 @@ function paintFocus(context: CanvasRenderingContext2D, view: View, { row, column
   context.lineWidth = 2;
   context.beginPath();
   const x = names + column * COLUMN - view.scrollLeft;
-  if (column < 0) context.roundRect(2, y + 1, view.width - 8, ROW - 2, 4);
-  else if (x >= names - COLUMN / 2) context.roundRect(x + 1, y + 1, COLUMN - 2, ROW - 2, 5);
+  if (column < 0) addRect(context, 2, y + 1, view.width - 8, ROW - 2, 4);
+  else if (x >= names - COLUMN / 2) addRect(context, x + 1, y + 1, COLUMN - 2, ROW - 2, 5);
   context.stroke();
 }
 

@@ -21,6 +21,7 @@ import {
   type View,
   windowOf,
 } from "./board-paint.ts";
+import { onResize } from "./floor.ts";
 import { Legend, Mark } from "./marks.tsx";
 import { linkTo } from "./state.ts";
 import { timeText } from "./words.ts";
@@ -92,12 +93,10 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
 
   useEffect(() => {
     const element = frame.current!;
-    const measure = new ResizeObserver(() => {
+    return onResize(element, () => {
       size.value = { width: element.clientWidth, height: element.clientHeight };
       draw();
     });
-    measure.observe(element);
-    return () => measure.disconnect();
   }, [look]);
   // A change of the board, of the size or of the focus is a frame.
   useSignalEffect(() => {

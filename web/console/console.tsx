@@ -5,11 +5,11 @@
  * other files show.
  */
 import { useSignal } from "@preact/signals";
-import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import type { ChannelState } from "./api.ts";
 import { BoardPage } from "./board.tsx";
 import { EventPage } from "./event.tsx";
+import { show } from "./floor.ts";
 import { DevicesPage, HooksPage } from "./lists.tsx";
 import { OverviewPage } from "./overview.tsx";
 import { PushPage } from "./push.tsx";
@@ -189,9 +189,13 @@ function ChannelPage({ channel, place, event }: ChannelPageProps) {
   return shown ? <BoardPage shown={shown} /> : <p class="empty">Reading…</p>;
 }
 
+/** What a header can carry. */
+const TOKEN = /^[ -~]+$/;
+
 /** Where a token is needed: it stays in this page's memory and is gone with the tab. */
 function TokenPage({ why }: { readonly why: string }) {
   const token = useSignal("");
+  const isNone = useSignal(false);
   return (
     <section class="welcome">
       <h1>A token is needed here</h1>
@@ -202,7 +206,8 @@ function TokenPage({ why }: { readonly why: string }) {
       <form
         onSubmit={(event) => {
           event.preventDefault();
-          if (token.value !== "") paste(token.value);
+          if (TOKEN.test(token.value)) paste(token.value);
+          else isNone.value = true;
         }}
       >
         <label>
@@ -216,11 +221,18 @@ function TokenPage({ why }: { readonly why: string }) {
           />
         </label>
         <button disabled={token.value === ""}>Use it</button>
+        {isNone.value && (
+          <p class="trouble" role="alert">
+            That is no token: it has letters that no token has.
+          </p>
+        )}
         <p class="muted small">It is kept in this tab's memory alone, and is gone when you reload or close it.</p>
       </form>
     </section>
   );
 }
 
-start();
-render(<Console />, document.getElementById("console")!);
+show("console", () => {
+  start();
+  return <Console />;
+});

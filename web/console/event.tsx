@@ -206,7 +206,8 @@ function Distribution({ at, rows }: { readonly at: string; readonly rows: readon
   const bars = BOUNDS.map(
     (bound, place) => times.filter((time) => time <= bound && time > (BOUNDS[place - 1] ?? -1)).length,
   );
-  const [first, last] = [bars.findIndex((bar) => bar > 0), bars.findLastIndex((bar) => bar > 0)];
+  const filled = bars.flatMap((bar, place) => (bar > 0 ? [place] : []));
+  const [first, last] = [filled[0]!, filled[filled.length - 1]!];
   const [from, to] = [Math.max(0, first - 1), Math.min(BOUNDS.length, last + 2)];
   const most = Math.max(...bars);
   const at50 = times[Math.ceil(times.length / 2) - 1]!;
@@ -219,7 +220,9 @@ function Distribution({ at, rows }: { readonly at: string; readonly rows: readon
             const bound = BOUNDS[from + place]!;
             return (
               <tr key={bound}>
-                <th scope="row">{bound === Infinity ? `over ${span(BOUNDS.at(-2)!)}` : `≤ ${span(bound)}`}</th>
+                <th scope="row">
+                  {bound === Infinity ? `over ${span(BOUNDS[BOUNDS.length - 2]!)}` : `≤ ${span(bound)}`}
+                </th>
                 <td>
                   <span class="bar" style={{ width: `${(100 * bar) / most}%` }} /> {bar > 0 ? count(bar) : ""}
                 </td>

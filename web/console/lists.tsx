@@ -37,7 +37,7 @@ export function DevicesPage({ channel }: { readonly channel: string }) {
   const starts = useSignal<readonly string[]>([""]);
   const page = useSignal<DevicePage | null>(null);
   const trouble = useSignal("");
-  useReadings(() => `/devices/${channel}?after=${starts.value.at(-1)}&limit=${PAGE}`, page, trouble);
+  useReadings(() => `/devices/${channel}?after=${starts.value[starts.value.length - 1]}&limit=${PAGE}`, page, trouble);
   if (page.value === null) return <p class="empty">{trouble.value || "Reading…"}</p>;
   const { devices, next } = page.value;
   if (devices.length === 0)

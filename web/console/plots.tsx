@@ -2,6 +2,7 @@
 import { type ReadonlySignal, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
+import { onResize } from "./floor.ts";
 import { timeText } from "./words.ts";
 
 export interface Line {
@@ -33,13 +34,12 @@ export function Plot({ title, lines, data, say }: PlotProps) {
       plot.value = new uPlot(optionsOf(element, lines, say), data.peek() as uPlot.AlignedData, element);
     };
     make();
-    const measure = new ResizeObserver(() => plot.peek()?.setSize({ width: element.clientWidth, height: HEIGHT }));
-    measure.observe(element);
+    const stopMeasuring = onResize(element, () => plot.peek()?.setSize({ width: element.clientWidth, height: HEIGHT }));
     const scheme = matchMedia("(prefers-color-scheme: dark)");
     scheme.addEventListener("change", make);
     return () => {
       scheme.removeEventListener("change", make);
-      measure.disconnect();
+      stopMeasuring();
       plot.peek()?.destroy();
     };
   }, []);
@@ -65,7 +65,7 @@ export function Plot({ title, lines, data, say }: PlotProps) {
 }
 
 const saidLast = (column: readonly (number | null)[] | undefined, say: (value: number) => string): string => {
-  const last = column?.at(-1) ?? null;
+  const last = column?.[column.length - 1] ?? null;
   return last === null ? "–" : say(last);
 };
 

@@ -3,6 +3,7 @@
  */
 import { useSignal } from "@preact/signals";
 import { Refused, request, type Tally } from "./api.ts";
+import { queryOf } from "./floor.ts";
 import { linkTo } from "./state.ts";
 import { count, shellWord, some, tallyText } from "./words.ts";
 
@@ -57,19 +58,33 @@ function jsonFault(text: string): string {
   }
 }
 
-/** The path and query of a push, and its headers. */
+/** The path and query of a push, and its headers. @throws what can't be written: a push without an option of its would be another push */
 function pushOf(channel: string, { wait, ...options }: Options): { path: string; headers: Record<string, string> } {
-  const query = new URLSearchParams(Object.entries(options).filter(([, value]) => value !== ""));
   return {
-    path: `/push/${channel}${query.size > 0 ? `?${query}` : ""}`,
+    path: `/push/${channel}${queryOf(Object.entries(options).filter(([, value]) => value !== ""))}`,
     headers: { "Content-Type": "application/json", ...(wait === "" ? {} : { Prefer: `wait=${wait}` }) },
   };
 }
 
 function curlLine(channel: string, options: Options, text: string): string {
-  const { path, headers } = pushOf(channel, options);
-  const named = Object.entries(headers).map(([name, value]) => `  -H ${shellWord(`${name}: ${value}`)} \\\n`);
-  return `curl -X POST ${shellWord(location.origin + path)} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
+  try {
+    const { path, headers } = pushOf(channel, options);
+    const named = Object.entries(headers).map(([name, value]) => `  -H ${shellWord(`${name}: ${value}`)} \\\n`);
+    return `curl -X POST ${shellWord(location.origin + path)} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
+  } catch (error) {
+    return `It can't be written: ${String(error)}`;
+  }
+}
+
+/** Sends it. @returns what became of it, in words where that is not known @throws Refused */
+async function sent(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Pushed | string> {
+  try {
+    const answer = (await (await request(path, init)).json()) as Pushed | null;
+    if (typeof answer?.id === "string" && typeof answer.audience?.addressed === "number") return answer;
+  } catch (error) {
+    if (error instanceof Refused) throw error;
+  }
+  return "No answer of PERE's came. It may have been stored or not; look at the board before you push again.";
 }
 
 const NO_OPTIONS: Options = { type: "", to: "", ttl: "", deadline: "", remind: "", wait: "" };
@@ -83,14 +98,11 @@ export function PushPage({ channel }: { readonly channel: string }) {
   const send = async (): Promise<void> => {
     isSending.value = true;
     outcome.value = null;
-    const { path, headers } = pushOf(channel, options.value);
     try {
-      outcome.value = (await (await request(path, { method: "POST", headers, body: text.value })).json()) as Pushed;
+      const { path, headers } = pushOf(channel, options.value);
+      outcome.value = await sent(path, { method: "POST", headers, body: text.value });
     } catch (error) {
-      outcome.value =
-        error instanceof Refused
-          ? error.message
-          : "No answer came. It may have been stored or not; look at the board before you push again.";
+      outcome.value = error instanceof Refused ? error.message : `Nothing was sent: ${String(error)}`;
     }
     isSending.value = false;
   };

@@ -81,13 +81,21 @@ export function timeText(time: string): string {
 export const shellWord = (text: string): string =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 
-/** JSON for eyes: indented where that changes no number and no key, else as it came. */
-export function prettyJson(text: string): string {
-  try {
-    const value = JSON.parse(text) as unknown;
-    const bare = text.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
-    return JSON.stringify(value) === bare ? JSON.stringify(value, null, 2) : text;
-  } catch {
-    return text;
+/** JSON for eyes: on lines of its own, or on one. Numbers, keys and texts stay what they are, letter by letter. */
+export function prettyJson(text: string, isOnOneLine = false): string {
+  let depth = 0;
+  let pretty = "";
+  const line = (): string => (isOnOneLine ? "" : `\n${"  ".repeat(depth)}`);
+  for (const [part] of text.matchAll(/"(?:[^"\\]|\\.)*"|[{[]\s*[}\]]|[{}[\],:]|[^\s"{}[\],:]+/g)) {
+    if (part === "{" || part === "[") {
+      depth++;
+      pretty += part + line();
+    } else if (part === "}" || part === "]") {
+      depth--;
+      pretty += line() + part;
+    } else if (part === ",") pretty += part + line();
+    else if (part === ":") pretty += isOnOneLine ? part : ": ";
+    else pretty += /^[{[]/.test(part) ? part.replace(/\s+/, "") : part;
   }
+  return pretty;
 }

@@ -4,9 +4,9 @@
  * It loads nothing from elsewhere, and shows what a publisher sent as text, never as markup. `state.ts` knows, this file shows.
  */
 import { useSignal } from "@preact/signals";
-import { render } from "preact";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
-import { some, span, timeText } from "../console/words.ts";
+import { show } from "../console/floor.ts";
+import { prettyJson, some, span, timeText } from "../console/words.ts";
 import { allow, install, keepPage, permission } from "./notices.ts";
 import { Qr } from "./qr.tsx";
 import { CHANNELS, DEVICE } from "./setup.ts";
@@ -170,7 +170,7 @@ function EventCard({ card, goOn }: EventCardProps) {
           <Facts card={card} />
         </header>
         <pre tabIndex={isToAnswer ? 0 : undefined} aria-label="Data">
-          {JSON.stringify(event.data, null, isToAnswer ? 2 : 0)}
+          {prettyJson(event.text, !isToAnswer)}
         </pre>
         {isToAnswer && (
           <Answer
@@ -293,6 +293,8 @@ function ThisDevice() {
   );
 }
 
-start();
-keepPage();
-render(<DevicePage />, document.getElementById("device")!);
+show("device", () => {
+  start();
+  void keepPage();
+  return <DevicePage />;
+});

@@ -4,6 +4,7 @@
  */
 import { signal } from "@preact/signals";
 import type { PushedEvent } from "../../clients/pere.ts";
+import { prettyJson } from "../console/words.ts";
 import { HERE } from "./setup.ts";
 
 /** Characters of an event's data in a notification; phones show less. */
@@ -14,16 +15,20 @@ export const permission = signal<NotificationPermission>(canNotify ? Notificatio
 
 /** Asks the reader. */
 export async function allow(): Promise<void> {
-  permission.value = await Notification.requestPermission();
+  permission.value = await Notification.requestPermission().catch(() => "denied" as const);
 }
 
 /** Tells of an event, where nobody sees its card. Phones take that from a worker alone. */
-export async function announce({ id, type, channel, data }: PushedEvent): Promise<void> {
+export async function announce({ id, type, channel, text }: PushedEvent): Promise<void> {
   // Asked each time, since it can be taken back in the browser's settings.
   if (!canNotify || Notification.permission !== "granted" || !document.hidden) return;
-  const worker = await navigator.serviceWorker.ready;
-  const body = JSON.stringify(data).slice(0, BODY_CHARACTERS);
-  await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
+  try {
+    const worker = await navigator.serviceWorker.ready;
+    const body = prettyJson(text, true).slice(0, BODY_CHARACTERS);
+    await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
+  } catch {
+    // Its card is on the page all the same.
+  }
 }
 
 /** The browser's offer, as Chromium makes it. */
@@ -43,8 +48,11 @@ addEventListener("beforeinstallprompt", (event) => {
 });
 addEventListener("appinstalled", () => (install.value = null));
 
-/** The page starts without a network from now on. What the browser does not want to keep, it need not. */
-export function keepPage(): void {
-  const worker = `${HERE}weblistener-worker.js`;
-  navigator.serviceWorker?.register(worker, { scope: `${HERE}weblistener.html` }).catch(() => {});
+/** The page starts without a network from now on. What the browser does not want to keep, it need not, however it says so. */
+export async function keepPage(): Promise<void> {
+  try {
+    await navigator.serviceWorker?.register(`${HERE}weblistener-worker.js`, { scope: `${HERE}weblistener.html` });
+  } catch {
+    // Then it starts with a network alone.
+  }
 }

@@ -21,6 +21,7 @@ export interface Setup {
 
 export const CHANNELS = "[A-Za-z0-9][A-Za-z0-9._:~,\\-]{0,2079}";
 export const DEVICE = "[A-Za-z0-9._:~\\-]{1,128}";
+const TOKEN = "[A-Za-z0-9._\\-]+";
 const isLike = (pattern: string, text: string): boolean => new RegExp(`^(${pattern})$`).test(text);
 
 /** The folder that the page is in, where the service is too. */
@@ -28,10 +29,20 @@ export const HERE = new URL(".", location.href).href;
 
 const INSTALLED = "pere.installed";
 
+/** Whether what is kept here is there the next time, too. */
+export function isKeeping(): boolean {
+  try {
+    localStorage.setItem("pere.kept", "1");
+    return localStorage.getItem("pere.kept") === "1";
+  } catch {
+    return false;
+  }
+}
+
 /** @returns null also where the browser refuses to keep anything */
 function recall(store: "localStorage" | "sessionStorage", key: string): string | null {
   try {
-    return globalThis[store].getItem(key);
+    return globalThis[store].getItem(key) ?? null;
   } catch {
     return null;
   }
@@ -62,8 +73,9 @@ function ownDevice(): string {
 }
 
 function tabToken(given: string | null): string | null {
-  if (given) remember("sessionStorage", "pere.token", given);
-  return given || recall("sessionStorage", "pere.token");
+  const token = given?.trim();
+  if (token) remember("sessionStorage", "pere.token", token);
+  return token || recall("sessionStorage", "pere.token");
 }
 
 /** What the app was installed with, where the address says nothing else. */
@@ -85,7 +97,8 @@ export function readSetup(): Setup {
     isInstalled,
   };
   query.delete("token");
-  if (`?${query}` !== location.search) history.replaceState(null, "", query.size > 0 ? `?${query}` : location.pathname);
+  const rest = String(query);
+  if (`?${rest}` !== location.search) history.replaceState(null, "", rest === "" ? location.pathname : `?${rest}`);
   if (isInstalled) keepSetup(setup);
   return setup;
 }
@@ -105,7 +118,8 @@ export function nameInAddress(device: string): void {
 }
 
 /** Why no feed can be had so; "" where one can. */
-export function faultOf({ channel, device }: Setup): string {
+export function faultOf({ channel, device, token }: Setup): string {
   if (!isLike(CHANNELS, channel)) return "the channel's name is none";
+  if (token !== null && !isLike(TOKEN, token)) return "the token is none: letters, digits and . _ - are all it has";
   return isLike(DEVICE, device) ? "" : "the device's name is none";
 }

@@ -9,7 +9,7 @@ import { batch, computed, signal } from "@preact/signals";
 import { browserKeeper, type Context, type Gap, listen, type Listener } from "../../clients/pere.ts";
 import type { PushedEvent, Receipt, Status, Transport } from "../../clients/pere.ts";
 import { some } from "../console/words.ts";
-import { faultOf, HERE, keepSetup, nameInAddress, readSetup } from "./setup.ts";
+import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
 import { announce } from "./notices.ts";
 
 /** Cards on the page, and so events that may wait for an answer at once; the SDK holds the others back. */
@@ -100,13 +100,31 @@ const find = (id: string): Card | undefined => cards.peek().find(({ event }) => 
 /** Shows an event, on top; beyond the most that are shown the oldest answered one goes. */
 function show(card: Card): void {
   const shown = cards.peek().filter(({ event }) => event.id !== card.event.id);
-  const gone = shown.length < CARDS_MAX ? -1 : shown.findLastIndex((one) => !isOpen(one));
-  cards.value = [card, ...shown.filter((_, place) => place !== gone)];
+  const answered = shown.filter((one) => !isOpen(one));
+  const gone = shown.length < CARDS_MAX ? undefined : answered[answered.length - 1];
+  cards.value = [card, ...shown.filter((one) => one !== gone)];
 }
 
-/** `onEvent`: resolves or rejects with somebody's answer. */
-function work(event: PushedEvent, { signal: ending }: Context): Promise<unknown> {
-  const { promise, resolve, reject } = Promise.withResolvers<unknown>();
+/** `onEvent`: resolves or rejects with somebody's answer, and with nothing else. A page that can't show an event leaves it open. */
+const work = (event: PushedEvent, { signal }: Context): Promise<unknown> =>
+  new Promise((resolve, reject) => {
+    // It comes again, here or in another tab.
+    signal.addEventListener("abort", () => reject(new Error("the page has stopped")));
+    try {
+      showToAnswer(event, signal, resolve, reject);
+    } catch (error) {
+      notice(
+        `An event can't be shown, and is not answered: ${String(error)}. Open the page again, or another browser.`,
+      );
+    }
+  });
+
+function showToAnswer(
+  event: PushedEvent,
+  ending: AbortSignal,
+  resolve: (note: string | undefined) => void,
+  reject: (error: Error) => void,
+): void {
   const answer = (word: "done" | "failed", note: string): void => {
     const card = find(event.id);
     if (!card || !isOpen(card)) return;
@@ -115,15 +133,12 @@ function work(event: PushedEvent, { signal: ending }: Context): Promise<unknown>
     else reject(new Error(note));
   };
   show({ event, word: "received", isSent: early.delete(event.id), refusal: null, answer });
-  // It comes again, here or in another tab.
   ending.addEventListener("abort", () => {
     cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
-    reject(new Error("the page has stopped"));
   });
   const [from, to] = AUTO_MS;
   if (setup.auto) setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
   else void announce(event);
-  return promise;
 }
 
 /** Events that wait for their card, and of which the service knows already that they were received. */
@@ -140,16 +155,6 @@ const rejected = ({ event }: Receipt, reason: string): void => change(event, { r
 const gap = ({ channel, after, from }: Gap): void =>
   notice(`Events on ${channel} were lost: after ${after} and before ${from} they are no longer kept.`);
 
-/** Parses a message; a number that JavaScript would round (an order's number of 20 digits) keeps its own digits. */
-function exact(text: string): unknown {
-  const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
-  const keep = (_: string, value: unknown, context?: { source?: string }): unknown =>
-    typeof value === "number" && context?.source && context.source !== `${value}` && rawJSON
-      ? rawJSON(context.source)
-      : value;
-  return JSON.parse(text, keep);
-}
-
 // ----------------------------------------------------------------------------------------------------------------- the feed
 
 let listener: Listener | null = null;
@@ -162,8 +167,7 @@ function follow(): void {
     // A token says who its bearer is.
     ...(token === null ? { device: setup.device } : { token }),
     concurrency: CARDS_MAX,
-    storage: keeper(),
-    parse: exact,
+    storage: browserKeeper(),
     onEvent: work,
     onReceipt: sent,
     onRejected: rejected,
@@ -186,21 +190,8 @@ function named({ device: name, state: how }: Status): void {
   location.reload();
 }
 
-/** Where the browser keeps nothing, receipts that are unsent are lost with the page, which is said. */
-function keeper(): ReturnType<typeof browserKeeper> | undefined {
-  try {
-    return browserKeeper();
-  } catch {
-    notice("This browser keeps nothing for this page: receipts that wait are lost when it is closed.");
-    return undefined;
-  }
-}
-
-/** Tabs of this device tell each other who has it. */
-const tabs = new BroadcastChannel(`pere device ${setup.channel}`);
-
 /** The device is used in this tab from now on, and no longer in the one that had it. */
-export const take = (): void => tabs.postMessage(device.peek());
+export const take = (): void => listener?.take();
 
 /** Follows, from now on. */
 export function start(): void {
@@ -208,9 +199,6 @@ export function start(): void {
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
   addEventListener("appinstalled", () => keepSetup(setup));
   if (faultOf(setup)) return;
-  tabs.onmessage = ({ data }) => {
-    // Behind the tab that asked, for when that one is closed.
-    if (data === device.peek() && !status.peek()?.isElsewhere) void listener?.close().then(follow, () => {});
-  };
+  if (!isKeeping()) notice("This browser keeps nothing for this page: receipts that wait are lost when it is closed.");
   follow();
 }

@@ -1,0 +1,76 @@
+/**
+ * Tabs of one device where the one that leads is frozen, stands still, or comes back: another one goes on with its events, and each receipt is given.
+ */
+import { afterAll, expect } from "bun:test";
+import { browserTest, closeBrowser } from "./browser.ts";
+import { Page, row } from "./device-page.ts";
+import { push, start, until } from "./harness.ts";
+
+afterAll(closeBrowser);
+
+const lifecycle = (page: Page, state: "frozen" | "active"): Promise<unknown> =>
+  page.view.cdp("Page.setWebLifecycleState", { state });
+
+/** A second tab of the device, which is not the one that leads. */
+async function secondTab(url: string): Promise<Page> {
+  const second = new Page();
+  await second.view.navigate(`${url}/weblistener.html?device=till-1`);
+  await second.state("elsewhere");
+  return second;
+}
+
+browserTest("a leading tab that is frozen is replaced, and is one that waits when it comes back", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using first = await new Page().open(pere.url, "device=till-1");
+  const id = await push(pere.url, "orders", 1);
+  await first.shows(id, "received");
+  using second = await secondTab(pere.url);
+  await lifecycle(first, "frozen");
+  await second.state("connected");
+  await second.shows(id, "received");
+  await second.click(id, "button.done");
+  await row(pere.url, id, "till-1", "done");
+  await lifecycle(first, "active");
+  await first.state("elsewhere");
+  expect(await first.cards()).toEqual([]);
+  expect(pere.engine.held.feeds).toBe(1);
+  // And the turn comes back to it.
+  second.view.close();
+  await first.state("connected");
+});
+
+/** The page says nothing more to other tabs, as one that stands still; the browser does not know. */
+const STILL = `void (BroadcastChannel.prototype.postMessage = () => {})`;
+
+browserTest("a leading tab that gives no sign of life is replaced after a while", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using first = await new Page().open(pere.url, "device=till-1");
+  const id = await push(pere.url, "orders", 1);
+  await first.shows(id, "received");
+  using second = await secondTab(pere.url);
+  await first.read(STILL);
+  await until(async () => (await second.text("#state-word")) === "Connected", "the second tab's turn", 40_000);
+  await second.shows(id, "received");
+  await first.state("elsewhere");
+  expect(await first.cards()).toEqual([]);
+  await second.click(id, "button.failed");
+  await row(pere.url, id, "till-1", "failed");
+});
+
+browserTest("a tab that is reloaded beside one that stands still says so, and can be used at once", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using first = await new Page().open(pere.url, "device=till-1");
+  using second = await secondTab(pere.url);
+  await first.read(STILL);
+  await second.view.reload();
+  await second.state("elsewhere");
+  const id = await push(pere.url, "orders", 1);
+  await second.view.click("#state button");
+  await second.shows(id, "received");
+  await second.click(id, "button.done");
+  await row(pere.url, id, "till-1", "done");
+  await first.state("elsewhere");
+});
