@@ -300,7 +300,10 @@ export class Engine {
     throw new PereError("unknown", `channel ${channel} has never been used`);
   }
 
-  /** Channels by name, with how many devices have a feed open: a page, or all of them when `limit` is null. */
+  /**
+   * Channels by name, with how many devices have a feed open: a page, or all of them when `limit` is null. One that only feeds have made is there as long
+   * as a device is connected.
+   */
   async channels(after: string, limit: number | null, may: (channel: string) => boolean = () => true) {
     const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
     let from: string | null = after;
@@ -309,17 +312,23 @@ export class Engine {
     for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
       const open = page.items.filter(({ channel }) => may(channel));
-      const shown = limit === null ? open : open.slice(0, limit - channels.length);
-      const elsewhere = await Promise.all(shown.map(({ channel }) => this.#store.elsewhere(channel)));
-      for (const [index, { channel, epoch, events, devices }] of shown.entries())
+      const elsewhere = await Promise.all(open.map(({ channel }) => this.#store.elsewhere(channel)));
+      const found = open
+        .map((entry, index) => ({
+          ...entry,
+          connected: this.#feeds.presence.connected(entry.channel, null, elsewhere[index]!),
+        }))
+        .filter(({ isUnused, connected }) => !isUnused || connected > 0);
+      const shown = limit === null ? found : found.slice(0, limit - channels.length);
+      for (const { channel, epoch, events, devices, connected } of shown)
         channels.push({
           channel,
           events: events.head - events.floor,
           devices,
-          connected: this.#feeds.presence.connected(channel, null, elsewhere[index]!),
+          connected,
           last: events.head === 0 ? null : `${epoch}-${events.head}`,
         });
-      isMore = shown.length < open.length;
+      isMore = shown.length < found.length;
       from = page.next;
     }
     return { channels, next: isMore ? channels.at(-1)!.channel : null };

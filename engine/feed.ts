@@ -215,6 +215,8 @@ export function startOf(
     if (own && own.seq <= head) return from(own.seq);
     // A place in another life of this channel, or beyond its end: the log was lost or put back. All there is, and a gap.
     const after = own ?? strangers[0];
+    // Who has seen nothing has missed nothing where nothing was.
+    if (heads.isUnborn && after && strangers.every(({ seq }) => seq === 0)) return from(0);
     return after ? { ...from(trimmed), gap: { after, from: at(trimmed + 1) } } : null;
   };
   const resumed = last && resume(last);

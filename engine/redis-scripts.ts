@@ -5,7 +5,8 @@
  * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script of a channel gets the same keys in the
  * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
  *
- *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without it there is no such channel; `leaving`, see below
+ *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch there is no such channel; `leaving`, see below;
+ *                        unused: when a device of a channel was last heard from that only feeds have made; reserved: the epoch of one that is not there
  *     events    stream   `<seq>-0`: v = the entry
  *     receipts  stream   `<seq>-0`: v = the entry, k = its field in `latest`
  *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices stand there
@@ -67,7 +68,7 @@ local function named(seq, device) return string.format('%015.0f/', seq) .. devic
 
 -- The channel's counters; nil when there is no such channel.
 local function look()
-  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving')
+  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving', 'unused')
   if not c[1] then return nil end
   local leaving = nil
   if c[7] then
@@ -75,16 +76,27 @@ local function look()
     leaving = { joined = tonumber(joined), upTo = tonumber(upTo), released = tonumber(released), at = at, device = device }
   end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
-    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving }
+    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil) }
 end
 
--- The same, made with this epoch when there is none. The second result: whether it was made.
-local function make(epoch)
+-- The same, made when there is none: with the epoch that was told of it, else with this one. It is in use from now on; only a feed of a device leaves
+-- it unused, as of 'touched'. The second result: whether it was made, or is newly in use.
+local function make(epoch, touched)
   local found = look()
-  if found then return found, 0 end
-  for part = 2, 12 do redis.call('UNLINK', KEYS[part]) end
+  if found and (touched or not found.unused) then return found, 0 end
+  if found then redis.call('HDEL', counters, 'unused') return found, 1 end
+  epoch = redis.call('HGET', counters, 'reserved') or epoch
+  for part = 1, 12 do redis.call('UNLINK', KEYS[part]) end
   redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
+  if touched then redis.call('HSET', counters, 'unused', touched) end
   return look(), 1
+end
+
+-- The epoch that a channel begins with which is not there: told to who follows it, and remembered for a day.
+local function reserve(epoch)
+  redis.call('HSETNX', counters, 'reserved', epoch)
+  redis.call('EXPIRE', counters, 86400)
+  return redis.call('HGET', counters, 'reserved')
 end
 
 local function stintOf(device)
@@ -349,10 +361,20 @@ export const SCRIPTS = {
     if redis.call('HGET', counters, 'epoch') == ARGV[1] then redis.call('HSET', counters, 'epoch', ARGV[2]) end
     return 1`),
 
-  /** epoch → made, extent */
+  /** epoch → 0, extent; of one that is not there it is what it would begin with */
   open: script(`
-    local channel, made = make(ARGV[1])
-    return { made, ${EXTENT} }`),
+    local channel = look()
+    if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0 } end
+    return { 0, ${EXTENT} }`),
+
+  /** heard from at this time or before → 1: it was unused, and is gone; 0: it is in use, or not there; else when it was heard from since */
+  discard: script(`
+    local channel = look()
+    if not channel or not channel.unused or channel.head > 0 then return 0 end
+    if channel.unused > tonumber(ARGV[1]) then return text(channel.unused) end
+    for part = 1, 12 do redis.call('UNLINK', KEYS[part]) end
+    reserve(channel.epoch)
+    return 1`),
 
   /**
    * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, deadline or 0, time
@@ -445,9 +467,10 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     return { made, enrol(channel, ARGV[2], tonumber(ARGV[3])) and 1 or 0 }`),
 
-  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do */
+  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do, whether the channel is unused */
   join: script(`
-    local channel, made = make(ARGV[1])
+    local channel, made = make(ARGV[1], ARGV[3])
+    if channel.unused then redis.call('HSET', counters, 'unused', ARGV[3]) end
     local device, now = ARGV[2], tonumber(ARGV[3])
     local new = enrol(channel, device, now) and 1 or 0
     local stint = stintOf(device)
@@ -455,7 +478,7 @@ export const SCRIPTS = {
     stint.settled, more = settle(channel, device, stint, now, MOST)
     stint.told = stint.lost
     keepStint(device, stint)
-    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost, more }`),
+    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost, more, channel.unused and 1 or 0 }`),
 
   /** device, now → epoch, settled, whether there is more to do; nothing: it is not enrolled */
   settle: script(`
@@ -494,7 +517,7 @@ export const SCRIPTS = {
     tell(channel, entries)
     return more and 1 or 0`),
 
-  /** device, at, device, at, … What all of them settled is looked for together as far as one script may. */
+  /** device, at, device, at, … → whether the channel is unused. What all of them settled is looked for together as far as one script may. */
   seen: script(`
     local channel, left = look(), MOST
     if not channel then return 0 end
@@ -507,9 +530,10 @@ export const SCRIPTS = {
           stint.settled, left = settled, left - looked
         end
         keepStint(ARGV[n], stint)
+        if channel.unused then redis.call('HSET', counters, 'unused', ARGV[n + 1]) end
       end
     end
-    return 1`),
+    return channel.unused and 1 or 0`),
 
   /**
    * now, where the first device's debts are counted from (''), how much it owes up to there, devices → for each that is enrolled: device, enrolledAt,

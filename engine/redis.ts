@@ -38,6 +38,7 @@ import { type Keys, keysWith } from "./redis-keys.ts";
 import { type Script, SCRIPTS } from "./redis-scripts.ts";
 import {
   type Appended,
+  type ChannelEntry,
   type Delivery,
   type Extent,
   type Heads,
@@ -53,6 +54,8 @@ import {
   type Reminder,
   type Retention,
   type Store,
+  UNUSED_MAX,
+  UNUSED_MS_MIN,
   type Verdict,
   type Wake,
 } from "./store.ts";
@@ -68,6 +71,10 @@ const DEBTORS_AT_ONCE = 100;
 const TRIM_ROWS = 1_000;
 /** Redis drops an idempotency key by its own clock, so somewhat later than it is forgotten. */
 const KEY_SLACK_MS = 3_600_000;
+/** For so long an unused channel whose device came, to another instance perhaps, is shown as one in use. */
+const LATELY_MS = 5_000;
+/** Unused channels that are looked at in one go. */
+const UNUSED_AT_ONCE = 200;
 /** Channels that are known to be in the list of channels. */
 const LISTED_MAX = 100_000;
 
@@ -91,6 +98,7 @@ const headsOf = (reply: readonly Reply[], at: number): Heads => ({
   receipts: { head: Number(reply[at + 3]), floor: Number(reply[at + 4]) },
 });
 
+type Six = [number, number, number, number, number, number];
 type Seven = [number, number, number, number, number, number, number];
 
 /** One value after another, `width` to each. */
@@ -101,6 +109,8 @@ function* inGroups(values: readonly Reply[], width: number): Generator<readonly 
 /** @throws PereError as `RedisLink` */
 export class RedisStore implements Store {
   readonly #prefix: string;
+  /** Where channels are listed that only feeds have made. */
+  readonly #unused: string;
   readonly #keys: (channel: string) => Keys;
   readonly #epoch: () => string;
   readonly #replicas: number;
@@ -115,6 +125,7 @@ export class RedisStore implements Store {
 
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
     this.#prefix = prefix;
+    this.#unused = `${prefix}unused`;
     this.#keys = keysWith(prefix);
     this.#epoch = epoch;
     this.#replicas = replicas;
@@ -194,30 +205,40 @@ export class RedisStore implements Store {
     this.#listed.add(channel);
   }
 
+  /** Puts a channel into the list of those that only feeds have made, by when it was heard from. Where that can't be done now, the next feed does. */
+  async #note(channel: string, at: number): Promise<void> {
+    await this.#link.send("ZADD", this.#unused, String(at), channel).catch(() => {});
+  }
+
   // -------------------------------------------------------------------------------------------------------------- channels
 
   async open(channel: string): Promise<Heads> {
-    return headsOf(await this.#make(SCRIPTS.open, channel, []), 1);
+    return headsOf(await this.#run(SCRIPTS.open, channel, [this.#epoch()]), 1);
   }
 
   async heads(channel: string): Promise<Heads | null> {
     return (await this.#counters(channel))?.heads ?? null;
   }
 
-  async #counters(channel: string): Promise<{ heads: Heads; devices: number } | null> {
-    const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience"];
+  async #counters(channel: string): Promise<{ heads: Heads; devices: number; isUnused: boolean } | null> {
+    const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience", "unused"];
     const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
-    return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]) };
+    // That a device is connected elsewhere is known a little later than that it came.
+    const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
+    const isUnused = found[6] !== null && !isLately;
+    return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]), isUnused };
   }
 
-  async channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
+  async channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
     const names = await this.#names(`${this.#prefix}channels`, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
     const found = await Promise.all(items.map((channel) => this.#counters(channel)));
     return {
       items: items.flatMap((channel, index) => {
         const counters = found[index];
-        return counters ? [{ channel, devices: counters.devices, ...counters.heads }] : [];
+        if (!counters) return [];
+        const { heads, devices, isUnused } = counters;
+        return [{ channel, devices, isUnused, ...heads }];
       }),
       next,
     };
@@ -406,7 +427,8 @@ export class RedisStore implements Store {
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(SCRIPTS.join, channel, [device, now]);
-    const [fresh, joined, first, lost, more] = reply.slice(6).map(Number) as [number, number, number, number, number];
+    const [fresh, joined, first, lost, more, unused] = reply.slice(6).map(Number) as Six;
+    if (unused === 1) await this.#note(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
     for (let isMore = more === 1; isMore;) {
@@ -437,7 +459,8 @@ export class RedisStore implements Store {
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
-    await this.#run(SCRIPTS.seen, channel, [...times].flat());
+    const [unused] = await this.#run(SCRIPTS.seen, channel, [...times].flat());
+    if (unused === 1) await this.#note(channel, Math.max(...times.values()));
   }
 
   async devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
@@ -468,11 +491,44 @@ export class RedisStore implements Store {
   async trim(channel: string | null, { count, before }: Retention, now: number): Promise<boolean> {
     if (channel === null) {
       await this.ready();
-      return false;
+      return this.#trimUnused(before, now);
     }
     const [more, next] = await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]);
     if (next !== "") await this.#deadlines.ahead(channel, next as string);
     return more === 1;
+  }
+
+  /** One slice of forgetting unused channels; where there are very many, sooner than their devices' time is over. */
+  async #trimUnused(before: number, now: number): Promise<boolean> {
+    const beyond = Number(await this.#link.send("ZCARD", this.#unused)) - UNUSED_MAX;
+    let upTo = before;
+    if (beyond > 0) {
+      const last = String(beyond - 1);
+      const [newest] = (await this.#link.send("ZRANGE", this.#unused, last, last)) as readonly string[];
+      if (newest !== undefined) upTo = Math.max(before, Number(await this.#link.send("ZSCORE", this.#unused, newest)));
+    }
+    upTo = Math.min(upTo, now - UNUSED_MS_MIN);
+    const due = (await this.#link.send(
+      "ZRANGEBYSCORE",
+      this.#unused,
+      "-inf",
+      String(upTo),
+      "LIMIT",
+      "0",
+      String(UNUSED_AT_ONCE),
+    )) as readonly string[];
+    await Promise.all(due.map((channel) => this.#discard(channel, upTo)));
+    return due.length === UNUSED_AT_ONCE;
+  }
+
+  async #discard(channel: string, upTo: number): Promise<void> {
+    const [at] = await this.#run(SCRIPTS.discard, channel, [upTo]);
+    if (typeof at === "string") return this.#note(channel, Number(at));
+    await this.#link.send("ZREM", this.#unused, channel);
+    if (at !== 1) return;
+    this.#listed.delete(channel);
+    await this.#link.send("ZREM", `${this.#prefix}channels`, channel);
+    if (await this.heads(channel)) await this.#list(channel); // It came back in between.
   }
 
   // ----------------------------------------------------------------------------------------------------------------- hooks

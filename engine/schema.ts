@@ -106,11 +106,17 @@ CREATE TABLE leaving (
 ) STRICT;
 `;
 
+/** Channels that feeds alone have made, and when one of their devices was last heard from; null: the channel is in use. */
+const UNUSED = `
+ALTER TABLE channels ADD COLUMN touched INTEGER;
+CREATE INDEX unused ON channels (touched) WHERE touched IS NOT NULL;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED],
 };
 
 /** A row of `leaving`. Its device is in the audience of no event after `released`, up to `upTo`, that it gave no final word on, whatever is written there. */
@@ -138,6 +144,8 @@ export interface Channel {
   receiptsHead: number;
   receiptsFloor: number;
   audience: number;
+  /** When a device of a channel that only feeds have made was last heard from, milliseconds since 1970; null: the channel is in use. */
+  touched: number | null;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
   /** Who was retired and is still to be taken out of events. */

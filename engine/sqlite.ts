@@ -14,7 +14,7 @@ import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hook-rows.ts";
 import { keptSecret } from "./secret.ts";
 import { Standings } from "./standings.ts";
-import { trimChannel, trimKeys } from "./trim.ts";
+import { trimChannel, trimKeys, trimUnused } from "./trim.ts";
 import { Words } from "./words.ts";
 import {
   afterSeconds,
@@ -35,6 +35,7 @@ import {
 } from "./model.ts";
 import {
   type Appended,
+  type ChannelEntry,
   type Delivery,
   earlierDigest,
   type Heads,
@@ -62,11 +63,17 @@ const READ_BYTES = 4 * EVENT_BYTES_MAX;
 /** What a name in `to` counts among those. */
 const NAME_BYTES = 64;
 
+/** How exactly it is written down when a device of an unused channel was heard from. */
+const TOUCH_MS = 60_000;
+/** Epochs that are remembered of channels that are not there; one that is forgotten costs its readers a needless gap. */
+const RESERVED_MAX = 100_000;
+
+const NOTHING = { head: 0, floor: 0 };
 const NOBODY: ReadonlyMap<string, number> = new Map();
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
 /** Channels as they are: see `schema.ts`. */
-const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience,
+const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience, touched,
   max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
@@ -131,6 +138,8 @@ export class SqliteStore implements Store {
   readonly #standings: Standings;
   readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
+  /** Epochs that were told of channels that are not there, the oldest first: the next change makes them with it. */
+  readonly #reserved = new Map<string, string>();
   /** Channels whose row is to be written in the running transaction. */
   readonly #changed = new Set<Channel>();
   /** The running transaction made some log longer. */
@@ -204,17 +213,35 @@ export class SqliteStore implements Store {
     return row;
   }
 
-  /** Within a transaction: the channel, made when there is none. */
+  /** Within a transaction: the channel, made when there is none, and in use from now on. */
   #make(name: string): Channel {
+    const channel = this.#found(name, null);
+    if (channel.touched !== null) {
+      channel.touched = null;
+      this.#changed.add(channel);
+    }
+    return channel;
+  }
+
+  /** Within a transaction: the channel, made when there is none; unused as of `touched` in that case. */
+  #found(name: string, touched: number | null): Channel {
     const found = this.#find(name);
     if (found) return found;
-    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0)", name, this.#epoch());
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3)", name, epoch, touched);
     return this.#find(name)!;
   }
 
-  #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience }: Channel): void {
+  /** A device of a channel was heard from. */
+  #touch(channel: Channel, now: number): void {
+    if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
+  #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
     this.#file.run(
-      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7 WHERE id = ?1",
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
       id,
       head,
       floor,
@@ -222,11 +249,23 @@ export class SqliteStore implements Store {
       receiptsHead,
       receiptsFloor,
       audience,
+      touched,
     );
   }
 
   async open(name: string): Promise<Heads> {
-    return (await this.heads(name)) ?? this.#file.change(() => heads(this.#make(name)));
+    const found = await this.heads(name);
+    if (found) return found;
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#reserve(name, epoch);
+    return { epoch, events: NOTHING, receipts: NOTHING, isUnborn: true };
+  }
+
+  /** The channel, when it is made, has this epoch. */
+  #reserve(name: string, epoch: string): void {
+    this.#reserved.delete(name); // The newest goes to the end.
+    this.#reserved.set(name, epoch);
+    if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
   }
 
   heads(name: string): Promise<Heads | null> {
@@ -241,10 +280,15 @@ export class SqliteStore implements Store {
     });
   }
 
-  channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>> {
+  channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
     return this.#file.read(() => {
       const rows = this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit + 1);
-      const items = rows.map((row) => ({ channel: row.name, devices: row.audience, ...heads(row) }));
+      const items = rows.map((row) => ({
+        channel: row.name,
+        devices: row.audience,
+        isUnused: row.touched !== null,
+        ...heads(row),
+      }));
       return page(items, limit, ({ channel }) => channel);
     });
   }
@@ -452,7 +496,8 @@ export class SqliteStore implements Store {
   async join(name: string, device: string, now: number): Promise<Joined> {
     const { more, ...joined } = await this.#file.change(() => {
       this.#words.write();
-      const channel = this.#make(name);
+      const channel = this.#found(name, now);
+      this.#touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
     });
@@ -506,7 +551,9 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       this.#words.write();
       const channel = this.#find(name);
-      if (channel) this.#enrolments.seen(channel, times);
+      if (!channel) return;
+      this.#enrolments.seen(channel, times);
+      for (const at of times.values()) this.#touch(channel, at);
     });
   }
 
@@ -522,7 +569,7 @@ export class SqliteStore implements Store {
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
     return this.#file.change(() => {
       this.#words.write();
-      if (name === null) return trimKeys(this.#file, now);
+      if (name === null) return trimKeys(this.#file, now) || this.#trimUnused(retention, now);
       const channel = this.#find(name);
       if (!channel) return false;
       if (channel.leaving) {
@@ -534,6 +581,16 @@ export class SqliteStore implements Store {
       if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
       return more;
     });
+  }
+
+  #trimUnused(retention: Retention, now: number): boolean {
+    const { gone, isMore } = trimUnused(this.#file, retention, now);
+    if (gone.length > 0) this.#enrolments.clear();
+    for (const { name, epoch } of gone) {
+      this.#channels.delete(name);
+      this.#reserve(name, epoch); // Nobody has seen an entry of it, and somebody may follow it.
+    }
+    return isMore;
   }
 
   // ----------------------------------------------------------------------------------------------------------- its own life

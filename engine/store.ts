@@ -10,6 +10,9 @@
  *   that call was written, except where the disk or the connection to the store failed in the middle: then it can't be known, and the error says so.
  * - **Durable, then told.** Watchers hear of an entry in a log that they follow after it is durable, in the order of its log, exactly once while all
  *   is well, also when another instance stored it. A wake-up is a hint all the same: who misses one finds the entry by reading.
+ * - **Feeds make no channel.** A channel is made by an event, by a device that is enrolled, or by a hook. A device that opens a feed before that is
+ *   enrolled all the same, and its channel is *unused* until then: it goes when none of its devices was heard from for a while. A feed that names no
+ *   device leaves nothing behind.
  * - **All or nothing** for each call, also when it names many events or receipts.
  * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.
  *
@@ -32,8 +35,18 @@ import {
 /** The two logs' extent in a channel: the newest entry's `seq`, and the newest one that is no longer kept (0: none). */
 export interface Heads {
   readonly epoch: string;
+  /** Nothing was ever stored in it, as far as this memory goes back; absent where that can't be known. */
+  readonly isUnborn?: true;
   readonly events: { readonly head: number; readonly floor: number };
   readonly receipts: { readonly head: number; readonly floor: number };
+}
+
+/** A channel in the list of all. */
+export interface ChannelEntry extends Heads {
+  readonly channel: string;
+  readonly devices: number;
+  /** Only feeds of devices have made it. */
+  readonly isUnused: boolean;
 }
 
 /** How a device stands in a channel when it opens a feed. */
@@ -88,6 +101,11 @@ export interface Page<Item, Key> {
   readonly items: readonly Item[];
   readonly next: Key | null;
 }
+
+/** An unused channel stays for this long after a device of it was heard from, at least: longer than a feed of a device that lives is silent. */
+export const UNUSED_MS_MIN = 3_600_000;
+/** Unused channels beyond this number go when they may, those first whose devices were heard from longest ago. */
+export const UNUSED_MAX = 100_000;
 
 /** How much of a log is kept: at most `count` events, none pushed before `before` (milliseconds since 1970). */
 export interface Retention {
@@ -223,7 +241,7 @@ export interface Store {
    */
   record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]>;
 
-  /** The channel's extent, creating it on first use. */
+  /** The channel's extent. Of one that is not there it is what it would begin with, for a while: the epoch that the next change makes it with. */
   open(channel: string): Promise<Heads>;
 
   /** Enrols a device (when it is not enrolled) and tells where it stands. `lost` counts as told once a receipt of the device is recorded after this call. */
@@ -278,13 +296,13 @@ export interface Store {
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>>;
 
-  /** All channels, by name, after the channel `after`; with how many devices are enrolled. */
-  channels(after: string, limit: number): Promise<Page<Heads & { channel: string; devices: number }, string>>;
+  /** All channels by name, after the channel `after`; with how many devices are enrolled. */
+  channels(after: string, limit: number): Promise<Page<ChannelEntry, string>>;
 
   /**
    * Drops what retention no longer keeps, a bounded slice a call, and remembers for each device what it lost unanswered. Where an event goes
    * before its deadline, who owes it a final word is recorded as `missing` first, with the reason `expired`. True: call again.
-   * @param channel one channel, or null for what belongs to none (idempotency keys)
+   * @param channel one channel, or null for what belongs to none (idempotency keys) and for channels that are unused
    */
   trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
 

@@ -9,11 +9,13 @@ import type { SqliteFile } from "./commit.ts";
 import type { Enrolments } from "./enrolments.ts";
 import { FINAL } from "./model.ts";
 import type { Channel } from "./schema.ts";
-import type { Retention } from "./store.ts";
+import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "./store.ts";
 import type { Words } from "./words.ts";
 
 /** Rows that one slice touches, or kibibytes that it frees, about. */
 const TRIM_ROWS = 2_000;
+/** Unused channels that one slice looks at. */
+const UNUSED_AT_ONCE = 200;
 /** What an event costs beside its rows: some statements, as long as so many rows. */
 const EVENT_ROWS = 20;
 /** Why a device is missing whose event went before its deadline. */
@@ -42,6 +44,39 @@ export const trimKeys = (file: SqliteFile, now: number): boolean =>
     now,
     TRIM_ROWS,
   ) === TRIM_ROWS;
+
+/**
+ * One slice of forgetting channels that only feeds have made, and whose devices were not heard from for as long as an event is kept; where there are
+ * very many, sooner. @returns those that are gone
+ */
+export function trimUnused(
+  file: SqliteFile,
+  { before }: Retention,
+  now: number,
+): { gone: Pick<Channel, "id" | "name" | "epoch">[]; isMore: boolean } {
+  const beyond = file.get<{ touched: number }>(
+    "SELECT touched FROM channels WHERE touched IS NOT NULL ORDER BY touched DESC LIMIT 1 OFFSET ?1",
+    UNUSED_MAX,
+  );
+  const upTo = Math.min(Math.max(before, beyond?.touched ?? 0), now - UNUSED_MS_MIN);
+  const due = file.all<Pick<Channel, "id" | "name" | "epoch">>(
+    "SELECT id, name, epoch FROM channels WHERE touched <= ?1 ORDER BY touched LIMIT ?2",
+    upTo,
+    UNUSED_AT_ONCE,
+  );
+  let left = TRIM_ROWS;
+  for (const [index, { id }] of due.entries()) {
+    left -= file.run(
+      `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN (SELECT device, joined FROM devices WHERE channel = ?1 LIMIT ?2)`,
+      id,
+      left,
+    );
+    if (left <= 0) return { gone: due.slice(0, index), isMore: true }; // This one may have more.
+    file.run("DELETE FROM leaving WHERE channel = ?1", id);
+    file.run("DELETE FROM channels WHERE id = ?1", id);
+  }
+  return { gone: due, isMore: due.length === UNUSED_AT_ONCE };
+}
 
 /** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
 function raiseFloor(

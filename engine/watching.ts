@@ -23,7 +23,7 @@ import {
   tallyCounts,
 } from "./model.ts";
 import type { Presence } from "./presence.ts";
-import type { Heads, Store } from "./store.ts";
+import type { ChannelEntry, Store } from "./store.ts";
 
 /** What is new is shown at this interval: an eye takes it for at once. */
 const TURN_MS = 250;
@@ -234,15 +234,21 @@ class Watcher {
 
   /** The channels that are shown, by name. */
   async #channels() {
-    const found: (Heads & { channel: string; devices: number })[] = [];
+    const found: ChannelEntry[] = [];
     let after: string | null = "";
     for (let looked = 0; after !== null && looked < CHANNELS_LOOKED_AT && found.length <= CHANNELS;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, CHANNELS + 1);
-      found.push(...page.items.filter(({ channel }) => this.#request.may(channel)));
+      for (const entry of page.items)
+        if (this.#request.may(entry.channel) && (!entry.isUnused || (await this.#isAttended(entry.channel))))
+          found.push(entry);
       looked += page.items.length;
       after = page.next;
     }
     return { found: found.slice(0, CHANNELS), more: after !== null || found.length > CHANNELS };
+  }
+
+  async #isAttended(channel: string): Promise<boolean> {
+    return this.#presence.connected(channel, null, await this.#store.elsewhere(channel)) > 0;
   }
 
   async #sum(channel: string, head: number): Promise<{ open: number; missing: number }> {

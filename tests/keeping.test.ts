@@ -189,7 +189,8 @@ describe("what is put back", () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const store = new SqliteStore({ path: db });
-    const epochs = new Set([(await store.open("orders")).epoch]);
+    await store.enrol("orders", "till", 0);
+    const epochs = new Set([(await store.heads("orders"))!.epoch]);
     await store.close();
     await backUp(db, file);
     for (const name of ["one.db", "two.db"]) {

@@ -309,7 +309,8 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     operationId: "listChannels",
     summary: "List the channels",
     tags: ["Reading"],
-    description: "By name, all on which the token may push.",
+    description:
+      "By name, all on which the token may push. A channel without an event, a device that was enrolled beforehand, or a hook is listed only while a device is connected.",
     parameters: page("a channel's name", ref("Channel")),
     responses: {
       200: reply("A page of channels.", json("ChannelPage", one(samples.channels))),
