@@ -29,6 +29,9 @@ What it does on a bad network:
   again.
 - Receipts are given until they are answered, at most 1,000 a request, those of 50 ms together, also while a handler works. One that the service
   refuses for good (an event that it doesn't have) is reported and let go.
+- An answer is believed when it is PERE's, field by field. Whatever a proxy or a portal says instead, the request is made again.
+- An event is `failed` only when the work said so. Where memory, descriptors or the command itself are missing, where the output can't be written, or
+  where something is ended by a signal, the event stays open: it is worked on again here, or comes again to whoever listens next.
 
 It never keeps a position on the disk: the service knows what a device has not answered, and sends that to one that comes without a position.
 """
@@ -36,19 +39,26 @@ It never keeps a position on the disk: the service knows what a device has not a
 import argparse
 import base64
 import collections
+import decimal
+import email.utils
+import errno
 import http.client
 import json
+import math
 import os
 import queue
 import random
+import re
 import signal
 import socket
 import ssl
-import subprocess
+import stat
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
+import urllib.request
 import uuid
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
@@ -86,19 +96,48 @@ WAITING_MAX = 1_000
 TOKEN_MARGIN_SECONDS = 10.0
 #: What receipts may take that are still to be given when listening ends.
 FAREWELL_SECONDS = 5.0
+#: A longer pause than a day is not believed, whoever asks for it; one of more than an hour is cut.
+ASKED_SECONDS_MAX = 86_400
+ASKED_SECONDS_CUT = 3_600.0
+#: Redirects that are followed for one request.
+REDIRECTS_MAX = 5
+#: No answer of the service is longer, and no line of an event stream: at most 1,000 events of 64 KiB and some.
+ANSWER_BYTES_MAX = 128 * 1_024 * 1_024
+#: What is read of an answer that refuses.
+PROBLEM_BYTES_MAX = 1_024 * 1_024
+#: A publisher who has no answer after this time is told so.
+NEWS_SECONDS = 1.5
+#: A deeper detail is sent as text: the service refuses a request that is more than 64 levels deep.
+DETAIL_DEPTH_MAX = 32
+#: What is looked at of a command's output, from its end.
+OUTPUT_BYTES_MAX = 65_536
+#: The shortest pause before an event that came to no end is worked on again.
+AGAIN_SECONDS = 1.0
+
+_NAME = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+_CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}")
+#: Positions and ids go into headers and lines as they are.
+_POSITION = re.compile(r"[!-~]{1,8192}")
+#: A JWT: base64url and dots (RFC 7515).
+_TOKEN = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class Refused(Exception):
     """The service said no, and will say it again. `status` is HTTP's, `problem` what stands in its problem document."""
 
     def __init__(self, status: int, problem: Dict[str, Any]) -> None:
-        super().__init__(problem.get("detail", f"status {status}"))
+        detail = problem.get("detail")
+        super().__init__(detail if isinstance(detail, str) else f"status {status}")
         self.status = status
         self.problem = problem
 
 
 class Unavailable(Exception):
     """The service could not be reached, or had trouble that passes, for as long as the caller was willing to try."""
+
+
+class NoOutcome(Exception):
+    """Raised by a handler: for a reason that is not the work's, nobody knows what became of the event. It stays open, and is worked on again."""
 
 
 class _Trouble(Exception):
@@ -127,7 +166,48 @@ class Event:
 
 
 def _say(line: str) -> None:
-    print(f"pere: {line}", file=sys.stderr, flush=True)
+    try:
+        print(f"pere: {line}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # Nobody reads it; that is no reason to stop.
+
+
+def _words_of(error: BaseException) -> str:
+    """What an exception says, or what it is."""
+    try:
+        return str(error) or type(error).__name__
+    except Exception:
+        return type(error).__name__
+
+
+def _checked_token(token: str) -> str:
+    """Without the blanks around it. Raises ValueError, which doesn't show it."""
+    token = token.strip()
+    if not _TOKEN.fullmatch(token):
+        raise ValueError("the token is empty" if token == "" else "the token is not a JWT: it holds other characters than A-Z a-z 0-9 . _ -")
+    return token
+
+
+class _Proxy:
+    """The proxy that the environment names for an address (`HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`, in capitals or not)."""
+
+    def __init__(self, url: str) -> None:
+        parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme != "http" or not parts.hostname:
+            raise ValueError("the proxy that the environment names has no address of the form http://host:port")
+        self.host, self.port = parts.hostname, parts.port or 80
+        self.headers: Dict[str, str] = {}
+        if parts.username is not None:
+            user = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+            self.headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+
+    @staticmethod
+    def of(scheme: str, host: str) -> Optional["_Proxy"]:
+        named = urllib.request.getproxies_environment()
+        url = named.get(scheme) or named.get("all")
+        if not url or urllib.request.proxy_bypass_environment(host, named):
+            return None
+        return _Proxy(url)
 
 
 class _Service:
@@ -135,12 +215,20 @@ class _Service:
 
     def __init__(self, url: str, token: Token) -> None:
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        is_address = re.fullmatch(r"[!-~]+", url) and parts.scheme in ("http", "https") and parts.hostname
+        if not is_address or "@" in parts.netloc:
             raise ValueError(f"not an address of a service: {url}")
+        if "?" in url or "#" in url:
+            raise ValueError(f"the address of a service has no query and no fragment: {url}")
+        try:
+            self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError:
+            raise ValueError(f"not an address of a service, its port is none: {url}") from None
         self._secure = ssl.create_default_context() if parts.scheme == "https" else None
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._netloc = parts.hostname or "", parts.netloc
         self._base = parts.path.rstrip("/")
-        self._source = token
+        self._proxy = _Proxy.of(parts.scheme, self._host)
+        self._source = token if callable(token) or not token or not token.strip() else _checked_token(token)
         self._token: Optional[str] = None
         self._lock = threading.Lock()
 
@@ -151,63 +239,152 @@ class _Service:
 
     def _newest(self) -> Optional[str]:
         if not callable(self._source):
-            return self._source
+            return self._source or None
         with self._lock:
             if self._token is None or _ends_at(self._token) - TOKEN_MARGIN_SECONDS < time.time():
-                self._token = self._source().strip()
+                self._token = _checked_token(self._source())
             return self._token
 
+    def _dial(self, seconds: float) -> http.client.HTTPConnection:
+        host, port = (self._host, self._port) if self._proxy is None else (self._proxy.host, self._proxy.port)
+        if self._secure is None:
+            return http.client.HTTPConnection(host, port, timeout=seconds)
+        line = http.client.HTTPSConnection(host, port, timeout=seconds, context=self._secure)
+        if self._proxy is not None:
+            line.set_tunnel(self._host, self._port, self._proxy.headers)
+        return line
+
     def open(
-        self, method: str, path: str, headers: Dict[str, str], body: Optional[bytes], seconds: float
+        self,
+        method: str,
+        path: str,
+        headers: Dict[str, str],
+        body: Optional[bytes],
+        seconds: float,
+        connected: Callable[[], None] = lambda: None,
     ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Asks, and gives connection and answer when the head is there. Raises OSError, HTTPException, _Trouble, Refused."""
+        """Asks, and gives connection and answer when the head of a good one is there. Raises OSError, HTTPException, _Trouble, Refused."""
         try:
             token = self._newest()
         except Exception as error:
-            raise _Trouble(f"there is no token: {error}") from error
-        if self._secure is None:
-            line = http.client.HTTPConnection(self._host, self._port, timeout=seconds)
-        else:
-            line = http.client.HTTPSConnection(self._host, self._port, timeout=seconds, context=self._secure)
-        try:
-            if token is not None:
-                headers = {**headers, "Authorization": f"Bearer {token}"}
-            line.request(method, self._base + path, body, headers)
-            answer = line.getresponse()
-            if answer.status >= 300:
-                self._refuse(answer)
-            return line, answer
-        except BaseException:
-            line.close()
-            raise
+            raise _Trouble(f"there is no token: {_words_of(error)}") from error
+        if token is not None:
+            headers = {**headers, "Authorization": f"Bearer {token}"}
+        prefix = ""
+        if self._proxy is not None and self._secure is None:  # Such a proxy is told the whole address.
+            headers, prefix = {**headers, **self._proxy.headers}, f"http://{self._netloc}"
+        target = self._base + path
+        for _ in range(REDIRECTS_MAX + 1):
+            line = self._dial(seconds)
+            try:
+                line.connect()
+                connected()
+                line.request(method, prefix + target, body, headers)
+                answer = line.getresponse()
+                if answer.status in (200, 201):
+                    return line, answer
+                moved = self._moved(answer, target)
+                if moved is None:
+                    self._refuse(answer, path)
+                target = moved or target
+                line.close()
+            except BaseException:
+                line.close()
+                raise
+        raise _Trouble("the service redirects in a circle")
 
-    def _refuse(self, answer: http.client.HTTPResponse) -> None:
-        after = answer.getheader("Retry-After", "")
-        problem = None
-        # What is not a problem document comes from something on the way, and may be gone when it is asked again.
-        if answer.getheader("Content-Type", "").startswith("application/problem+json"):
-            problem = json.loads(answer.read())
-        said = problem["detail"] if problem else f"status {answer.status}"
-        if answer.status in (401, 403) and callable(self._source):
-            with self._lock:
-                self._token = None
-            raise _Trouble(said)
-        if problem is None or answer.status >= 500 or answer.status in (408, 429):
-            raise _Trouble(said, float(after) if after.isdigit() else 0.0)
-        raise Refused(answer.status, problem)
+    def _moved(self, answer: http.client.HTTPResponse, target: str) -> Optional[str]:
+        """Where to ask the same again, by 307 and 308 to the same origin."""
+        location = answer.getheader("Location") or ""
+        if answer.status not in (307, 308) or not _POSITION.fullmatch(location):
+            return None
+        scheme = "http" if self._secure is None else "https"
+        parts = urllib.parse.urlsplit(urllib.parse.urljoin(f"{scheme}://{self._netloc}{target}", location))
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if (parts.scheme, parts.hostname, port) != (scheme, self._host, self._port) or "@" in parts.netloc:
+            return None
+        return f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+
+    def _refuse(self, answer: http.client.HTTPResponse, path: str) -> None:
+        """What an answer means that is not a good one. Only problems of PERE's own are its word; what else there is may be gone tomorrow."""
+        status, after = answer.status, _seconds_asked(answer)
+        if 300 <= status < 400:
+            location = re.sub(r"[^!-~]", "", answer.getheader("Location") or "")[:300]
+            there = location.split("?")[0]
+            asked = path.split("?")[0]
+            there = there[: -len(asked)] if there.endswith(asked) else there
+            raise _Trouble(f"redirected with status {status}" + (f": use the address {there}" if there else " to nowhere"), after)
+        problem = _problem_in(answer)
+        said = f"status {status}" if problem is None else str(Refused(status, problem))
+        if status in (401, 403) and callable(self._source):
+            self.renew()
+            raise _Trouble(said, after)
+        if problem is None or not 400 <= status < 500 or status in (408, 425, 429):
+            raise _Trouble(said, after)
+        raise Refused(status, problem)
 
     def ask(
-        self, method: str, path: str, headers: Dict[str, str], body: Optional[bytes], seconds: float = ANSWER_SECONDS
+        self,
+        method: str,
+        path: str,
+        headers: Dict[str, str],
+        body: Optional[bytes],
+        seconds: float = ANSWER_SECONDS,
+        connected: Callable[[], None] = lambda: None,
     ) -> bytes:
         """The whole answer to one request. Raises _Trouble for all that passes, and Refused."""
         try:
-            line, answer = self.open(method, path, headers, body, seconds)
+            line, answer = self.open(method, path, headers, body, seconds, connected)
             try:
-                return answer.read()
+                return _whole(answer)
             finally:
                 line.close()
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Trouble(f"{type(error).__name__}: {error}") from error
+        except (_Trouble, Refused):
+            raise
+        except Exception as error:
+            raise _Trouble(f"{type(error).__name__}: {_words_of(error)}") from error
+
+
+def _whole(answer: http.client.HTTPResponse) -> bytes:
+    """An answer's body, to its end. Raises _Trouble where it has none in sight."""
+    parts: List[bytes] = []
+    size = 0
+    while True:
+        part = answer.read(65_536)
+        if part == b"":
+            break
+        parts.append(part)
+        size += len(part)
+        if size > ANSWER_BYTES_MAX:
+            raise _Trouble("the answer is too long for one of the service's")
+    if answer.length:
+        raise _Trouble("the answer was cut off")
+    return b"".join(parts)
+
+
+def _problem_in(answer: http.client.HTTPResponse) -> Optional[Dict[str, Any]]:
+    """PERE's own problem document; None: it is something else's."""
+    try:
+        problem = _json.decode(answer.read(PROBLEM_BYTES_MAX).decode())
+    except Exception:
+        return None
+    kind = problem.get("type") if isinstance(problem, dict) else None
+    return problem if isinstance(kind, str) and kind.startswith("urn:pere:") else None
+
+
+def _seconds_asked(answer: http.client.HTTPResponse) -> float:
+    """`Retry-After` (RFC 9110, 10.2.3): seconds, or a date by the clock of whoever answered. What makes no sense is 0."""
+    text = (answer.headers.get_all("Retry-After") or [""])[0].strip()
+    try:
+        if text.isascii() and text.isdigit():
+            seconds = float(text[:20])
+        else:
+            date = email.utils.parsedate_to_datetime(text).timestamp()
+            here = answer.getheader("Date")
+            seconds = date - (email.utils.parsedate_to_datetime(here).timestamp() if here else time.time())
+    except Exception:
+        return 0.0
+    return min(seconds, ASKED_SECONDS_CUT) if 0 <= seconds <= ASKED_SECONDS_MAX else 0.0
 
 
 def _ends_at(token: str) -> float:
@@ -251,6 +428,8 @@ class _Lines:
         held = b"\r" if text.endswith(b"\r") else b""
         lines = text[: len(text) - len(held)].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop() + held
+        if len(self._rest) > ANSWER_BYTES_MAX:
+            raise _Trouble("a line of the event stream has no end")
         return [line.decode("utf-8", "replace") for line in lines]
 
 
@@ -297,8 +476,8 @@ class _Feed:
                 raise
             except _Trouble as error:
                 why, after = str(error), error.after
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                why = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                why = f"{type(error).__name__}: {_words_of(error)}"
             if self._stop.is_set():
                 return
             self._failures += 1
@@ -333,9 +512,12 @@ class _Feed:
     def _stream(self) -> Iterator[_Message]:
         lines = _Lines()
         event, data, position = "", [], self.position  # type: Tuple[str, List[str], str]
+        retry: Optional[float] = None
+        # PERE says `ready` or `bye` before anything else. What doesn't is not PERE, and none of it is believed.
+        is_ready = False
         try:
             answer = self._open({"Accept": "text/event-stream"}, {}, self._first_byte_seconds)
-            if not answer.getheader("Content-Type", "").startswith("text/event-stream"):
+            if answer.getheader("Content-Type", "").split(";")[0].strip().lower() != "text/event-stream":
                 raise _Trouble("the answer is not an event stream")
             chunk = answer.read1(65_536)
             if self._line is not None and self._line.sock is not None:
@@ -344,21 +526,32 @@ class _Feed:
                 for line in lines.feed(chunk):
                     field, _, value = line.partition(":")
                     value = value[1:] if value.startswith(" ") else value
-                    if field == "id" and "\0" not in value:
+                    if field == "id" and _POSITION.fullmatch(value):
                         position = value
                     elif field == "event":
                         event = value
                     elif field == "data":
                         data.append(value)
                     elif field == "retry" and value.isascii() and value.isdigit():
-                        self._retry_seconds = int(value) / 1_000
+                        retry = int(value[:20]) / 1_000
                     if line != "":
                         continue
                     if data:
-                        yield from self._told(event, "\n".join(data))
-                    self.position = position
+                        told = _Message(event[5:] if event.startswith("pere.") else None, "\n".join(data))
+                        is_ready = is_ready or _is_greeting(told)
+                        if is_ready:
+                            self._heed(told)
+                            yield told
+                        elif told.own is None:
+                            raise _Trouble("the event stream is not one of PERE's")
+                    if is_ready:
+                        self.position = position
+                        if retry is not None and retry <= ASKED_SECONDS_CUT:
+                            self._retry_seconds = retry
                     event, data = "", []
                 chunk = answer.read1(65_536)
+            if not is_ready:
+                raise _Trouble("the event stream ended before it said that it is PERE's")
         except socket.timeout:
             self._stream_again_at = time.monotonic() + self._return_seconds * 2 ** min(self._held_back, RETURN_DOUBLINGS_MAX)
             self._held_back += 1
@@ -366,15 +559,14 @@ class _Feed:
         finally:
             self._close()
 
-    def _told(self, event: str, text: str) -> Iterator[_Message]:
-        own = event[5:] if event.startswith("pere.") else None
-        if own == "ready":
+    def _heed(self, told: _Message) -> None:
+        """What the service says of the feed itself."""
+        if told.own == "ready":
             self._failures = 0
-        elif own == "bye" and json.loads(text).get("reason") == "expired":
+        elif told.own == "bye" and _object(told.text).get("reason") == "expired":
             self._service.renew()
-        elif own == "gap":
-            self._report(f"events are no longer kept: {text}")
-        yield _Message(own, text)
+        elif told.own == "gap":
+            self._report(f"events are no longer kept: {told.text[:300]}")
 
     def _poll(self) -> Iterator[_Message]:
         while not self._stop.is_set():
@@ -385,42 +577,125 @@ class _Feed:
             wait = max(1, min(POLL_SECONDS, int(rest)))
             try:
                 answer = self._open({"Accept": "application/json"}, {"wait": str(wait)}, wait + ANSWER_SECONDS)
-                text = answer.read().decode("utf-8")
+                text = _whole(answer).decode("utf-8")
             finally:
                 self._close()
-            found = _json.decode(text)
-            for gap in found.get("gaps", []):
-                yield from self._told("pere.gap", json.dumps(gap))
-            for event in _elements(text):
-                yield _Message(None, event)
-            for complete in found.get("complete", []):
-                yield _Message("complete", json.dumps(complete))
-            self.position = found["last"]
+            messages, last = _polled(text)
+            for message in messages:
+                self._heed(message)
+                yield message
+            self.position = last
             self._failures = 0
 
 
-def _int(digits: str) -> Any:
-    """Python refuses to read whole numbers of more digits (CVE-2020-10735); JSON knows no such limit, and an event may not stop a device."""
-    return int(digits) if len(digits) < 4_300 else float(digits)
+def _is_greeting(told: _Message) -> bool:
+    """Whether this is how PERE begins."""
+    found = _object(told.text)
+    return (told.own == "ready" and isinstance(found.get("channels"), dict)) or (told.own == "bye" and isinstance(found.get("reason"), str))
 
 
-_json = json.JSONDecoder(parse_int=_int)
+def _object(text: str) -> Dict[str, Any]:
+    """The object that a text is; without members, where it is none."""
+    try:
+        found = _json.decode(text)
+    except Exception:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _elements(text: str) -> Iterator[str]:
-    """The events of a long-poll's answer `{"events":[…],…}`, each as the text that it is."""
-    at = len('{"events":[')
-    while text[at] == "{":
-        _, end = _json.raw_decode(text, at)
-        yield text[at:end]
-        at = end + (text[end] == ",")
+def _polled(text: str) -> Tuple[List[_Message], str]:
+    """A long-poll's answer, `{"events":[…],"last":…}`: what it brings, each event as the text that it is, and where the next one goes on."""
+    if not text.startswith('{"events":['):
+        raise _Trouble("the answer is not one to a long-poll")
+    at, events = len('{"events":['), []  # type: Tuple[int, List[_Message]]
+    try:
+        while text[at] == "{":
+            end = _end_of(text, at)
+            events.append(_Message(None, text[at:end]))
+            at = end + (text[end] == ",")
+        found = _json.decode('{"events":[' + text[at:])
+        last, gaps, completes = found["last"], found.get("gaps", []), found.get("complete", [])
+        if found["events"] != [] or not _POSITION.fullmatch(last):
+            raise ValueError
+        for lists in (gaps, completes):
+            if not isinstance(lists, list) or not all(isinstance(one, dict) for one in lists):
+                raise ValueError
+    except Exception:
+        raise _Trouble("the answer is not one to a long-poll") from None
+    before = [_Message("gap", json.dumps(gap)) for gap in gaps]
+    return before + events + [_Message("complete", json.dumps(complete)) for complete in completes], last
+
+
+def _number(digits: str) -> Any:
+    """A number as Python has it; where that can't hold it (`1e400`, or more digits than it reads: CVE-2020-10735), as a Decimal."""
+    if digits.lstrip("-").isdigit():
+        return int(digits) if len(digits) < 4_300 else decimal.Decimal(digits)
+    number = float(digits)
+    return number if math.isfinite(number) else decimal.Decimal(digits)
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+_json = json.JSONDecoder(parse_int=_number, parse_float=_number, parse_constant=_no_number)
+_MARKS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
+
+
+def _end_of(text: str, at: int) -> int:
+    """Where the object or list ends that begins there."""
+    depth = 0
+    for mark in _MARKS.finditer(text, at):
+        if mark.group() in "[{":
+            depth += 1
+        elif mark.group() in "]}":
+            depth -= 1
+            if depth == 0:
+                return mark.end()
+    raise ValueError("it has no end")
+
+
+def _depth_of(text: str) -> int:
+    """How deep a JSON text is."""
+    depth = deepest = 0
+    for mark in _MARKS.finditer(text):
+        depth += (mark.group() in "[{") - (mark.group() in "]}")
+        deepest = max(depth, deepest)
+    return deepest
+
+
+#: Stands before a number's digits while they pass through Python's writer of JSON, which has no way to give them as they are.
+_DIGITS = uuid.uuid4().hex
+_exactly = json.JSONDecoder(parse_int=lambda digits: _DIGITS + digits, parse_float=lambda digits: _DIGITS + digits)
+
+
+def _encode(value: Any) -> str:
+    """A value as JSON. Raises TypeError or ValueError for what JSON can't say."""
+
+    def number(value: Any) -> str:
+        if isinstance(value, decimal.Decimal) and value.is_finite():
+            return f"{_DIGITS}{value}"
+        raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
+
+    return re.sub(f'"{_DIGITS}([^"]*)"', r"\1", json.dumps(value, allow_nan=False, default=number))
+
+
+def _line_for(text: str) -> str:
+    """A JSON text on one line, in ASCII, with its numbers as they are."""
+    return _encode(_exactly.decode(text))
 
 
 def _event_of(text: str) -> Event:
+    """Raises ValueError, KeyError or TypeError where the text is no event."""
     # Nothing before the data can hold a quote: names, numbers and times.
-    raw = text.partition(',"data":')[2][:-1]
-    e = _json.decode(text)
-    return Event(e["id"], e["channel"], e["seq"], e["at"], e.get("type"), e.get("deadline"), e["data"], raw)
+    head, _, raw = text.partition(',"data":')
+    e = _json.decode(head + "}")
+    texts, channel, seq = [e["id"], e["at"], e.get("type") or "", e.get("deadline") or ""], e["channel"], e["seq"]
+    if not all(isinstance(text, str) for text in texts) or not _POSITION.fullmatch(e["id"]):
+        raise ValueError("its members are not those of an event")
+    if not _CHANNEL.fullmatch(channel) or not isinstance(seq, int) or not raw.endswith("}"):
+        raise ValueError("its members are not those of an event")
+    return Event(e["id"], channel, seq, e["at"], e.get("type"), e.get("deadline"), _json.decode(raw[:-1]), raw[:-1])
 
 
 # -------------------------------------------------------------------------------------------------------------------- memory
@@ -434,31 +709,33 @@ class _Memory:
         self._lock = threading.Lock()
         #: By event, oldest first: channel, status, detail, and whether the receipt was answered.
         self._outcomes: "collections.OrderedDict[str, List[Any]]" = collections.OrderedDict()
-        self._path = path
+        #: A link is followed, so that it is still one when the file is written anew.
+        self._path = None if path is None else os.path.realpath(path)
         self._file = None  # type: Any
+        #: The last line was not written to its end.
+        self._is_torn = False
         #: Lines in the file, and when it is written anew without what is no longer needed.
         self._lines = self._rewrite_at = 0
-        if path is not None:
-            self._read(path)
+        if self._path is not None:
+            if os.path.exists(self._path) and not os.path.isfile(self._path):
+                raise ValueError(f"the state must be a regular file, and {path} is none")
+            self._read(self._path)
             self._rewrite()
 
     def _read(self, path: str) -> None:
         try:
-            with open(path, encoding="utf-8") as file:
-                lines = file.read().split("\n")
+            with open(path, "rb") as file:
+                lines = file.read().decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             return
         for line in lines[:-1]:  # The last one is empty, or was not written to its end.
-            try:
-                change = json.loads(line)
-            except ValueError:
-                continue
-            if "given" in change:
+            change = _object(line)
+            if isinstance(change.get("given"), str):
                 outcome = self._outcomes.get(change["given"])
                 if outcome is not None:
                     outcome[3] = True
-            else:
-                self._note(change["event"], change["channel"], change["status"], change["detail"])
+            elif all(isinstance(change.get(name), str) for name in ("event", "channel", "status")):
+                self._note(change["event"], change["channel"], change["status"], change.get("detail"))
 
     def _note(self, event: str, channel: str, status: str, detail: Any) -> None:
         self._outcomes[event] = [channel, status, detail, False]
@@ -474,25 +751,34 @@ class _Memory:
         if self._path is None:
             return
         new = f"{self._path}.new"
-        with open(new, "w", encoding="utf-8") as file:
+        try:
+            os.unlink(new)
+        except FileNotFoundError:
+            pass
+        mode = stat.S_IMODE(os.stat(self._path).st_mode) if os.path.exists(self._path) else 0o600
+        with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
             for event, (channel, status, detail, given) in self._outcomes.items():
                 file.write(_line_of(event, channel, status, detail))
                 if given:
                     file.write(json.dumps({"given": event}) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        if self._file is not None:
-            self._file.close()
         os.replace(new, self._path)
-        self._file = open(self._path, "a", encoding="utf-8")
+        old, self._file = self._file, open(self._path, "ab", buffering=0)
+        if old is not None:
+            old.close()
+        self._is_torn = False
         self._lines = 2 * len(self._outcomes)
         self._rewrite_at = max(4 * HANDLED_MAX, 2 * self._lines)
 
     def _write(self, lines: List[str], durably: bool) -> None:
-        if self._file is None:
+        if self._file is None or not lines:
             return
-        self._file.write("".join(lines))
-        self._file.flush()
+        text = ("\n" if self._is_torn else "") + "".join(lines)
+        self._is_torn = True
+        self._is_torn = self._file.write(text.encode()) < len(text.encode())
+        if self._is_torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if durably:
             os.fsync(self._file.fileno())
         self._lines += len(lines)
@@ -532,7 +818,16 @@ class _Memory:
 
 
 def _line_of(event: str, channel: str, status: str, detail: Any) -> str:
-    return json.dumps({"event": event, "channel": channel, "status": status, "detail": detail}) + "\n"
+    return _with_detail({"event": event, "channel": channel, "status": status}, detail) + "\n"
+
+
+class _Json(str):
+    """A detail that is JSON text already, on one line, and goes as it is."""
+
+
+def _with_detail(members: Dict[str, Any], detail: Any) -> str:
+    """These members and the detail, as JSON."""
+    return f'{json.dumps(members)[:-1]}, "detail": {detail if isinstance(detail, _Json) else _encode(detail)}}}'
 
 
 # -------------------------------------------------------------------------------------------------------------------- outbox
@@ -582,10 +877,10 @@ class _Outbox(threading.Thread):
                 for channel, batch in batches:
                     self._send(channel, batch)
                 failures = 0
-            except _Trouble as error:
+            except Exception as error:  # Nothing ends this thread: who has receipts goes on giving them.
                 failures += 1
-                seconds = _pause(failures, error.after)
-                self._report(f"receipts wait: {error}; again in {seconds:.1f} s")
+                seconds = _pause(failures, getattr(error, "after", 0.0))
+                self._report(f"receipts wait: {_words_of(error)}; again in {seconds:.1f} s")
                 if not self._rest(seconds):
                     return
 
@@ -611,28 +906,46 @@ class _Outbox(threading.Thread):
         """Gives receipts, and forgets those that were answered. Raises _Trouble."""
         path = f"/feedback/{_quote(channel)}?{urllib.parse.urlencode({'device': self._device})}"
         headers = {"Content-Type": "application/json"}
+        body = "[" + ",".join(_with_detail({k: v for k, v in r.items() if k != "detail"}, r.get("detail")) for r in batch) + "]"
         try:
-            answer = json.loads(self._service.ask("POST", path, headers, json.dumps(batch).encode()))
-            rejected = answer["rejected"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise _Trouble(f"the answer makes no sense: {error}") from error
+            rejected = _rejections(_object(self._service.ask("POST", path, headers, body.encode()).decode("utf-8", "replace")), batch)
         except Refused as error:
-            if error.status in (401, 403):  # The token stays as it is; so the feed is refused as well, and says so.
-                raise _Trouble(str(error), BACKOFF_SECONDS_MAX) from error
-            rejected = error.problem.get("rejected")
-            if rejected is None and len(batch) > 1:  # One of them spoils it for all, and is let go alone.
+            # Of whatever else is wrong with the address or the token the feed is refused as well, and says so; the receipts are kept.
+            if error.status not in (400, 413, 422):
+                raise _Trouble(str(error)) from error
+            if "rejected" in error.problem:
+                rejected = _rejections(error.problem, batch)
+            elif len(batch) > 1:  # One of them spoils it for all, and is let go alone.
                 for receipt in batch:
                     self._send(channel, [receipt])
                 return
-            rejected = rejected or [{"index": 0, "reason": str(error)}]
-        for rejection in rejected:
-            receipt = batch[rejection["index"]]
-            self._report(f"{receipt['status']} of {receipt['event']} was rejected: {rejection['reason']}")
+            else:
+                rejected = [(batch[0], str(error))]
+        for receipt, reason in rejected:
+            self._report(f"{receipt['status']} of {receipt['event']} was rejected: {reason}")
         with self._changed:
             self._waiting[channel] = self._waiting[channel][len(batch) :]
             if not self._waiting[channel]:
                 del self._waiting[channel]
         self._memory.given([r["event"] for r in batch if _is_final(r)])
+
+
+def _rejections(answer: Dict[str, Any], batch: List[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], str]]:
+    """The receipts that an answer rejects, and why. Raises _Trouble where it doesn't account for every one that was sent."""
+    recorded, duplicate, listed = answer.get("recorded"), answer.get("duplicate"), answer.get("rejected")
+    rejected: Dict[int, str] = {}
+    for one in listed if isinstance(listed, list) else []:
+        index, reason = (one.get("index"), one.get("reason")) if isinstance(one, dict) else (None, None)
+        if _is_count(index) and index < len(batch) and one.get("event") == batch[index]["event"] and isinstance(reason, str):
+            rejected[index] = reason
+    counts = _is_count(recorded) and _is_count(duplicate) and isinstance(listed, list) and len(listed) == len(rejected)
+    if not counts or recorded + duplicate + len(rejected) != len(batch):
+        raise _Trouble("the answer does not account for the receipts")
+    return [(batch[index], reason) for index, reason in rejected.items()]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_final(receipt: Dict[str, Any]) -> bool:
@@ -666,8 +979,11 @@ class _Listener:
         hands = [threading.Thread(target=self._work, name="pere-worker", daemon=True) for _ in range(workers)]
         for thread in [reader, self._outbox, *hands]:
             thread.start()
+        # A handler of signals may set `stop` at any moment, so this thread may not be within its lock then.
+        ended: "queue.SimpleQueue[None]" = queue.SimpleQueue()
+        threading.Thread(target=lambda: ended.put(None if self._stop.wait() else None), daemon=True).start()
         try:
-            self._stop.wait()
+            ended.get()
         finally:
             self._stop.set()
             self._feed.end()
@@ -694,10 +1010,21 @@ class _Listener:
     def _read(self) -> None:
         try:
             for message in self._feed.messages():
-                if message.own is None:
-                    self._take(_event_of(message.text))
+                if message.own is not None:
+                    continue
+                try:
+                    event = _event_of(message.text)
+                except Exception as error:
+                    self._report(f"something came that is no event: {_words_of(error)}")
+                    continue
+                self._take(event)
+            self._stop.set()
         except BaseException as error:
-            self._failure = error
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends it all with this error; the first one counts."""
+        self._failure = self._failure or error
         self._stop.set()
 
     def _take(self, event: Event) -> None:
@@ -718,33 +1045,74 @@ class _Listener:
                 pass
 
     def _work(self) -> None:
-        while True:
-            event = self._waiting.get()
-            if event is None or self._stop.is_set():
-                return
+        try:
+            while True:
+                event = self._waiting.get()
+                outcome = None if event is None else self._outcome_of(event)
+                if event is None or outcome is None:
+                    return
+                try:
+                    self._memory.note(event.id, event.channel, *outcome)
+                except (OSError, ValueError) as error:
+                    self._report(f"what became of {event.id} could not be kept: {error}")
+                self._outbox.give(event.id, event.channel, *outcome)
+                self._busy.discard(event.id)
+        except BaseException as error:  # It wants to leave, or can't go on. What it worked on stays open.
+            self._fail(error)
+
+    def _outcome_of(self, event: Event) -> Optional[Tuple[str, Any]]:
+        """Status and detail, as the work said; None: it is not known, and nobody has time to try again."""
+        failures = 0
+        while not self._stop.is_set():
             try:
-                status, detail = "done", _detail_of(self._on_event(event))
-            except BaseException as error:  # A handler that wants to leave the program ends no more than itself.
-                status, detail = "failed", _detail_of(str(error) or type(error).__name__)
-            try:
-                self._memory.note(event.id, event.channel, status, detail)
-            except OSError as error:
-                self._report(f"what became of {event.id} could not be kept: {error}")
-            self._outbox.give(event.id, event.channel, status, detail)
-            self._busy.discard(event.id)
+                value = self._on_event(event)
+            except Exception as error:
+                if not _is_of_surroundings(error):
+                    return "failed", _detail_of(_words_of(error))
+                failures += 1
+                seconds = max(AGAIN_SECONDS, _pause(failures))
+                again = "it comes again" if self._stop.is_set() else f"again in {seconds:.1f} s"
+                self._report(f"{event.id} stays open: {_words_of(error)}; {again}")
+                self._stop.wait(seconds)
+            else:
+                return "done", _detail_of(value)
+        return None
+
+
+def _is_of_surroundings(error: Exception) -> bool:
+    """Whether a handler stopped for something that has nothing to do with its work."""
+    lack = isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+    return lack or isinstance(error, (NoOutcome, MemoryError))
 
 
 def _detail_of(value: Any) -> Any:
-    """A receipt's detail: what JSON can say, and not too long; else as much of the text as fits."""
+    """A receipt's detail: what JSON can say, and not too long; else as much of the text as fits. Raises nothing."""
     try:
-        text = json.dumps(value, allow_nan=False)
-        value = json.loads(text)  # What a file and the service will make of it.
-    except (TypeError, ValueError, RecursionError):
-        value = repr(value)
+        text = str(value) if isinstance(value, _Json) else _encode(value)
+        value = value if isinstance(value, (str, _Json)) else _Json(text)
+    except Exception:
+        try:
+            value = repr(value)
+        except Exception:
+            value = f"<{type(value).__name__}>"
         text = json.dumps(value)
-    if len(text) <= DETAIL_BYTES_MAX:
+    if len(text.encode()) <= DETAIL_BYTES_MAX and _depth_of(text) <= DETAIL_DEPTH_MAX:
         return value
     return {"cut": (value if isinstance(value, str) else text)[:DETAIL_CUT_CHARACTERS]}
+
+
+def _check(device: Optional[str], workers: int, times: List[float], positions: List[str]) -> None:
+    """Raises ValueError for what can't be meant."""
+    if device is not None and not (isinstance(device, str) and _NAME.fullmatch(device)):
+        raise ValueError(f"a device's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ -, and not {device!r}")
+    if workers < 1:
+        raise ValueError(f"there must be at least one worker, and not {workers}")
+    for seconds in times:
+        if not 0 < seconds <= ASKED_SECONDS_MAX:
+            raise ValueError(f"a time must be more than 0 and at most {ASKED_SECONDS_MAX} seconds, and not {seconds}")
+    for position in positions:
+        if position != "" and not _POSITION.fullmatch(position):
+            raise ValueError(f"an id has the form <epoch>-<seq>, and not {position!r}")
 
 
 def listen(
@@ -767,11 +1135,15 @@ def listen(
     comes, `done` with what the handler returned, `failed` with the message of what it raised. Handlers run in threads of their own, `workers` at
     once; with one, events are handled in their order. When it ends, handlers that run are waited for, and what is left comes again.
 
+    A handler that raises NoOutcome, MemoryError or an OSError for want of memory or descriptors said nothing of its work: the event stays open, and
+    the handler is called again after a pause. One that raises SystemExit ends the listening, and leaves the event open.
+
     `token`: a text, or a function that gives the newest one, which is asked again before it ends and when it is refused. `state`: a file in which
     outcomes and unsent receipts survive the process, for one process at a time. `report` is told, in a line, what goes wrong and passes.
 
-    Raises Refused when the service does not let the device in and no other token can be had.
+    Raises Refused when the service does not let the device in and no other token can be had; ValueError for arguments that can't be meant.
     """
+    _check(device, workers, [first_byte_seconds, silence_seconds, return_seconds], [])
     stop = stop or threading.Event()
     service, memory = _Service(url, token), _Memory(state)
     names = channels if isinstance(channels, str) else ",".join(channels)
@@ -797,18 +1169,20 @@ def publish(
     key: Optional[str] = None,
     token: Token = None,
     patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _say,
 ) -> Dict[str, Any]:
     """
     Pushes one event and gives the service's answer; with `wait`, when every addressed device has answered or so many seconds have passed. `data` is
-    anything that JSON can say, or bytes, which are JSON text and sent as they are. Times are in seconds. `type` becomes the name of the event on event streams;
-    the service refuses "open", "message", "error" and what begins with "pere.".
+    anything that JSON can say, or bytes, which are JSON text and sent as they are. Times are in seconds.
 
     It is tried again for `patience_seconds`, and stored once, by its idempotency key: one of its own, or `key`, with which a caller may go on
-    trying after that.
+    trying after that. `report` is told, in a line, what goes wrong and passes.
 
-    Raises Refused, Unavailable; ValueError and TypeError for data that JSON can't say.
+    Raises Refused, Unavailable; ValueError and TypeError for data that JSON can't say and for arguments that can't be meant.
     """
-    body = data if isinstance(data, bytes) else json.dumps(data, allow_nan=False).encode()
+    body = data if isinstance(data, bytes) else _encode(data).encode()
+    if key is not None and not re.fullmatch(r"[ -~]{1,255}", key):
+        raise ValueError("a key is 1 to 255 printable ASCII characters")
     names = ",".join(to) if isinstance(to, list) else to
     options = {"type": type, "to": names, "ttl": ttl, "deadline": deadline, "remind": remind}
     query = urllib.parse.urlencode({name: value for name, value in options.items() if value is not None})
@@ -818,16 +1192,37 @@ def publish(
     service = _Service(url, token)
     until = time.monotonic() + patience_seconds
     failures = 0
-    while True:
-        try:
-            seconds = ANSWER_SECONDS + (wait or 0)
-            return json.loads(service.ask("POST", f"/push/{_quote(channel)}?{query}", headers, body, seconds))
-        except (_Trouble, ValueError) as error:
-            failures += 1
-            pause = _pause(failures, getattr(error, "after", 0.0))
-            if time.monotonic() + pause > until:
-                raise Unavailable(str(error)) from error
-            time.sleep(pause)
+    news = threading.Timer(NEWS_SECONDS, lambda: report(f"no answer from {url} yet; trying for {patience_seconds:.0f} s"))
+    news.daemon = True
+    news.start()
+    try:
+        while True:
+            try:
+                # Who waits for receipts has no news to expect once he is connected.
+                connected = news.cancel if wait is not None else lambda: None
+                path = f"/push/{_quote(channel)}?{query}"
+                return _stored(service.ask("POST", path, headers, body, ANSWER_SECONDS + (wait or 0), connected), channel)
+            except _Trouble as error:
+                failures += 1
+                pause = _pause(failures, error.after)
+                if time.monotonic() + pause > until:
+                    raise Unavailable(str(error)) from error
+                news.cancel()
+                report(f"{error}; trying again in {pause:.1f} s")
+                time.sleep(pause)
+    finally:
+        news.cancel()
+
+
+def _stored(body: bytes, channel: str) -> Dict[str, Any]:
+    """The answer to a push. Raises _Trouble where it doesn't say that the event is stored."""
+    answer = _object(body.decode("utf-8", "replace"))
+    audience = answer.get("audience")
+    counts = [audience.get("addressed"), audience.get("connected"), answer.get("seq")] if isinstance(audience, dict) else [None]
+    is_event = answer.get("channel") == channel and isinstance(answer.get("id"), str) and isinstance(answer.get("at"), str)
+    if not is_event or not all(_is_count(count) for count in counts):
+        raise _Trouble("the answer does not say that the event is stored")
+    return answer
 
 
 def receipts(
@@ -843,18 +1238,30 @@ def receipts(
     The receipts of channels as they come, `missing` among them, and what became of an event when it is complete: that one has `"complete": true`.
     It begins now, or after the receipt with the id `after`, and comes back where it broke off. Ends when `stop` is set.
 
-    Raises Refused.
+    Raises Refused; ValueError for arguments that can't be meant.
     """
+    for text in _receipt_texts(url, channels, after, token, stop or threading.Event(), report):
+        yield _json.decode(text)
+
+
+def _receipt_texts(
+    url: str, channels: Union[str, List[str]], after: str, token: Token, stop: threading.Event, report: Callable[[str], None]
+) -> Iterator[str]:
+    """The same as the JSON texts that came."""
+    _check(None, 1, [], [after])
     names = channels if isinstance(channels, str) else ",".join(channels)
-    stop = stop or threading.Event()
     times = (FIRST_BYTE_SECONDS, SILENCE_SECONDS, RETURN_SECONDS)
     feed = _Feed(_Service(url, token), f"/feedback/{_quote(names)}", {}, stop, report, *times)
     feed.position = after
     threading.Thread(target=lambda: (stop.wait(), feed.end()), daemon=True).start()
     try:
         for message in feed.messages():
-            if message.own in (None, "complete"):
-                yield json.loads(message.text)
+            if message.own not in (None, "complete"):
+                continue
+            if isinstance(_object(message.text).get("event"), str):
+                yield message.text
+            else:
+                report("something came that is no receipt")
     finally:
         stop.set()
 
@@ -862,58 +1269,160 @@ def receipts(
 # ------------------------------------------------------------------------------------------------------------------- program
 
 
-def _command(command: str) -> Callable[[Event], Any]:
-    """A handler that runs a command: data on its input; its output is the detail, what it complains of the reason of a failure."""
+#: A command that ends by one of these was ended, and did not come to its end: its shell says so with 128 and the signal's number.
+_ENDED_BY = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM)
+#: What a shell says of a command that it could not run.
+_NOT_RUN = (126, 127)
+
+
+class _CannotPrint(BaseException):
+    """The output takes nothing more. It passes by every handler, since it says nothing of an event."""
+
+
+def _print(line: str) -> None:
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "it is closed")
+        print(line, flush=True)
+    except (OSError, ValueError) as error:
+        raise _CannotPrint(f"the output can't be written: {_words_of(error)}") from error
+
+
+def _show(event: Event) -> None:
+    _print(f"{event.id} " + event.text.replace("\r", " ").replace("\n", " "))
+
+
+def _scratch() -> Any:
+    """A file without a name, in memory where that can be had."""
+    try:
+        return open(os.memfd_create("pere"), "w+b", buffering=0)
+    except (AttributeError, OSError):
+        return tempfile.TemporaryFile(buffering=0)
+
+
+def _end_of_file(file: Any) -> str:
+    """The end of what a command wrote, without the blanks around it."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_BYTES_MAX))
+    return file.read(OUTPUT_BYTES_MAX).decode("utf-8", "replace").strip()
+
+
+def _output_of(text: str) -> Any:
+    """What a command printed, as a detail: JSON, where it is that as a whole or in its last line; else the last line's text."""
+    last = text.rpartition("\n")[2].strip()
+    for part in (text, last):
+        try:
+            _json.decode(part)
+        except Exception:
+            continue
+        return _Json(part.replace("\r", " ").replace("\n", " "))
+    return last or None
+
+
+def _run(command: str, env: Dict[str, str], files: List[Any]) -> int:
+    """Runs a command with these files as input, output and complaints; gives its status, or less than 0 for the signal that ended it."""
+    actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), number) for number, file in enumerate(files)]
+    # This thread is deaf to the signals that end the program; the command is not.
+    how = {"setsigmask": [], "setsigdef": [signal.SIGPIPE]}  # type: Dict[str, Any]
+    child = os.posix_spawn("/bin/sh", ["sh", "-c", command], env, file_actions=actions, **how)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _command(command: str, is_ending: Callable[[], bool]) -> Callable[[Event], Any]:
+    """A handler that runs a command: data on its input; its output is the detail, what it complains of the reason of a failure.
+    It is done when the command has ended, whatever it left running. `is_ending`: whether this program is told to end."""
 
     def handle(event: Event) -> Any:
         about = {"PERE_EVENT_ID": event.id, "PERE_EVENT_CHANNEL": event.channel, "PERE_EVENT_TYPE": event.type or ""}
-        ran = subprocess.run(command, shell=True, input=event.text.encode(), capture_output=True, env={**os.environ, **about})
-        said = ran.stdout.decode("utf-8", "replace").strip()
-        if ran.returncode != 0:
-            complaint = ran.stderr.decode("utf-8", "replace").strip()
-            raise RuntimeError((complaint or said or f"exit status {ran.returncode}")[-DETAIL_CUT_CHARACTERS:])
         try:
-            return json.loads(said) if said else None
-        except ValueError:
-            return said
+            with _scratch() as given, _scratch() as said, _scratch() as complained:
+                left = memoryview(event.text.encode())
+                while left:
+                    left = left[given.write(left) :]
+                given.seek(0)
+                status = _run(command, {**os.environ, **about}, [given, said, complained])
+                output, complaint = _end_of_file(said), _end_of_file(complained)
+        except OSError as error:
+            raise NoOutcome(f"the command could not be run: {error}") from error
+        if status == 0:
+            return _output_of(output)
+        number = -status if status < 0 else status - 128
+        if number in _ENDED_BY:
+            raise NoOutcome(f"the command was ended by {signal.Signals(number).name}")
+        if status in _NOT_RUN:
+            raise NoOutcome(f"the command could not be run: {complaint[-DETAIL_CUT_CHARACTERS:] or f'exit status {status}'}")
+        if is_ending():
+            raise NoOutcome("it is told to end while the command works")
+        raise RuntimeError((complaint or output or f"exit status {status}")[-DETAIL_CUT_CHARACTERS:])
 
     return handle
 
 
-def _show(event: Event) -> None:
-    print(event.id, event.text.replace("\n", " "), flush=True)
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> Any:
+        _say(f"{message}; --help tells more")
+        sys.exit(2)
+
+
+def _whole_number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {most}, and is {text!r}")
+        return int(text)
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,9})?", text) or not 0 < float(text) <= ASKED_SECONDS_MAX:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds, more than 0 and at most {ASKED_SECONDS_MAX}, and is {text!r}")
+    return float(text)
+
+
+def _like(pattern: str, what: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise argparse.ArgumentTypeError(f"must be {what}, and is {text!r}")
+        return text
+
+    return read
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="pere.py", description="Listens to PERE and answers, or publishes.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = _Parser(prog="pere.py", description="Listens to PERE and answers, or publishes.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    channels = f"{_CHANNEL.pattern}(,{_CHANNEL.pattern}){{0,15}}"
+    name = "1 to 128 of A-Z a-z 0-9 . _ : ~ -"
 
     def command(name: str, about: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=about, description=about)
+        made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.add_argument("url")
-        made.add_argument("channel")
+        # What is pushed to is the service's to judge.
+        made.add_argument("channel", type=str if name == "publish" else _like(channels, "a channel, or up to 16 with commas between them"))
         made.add_argument("--token-file", help="holds the newest token; else the environment's PERE_TOKEN is taken")
         return made
 
     listener = command("listen", "Follows channels as a device, and answers each event.")
-    listener.add_argument("--device", required=True)
-    listener.add_argument("--exec", help="run for each event, with its data on the input; without, events are printed")
-    listener.add_argument("--state", help="a file in which outcomes and unsent receipts survive")
-    listener.add_argument("--workers", type=int, default=1, help="events that are worked on at once")
-    listener.add_argument("--first-byte", type=float, default=FIRST_BYTE_SECONDS, metavar="SECONDS")
-    listener.add_argument("--silence", type=float, default=SILENCE_SECONDS, metavar="SECONDS")
-    listener.add_argument("--return", type=float, default=RETURN_SECONDS, metavar="SECONDS", dest="again")
+    listener.add_argument("--device", required=True, type=_like(_NAME.pattern, name))
+    listener.add_argument("--exec", type=_like(r"(?s).*\S.*", "a command"), help="run for each event, with its data on the input; without, events are printed")
+    listener.add_argument("--state", type=_like(r"(?s).+", "a file's name"), help="a file in which outcomes and unsent receipts survive")
+    listener.add_argument("--workers", type=_whole_number(1, 1_000), default=1, help="events that are worked on at once")
+    listener.add_argument("--first-byte", type=_seconds, default=FIRST_BYTE_SECONDS, metavar="SECONDS")
+    listener.add_argument("--silence", type=_seconds, default=SILENCE_SECONDS, metavar="SECONDS")
+    listener.add_argument("--return", type=_seconds, default=RETURN_SECONDS, metavar="SECONDS", dest="again")
 
     publisher = command("publish", "Pushes one event and prints the answer.")
     publisher.add_argument("data", help="JSON text; - reads it from the input")
-    publisher.add_argument("--type", help="the event name; open, message, error and pere.* are refused")
-    for name in ("to", "key"):
-        publisher.add_argument(f"--{name}")
-    for name in ("ttl", "deadline", "remind", "wait"):
-        publisher.add_argument(f"--{name}", type=int, metavar="SECONDS")
+    publisher.add_argument("--type", type=_like(r"(?!pere\.)[A-Za-z0-9._-]{1,64}", "1 to 64 of A-Z a-z 0-9 . _ -, and not begin with pere."))
+    publisher.add_argument("--to", type=_like(f"{_NAME.pattern}(,{_NAME.pattern})*", "devices' names with commas between them"))
+    publisher.add_argument("--key", type=_like(r"[ -~]{1,255}", "1 to 255 printable ASCII characters"))
+    year = 366 * 86_400
+    for option, least, most in (("ttl", 1, year), ("deadline", 1, year), ("remind", 1, year), ("wait", 0, 120)):
+        publisher.add_argument(f"--{option}", type=_whole_number(least, most), metavar="SECONDS")
 
     follower = command("receipts", "Prints receipts as they come.")
-    follower.add_argument("--after", default="", help="the id of the last receipt that was seen")
+    follower.add_argument("--after", type=_like(_POSITION.pattern, "the id of a receipt"), help="the id of the last receipt that was seen")
     return parser.parse_args()
 
 
@@ -922,39 +1431,108 @@ def _token_of(path: Optional[str]) -> Token:
         return os.environ.get("PERE_TOKEN") or None
 
     def read() -> str:
-        with open(path, encoding="ascii") as file:
-            return file.read()
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read(65_536)
 
     return read
 
 
-def _main() -> int:
-    a = _arguments()
-    token, stop = _token_of(a.token_file), threading.Event()
+def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> None:
+    """Runs `work` until it ends or a signal asks for that; a second signal ends the program at once. `work` is given what is set then, and what tells
+    it whether a signal has come by now: one that was sent to the whole group of processes before a command of ours ended by it is known to that."""
+    stop = threading.Event()
+    signals: List[int] = []
+    failures: List[Optional[BaseException]] = []
+    # What the main thread is to do. A handler of signals runs between any two of its steps and may wait for no lock; here it needs none. The pipe wakes
+    # the thread: a signal that comes just before it waits would not.
+    calls: "collections.deque[Callable[[], None]]" = collections.deque()
+    ear, mouth = os.pipe()
+    os.set_blocking(mouth, False)
+
+    def call(what: Callable[[], None]) -> None:
+        calls.append(what)
+        try:
+            os.write(mouth, b".")
+        except BlockingIOError:
+            pass  # It has enough to wake up for.
 
     def end(number: int, _frame: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # The second time at once.
+        if signals:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        signals.append(number)
+        call(stop.set)
 
-    if a.command == "publish":
-        data = sys.stdin.buffer.read() if a.data == "-" else a.data.encode()
-        options = {name: getattr(a, name) for name in ("type", "to", "ttl", "deadline", "remind", "wait", "key")}
-        print(json.dumps(publish(a.url, a.channel, data, token=token, **options)))
-        return 0
-    for number in (signal.SIGINT, signal.SIGTERM):
+    def is_ending() -> bool:
+        # Signals that have come are the main thread's first business when it wakes up.
+        heard = threading.Event()
+        call(heard.set)
+        heard.wait()
+        return bool(signals)
+
+    def run() -> None:
+        try:
+            work(stop, is_ending)
+            failures.append(None)
+        except BaseException as error:
+            failures.append(error)
+        call(lambda: None)
+
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(n) is not signal.SIG_IGN]
+    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    for number in heeded:
         signal.signal(number, end)
-    if a.command == "receipts":
-        for receipt in receipts(a.url, a.channel, after=a.after, token=token, stop=stop):
-            print(json.dumps(receipt), flush=True)
+    # Signals are for the main thread alone: the others are deaf to them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+    threading.Thread(target=run, name="pere-main", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    while not failures:
+        os.read(ear, 1)
+        while calls:
+            calls.popleft()()
+    if failures[0] is not None:
+        raise failures[0]
+
+
+def _main() -> int:
+    a = _arguments()
+    token = _token_of(a.token_file)
+    if a.command == "publish":
+        data = sys.stdin.buffer.read() if a.data == "-" else os.fsencode(a.data)
+        options = {name: getattr(a, name) for name in ("type", "to", "ttl", "deadline", "remind", "wait", "key")}
+        _print(json.dumps(publish(a.url, a.channel, data, token=token, **options)))
         return 0
-    times = {"first_byte_seconds": a.first_byte, "silence_seconds": a.silence, "return_seconds": a.again}
-    handler = _command(a.exec) if a.exec else _show
-    listen(a.url, a.channel, a.device, handler, token=token, state=a.state, workers=a.workers, stop=stop, **times)
+
+    def follow(stop: threading.Event, _is_ending: Callable[[], bool]) -> None:
+        for text in _receipt_texts(a.url, a.channel, a.after or "", token, stop, _say):
+            _print(_line_for(text))
+
+    def serve(stop: threading.Event, is_ending: Callable[[], bool]) -> None:
+        times = {"first_byte_seconds": a.first_byte, "silence_seconds": a.silence, "return_seconds": a.again}
+        handler = _command(a.exec, is_ending) if a.exec else _show
+        listen(a.url, a.channel, a.device, handler, token=token, state=a.state, workers=a.workers, stop=stop, **times)
+
+    _until_told(follow if a.command == "receipts" else serve)
     return 0
+
+
+def _ended_with(error: BaseException) -> int:
+    """Says why the program ends, in one line, and gives its status."""
+    _say(_words_of(error) if isinstance(error, (Refused, Unavailable, _CannotPrint, ValueError, OSError)) else f"{type(error).__name__}: {_words_of(error)}")
+    return 2 if isinstance(error, ValueError) else 1
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(_main())
-    except (Refused, Unavailable, ValueError, OSError) as error:
-        sys.exit(f"pere: {error}")
+        status = _main()
+    except KeyboardInterrupt:
+        status = 130
+        _say("interrupted; what was to be pushed may be stored or not")
+    except (Exception, _CannotPrint) as error:
+        status = _ended_with(error)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Else Python complains once more of what could not be written.
+    sys.exit(status)

@@ -2,11 +2,12 @@
  * The bad day of `clients/pere.py`, the program, which is the module's `listen` with a command for a handler.
  */
 import { join } from "node:path";
-import { badDay } from "./badday.ts";
+import { badAnswersDay } from "./badday-answers.ts";
+import { badDay, type Client } from "./badday.ts";
 
 const python = Bun.which("python3");
 
-badDay({
+const client: Client = {
   name: "pere.py",
   missing: python === null ? "no python3 is installed" : null,
   hasSockets: false,
@@ -22,4 +23,7 @@ badDay({
     ],
     env: { PERE_RECORD: record },
   }),
-});
+};
+
+badDay(client);
+badAnswersDay(client);

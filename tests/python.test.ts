@@ -2,80 +2,12 @@
  * `clients/pere.py` as a module and a program, beside what the bad day asks of it: its arguments, what handlers return and raise, receipts that go on
  * while one works, pushes that are tried again, the receipts feed, and its file.
  */
-import { afterEach, expect, test } from "bun:test";
+import { expect } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
-import { BadProxy } from "./bad-proxy.ts";
-import { ask, give, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
-
-const CLIENTS = join(import.meta.dir, "..", "clients");
-const python = Bun.which("python3");
-const isSkipped = python === null && process.env.CI !== "true";
-
-const cleanup: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const undo of cleanup.splice(0).reverse()) await undo();
-});
-
-const pythonTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no python3 is installed)` : name, run, 60_000);
-
-/** A Python that runs, and what it has said so far. */
-class Python {
-  readonly child: Bun.Subprocess<"ignore" | Blob, "pipe", "pipe">;
-  said = "";
-  complained = "";
-  readonly #read: Promise<unknown>;
-
-  /** @param args the program's arguments, or `-c`, a script and its own */
-  constructor(args: readonly string[], env: Record<string, string> = {}, input?: string) {
-    const isScript = args[0] === "-c";
-    this.child = Bun.spawn([python ?? "python3", "-B", ...(isScript ? [] : [join(CLIENTS, "pere.py")]), ...args], {
-      env: { PATH: process.env.PATH, PYTHONPATH: CLIENTS, PYTHONUNBUFFERED: "1", ...env },
-      stdin: input === undefined ? "ignore" : new Blob([input]),
-      stdout: "pipe",
-      stderr: "pipe",
-    });
-    const read = async (stream: ReadableStream<Uint8Array>, take: (text: string) => void): Promise<void> => {
-      const decoder = new TextDecoder();
-      for await (const chunk of stream) take(decoder.decode(chunk, { stream: true }));
-    };
-    this.#read = Promise.all([
-      read(this.child.stdout, (text) => (this.said += text)),
-      read(this.child.stderr, (text) => (this.complained += text)),
-    ]);
-    cleanup.push(async () => {
-      this.child.kill("SIGKILL");
-      await this.child.exited;
-    });
-  }
-
-  says = (pattern: RegExp): Promise<true> =>
-    until(
-      () => pattern.test(this.said),
-      () => `${pattern}; said: ${this.said}\n${this.complained}`,
-    );
-
-  /** Waits for its end, and gives its status. */
-  async ended(): Promise<number> {
-    const status = await this.child.exited;
-    await this.#read;
-    return status;
-  }
-}
-
-async function service(): Promise<{ url: string; proxy: BadProxy }> {
-  const pere = await start({ random: () => 0 });
-  cleanup.push(() => pere.stop());
-  const proxy = await BadProxy.to(pere.url);
-  cleanup.push(() => proxy.stop());
-  return { url: pere.url, proxy };
-}
-
-const enrol = (url: string, device: string) => ask(`${url}/devices/orders/${device}`, { method: "PUT" });
-const rowsOf = async (url: string, id: string): Promise<{ device: string; status: string; detail: unknown }[]> =>
-  (await ask(`${url}/events/orders/${id}/receipts`)).body.receipts;
+import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
+import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
 
 /** A device whose handler is these lines of Python, with `event` to work on. */
 const device = (url: string, handler: string, more = ""): Python =>
