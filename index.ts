@@ -426,8 +426,10 @@ async function watch({ engine, door, random }: Parts, request: Request, server: 
 
 /** A longer message brings no token. */
 const MESSAGE_WITH_TOKEN_MAX = 16 * 1024;
-/** Messages that a socket may send before it is told that it is ready. */
-const EARLY_MESSAGES_MAX = 16;
+/** Characters of a socket's messages that wait for their answers, before its feed is ready or for the store: one message of the longest, and some more. */
+const UNANSWERED_MAX = 8 * 1024 * 1024;
+/** What a message costs beside its characters. */
+const MESSAGE_COST = 256;
 
 /** A fresh token for an open socket, instead of the one that it came with: `{"pere":"token","token":…}`. */
 function freshToken(message: string | Buffer): string | null {
@@ -464,14 +466,19 @@ function socket(
   let feed: ReturnType<Engine["follow"]>;
   /** What came before the feed was ready: only then is it known which channel an event is of. */
   let early: (string | Buffer)[] | null = [];
+  /** What is not answered yet. */
+  let unanswered = 0;
   const take = (message: string | Buffer): void => {
     feed.heard();
-    void socketFeedback(engine, asked, count, feed.logs, message).then(
-      (feedback) => wire.say("receipts", feedback),
-      wrong,
+    void answered(
+      message,
+      socketFeedback(engine, asked, count, feed.logs, message).then((feedback) => wire.say("receipts", feedback)),
     );
   };
-  const wrong = (error: unknown): void => wire.say("error", { detail: sentenceOf(error) });
+  const answered = async (message: string | Buffer, work: Promise<void>): Promise<void> => {
+    await work.catch((error: unknown) => wire.say("error", { detail: sentenceOf(error) }));
+    unanswered -= message.length + MESSAGE_COST;
+  };
   /** Puts the feed's end off to the fresh token's; one that allows less, or is somebody else's, changes nothing. */
   const renew = async (token: string): Promise<void> => {
     const grant = await door.renewed(token);
@@ -491,16 +498,24 @@ function socket(
       feed = engine.follow(asked, wire);
     },
     message(_ws, message) {
+      if (!feed.open) return;
       const token = freshToken(message);
-      if (token !== null) return void renew(token).catch(wrong);
-      if (asked.kind === "receipts") return wire.say("error", { detail: "this feed only tells; receipts go to /feed" });
-      if (early === null) return take(message);
-      if (early.length < EARLY_MESSAGES_MAX) early.push(message);
-      else wire.say("error", { detail: "wait for ready before you send so much" });
+      if (token === null && asked.kind === "receipts")
+        return wire.say("error", { detail: "this feed is read-only; receipts go to /feed" });
+      unanswered += message.length + MESSAGE_COST;
+      if (unanswered > UNANSWERED_MAX) {
+        const when = early === null ? "the answers to those before" : "ready";
+        wire.say("error", { detail: `too many messages at once; wait for ${when}, and send these again` });
+        return feed.end("busy");
+      }
+      if (token !== null) void answered(message, renew(token));
+      else if (early === null) take(message);
+      else early.push(message);
     },
     drain: () => wire.drained(),
     pong: () => feed.heard(),
     close() {
+      early = [];
       feed.stop();
       wire.drained();
     },
