@@ -23,7 +23,8 @@ import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
 import { readCertificate } from "./engine/certificate.ts";
 import { Counts } from "./engine/counts.ts";
-import { Engine, type EngineOptions, type Feedback } from "./engine/engine.ts";
+import { descriptors, isOutOfDescriptors } from "./engine/descriptors.ts";
+import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import { unexpected } from "./engine/faults.ts";
 import type { FeedRequest } from "./engine/feed.ts";
 import { type Listening, listen } from "./engine/listening.ts";
@@ -146,6 +147,10 @@ const sentenceOf = (error: unknown): string =>
 
 /** Causes go to the log and stay there. */
 function toResponse(error: unknown): Response {
+  if (isOutOfDescriptors(error) && !(error instanceof PereError))
+    return toResponse(
+      new PereError("away", "too many connections or files are open; come again in a moment", [], error),
+    );
   if (!(error instanceof PereError) || error.code === "inside")
     return problem(new PereError("inside", sentenceOf(error)));
   if (error.cause !== undefined) log.cause(error.message, error.cause);
@@ -308,6 +313,10 @@ async function push(
 
 // ----------------------------------------------------------------------------------------------------------------- follow
 
+/** Where there are too many connections, one that is refused is not kept for what comes next; HTTP/2 has other words for that. */
+const closing = (request: Request, refused: PereError | null): Record<string, string> =>
+  refused?.code === "away" && request.url.startsWith("http:") ? { Connection: "close" } : {};
+
 const STREAM_HEADERS = {
   "X-Content-Type-Options": "nosniff",
   "Content-Type": "text/event-stream",
@@ -317,8 +326,24 @@ const STREAM_HEADERS = {
 /** What a reader of a log must be allowed to. */
 const RIGHT: Record<Kind, Right> = { events: "feed", receipts: "push" };
 
-/** Why a caller may not go on now; null: he may. */
-async function refusal(take: () => Promise<void> | void): Promise<TooMany | null> {
+let toldOfDescriptors = false;
+
+/** Why there may be no feed more: too many connections and files are open; null: there is room. */
+function shortage(): PereError | null {
+  if (!descriptors().short) return null;
+  if (!toldOfDescriptors)
+    log.warn(
+      `nearly all ${descriptors().limit} files and connections that this process may have are open: new feeds are told to come later; ` +
+        "raise the limit (ulimit -n, LimitNOFILE=)",
+    );
+  toldOfDescriptors = true;
+  return new PereError("away", "too many connections are open; come again in a moment");
+}
+
+/** Why a caller may not have a feed now; null: he may. */
+async function refusal(take: () => Promise<void> | void): Promise<PereError | null> {
+  const short = shortage();
+  if (short !== null) return short;
   try {
     await take();
     return null;
@@ -375,7 +400,9 @@ async function follow(
     return socket(engine, door, asked, countReceipts, request, server);
   if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
     return poll(engine, asked, query, request, server);
-  return stream(request, server, (out) => engine.follow({ ...asked, renew: true }, new EventStream(out, random)));
+  return stream(request, server, asked.refused, (out) =>
+    engine.follow({ ...asked, renew: true }, new EventStream(out, random)),
+  );
 }
 
 /** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
@@ -402,11 +429,11 @@ class OpenStream {
   }
 }
 
-function stream(request: Request, server: Server<SocketData>, begin: Begin): Response {
+function stream(request: Request, server: Server<SocketData>, refused: PereError | null, begin: Begin): Response {
   if (request.method === "HEAD") return new Response(null, { headers: STREAM_HEADERS });
   server.timeout(request, 0);
   const body = new ReadableStream(new OpenStream(begin) as unknown as UnderlyingDefaultSource);
-  return new Response(body, { headers: STREAM_HEADERS });
+  return new Response(body, { headers: { ...STREAM_HEADERS, ...closing(request, refused) } });
 }
 
 /** What goes on, in all channels that the caller may push to, and in one of them event by event. */
@@ -421,7 +448,9 @@ async function watch({ engine, door, random }: Parts, request: Request, server: 
     expires: grant.expires,
     refused: await refusal(() => door.counter("feed", grant, request, server)(1)),
   };
-  return stream(request, server, (out) => ({ stop: engine.watch(asked, new WatchStream(out, random)) }));
+  return stream(request, server, asked.refused, (out) => ({
+    stop: engine.watch(asked, new WatchStream(out, random)),
+  }));
 }
 
 /** A longer message brings no token. */
@@ -553,7 +582,11 @@ async function poll(
 ) {
   const wait = readSeconds(query.get("wait") ?? "0", "wait", 0, POLL_SECONDS_MAX);
   if (request.method === "HEAD") return jsonText("");
-  if (asked.refused !== null) throw asked.refused;
+  if (asked.refused !== null) {
+    const response = problem(asked.refused);
+    for (const [name, value] of Object.entries(closing(request, asked.refused))) response.headers.set(name, value);
+    return response;
+  }
   server.timeout(request, 0);
   const wire = new Poll();
   const feed = engine.follow(asked, wire);
@@ -778,6 +811,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       reusePort: false,
       maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
       development: false,
+      error: toResponse, // Of what Bun does by itself: a file of a page that can't be opened.
     },
     websocket: {
       maxPayloadLength: RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024),
@@ -1026,12 +1060,13 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
   const report = (fault: unknown): void => void log.incident(fault);
+  const all = { ...limits, ...options.limits };
   const engine = new Engine(store, {
     hooksAllowed,
     counts,
     report,
     ...options,
-    limits: { ...limits, ...options.limits },
+    limits: { ...all, feeds: Math.min(all.feeds ?? LIMITS.feeds, descriptors().feeds) },
   });
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;

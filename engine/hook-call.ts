@@ -15,6 +15,7 @@ import { request as httpsRequest } from "node:https";
 import { type LookupFunction, isIP } from "node:net";
 import ipaddr from "ipaddr.js";
 import { Webhook } from "standardwebhooks";
+import { descriptors } from "./descriptors.ts";
 import { PereError } from "./model.ts";
 
 /** What a URL can be long and still pass every proxy on its way. */
@@ -159,6 +160,9 @@ async function checkedAddresses(url: URL, allowed: readonly Allowed[], resolve: 
 }
 
 function unknownName(cause?: unknown): never {
+  // A resolver that gets no descriptor says that there is no such name.
+  if (descriptors().short)
+    throw new PereError("away", "its host can't be looked up now: too many connections or files are open", [], cause);
   throw refused("its host has no address", cause);
 }
 

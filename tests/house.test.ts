@@ -21,6 +21,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/lock.ts": ["engine/writable.ts", "engine/model.ts", "bun:ffi", "bun:sqlite", "node:fs", "node:path"],
   "engine/place.ts": ["node:fs"],
   "engine/mover.ts": [],
+  "engine/descriptors.ts": ["node:fs"],
   "engine/commit.ts": [
     "engine/lock.ts",
     "engine/mover.ts",
@@ -160,6 +161,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/model.ts",
   ],
   "engine/hook-call.ts": [
+    "engine/descriptors.ts",
     "engine/model.ts",
     "ipaddr.js",
     "standardwebhooks",
