@@ -177,6 +177,9 @@ function queryOf(request: Request, known: readonly string[] = []): Map<string, s
   return query;
 }
 
+/** Elysia takes a path with a slash behind it for the same path. */
+const pathOf = (request: Request): string => new URL(request.url).pathname;
+
 /** Seconds that a connection may rest between two requests: what Elysia sets. */
 const IDLE_SECONDS = 30;
 
@@ -187,6 +190,8 @@ export interface Parts {
   readonly bodyOf: BodyReader;
   /** From 0 up to 1; spreads the readers' return. */
   readonly random: () => number;
+  /** What stands before the paths of answers. */
+  readonly basePath: string;
 }
 
 /** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
@@ -239,7 +244,7 @@ const outcomeJson = (tally: Tally | undefined) =>
   tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
 
 async function push(
-  { engine, door, bodyOf }: Parts,
+  { engine, door, bodyOf, basePath }: Parts,
   channelText: string,
   request: Request,
   server: Server<SocketData>,
@@ -308,7 +313,7 @@ async function push(
   const name = id(epoch, first);
   const typed = pushed.type === null ? {} : { type: pushed.type };
   const event = { id: name, channel, seq: first, at, ...typed, audience, ...outcomeJson(outcomes.get(first)) };
-  return json(event, status, { Location: `/events/${channel}/${name}`, ...headers });
+  return json(event, status, { Location: `${basePath}/events/${channel}/${name}`, ...headers });
 }
 
 // ----------------------------------------------------------------------------------------------------------------- follow
@@ -752,12 +757,12 @@ const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|htm
 const built = pagesOf(WEB);
 
 /** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
-async function home(door: Door, request: Request): Promise<Response> {
+async function home(door: Door, basePath: string, request: Request): Promise<Response> {
   const token = new URL(request.url).searchParams.get("token");
   if (token === null) return built("/", request);
-  const headers: Record<string, string> = { Location: "/", "Cache-Control": "no-store", ...PAGE };
+  const headers: Record<string, string> = { Location: `${basePath}/`, "Cache-Control": "no-store", ...PAGE };
   const isSecure = request.url.startsWith("https:") || request.headers.get("x-forwarded-proto") === "https";
-  const cookie = await door.cookie(token, isSecure);
+  const cookie = await door.cookie(token, isSecure, `${basePath}/`);
   if (cookie !== null) headers["Set-Cookie"] = cookie;
   return new Response(null, { status: 303, headers });
 }
@@ -772,6 +777,8 @@ interface Ways {
   readonly isWatched: boolean;
   /** URLs begin with https. */
   readonly isTls: boolean;
+  /** What stands before the paths of answers. */
+  readonly basePath: string;
   /** Made for the first who asks. */
   readonly metrics: () => Promise<Metrics>;
 }
@@ -780,7 +787,7 @@ interface Ways {
 const PROBED = /^(?:https?:\/\/[^/]*)?\/(health|ready)(?:\?|$)/;
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, metrics }: Ways) {
+function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, basePath, metrics }: Ways) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
@@ -822,7 +829,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     },
   });
   const bodyOf = bodyReader(bodyMs, (request, isLeft) => app.server?.timeout(request, isLeft ? 0 : IDLE_SECONDS));
-  const parts = { engine, door, bodyOf, random };
+  const parts = { engine, door, bodyOf, random, basePath };
   if (isWatched)
     app.onAfterResponse(({ request, responseValue }) => {
       const status = responseValue instanceof Response ? responseValue.status : null;
@@ -976,8 +983,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       { detail: operations.metrics },
     )
 
-    .get("/asyncapi.json", () => json(asyncapi(packageJson.version)), { detail: { hide: true } })
-    .get("/", ({ request }) => home(door, request), { detail: { hide: true } })
+    .get("/asyncapi.json", () => json(asyncapi(packageJson.version, basePath)), { detail: { hide: true } })
+    .get("/", ({ request }) => home(door, basePath, request), { detail: { hide: true } })
     .get("/weblistener.html", ({ request }) => built("/weblistener.html", request), { detail: { hide: true } })
     .get("/weblistener-worker.js", ({ request }) => built("/weblistener-worker.js", request), {
       detail: { hide: true },
@@ -987,6 +994,32 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       detail: { hide: true },
     })
     .get("/swagger/ui.css", () => file(swaggerStyle, "text/css"), { detail: { hide: true } });
+}
+
+/** Serves all routes under a path as well. @throws Error with the one line to print, where that is the path of one of them */
+function mount(app: ReturnType<typeof routes>, basePath: string): void {
+  const all = [...app.routes];
+  const [, first] = basePath.split("/");
+  if (all.some(({ path }) => path.split("/")[1] === first))
+    throw new Error(`PERE_BASE_PATH must not begin with a path of PERE's own, as "${basePath}" does`);
+  for (const { method, path, handler, hooks } of all) {
+    const hidden = { ...(hooks as object), detail: { hide: true } };
+    if (path !== "/") app.route(method, basePath + path, handler as () => unknown, hidden as object);
+  }
+  // Without the slash what the page loads would be looked for beside it.
+  app.get(
+    `${basePath}/`,
+    ({ request, ...context }) => {
+      if (!pathOf(request).endsWith("/"))
+        return new Response(null, {
+          status: 308,
+          headers: { Location: `${basePath}/${new URL(request.url).search}` },
+        });
+      const { handler } = all.find(({ path: one }) => one === "/")!;
+      return (handler as unknown as (context: object) => Promise<Response>)({ request, ...context });
+    },
+    { detail: { hide: true } },
+  );
 }
 
 /** The methods that some route takes at a path. */
@@ -1043,7 +1076,7 @@ export interface ServiceOptions extends EngineOptions {
 
 /** Starts PERE. @throws PereError or Error when the file or the port can't be had */
 export async function serve(settings: Settings, options: ServiceOptions = {}): Promise<Service> {
-  const { db, redis, replicas, hooksAllowed, limits } = settings;
+  const { db, redis, replicas, hooksAllowed, limits, basePath } = settings;
   const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   // Wrong keys stop the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
@@ -1078,7 +1111,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
   const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
-  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, metrics });
+  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, basePath, metrics });
   app.use(
     await staticPlugin({
       assets: WEB,
@@ -1091,14 +1124,13 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     }),
   );
   // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
-  app.use(swagger({ documentation: document(packageJson.version) }));
-  for (const [path, page] of [
-    ["/swagger", "swagger.html"],
-    ["/swagger/", "swagger.html"],
-  ] as const)
-    app.get(path, () => file(join(WEB, page), "text/html; charset=utf-8"), { detail: { hide: true } });
+  app.use(swagger({ documentation: document(packageJson.version, basePath) }));
+  const page = ({ request }: { readonly request: Request }): Promise<Response> =>
+    file(join(WEB, "swagger.html"), "text/html; charset=utf-8", pathOf(request).endsWith("/") ? "../" : "");
+  for (const path of ["/swagger", "/swagger/"]) app.get(path, page, { detail: { hide: true } });
   let listening: Listening;
   try {
+    if (basePath !== "") mount(app, basePath);
     listening = listen((opening) => app.listen(opening).server!, settings);
   } catch (error) {
     await engine.drain();
@@ -1107,7 +1139,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   }
   const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
   return {
-    link: async () => (own === null ? null : `/?token=${await mint({ secret: own, now }, LINK)}`),
+    link: async () => (own === null ? null : `${basePath}/?token=${await mint({ secret: own, now }, LINK)}`),
     url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
     renew: listening.renew,

@@ -162,12 +162,12 @@ export class Door {
     );
   }
 
-  /** The cookie in which a browser keeps a token from now on, out of reach of scripts. @throws PereError unauthorized, away */
-  async cookie(token: string, isSecure: boolean): Promise<string | null> {
+  /** The cookie in which a browser keeps a token from now on for what is under a path, out of reach of scripts. @throws PereError unauthorized, away */
+  async cookie(token: string, isSecure: boolean, path: string): Promise<string | null> {
     const { access, now } = this.#options;
     if (access === null) return null;
     const seconds = Math.floor((this.#lasting(await access.read(token)).expires - now()) / 1000);
-    return `pere_token=${token}; Path=/; HttpOnly; SameSite=Strict; Max-Age=${seconds}${isSecure ? "; Secure" : ""}`;
+    return `pere_token=${token}; Path=${path}; HttpOnly; SameSite=Strict; Max-Age=${seconds}${isSecure ? "; Secure" : ""}`;
   }
 
   /** The grant of a request that needs a right on some channels. @throws PereError unauthorized, forbidden, malformed, away */

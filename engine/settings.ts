@@ -21,6 +21,8 @@ export interface Settings {
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
+  /** The path under which proxies lead to the service, `/pere` or deeper, beside its own; empty: there is none. */
+  readonly basePath: string;
   /** The files that TLS is spoken with; null: it is not. */
   readonly tls: CertificateFiles | null;
   /** Path of the SQLite file, or `:memory:`. */
@@ -70,6 +72,11 @@ export const SETTINGS = {
     meaning: "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all",
   },
   PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
+  PERE_BASE_PATH: {
+    usual: "",
+    meaning:
+      "the path, such as `/pere`, under which a proxy leads to PERE, whether it takes it off or not; the paths without it work as well",
+  },
   PERE_TLS_CERT: {
     usual: "",
     meaning: 'PEM file with a certificate and its chain; PERE then speaks TLS itself, see "TLS"',
@@ -253,6 +260,13 @@ function levelOf(text: string): Level {
   throw new Error(`PERE_LOG must be debug, info, warn or error, not "${text}"`);
 }
 
+/** A path without a slash at its end; the root is empty. @throws Error with the one line to print */
+function basePathOf(text: string): string {
+  const path = text.replace(/\/$/, "");
+  if (path === "" || /^(?:\/[A-Za-z0-9][A-Za-z0-9._~-]*)+$/.test(path)) return path;
+  throw new Error(`PERE_BASE_PATH must be a path like /pere or /tools/pere, not "${text}"`);
+}
+
 /** Reads flags and environment together. @throws Error with the one line to print */
 export function readSettings(
   argv: readonly string[],
@@ -282,6 +296,7 @@ export function readSettings(
   return {
     host,
     port: whole("PORT", 0, 65535, values.port),
+    basePath: basePathOf(env.PERE_BASE_PATH),
     tls: cert && key ? { cert, key } : null,
     db: env.PERE_DB,
     redis: redis === "" ? null : redisUrls(redis),

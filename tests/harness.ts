@@ -34,6 +34,7 @@ export async function until<Value>(
 const OPEN = {
   access: "open",
   tls: null,
+  basePath: "",
   origins: [],
   rates: { push: 0, receipt: 0, feed: 0 },
   proxies: [],

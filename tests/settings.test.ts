@@ -13,7 +13,15 @@ test("defaults need nothing", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
     readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
-  expect(settings).toEqual({ host: "127.0.0.1", port: 4567, db: "pere.db", redis: null, replicas: 0, tls: null });
+  expect(settings).toEqual({
+    host: "127.0.0.1",
+    port: 4567,
+    basePath: "",
+    db: "pere.db",
+    redis: null,
+    replicas: 0,
+    tls: null,
+  });
   expect(limits).toEqual({
     feedsACaller: Number.POSITIVE_INFINITY,
     keptEvents: LIMITS.keptEvents,

@@ -319,16 +319,17 @@ function referred(part: unknown, found: Record<string, Schema> = {}): Record<str
   return found;
 }
 
-const server = (protocol: string, description: string) => ({
+const server = (protocol: string, basePath: string, description: string) => ({
   host: "{host}",
+  ...(basePath === "" ? {} : { pathname: basePath }),
   protocol,
   description,
   variables: { host: { default: "127.0.0.1:4567", description: "Where this service listens: its name and port." } },
   security: ["bearer", "cookie", "query"].map((name) => pointer(`components/securitySchemes/${name}`)),
 });
 
-/** The document that is served at `/asyncapi.json`. @param version PERE's own */
-export function asyncapi(version: string): object {
+/** The document that is served at `/asyncapi.json`. @param version PERE's own; @param basePath where proxies lead to it, or empty */
+export function asyncapi(version: string, basePath: string): object {
   const body = {
     channels: Object.fromEntries(Object.entries(ways).map(([key, way]) => [key, channelOf(way)])),
     operations: Object.fromEntries(Object.entries(ways).flatMap(([key, way]) => operationsOf(key, way))),
@@ -344,9 +345,10 @@ export function asyncapi(version: string): object {
     },
     defaultContentType: "application/json",
     servers: {
-      http: server("http", "Event streams; with TLS by `https`."),
+      http: server("http", basePath, "Event streams; with TLS by `https`."),
       websocket: server(
         "ws",
+        basePath,
         "Sockets; with TLS by `wss`. A token may also stand beside `pere.v1` in the subprotocols, as `pere.token.<jwt>`.",
       ),
     },

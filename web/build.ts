@@ -54,7 +54,7 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     entrypoints: Object.values(PAGES).map((source) => join(web, source)),
     target: "browser",
     minify: true,
-    publicPath: "/",
+    publicPath: "./", // Pages are at the root, wherever a proxy puts that; what they load is under `pages/`.
     naming: { entry: "[name].[ext]", chunk: "pages/[name]-[hash].[ext]", asset: "pages/[name]-[hash].[ext]" },
     define: { "process.env.NODE_ENV": '"production"' },
     jsx: { runtime: "automatic", importSource: "preact", development: false },

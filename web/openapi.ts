@@ -525,7 +525,7 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
 
-What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](/asyncapi.json), with the same schemas.
+What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](asyncapi.json), with the same schemas.
 
 **Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
 every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
@@ -539,8 +539,8 @@ as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback a
 **The examples** are one story, which can be tried from top to bottom: push an order, follow, give receipts, read what became of it. On the page at
 \`/swagger\` their event ids stand for the last event that was pushed from it.`;
 
-/** The document around the operations, for `@elysiajs/swagger`. @param version PERE's own */
-export const document = (version: string): NonNullable<ElysiaSwaggerConfig["documentation"]> => {
+/** The document around the operations, for `@elysiajs/swagger`. @param version PERE's own; @param basePath where proxies lead to it, or empty */
+export const document = (version: string, basePath: string): NonNullable<ElysiaSwaggerConfig["documentation"]> => {
   const body = {
     openapi: "3.1.0",
     info: {
@@ -550,7 +550,7 @@ export const document = (version: string): NonNullable<ElysiaSwaggerConfig["docu
       description: introduction,
       license: { name: "MIT", identifier: "MIT" },
     },
-    servers: [{ url: "/", description: "This service" }],
+    servers: [{ url: basePath || "/", description: "This service" }],
     tags: [
       { name: "Events ↓", description: "From publishers to devices" },
       { name: "Receipts ↑", description: "From devices to publishers" },

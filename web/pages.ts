@@ -12,8 +12,12 @@ export const PAGE = {
   "X-Content-Type-Options": "nosniff",
 };
 
-export const file = (path: string, type: string): Response =>
-  new Response(Bun.file(path), { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
+/** A file as it is; or a page whose addresses are relative, seen from so many folders below: `../` is one. */
+export async function file(path: string, type: string, up = ""): Promise<Response> {
+  const kept = Bun.file(path);
+  const body = up === "" ? kept : (await kept.text()).replace(/( (?:href|src)=")/g, `$1${up}`);
+  return new Response(body, { headers: { "Content-Type": type, "Cache-Control": "max-age=3600", ...PAGE } });
+}
 
 /** Answers with a page at a path, or with what one loads. @throws PereError unknown, away */
 export type Pages = (path: string, request: Request) => Promise<Response>;

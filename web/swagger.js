@@ -7,9 +7,11 @@
  */
 const SAMPLE_ID = /k3x9q2vd-\d+/g;
 let pushed = "";
+/** Where this script is, and with it the service: the page is there as well, or one folder below. */
+const here = document.currentScript.src;
 
 function remember(response) {
-  if (new URL(response.url, location.href).pathname.startsWith("/push/"))
+  if (new URL(response.url, location.href).pathname.includes("/push/"))
     pushed = [...String(response.text).matchAll(/"id":"([0-9a-z]+-\d+)"/g)].pop()?.[1] ?? pushed;
   return response;
 }
@@ -55,7 +57,7 @@ dark.addEventListener("change", dress);
 dress();
 
 window.SwaggerUIBundle({
-  url: "/swagger/json",
+  url: new URL("swagger/json", here).href,
   dom_id: "#operations",
   deepLinking: true,
   tryItOutEnabled: true,

@@ -113,7 +113,7 @@ export class Instance implements Host {
     });
     const rates = new Rates(OPEN, null);
     const door = new Door({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
-    this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}) };
+    this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}), basePath: "" };
   }
 
   /** A power cut: what was not durable is gone, and nothing of it runs any more. */

@@ -95,9 +95,12 @@ async function refusal(response: Response): Promise<Refused> {
   return new Refused(response.status, detail);
 }
 
+/** Where a path of the service is: what is at `/` for itself is under another path where a proxy leads to it. */
+export const addressOf = (path: string): string => new URL(`.${path}`, location.href).href;
+
 /** One request. @throws Refused; TypeError where nobody answers */
 export async function request(path: string, init: RequestInit & { headers?: Record<string, string> } = {}) {
-  const response = await fetch(path, { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
+  const response = await fetch(addressOf(path), { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
   if (!response.ok) throw await refusal(response);
   return response;
 }

@@ -41,7 +41,7 @@ export function BoardPage({ shown }: { readonly shown: Board }) {
     return (
       <p class="empty">
         No events yet. <a href={linkTo(shown.channel, "push")}>Push the first one</a>, or follow the channel with{" "}
-        <a href={`/weblistener.html?channel=${shown.channel}`}>a device in another tab</a>.
+        <a href={`weblistener.html?channel=${shown.channel}`}>a device in another tab</a>.
       </p>
     );
   const older = (): void => {

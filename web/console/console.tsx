@@ -38,12 +38,12 @@ function Console() {
       </a>
       <header class="top">
         <a class="brand" href="#/">
-          <img src="/icon.svg" alt="" width="24" height="24" /> PERE
+          <img src="icon.svg" alt="" width="24" height="24" /> PERE
         </a>
         <LinkState />
         <nav aria-label="Other pages">
-          <a href={`/weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Open a device</a>
-          <a href="/swagger">API</a>
+          <a href={`weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Open a device</a>
+          <a href="swagger">API</a>
         </nav>
       </header>
       <div class="body">

@@ -1,6 +1,6 @@
 /** A channel's devices and its hooks, as tables that are read again while somebody looks. */
 import { type Signal, useSignal, useSignalEffect } from "@preact/signals";
-import { type Device, read, request } from "./api.ts";
+import { addressOf, type Device, read, request } from "./api.ts";
 import { Sign } from "./event.tsx";
 import { now } from "./state.ts";
 import { ago, count, some } from "./words.ts";
@@ -44,7 +44,7 @@ export function DevicesPage({ channel }: { readonly channel: string }) {
     return (
       <p class="empty">
         No devices yet. A device joins when it first follows the channel:{" "}
-        <a href={`/weblistener.html?channel=${channel}`}>open one in a browser</a>.
+        <a href={`weblistener.html?channel=${channel}`}>open one in a browser</a>.
       </p>
     );
   return (
@@ -120,7 +120,7 @@ export function HooksPage({ channel }: { readonly channel: string }) {
           No hooks. A hook is a URL that PERE calls when there are receipts, when an event is complete, when devices are
           missing:
         </p>
-        <pre tabIndex={0} aria-label="curl command">{`curl -X PUT ${location.origin}/hooks/${channel}/backoffice \\
+        <pre tabIndex={0} aria-label="curl command">{`curl -X PUT ${addressOf(`/hooks/${channel}/backoffice`)} \\
   -H 'Content-Type: application/json' \\
   --data-raw '{"url": "https://shop.example/pere", "on": ["complete", "missing"]}'`}</pre>
       </div>

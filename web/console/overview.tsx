@@ -99,7 +99,7 @@ const Welcome = () => (
     <p>A channel begins with its first event or its first device. Three steps show what PERE does:</p>
     <ol>
       <li>
-        <a href="/weblistener.html?channel=orders" target="_blank" rel="noreferrer">
+        <a href="weblistener.html?channel=orders" target="_blank" rel="noreferrer">
           Open a device
         </a>{" "}
         in another tab; it follows the channel <code>orders</code>.

@@ -2,7 +2,7 @@
  * The push form: what is typed is checked as it is typed, sent as it is typed, and shown as the `curl` line that it stands for.
  */
 import { useSignal } from "@preact/signals";
-import { Refused, request, type Tally } from "./api.ts";
+import { addressOf, Refused, request, type Tally } from "./api.ts";
 import { queryOf } from "./floor.ts";
 import { linkTo } from "./state.ts";
 import { count, shellWord, some, tallyText } from "./words.ts";
@@ -70,7 +70,7 @@ function curlLine(channel: string, options: Options, text: string): string {
   try {
     const { path, headers } = pushOf(channel, options);
     const named = Object.entries(headers).map(([name, value]) => `  -H ${shellWord(`${name}: ${value}`)} \\\n`);
-    return `curl -X POST ${shellWord(location.origin + path)} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
+    return `curl -X POST ${shellWord(addressOf(path))} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
   } catch (error) {
     return `It can't be written: ${String(error)}`;
   }
