@@ -18,3 +18,23 @@ export class Breath {
     this.#at = performance.now() + BREATH_MS;
   }
 }
+
+/** The same for many who work side by side: together they keep the rest waiting no longer than one alone. */
+export class SharedBreath {
+  #until = 0;
+  #next: Promise<void> | undefined;
+
+  /** Returns when it is the turn of somebody of them. */
+  async take(): Promise<void> {
+    while (performance.now() >= this.#until) {
+      this.#next ??= new Promise((resolve) =>
+        setImmediate(() => {
+          this.#next = undefined;
+          this.#until = performance.now() + BREATH_MS;
+          resolve();
+        }),
+      );
+      await this.#next;
+    }
+  }
+}

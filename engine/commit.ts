@@ -42,7 +42,7 @@ const GATHER_MS = 1;
 const CHECKPOINT_MS = 20;
 
 /** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
-const COMMIT_MS = 100;
+const COMMIT_MS = 30;
 
 /** So often it is looked whether the file is where it was opened and whether a full disk has room again, also while nothing is stored. */
 const LOOK_MS = 500;

@@ -5,6 +5,7 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
+import { Breath } from "./breath.ts";
 import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
@@ -308,6 +309,7 @@ export class Engine {
     const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
     let from: string | null = after;
     let isMore = false;
+    const breath = new Breath();
     // One more than was asked for tells whether there are more; names that the reader may not know are in no answer, also not in `next`.
     for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
@@ -330,6 +332,7 @@ export class Engine {
         });
       isMore = shown.length < found.length;
       from = page.next;
+      await breath.take();
     }
     return { channels, next: isMore ? channels.at(-1)!.channel : null };
   }

@@ -411,7 +411,14 @@ export const SCRIPTS = {
       if to > 0 or expires ~= '0' then
         redis.call('ZADD', special, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
       end
-      for name = at + 6, at + 5 + to do redis.call('ZADD', targets, 0, named(seq, ARGV[name])) end
+      local members = {}
+      for name = at + 6, at + 5 + to do
+        members[#members + 1], members[#members + 2] = 0, named(seq, ARGV[name])
+        if #members == 2 * CHUNK or name == at + 5 + to then
+          redis.call('ZADD', targets, unpack(members))
+          members = {}
+        end
+      end
       if deadline ~= '0' then redis.call('ZADD', deadlines, deadline, text(seq)) end
       if remind ~= '0' then
         redis.call('ZADD', reminded, text(seq), text(seq) .. ':' .. ARGV[2] .. ':' .. remind .. ':' .. ARGV[at + 3])

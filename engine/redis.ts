@@ -67,6 +67,8 @@ const READ_ENTRIES = 128;
 /** Names that one script looks at for rows, and devices whose debts one script is asked for: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
 const DEBTORS_AT_ONCE = 100;
+/** Reminders that one command reads. */
+const READ_REMINDERS = 1_000;
 /** Rows that one slice of trimming touches, about. */
 const TRIM_ROWS = 1_000;
 /** Redis drops an idempotency key by its own clock, so somewhat later than it is forgotten. */
@@ -412,11 +414,18 @@ export class RedisStore implements Store {
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
 
   async reminders(channel: string, now: number): Promise<Reminder[]> {
-    const found = (await this.#link.send("ZRANGE", this.#keys(channel).reminded, "0", "-1")) as readonly string[];
-    return found
-      .map((member) => member.split(":").map(Number) as [number, number, number, number])
-      .map(([seq, at, every, until]) => ({ seq, at, every, until: until === 0 ? null : until }))
-      .filter(({ until }) => until === null || until > now);
+    const found: Reminder[] = [];
+    const page = ["LIMIT", "0", String(READ_REMINDERS)];
+    for (let after = "-inf"; ;) {
+      const read = await this.#link.send("ZRANGEBYSCORE", this.#keys(channel).reminded, after, "+inf", ...page);
+      const members = read as readonly string[];
+      for (const member of members) {
+        const [seq, at, every, until] = member.split(":").map(Number) as [number, number, number, number];
+        if (until === 0 || until > now) found.push({ seq, at, every, until: until === 0 ? null : until });
+      }
+      if (members.length < READ_REMINDERS) return found;
+      after = `(${members.at(-1)!.split(":", 1)[0]!}`;
+    }
   }
 
   miss(now: number): Promise<number | null> {

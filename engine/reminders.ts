@@ -15,6 +15,8 @@ import type { Reminder, Store, Wake } from "./store.ts";
 const TICK_MS = 250;
 /** Devices that the store is asked about at once. */
 const DEVICES_AT_ONCE = 500;
+/** Reminders that were read and are taken in between two looks at the clock. */
+const ADDED_AT_ONCE = 1_000;
 /** Events that are reminded of at once: more would only wait for each other in the store. */
 const EVENTS_AT_ONCE = 16;
 /** Reminders of a channel that may come before it is looked for those that retention took; twice as many as there are, and these. */
@@ -75,10 +77,14 @@ export class Reminders {
     known.most = Number.POSITIVE_INFINITY; // Until it is known, it is not asked again.
     this.#store
       .reminders(channel, this.#now())
-      .then((found) => {
+      .then(async (found) => {
         const oldest = found[0]?.seq ?? newest + 1;
         for (const seq of entries.keys()) if (seq < oldest) entries.delete(seq);
-        for (const reminder of found) this.#add(channel, entries, reminder);
+        const breath = new Breath();
+        for (let from = 0; from < found.length; from += ADDED_AT_ONCE) {
+          for (const reminder of found.slice(from, from + ADDED_AT_ONCE)) this.#add(channel, entries, reminder);
+          await breath.take();
+        }
         known.most = 2 * entries.size + SLACK;
       })
       .catch((error: unknown) => {

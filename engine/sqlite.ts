@@ -8,6 +8,7 @@
  */
 import { Answers, talliesOf } from "./answers.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./commit.ts";
+import { Breath } from "./breath.ts";
 import { Counts } from "./counts.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
 import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
@@ -60,6 +61,8 @@ const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000
 /** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
+/** Reminders that one statement reads. */
+const READ_REMINDERS = 1_000;
 /** What a name in `to` counts among those. */
 const NAME_BYTES = 64;
 
@@ -361,7 +364,14 @@ export class SqliteStore implements Store {
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#answers.add(channel, seq, to && to.length, deadline);
-    for (const device of to ?? []) this.#file.run("INSERT INTO targets VALUES (?1, ?2, ?3)", channel.id, seq, device);
+    // All names in one statement: a batch may have twenty thousand.
+    if (to)
+      this.#file.run(
+        "INSERT INTO targets SELECT ?1, ?2, value FROM json_each(?3)",
+        channel.id,
+        seq,
+        JSON.stringify(to),
+      );
     return { seq, at, type, data, to, expires, deadline, remind };
   }
 
@@ -478,17 +488,25 @@ export class SqliteStore implements Store {
   }
 
   reminders(name: string, now: number): Promise<Reminder[]> {
-    return this.#read<Reminder[]>(name, [], (channel) =>
-      this.#file
-        .all<Omit<Event, "remind"> & { remind: number }>(
-          `SELECT seq, at, remind, deadline, expires FROM events WHERE channel = ?1 AND seq > ?2 AND remind IS NOT NULL
-           AND (deadline IS NULL OR deadline > ?3) AND (expires IS NULL OR expires > ?3) ORDER BY seq`,
+    return this.#read<Reminder[]>(name, [], async (channel) => {
+      const found: Reminder[] = [];
+      const breath = new Breath();
+      for (let after = channel.floor; ;) {
+        const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
+          "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
           channel.id,
-          channel.floor,
-          now,
-        )
-        .map((event) => ({ seq: event.seq, at: event.at, every: event.remind, until: remindedUntil(event) })),
-    );
+          after,
+          READ_REMINDERS,
+        );
+        for (const event of read) {
+          const until = remindedUntil(event);
+          if (until === null || until > now) found.push({ seq: event.seq, at: event.at, every: event.remind, until });
+        }
+        if (read.length < READ_REMINDERS) return found;
+        after = Math.max(read.at(-1)!.seq, channel.floor);
+        await breath.take();
+      }
+    });
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices

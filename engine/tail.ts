@@ -9,6 +9,7 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
+import { SharedBreath } from "./breath.ts";
 import { onConsole, type Report, unexpected } from "./faults.ts";
 import {
   completeText,
@@ -108,6 +109,9 @@ export function hold(sink: Sink, drained: Promise<unknown>): void {
   sink.blocked = drained;
   drained.then(release, release);
 }
+
+/** Ten thousand who come back together, each with pages of his own, leave room for everything else. */
+const breath = new SharedBreath();
 
 /** How a log's older entries are read. */
 export interface Source {
@@ -471,12 +475,14 @@ export class Log {
         sink.gap(this, follower.lost, { epoch: this.epoch, seq: 1 });
         follower.lost = null;
       }
-      const { epoch } = this;
-      const { cursor } = follower;
-      if (cursor >= this.head) {
+      if (follower.cursor >= this.head) {
         this.#live.add(follower);
         return sink.rest();
       }
+      await breath.take();
+      const { epoch } = this;
+      const { cursor } = follower;
+      if (follower.stopped || sink.blocked || follower.lost || cursor >= this.head) continue;
       const batch = await this.#page(cursor);
       const { entries } = batch;
       const first = entries[0]?.seq ?? this.head + 1;

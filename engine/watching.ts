@@ -8,6 +8,7 @@
  * What it never does: show an event's data or a receipt's detail, which are read where they are looked at; wait in front of a reader who is
  * behind. It has no positions: who comes back is shown how things stand now.
  */
+import { Breath } from "./breath.ts";
 import type { Counts, Spread } from "./counts.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Bye } from "./feed.ts";
@@ -208,7 +209,9 @@ class Watcher {
     const { found, more } = await this.#channels();
     let counted = 0;
     const channels = [];
+    const breath = new Breath();
     for (const item of found) {
+      await breath.take();
       const { channel, epoch, events, devices } = item;
       const mark = `${epoch} ${events.head} ${events.floor} ${item.receipts.head}`;
       let sums = this.#sums.get(channel);
@@ -236,6 +239,7 @@ class Watcher {
   async #channels() {
     const found: ChannelEntry[] = [];
     let after: string | null = "";
+    const breath = new Breath();
     for (let looked = 0; after !== null && looked < CHANNELS_LOOKED_AT && found.length <= CHANNELS;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, CHANNELS + 1);
       for (const entry of page.items)
@@ -243,6 +247,7 @@ class Watcher {
           found.push(entry);
       looked += page.items.length;
       after = page.next;
+      await breath.take();
     }
     return { found: found.slice(0, CHANNELS), more: after !== null || found.length > CHANNELS };
   }

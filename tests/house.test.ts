@@ -67,6 +67,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/model.ts",
   ],
   "engine/sqlite.ts": [
+    "engine/breath.ts",
     "engine/standings.ts",
     "engine/answers.ts",
     "engine/enrolments.ts",
@@ -131,7 +132,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/store.ts",
     "engine/model.ts",
   ],
-  "engine/tail.ts": ["engine/faults.ts", "engine/store.ts", "engine/model.ts"],
+  "engine/tail.ts": ["engine/breath.ts", "engine/faults.ts", "engine/store.ts", "engine/model.ts"],
   "engine/presence.ts": ["engine/faults.ts", "engine/store.ts", "engine/model.ts"],
   "engine/feed.ts": ["engine/faults.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
   "engine/feeds.ts": [
@@ -153,6 +154,7 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/waiting.ts": ["engine/feed.ts", "engine/tail.ts", "engine/store.ts", "engine/model.ts"],
   "engine/watching.ts": [
+    "engine/breath.ts",
     "engine/faults.ts",
     "engine/counts.ts",
     "engine/presence.ts",
@@ -189,6 +191,7 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/retention.ts": ["engine/model.ts"],
   "engine/engine.ts": [
+    "engine/breath.ts",
     "engine/faults.ts",
     "engine/retention.ts",
     "engine/counts.ts",
