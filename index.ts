@@ -17,7 +17,7 @@ import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "f
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import type { Command } from "./engine/commands.ts";
-import { challenge, NO_DEVICE, openAccess } from "./engine/access.ts";
+import { challenge, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/access.ts";
 import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
@@ -208,7 +208,8 @@ function contentType(request: Request): string {
 
 /** The device that a request speaks for: its token's, else what it says beside its body, `device` in the query or in a header. */
 function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<string, string>): string | null {
-  if (grant.subject !== null) return grant.subject;
+  const own = deviceOfGrant(grant);
+  if (own !== null) return own;
   const name = query.get("device") || request.headers.get("device");
   return name ? readDevice(name) : null;
 }

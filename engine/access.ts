@@ -99,11 +99,16 @@ const CLAIM_REASONS: Readonly<Record<string, string>> = {
  */
 export const NO_DEVICE = "*";
 
+/** The device that a grant's bearer is; null: whichever they say. A publisher's `sub` may be any text, a device's is its name. @throws PereError unauthorized */
+export function deviceOfGrant({ subject }: Grant): string | null {
+  if (subject === null || DEVICE.test(subject)) return subject;
+  throw refused("its sub must be a device's name here, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+}
+
 /** What verified claims allow. @throws PereError unauthorized */
 function readClaims({ sub, exp, iat, pere }: JWTPayload, algorithm: Algorithm, now: number): Grant {
   const isNoDevice = sub === NO_DEVICE && algorithm === "HS256";
-  if (typeof sub !== "string" || !(isNoDevice || DEVICE.test(sub)))
-    throw refused("its sub must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+  if (typeof sub !== "string" || sub === "") throw refused("its sub must be a text that is not empty");
   if (exp === undefined || exp > TIME_SECONDS_MAX)
     throw refused("its exp must be in seconds, and before the year 10000");
   if (iat !== undefined && iat > now / 1000 + TOLERANCE_SECONDS) throw refused(CLAIM_REASONS.iat!);

@@ -18,7 +18,7 @@ const DAY_SECONDS = 24 * 3600;
 
 /** What a token is to allow, to whom, and for how many days. */
 export interface TokenDraft {
-  /** A device's name, or `NO_DEVICE`. */
+  /** A device's name, any text where nothing is to be followed, or `NO_DEVICE`. */
   readonly sub: string;
   readonly push: readonly string[];
   readonly feed: readonly string[];
@@ -34,8 +34,9 @@ export async function mint(
   { sub, push, feed, days }: TokenDraft,
 ): Promise<string> {
   if (secret === undefined) throw new Error("a token can be made where PERE_JWT_SECRET is set");
-  if (sub !== NO_DEVICE && !DEVICE.test(sub))
-    throw new Error("--sub must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+  if (sub === "") throw new Error("--sub must not be empty");
+  if (sub !== NO_DEVICE && feed.length > 0 && !DEVICE.test(sub))
+    throw new Error("--sub must be a device's name where --feed is given, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
   if (!(days > 0 && days <= DAYS_MAX)) throw new Error(`--days must be a number above 0, up to ${DAYS_MAX}`);
   const pere = { push, feed };
   const rights = readRights(pere);

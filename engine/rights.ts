@@ -16,7 +16,7 @@ export type Right = "push" | "feed";
 
 /** What a token allows, to whom, and until when: milliseconds since 1970. */
 export interface Grant {
-  /** The device that the bearer is; null: whichever it says. */
+  /** Whose token it is: a device's name, or any text where no device is meant; null: the bearer is whichever device it says. */
   readonly subject: string | null;
   /** The token's `exp` as it stands, without the tolerance; `Infinity` where nothing expires. */
   readonly expires: number;

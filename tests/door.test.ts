@@ -4,7 +4,9 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
+import { SignJWT } from "jose";
 import { readAllowed } from "../engine/hook-call.ts";
+import { mint } from "../engine/mint.ts";
 import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
 import {
   DAY_SECONDS,
@@ -214,6 +216,51 @@ describe("a device is its token's sub", () => {
     expect(
       (receipts as { device: string; status: string }[]).map(({ device, status }) => `${device} ${status}`),
     ).toEqual(["till-7 working", "till-8 pending"]);
+  });
+});
+
+describe("a publisher's sub is any text", () => {
+  const SUB = "auth0|5f7c 8ä\n";
+
+  test("with which everything is done that push allows, and nothing as a device", async () => {
+    const pere = await start({ hooksAllowed: readAllowed("127.0.0.0/8") });
+    const text = await mint({ secret: SECRET }, { sub: SUB, push: ["orders"], feed: [], days: 1 });
+    const boss = bearer(await token({ push: ["*"], feed: ["*"] }));
+    const { id } = (await ask(`${pere.url}/push/orders`, { body: 0, headers: boss })).body;
+    for (const [method, path, right, status, init = {}] of ROUTES) {
+      const { headers = {}, ...rest } = init as { headers?: Record<string, string> };
+      const carried = { ...headers, ...bearer(text), "Idempotency-Key": "1" };
+      const where = path.replace("ID", id);
+      const found =
+        method === "WS"
+          ? await handshake(pere.url, where, carried)
+          : await statusFor(pere.url, method, where, { ...rest, headers: carried });
+      expect(`${method} ${path} ${found}`).toBe(`${method} ${path} ${right === "push" ? status : 403}`);
+    }
+    for (const path of ["/channels", "/metrics"])
+      expect((await ask(pere.url + path, { headers: bearer(text) })).status).toBe(path === "/metrics" ? 403 : 200);
+  });
+
+  test("and no device's: with feed it opens no feed and gives no receipt", async () => {
+    const pere = await start();
+    const text = await new SignJWT({ pere: { push: ["orders"], feed: ["orders"] } })
+      .setProtectedHeader({ alg: "HS256" })
+      .setSubject(SUB)
+      .setExpirationTime("1h")
+      .sign(new TextEncoder().encode(SECRET));
+    const headers = bearer(text);
+    const { status, body } = await ask(`${pere.url}/feed/orders?device=d`, { headers });
+    expect([status, body.detail]).toEqual([
+      401,
+      "token: its sub must be a device's name here, 1 to 128 of A-Z a-z 0-9 . _ : ~ -",
+    ]);
+    expect(await handshake(pere.url, "/feed/orders", headers)).toBe(401);
+    expect((await ask(`${pere.url}/feedback/orders`, { body: [], headers })).status).toBe(401);
+    expect((await ask(`${pere.url}/push/orders`, { body: 1, headers })).status).toBe(201);
+    expect((await ask(`${pere.url}/feedback/orders?wait=0`, { headers: { ...headers, ...JSON_ONLY } })).status).toBe(
+      200,
+    );
+    expect((await ask(`${pere.url}/devices/orders`, { headers })).body.devices).toEqual([]);
   });
 });
 

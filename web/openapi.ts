@@ -527,7 +527,7 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 
 What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](asyncapi.json), with the same schemas.
 
-**Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says; \`exp\` is when it ends, and with it
+**Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says, or any text where nothing is done as a device; \`exp\` is when it ends, and with it
 every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
 channels at once, the right is needed on each. \`*\` alone is every channel, a trailing \`.*\` every one that begins so. It stands in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
 as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback address is for its own machine: there no token is looked at, and what came through a proxy is 403.
