@@ -28,6 +28,7 @@ import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engi
 import { unexpected } from "./engine/faults.ts";
 import type { FeedRequest } from "./engine/feed.ts";
 import { type Listening, listen } from "./engine/listening.ts";
+import { KeyUnknown } from "./engine/keys.ts";
 import { openLog } from "./engine/log.ts";
 import type { Metrics } from "./engine/metrics.ts";
 import { mint } from "./engine/mint.ts";
@@ -127,7 +128,7 @@ function problem(error: PereError, more: object = {}): Response {
     ...more,
   };
   const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
-  if (status === 503) headers.set("Retry-After", "2");
+  if (status === 503) headers.set("Retry-After", String(error instanceof KeyUnknown ? error.retryAfterSeconds : 2));
   if (status === 507) headers.set("Retry-After", "30"); // Somebody has to make room.
   // What is still to come of the body is not waited for.
   if (status === 408) headers.set("Connection", "close");
@@ -383,7 +384,8 @@ async function follow(
 ) {
   const query = queryOf(request, FEED_OPTIONS[kind]);
   const channels = readChannels(channelsText);
-  const grant = await door.admit(request, RIGHT[kind], channels);
+  const grant = await door.admit(request, RIGHT[kind], channels).catch((error: unknown) => passing(error, request));
+  if (grant === null) return comeBack(random, request, server);
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
   const since = query.get("since") ?? "now";
@@ -402,13 +404,48 @@ async function follow(
     since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
     renew: false,
   };
-  if (request.headers.get("upgrade")?.toLowerCase() === "websocket")
-    return socket(engine, door, asked, countReceipts, request, server);
-  if (accepts(request, "application/json") && !accepts(request, "text/event-stream"))
-    return poll(engine, asked, query, request, server);
+  if (isSocket(request)) return socket(engine, door, asked, countReceipts, request, server);
+  if (isPoll(request)) return poll(engine, asked, query, request, server);
   return stream(request, server, asked.refused, (out) =>
     engine.follow({ ...asked, renew: true }, new EventStream(out, random)),
   );
+}
+
+const isSocket = (request: Request): boolean => request.headers.get("upgrade")?.toLowerCase() === "websocket";
+const isPoll = (request: Request): boolean =>
+  accepts(request, "application/json") && !accepts(request, "text/event-stream");
+
+/** Null for trouble that passes, where it is told on the feed: an EventSource that gets any other status than 200 never comes back. @throws all else */
+function passing(error: unknown, request: Request): null {
+  if (!(error instanceof PereError) || error.code !== "away" || (isPoll(request) && !isSocket(request))) throw error;
+  return null;
+}
+
+/** Tells a reader to come back later. */
+function comeBack(random: () => number, request: Request, server: Server<SocketData>): Response | undefined {
+  if (!isSocket(request)) return stream(request, server, null, (out) => ended(new EventStream(out, random)));
+  const data: SocketData = {
+    open: (ws) => new Socket(ws, nothing).bye("busy"),
+    message() {},
+    drain() {},
+    pong() {},
+    close() {},
+  };
+  return upgraded(request, server, data);
+}
+
+const nothing = (): void => {};
+
+/** A feed that ends as it begins. */
+function ended(wire: { bye(reason: "busy"): void }): { stop(): void } {
+  wire.bye("busy");
+  return { stop() {} };
+}
+
+/** @throws PereError malformed */
+function upgraded(request: Request, server: Server<SocketData>, data: SocketData): undefined {
+  if (server.upgrade(request, { data, headers: protocolOf(request) })) return undefined;
+  throw new PereError("malformed", "the WebSocket handshake is incomplete");
 }
 
 /** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
@@ -446,7 +483,8 @@ function stream(request: Request, server: Server<SocketData>, refused: PereError
 async function watch({ engine, door, random }: Parts, request: Request, server: Server<SocketData>): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await door.admit(request, "push", []);
+  const grant = await door.admit(request, "push", []).catch((error: unknown) => passing(error, request));
+  if (grant === null) return stream(request, server, null, (out) => ended(new WatchStream(out, random)));
   demand(grant, "push", channel);
   const asked = {
     channel,
@@ -555,8 +593,7 @@ function socket(
       wire.drained();
     },
   };
-  if (server.upgrade(request, { data, headers: protocolOf(request) })) return undefined;
-  throw new PereError("malformed", "the WebSocket handshake is incomplete");
+  return upgraded(request, server, data);
 }
 
 /** Receipts in a WebSocket message: as in `POST /feedback`, from the feed's own device. An event's epoch tells its channel. */
@@ -1047,6 +1084,8 @@ export interface Service {
   link(): Promise<string | null>;
   /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
   renew(): void;
+  /** Reads the key set again that tokens are checked with. @throws Error when it can't be used: all is as before */
+  rekey(): Promise<void>;
   /** Takes no more pushes, tells every feed, makes everything acknowledged durable, and lets go of file and port. */
   stop(): Promise<void>;
 }
@@ -1144,6 +1183,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
     renew: listening.renew,
+    rekey: async () => access?.reload(),
     async stop() {
       await engine.drain();
       await listening.stop();
@@ -1167,9 +1207,35 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
 /** What a command does, where its name does not say it. */
 const VERBS: Readonly<Record<string, string>> = { token: "make a token", doctor: "examine", health: "be reached" };
 
+/** Signals that end PERE, after a drain. */
+const ENDING = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGXCPU"] as const;
+/** Signals that would end a process that does not listen to them, and mean nothing here. */
+const MEANINGLESS = ["SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGXFSZ"] as const;
+
 /** Starts PERE for good: says where it listens, and ends when it is told to. @throws Error with the one line to print */
 async function run(settings: Settings): Promise<void> {
-  const service = await serve(settings);
+  let service: Service | undefined;
+  let isEnding = false;
+  for (const signal of MEANINGLESS) process.on(signal, () => log.debug(`${signal} means nothing here`));
+  process.on("SIGHUP", async () => {
+    if (!service) return; // It reads all of it just now.
+    for (const [what, read] of [
+      ["the certificate", service.renew],
+      ["the key set", service.rekey],
+    ] as const)
+      try {
+        await read();
+      } catch (error) {
+        log.warn(`${what} is as it was`, { error: error as Error });
+      }
+  });
+  for (const signal of ENDING)
+    process.on(signal, () => {
+      if (isEnding || !service) process.exit(isEnding ? 1 : 0); // Before the start nothing was acknowledged.
+      isEnding = true;
+      void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
+    });
+  service = await serve(settings);
   console.log(`PERE listening on ${service.url}`);
   for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
   const link = await service.link();
@@ -1187,19 +1253,6 @@ async function run(settings: Settings): Promise<void> {
     },
     (error: Error) => log.warn("the store is away", { error }),
   );
-  const renew = (): void => {
-    try {
-      service.renew();
-    } catch (error) {
-      log.warn("the certificate is as it was", { error: error as Error });
-    }
-  };
-  if (settings.tls) process.on("SIGHUP", renew);
-  for (const signal of ["SIGTERM", "SIGINT"] as const)
-    process.once(signal, () => {
-      process.once(signal, () => process.exit(1));
-      void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
-    });
 }
 
 if (import.meta.main) {

@@ -146,6 +146,11 @@ export class Access {
     await this.#set?.open();
   }
 
+  /** Reads the key set again, where there is one. @throws Error with the one line to print; the keys are as they were */
+  async reload(): Promise<void> {
+    await this.#set?.reload();
+  }
+
   /**
    * What a token allows; null is no token at all. A token is taken until 30 s after its `exp`.
    * @throws PereError unauthorized, with a reason; away when the key set can't be had

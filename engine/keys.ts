@@ -33,9 +33,25 @@ const KEYS_RETRY_MS = 5_000;
 export const refused = (reason: string, cause?: unknown): PereError =>
   new PereError("unauthorized", `token: ${reason}`, [{ path: "token", message: reason }], cause);
 
+const UNKNOWN = (): PereError => refused("it is signed with a key that PERE doesn't know");
+
 /** What is said where the key set can't be had: the token may well be good. */
 const noKeys = (cause: unknown): PereError =>
   new PereError("away", "the keys that tokens are checked with can't be had at the moment", [], cause);
+
+/** A token is signed with a key that PERE doesn't know, and may not ask for before so many seconds: it may well be a new one. */
+export class KeyUnknown extends PereError {
+  readonly retryAfterSeconds: number;
+
+  constructor(retryAfterMs: number) {
+    const seconds = Math.max(1, Math.ceil(retryAfterMs / 1000));
+    super(
+      "away",
+      `token: it is signed with a key that PERE doesn't know, and the key set was asked for just now; try again in ${seconds} s`,
+    );
+    this.retryAfterSeconds = seconds;
+  }
+}
 
 /** What a token may be signed with. */
 export type Algorithm = "HS256" | "EdDSA" | "ES256" | "RS256";
@@ -135,7 +151,7 @@ async function fetchText(url: string, fetch: Fetch): Promise<string> {
 /** Two moments are closer than that, whichever comes first: clocks are set back, too. */
 const isWithin = (ms: number, one: number, other: number): boolean => Math.abs(one - other) < ms;
 
-/** The keys of a set, and where they come from. A file is read once, a URL again and again. */
+/** The keys of a set, and where they come from. A file is read when it is said, a URL again and again. */
 export class KeySet {
   #keys: readonly Key[] = [];
   /** When `#keys` came, when an answer was last asked for, and when so because of an unknown key; all milliseconds since 1970. */
@@ -145,6 +161,8 @@ export class KeySet {
   /** Why the last answer was none; null when it was one. */
   #failure: Error | null = null;
   #asking: Promise<void> | null = null;
+  /** Names of keys that were in the set and are no longer: of the last change alone. */
+  #withdrawn: ReadonlySet<string> = new Set();
   readonly #from: string;
   readonly #now: () => number;
   readonly #fetch: Fetch | null;
@@ -165,12 +183,34 @@ export class KeySet {
       if (this.#failure instanceof BadSet) throw this.#failure;
       return;
     }
+    this.#take(await this.#readFile());
+  }
+
+  async #readFile(): Promise<readonly Key[]> {
     const text = await readFile(this.#from, "utf8").catch((cause: unknown) => {
       throw new Error(`PERE_JWKS: the file ${this.#from} can't be read`, { cause });
     });
-    this.#keys = await readKeys(text).catch((cause: unknown) => {
+    return readKeys(text).catch((cause: unknown) => {
       throw new BadSet(cause);
     });
+  }
+
+  /** Goes by these keys from now on. */
+  #take(keys: readonly Key[]): void {
+    const names = (set: readonly Key[]): Set<string> => new Set(set.flatMap(({ kid }) => kid ?? []));
+    const withdrawn = names(this.#keys).difference(names(keys));
+    if (withdrawn.size > 0) this.#withdrawn = withdrawn;
+    this.#keys = keys;
+    this.#onChange();
+  }
+
+  /** Reads the file again, or asks the server now. @throws Error with the one line to print; the keys are as they were */
+  async reload(): Promise<void> {
+    if (!this.#fetch) return this.#take(await this.#readFile());
+    await this.#asking;
+    this.#failure = null;
+    await this.#ask();
+    if (this.#failure) throw this.#failure;
   }
 
   /** Whether the keys are too old to go by. Where they are only old, new ones are asked for meanwhile. */
@@ -190,8 +230,12 @@ export class KeySet {
     if (this.isStale()) throw noKeys(this.#failure);
     let found = this.#candidates(algorithm, kid);
     const now = this.#now();
-    const mayAsk = this.#asking || this.#failure || !isWithin(KEYS_UNKNOWN_MS, now, this.#unknownAt);
-    if (found.length === 0 && this.#fetch && mayAsk) {
+    if (found.length === 0 && this.#fetch) {
+      const mayAsk = this.#asking || this.#failure || !isWithin(KEYS_UNKNOWN_MS, now, this.#unknownAt);
+      if (!mayAsk) {
+        if (kid !== undefined && this.#withdrawn.has(kid)) throw UNKNOWN();
+        throw new KeyUnknown(KEYS_UNKNOWN_MS - Math.abs(now - this.#unknownAt));
+      }
       this.#unknownAt = now;
       await this.#ask();
       found = this.#candidates(algorithm, kid);
@@ -200,7 +244,7 @@ export class KeySet {
     if (another) throw refused("its header has no kid, and there are several keys that it could mean");
     if (key) return key.key;
     if (this.#failure) throw noKeys(this.#failure);
-    throw refused("it is signed with a key that PERE doesn't know");
+    throw UNKNOWN();
   }
 
   #candidates(wanted: Algorithm, name: string | undefined): readonly Key[] {
@@ -219,12 +263,12 @@ export class KeySet {
   async #fetchKeys(): Promise<void> {
     try {
       const text = await fetchText(this.#from, this.#fetch!);
-      this.#keys = await readKeys(text).catch((cause: unknown) => {
+      const keys = await readKeys(text).catch((cause: unknown) => {
         throw new BadSet(cause);
       });
+      this.#take(keys);
       this.#keysAt = this.#now();
       this.#failure = null;
-      this.#onChange();
     } catch (error) {
       this.#failure = error instanceof Error ? error : new Error(String(error));
     }

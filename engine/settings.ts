@@ -95,7 +95,10 @@ export const SETTINGS = {
   },
   PERE_JWT_SECRET: { usual: "", meaning: "HS256 secret that tokens are signed with, at least 32 bytes" },
   PERE_JWT_SECRET_FILE: { usual: "", meaning: "the path of a file that holds it" },
-  PERE_JWKS: { usual: "", meaning: "key set that tokens are checked with, as a file or a URL: EdDSA, ES256, RS256" },
+  PERE_JWKS: {
+    usual: "",
+    meaning: "key set that tokens are checked with, as a file (read again on SIGHUP) or a URL: EdDSA, ES256, RS256",
+  },
   PERE_JWT_AUDIENCE: { usual: "", meaning: "what a token's `aud` must hold" },
   PERE_JWT_ISSUER: { usual: "", meaning: "what a token's `iss` must be" },
   PERE_OPEN: {

@@ -6,7 +6,7 @@ import { generateKeyPairSync } from "node:crypto";
 import { join } from "node:path";
 import { SignJWT, exportJWK, generateKeyPair } from "jose";
 import { type Access, openAccess } from "../engine/access.ts";
-import { until } from "./harness.ts";
+import { ask, connect, startWith, until } from "./harness.ts";
 import {
   SECRET,
   NOW,
@@ -152,12 +152,51 @@ describe("a key set behind a URL", () => {
     const token = await bySet("ES256");
     await Promise.all([remote.read(token), remote.read(token), remote.read(await bySet("RS256"))]);
     expect(asked).toBe(2);
-    for (let count = 0; count < 50; count++)
-      expect(await whyNot(remote, await bySet("ES256", {}, { kid: `new-${count}` }))).toContain("doesn't know");
+    time += 12_300;
+    // Meanwhile it may be a good one that is newer than the set.
+    for (let count = 0; count < 50; count++) {
+      const error = await refusal(remote.read(await bySet("ES256", {}, { kid: `new-${count}` })));
+      expect(error).toMatchObject({ code: "away", retryAfterSeconds: 18 });
+      expect(error.message).toContain("doesn't know");
+    }
     expect(asked).toBe(2);
-    time += 30_000;
+    time += 17_700;
     await whyNot(remote, await bySet("ES256", {}, { kid: "newest" }));
     expect(asked).toBe(3);
+  });
+
+  test("that has a new key is waited for: 503 with Retry-After, and a feed is told to come back", async () => {
+    asked = 0;
+    answer = () => only("EdDSA");
+    const pere = await startWith({ access: { jwks: server.url.href } });
+    try {
+      const fresh = { exp: Math.floor(Date.now() / 1000) + 3_600 };
+      const stranger = await bySet("ES256", fresh, { kid: "stranger's" });
+      const token = await bySet("ES256", { ...fresh, pere: { push: ["*"], feed: ["*"] } });
+      const bearer = (text: string) => ({ Authorization: `Bearer ${text}` });
+      expect((await ask(`${pere.url}/channels`, { headers: bearer(stranger) })).status).toBe(401);
+      answer = () => Response.json(jwks);
+      for (const [path, init] of [
+        ["/channels", {}],
+        ["/push/orders", { body: 1 }],
+        ["/feed/orders?wait=0", { headers: { Accept: "application/json" } }],
+      ] as const) {
+        const more = "headers" in init ? init.headers : {};
+        const { status, headers } = await ask(pere.url + path, { ...init, headers: { ...bearer(token), ...more } });
+        expect(`${path} ${status}`).toBe(`${path} 503`);
+        expect(Number(headers.get("retry-after"))).toBeWithin(1, 31);
+      }
+      for (const path of ["/feed/orders", "/feedback/orders", "/watch"]) {
+        const stream = await fetch(pere.url + path, { headers: bearer(token) });
+        expect([stream.status, stream.headers.get("content-type")]).toEqual([200, "text/event-stream"]);
+        expect(await stream.text()).toMatch(/retry: \d{4,5}\nevent: pere.bye\ndata: {"reason":"busy"}\n\n$/);
+      }
+      const { closed, messages } = await connect(`${pere.url}/feed/orders?token=${token}`);
+      expect((await closed).code).toBe(1013);
+      expect(messages).toEqual([{ pere: "bye", reason: "busy" }]);
+    } finally {
+      await pere.stop();
+    }
   });
 
   test("that withdraws a key ends the tokens of that key, known ones too", async () => {
