@@ -56,6 +56,8 @@ export class Instance implements Host {
   #store: Store | null = null;
   #parts: Parts | null = null;
   #lives = 0;
+  /** When it was up, milliseconds of the world. */
+  readonly lives: { from: number; to: number }[] = [];
   /** Faults that nobody put in. */
   readonly incidents: string[] = [];
 
@@ -113,6 +115,7 @@ export class Instance implements Host {
     });
     const rates = new Rates(OPEN, null);
     const door = new Door({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
+    this.lives.push({ from: clock.now, to: Number.POSITIVE_INFINITY });
     this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}), basePath: "" };
   }
 
@@ -122,6 +125,7 @@ export class Instance implements Host {
     const { clock, disk } = this.#options;
     clock.note(`${this.machine.name} crashes`);
     this.machine.isAlive = false;
+    if (this.#engine) this.lives.at(-1)!.to = clock.now;
     this.#engine = this.#parts = null;
     if (disk.kind === "sqlite" && this.#store) {
       const old = disk.path;
@@ -137,6 +141,7 @@ export class Instance implements Host {
     const [engine, store] = [this.#engine, this.#store];
     if (!engine || !store) return;
     this.#options.clock.note(`${this.machine.name} stops`);
+    this.lives.at(-1)!.to = this.#options.clock.now;
     await engine.drain();
     await engine.close();
     this.machine.isAlive = false;

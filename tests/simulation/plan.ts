@@ -33,7 +33,14 @@ export interface PushOptions {
 }
 
 export type Step = { readonly at: number } & (
-  | { readonly kind: "push"; readonly channel: string; readonly marker: number; readonly options: PushOptions }
+  | {
+      readonly kind: "push";
+      readonly channel: string;
+      /** What the event, or the first of so many at once, is known by. */
+      readonly marker: number;
+      readonly count: number;
+      readonly options: PushOptions;
+    }
   | {
       readonly kind: "say";
       readonly channel: string;
@@ -45,6 +52,8 @@ export type Step = { readonly at: number } & (
   | { readonly kind: "enrol" | "retire"; readonly channel: string; readonly device: string }
   | { readonly kind: "hook"; readonly channel: string }
   | { readonly kind: "start" | "kill" | "end"; readonly device: string }
+  | { readonly kind: "set clock"; readonly device: string; readonly ms: number }
+  | { readonly kind: "follow again"; readonly follower: string }
   | { readonly kind: "cut"; readonly client: string }
   | { readonly kind: "stall"; readonly client: string; readonly ms: number }
   | { readonly kind: "crash" | "restart"; readonly instance: number; readonly ms: number }
@@ -74,6 +83,12 @@ export const TROUBLE_MS = 40_000;
 
 const WAYS: readonly Way[] = ["sse", "sse", "websocket", "poll", "any"];
 
+const OPERATORS = ["flush", "put back"] as const;
+/** How far a device's clock may be off: it has no battery, or is set wrong. */
+const CLOCKS_MS = [-56 * 365 * 86_400_000, -3_600_000, 5_000, 86_400_000];
+/** Many at once have markers of their own. */
+const MANY_MARKERS = 1_000;
+
 export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
   const random = chance(seed);
   const between = (from: number, to: number): number => from + (to - from) * random();
@@ -81,8 +96,10 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
   const one = <Item>(items: readonly Item[]): Item => items[Math.floor(random() * items.length)]!;
   const often = (share: number): boolean => random() < share;
 
-  // An operator who puts Redis back, or flushes it, is trouble enough for a world.
-  const operator = store === "redis" && often(0.4) ? one(["flush", "put back"] as const) : null;
+  // An operator who puts a store back, or flushes it, is trouble enough for a world.
+  const operator = often(store === "redis" ? 0.4 : 0.08)
+    ? one(store === "redis" ? OPERATORS : (["put back"] as const))
+    : null;
   const isCalm = operator !== null || often(0.15);
   const instances = store === "redis" ? whole(1, 2) : 1;
   const channels = often(0.3) ? ["a", "b"] : ["a"];
@@ -90,7 +107,7 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
     name: `d${n}`,
     channels: often(0.3) ? channels : [one(channels)],
     way: one(WAYS),
-    workMs: one([0, 0, 50, 1_000, 4_000]),
+    workMs: one([0, 0, 50, 1_000, 2_000]),
     failed: one([0, 0.2]),
     concurrency: one([1, 1, 3]),
   }));
@@ -125,7 +142,8 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
       at: between(0, TROUBLE_MS - 5_000),
       kind: "push",
       channel: one(channels),
-      marker,
+      marker: marker * MANY_MARKERS,
+      count: often(0.08) ? whole(2, 12) : 1,
       options: to && to.length === 0 ? rest : chosen,
     });
   }
@@ -147,6 +165,8 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
     some(whole(1, 3), (at) => ({ at, kind: "enrol", channel: one(channels), device: often(0.8) ? one(names) : "e0" }));
   if (often(0.3)) some(whole(1, 2), (at) => ({ at, kind: "hook", channel: one(channels) }));
   if (often(0.25)) some(whole(1, 2), (at) => ({ at, kind: "retire", channel: one(channels), device: one(names) }));
+  if (often(0.2)) some(whole(1, 2), (at) => ({ at, kind: "set clock", device: one(names), ms: one(CLOCKS_MS) }));
+  if (often(0.3)) some(whole(1, 3), (at) => ({ at, kind: "follow again", follower: one(followers).name }));
   if (!isCalm) {
     if (often(0.4)) some(whole(1, 3), (at) => ({ at, kind: one(["kill", "end"] as const), device: one(names) }));
     some(whole(0, 6), (at) => ({ at, kind: "cut", client: one(clients) }));

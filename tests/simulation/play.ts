@@ -69,7 +69,7 @@ async function play(plan: Plan, sabotage: boolean, withLines = false): Promise<O
   if (withLines) world.clock.lines = [];
   await world.play();
   world.end();
-  return { wrong: world.wrong, trace: world.clock.trace, lines: world.clock.lines ?? [] };
+  return { wrong: world.witness.wrong, trace: world.clock.trace, lines: world.clock.lines ?? [] };
 }
 
 const promiseOf = (wrong: string): string => wrong.split(":", 1)[0]!;

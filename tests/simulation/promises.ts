@@ -42,6 +42,7 @@ export async function brokenPromises(world: World, channel: string): Promise<str
   return [
     ...stored(world, channel, found),
     ...words(world, channel, found),
+    ...missing(world, found),
     ...standings(world, channel, found),
     ...waits(world, channel, found),
     ...followers(world, channel, found),
@@ -107,7 +108,7 @@ function* words(world: World, channel: string, { epoch, heads, events, receipts 
       yield `late: ${device} said ${status} on ${event} ${at - deadline} ms after its deadline, and that is not late`;
     last.set(name, receipt);
   }
-  for (const { event, device, status, at } of world.acknowledged) {
+  for (const { event, device, status, at } of world.witness.acknowledged) {
     const seq = Number(event.split("-")[1]);
     const isHere = event.startsWith(`${epoch}-`) && seq > heads.events.floor;
     if (!isHere || !deadlines.has(seq) || isForgiven(world, at, at)) continue;
@@ -120,6 +121,34 @@ function* words(world: World, channel: string, { epoch, heads, events, receipts 
       !(rank(status as State) < FINAL && kept.status === "missing")
     )
       yield `lost: ${status} of ${device} on ${event} was acknowledged, and ${kept.status} is kept`;
+  }
+}
+
+/** Troubles behind which nobody can say when something must have happened. */
+const CLOCKS_AND_STORE: readonly string[] = [
+  "leap",
+  "trip",
+  "redis down",
+  "redis stall",
+  "redis drop",
+  "flush",
+  "put back",
+];
+
+/** `missing` is told within two seconds where an instance is up; what goes on at Redis takes its time. */
+function* missing(world: World, { events, receipts }: Found): Generator<string> {
+  const { steps, store, redisCut } = world.plan;
+  if (redisCut > 0 || steps.some(({ kind }) => CLOCKS_AND_STORE.includes(kind))) return;
+  const withinMs = store === "sqlite" ? 2_000 : 3_500;
+  const deadlines = new Map(events.map(({ seq, deadline }) => [seq, deadline]));
+  const lives = world.instances.flatMap((instance) => instance.lives);
+  const startedAt = world.clock.wall() - world.clock.now;
+  for (const { event, device, status, at } of receipts) {
+    const deadline = deadlines.get(event) ?? null;
+    if (status !== "missing" || deadline === null) continue;
+    const from = deadline - startedAt;
+    if (at - deadline > withinMs && lives.some((life) => life.from <= from - 100 && life.to > from + withinMs))
+      yield `missing: ${device} on ${event} was found missing ${at - deadline} ms after its deadline`;
   }
 }
 
@@ -161,7 +190,7 @@ function* standings(
       if (!plan || !enrolled.includes(device) || rank(state) >= FINAL) continue;
       if (
         (expires !== null && (expires <= now || isLeapt)) ||
-        world.gaps.some((gap) => gap.device === device && gap.channel === channel)
+        world.witness.gaps.some((gap) => gap.device === device && gap.channel === channel)
       )
         continue;
       yield `undelivered: ${device} stands at ${state} on ${seq} long after all was well`;
@@ -180,7 +209,7 @@ function* waits(world: World, channel: string, _found: Found): Generator<string>
     if (counts.some((count) => count < 0) || sum > push.addressed || (sum < push.addressed && !isChanged))
       yield `wait: ${describe(push)} is addressed to ${push.addressed}, and its tally is ${JSON.stringify(push.receipts)}`;
     const finals = (push.receipts.done ?? 0) + (push.receipts.failed ?? 0);
-    const said = world.saidFinal.get(push.id)?.size ?? 0;
+    const said = world.witness.saidFinal.get(push.id)?.size ?? 0;
     if (finals > said)
       yield `wait: ${describe(push)} was answered with ${finals} final words, and ${said} devices said one`;
     if (push.complete === true && finals < sum)
@@ -224,7 +253,7 @@ function* hooks(world: World, channel: string, { epoch, heads, receipts }: Found
     world.plan.steps.some(({ kind }) => kind === "leap")
   )
     return;
-  const said = world.calls.filter((call) => call.channel === channel).map(({ body }) => body);
+  const said = world.witness.calls.filter((call) => call.channel === channel).map(({ body }) => body);
   for (const { seq, at, status, event, completes } of receipts) {
     if (at < hook.at + world.clock.wall() - world.clock.now || event <= heads.events.floor) continue;
     if (status !== "pending" && !said.some((body) => body.includes(`"id":"${epoch}-${seq}"`)))

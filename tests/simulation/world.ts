@@ -5,11 +5,21 @@
  * clocks are right; after a while what was promised must have come true.
  */
 import { chance } from "../chance.ts";
-import { type Listener, listen, publish, receipts, type Said, type SocketLike } from "../../clients/pere.ts";
+import {
+  type Listener,
+  listen,
+  publish,
+  publishMany,
+  receipts,
+  type Said,
+  type SocketLike,
+} from "../../clients/pere.ts";
+import { backup, restore } from "../../engine/keeping.ts";
 import type { HookCall } from "../../engine/hook-call.ts";
 import { begin, type Clock, Machine } from "./clock.ts";
 import { type Disk, Instance, newFile, remove, Tripped } from "./instance.ts";
 import { Network } from "./line.ts";
+import { Witness } from "./witness.ts";
 import { type DevicePlan, type Plan, type Step, TROUBLE_MS, type Way } from "./plan.ts";
 import { brokenPromises } from "./promises.ts";
 import { type RealRedis, setRedis, SimulatedRedis } from "./redis.ts";
@@ -34,14 +44,6 @@ export interface Push {
   error: string | null;
 }
 
-/** A word of a device that the service acknowledged. */
-export interface Acknowledged {
-  readonly event: string;
-  readonly device: string;
-  readonly status: string;
-  readonly at: number;
-}
-
 const TIMING = {
   firstByteMs: 5_000,
   silentMs: 20_000,
@@ -61,17 +63,10 @@ export class World {
   readonly instances: Instance[];
   readonly redis: SimulatedRedis | null;
   readonly pushes: Push[] = [];
-  readonly acknowledged: Acknowledged[] = [];
-  /** Who said a final word on an event, whether or not it came through. */
-  readonly saidFinal = new Map<string, Set<string>>();
+  readonly witness: Witness;
   /** What each follower was told, in order. */
   readonly told = new Map<string, Said[]>();
-  readonly gaps: { device: string; channel: string; after: string; from: string }[] = [];
-  /** Calls that a hook's receiver took, by channel. */
-  readonly calls: { channel: string; id: string; body: string }[] = [];
   readonly hooks: { channel: string; at: number }[] = [];
-  /** What was found wrong on the way. */
-  readonly wrong: string[] = [];
   /** Redis was flushed, saved, put back. */
   flushedAt: number | null = null;
   savedAt: number | null = null;
@@ -85,16 +80,18 @@ export class World {
   /** Calls that a hook's receiver did not take. */
   readonly #refused = new Set<string>();
   readonly #disk: Disk;
-  readonly #data = new Map<string, string>();
-  readonly #finalAt = new Map<string, number>();
   readonly #chance: () => number;
+  /** What an operator can put back: of Redis, of a file. */
   #saved: readonly (readonly [string, string])[] | null = null;
+  #copy: string | null = null;
+  readonly #followers = new Map<string, { machine: Machine; channel: string; way: Way; position: string }>();
 
   /** @param sabotage loses the first word that an event is complete, on its way to its first reader */
   constructor(plan: Plan, real: RealRedis | null, sabotage = false) {
     this.plan = plan;
     const clock = begin(plan.seed);
     this.clock = clock;
+    this.witness = new Witness(clock);
     this.#chance = chance(plan.seed ^ 0x5bd1e995);
     this.network = new Network(clock, chance(plan.seed ^ 0x2545f491), { ...plan.weather });
     this.redis = plan.store === "redis" ? new SimulatedRedis(clock, real!, chance(plan.seed ^ 0x7f4a7c15)) : null;
@@ -109,7 +106,9 @@ export class World {
     );
     this.network.hosts = this.instances;
     this.network.loses = sabotage ? "pere.complete" : null;
-    this.network.heard = (client, heard) => this.#heard(client, heard.openedAt, heard.wroteAt, heard.text);
+    this.network.heard = (client, heard) => {
+      if (this.#devices.has(client)) this.witness.hears(client, heard);
+    };
     this.network.writing = (host, bytes) => this.#writing(host as Instance, bytes);
   }
 
@@ -128,21 +127,24 @@ export class World {
       const host = this.instances[follower.pinned ?? -1];
       if (host) this.network.pinned.set(follower.name, host);
       const machine = new Machine(follower.name);
-      clock.set(() => void this.#follow(follower.name, follower.channel, follower.way), 10, machine);
+      this.told.set(follower.name, []);
+      this.#followers.set(follower.name, { ...follower, machine, position: "earliest" });
+      clock.set(() => void this.#follow(follower.name), 10, machine);
     }
     for (const step of plan.steps) clock.set(() => this.#step(step), 20 + step.at, undefined);
     clock.set(() => this.#heal(), TROUBLE_MS, undefined);
     // Most worlds have come to rest soon; some are watched to the end all the same.
     for (const peaceMs of plan.seed % 8 === 0 ? [PEACE_MS] : LOOKS_MS) {
-      await clock.run(TROUBLE_MS + peaceMs, () => this.wrong.length > 0);
-      if (this.wrong.length > 0) break;
+      await clock.run(TROUBLE_MS + peaceMs, () => this.witness.wrong.length > 0);
+      if (this.witness.wrong.length > 0) break;
       const broken = await this.#look();
       if (broken.length === 0) break;
-      if (peaceMs === PEACE_MS) this.wrong.push(...broken);
+      if (peaceMs === PEACE_MS) this.witness.wrong.push(...broken);
     }
     for (const error of clock.uncaught)
-      this.wrong.push(`thrown and not caught: ${(error as Error)?.stack ?? String(error)}`);
-    for (const { incidents } of this.instances) for (const one of incidents) this.wrong.push(`a fault inside: ${one}`);
+      this.witness.wrong.push(`thrown and not caught: ${(error as Error)?.stack ?? String(error)}`);
+    for (const { incidents } of this.instances)
+      for (const one of incidents) this.witness.wrong.push(`a fault inside: ${one}`);
   }
 
   /** Which promises are broken as things stand. */
@@ -168,6 +170,7 @@ export class World {
     for (const instance of this.instances) instance.discard();
     setRedis(null);
     if (this.#disk.kind === "sqlite") remove(this.#disk.path);
+    if (this.#copy !== null) remove(this.#copy);
   }
 
   // ------------------------------------------------------------------------------------------------------------------ steps
@@ -190,6 +193,11 @@ export class World {
         return this.#kill(step.device);
       case "end":
         return this.#end(step.device);
+      case "set clock":
+        this.#devices.get(step.device)!.machine.skewMs = step.ms;
+        return;
+      case "follow again":
+        return this.#followAgain(step.follower);
       case "cut":
         return this.network.cut(step.client);
       case "stall":
@@ -220,27 +228,44 @@ export class World {
         return this.redis?.drop();
       case "flush":
         this.flushedAt = this.clock.now;
-        this.#finalAt.clear();
+        this.witness.forgets();
         return this.redis?.execute([["FLUSHALL"]], () => {});
       case "save":
         this.savedAt = this.clock.now;
-        this.clock.held++;
-        return this.redis?.real.dump((kept) => {
-          this.#saved = kept;
-          this.clock.release();
-        });
+        return this.#save();
       case "put back":
         return this.#putBack();
     }
   }
 
-  #putBack(): void {
-    if (!this.redis || !this.#saved) return;
-    this.putBackAt = this.clock.now;
-    this.#finalAt.clear();
-    this.redis.drop();
+  #save(): void {
+    if (this.#disk.kind === "sqlite") {
+      this.#copy = newFile();
+      return void backup(this.#disk.path, this.#copy);
+    }
     this.clock.held++;
-    this.redis.real.restore(this.#saved, () => this.clock.release());
+    this.redis!.real.dump((kept) => {
+      this.#saved = kept;
+      this.clock.release();
+    });
+  }
+
+  #putBack(): void {
+    if (this.savedAt === null) return;
+    this.putBackAt = this.clock.now;
+    this.witness.forgets();
+    if (this.#disk.kind === "sqlite") {
+      const [instance] = this.instances;
+      this.network.crashed(instance!);
+      instance!.crash();
+      remove(this.#disk.path);
+      this.#disk.path = newFile();
+      restore(this.#copy!, this.#disk.path);
+      return instance!.start();
+    }
+    this.redis!.drop();
+    this.clock.held++;
+    this.redis!.real.restore(this.#saved!, () => this.clock.release());
   }
 
   #heal(): void {
@@ -304,12 +329,12 @@ export class World {
           if (this.#chance() < 0.3) working();
           await this.clock.sleep(plan.workMs * this.#chance());
         }
-        this.#says(id, name);
+        this.witness.says(id, name);
         if (this.#chance() < plan.failed) throw new Error("out of paper");
         return { by: name };
       },
-      onReceipt: ({ event, status }) => machine.isAlive && this.#acknowledge(event, name, status),
-      onGap: ({ channel, after, from }) => this.gaps.push({ device: name, channel, after, from }),
+      onReceipt: ({ event, status }) => machine.isAlive && this.witness.acknowledges(event, name, status),
+      onGap: ({ channel, after, from }) => this.witness.gaps.push({ device: name, channel, after, from }),
     });
   }
 
@@ -336,48 +361,54 @@ export class World {
     });
   }
 
-  async #follow(name: string, channel: string, way: Way): Promise<void> {
-    const told: Said[] = [];
-    this.told.set(name, told);
-    for await (const said of receipts({ ...this.#reach(name, way), channel, since: "earliest" })) {
+  async #follow(name: string): Promise<void> {
+    const follower = this.#followers.get(name)!;
+    const { machine, channel, way, position } = follower;
+    const told = this.told.get(name)!;
+    const following = receipts({ ...this.#reach(name, way), channel, since: position });
+    for await (const said of following) {
+      if (!machine.isAlive) return;
       this.clock.note(`${name} is told ${JSON.stringify(said)}`);
       told.push(said);
+      follower.position = following.position || "earliest";
     }
   }
 
-  async #push({ channel, marker, options }: Extract<Step, { kind: "push" }>): Promise<void> {
+  /** A publisher's program is killed, and goes on from the position that it wrote down. */
+  #followAgain(name: string): void {
+    const follower = this.#followers.get(name);
+    if (!follower) return;
+    follower.machine.isAlive = false;
+    this.network.cut(name);
+    follower.machine = new Machine(name);
+    this.clock.set(() => void this.#follow(name), 1_000, follower.machine);
+  }
+
+  async #push({ channel, marker, count, options }: Extract<Step, { kind: "push" }>): Promise<void> {
     const { clock } = this;
     const { deadline = null, ttl = null } = options;
-    const push: Push = {
-      channel,
-      marker,
-      startedAt: clock.now,
-      deadline,
-      ttl,
-      id: null,
-      addressed: 0,
-      receipts: null,
-      complete: null,
-      answeredAt: 0,
-      error: null,
-    };
-    this.pushes.push(push);
+    const pushed = Array.from({ length: count }, (_, n): Push => {
+      const answer = { id: null, addressed: 0, receipts: null, complete: null, answeredAt: 0, error: null };
+      return { channel, marker: marker + n, startedAt: clock.now, deadline, ttl, ...answer };
+    });
+    this.pushes.push(...pushed);
+    const { fetch, random, now, timing } = this.#reach("p0", "sse");
+    const how = { fetch, random, now, timing, ...options, giveUpMs: 200_000, key: `key-${marker}` };
+    const data = pushed.map((one) => ({ marker: one.marker }));
     try {
-      const { fetch, random, now, timing } = this.#reach("p0", "sse");
-      const answer = await publish(
-        URL_,
-        channel,
-        { marker },
-        { fetch, random, now, timing, ...options, giveUpMs: 200_000, key: `key-${marker}` },
-      );
-      push.id = answer.id;
-      push.addressed = answer.audience.addressed;
-      push.receipts = answer.receipts ?? null;
-      push.complete = answer.complete ?? null;
-      push.answeredAt = clock.now;
-      clock.note(`push ${marker} is ${answer.id} ${JSON.stringify(answer.receipts ?? null)}`);
+      const answers =
+        count === 1
+          ? [await publish(URL_, channel, data[0], how)]
+          : await publishMany(URL_, channel, data, how).then(({ events, audience }) =>
+              events.map((event) => ({ ...event, audience })),
+            );
+      answers.forEach(({ id, audience, receipts: tally = null, complete = null }, n) => {
+        const { addressed } = audience;
+        Object.assign(pushed[n]!, { id, addressed, receipts: tally, complete, answeredAt: clock.now });
+        clock.note(`push ${marker + n} is ${id} ${JSON.stringify(tally)}`);
+      });
     } catch (error) {
-      push.error = String(error);
+      for (const push of pushed) push.error = String(error);
     }
   }
 
@@ -399,7 +430,7 @@ export class World {
           ? JSON.stringify({ url: `http://hook.sim/${step.channel}`, secret: `whsec_${"A".repeat(43)}=` })
           : undefined;
     const isFinal = step.kind === "say" && (step.status === "done" || step.status === "failed");
-    if (step.kind === "say" && isFinal) this.#says(id, step.device);
+    if (step.kind === "say" && isFinal) this.witness.says(id, step.device);
     for (let tries = 0; tries < 20; tries++) {
       const answer = await this.network
         .fetch("p0")(`${URL_}/${path}/${step.channel}${tail}`, { method, headers, ...(body ? { body } : {}) })
@@ -415,7 +446,7 @@ export class World {
     status: number,
     text: string,
   ): void {
-    if (step.kind === "say" && status === 200) this.#acknowledge(id, step.device, step.status);
+    if (step.kind === "say" && status === 200) this.witness.acknowledges(id, step.device, step.status);
     if (step.kind === "retire") this.retired.push({ channel: step.channel, device: step.device, at: this.clock.now });
     if (step.kind === "hook" && status < 300) this.hooks.push({ channel: step.channel, at: this.clock.now });
     if (step.kind !== "look" || status !== 200) return;
@@ -425,45 +456,10 @@ export class World {
     };
     const counts = Object.values(tally);
     if (counts.some((count) => count < 0) || counts.reduce((a, b) => a + b, 0) !== audience.addressed)
-      this.wrong.push(`tally: of ${id} it does not add up: ${text}`);
+      this.witness.wrong.push(`tally: of ${id} it does not add up: ${text}`);
   }
 
   // ------------------------------------------------------------------------------------------------------- what is seen on the way
-
-  #says(event: string, device: string): void {
-    const devices = this.saidFinal.get(event);
-    if (devices) devices.add(device);
-    else this.saidFinal.set(event, new Set([device]));
-  }
-
-  #acknowledge(event: string, device: string, status: string): void {
-    this.clock.note(`${device} knows that ${status} on ${event} is kept`);
-    this.acknowledged.push({ event, device, status, at: this.clock.now });
-    if ((status === "done" || status === "failed") && !this.#finalAt.has(`${event} ${device}`))
-      this.#finalAt.set(`${event} ${device}`, this.clock.now);
-  }
-
-  /** A device was given something. */
-  #heard(client: string, openedAt: number, wroteAt: number, text: string): void {
-    if (!this.#devices.has(client)) return;
-    for (const [, id, marker] of text.matchAll(/"id":"([^"]+)","channel"[^\n]*?"marker":(\d+)/g)) {
-      this.clock.note(`${client} is given ${id}`);
-      const before = this.#data.get(id!);
-      if (before !== undefined && before !== marker)
-        this.wrong.push(`ids: ${id} was event ${before}, and is event ${marker}`);
-      this.#data.set(id!, marker!);
-      const finalAt = this.#finalAt.get(`${id} ${client}`) ?? Number.POSITIVE_INFINITY;
-      // What is on its way when a word is recorded arrives after it.
-      if (openedAt > finalAt)
-        this.wrong.push(
-          `again: ${client} was given ${id} by a feed that it opened after its final word was acknowledged`,
-        );
-      else if (wroteAt > finalAt + 3_000)
-        this.wrong.push(
-          `again: ${client} was given ${id} ${Math.round(wroteAt - finalAt)} ms after its final word was acknowledged`,
-        );
-    }
-  }
 
   /** An internal fault: the transport throws in the place of a write. */
   #writing(host: Instance, bytes: Uint8Array | string): void {
@@ -481,7 +477,7 @@ export class World {
     const isBad = this.clock.now < TROUBLE_MS && !this.#refused.has(id) && this.#chance() < 0.15;
     if (isBad) this.#refused.add(id);
     if (isBad && this.#chance() < 0.5) throw new Error("nobody listens");
-    if (!isBad) this.calls.push({ channel: new URL(url).pathname.slice(1), id, body });
+    if (!isBad) this.witness.calls.push({ channel: new URL(url).pathname.slice(1), id, body });
     return { status: isBad ? 500 : 200 };
   }
 }
