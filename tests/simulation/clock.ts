@@ -179,11 +179,12 @@ export class Clock {
       const turn = (): void => {
         for (let events = 0; events < TURN_EVENTS; events++) {
           if (this.held > 0) return;
-          const next = done() ? undefined : this.#pop();
-          if (!next || next.at > untilMs) {
+          const next = this.#heap[0];
+          if (!next || next.at > untilMs || done()) {
             this.#resume = undefined;
             return resolve();
           }
+          this.#pop();
           const { owner } = next;
           if (next.isOver || owner?.isAlive === false) continue;
           this.now = Math.max(this.now, next.at);

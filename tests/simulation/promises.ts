@@ -210,7 +210,10 @@ function* waits(world: World, channel: string, _found: Found): Generator<string>
       yield `wait: ${describe(push)} is addressed to ${push.addressed}, and its tally is ${JSON.stringify(push.receipts)}`;
     const finals = (push.receipts.done ?? 0) + (push.receipts.failed ?? 0);
     const said = world.witness.saidFinal.get(push.id)?.size ?? 0;
-    if (finals > said)
+    // One that was put back and repeated goes on under another id.
+    const isRenamed =
+      world.putBackAt !== null && push.startedAt <= world.putBackAt && push.answeredAt > world.putBackAt;
+    if (finals > said && !isRenamed)
       yield `wait: ${describe(push)} was answered with ${finals} final words, and ${said} devices said one`;
     if (push.complete === true && finals < sum)
       yield `wait: ${describe(push)} is complete with ${JSON.stringify(push.receipts)}`;
