@@ -83,7 +83,8 @@ interface Change {
 
 export class SqliteFile {
   readonly path: string;
-  readonly #db: Database;
+  #db: Database;
+  #alone = false;
   readonly #lock: Hold;
   readonly #tell: Tell;
   /** Null: it is kept in memory. */
@@ -118,19 +119,40 @@ export class SqliteFile {
     this.#tell = tell;
     this.#mover = new Mover(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
     try {
-      this.#db = new Database(path, { create: true, readwrite: true });
+      this.#db = open(path);
     } catch (error) {
       this.#lock.release();
       throw unopened(path, error);
     }
     try {
-      this.#prepare(schema);
+      this.#makeReady(schema);
       this.#settle();
     } catch (error) {
       this.#db.close();
       this.#lock.release();
       throw explain(path, error);
     }
+  }
+
+  /** Makes the file ready; on a disk without room for the log's index that others share, with an index in memory. */
+  #makeReady(schema: Schema): void {
+    try {
+      return this.#prepare(schema);
+    } catch (error) {
+      if (!(error instanceof SQLiteError) || error.code !== "SQLITE_IOERR_SHMSIZE") throw error;
+    }
+    for (const statement of this.#statements.values()) statement.finalize();
+    this.#statements.clear();
+    this.#db.close();
+    this.#db = open(this.path);
+    this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
+    this.#alone = true;
+    this.#prepare(schema);
+  }
+
+  /** No other program can read the file: at the start the disk had no room for what is shared with them. */
+  get alone(): boolean {
+    return this.#alone;
   }
 
   #prepare({ applicationId, copyId, steps }: Schema): void {
@@ -167,7 +189,7 @@ export class SqliteFile {
     if (this.path === ":memory:") return;
     const { real, weak } = this.#lock;
     this.#place = new Place([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
-    this.#full = this.#free() === 0; // Nothing was tried, but nothing would be taken.
+    if (this.#free() === 0) this.#touch().catch(() => {}); // What the log has room for is taken all the same; so it is tried.
     this.#looking = setInterval(() => {
       this.#look();
       this.#lookForRoom();
@@ -347,7 +369,7 @@ export class SqliteFile {
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     this.#checkedAt = performance.now();
     const left = this.#left();
-    if (left >= FAR_PAGES) this.#mover.start();
+    if (left >= FAR_PAGES && !this.#alone) this.#mover.start();
     else if (left >= CHECKPOINT_PAGES && !this.#mover.busy) this.#moveLog();
   };
 
@@ -466,6 +488,8 @@ export class SqliteFile {
     return statement;
   }
 }
+
+const open = (path: string): Database => new Database(path, { create: true, readwrite: true });
 
 /** What the operator of a file with a long log is to know. */
 export const longLog = (path: string, bytes: number): string =>

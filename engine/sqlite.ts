@@ -666,9 +666,14 @@ export class SqliteStore implements Store {
     if (this.#file.full)
       throw new PereError("away", "the disk is full: what would be stored is refused with 507 until there is room");
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
-    const { path, logBytes, damage } = this.#file;
+    const { path, logBytes, damage, alone } = this.#file;
     const advice = [
       ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(path, logBytes)]),
+      ...(alone
+        ? [
+            `The disk was full when PERE was started, so other programs (backup too) can't read ${path} until the next start.`,
+          ]
+        : []),
       ...(damage === null
         ? []
         : [`${damage}. End PERE, keep the file aside, and put a backup back with the command restore.`]),

@@ -5,7 +5,7 @@ import { expect, test } from "bun:test";
 import { closeSync, openSync, readdirSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { command } from "./commands.ts";
-import { type Answer, ask, give, listen, spawn, Stream, temporary, until } from "./harness.ts";
+import { type Answer, ask, give, listen, push, spawn, Stream, temporary, until } from "./harness.ts";
 
 /** Mounts a file system of 32 mebibytes there; false where that can't be done. */
 const mount = (folder: string): boolean =>
@@ -183,6 +183,45 @@ test.skipIf(skipped !== "")(
       await until(async () => (await ask(`${service.url}/ready`)).status === 200, "a service that is ready");
       expect((await ask(`${service.url}/push/orders`, { body })).status).toBe(201);
       expect(await service.end("SIGTERM")).toBe(0);
+    } finally {
+      for (const { child } of running) {
+        child.kill("SIGKILL");
+        await child.exited;
+      }
+      unmount(folder);
+    }
+  },
+);
+
+test.skipIf(skipped !== "")(
+  `a service that was stopped starts on a full disk, too, and says that nobody else can read its file until the next start${skipped}`,
+  async () => {
+    expect(mount(folder)).toBeTrue();
+    const db = join(folder, "pere.db");
+    const running = [await spawn({ PERE_DB: db })];
+    try {
+      const event = await push(running[0]!.url, "orders", 1);
+      expect(await running[0]!.end("SIGTERM")).toBe(0);
+      expect(() => writeFileSync(join(folder, "ballast"), new Uint8Array(64 << 20))).toThrow("ENOSPC");
+
+      const service = await spawn({ PERE_DB: db });
+      running.push(service);
+      expect((await ask(`${service.url}/ready`)).status).toBe(503);
+      expect((await ask(`${service.url}/push/orders`, { body: "2" })).status).toBe(507);
+      const feed = await listen(`${service.url}/feed/orders?since=earliest`);
+      expect((await feed.have(1)).map(({ id }) => id)).toEqual([event]);
+
+      rmSync(join(folder, "ballast"));
+      await until(async () => (await ask(`${service.url}/ready`)).status === 200, "a service that is ready");
+      expect((await ask(`${service.url}/ready`)).body.advice.join()).toContain("until the next start");
+      expect((await command(["backup", join(folder, "backup.db")], { PERE_DB: db })).stderr).toContain("locked");
+      await push(service.url, "orders", 3);
+      await service.end("SIGKILL");
+      const again = await spawn({ PERE_DB: db });
+      running.push(again);
+      expect((await ask(`${again.url}/ready`)).body.advice).toEqual([]);
+      const { events } = (await ask(`${again.url}/events/orders`)).body as { events: { data: number }[] };
+      expect(events.map(({ data }) => data)).toEqual([1, 3]);
     } finally {
       for (const { child } of running) {
         child.kill("SIGKILL");
