@@ -160,7 +160,8 @@ browserTest("a receipt that could not be sent outlives a reload, and its event i
   // The service sends both again, in order: once the second is here, the first was not shown.
   await page.shows(owed, "queued: received");
   expect((await page.cards()).map(({ id }) => id)).toEqual([owed]);
-  expect(await page.text("#summary")).toBe("1 event · 1 to answer · 2 receipts waiting to be sent");
+  const stuck = "1 event · 1 to answer · 2 receipts waiting to be sent";
+  await until(async () => (await page.text("#summary")) === stuck, stuck);
   expect((await ask(`${pere.url}/events/orders/${finished}`)).body.receipts).toMatchObject({ received: 1, done: 0 });
 
   await page.view.cdp("Network.setBlockedURLs", { urls: [] });
