@@ -18,7 +18,7 @@ import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import type { Command } from "./engine/commands.ts";
 import { challenge, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/access.ts";
-import { BODY_MS, type BodyReader, bodyReader } from "./engine/body.ts";
+import { BODY_MS, type BodyReader, bodyReader, takeIn } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
 import { readCertificate } from "./engine/certificate.ts";
@@ -873,6 +873,8 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       const status = responseValue instanceof Response ? responseValue.status : null;
       log.debug("answered", { request: crypto.randomUUID(), method: request.method, url: request.url, status });
     });
+  // What is answered without a look at the body, a GET or DELETE that brings one.
+  if (isTls) app.onAfterHandle(({ request }) => takeIn(request));
   return app
     .onRequest(({ request, set }) => {
       try {
@@ -884,11 +886,12 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
         // Balancers and supervisors name no host, or one of their own.
         const probe = request.method === "GET" || request.method === "HEAD" ? PROBED.exec(request.url)?.[1] : undefined;
         if (probe) return probes[probe as keyof typeof probes]().catch(toResponse);
-        return toResponse(error);
+        return isTls ? takeIn(request).then(() => toResponse(error)) : toResponse(error);
       }
       return undefined;
     })
-    .onError(({ code, error, request, path }) => {
+    .onError(async ({ code, error, request, path }) => {
+      if (isTls) await takeIn(request);
       if (code !== "NOT_FOUND") return toResponse(error);
       const allowed = methodsAt(app.routes, path);
       if (allowed.length === 0) return problem(new PereError("unknown", `there is nothing at ${path}`));

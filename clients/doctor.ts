@@ -11,6 +11,7 @@
  * It knows PERE's public contract alone. It changes no setting, and repeats no token.
  */
 import { lookup } from "node:dns/promises";
+import { connect as connectHttp2 } from "node:http2";
 import { parseArgs } from "node:util";
 
 const USAGE = "usage: bun run index.ts doctor URL [--seconds N] [--channel NAME]";
@@ -189,6 +190,28 @@ async function lookAtDoor({ url }: Patient, tell: Tell): Promise<void> {
       `it answers without a token at ${hostname}: anyone who reaches that address may do everything`,
       "set PERE_JWT_SECRET or PERE_JWKS at the service, and let the proxy send Host and X-Forwarded-For",
     );
+}
+
+/** Says how many feeds one HTTP/2 connection carries, where that is spoken: one more than that waits, and so does every request behind it. */
+async function lookAtHttp2({ url }: Patient, tell: Tell): Promise<void> {
+  if (!url.startsWith("https:")) return;
+  const many = await new Promise<number | undefined>((resolve) => {
+    const session = connectHttp2(new URL(url).origin);
+    const end = (count?: number): void => {
+      clearTimeout(timer);
+      session.destroy();
+      resolve(count);
+    };
+    const timer = setTimeout(end, PATIENCE_MS);
+    session.on("error", () => end());
+    session.on("remoteSettings", ({ maxConcurrentStreams }) => end(maxConcurrentStreams));
+  });
+  if (many === undefined) return;
+  tell(
+    "ok",
+    `it speaks HTTP/2; one connection carries ${many} feeds and requests at once, and what is beyond waits`,
+    "a program with more feeds than that puts several channels on one feed, or opens more connections",
+  );
 }
 
 /** What stands in a token, which can be seen without its key. @throws when it is none */
@@ -384,6 +407,7 @@ async function examine(patient: Patient, forSeconds: number, tell: Tell): Promis
   if (!(await reach(patient, told))) return false;
   lookAtToken(patient, told);
   await lookAtDoor(patient, told);
+  await lookAtHttp2(patient, told);
   try {
     await push(patient, "first");
   } catch (error) {
