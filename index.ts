@@ -129,6 +129,7 @@ function problem(error: PereError, more: object = {}): Response {
   };
   const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
   if (status === 503) headers.set("Retry-After", String(error instanceof KeyUnknown ? error.retryAfterSeconds : 2));
+  if (error instanceof Coded) headers.set("Accept-Encoding", "identity"); // RFC 9110, 12.5.3.
   if (status === 507) headers.set("Retry-After", "30"); // Somebody has to make room.
   // What is still to come of the body is not waited for.
   if (status === 408) headers.set("Connection", "close");
@@ -202,9 +203,43 @@ const accepts = (request: Request, type: string): boolean =>
     .split(",")
     .some((range) => range.split(";", 1)[0]!.trim() === type);
 
+/** A body that was packed on its way. */
+class Coded extends PereError {
+  constructor(coding: string) {
+    super("wrongType", `Content-Encoding: ${quotable(coding)} is not taken; send the body as it is`);
+  }
+}
+
+/** What a message may repeat of a header. */
+const quotable = (text: string): string => JSON.stringify(text.slice(0, 40));
+
+/** Looks at what a body is packed with, before it is read. @throws PereError wrongType */
+function demandPlain(request: Request): void {
+  const header = request.headers.get("content-encoding");
+  if (header === null) return;
+  const codings = header.split(",").map((coding) => coding.trim().toLowerCase());
+  const coding = codings.find((one) => one !== "" && one !== "identity");
+  if (coding !== undefined) throw new Coded(coding);
+}
+
+/** A parameter of a media type, its value quoted or not: RFC 9110, 5.6.6. */
+const PARAMETER = /;\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)/g;
+
+/** What a request's body is, which is plain UTF-8. @throws PereError wrongType, before anything of it is read */
 function contentType(request: Request): string {
+  demandPlain(request);
   const type = request.headers.get("content-type") ?? "";
-  return type === "application/json" ? type : type.split(";", 1)[0]!.trim().toLowerCase();
+  if (type === "application/json") return type;
+  for (const [, name, value] of type.matchAll(PARAMETER)) {
+    if (name!.toLowerCase() !== "charset") continue;
+    const charset = value!
+      .trim()
+      .replace(/^"(.*)"$/s, "$1")
+      .replace(/\\(.)/gs, "$1");
+    if (!/^utf-?8$/i.test(charset))
+      throw new PereError("wrongType", `Content-Type: charset ${quotable(charset)} is not taken; send UTF-8`);
+  }
+  return type.split(";", 1)[0]!.trim().toLowerCase();
 }
 
 /** The device that a request speaks for: its token's, else what it says beside its body, `device` in the query or in a header. */
@@ -970,6 +1005,7 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
       async ({ params, request }) => {
         const channel = await plain(params.channel, request);
         const device = readDevice(params.device);
+        demandPlain(request);
         const enrolled = await engine.enrol(channel, device);
         return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
       },
@@ -1004,7 +1040,9 @@ function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, 
     .post(
       "/hooks/:channel/:name/retry",
       async ({ params, request }) => {
-        const retried = await engine.hooks.retry(await plain(params.channel, request), readHookName(params.name));
+        const channel = await plain(params.channel, request);
+        demandPlain(request);
+        const retried = await engine.hooks.retry(channel, readHookName(params.name));
         return json({ retried });
       },
       { ...raw, detail: operations.retryHook },

@@ -452,7 +452,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       { ...post("1"), headers: { "Idempotency-Key": "" } },
     ],
     413: [post("1\n".repeat(LINES_MAX + 1), LINES)],
-    415: [post("1", "text/plain")],
+    415: [post("1", "text/plain"), { ...post("1"), headers: { "Content-Encoding": "gzip" } }],
     422: [
       post(deep),
       { ...post("1"), parameters: { deadline: "0" } },
@@ -485,7 +485,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     422: [bad({ limit: "0" })],
   },
   listDevices: { 400: [bad({ limit: "x" })], 404: [bad({ channel: "nowhere" })], 422: [bad({ limit: "0" })] },
-  enrolDevice: { 400: [bad({ device: "a b" })] },
+  enrolDevice: { 400: [bad({ device: "a b" })], 415: [{ headers: { "Content-Encoding": "gzip" } }] },
   retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
   listHooks: { 400: [bad({ channel: "-" })] },
   putHook: {
@@ -495,7 +495,11 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     422: [post('{"url":"http://10.0.0.1/"}')],
   },
   dropHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
-  retryHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
+  retryHook: {
+    400: [bad({ name: "-" })],
+    404: [bad({ name: "nobody" })],
+    415: [{ headers: { "Content-Encoding": "gzip" } }],
+  },
 };
 
 /** What takes a body may wait for it in vain. */

@@ -147,7 +147,7 @@ export const failures = {
   415: [
     "WrongType",
     problem(
-      "The `Content-Type` is none of those that are taken here.",
+      "The `Content-Type` is none of those that are taken here, the charset is not UTF-8, or there is a `Content-Encoding`.",
       one(
         problemBody("wrongType", "Wrong content type", 415, {
           detail: "push takes application/json, or application/x-ndjson for many events at once",

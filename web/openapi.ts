@@ -396,7 +396,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     responses: {
       200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
       201: reply("It is enrolled now.", json("Enrolled", one(samples.enrolled))),
-      ...failing(400, 401, 403, 507),
+      ...failing(400, 401, 403, 415, 507),
     },
   },
 
@@ -470,7 +470,7 @@ anything: as it is it is refused for having no address; put your own in its plac
     parameters: [channel, hookName],
     responses: {
       200: reply("They are being sent.", json("Retried", one(samples.retried))),
-      ...failing(400, 401, 403, 404, 507),
+      ...failing(400, 401, 403, 404, 415, 507),
     },
   },
 
