@@ -3,6 +3,7 @@
  * The doctor: looks at a service from where you are, through everything that is before it, and says what is wrong and what to do.
  *
  *   PERE_TOKEN=… bun run index.ts doctor https://push.example.com [--seconds 20] [--channel NAME]
+ *   PERE_TOKEN=… bun clients/doctor.ts https://push.example.com
  *
  * Most trouble with pushed events is between the service and the device: a proxy that collects an answer before it passes it on, packs it,
  * cuts it off when it is quiet, or does not know WebSockets. So the doctor is both, a publisher and a device, and sees what becomes of its own events:
@@ -12,7 +13,9 @@
  */
 import { lookup } from "node:dns/promises";
 import { connect as connectHttp2 } from "node:http2";
+import { networkInterfaces } from "node:os";
 import { parseArgs } from "node:util";
+import { fail, proxyOf, UsageError } from "./program.ts";
 
 const USAGE = "usage: bun run index.ts doctor URL [--seconds N] [--channel NAME]";
 
@@ -127,10 +130,11 @@ function eventStream(patient: Patient, encoding: string): Ear {
 
 function webSocket(patient: Patient): Ear {
   const ear = new Ear();
-  const socket = new WebSocket(
-    feedPath(patient, "socket").replace(/^http/, "ws"),
-    patient.token ? ["pere.v1", `pere.token.${patient.token}`] : [],
-  );
+  const proxy = proxyOf(patient.url);
+  const socket = new WebSocket(feedPath(patient, "socket").replace(/^http/, "ws"), {
+    protocols: patient.token ? ["pere.v1", `pere.token.${patient.token}`] : [],
+    ...(proxy === null ? {} : { proxy }), // Bun takes none for sockets by itself.
+  } as unknown as string[]); // The browser's types know no such options.
   ear.close = () => socket.close();
   socket.onmessage = ({ data }) => ear.hear(String(data));
   socket.onclose = ({ code }) => ear.end(`closed with ${code}`);
@@ -430,32 +434,54 @@ async function examine(patient: Patient, forSeconds: number, tell: Tell): Promis
 
 // ---------------------------------------------------------------------------------------------------------------- commands
 
+/** An address of this machine's is reached directly: no proxy is on the way to it, whatever is set for the way out. */
+async function goDirectly(url: string): Promise<void> {
+  const addresses = await lookup(new URL(url).hostname.replace(/^\[|\]$/g, ""), { all: true }).catch(() => []);
+  const own = new Set(Object.values(networkInterfaces()).flatMap((all) => all?.map(({ address }) => address) ?? []));
+  if (addresses.length > 0 && addresses.every(({ address }) => LOOPBACK.test(address) || own.has(address)))
+    process.env.NO_PROXY = process.env.no_proxy = "*";
+}
+
 /** With a token there is one device, which the token names. @throws Error with the one line to print */
 function borrowed(token: string): Patient["devices"] {
   try {
+    if (!/^[A-Za-z0-9._-]+$/.test(token)) throw new Error("it has other characters");
     const { sub } = claimsOf(token);
     return { stream: sub, socket: sub, poll: sub };
   } catch {
-    throw new Error("PERE_TOKEN holds no token: that is three parts with dots between them");
+    throw new UsageError("PERE_TOKEN holds no token: that is three parts with dots between them");
   }
+}
+
+/** What is asked for. @throws UsageError */
+function readAsked(args: readonly string[]): { url: string; channel: string; forSeconds: number } {
+  const parse = () => {
+    try {
+      const options = { seconds: { type: "string" }, channel: { type: "string" } } as const;
+      return parseArgs({ args: [...args], allowPositionals: true, options });
+    } catch (error) {
+      throw new UsageError((error as Error).message.split(/\. |\n/, 1)[0]);
+    }
+  };
+  const { values, positionals } = parse();
+  const url = positionals[0] ?? "";
+  if (positionals.length !== 1 || !/^https?:\/\/[^?#@]+$/.test(url) || !URL.canParse(url)) throw new UsageError(USAGE);
+  const { seconds = String(SECONDS), channel = CHANNEL } = values;
+  if (!/^[0-9]{1,9}(\.[0-9]+)?$/.test(seconds) || Number(seconds) > SECONDS_MAX)
+    throw new UsageError(`--seconds is a number up to ${SECONDS_MAX}`);
+  if (!/^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/.test(channel)) throw new UsageError(`--channel: "${channel}" is no name`);
+  return { url, channel, forSeconds: Number(seconds) };
 }
 
 /** `doctor URL`. @returns 0, or 1 where something is bad @throws Error with the one line to print */
 export async function doctor(args: readonly string[]): Promise<number> {
-  const { values, positionals } = parseArgs({
-    args: [...args],
-    allowPositionals: true,
-    options: { seconds: { type: "string" }, channel: { type: "string" } },
-  });
-  const url = positionals[0] ?? "";
-  const forSeconds = Number(values.seconds ?? SECONDS);
-  if (positionals.length !== 1 || !/^https?:\/\//.test(url) || !URL.canParse(url)) throw new Error(USAGE);
-  if (!(forSeconds >= 0 && forSeconds <= SECONDS_MAX)) throw new Error(`--seconds is a number up to ${SECONDS_MAX}`);
-  const token = process.env.PERE_TOKEN || undefined;
+  const { url, channel, forSeconds } = readAsked(args);
+  const token = process.env.PERE_TOKEN?.trim() || undefined;
+  await goDirectly(url);
   const own = `doctor-${crypto.randomUUID()}`;
   const patient: Patient = {
     url: url.replace(/\/+$/, ""),
-    channel: values.channel ?? CHANNEL,
+    channel,
     token,
     devices: token ? borrowed(token) : { stream: own, socket: `${own}-socket`, poll: `${own}-poll` },
     pushed: [],
@@ -467,3 +493,6 @@ export async function doctor(args: readonly string[]): Promise<number> {
   console.log(well ? "Nothing is wrong between here and there." : "Something is wrong; see what is marked bad.");
   return well ? 0 : 1;
 }
+
+if (import.meta.main && !Bun.isStandaloneExecutable)
+  process.exit(await doctor(process.argv.slice(2)).catch((error: unknown) => fail("doctor", error)));

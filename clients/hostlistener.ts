@@ -6,21 +6,29 @@
  *
  * It works for a moment on each event and is done; it fails where the event's data has `"fail": true`, and with `--flaky` one time in ten. With
  * `--state` it remembers in a file what it has finished, and receipts that could not be given. Where the service asks for a token, it is taken
- * from the environment, `PERE_TOKEN`; the device is then the token's, whatever the arguments say.
+ * from the environment, `PERE_TOKEN`; the device is then the token's, whatever the arguments say. Without either it has a name of this machine's.
+ *
+ * An event counts as received here when its line was printed: where nothing more can be printed, it ends, and what it had not printed stays open. INT and
+ * TERM end it when what it has begun is done and told; a second one at once.
  *
  * All that a device must do is in the SDK, `pere.ts`; this is an example of what is left to do.
  */
-import { hostname } from "node:os";
-import { defineCommand, runMain } from "citty";
-import {
-  fileKeeper,
-  listen,
-  type Listener,
-  type ListenOptions,
-  type PereError,
-  type PushedEvent,
-  type Status,
-} from "./pere.ts";
+import { fileKeeper, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
+import type { PushedEvent, Status } from "./pere.ts";
+import { fail as failAs, proxyOf, nameOf, onEnd, onOneLine, ownName, Printer } from "./program.ts";
+import { readArgs, UsageError, wholeOf, withText } from "./program.ts";
+
+const USAGE = `bun clients/hostlistener.ts [url] [channel] [device] [options]
+
+  url                   where PERE is; http://127.0.0.1:4567
+  channel               one, or several with commas; orders
+  device                the device's name; without, one that is made for this machine and kept
+  --flaky               fail one time in ten
+  --json                print JSON, an object a line
+  --state=file          a file to remember in
+  --concurrency=number  events worked on at once, up to 10,000; 100
+
+PERE_TOKEN: a token, which names the device. HTTP_PROXY, HTTPS_PROXY and NO_PROXY hold.`;
 
 /** The device's work: a moment that differs, and perhaps a failure. */
 async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
@@ -31,76 +39,93 @@ async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
 }
 
 /** What there is to say of the connection; the same sentence as before is nothing new. */
-function sentence({ state, transport, device, error, retryAt }: Status): string {
+function sentence({ state, transport, device, error, retryAt }: Status, url: string): string {
   if (state === "connected") return `. connected by ${transport} as ${device}`;
-  if (retryAt === null) return `. ${state}`;
+  if (retryAt === null) return state === "connecting" ? `. connecting to ${url}` : `. ${state}`;
   return `! ${error ?? state}; coming back in ${((retryAt - Date.now()) / 1000).toFixed(1)} s`;
 }
 
-function fail(why: string): never {
-  console.error(`hostlistener: ${why}`);
-  process.exit(1);
-}
+const fail = (error: unknown): never => failAs("hostlistener", error);
 
-/** Listens, or ends with a line where the options are wrong. */
+/** Listens. @throws UsageError where the options can't be right */
 function begin(options: ListenOptions): Listener {
   try {
     return listen(options);
   } catch (error) {
-    return fail((error as Error).message);
+    throw new UsageError((error as Error).message);
   }
 }
 
-const command = defineCommand({
-  meta: { name: "hostlistener", description: "A device: works on events, and gives receipts" },
-  args: {
-    url: { type: "positional", default: "http://127.0.0.1:4567", description: "where PERE is" },
-    channel: { type: "positional", default: "orders", description: "one, or several with commas" },
-    device: {
-      type: "positional",
-      default:
-        hostname()
-          .replace(/[^A-Za-z0-9._:~-]/g, "-")
-          .slice(0, 128) || "host",
-      description: "the device's name",
+async function run(): Promise<void> {
+  const options = {
+    flaky: { type: "boolean" },
+    json: { type: "boolean" },
+    state: { type: "string" },
+    concurrency: { type: "string" },
+  } as const;
+  const { values, positionals } = readArgs(options, 3, USAGE);
+  const [url = "http://127.0.0.1:4567", channel, device] = positionals;
+  const token = process.env.PERE_TOKEN || undefined;
+  const concurrency = wholeOf("concurrency", values.concurrency ?? "100", 1, 10_000);
+  if (values.state?.trim() === "") throw new UsageError("--state must name a file");
+  const { json: isJson = false, flaky: isFlaky = false } = values;
+  let broken: string | null = null;
+  const printer = new Printer((why) => {
+    broken = `${why}; events that were not printed stay open`;
+    void listener.close();
+  });
+  const print = (name: string, json: string, line: string): Promise<void> =>
+    printer.print(isJson ? `{"${name}":${json}}\n` : `${line}\n`);
+  const listener = begin({
+    url,
+    channels: nameOf("channel", channel) ?? "orders",
+    device: nameOf("device", device) ?? (token === undefined ? ownName() : undefined),
+    token,
+    concurrency,
+    storage: values.state === undefined ? undefined : fileKeeper(values.state),
+    async onEvent(event) {
+      const { data: _, text, ...about } = event;
+      const { id, type = "" } = about;
+      await print("event", withText(about, "data", text), `v ${id}${type && ` ${type}`} ${onOneLine(text)}`);
+      await work(event, isFlaky);
     },
-    flaky: { type: "boolean", description: "fail one time in ten" },
-    json: { type: "boolean", description: "print JSON, an object a line" },
-    state: { type: "string", description: "a file to remember in" },
-    concurrency: { type: "string", default: "100", description: "events worked on at once" },
-  },
-  async run({ args: { url, channel, device, flaky, json, state, concurrency } }) {
-    const print = (name: string, value: unknown, line: string): void =>
-      console.log(json ? JSON.stringify({ [name]: value }) : line);
-    const listener = begin({
-      url,
-      channels: channel,
-      device,
-      token: process.env.PERE_TOKEN || undefined,
-      concurrency: Number(concurrency) || 1,
-      storage: state === undefined ? undefined : fileKeeper(state),
-      onEvent(event) {
-        const { id, type = "", data } = event;
-        print("event", event, `v ${id}${type && ` ${type}`} ${JSON.stringify(data)}`);
-        return work(event, flaky === true);
-      },
-      onReceipt: (receipt) => print("receipt", receipt, `^ ${receipt.event} ${receipt.status}`),
-      onRejected: (receipt, reason) =>
-        print("rejected", { ...receipt, reason }, `! ${receipt.event} ${receipt.status} was rejected: ${reason}`),
-      onGap: (gap) => print("gap", gap, `! events after ${gap.after} and before ${gap.from} are no longer kept`),
-    });
-    let before = "";
-    listener.status().subscribe((status) => {
-      const now = `${status.state} ${status.transport} ${status.retryAt}`;
-      if (now !== before && status.state !== "closed") print("status", status, sentence(status));
-      before = now;
-    });
-    process.once("SIGINT", () => {
-      const { open, waiting } = listener.status().get();
-      void listener.close().then(() => print("end", { open, waiting }, `stopped; ${open + waiting} were in hand`));
-    });
-    await listener.closed.catch(({ message, status }: PereError) => fail(`${message} (status ${status})`));
-  },
-});
+    onReceipt: (receipt) => void print("receipt", JSON.stringify(receipt), `^ ${receipt.event} ${receipt.status}`),
+    onRejected: (receipt, reason) =>
+      void print(
+        "rejected",
+        JSON.stringify({ ...receipt, reason }),
+        `! ${receipt.event} ${receipt.status} was rejected: ${reason}`,
+      ),
+    onGap: (gap) =>
+      void print("gap", JSON.stringify(gap), `! events after ${gap.after} and before ${gap.from} are no longer kept`),
+    // A socket would go past the proxy.
+    ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
+  });
+  let before = "";
+  listener.status().subscribe((status) => {
+    const now = `${status.state} ${status.transport} ${status.retryAt}`;
+    if (now !== before && status.state !== "closed")
+      void print("status", JSON.stringify(status), sentence(status, url));
+    before = now;
+  });
+  let inHand: Pick<Status, "open" | "waiting"> | null = null;
+  onEnd(() => {
+    inHand = listener.status().get();
+    void listener.close();
+  });
+  try {
+    await listener.closed;
+  } catch (error) {
+    const { message, status } = error as PereError;
+    fail(new Error(status === undefined ? message : `${message} (status ${status})`));
+  }
+  const { unsent } = listener.status().get();
+  if (broken !== null) fail(new Error(broken));
+  const { open, waiting } = inHand ?? { open: 0, waiting: 0 };
+  const left = unsent > 0 ? `, ${unsent} receipts could not be given` : "";
+  await print("end", JSON.stringify({ open, waiting, unsent }), `stopped; ${open + waiting} were in hand${left}`).catch(
+    () => {},
+  );
+}
 
-if (import.meta.main) await runMain(command);
+if (import.meta.main) await run().then(() => process.exit(0), fail);

@@ -4,7 +4,7 @@
  * package.json that says so. `publint` looks at it as those who install it will; what it finds fails the run. It publishes nothing: that is
  * `npm publish` with the file that it names.
  */
-import { cp, mkdir, rm } from "node:fs/promises";
+import { cp, mkdir, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { publint } from "publint";
 import { formatMessage } from "publint/utils";
@@ -32,6 +32,21 @@ async function section(name: string): Promise<string> {
     .replace(/^## .*/, `# pere-client\n\n${packageJson.description}.`);
 }
 
+const args = process.argv.slice(2);
+const made: unknown = await Bun.file(join(folder, "package.json"))
+  .json()
+  .catch(() => null);
+const isOurs = typeof made === "object" && made !== null && "name" in made && made.name === "pere-client";
+const isEmpty = await readdir(folder).then(
+  (names) => names.length === 0,
+  (error: { code?: string }) => error.code === "ENOENT",
+);
+if (args.length > 1 || args[0] === "" || args[0]?.startsWith("-") || !(isOurs || isEmpty)) {
+  console.error(
+    isOurs || isEmpty ? "usage: bun run pack [folder]" : `pack: ${folder} holds something else; name another folder`,
+  );
+  process.exit(2);
+}
 await rm(folder, { recursive: true, force: true });
 await mkdir(folder, { recursive: true });
 // What every supported runtime can do: Node 20 is the oldest.

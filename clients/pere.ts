@@ -532,23 +532,35 @@ class Line {
   }
 
   /**
-   * One request. 307 and 308 are followed within the origin (RFC 9110, 15.4): the request stays what it is, and the token goes to nobody else.
+   * One request. 307 and 308 are followed within the origin (RFC 9110, 15.4): the request stays what it is, and the token goes to nobody else. A browser
+   * does not say which it was; there, what leads to the same request under another path is followed.
    * @throws Blocked: something leads elsewhere
    */
   async request(url: string, init: Init): Promise<Response> {
     let at = url;
+    let lead: Blocked | null = null;
     for (let count = 0; ; count++) {
       const response = await this.fetch(at, { ...init, redirect: "manual" });
       const { status, type } = response;
       const isHidden = type === "opaqueredirect";
-      if (!isHidden && ![301, 302, 303, 307, 308].includes(status)) return response;
+      if (!isHidden && ![301, 302, 303, 307, 308].includes(status)) {
+        // What has led away from PERE's own path has led to something else of PERE's, or of another one's.
+        if (lead !== null && status === 404) throw lead;
+        return response;
+      }
       response.body?.cancel().catch(() => {});
       const to = isHidden ? await this.#revealed(at, init) : leadsTo(response, at);
-      const isFollowed = isHidden || status === 307 || status === 308;
-      if (!isFollowed || to?.origin !== new URL(at).origin || count === REDIRECTS_MAX)
-        throw redirected(status, to && this.#addressTo(to, url));
+      lead = redirected(status, to && this.#addressTo(to, url));
+      const isFollowed = isHidden ? to?.href.endsWith(this.#requestOf(url)) : status === 307 || status === 308;
+      if (!isFollowed || to?.origin !== new URL(at).origin || count === REDIRECTS_MAX) throw lead;
       at = to.href;
     }
+  }
+
+  /** What is asked of the service, without where it is: path and query. */
+  #requestOf(url: string): string {
+    const { pathname, search } = new URL(url);
+    return pathname.slice(new URL(this.base).pathname.replace(/\/+$/, "").length) + search;
   }
 
   /** Where a redirect leads that a browser does not show: it is followed with nothing in hand. @returns null: it does not say */
@@ -571,7 +583,7 @@ class Line {
 
   /** The address to use instead of this one, where a redirect leads to the same place elsewhere; without the query, which is not for showing. */
   #addressTo({ origin, pathname }: URL, url: string): string {
-    const own = new URL(url).pathname.slice(new URL(this.base).pathname.replace(/\/+$/, "").length);
+    const own = this.#requestOf(url).replace(/\?.*/, "");
     return origin + (pathname.endsWith(own) ? pathname.slice(0, -own.length) : pathname);
   }
 

@@ -10,20 +10,37 @@
  * A service that can't be reached within the first ten seconds ends it too, with status 1; one that goes later is waited for.
  * Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; it needs the right to push on the channel.
  * With `--wait` it pushes the next event when the one before is complete, or after so many seconds; the other two are given to each event.
- * On a terminal it keeps a table with a bar for each event; elsewhere it prints a line for each change, with `--json` an object.
+ * On a terminal it keeps a table with a bar for each event; elsewhere it prints a line for each change, with `--json` an object. Where nothing more can be
+ * printed it pushes nothing more. INT and TERM end it when the push under way was answered; a second one at once.
  *
  * All that a publisher must do is in the SDK, `pere.ts`; this is an example of what is left to do. One thing is worth a look: receipts are
  * followed from before the first push, so that none is missed.
  */
 import { fstatSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { defineCommand, runMain } from "citty";
-import { PereError, publish, receipts, type Given } from "./pere.ts";
+import { PereError, publish, receipts, type Given, type Receipts } from "./pere.ts";
+import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf } from "./program.ts";
+import { UsageError, withText } from "./program.ts";
+
+const USAGE = `bun clients/publisher.ts [url] [channel] [options]      lines on its input are what it pushes; without, one event a second
+
+  url                 where PERE is; http://127.0.0.1:4567
+  channel             where to; orders
+  --wait=seconds      wait for an event to be complete before the next
+  --deadline=seconds  each device owes a final receipt in this time
+  --remind=seconds    silent devices are reminded after each such time
+  --json              print JSON, an object a line
+
+PERE_TOKEN: a token with the right to push. HTTP_PROXY, HTTPS_PROXY and NO_PROXY hold.`;
 
 /** Between two events of its own. */
 const EVERY_MS = 1_000;
 /** How long it waits, after the last line, for those that have not answered; and at the start, for the service. */
 const PATIENCE_MS = 10_000;
+/** Before it is connected it says that it tries after this; and at the end a push has so long to be answered. */
+const TRYING_MS = 1_000;
+const FLUSH_MS = 5_000;
+const RECEIPTS_MS = 500;
 /** Events that a terminal shows; those before them scroll away as they were. */
 const SHOWN_MAX = 10;
 /** A table is this wide; on a narrower terminal there are lines. */
@@ -82,21 +99,23 @@ const HEADING = `\x1b[1m${"event".padEnd(16)} ${"".padEnd(BAR_CELLS)} ${"answere
 /** Shows events: on a terminal the last ones in a table, in place; elsewhere a line for each change. */
 class Board {
   readonly #isTable: boolean;
+  readonly #print: (text: string) => void;
   #shown: Pushed[] = [];
   #lines = 0;
 
-  constructor(isTable: boolean) {
+  constructor(isTable: boolean, print: (text: string) => void) {
     this.#isTable = isTable;
+    this.#print = print;
   }
 
   update(event: Pushed): void {
-    if (!this.#isTable) return console.log(lineOf(event));
+    if (!this.#isTable) return this.#print(`${lineOf(event)}\n`);
     if (!this.#shown.includes(event)) this.#shown.push(event);
     // What scrolls away stays above the table as it was.
     const gone = this.#shown.splice(0, Math.max(0, this.#shown.length - SHOWN_MAX));
     const up = this.#lines === 0 ? "" : `\x1b[${this.#lines}A`;
     const lines = [...gone.map(rowOf), HEADING, ...this.#shown.map(rowOf)];
-    process.stdout.write(`${up}${lines.map((line) => `\x1b[2K${line}\n`).join("")}`);
+    this.#print(`${up}${lines.map((line) => `\x1b[2K${line}\n`).join("")}`);
     this.#lines = lines.length - gone.length;
   }
 }
@@ -122,14 +141,6 @@ async function* texts(isGiven: boolean): AsyncGenerator<string> {
   }
 }
 
-/** @throws Error when it is no number of seconds */
-function secondsOf(name: string, text: string | undefined): number | undefined {
-  if (text === undefined) return undefined;
-  const seconds = Number(text);
-  if (text.trim() === "" || !(seconds >= 0)) throw new Error(`--${name} must be a number of seconds, not "${text}"`);
-  return seconds;
-}
-
 interface Options {
   readonly url: string;
   readonly channel: string;
@@ -139,17 +150,50 @@ interface Options {
   readonly isJson: boolean;
 }
 
+const fail = (error: unknown): never =>
+  failAs("publisher", error instanceof PereError ? new Error(`${error.message} (status ${error.status})`) : error);
+
+/** Follows the receipts. @throws UsageError where the options can't be right */
+function follow(options: Parameters<typeof receipts>[0]): Receipts {
+  try {
+    return receipts(options);
+  } catch (error) {
+    throw new UsageError((error as Error).message);
+  }
+}
+
 async function run({ url, channel, isJson, ...options }: Options): Promise<void> {
   // A terminal and /dev/null are character devices; a pipe or a file is somebody's input.
   const isGiven = !fstatSync(0).isCharacterDevice();
   const token = process.env.PERE_TOKEN || undefined;
-  const board = new Board(process.stdout.isTTY && process.stdout.columns >= TABLE_COLUMNS);
   const pushed = new Map<string, Pushed>();
   /** A receipt can be quicker than the answer to its push. */
   const early = new Map<string, Pushed["words"]>();
   let changed = Promise.withResolvers<void>();
+  /** The push under way; and whether there is to be another one. */
+  let underWay: Promise<unknown> | null = null;
+  let isEnding = false;
+  const end = async (finish: () => never): Promise<void> => {
+    isEnding = true;
+    let isAnswered = underWay === null;
+    const answered = underWay?.then(
+      () => (isAnswered = true),
+      () => {},
+    );
+    await Promise.race([answered, Bun.sleep(FLUSH_MS)]);
+    if (!isAnswered) console.error("publisher: the last push was not answered, and may have been stored or not");
+    // Its receipts may be a moment behind its answer.
+    const until = performance.now() + RECEIPTS_MS;
+    while (answered && ![...pushed.values()].every(isComplete) && performance.now() < until) await Bun.sleep(20);
+    finish();
+  };
+  const printer = new Printer((why) => void end(() => fail(new Error(`${why}; nothing more is pushed`))));
+  const board = new Board(
+    process.stdout.isTTY && process.stdout.columns >= TABLE_COLUMNS,
+    (text) => void printer.print(text),
+  );
   const show = (event: Pushed): void => (isJson ? undefined : board.update(event));
-  const print = (name: string, value: unknown): void => void (isJson && console.log(JSON.stringify({ [name]: value })));
+  const print = (name: string, json: string): void => void (isJson && printer.print(`{"${name}":${json}}\n`));
 
   /** Before the service was reached, the last that went wrong; undefined from then on, when all of it is told as it comes. */
   let away: string | undefined = "no answer";
@@ -157,7 +201,14 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     if (away === undefined) console.error(`feedback: ${why}; coming back`);
     else away = why;
   };
-  const said = receipts({ url, channel, token, onTrouble });
+  const said = follow({
+    url,
+    channel,
+    token,
+    onTrouble,
+    // A socket would go past the proxy.
+    ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
+  });
   const note = ({ event, device, status }: Given): void => {
     const known = pushed.get(event);
     const words = known?.words ?? early.get(event) ?? new Map<string, Given["status"]>();
@@ -168,21 +219,32 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
   };
   const listen = async (): Promise<void> => {
     for await (const word of said) {
-      if (word.kind === "receipt") note(word);
-      print(word.kind, word);
+      if (word.kind !== "receipt") print(word.kind, JSON.stringify(word));
+      else {
+        note(word);
+        const { detail: _, text, ...about } = word;
+        print(word.kind, withText(about, "detail", text));
+      }
     }
   };
 
   const finish = (): never => {
     const complete = [...pushed.values()].filter(isComplete).length;
-    if (isJson) print("end", { pushed: pushed.size, complete });
-    else console.log(`${pushed.size} pushed, ${complete} complete`);
-    process.exit(!isGiven || complete === pushed.size ? 0 : 1);
+    const text = isJson
+      ? `{"end":${JSON.stringify({ pushed: pushed.size, complete })}}`
+      : `${pushed.size} pushed, ${complete} complete`;
+    void printer
+      .print(`${text}\n`)
+      .then(() => process.exit(!isGiven || complete === pushed.size ? 0 : 1))
+      .catch(() => {}); // The printer ends it.
+    return undefined as never;
   };
-  process.once("SIGINT", finish);
+  onEnd(() => void end(finish));
   const late = setTimeout(() => fail(new Error(`${url} can't be reached: ${away}`)), PATIENCE_MS);
+  const trying = setTimeout(() => console.error(`publisher: connecting to ${url}: ${away}; trying again`), TRYING_MS);
   await said.ready;
   clearTimeout(late);
+  clearTimeout(trying);
   away = undefined;
   listen().catch(fail);
   const retries = {
@@ -191,48 +253,40 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     onTrouble: (why: string) => console.error(`push: ${why}; again`),
   };
   for await (const text of texts(isGiven)) {
-    const answer = await publish(url, channel, text, { ...options, ...retries, isJson: true });
+    if (isEnding) return;
+    const push = publish(url, channel, text, { ...options, ...retries, isJson: true });
+    underWay = push;
+    const answer = await push;
+    underWay = null;
     const event = { id: answer.id, addressed: answer.audience.addressed, words: early.get(answer.id) ?? new Map() };
     early.clear();
     pushed.set(event.id, event);
     show(event);
-    print("pushed", answer);
+    print("pushed", JSON.stringify(answer));
   }
-  const end = Date.now() + PATIENCE_MS;
-  while (Date.now() < end && ![...pushed.values()].every(isComplete)) {
+  if (isEnding) return;
+  const endsAt = performance.now() + PATIENCE_MS;
+  for (let left = PATIENCE_MS; left > 0 && ![...pushed.values()].every(isComplete); left = endsAt - performance.now()) {
     changed = Promise.withResolvers();
-    await Promise.race([changed.promise, Bun.sleep(end - Date.now())]);
+    await Promise.race([changed.promise, Bun.sleep(left)]);
   }
   finish();
 }
 
-function fail(error: Error): never {
-  console.error(`publisher: ${error.message}${error instanceof PereError ? ` (status ${error.status})` : ""}`);
-  process.exit(1);
+/** Reads the arguments and runs. */
+async function main(): Promise<void> {
+  const seconds = { type: "string" } as const;
+  const options = { wait: seconds, deadline: seconds, remind: seconds, json: { type: "boolean" } } as const;
+  const { values, positionals } = readArgs(options, 2, USAGE);
+  const [url = "http://127.0.0.1:4567", channel] = positionals;
+  await run({
+    url,
+    channel: nameOf("channel", channel) ?? "orders",
+    wait: secondsOf("wait", values.wait),
+    deadline: secondsOf("deadline", values.deadline),
+    remind: secondsOf("remind", values.remind),
+    isJson: values.json === true,
+  });
 }
 
-const command = defineCommand({
-  meta: { name: "publisher", description: "Pushes events, and shows what became of each" },
-  args: {
-    url: { type: "positional", default: "http://127.0.0.1:4567", description: "where PERE is" },
-    channel: { type: "positional", default: "orders", description: "where to" },
-    wait: { type: "string", description: "seconds to wait for an event to be complete before the next" },
-    deadline: { type: "string", description: "seconds in which each device owes a final receipt" },
-    remind: { type: "string", description: "seconds after which silent devices are reminded" },
-    json: { type: "boolean", description: "print JSON, an object a line" },
-  },
-  async run({ args: { url, channel, wait, deadline, remind, json } }) {
-    try {
-      const seconds = {
-        wait: secondsOf("wait", wait),
-        deadline: secondsOf("deadline", deadline),
-        remind: secondsOf("remind", remind),
-      };
-      await run({ url, channel, isJson: json === true, ...seconds });
-    } catch (error) {
-      fail(error as Error);
-    }
-  },
-});
-
-if (import.meta.main) await runMain(command);
+if (import.meta.main) await main().catch(fail);

@@ -129,7 +129,7 @@ test(
     expect(await publisher.child.exited).toBe(0);
 
     const wrong = new Client("publisher", ["--wait=soon", pere.url, "orders"], "1\n");
-    expect(await wrong.child.exited).toBe(1);
+    expect(await wrong.child.exited).toBe(2);
     await wrong.says(/--wait must be a number of seconds, not "soon"/);
   },
   LIMIT_MS,
@@ -315,16 +315,18 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
   );
 
 test(
-  "what is no address ends both at once, a service that is not there ends the publisher: in one line, with status 1",
+  "what is no address ends both at once; a publisher says that it tries, and ends where no service is there in ten seconds",
   async () => {
     for (const name of ["hostlistener", "publisher"]) {
       const client = new Client(name, ["localhost:4567"]);
-      expect(await client.child.exited).toBe(1);
+      expect(await client.child.exited).toBe(2);
       await client.says(/^\w+: url must begin with http:\/\/ or https:\/\/, not "localhost:4567"\n$/);
     }
     const publisher = new Client("publisher", ["http://127.0.0.1:1"], "1");
     expect(await publisher.child.exited).toBe(1);
-    await publisher.says(/^publisher: http:\/\/127\.0\.0\.1:1 can't be reached: ECONNREFUSED[^\n]*\n$/);
+    await publisher.says(
+      /^publisher: connecting to http:\/\/127\.0\.0\.1:1: ECONNREFUSED[^\n]*; trying again\npublisher: http:\/\/127\.0\.0\.1:1 can't be reached: ECONNREFUSED[^\n]*\n$/,
+    );
   },
   LIMIT_MS,
 );
