@@ -22,6 +22,7 @@ import { BODY_MS, type BodyReader, bodyReader, takeIn } from "./engine/body.ts";
 import { Breath } from "./engine/breath.ts";
 import { Door, NOTHING } from "./engine/door.ts";
 import { readCertificate } from "./engine/certificate.ts";
+import { Clock } from "./engine/clock.ts";
 import { Counts } from "./engine/counts.ts";
 import { descriptors, isOutOfDescriptors } from "./engine/descriptors.ts";
 import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engine.ts";
@@ -1153,12 +1154,17 @@ async function openRedis(urls: readonly string[], replicas: number): Promise<Sto
 export interface ServiceOptions extends EngineOptions {
   /** Milliseconds that a body may take beside what its length needs. */
   readonly bodyMs?: number;
+  /** The monotonic clock that `now` is held against, milliseconds; without it a `now` that is given is believed. */
+  readonly steady?: () => number;
 }
 
 /** Starts PERE. @throws PereError or Error when the file or the port can't be had */
 export async function serve(settings: Settings, options: ServiceOptions = {}): Promise<Service> {
   const { db, redis, replicas, hooksAllowed, limits, basePath } = settings;
-  const { now = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
+  const { now: wall = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
+  const steady = options.steady ?? (options.now ? wall : () => performance.now());
+  const clock = new Clock({ wall, steady, tell: (sentence) => log.warn(sentence) });
+  const { now } = clock;
   // Wrong keys stop the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
@@ -1180,6 +1186,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     counts,
     report,
     ...options,
+    now,
+    clock,
     limits: { ...all, feeds: Math.min(all.feeds ?? LIMITS.feeds, descriptors().feeds) },
   });
   if (settings.log !== "info") log = openLog(settings.log);

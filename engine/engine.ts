@@ -6,6 +6,7 @@
  * here, and signs of life that are written down every few seconds.
  */
 import { Breath } from "./breath.ts";
+import type { Clock } from "./clock.ts";
 import { Counts } from "./counts.ts";
 import { Deadlines } from "./deadlines.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
@@ -71,6 +72,8 @@ export interface EngineOptions {
   readonly hookCall?: CallOptions;
   /** Where it is counted what was done. */
   readonly counts?: Counts;
+  /** Whether the wall clock leapt: `Clock`. */
+  readonly clock?: Pick<Clock, "leapMs" | "advice">;
   /** Told of what should never happen, in work that nobody waits for. */
   readonly report?: Report;
 }
@@ -100,6 +103,8 @@ const REASONS = {
 export class Engine {
   /** Who is called when there are receipts. */
   readonly hooks: Hooks;
+  /** Whether the wall clock leapt. */
+  readonly clock: Pick<Clock, "leapMs" | "advice">;
   /** What was done since the start. */
   readonly counts: Counts;
   readonly #store: Store;
@@ -123,6 +128,7 @@ export class Engine {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
     const { counts = new Counts(), report = onConsole } = options;
     this.counts = counts;
+    this.clock = options.clock ?? { leapMs: 0, advice: [] };
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
@@ -434,7 +440,10 @@ export class Engine {
 
   /** What the store promises. Who asks while it is looked at is answered with the same look. @throws PereError away */
   ready(): Promise<Readiness> {
-    return (this.#looking ??= this.#store.ready().finally(() => (this.#looking = undefined)));
+    return (this.#looking ??= this.#store
+      .ready()
+      .then((ready) => ({ ...ready, advice: [...ready.advice, ...this.clock.advice] }))
+      .finally(() => (this.#looking = undefined)));
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention

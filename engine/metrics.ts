@@ -214,6 +214,12 @@ export class Metrics {
       [],
       () => (engine.counts.logBytes === null ? [] : [[{}, engine.counts.logBytes]]),
     );
+    this.#gauge(
+      "pere_clock_leap_seconds",
+      "How far the wall clock leapt ahead (below 0: back) of what PERE goes by",
+      [],
+      () => [[{}, engine.clock.leapMs / 1000]],
+    );
     this.#gauge("pere_draining", "1: it is shutting down", [], () => [[{}, engine.draining ? 1 : 0]]);
     this.#gauge("pere_resident_memory_bytes", "Memory of the process", [], () => [[{}, process.memoryUsage.rss()]]);
     const startedAt = performance.timeOrigin / 1000;

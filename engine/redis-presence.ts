@@ -86,9 +86,9 @@ export class RedisPresence {
       if (isNew === 1)
         for (const [channel, devices] of this.#here) for (const device of devices.keys()) this.#change(channel, device);
       if (this.#changed.size > 0) await this.#write();
-      for (const [channel, { at }] of this.#known) if (Date.now() - at > FRESH_MS) this.#known.delete(channel);
+      for (const [channel, { at }] of this.#known) if (performance.now() - at > FRESH_MS) this.#known.delete(channel);
       for (const [stranger, since] of this.#strangers)
-        if (Date.now() - since > STRANGER_MS) this.#strangers.delete(stranger);
+        if (performance.now() - since > STRANGER_MS) this.#strangers.delete(stranger);
     } catch {
       // Redis is away; the timer tries again.
     }
@@ -200,9 +200,9 @@ export class RedisPresence {
   elsewhere(channel: string): Promise<Devices> {
     if (this.#living.size <= 1) return Promise.resolve(NOBODY);
     const known = this.#known.get(channel);
-    if (known && Date.now() - known.at < FRESH_MS) return known.devices;
+    if (known && performance.now() - known.at < FRESH_MS) return known.devices;
     const devices = this.#read(channel).catch(() => NOBODY);
-    this.#known.set(channel, { at: Date.now(), devices });
+    this.#known.set(channel, { at: performance.now(), devices });
     return devices;
   }
 
@@ -218,8 +218,8 @@ export class RedisPresence {
       if (this.#living.has(instance)) {
         devices.set(member.slice(at + 1), Number(joined));
         this.#strangers.delete(instance);
-      } else if (!this.#strangers.has(instance)) this.#strangers.set(instance, Date.now());
-      else if (Date.now() - this.#strangers.get(instance)! > 2 * MEMORY_MS) left.push(member);
+      } else if (!this.#strangers.has(instance)) this.#strangers.set(instance, performance.now());
+      else if (performance.now() - this.#strangers.get(instance)! > 2 * MEMORY_MS) left.push(member);
     }
     if (left.length > 0)
       for (const hash of [key, places])

@@ -11,6 +11,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/store.ts": ["engine/model.ts"],
   "engine/breath.ts": [],
   "engine/faults.ts": ["engine/model.ts"],
+  "engine/clock.ts": [],
   "engine/certificate.ts": ["node:crypto", "node:fs", "node:tls"],
   "engine/body.ts": ["engine/model.ts"],
   "engine/secret.ts": ["engine/writable.ts", "engine/model.ts", "node:fs"],
@@ -191,6 +192,7 @@ const ROOMS: Record<string, readonly string[]> = {
   ],
   "engine/retention.ts": ["engine/model.ts"],
   "engine/engine.ts": [
+    "engine/clock.ts",
     "engine/breath.ts",
     "engine/faults.ts",
     "engine/retention.ts",
