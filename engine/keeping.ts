@@ -13,6 +13,7 @@
 import { Database } from "bun:sqlite";
 import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs";
 import { dirname } from "node:path";
+import { destination } from "./links.ts";
 import { checkReadable, hold } from "./lock.ts";
 import { PereError } from "./model.ts";
 import { SCHEMA } from "./schema.ts";
@@ -79,8 +80,10 @@ function within<Result>(
 /** Reads a file, also one that is being worked with, into a new one with the mark of a copy. @throws PereError conflict, away */
 function copy(from: string, to: string): Content {
   if (existsSync(to)) throw new PereError("conflict", `${to} is there already; nothing is written over`);
-  const fresh = `${to}.new`;
+  let fresh = "";
   try {
+    const place = destination(to);
+    fresh = `${place}.new`;
     rmSync(fresh, { force: true });
     closeSync(openSync(fresh, "wx", OWNER_ALONE));
     within(from, { readonly: true }, (db) => {
@@ -108,11 +111,11 @@ function copy(from: string, to: string): Content {
     const secret = foundSecret(from);
     if (secret !== null) keptSecret(to, secret);
     sync(fresh);
-    renameSync(fresh, to);
-    sync(dirname(to));
+    renameSync(fresh, place);
+    sync(dirname(place));
     return content;
   } catch (error) {
-    if (existsSync(fresh)) rmSync(fresh, { force: true });
+    if (fresh !== "" && existsSync(fresh)) rmSync(fresh, { force: true });
     throw error instanceof PereError
       ? error
       : new PereError("away", `${to} can't be written: ${unwritable(to) ?? (error as Error).message}`, [], error);

@@ -13,6 +13,7 @@ import {
   statSync,
   writeSync,
 } from "node:fs";
+import { destination } from "./links.ts";
 import { PereError } from "./model.ts";
 import { unwritable } from "./writable.ts";
 
@@ -23,8 +24,9 @@ const pathOf = (db: string): string => `${db}.secret`;
 
 /** The secret beside a database; `fresh`, when there is none yet, and then it is kept. @throws PereError away */
 export function keptSecret(db: string, fresh: string): string {
-  const path = pathOf(db);
+  let path = pathOf(db);
   try {
+    path = destination(path);
     if (existsSync(path)) {
       if ((statSync(path).mode & 0o777) !== 0o600) chmodSync(path, 0o600);
       const kept = readFileSync(path, "utf8").trim();
@@ -47,5 +49,5 @@ export function keptSecret(db: string, fresh: string): string {
 /** The secret beside a database, as it stands; null: there is none. @throws Error when it can't be read */
 export function foundSecret(db: string): string | null {
   const path = pathOf(db);
-  return existsSync(path) ? readFileSync(path, "utf8").trim() : null;
+  return existsSync(path) ? readFileSync(destination(path), "utf8").trim() : null;
 }

@@ -14,7 +14,8 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/clock.ts": [],
   "engine/certificate.ts": ["node:crypto", "node:fs", "node:tls"],
   "engine/body.ts": ["engine/model.ts"],
-  "engine/secret.ts": ["engine/writable.ts", "engine/model.ts", "node:fs"],
+  "engine/links.ts": ["node:fs", "node:path"],
+  "engine/secret.ts": ["engine/links.ts", "engine/writable.ts", "engine/model.ts", "node:fs"],
   "engine/owed.ts": ["engine/breath.ts", "engine/store.ts", "engine/model.ts"],
   "engine/metrics.ts": ["engine/engine.ts", "engine/owed.ts", "engine/counts.ts", "engine/store.ts", "prom-client"],
   "engine/counts.ts": ["engine/model.ts"],
@@ -83,6 +84,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "engine/model.ts",
   ],
   "engine/keeping.ts": [
+    "engine/links.ts",
     "engine/lock.ts",
     "engine/schema.ts",
     "engine/secret.ts",

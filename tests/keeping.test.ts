@@ -4,7 +4,8 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { Database } from "bun:sqlite";
-import { cpSync, existsSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, readdirSync, readFileSync, readlinkSync, renameSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tally } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
@@ -38,6 +39,33 @@ async function backUp(db: string, file: string): Promise<void> {
 
 const epochOf = (id: string): string => id.split("-")[0]!;
 const counted = ({ received, working, done, failed }: Tally): number => received + working + done + failed;
+
+describe("a link", () => {
+  test("that leads to where a secret or a backup is to be stays one, and the file is where it leads", async () => {
+    const folder = temporary();
+    mkdirSync(join(folder, "far"));
+    const db = join(folder, "pere.db");
+    symlinkSync("far/secret", `${db}.secret`);
+    symlinkSync("far/backup", join(folder, "backup.db"));
+    const service = await spawn({ PERE_DB: db, HOST: "0.0.0.0" });
+    await service.end("SIGTERM");
+    await backUp(db, join(folder, "backup.db"));
+    for (const [link, to] of [
+      ["pere.db.secret", "far/secret"],
+      ["backup.db", "far/backup"],
+    ] as const) {
+      expect(readlinkSync(join(folder, link))).toBe(to);
+      expect(statSync(join(folder, to)).isFile()).toBe(true);
+      expect(statSync(join(folder, to)).mode & 0o777).toBe(0o600);
+    }
+    // What is no file is left alone.
+    const other = join(folder, "other.db");
+    symlinkSync("/dev/null", `${other}.secret`);
+    await expect(spawn({ PERE_DB: other, HOST: "0.0.0.0" })).rejects.toThrow("is no file");
+    expect(statSync("/dev/null").isCharacterDevice()).toBe(true);
+    expect(readlinkSync(`${other}.secret`)).toBe("/dev/null");
+  });
+});
 
 describe("a backup", () => {
   test("of a service at work holds all that was acknowledged before it began, and nothing by half", async () => {
