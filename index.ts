@@ -28,7 +28,7 @@ import { descriptors, isOutOfDescriptors } from "./engine/descriptors.ts";
 import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import { unexpected } from "./engine/faults.ts";
 import type { FeedRequest } from "./engine/feed.ts";
-import { type Listening, listen } from "./engine/listening.ts";
+import { addressesOf, type Listening, listen } from "./engine/listening.ts";
 import { KeyUnknown } from "./engine/keys.ts";
 import { openLog } from "./engine/log.ts";
 import type { Metrics } from "./engine/metrics.ts";
@@ -1102,6 +1102,29 @@ function mount(app: ReturnType<typeof routes>, basePath: string): void {
   );
 }
 
+/** All that is served. @throws Error with the one line to print */
+async function appOf(engine: Engine, door: Door, ways: Ways): Promise<ReturnType<typeof routes>> {
+  const app = routes(engine, door, ways);
+  app.use(
+    await staticPlugin({
+      assets: WEB,
+      prefix: "/",
+      alwaysStatic: true,
+      ignorePatterns: [SOURCES],
+      directive: "no-cache",
+      maxAge: null,
+      headers: { "X-Content-Type-Options": "nosniff" },
+    }),
+  );
+  // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
+  app.use(swagger({ documentation: document(packageJson.version, ways.basePath) }));
+  const page = ({ request }: { readonly request: Request }): Promise<Response> =>
+    file(join(WEB, "swagger.html"), "text/html; charset=utf-8", pathOf(request).endsWith("/") ? "../" : "");
+  for (const path of ["/swagger", "/swagger/"]) app.get(path, page, { detail: { hide: true } });
+  if (ways.basePath !== "") mount(app, ways.basePath);
+  return app;
+}
+
 /** The methods that some route takes at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
   const parts = path.split("/");
@@ -1200,27 +1223,12 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
   const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
-  const app = routes(engine, door, { random, bodyMs, isWatched, isTls, basePath, metrics });
-  app.use(
-    await staticPlugin({
-      assets: WEB,
-      prefix: "/",
-      alwaysStatic: true,
-      ignorePatterns: [SOURCES],
-      directive: "no-cache",
-      maxAge: null,
-      headers: { "X-Content-Type-Options": "nosniff" },
-    }),
-  );
-  // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
-  app.use(swagger({ documentation: document(packageJson.version, basePath) }));
-  const page = ({ request }: { readonly request: Request }): Promise<Response> =>
-    file(join(WEB, "swagger.html"), "text/html; charset=utf-8", pathOf(request).endsWith("/") ? "../" : "");
-  for (const path of ["/swagger", "/swagger/"]) app.get(path, page, { detail: { hide: true } });
+  const ways = { random, bodyMs, isWatched, isTls, basePath, metrics };
   let listening: Listening;
   try {
-    if (basePath !== "") mount(app, basePath);
-    listening = listen((opening) => app.listen(opening).server!, settings);
+    // An app knows one server; what is behind them all is the same.
+    const apps = await Promise.all(addressesOf(settings.host).map(() => appOf(engine, door, ways)));
+    listening = listen((opening, nth) => apps[nth]!.listen(opening).server!, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();

@@ -4,6 +4,7 @@
  *
  * It starts and stops servers, and knows nothing of what they serve.
  */
+import { networkInterfaces } from "node:os";
 import type { Server } from "bun";
 import { type CertificateFiles, readCertificate } from "./certificate.ts";
 
@@ -44,28 +45,62 @@ export interface Opening {
 }
 
 /**
- * Takes connections; with TLS those who offer it, browsers among them, get HTTP/2.
- * @param open starts a server @throws Error when the port can't be had
+ * The addresses that are listened at for a host. `localhost` is both of this machine's, where it has both: which of them a program takes for it
+ * differs, and a resolver names one of them first, which is all that a server would listen at.
  */
-export function listen<Data>(open: (opening: Opening) => Server<Data>, { host, port, tls }: Place): Listening {
-  const serverAt = (at: number, certificate: CertificateFiles | null): Server<Data> => {
+export function addressesOf(host: string): readonly string[] {
+  if (host !== "localhost") return [host];
+  const own = new Set(Object.values(networkInterfaces()).flatMap((all) => all?.map(({ address }) => address) ?? []));
+  const found = ["127.0.0.1", "::1"].filter((address) => own.has(address));
+  return found.length > 0 ? found : [host];
+}
+
+/** How often a free port is taken that must be free at two addresses. */
+const PORTS_TRIED = 20;
+
+/**
+ * Takes connections; with TLS those who offer it, browsers among them, get HTTP/2.
+ * @param open starts a server for the nth of the host's addresses @throws Error when the port can't be had
+ */
+export function listen<Data>(
+  open: (opening: Opening, nth: number) => Server<Data>,
+  { host, port, tls }: Place,
+): Listening {
+  const addresses = addressesOf(host);
+  const serverAt = (nth: number, at: number, certificate: CertificateFiles | null): Server<Data> => {
     try {
-      return open({ hostname: host, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) });
+      const hostname = addresses[nth]!;
+      return open({ hostname, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) }, nth);
     } catch (error) {
       const { code = "", message } = error as NodeJS.ErrnoException;
       throw new Error(`${host}, port ${at}: ${UNHEARD[code] ?? message}`, { cause: error });
     }
   };
-  /** The last one listens; those before it showed other certificates, and have connections left. */
-  const servers = [serverAt(port, tls && readCertificate(tls))];
+  /** One for each address, at the same port. */
+  const serversAt = (first: number, certificate: CertificateFiles | null): Server<Data>[] => {
+    for (let tries = 1; ; tries++) {
+      const servers: Server<Data>[] = [];
+      try {
+        for (const nth of addresses.keys()) servers.push(serverAt(nth, servers[0]?.port ?? first, certificate));
+        return servers;
+      } catch (error) {
+        for (const server of servers) void server.stop(true);
+        if (first !== 0 || servers.length === 0 || tries === PORTS_TRIED) throw error;
+      }
+    }
+  };
+  /** Those that listen now, and those before them that showed other certificates, and have connections left. */
+  let current = serversAt(port, tls && readCertificate(tls));
+  const servers = [...current];
   const taken = servers[0]!.port!;
   return {
     port: taken,
     renew() {
       if (tls === null) return;
       const certificate = readCertificate(tls); // Before the port is let go.
-      void servers.at(-1)!.stop();
-      servers.push(serverAt(taken, certificate));
+      for (const server of current) void server.stop();
+      current = serversAt(taken, certificate);
+      servers.push(...current);
     },
     async stop() {
       for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.

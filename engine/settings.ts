@@ -69,7 +69,8 @@ export interface Setting {
 export const SETTINGS = {
   HOST: {
     usual: "127.0.0.1",
-    meaning: "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all",
+    meaning:
+      "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all, `localhost` this machine's own, of IPv4 and IPv6",
   },
   PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
   PERE_BASE_PATH: {
