@@ -28,6 +28,8 @@ const SECONDS_MAX = 600;
 const POLL_SECONDS_MAX = 60;
 /** An event that has not come after this is held back, not slow. */
 const PATIENCE_MS = 3_000;
+/** It says that it waits for an answer after this. */
+const TRYING_MS = 1_500;
 /** Events whose way is measured. */
 const EVENTS = 10;
 /** Clocks that differ by more make tokens that are not good yet, or no longer. */
@@ -146,6 +148,7 @@ function webSocket(patient: Patient): Ear {
 /** Reaches it, and asks what its store promises. @returns whether it is there */
 async function reach({ url }: Patient, tell: Tell): Promise<boolean> {
   const times: number[] = [];
+  const trying = setTimeout(() => tell("look", `no answer from ${url} yet`), TRYING_MS);
   for (let n = 0; n < 5; n++) {
     const began = performance.now();
     try {
@@ -153,7 +156,9 @@ async function reach({ url }: Patient, tell: Tell): Promise<boolean> {
       const body = await response.text();
       if (!response.ok || !body.includes('"ok"')) throw new Error(`/health says ${response.status}`);
       times.push(performance.now() - began);
+      clearTimeout(trying);
     } catch (error) {
+      clearTimeout(trying);
       tell(
         "bad",
         `no PERE answers at ${url}: ${reasonOf(error)}`,

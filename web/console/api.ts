@@ -69,12 +69,15 @@ export interface Device {
   readonly pending: number;
 }
 
-/** What the service said no with, in its own words. */
+/** What was said no with; in the service's own words where they are its own. */
 export class Refused extends Error {
   readonly status: number;
-  constructor(status: number, message: string) {
+  /** It was the service itself, and nobody before it. */
+  readonly isOurs: boolean;
+  constructor(status: number, message: string, isOurs: boolean) {
     super(message);
     this.status = status;
+    this.isOurs = isOurs;
   }
 }
 
@@ -90,9 +93,10 @@ const headersOf = (more: Record<string, string>): Record<string, string> => ({
 
 /** Why an answer is not what was asked for: a problem document's words, else its status. */
 async function refusal(response: Response): Promise<Refused> {
-  const problem = (await response.json().catch(() => null)) as { detail?: unknown } | null;
-  const detail = typeof problem?.detail === "string" ? problem.detail : `the service answered ${response.status}`;
-  return new Refused(response.status, detail);
+  const problem = (await response.json().catch(() => null)) as { type?: unknown; detail?: unknown } | null;
+  const isOurs = typeof problem?.type === "string" && problem.type.startsWith("urn:pere:");
+  const detail = typeof problem?.detail === "string" && isOurs ? problem.detail : `the answer was ${response.status}`;
+  return new Refused(response.status, detail, isOurs);
 }
 
 /** Where a path of the service is: what is at `/` for itself is under another path where a proxy leads to it. */
@@ -145,7 +149,9 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
       why = "the service closed the stream";
     } catch (error) {
       if (signal.aborted) return;
-      if (error instanceof Refused && error.status < 500) return ear.refused(error);
+      if (error instanceof Refused && error.isOurs && error.status < 500 && error.status !== 429)
+        return ear.refused(error);
+      if (error instanceof Refused) why = error.message;
     }
     parser.reset();
     ear.lost(why, retryMs);

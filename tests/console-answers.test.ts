@@ -1,0 +1,52 @@
+/**
+ * The console where something else answers in the service's stead: a refusal that is not the service's ends nothing, and a page with a status of success
+ * is not taken for a push that was stored.
+ */
+import { afterAll, expect } from "bun:test";
+import { BadProxy } from "./bad-proxy.ts";
+import { browserTest, closeBrowser } from "./browser.ts";
+import { Page } from "./device-page.ts";
+import { ask, start, until } from "./harness.ts";
+
+afterAll(closeBrowser);
+
+const PORTAL = "<!doctype html><p>Welcome to our network";
+
+browserTest(
+  "a proxy's refusal is not the service's: the console goes on, and is live when the service answers",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
+    const statuses = [403, 404, 401, 429, 200];
+    proxy.weather = ({ target }) => {
+      const status = target.startsWith("/watch") ? statuses.shift() : undefined;
+      return status === undefined ? "pass" : { status };
+    };
+    using page = new Page();
+    await page.view.navigate(proxy.url);
+    await until(async () => (await page.text(".link")).includes("live"), "it to be live", 30_000);
+    expect(statuses).toEqual([]);
+  },
+);
+
+browserTest("a push that a portal's page answers is not shown as stored", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
+  proxy.weather = ({ target }) =>
+    target.startsWith("/push/")
+      ? {
+          bytes: `HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: ${PORTAL.length}\r\nConnection: close\r\n\r\n${PORTAL}`,
+          stays: false,
+        }
+      : "pass";
+  using page = new Page();
+  await page.view.navigate(`${proxy.url}/#/orders/push`);
+  await until(() => page.read<boolean>(`document.querySelector(".push button")?.disabled === false`), "the form");
+  await page.view.scrollTo(".push button");
+  await page.view.click(".push button");
+  await until(async () => (await page.text(".push .trouble")).includes("No answer of PERE's came"), "a word on it");
+  expect(await page.text(".push .well")).toBe("");
+  expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
+});
