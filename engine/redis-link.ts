@@ -111,6 +111,16 @@ const connect = (url: string) =>
 
 const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
 
+/** Why a certificate is not trusted, as OpenSSL has it: whoever signed it is not known here. */
+const UNTRUSTED = /SELF_SIGNED|UNABLE_TO_(?:GET_ISSUER|VERIFY_LEAF)|self[- ]signed|unable to (?:get|verify)/i;
+
+/** What to do about a certificate that a CA of one's own signed; empty for any other trouble. */
+function trustAdvice(trouble: unknown): string {
+  const { code = "", message = "" } = (trouble ?? {}) as { code?: unknown; message?: unknown };
+  if (!UNTRUSTED.test(`${String(code)} ${String(message)}`)) return "";
+  return "; set NODE_EXTRA_CA_CERTS to a PEM file with the certificate of the CA that signed it";
+}
+
 /** How exactly a time is kept. */
 const SWEEP_MS = 50;
 
@@ -177,6 +187,18 @@ export class RedisLink implements Redis {
     return this.#url;
   }
 
+  /** Its host and port, which may be told. */
+  get address(): string {
+    return new URL(this.#url).host;
+  }
+
+  /** Why there is no connection, with the address that there is none to: in a Cluster a node announces it, and nobody set it. */
+  #why(): Error {
+    const trouble = this.#trouble;
+    const why = trouble instanceof Error && trouble.message !== "" ? trouble.message : "no answer";
+    return new Error(`${this.address}: ${why}${trustAdvice(trouble)}`, { cause: trouble });
+  }
+
   #connect(): Client {
     this.#url = this.#urls[this.#connections++ % this.#urls.length]!;
     const client = connect(this.#url);
@@ -206,8 +228,8 @@ export class RedisLink implements Redis {
   async start(timeoutMs = CALL_MS): Promise<void> {
     for (const end = performance.now() + timeoutMs; !this.#client.isReady;) {
       if (performance.now() > end || this.#closed) {
-        const why = this.#trouble instanceof Error ? this.#trouble.message : "no answer";
-        throw away(`Redis can't be reached: ${why}`, this.#trouble);
+        const why = this.#why();
+        throw away(`Redis can't be reached: ${why.message}`, why);
       }
       await Bun.sleep(5);
     }
@@ -217,18 +239,21 @@ export class RedisLink implements Redis {
   async call<Value>(run: (client: Client) => Promise<Value>, timeoutMs = CALL_MS): Promise<Value> {
     if (this.#closed) throw away("the store was closed; nothing was stored");
     const client = this.#client;
-    if (!client.isReady) throw away("Redis can't be reached; nothing was stored", this.#trouble);
+    if (!client.isReady) throw away("Redis can't be reached; nothing was stored", this.#why());
     try {
       return await this.#patience.within(timeoutMs, run(client), () => {
         // A call that was tried elsewhere before has little time: that is not the connection's fault.
         if (timeoutMs > SILENCE_MS) this.#replace(client);
-        return away("Redis does not answer; whether it was stored can't be known");
+        return away(
+          "Redis does not answer; whether it was stored can't be known",
+          new Error(`${this.address}: no answer`),
+        );
       });
     } catch (error) {
       const isOld = performance.now() - this.#readyAt > RETRY_MS_MAX;
       // It was made a replica. The connection would stay; a new one may find the master, where the address has moved with it.
       if (messageOf(error).startsWith("READONLY") && isOld) this.renew(client);
-      throw explain(error);
+      throw explain(error, this.address);
     }
   }
 
@@ -277,7 +302,10 @@ export class RedisLink implements Redis {
       this.#waiting = wait.catch(() => {});
       const [, have] = await wait.catch((error: unknown) => {
         // Whatever the cause, it is not that the call was turned away.
-        throw away("stored, but whether its replicas have it can't be known; repeating is safe", explain(error));
+        throw away(
+          "stored, but whether its replicas have it can't be known; repeating is safe",
+          explain(error, this.address),
+        );
       });
       if (Number(have) < replicas)
         throw away(`stored, but only ${have} of ${replicas} replicas have it; repeating is safe`);
@@ -314,15 +342,16 @@ async function end(client: Client): Promise<void> {
   client.destroy();
 }
 
-/** An error of Redis or of the way to it, as the house says it. */
-function explain(error: unknown): PereError {
+/** An error of Redis or of the way to it, as the house says it. @param address of the server that was asked */
+function explain(error: unknown, address: string): PereError {
   if (error instanceof PereError) return error;
   const message = messageOf(error);
   const answered = /^[A-Z]+ /.test(message);
   if (answered && !PASSES.test(message))
     return new PereError("inside", `Redis refused a command: ${message}`, [], error);
+  if (answered) return away(`Redis can't take it now: ${message}`, error);
   return away(
-    answered ? `Redis can't take it now: ${message}` : "Redis is away; whether it was stored can't be known",
-    error,
+    "Redis is away; whether it was stored can't be known",
+    new Error(`${address}: ${message}`, { cause: error }),
   );
 }

@@ -94,6 +94,11 @@ function promiseOf({ settings }: Facts): { readonly durability: Durability; read
   return { durability, advice };
 }
 
+const reasonOf = (error: unknown): string => {
+  const inner = error instanceof PereError && error.cause instanceof Error ? error.cause : error;
+  return inner instanceof Error ? inner.message : String(inner);
+};
+
 /** What the servers promise together. @throws PereError away */
 export async function readPromise(
   links: readonly RedisLink[],
@@ -102,13 +107,25 @@ export async function readPromise(
   const found = await Promise.allSettled(links.map(factsOf));
   const facts = found.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
   const failed = found.find((answer) => answer.status === "rejected");
-  if (facts.length === 0) throw failed?.reason ?? new PereError("away", "Redis can't be reached");
+  if (facts.length === 0) {
+    // The addresses are the operator's, or those that the nodes of a Cluster announce.
+    const reasons = new Set(found.map((answer) => (answer.status === "rejected" ? reasonOf(answer.reason) : "")));
+    throw new PereError(
+      "away",
+      `Redis can't be reached: ${[...reasons].join("; ") || "no answer"}`,
+      [],
+      failed?.reason,
+    );
+  }
   const promises = facts.map(promiseOf);
   const advice = new Set(promises.flatMap((promise) => promise.advice));
-  if (failed)
+  if (failed) {
+    const away = links.filter((_, n) => found[n]!.status === "rejected").map(({ address }) => address);
     advice.add(
-      `Bring the masters back that are away: ${facts.length} of ${links.length} answer, and the others' channels are refused.`,
+      `Bring the masters back that are away, or have them announce addresses that can be reached from here (cluster-announce-ip, cluster-announce-port): ` +
+        `${facts.length} of ${links.length} answer, ${away.join(" and ")} ${away.length === 1 ? "does" : "do"} not, and the channels there are refused.`,
     );
+  }
   const copies = Math.min(...facts.map((fact) => fact.replicas));
   if (replicas === 0 && copies > 0)
     advice.add(

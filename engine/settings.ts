@@ -87,7 +87,7 @@ export const SETTINGS = {
   REDIS_URL: {
     usual: "",
     meaning:
-      'use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; see "Many instances"',
+      'use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; for a CA of your own set `NODE_EXTRA_CA_CERTS`; see "Many instances"',
   },
   REDIS_URL_FILE: { usual: "", meaning: "the path of a file that holds `REDIS_URL`" },
   PERE_REDIS_REPLICAS: {
