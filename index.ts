@@ -335,10 +335,17 @@ async function push(
   if (waitMs !== null) {
     server.timeout(request, 0);
     // What was stored is acknowledged, also where its tally can't be read now.
-    outcomes = await engine.outcome(pushed, channel, waitMs, request.signal).catch((error: unknown) => {
+    const found = await engine.outcome(pushed, channel, waitMs, request.signal).catch((error: unknown) => {
       unexpected(log.incident, error);
       return outcomes;
     });
+    // What was stored and lost is not.
+    if (found === null)
+      throw new PereError(
+        "away",
+        `the log of channel ${channel} was lost or put back while this push waited, and event ${id(epoch, first)} with it; push again`,
+      );
+    outcomes = found;
     if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
   }
   if (many) {

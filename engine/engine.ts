@@ -226,12 +226,12 @@ export class Engine {
 
   /**
    * Waits until every device that an event was addressed to gave a final receipt, wherever that came in; at most for so long, or until `signal`.
-   * @returns the events' tallies then, by `seq`; one that is no longer kept has none
+   * @returns the events' tallies then, by `seq`; one that is no longer kept has none; null: the channel's log was lost or put back meanwhile
    * @throws PereError away: they can't be read
    */
-  outcome({ first, count }: Pushed, channel: string, waitMs: number, signal: AbortSignal) {
+  outcome({ epoch, first, count }: Pushed, channel: string, waitMs: number, signal: AbortSignal) {
     const events = Array.from({ length: count }, (_, n) => first + n);
-    return this.#waiting.until(channel, events, waitMs, signal);
+    return this.#waiting.until(channel, epoch, events, waitMs, signal);
   }
 
   /** Opens a feed; see `Feeds.follow`. */
@@ -285,7 +285,7 @@ export class Engine {
               work.duplicates++;
             }
             this.#feeds.presence.heard(channel, draft.device);
-            if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event.seq);
+            if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event);
           } else {
             const event = `${draft.event.epoch}-${draft.event.seq}`;
             rejected.push({ index, event, reason: REASONS[verdict] });
@@ -355,8 +355,9 @@ export class Engine {
     const { epoch, events: extent } = await this.#heads(channel);
     if (after && after.epoch !== epoch)
       throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
-    const found = await this.#store.events(channel, after?.seq ?? 0, limit);
-    const texts = await this.#stateTexts(channel, epoch, found);
+    const found = await this.#store.events(channel, epoch, after?.seq ?? 0, limit);
+    const texts = found && (await this.#stateTexts(channel, epoch, found));
+    if (!texts) throw new PereError("away", `the log of channel ${channel} was lost or put back just now; ask again`);
     const last = found.at(-1)?.seq ?? extent.head;
     return { texts, next: last < extent.head ? `${epoch}-${last}` : null };
   }
@@ -364,8 +365,8 @@ export class Engine {
   /** One kept event as its publisher's JSON text. @throws PereError unknown */
   async event(channel: string, id: string): Promise<string> {
     const { epoch, seq } = await this.#kept(channel, id);
-    const found = await this.#store.events(channel, seq - 1, 1);
-    const [text] = await this.#stateTexts(channel, epoch, found);
+    const found = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
+    const [text] = (await this.#stateTexts(channel, epoch, found)) ?? [];
     if (text !== undefined && found[0]!.seq === seq) return text;
     throw new PereError("unknown", `event ${id} is no longer kept`);
   }
@@ -379,9 +380,11 @@ export class Engine {
     throw new PereError("unknown", was ? `event ${id} is no longer kept` : `channel ${channel} has no event ${id}`);
   }
 
-  async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[]> {
+  /** Null: they are of a life of the log that has ended. */
+  async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[] | null> {
     if (events.length === 0) return [];
-    const tallies = await this.#store.tallies(channel, events[0]!.seq, events.at(-1)!.seq);
+    const tallies = await this.#store.tallies(channel, epoch, events[0]!.seq, events.at(-1)!.seq);
+    if (tallies === null) return null;
     const elsewhere = await this.#store.elsewhere(channel);
     const joined = this.#feeds.presence.joined(channel, elsewhere);
     return events.flatMap((event) => {
@@ -401,10 +404,11 @@ export class Engine {
     after: string,
     limit: number,
   ): Promise<Page<Row, string>> {
-    const { seq } = await this.#kept(channel, id);
-    const page = await this.#store.rows(channel, seq, status, after, limit);
+    const { epoch, seq } = await this.#kept(channel, id);
+    const page = await this.#store.rows(channel, epoch, seq, status, after, limit);
     await this.#kept(channel, id); // Else some of the rows may have gone while they were read.
-    return page;
+    if (page !== null) return page;
+    throw new PereError("unknown", `event ${id} is no longer kept`);
   }
 
   /** Enrolled devices by name. @throws PereError unknown */

@@ -130,10 +130,10 @@ export class Feed implements Sink {
   }
 
   /** Where the event is still to come, it is passed over. */
-  settle(channel: string, seq: number): void {
+  settle(channel: string, event: Position): void {
     this.followers.forEach((follower, index) => {
       const log = this.logs[index]!;
-      if (log.channel === channel) log.settle(follower, seq);
+      if (log.channel === channel && log.epoch === event.epoch) log.settle(follower, event.seq);
     });
   }
 

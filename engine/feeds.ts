@@ -6,7 +6,7 @@
 import type { Counts } from "./counts.ts";
 import { attempt, type Report, unexpected } from "./faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
-import { type Event, isShared, type Kind, PereError } from "./model.ts";
+import { type Event, isShared, type Kind, PereError, type Position } from "./model.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "./store.ts";
 import { Batch, eventEntry, Log, receiptEntry, type Source } from "./tail.ts";
@@ -298,42 +298,40 @@ export class Feeds {
 
   #source(kind: Kind, channel: string): Source {
     const store = this.#store;
-    /** Reads, and sees to it that all of it is of the log's present life. */
-    const inOneLife = async <Found>(read: () => Promise<Found>): Promise<Found> => {
-      const [before, found, after] = await Promise.all([store.heads(channel), read(), store.heads(channel)]);
-      const life = this.#logs.get(logName(kind, channel))?.epoch;
-      if (after && after.epoch !== life) this.reached({ kind, channel, epoch: after.epoch, head: after[kind].head });
-      if (before && before.epoch === after?.epoch && before.epoch === life) return found;
+    /** Where what was read is of a life that has ended, the log is told of the present one, and its followers read again. */
+    const present = async <Found>(found: Found | null): Promise<Found> => {
+      if (found !== null) return found;
+      const heads = await store.heads(channel);
+      if (heads) this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
       throw new PereError("away", `the log of channel ${channel} begins anew`);
     };
-    const epochOf = (): string => this.#logs.get(logName(kind, channel))?.epoch ?? "";
     return {
       now: this.#now,
       report: this.report,
-      read: (after, limit) =>
+      read: async (after, limit, epoch) =>
         kind === "events"
-          ? inOneLife(() => store.events(channel, after, limit)).then((found) =>
-              found.map((event) => eventEntry(channel, epochOf(), event)),
+          ? (await present(await store.events(channel, epoch, after, limit))).map((event) =>
+              eventEntry(channel, epoch, event),
             )
-          : inOneLife(() => store.receipts(channel, after, limit)).then((found) =>
-              found.map((receipt) => receiptEntry(channel, epochOf(), receipt)),
+          : (await present(await store.receipts(channel, epoch, after, limit))).map((receipt) =>
+              receiptEntry(channel, epoch, receipt),
             ),
-      settled: (device, after, upTo) => store.settled(channel, device, after, upTo),
+      settled: async (device, after, upTo, epoch) => present(await store.settled(channel, epoch, device, after, upTo)),
     };
   }
 
   // --------------------------------------------------------------------------------------------- what became of an event
 
   /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
-  settle(channel: string, device: string, seq: number): void {
-    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, seq);
+  settle(channel: string, device: string, event: Position): void {
+    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, event);
   }
 
   /** Gives an event once more to those of these devices that have a feed open here and were given it before. */
-  remind(channel: string, event: Event, devices: readonly string[]): void {
+  remind(channel: string, epoch: string, event: Event, devices: readonly string[]): void {
     const log = this.#logs.get(logName("events", channel));
-    if (!log) return;
-    const batch = new Batch([eventEntry(channel, log.epoch, event)]);
+    if (log?.epoch !== epoch) return;
+    const batch = new Batch([eventEntry(channel, epoch, event)]);
     for (const device of devices) {
       const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event, and leaves the list.
       for (const feed of feeds) if (!attempt(this.report, () => feed.remind(log, batch))) feed.end("busy");

@@ -53,11 +53,12 @@ export class Owed {
     const named = new Map(this.#named.map((channel) => [channel, { channel: { channel }, open: 0, missing: 0 }]));
     for (let after: string | null = ""; after !== null && !this.#stopped;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
-      for (const { channel, events } of page.items) {
+      for (const { channel, epoch, events } of page.items) {
         const debt = named.get(channel) ?? rest;
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
           await breath.take();
-          const tallies = await this.#store.tallies(channel, from, Math.min(events.head, from + PAGE_MAX - 1));
+          const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
+          if (tallies === null) break; // The log begins anew; the next look finds what it has then.
           for (const { addressed, done, failed, missing } of tallies.values()) {
             debt.open += addressed - done - failed - missing;
             debt.missing += missing;

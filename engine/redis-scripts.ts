@@ -79,6 +79,12 @@ local function look()
     receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil) }
 end
 
+-- The same, where the channel is in this life.
+local function lookIn(epoch)
+  local channel = look()
+  return channel and channel.epoch == epoch and channel or nil
+end
+
 -- The same, made when there is none: with the epoch that was told of it, else with this one. It is in use from now on; only a feed of a device leaves
 -- it unused, as of 'touched'. The second result: whether it was made, or is newly in use.
 local function make(epoch, touched)
@@ -565,12 +571,15 @@ export const SCRIPTS = {
     end
     return { found, finished, '', 0 }`),
 
-  /** device, after, up to → the kept events between that are not for it: it gave a final word, or they name others, as they do when it was retired */
+  /**
+   * epoch, device, after, up to → the kept events between that are not for it: it gave a final word, or they name others, as they do when it was
+   * retired; null: another life
+   */
   settled: script(`
-    local channel, found = look(), {}
-    if not channel then return found end
-    local device = ARGV[1]
-    local seq, upTo = math.max(tonumber(ARGV[2]), channel.floor) + 1, math.min(tonumber(ARGV[3]), channel.head)
+    local channel, found = lookIn(ARGV[1]), {}
+    if not channel then return nil end
+    local device = ARGV[2]
+    local seq, upTo = math.max(tonumber(ARGV[3]), channel.floor) + 1, math.min(tonumber(ARGV[4]), channel.head)
     while seq <= upTo do
       local last, fields = math.min(seq + CHUNK - 1, upTo), {}
       local about = specials(seq, last)
@@ -585,11 +594,42 @@ export const SCRIPTS = {
     end
     return found`),
 
-  /** from, up to → for each kept event: seq, addressed, received, working, missing, done, failed */
+  /** epoch, which log, after, how many at most → the entries, as XRANGE gives them; null: it is in another life */
+  read: script(`
+    if not lookIn(ARGV[1]) then return nil end
+    return redis.call('XRANGE', ARGV[2] == 'events' and events or receipts, ARGV[3], '+', 'COUNT', ARGV[4])`),
+
+  /** after which score, how many at most → epoch, what `reminded` has from there; nothing: there is no such channel */
+  reminders: script(`
+    local channel = look()
+    if not channel then return {} end
+    return { channel.epoch, redis.call('ZRANGEBYSCORE', reminded, ARGV[1], '+inf', 'LIMIT', 0, ARGV[2]) }`),
+
+  /** epoch, event, devices → those that it is addressed to and that gave no word on it; null: another life */
+  silent: script(`
+    local channel, event, found = lookIn(ARGV[1]), tonumber(ARGV[2]), {}
+    if not channel then return nil end
+    if event <= channel.floor or event > channel.head then return found end
+    local about = specials(event, event)[event]
+    local isNamed = about ~= nil and about.named
+    local leaver = isLeaving(channel, event) and channel.leaving.device or nil
+    for n = 3, #ARGV do
+      local device = ARGV[n]
+      local isIts = device ~= leaver
+      if isNamed then isIts = isIts and redis.call('ZSCORE', targets, named(event, device))
+      else
+        local stint = stintOf(device)
+        isIts = stint and stint.joined < event
+      end
+      if isIts and redis.call('HEXISTS', latest, ARGV[2] .. ':' .. device) == 0 then found[#found + 1] = device end
+    end
+    return found`),
+
+  /** epoch, from, up to → for each kept event: seq, addressed, received, working, missing, done, failed; null: another life */
   tallies: script(`
-    local channel, found = look(), {}
-    if not channel then return found end
-    local first, upTo, without = math.max(tonumber(ARGV[1]), channel.floor + 1), math.min(tonumber(ARGV[2]), channel.head), {}
+    local channel, found = lookIn(ARGV[1]), {}
+    if not channel then return nil end
+    local first, upTo, without = math.max(tonumber(ARGV[2]), channel.floor + 1), math.min(tonumber(ARGV[3]), channel.head), {}
     local leaving = channel.leaving
     if leaving then
       -- Who was retired is in none of them, also where it is still to be taken out.
@@ -609,13 +649,14 @@ export const SCRIPTS = {
     return found`),
 
   /**
-   * event, rank ('': all), after, how many names to look at → lists by name, of who was addressed, of who left since, of who is leaving: each begins
-   * with the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''
+   * epoch, event, rank ('': all), after, how many names to look at → lists by name, of who was addressed, of who left since, of who is leaving: each
+   * begins with the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''; null: another life
    */
   rows: script(`
-    local channel, event = look(), tonumber(ARGV[1])
-    if not channel or event <= channel.floor or event > channel.head then return { { '' }, { '' } } end
-    local rank, after, limit = ARGV[2], ARGV[3], tonumber(ARGV[4])
+    local channel, event = lookIn(ARGV[1]), tonumber(ARGV[2])
+    if not channel then return nil end
+    if event <= channel.floor or event > channel.head then return { { '' }, { '' } } end
+    local rank, after, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
     local function list(found, nameOf, isHere)
       local rows = { #found == limit and nameOf(found[#found]) or '' }
       for _, member in ipairs(found) do

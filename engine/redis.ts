@@ -301,22 +301,40 @@ export class RedisStore implements Store {
     };
   }
 
-  async events(channel: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
+  /** A script that reads one life of a channel; null where it has another, or is gone. */
+  async #readOf(
+    script: Script,
+    channel: string,
+    epoch: string,
+    values: readonly (string | number)[],
+  ): Promise<readonly Reply[] | null> {
+    return (await this.#link.run(script, this.#keys(channel).all, [epoch, ...values])) as readonly Reply[] | null;
+  }
+
+  async events(
+    channel: string,
+    epoch: string,
+    after: number,
+    limit: number,
+    bytesMax = READ_BYTES,
+  ): Promise<Event[] | null> {
     const found: Event[] = [];
     let bytes = 0;
-    for await (const [seq, text] of this.#entries(this.#keys(channel).events, after, limit)) {
-      const event = eventOf(seq, text);
-      found.push(event);
-      bytes += text.length;
+    for await (const entry of this.#entries("events", channel, epoch, after, limit)) {
+      if (entry === null) return null;
+      found.push(eventOf(...entry));
+      bytes += entry[1].length;
       if (bytes >= bytesMax) break;
     }
     return found;
   }
 
-  async receipts(channel: string, after: number, limit: number): Promise<Receipt[]> {
+  async receipts(channel: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null> {
     const found: Receipt[] = [];
-    for await (const [seq, text] of this.#entries(this.#keys(channel).receipts, after, limit))
-      found.push(receiptOf(seq, text));
+    for await (const entry of this.#entries("receipts", channel, epoch, after, limit)) {
+      if (entry === null) return null;
+      found.push(receiptOf(...entry));
+    }
     return found;
   }
 
@@ -328,19 +346,19 @@ export class RedisStore implements Store {
     return found[0]?.[1][1] ?? null;
   }
 
-  /** A stream's entries after `after`, some at a time, without a hole between them. */
-  async *#entries(key: string, after: number, limit: number): AsyncGenerator<readonly [number, string]> {
+  /** A log's entries after `after`, some at a time, without a hole between them; null: the log is in another life. */
+  async *#entries(
+    kind: Kind,
+    channel: string,
+    epoch: string,
+    after: number,
+    limit: number,
+  ): AsyncGenerator<readonly [number, string] | null> {
     for (let left = limit; left > 0;) {
       const count = Math.min(left, READ_ENTRIES);
-      const read = (await this.#link.send(
-        "XRANGE",
-        key,
-        `${after + 1}-0`,
-        "+",
-        "COUNT",
-        String(count),
-      )) as readonly (readonly [string, readonly string[]])[];
-      for (const [id, fields] of read) {
+      const read = await this.#readOf(SCRIPTS.read, channel, epoch, [kind, `${after + 1}-0`, count]);
+      if (read === null) return yield null;
+      for (const [id, fields] of read as readonly (readonly [string, readonly string[]])[]) {
         const seq = Number.parseInt(id, 10);
         // Retention came between two steps. The hole is found by whoever reads on from here.
         if (left < limit && seq !== after + 1) return;
@@ -352,8 +370,14 @@ export class RedisStore implements Store {
     }
   }
 
-  async tallies(channel: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
-    const reply = await this.#run(SCRIPTS.tallies, channel, [from, upTo]);
+  async tallies(
+    channel: string,
+    epoch: string,
+    from: number,
+    upTo: number,
+  ): Promise<ReadonlyMap<number, Tally> | null> {
+    const reply = await this.#readOf(SCRIPTS.tallies, channel, epoch, [from, upTo]);
+    if (reply === null) return null;
     const tallies = new Map<number, Tally>();
     for (const group of inGroups(reply, 7)) {
       const [seq, addressed, received, working, missing, done, failed] = group.map(Number) as Seven;
@@ -374,24 +398,31 @@ export class RedisStore implements Store {
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
 
-  async settled(channel: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
-    return new Set((await this.#run(SCRIPTS.settled, channel, [device, after, upTo])).map(Number));
+  async settled(
+    channel: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+  ): Promise<ReadonlySet<number> | null> {
+    const found = await this.#readOf(SCRIPTS.settled, channel, epoch, [device, after, upTo]);
+    return found && new Set(found.map(Number));
   }
 
   async rows(
     channel: string,
+    epoch: string,
     event: number,
     status: State | null,
     after: string,
     limit: number,
-  ): Promise<Page<Row, string>> {
+  ): Promise<Page<Row, string> | null> {
     const wanted = status === null ? "" : rank(status);
     const found: Row[] = [];
     for (let from: string | null = after; from !== null && found.length <= limit;) {
-      const reply = (await this.#run(SCRIPTS.rows, channel, [event, wanted, from, NAMES_AT_ONCE])) as readonly [
-        readonly Reply[],
-        readonly Reply[],
-      ];
+      const values = [event, wanted, from, NAMES_AT_ONCE];
+      const reply = (await this.#readOf(SCRIPTS.rows, channel, epoch, values)) as readonly (readonly Reply[])[] | null;
+      if (reply === null) return null;
       // Two lists by name; where one of them was cut, only what comes up to there is known of both.
       const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
       const upTo: string | null = cuts.length === 0 ? null : cuts.reduce((a, b) => (a < b ? a : b));
@@ -403,25 +434,27 @@ export class RedisStore implements Store {
     return page(found, limit, ({ device }) => device);
   }
 
-  silent(channel: string, event: number, devices: readonly string[]): Promise<string[]> {
-    if (devices.length === 0) return Promise.resolve([]);
-    const fields = devices.map((device) => `${event}:${device}`);
-    return this.#link
-      .send("HMGET", this.#keys(channel).latest, ...fields)
-      .then((words) => devices.filter((_, n) => (words as readonly Reply[])[n] === null));
+  async silent(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+    return (await this.#readOf(SCRIPTS.silent, channel, epoch, [event, ...devices])) as string[] | null;
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
 
   async reminders(channel: string, now: number): Promise<Reminder[]> {
-    const found: Reminder[] = [];
-    const page = ["LIMIT", "0", String(READ_REMINDERS)];
+    let found: Reminder[] = [];
+    let life: string | undefined;
     for (let after = "-inf"; ;) {
-      const read = await this.#link.send("ZRANGEBYSCORE", this.#keys(channel).reminded, after, "+inf", ...page);
-      const members = read as readonly string[];
+      const reply = await this.#run(SCRIPTS.reminders, channel, [after, READ_REMINDERS]);
+      const [epoch, members = []] = reply as readonly [string | undefined, (readonly string[])?];
+      if (life !== undefined && epoch !== life) {
+        [found, after, life] = [[], "-inf", undefined]; // Another life began between two pages.
+        continue;
+      }
+      life = epoch;
       for (const member of members) {
         const [seq, at, every, until] = member.split(":").map(Number) as [number, number, number, number];
-        if (until === 0 || until > now) found.push({ seq, at, every, until: until === 0 ? null : until });
+        if (until === 0 || until > now)
+          found.push({ epoch: epoch!, seq, at, every, until: until === 0 ? null : until });
       }
       if (members.length < READ_REMINDERS) return found;
       after = `(${members.at(-1)!.split(":", 1)[0]!}`;

@@ -79,7 +79,9 @@ export class Reminders {
       .reminders(channel, this.#now())
       .then(async (found) => {
         const oldest = found[0]?.seq ?? newest + 1;
-        for (const seq of entries.keys()) if (seq < oldest) entries.delete(seq);
+        const epoch = found[0]?.epoch;
+        for (const [seq, { reminder }] of entries)
+          if (seq < oldest || (epoch !== undefined && reminder.epoch !== epoch)) entries.delete(seq);
         const breath = new Breath();
         for (let from = 0; from < found.length; from += ADDED_AT_ONCE) {
           for (const reminder of found.slice(from, from + ADDED_AT_ONCE)) this.#add(channel, entries, reminder);
@@ -96,12 +98,13 @@ export class Reminders {
   /** Entries were stored. */
   woken(wake: Wake): void {
     if (wake.kind !== "events") return;
-    const { channel, entries } = wake;
+    const { channel, epoch, entries } = wake;
     const known = this.#channels.get(channel);
     if (!known) return;
     for (const event of entries)
       if (event.remind !== null)
         this.#add(channel, known.entries, {
+          epoch,
           seq: event.seq,
           at: event.at,
           every: event.remind,
@@ -112,7 +115,7 @@ export class Reminders {
 
   #add(channel: string, entries: Known["entries"], reminder: Reminder): void {
     // In a new life of the channel the number is another event's.
-    if (entries.get(reminder.seq)?.reminder.at === reminder.at) return;
+    if (entries.get(reminder.seq)?.reminder.epoch === reminder.epoch) return;
     const due = dueAfter(reminder, this.#now());
     entries.set(reminder.seq, { channel, reminder, due });
     this.#earliest = Math.min(this.#earliest, due);
@@ -163,26 +166,27 @@ export class Reminders {
     if (entries?.get(seq) !== entry) return; // Nobody follows the channel any more.
     if (until !== null && until <= this.#now()) return;
     try {
-      if (await this.#remind(entry.channel, entry.reminder)) entries.delete(seq);
+      if ((await this.#remind(entry.channel, entry.reminder)) && entries.get(seq) === entry) entries.delete(seq);
     } catch (error) {
       unexpected(this.#report, error); // Where the store is away, there is another reminder.
     }
   }
 
   /** True: there is nobody left to remind, nowhere. */
-  async #remind(channel: string, { seq, until }: Reminder): Promise<boolean> {
-    const tally = (await this.#store.tallies(channel, seq, seq)).get(seq);
+  async #remind(channel: string, { epoch, seq, until }: Reminder): Promise<boolean> {
+    const tally = (await this.#store.tallies(channel, epoch, seq, seq))?.get(seq);
     if (!tally) return true;
     const { addressed, received, working, missing, done, failed } = tally;
     if (addressed === received + working + missing + done + failed) return true;
-    const [event] = await this.#store.events(channel, seq - 1, 1);
+    const [event] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
     if (event?.seq !== seq) return true;
     const addressees = this.#feeds.presence.addressed(channel, event);
     const breath = new Breath();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
-      const silent = await this.#store.silent(channel, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
-      if (until !== null && until <= this.#now()) return true;
-      this.#feeds.remind(channel, event, silent);
+      // The store has the last word on whom it is addressed to: a device may have been retired, and be back, without having been heard of here.
+      const silent = await this.#store.silent(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
+      if (silent === null || (until !== null && until <= this.#now())) return true;
+      this.#feeds.remind(channel, epoch, event, silent);
       await breath.take();
     }
     return false;

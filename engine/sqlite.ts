@@ -283,6 +283,11 @@ export class SqliteStore implements Store {
     });
   }
 
+  /** Reads of one life of a channel; null where it has another, or is gone. */
+  #readOf<Result>(name: string, epoch: string, run: (channel: Channel) => Result | Promise<Result>) {
+    return this.#read<Result | null>(name, null, (channel) => (channel.epoch === epoch ? run(channel) : null));
+  }
+
   channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
     return this.#file.read(() => {
       const rows = this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit + 1);
@@ -375,8 +380,8 @@ export class SqliteStore implements Store {
     return { seq, at, type, data, to, expires, deadline, remind };
   }
 
-  events(name: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[]> {
-    return this.#read<Event[]>(name, [], (channel) => {
+  events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[] | null> {
+    return this.#readOf(name, epoch, (channel) => {
       const found: Event[] = [];
       const rows = this.#file.each<EventRow>(
         "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
@@ -402,8 +407,8 @@ export class SqliteStore implements Store {
       .filter((device) => !isLeaving(channel, event) || device !== channel.leaving!.device);
   }
 
-  tallies(name: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>> {
-    return this.#read<ReadonlyMap<number, Tally>>(name, new Map(), (channel) => {
+  tallies(name: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null> {
+    return this.#readOf(name, epoch, (channel) => {
       const [first, last] = [Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)];
       const tallies = talliesOf(this.#file, channel.id, first, last);
       // Who was retired is in none of them, also where it is still to be taken out.
@@ -431,8 +436,8 @@ export class SqliteStore implements Store {
     });
   }
 
-  receipts(name: string, after: number, limit: number): Promise<Receipt[]> {
-    return this.#read<Receipt[]>(name, [], (channel) =>
+  receipts(name: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null> {
+    return this.#readOf(name, epoch, (channel) =>
       this.#file
         .all<ReceiptRow>(
           `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed FROM receipts
@@ -450,20 +455,29 @@ export class SqliteStore implements Store {
     );
   }
 
-  settled(name: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>> {
-    return this.#read<ReadonlySet<number>>(name, new Set(), (channel) =>
-      this.#standings.settled(channel, device, after, upTo),
-    );
+  settled(
+    name: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+  ): Promise<ReadonlySet<number> | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.settled(channel, device, after, upTo));
   }
 
-  rows(name: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>> {
-    return this.#read<Page<Row, string>>(name, { items: [], next: null }, (channel) =>
-      this.#standings.rows(channel, event, status, after, limit),
-    );
+  rows(
+    name: string,
+    epoch: string,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string> | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.rows(channel, event, status, after, limit));
   }
 
-  silent(name: string, event: number, devices: readonly string[]): Promise<string[]> {
-    return this.#read<string[]>(name, [], (channel) => this.#standings.silent(channel, event, devices));
+  silent(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.silent(channel, event, devices));
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -500,7 +514,8 @@ export class SqliteStore implements Store {
         );
         for (const event of read) {
           const until = remindedUntil(event);
-          if (until === null || until > now) found.push({ seq: event.seq, at: event.at, every: event.remind, until });
+          if (until === null || until > now)
+            found.push({ epoch: channel.epoch, seq: event.seq, at: event.at, every: event.remind, until });
         }
         if (read.length < READ_REMINDERS) return found;
         after = Math.max(read.at(-1)!.seq, channel.floor);

@@ -40,17 +40,23 @@ export class Standings {
     return new Set(rows.map(({ event }) => event));
   }
 
-  /** Of these devices: those that gave no word at all on the event. */
+  /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
   silent(channel: Channel, event: number, devices: readonly string[]): string[] {
+    if (event <= channel.floor || event > channel.head) return [];
+    const isIts = this.#words.isTargeted(channel, event)
+      ? "EXISTS (SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = value)"
+      : `EXISTS (SELECT 1 FROM devices WHERE channel = ?1 AND device = value AND "left" IS NULL AND joined < ?2)`;
+    const leaver = isLeaving(channel, event) ? channel.leaving!.device : null;
     return this.#file
       .all<{ device: string }>(
-        `SELECT value AS device FROM json_each(?3) WHERE NOT EXISTS
+        `SELECT value AS device FROM json_each(?3) WHERE ${isIts} AND NOT EXISTS
          (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)`,
         channel.id,
         event,
         JSON.stringify(devices),
       )
-      .map(({ device }) => device);
+      .map(({ device }) => device)
+      .filter((device) => device !== leaver);
   }
 
   /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */

@@ -147,6 +147,7 @@ export interface Readiness {
 
 /** An event that is sent again, every so many milliseconds since `at`, until a time or until it is no longer kept (null). */
 export interface Reminder {
+  readonly epoch: string;
   readonly seq: number;
   readonly at: number;
   readonly every: number;
@@ -265,21 +266,32 @@ export interface Store {
   /** The channel's extent, or null when it was never used. */
   heads(channel: string): Promise<Heads | null>;
 
+  /*
+   * What is read by `seq` is read of one life of the log, by its epoch: a `seq` alone is another entry's in another life. Where the channel has another
+   * epoch by now, or is gone, these give null and nothing of what stands there instead; a caller that waits for an event leaves.
+   */
+
   /** Kept entries after `after`, oldest first and without a hole between them, at most `limit` and about `bytesMax` of data, at least one when there is one. */
-  events(channel: string, after: number, limit: number, bytesMax?: number): Promise<Event[]>;
-  receipts(channel: string, after: number, limit: number): Promise<Receipt[]>;
+  events(channel: string, epoch: string, after: number, limit: number, bytesMax?: number): Promise<Event[] | null>;
+  receipts(channel: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null>;
 
   /**
    * Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. Events that name others may be among them; those that
    * named it until it was retired are, where `events` still gives its name.
    */
-  settled(channel: string, device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
+  settled(
+    channel: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+  ): Promise<ReadonlySet<number> | null>;
 
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
-  tallies(channel: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally>>;
+  tallies(channel: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null>;
 
-  /** Of these devices: those that gave no word at all on the event. */
-  silent(channel: string, event: number, devices: readonly string[]): Promise<string[]>;
+  /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
+  silent(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
 
   /** Kept events that are sent again to who is silent, and that are neither expired nor past their deadline. */
   reminders(channel: string, now: number): Promise<Reminder[]>;
@@ -290,8 +302,15 @@ export interface Store {
    */
   miss(now: number): Promise<number | null>;
 
-  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */
-  rows(channel: string, event: number, status: State | null, after: string, limit: number): Promise<Page<Row, string>>;
+  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. Null as with `events`. */
+  rows(
+    channel: string,
+    epoch: string,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string> | null>;
 
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>>;

@@ -115,10 +115,10 @@ const breath = new SharedBreath();
 
 /** How a log's older entries are read. */
 export interface Source {
-  /** Entries of the log's present life. @throws PereError away: they can't be had now, but later */
-  read(after: number, limit: number): Promise<readonly Entry[]>;
-  /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. */
-  settled?(device: string, after: number, upTo: number): Promise<ReadonlySet<number>>;
+  /** Entries of one life of the log. @throws PereError away: they can't be had now, but later; or that life is over, and the log knows */
+  read(after: number, limit: number, epoch: string): Promise<readonly Entry[]>;
+  /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. @throws PereError as `read` */
+  settled?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
   readonly now: () => number;
   /** Told of what should never happen. */
   readonly report?: Report;
@@ -314,7 +314,9 @@ export class Log {
       try {
         let older: Entry[] = [];
         for (let after = cursor; after < this.#start() - 1;) {
-          const read = (await this.#source.read(after, CATCH_UP_ENTRIES)).filter(({ seq }) => seq < this.#start());
+          const read = (await this.#source.read(after, CATCH_UP_ENTRIES, epoch)).filter(
+            ({ seq }) => seq < this.#start(),
+          );
           if (read.length === 0) break;
           older.push(...read);
           after = read.at(-1)!.seq;
@@ -494,7 +496,8 @@ export class Log {
         follower.cursor = first - 1;
         continue; // What is settled from here on is remembered from here on.
       }
-      const given = device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last) : null;
+      const given =
+        device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last, epoch) : null;
       if (follower.stopped) return;
       if (sink.blocked || epoch !== this.epoch) continue;
       const now = this.#source.now();
@@ -510,7 +513,7 @@ export class Log {
   async #page(cursor: number): Promise<Batch> {
     const near = cursor >= this.head - RING_ENTRIES_MAX;
     while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
-    return this.#share(cursor)?.batch ?? new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES));
+    return this.#share(cursor)?.batch ?? new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES, this.epoch));
   }
 }
 

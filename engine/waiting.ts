@@ -4,6 +4,7 @@
  * For each channel where somebody waits there is one cursor on the receipts log, whoever waits and for whatever: the entry with which an event became
  * complete says so, also when the receipt came in at another instance. A waiting push costs a place in a map and one timer.
  * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
+ * An event is known by its epoch as well: in another life of the log its number is another's, and who waits for it leaves.
  */
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import { isComplete, PereError, type Tally } from "./model.ts";
@@ -32,16 +33,17 @@ export class Waiting {
 
   /**
    * Waits until events are complete, at most for so long, or until `signal`.
-   * @param events their `seq`s, ascending, without holes
-   * @returns their tallies then; an event that is no longer kept has none
+   * @param events their `seq`s in the log of this epoch, ascending, without holes
+   * @returns their tallies then; an event that is no longer kept has none; null: the log was lost or put back meanwhile
    * @throws PereError away: they can't be read, or so many wait that nobody else can
    */
   async until(
     channel: string,
+    epoch: string,
     events: readonly number[],
     ms: number,
     signal: AbortSignal,
-  ): Promise<ReadonlyMap<number, Tally>> {
+  ): Promise<ReadonlyMap<number, Tally> | null> {
     if (this.#events + events.length > EVENTS_MAX) throw new PereError("away", "too many pushes wait already");
     this.#events += events.length;
     const [first, last] = [events[0]!, events.at(-1)!];
@@ -54,13 +56,13 @@ export class Waiting {
       watcher = new Watcher(channel, this.#follow, () => this.#watchers.delete(channel));
       this.#watchers.set(channel, watcher);
     }
-    const place = watcher.enter(events);
+    const place = watcher.enter(epoch, events);
     try {
       for (let isOver = false; ;) {
         const changed = place.changed(); // Taken before the look: what changes during it is looked at again.
         // Where all have completed by the log there is nothing to ask.
-        const tallies = place.tallies() ?? (await this.#store.tallies(channel, first, last));
-        if (isOver || place.saw(tallies)) return tallies;
+        const tallies = place.tallies() ?? (await this.#store.tallies(channel, epoch, first, last));
+        if (tallies === null || isOver || place.saw(tallies)) return tallies;
         isOver = await Promise.race([changed, timeUp]);
       }
     } finally {
@@ -78,13 +80,15 @@ export class Waiting {
 
 /** One push that waits. */
 class Place {
+  readonly epoch: string;
   readonly events: readonly number[];
   /** Events that are not known to be complete, or gone. */
   readonly #open: Set<number>;
   readonly #complete = new Map<number, Tally>();
   #change = Promise.withResolvers<boolean>();
 
-  constructor(events: readonly number[]) {
+  constructor(epoch: string, events: readonly number[]) {
+    this.epoch = epoch;
     this.events = events;
     this.#open = new Set(events);
   }
@@ -146,8 +150,8 @@ class Watcher implements Wire {
     this.#feed = this.#follow({ ...OWN, ...request }, this);
   }
 
-  enter(events: readonly number[]): Place {
-    const place = new Place(events);
+  enter(epoch: string, events: readonly number[]): Place {
+    const place = new Place(epoch, events);
     this.#waiting++;
     for (const event of events) {
       const places = this.#places.get(event);
@@ -185,11 +189,13 @@ class Watcher implements Wire {
   }
 
   write(_channel: string, { entries }: Batch): undefined {
+    const { epoch } = this.#feed!.logs[0]!;
     for (const { receipt } of entries) {
       if (!receipt?.completes) continue;
       const { done, failed } = receipt.completes;
       const tally = { addressed: done + failed, received: 0, working: 0, missing: 0, done, failed };
-      for (const place of this.#places.get(receipt.event) ?? []) place.complete(receipt.event, tally);
+      for (const place of this.#places.get(receipt.event) ?? [])
+        if (place.epoch === epoch) place.complete(receipt.event, tally);
     }
   }
 

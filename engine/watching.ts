@@ -217,8 +217,10 @@ class Watcher {
       let sums = this.#sums.get(channel);
       if (sums?.mark !== mark && counted < SUMS) {
         counted++;
-        sums = { mark, ...(await this.#sum(channel, events.head)) };
+        const sum = await this.#sum(channel, epoch, events.head);
+        sums = sum ? { mark, ...sum } : undefined;
       }
+      if (!sums?.mark.startsWith(`${epoch} `)) sums = undefined; // Of another life of the channel.
       if (sums) this.#sums.set(channel, sums);
       const elsewhere = await this.#store.elsewhere(channel);
       channels.push({
@@ -256,9 +258,12 @@ class Watcher {
     return this.#presence.connected(channel, null, await this.#store.elsewhere(channel)) > 0;
   }
 
-  async #sum(channel: string, head: number): Promise<{ open: number; missing: number }> {
+  /** Null: the log begins anew. */
+  async #sum(channel: string, epoch: string, head: number): Promise<{ open: number; missing: number } | null> {
     let [open, missing] = [0, 0];
-    for (const tally of (await this.#store.tallies(channel, Math.max(1, head - EVENTS + 1), head)).values()) {
+    const tallies = await this.#store.tallies(channel, epoch, Math.max(1, head - EVENTS + 1), head);
+    if (tallies === null) return null;
+    for (const tally of tallies.values()) {
       open += tally.addressed - tally.done - tally.failed - tally.missing;
       missing += tally.missing;
     }
@@ -289,12 +294,16 @@ class Watcher {
     if (!isNew && from.events === events.head && from.receipts === receipts.head) return null;
 
     const oldest = Math.max(events.floor, events.head - EVENTS);
-    const fresh = await this.#events(channel, Math.max(from.events, oldest), events.head);
+    const fresh = await this.#events(channel, epoch, Math.max(from.events, oldest), events.head);
     const isMuch = receipts.head - from.receipts > RECEIPTS || receipts.floor > from.receipts;
     const words =
-      isMuch || receipts.head === from.receipts ? [] : await this.#store.receipts(channel, from.receipts, RECEIPTS);
+      isMuch || receipts.head === from.receipts
+        ? []
+        : await this.#store.receipts(channel, epoch, from.receipts, RECEIPTS);
+    if (fresh === null || words === null) return null;
     const touched = isMuch ? null : new Set(words.map(({ event }) => event));
-    const tallies = await this.#tallies(channel, fresh, touched, oldest, events.head);
+    const tallies = await this.#tallies(channel, epoch, fresh, touched, oldest, events.head);
+    if (tallies === null) return null; // The log begins anew; the next look finds what it has then.
     this.#shown = { epoch, events: events.head, receipts: words.at(-1)?.seq ?? receipts.head };
     const known = new Set(fresh.map(({ seq }) => seq));
     return {
@@ -309,10 +318,11 @@ class Watcher {
   }
 
   /** Events after a place up to another; a read brings as many as their data allows. */
-  async #events(channel: string, after: number, upTo: number): Promise<Event[]> {
+  async #events(channel: string, epoch: string, after: number, upTo: number): Promise<Event[] | null> {
     const found: Event[] = [];
     for (let place = after; place < upTo; place = found.at(-1)!.seq) {
-      const read = await this.#store.events(channel, place, upTo - place);
+      const read = await this.#store.events(channel, epoch, place, upTo - place);
+      if (read === null) return null;
       if (read.length === 0) break; // Retention took them between the two reads.
       found.push(...read);
     }
@@ -320,8 +330,9 @@ class Watcher {
   }
 
   /** The tallies of what is new and of what was touched; of all that is shown where that is not known. */
-  #tallies(
+  async #tallies(
     channel: string,
+    epoch: string,
     fresh: readonly Event[],
     touched: ReadonlySet<number> | null,
     oldest: number,
@@ -329,7 +340,7 @@ class Watcher {
   ) {
     const seqs = [...fresh.map(({ seq }) => seq), ...(touched ?? [oldest + 1, head])].filter((seq) => seq > oldest);
     if (seqs.length === 0) return new Map<number, Tally>();
-    return this.#store.tallies(channel, Math.min(...seqs), Math.max(...seqs));
+    return this.#store.tallies(channel, epoch, Math.min(...seqs), Math.max(...seqs));
   }
 }
 

@@ -7,6 +7,7 @@ import {
   type EventDraft,
   type Code,
   PereError,
+  type Receipt,
   type ReceiptDraft,
   type Row,
   type State,
@@ -40,6 +41,37 @@ export const word = (
   more: Partial<ReceiptDraft> = {},
 ): ReceiptDraft => ({ event: { epoch, seq }, device, status, detail: null, deviceAt: null, ...more });
 
+/** Reads the life of its log that a channel has now; a channel that there is not has none. */
+async function inLife<Found>(
+  store: Store,
+  channel: string,
+  none: Found,
+  look: (epoch: string) => Promise<Found | null>,
+) {
+  const heads = await store.heads(channel);
+  return (heads && (await look(heads.epoch))) ?? none;
+}
+
+/** What is read by `seq`, where it needs no saying of which life of the log. */
+export const reads = {
+  events: (store: Store, channel: string, after: number, limit: number, bytesMax?: number) =>
+    inLife<Event[]>(store, channel, [], (epoch) => store.events(channel, epoch, after, limit, bytesMax)),
+  receipts: (store: Store, channel: string, after: number, limit: number) =>
+    inLife<Receipt[]>(store, channel, [], (epoch) => store.receipts(channel, epoch, after, limit)),
+  settled: (store: Store, channel: string, device: string, after: number, upTo: number) =>
+    inLife<ReadonlySet<number>>(store, channel, new Set(), (epoch) =>
+      store.settled(channel, epoch, device, after, upTo),
+    ),
+  tallies: (store: Store, channel: string, from: number, upTo: number) =>
+    inLife<ReadonlyMap<number, Tally>>(store, channel, new Map(), (epoch) => store.tallies(channel, epoch, from, upTo)),
+  silent: (store: Store, channel: string, event: number, devices: readonly string[]) =>
+    inLife<string[]>(store, channel, [], (epoch) => store.silent(channel, epoch, event, devices)),
+  rows: (store: Store, channel: string, event: number, status: State | null, after: string, limit: number) =>
+    inLife<Page<Row, string>>(store, channel, { items: [], next: null }, (epoch) =>
+      store.rows(channel, epoch, event, status, after, limit),
+    ),
+} as const;
+
 /** Reads all pages. */
 export async function all<Item>(read: (after: string) => Promise<Page<Item, string>>): Promise<Item[]> {
   const items: Item[] = [];
@@ -52,10 +84,10 @@ export async function all<Item>(read: (after: string) => Promise<Page<Item, stri
 }
 
 export const rowsOf = (store: Store, channel: string, event: number, status: State | null = null): Promise<Row[]> =>
-  all((after) => store.rows(channel, event, status, after, 1_000));
+  all((after) => reads.rows(store, channel, event, status, after, 1_000));
 
 export const tallyOf = async (store: Store, channel: string, event: number): Promise<Tally | undefined> =>
-  (await store.tallies(channel, event, event)).get(event);
+  (await reads.tallies(store, channel, event, event)).get(event);
 
 export const countRows = (rows: readonly Row[]): Record<State, number> => {
   const counts = { pending: 0, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
@@ -66,7 +98,7 @@ export const countRows = (rows: readonly Row[]): Record<State, number> => {
 /** Every kept event's tally adds up, and says what the rows say. */
 export async function expectTalliesToEqualRows(store: Store, channel: string): Promise<void> {
   const { events } = (await store.heads(channel))!;
-  const tallies = await store.tallies(channel, 1, events.head);
+  const tallies = await reads.tallies(store, channel, 1, events.head);
   expect([...tallies.keys()].sort((a, b) => a - b)).toEqual(
     Array.from({ length: events.head - events.floor }, (_, n) => events.floor + 1 + n),
   );

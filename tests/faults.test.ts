@@ -17,6 +17,7 @@ import {
   SKIP_ENTRIES_MAX,
   type Source,
 } from "../engine/tail.ts";
+import { reads } from "./contract-calls.ts";
 import { until } from "./harness.ts";
 
 const entry = (seq: number): Entry => ({
@@ -297,7 +298,7 @@ describe("an engine", () => {
     await withEngine({ miss: 1 }, async (engine, store, faults) => {
       await store.enrol("orders", "a", Date.now());
       const { first } = await engine.push("orders", [draft(1, { deadline: 1 })]);
-      await until(async () => (await store.tallies("orders", first, first)).get(first)?.missing === 1);
+      await until(async () => (await reads.tallies(store, "orders", first, first)).get(first)?.missing === 1);
       expect(faults).toEqual(["TypeError: a mistake in miss"]);
     });
   });

@@ -12,7 +12,7 @@ import { OWN, type Wire } from "../engine/feed.ts";
 import { RedisStore } from "../engine/redis.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Store } from "../engine/store.ts";
-import { draft, SECOND, T, word } from "./contract-calls.ts";
+import { draft, reads, SECOND, T, word } from "./contract-calls.ts";
 import { until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 
@@ -74,16 +74,17 @@ const VERBS: [string, (store: Store) => Promise<unknown>][] = [
   ["devices", (store) => store.devices("orders", "", 4, T)],
   ["heads", (store) => store.heads("orders")],
   ["channels", (store) => store.channels("", 1_000)],
-  ["events", (store) => store.events("orders", 40_000, 1_000)],
-  ["receipts", (store) => store.receipts("orders", 40_000, 1_000)],
-  ["tallies", (store) => store.tallies("orders", 40_000, 40_999)],
-  ["settled", (store) => store.settled("orders", NEARLY, 40_000, 44_000)],
-  ["rows of all states", (store) => store.rows("orders", DUE, null, "", 1_000)],
-  ["rows of a state that nobody is in", (store) => store.rows("orders", DUE, "failed", "", 1_000)],
+  ["events", (store) => reads.events(store, "orders", 40_000, 1_000)],
+  ["receipts", (store) => reads.receipts(store, "orders", 40_000, 1_000)],
+  ["tallies", (store) => reads.tallies(store, "orders", 40_000, 40_999)],
+  ["settled", (store) => reads.settled(store, "orders", NEARLY, 40_000, 44_000)],
+  ["rows of all states", (store) => reads.rows(store, "orders", DUE, null, "", 1_000)],
+  ["rows of a state that nobody is in", (store) => reads.rows(store, "orders", DUE, "failed", "", 1_000)],
   [
     "silent",
     (store) =>
-      store.silent(
+      reads.silent(
+        store,
         "orders",
         DUE,
         Array.from({ length: 500 }, (_, n) => nameOf(n)),

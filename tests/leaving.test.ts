@@ -13,7 +13,7 @@ import { SCRIPTS } from "../engine/redis-scripts.ts";
 import { RedisStore } from "../engine/redis.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
 import type { Store } from "../engine/store.ts";
-import { countRows, draft, EVERYTHING, missAll, rowsOf, SECOND, T, trimAll, word } from "./contract-calls.ts";
+import { reads, countRows, draft, EVERYTHING, missAll, rowsOf, SECOND, T, trimAll, word } from "./contract-calls.ts";
 import { temporary } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 
@@ -111,7 +111,7 @@ const STORES = [
 async function told(store: Store): Promise<Record<number, string[]>> {
   const found: Record<number, string[]> = {};
   for (const event of LOOKED_AT) {
-    const tally = (await store.tallies("orders", event - 1, event + 1)).get(event)!;
+    const tally = (await reads.tallies(store, "orders", event - 1, event + 1)).get(event)!;
     const rows = await rowsOf(store, "orders", event);
     const counts = countRows(rows);
     const { addressed, ...rest } = tally;
@@ -144,7 +144,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
   it("leaves its last mark where it was the last that owed a word, whoever ends it", async () => {
     const { store } = await left();
     await trimAll(store, "orders", EVERYTHING, T + 2 * SECOND);
-    const ends = (await store.receipts("orders", 0, 100)).filter(({ completes }) => completes !== null);
+    const ends = (await reads.receipts(store, "orders", 0, 100)).filter(({ completes }) => completes !== null);
     expect(ends.map(({ event, device, status, completes }) => [event, device, status, completes])).toEqual([
       [1, "a", "pending", { done: 1, failed: 0 }],
       [4_000, "a", "pending", { done: 1, failed: 0 }],
@@ -167,7 +167,9 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     expect((await rowsOf(store, "orders", DUE)).map(({ device, status }) => `${device} ${status}`)).toEqual([
       "b missing",
     ]);
-    expect((await store.receipts("orders", 0, 100)).filter(({ status }) => status === "missing")).toHaveLength(1);
+    expect((await reads.receipts(store, "orders", 0, 100)).filter(({ status }) => status === "missing")).toHaveLength(
+      1,
+    );
     await told(store);
   });
 
@@ -184,8 +186,8 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     const pending = async () => (await store.devices("orders", "", 1, T)).items[0];
     expect(await pending()).toMatchObject({ device: "a", pending: 1 });
     await told(store);
-    const settled = await store.settled("orders", "a", 4_000, 4_004);
-    for (const { seq, to } of await store.events("orders", 4_000, 4))
+    const settled = await reads.settled(store, "orders", "a", 4_000, 4_004);
+    for (const { seq, to } of await reads.events(store, "orders", 4_000, 4))
       expect([seq, settled.has(seq) || !to!.includes("a")]).toEqual([seq, true]);
     expect(await isLeaving()).toBe(true);
     await trimAll(store, "orders", EVERYTHING, T + SECOND);

@@ -4,7 +4,7 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { RedisStore } from "../engine/redis.ts";
-import { draft, missAll, SECOND, T, word } from "./contract-calls.ts";
+import { reads, draft, missAll, SECOND, T, word } from "./contract-calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./harness.ts";
 import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./hook-cases.ts";
 import { outcomes } from "./outcome-cases.ts";
@@ -51,7 +51,10 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
         await until(() => heard.length >= 2 * DEVICES.length, "every word");
         expect(heard.toSorted()).toEqual([...DEVICES, ...DEVICES].sort());
       }
-      expect((await store.tallies("orders", 1, 2)).get(2)).toMatchObject({ addressed: DEVICES.length, missing: 700 });
+      expect((await reads.tallies(store, "orders", 1, 2)).get(2)).toMatchObject({
+        addressed: DEVICES.length,
+        missing: 700,
+      });
       await Promise.all(stores.map((one) => one.close()));
     });
 
@@ -108,7 +111,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
         missAll(one, T + SECOND),
       ]);
       expect(verdicts.slice(0, 2).flat().toSorted()).toEqual(["duplicate", "recorded"]);
-      const entries = await other.receipts("c", 0, 10);
+      const entries = await reads.receipts(other, "c", 0, 10);
       expect(entries.map(({ status, late }) => [status, late])).toEqual([
         ["missing", false],
         ["done", true],
@@ -125,7 +128,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       await missAll(store, T + SECOND);
       await pushing;
       expect(await missAll(store, T + SECOND)).toBeNull();
-      expect((await store.tallies("c", 1, 1)).get(1)).toMatchObject({ missing: 1 });
+      expect((await reads.tallies(store, "c", 1, 1)).get(1)).toMatchObject({ missing: 1 });
       await store.close();
     });
   });

@@ -16,12 +16,12 @@ function knowing() {
   const state = { now: 0, kept: [] as Reminder[], asked: [] as number[], reads: 0 };
   const store = {
     reminders: async () => (state.reads++, state.kept.slice(-10)),
-    tallies: async (_channel: string, seq: number) => (state.asked.push(seq), new Map()),
+    tallies: async (_channel: string, _epoch: string, seq: number) => (state.asked.push(seq), new Map()),
   } as unknown as Store;
   const reminders = new Reminders(store, {} as Feeds, () => state.now);
   reminders.attended("c", true);
   const push = (seq: number, at = 0, epoch = "e"): void => {
-    state.kept.push({ seq, at, every: SECOND, until: null });
+    state.kept.push({ epoch, seq, at, every: SECOND, until: null });
     const event: Event = { seq, at, type: null, data: "1", to: null, expires: null, deadline: null, remind: SECOND };
     reminders.woken({ kind: "events", channel: "c", epoch, entries: [event] } satisfies Wake);
   };

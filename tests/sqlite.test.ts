@@ -23,7 +23,7 @@ import { Counts } from "../engine/counts.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/schema.ts";
 import { SqliteStore } from "../engine/sqlite.ts";
-import { draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract-calls.ts";
+import { reads, draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract-calls.ts";
 import { storeContract } from "./contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
 
@@ -117,7 +117,7 @@ describe("a file", () => {
     expect(await push(process.url, "orders", 3)).toEndWith("-3");
     expect(await process.end("SIGKILL")).not.toBe(0);
     const again = new SqliteStore({ path });
-    expect((await again.events("orders", 0, 10)).length).toBe(3);
+    expect((await reads.events(again, "orders", 0, 10)).length).toBe(3);
     await again.close();
   });
 
@@ -219,7 +219,7 @@ describe("a file", () => {
     ]);
     expect([await notATime, await notRecorded]).toEqual(["away", "away"]);
     expect(await store.record("orders", [word(epoch, 3, "kiosk", "done")], T)).toEqual(["recorded"]);
-    expect(await store.receipts("orders", 0, 10)).toMatchObject([
+    expect(await reads.receipts(store, "orders", 0, 10)).toMatchObject([
       { seq: 1, event: 2, device: "till" },
       { seq: 2, event: 2, status: "pending" },
       { seq: 3, event: 3, device: "kiosk" },
@@ -258,11 +258,11 @@ describe("a file", () => {
         receipts: { head: 2, floor: 0 },
       });
       const none = { deadline: null, remind: null };
-      expect(await store.events("orders", 0, 10)).toEqual([
+      expect(await reads.events(store, "orders", 0, 10)).toEqual([
         { seq: 2, at: T, type: "t", data: '"to till"', to: ["till"], expires: T + SECOND, ...none },
         { seq: 3, at: T, type: null, data: '"to all"', to: null, expires: null, ...none },
       ]);
-      expect(await store.receipts("orders", 0, 10)).toMatchObject([
+      expect(await reads.receipts(store, "orders", 0, 10)).toMatchObject([
         { event: 2, device: "till", status: "done", detail: '"x"', completes: null },
         { event: 3, device: "kiosk", status: "working", deviceAt: T, completes: null },
       ]);
@@ -283,7 +283,7 @@ describe("a file", () => {
     expect((await store.reminders("orders", T)).map(({ seq }) => seq)).toEqual([4]);
     expect(await missAll(store, T + SECOND)).toBeNull();
     expect(
-      (await store.receipts("orders", 2, 10)).map(({ event, status, completes }) => [event, status, completes]),
+      (await reads.receipts(store, "orders", 2, 10)).map(({ event, status, completes }) => [event, status, completes]),
     ).toEqual([
       [3, "done", null],
       [3, "done", null],
@@ -359,9 +359,9 @@ describe("a file", () => {
     for (let at = 4096; at < size; at += 4096) writeSync(file, Buffer.alloc(4096, 0xee), 0, 4096, at);
     closeSync(file);
     for (const call of [
-      () => store.events("orders", 0, 1_000),
-      () => store.tallies("orders", 1, 100),
-      () => store.rows("orders", 1, null, "", 10),
+      () => reads.events(store, "orders", 0, 1_000),
+      () => reads.tallies(store, "orders", 1, 100),
+      () => reads.rows(store, "orders", 1, null, "", 10),
       () => store.append("orders", [draft(1)], T),
     ]) {
       const outcome = await call().then(
@@ -382,7 +382,7 @@ describe("a file", () => {
     const moved = join(temporary(), "moved.db");
     copyFileSync(path, moved);
     const copy = new SqliteStore({ path: moved });
-    expect((await copy.events("orders", 0, 10)).length).toBe(1);
+    expect((await reads.events(copy, "orders", 0, 10)).length).toBe(1);
     await copy.close();
   });
 });
@@ -402,7 +402,7 @@ test("rows of one state among very many devices are looked for while others have
   let turns = 0;
   const count = (): void => void (turns++, turns > 0 && setImmediate(count));
   count();
-  const found = await store.rows("orders", 1, "done", "", 10);
+  const found = await reads.rows(store, "orders", 1, "done", "", 10);
   expect(turns).toBeGreaterThan(1);
   turns = Number.NEGATIVE_INFINITY;
   expect(found).toMatchObject({ items: [{ device: names[1_000]! }, { device: names[19_999]! }], next: null });
@@ -540,13 +540,15 @@ describe("the group commit", () => {
       "fulfilled",
     ]);
     for (const outcome of settled) if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(PereError);
-    expect((await store.events("orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
+    expect((await reads.events(store, "orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
       [1, '"before"'],
       [2, '"after"'],
     ]);
     expect(told).toEqual([1, 2]);
     expect(await store.heads("new")).toBeNull();
-    expect([...(await store.tallies("orders", 1, 10)).values()].map(({ addressed }) => addressed)).toEqual([1, 1]);
+    expect([...(await reads.tallies(store, "orders", 1, 10)).values()].map(({ addressed }) => addressed)).toEqual([
+      1, 1,
+    ]);
     // Its key was not kept either.
     const again = await store.append("orders", [draft("good")], T, { key: "k", digest: "d" });
     expect(again).toMatchObject({ first: 3, addressed: 2, replayed: false });
@@ -633,7 +635,7 @@ describe("the group commit", () => {
         Array.from({ length: 10 }, () => draft(big)),
         T,
       );
-      await store.events("orders", 0, 100, 1);
+      await reads.events(store, "orders", 0, 100, 1);
       largest = Math.max(largest, statSync(`${path}-wal`).size);
     }
     // 24 MB were written; a log that is written back now and then is used again from its beginning.
@@ -668,7 +670,7 @@ describe("a deadline", () => {
     expect(told).toBe(count - 3);
     expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
     expect(pushed).toBeGreaterThan(count / ROWS_A_CALL);
-    expect((await store.tallies("orders", 1, 1)).get(1)).toMatchObject({
+    expect((await reads.tallies(store, "orders", 1, 1)).get(1)).toMatchObject({
       addressed: count,
       missing: count - 3,
       done: 3,
@@ -701,7 +703,7 @@ describe("a deadline", () => {
     expect(calls).toBeGreaterThan(devices.length / ROWS_A_CALL);
     // Where nobody owes anything, nobody is looked at.
     expect(calls).toBeLessThan((1.5 * devices.length) / 1_500);
-    const log = await store.receipts("orders", 2 * devices.length, 10);
+    const log = await reads.receipts(store, "orders", 2 * devices.length, 10);
     expect(log.map(({ event, device, status }) => [event, device, status])).toEqual([[2, devices.at(-1)!, "missing"]]);
     await store.close();
   }, 30_000);
@@ -719,7 +721,7 @@ describe("a deadline", () => {
     hear(store, ({ entries }) => void (largest = Math.max(largest, entries.length)));
     expect(await missAll(store, T + SECOND)).toBeNull();
     expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
-    expect((await store.receipts("orders", 0, 20_000)).map(({ event }) => event)).toEqual(
+    expect((await reads.receipts(store, "orders", 0, 20_000)).map(({ event }) => event)).toEqual(
       Array.from({ length: 10_000 }, (_, n) => n + 1),
     );
     await store.close();

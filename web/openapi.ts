@@ -574,7 +574,7 @@ export const document = (version: string, basePath: string): NonNullable<ElysiaS
         },
         "Preference-Applied": {
           description:
-            "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same.",
+            "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same. Where the channel's log is lost or put back meanwhile, the push is answered with 503.",
           schema: { type: "string", const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },

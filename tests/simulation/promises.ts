@@ -3,7 +3,7 @@
  *
  * The model is naive: an event's standing is the last word of each device in the receipts log, and a tally is a count of those.
  */
-import { FINAL, rank, type Receipt, type State } from "../../engine/model.ts";
+import { FINAL, rank, type Receipt, type State, type Tally } from "../../engine/model.ts";
 import type { Push, World } from "./world.ts";
 
 /** What the store has of a channel, read whole. */
@@ -12,19 +12,20 @@ async function readAll(world: World, channel: string) {
   const heads = await store.heads(channel);
   if (!heads) return null;
   const { epoch } = heads;
-  const events = await store.events(channel, heads.events.floor, 1_000);
+  const events = (await store.events(channel, epoch, heads.events.floor, 1_000)) ?? [];
   const receipts: Receipt[] = [];
   for (let after = heads.receipts.floor; ;) {
-    const some = await store.receipts(channel, after, 500);
+    const some = (await store.receipts(channel, epoch, after, 500)) ?? [];
     if (some.length === 0) break;
     receipts.push(...some);
     after = some.at(-1)!.seq;
   }
-  const tallies = await store.tallies(channel, heads.events.floor, heads.events.head);
+  const tallies =
+    (await store.tallies(channel, epoch, heads.events.floor, heads.events.head)) ?? new Map<number, Tally>();
   const rows = new Map<number, Map<string, State>>();
   for (const { seq } of events) {
-    const { items } = await store.rows(channel, seq, null, "", 1_000);
-    rows.set(seq, new Map(items.map(({ device, status }) => [device, status])));
+    const page = await store.rows(channel, epoch, seq, null, "", 1_000);
+    rows.set(seq, new Map((page?.items ?? []).map(({ device, status }) => [device, status])));
   }
   const enrolled = (await store.devices(channel, "", 1_000, world.clock.wall())).items.map(({ device }) => device);
   return { epoch, heads, events, receipts, tallies, rows, enrolled };
