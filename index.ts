@@ -1234,8 +1234,9 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   let listening: Listening;
   try {
     // An app knows one server; what is behind them all is the same.
-    const apps = await Promise.all(addressesOf(settings.host).map(() => appOf(engine, door, ways)));
-    listening = listen((opening, nth) => apps[nth]!.listen(opening).server!, settings);
+    const addresses = await addressesOf(settings.host);
+    const apps = await Promise.all(addresses.map(() => appOf(engine, door, ways)));
+    listening = listen(addresses, (opening, nth) => apps[nth]!.listen(opening).server!, settings);
   } catch (error) {
     await engine.drain();
     await engine.close();

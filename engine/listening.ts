@@ -4,6 +4,7 @@
  *
  * It starts and stops servers, and knows nothing of what they serve.
  */
+import { lookup } from "node:dns/promises";
 import { networkInterfaces } from "node:os";
 import type { Server } from "bun";
 import { type CertificateFiles, readCertificate } from "./certificate.ts";
@@ -21,11 +22,12 @@ export interface Listening {
 }
 
 /** Why nothing can be listened at, for those who set it. */
+const NO_ADDRESS = "this machine has no such address";
 const UNHEARD: Readonly<Record<string, string>> = {
   EADDRINUSE: "another program listens there; --port names another",
   EACCES: "a port below 1024 needs rights that PERE was not given",
-  EADDRNOTAVAIL: "this machine has no such address",
-  EINVAL: "this machine has no such address",
+  EADDRNOTAVAIL: NO_ADDRESS,
+  EINVAL: NO_ADDRESS,
 };
 
 /** Where connections are taken, and with which certificate. */
@@ -47,9 +49,15 @@ export interface Opening {
 /**
  * The addresses that are listened at for a host. `localhost` is both of this machine's, where it has both: which of them a program takes for it
  * differs, and a resolver names one of them first, which is all that a server would listen at.
+ * @throws Error for a name that nobody knows: what Bun 1.4.5 says of such a one is whatever went wrong before
  */
-export function addressesOf(host: string): readonly string[] {
-  if (host !== "localhost") return [host];
+export async function addressesOf(host: string): Promise<readonly string[]> {
+  if (host !== "localhost") {
+    await lookup(host).catch((cause: unknown) => {
+      throw new Error(`${host}: ${NO_ADDRESS}`, { cause });
+    });
+    return [host];
+  }
   const own = new Set(Object.values(networkInterfaces()).flatMap((all) => all?.map(({ address }) => address) ?? []));
   const found = ["127.0.0.1", "::1"].filter((address) => own.has(address));
   return found.length > 0 ? found : [host];
@@ -60,13 +68,13 @@ const PORTS_TRIED = 20;
 
 /**
  * Takes connections; with TLS those who offer it, browsers among them, get HTTP/2.
- * @param open starts a server for the nth of the host's addresses @throws Error when the port can't be had
+ * @param addresses those of the host @param open starts a server for the nth of them @throws Error when the port can't be had
  */
 export function listen<Data>(
+  addresses: readonly string[],
   open: (opening: Opening, nth: number) => Server<Data>,
   { host, port, tls }: Place,
 ): Listening {
-  const addresses = addressesOf(host);
   const serverAt = (nth: number, at: number, certificate: CertificateFiles | null): Server<Data> => {
     try {
       const hostname = addresses[nth]!;

@@ -245,7 +245,7 @@ const ROOMS: Record<string, readonly string[]> = {
     "node:util",
   ],
   "engine/commands.ts": ["engine/keeping.ts", "engine/mint.ts", "engine/secret.ts", "engine/settings.ts"],
-  "engine/listening.ts": ["node:os", "engine/certificate.ts", "bun"],
+  "engine/listening.ts": ["node:dns/promises", "node:os", "engine/certificate.ts", "bun"],
   "engine/wires.ts": ["engine/feed.ts", "engine/watching.ts", "engine/tail.ts", "engine/model.ts", "bun"],
 };
 

@@ -10,13 +10,14 @@ import type { Service } from "../index.ts";
 import { ask, connect, give, listen as listenTo, push, startWith, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 
-const found = addressesOf("localhost");
+const found = await addressesOf("localhost");
 const hasBoth = found.length === 2;
 const why = hasBoth ? "" : ` (skipped: this machine has ${found.join(", ")} alone)`;
 
-test("only localhost is more than one address", () => {
-  for (const host of ["127.0.0.1", "::1", "0.0.0.0", "::", "example.com", "localhost.example"])
-    expect(addressesOf(host)).toEqual([host]);
+test("only localhost is more than one address, and a name that nobody knows is none", async () => {
+  for (const host of ["127.0.0.1", "::1", "0.0.0.0", "::", "192.0.2.1"])
+    expect(await addressesOf(host)).toEqual([host]);
+  await expect(addressesOf("pere.invalid")).rejects.toThrow("pere.invalid: this machine has no such address");
   expect(found).toContain("127.0.0.1");
 });
 
@@ -68,6 +69,7 @@ describe.skipIf(!hasBoth)(`at localhost${why}`, () => {
     const stopped: number[] = [];
     let free = 40_001;
     const listening = listen<unknown>(
+      found,
       ({ hostname, port }) => {
         if (hostname === "::1" && port < 40_003) throw Object.assign(new Error("taken"), { code: "EADDRINUSE" });
         const taken = port === 0 ? free++ : port;
