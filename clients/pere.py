@@ -387,13 +387,19 @@ def _seconds_asked(answer: http.client.HTTPResponse) -> float:
     return min(seconds, ASKED_SECONDS_CUT) if 0 <= seconds <= ASKED_SECONDS_MAX else 0.0
 
 
-def _ends_at(token: str) -> float:
-    """When a token ends, in seconds since 1970, as it says itself; never, where it doesn't."""
+def _claims_of(token: str) -> Dict[str, Any]:
+    """What a token says of itself; nothing, where it can't be read."""
     try:
         claims = token.split(".")[1]
-        return float(json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["exp"])
+        return _object(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)).decode())
     except Exception:
-        return float("inf")
+        return {}
+
+
+def _ends_at(token: str) -> float:
+    """When a token ends, in seconds since 1970, as it says itself; never, where it doesn't."""
+    exp = _claims_of(token).get("exp")
+    return float(exp) if isinstance(exp, (int, float)) else float("inf")
 
 
 def _pause(failures: int, at_least: float = 0.0) -> float:
@@ -469,8 +475,8 @@ class _Feed:
             polls = time.monotonic() < self._stream_again_at
             try:
                 yield from self._poll() if polls else self._stream()
-                if polls:
-                    continue  # The time on long-polls is over.
+                if polls or time.monotonic() < self._stream_again_at:
+                    continue  # The time on long-polls is over, or begins.
                 why, self._held_back = "the stream ended", 0
             except Refused:
                 raise
@@ -555,7 +561,7 @@ class _Feed:
         except socket.timeout:
             self._stream_again_at = time.monotonic() + self._return_seconds * 2 ** min(self._held_back, RETURN_DOUBLINGS_MAX)
             self._held_back += 1
-            raise _Trouble("nothing comes on the event stream, on with long-polls") from None
+            self._report("nothing comes on the event stream, on with long-polls")
         finally:
             self._close()
 
@@ -1404,7 +1410,7 @@ def _arguments() -> argparse.Namespace:
         return made
 
     listener = command("listen", "Follows channels as a device, and answers each event.")
-    listener.add_argument("--device", required=True, type=_like(_NAME.pattern, name))
+    listener.add_argument("--device", type=_like(_NAME.pattern, name), help="without, the token's `sub`, or a name that is made once and kept")
     listener.add_argument("--exec", type=_like(r"(?s).*\S.*", "a command"), help="run for each event, with its data on the input; without, events are printed")
     listener.add_argument("--state", type=_like(r"(?s).+", "a file's name"), help="a file in which outcomes and unsent receipts survive")
     listener.add_argument("--workers", type=_whole_number(1, 1_000), default=1, help="events that are worked on at once")
@@ -1424,6 +1430,48 @@ def _arguments() -> argparse.Namespace:
     follower = command("receipts", "Prints receipts as they come.")
     follower.add_argument("--after", type=_like(_POSITION.pattern, "the id of a receipt"), help="the id of the last receipt that was seen")
     return parser.parse_args()
+
+
+def _own_name() -> str:
+    """This machine's name as a device: its host's and a few characters of chance, made once and kept in the user's state folder (XDG), where the other
+    clients look as well. Raises ValueError where it can't be kept: it would be another device each time."""
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    path = os.path.join(home, "pere", "device")
+    try:
+        if not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            host = re.sub(r"[^A-Za-z0-9._:~-]", "-", socket.gethostname())[:100] or "host"
+            fresh = f"{path}.{os.getpid()}"
+            with open(fresh, "w", encoding="ascii") as file:
+                file.write(f"{host}-{uuid.uuid4().hex[:8]}\n")
+            try:
+                os.link(fresh, path)  # Whole, and the first one's where two begin at once.
+            except FileExistsError:
+                pass
+            finally:
+                os.unlink(fresh)
+        with open(path, encoding="ascii") as file:
+            name = file.read(1_000).strip()
+        if not _NAME.fullmatch(name):
+            raise ValueError("it holds no device's name")
+        return name
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--device is needed: a name of its own can't be kept in {path} ({error})") from error
+
+
+def _device_of(named: Optional[str], token: Token) -> str:
+    """The name that was given, or that the token gives, or one of this machine's own."""
+    if named is not None:
+        return named
+    if token is None:
+        return _own_name()
+    try:
+        name = _claims_of(_checked_token(token() if callable(token) else token)).get("sub")
+    except Exception:
+        name = None
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError("--device is needed: the token names no device")
+    return name
 
 
 def _token_of(path: Optional[str]) -> Token:
@@ -1510,7 +1558,7 @@ def _main() -> int:
     def serve(stop: threading.Event, is_ending: Callable[[], bool]) -> None:
         times = {"first_byte_seconds": a.first_byte, "silence_seconds": a.silence, "return_seconds": a.again}
         handler = _command(a.exec, is_ending) if a.exec else _show
-        listen(a.url, a.channel, a.device, handler, token=token, state=a.state, workers=a.workers, stop=stop, **times)
+        listen(a.url, a.channel, _device_of(a.device, token), handler, token=token, state=a.state, workers=a.workers, stop=stop, **times)
 
     _until_told(follow if a.command == "receipts" else serve)
     return 0

@@ -88,16 +88,28 @@ async function badAnswers(
   expect(day.record).toHaveLength(day.pushed);
 }
 
-/** Gives one client all of them. @param isChosen which, by their names; all, where it isn't given */
-export function badAnswersDay(client: Client, isChosen: (name: string) => boolean = () => true): void {
+/**
+ * Gives one client all of them.
+ * @param counts by how many of it, at once: those with a slow wait have more of them
+ * @param isChosen which, by their names; all, where it isn't given
+ */
+export function badAnswersDay(
+  client: Client,
+  counts = { streams: 4, polls: 2 },
+  isChosen: (name: string) => boolean = () => true,
+): void {
   test.skipIf(isSkipped(client))(
     `${client.name}: what answers is not the service, or not whole; it goes on, and believes none of it`,
     async () => {
       const rowsOf = (asked: Asked): BadAnswer[] => badAnswersTo(asked).filter(({ name }) => isChosen(name));
       const [streams, polls, receipts] = [rowsOf("stream"), rowsOf("poll"), rowsOf("receipts")];
+      const shares = (count: number, run: (n: number) => Promise<void>) =>
+        Array.from({ length: count }, (_, n) => run(n));
       await Promise.all([
-        ...[0, 1, 2, 3].map((n) => badAnswers(client, "sse", share(streams, n, 4), share(receipts, n, 4))),
-        ...[0, 1].map((n) => badAnswers(client, "poll", share(polls, n, 2), [])),
+        ...shares(counts.streams, (n) =>
+          badAnswers(client, "sse", share(streams, n, counts.streams), share(receipts, n, counts.streams)),
+        ),
+        ...shares(counts.polls, (n) => badAnswers(client, "poll", share(polls, n, counts.polls), [])),
       ]);
     },
     3 * LIMIT_MS,

@@ -4,38 +4,34 @@
  */
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { badDay } from "./badday.ts";
+import { badAnswersDay } from "./badday-answers.ts";
+import { badDay, type Client } from "./badday.ts";
 import { temporary } from "./harness.ts";
 
 const lack = (name: string): string | null => (Bun.which(name) === null ? `no ${name} is installed` : null);
 
 /** @param path where its programs are */
-function badDayBy(shell: string, path: string, isChosen?: (name: string) => boolean): void {
-  badDay(
-    {
-      name: `pere.sh by ${shell}`,
-      missing: lack(shell) ?? lack("curl"),
-      hasSockets: false,
-      command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
-        argv: [
-          shell === "busybox" ? "sh" : shell,
-          join(import.meta.dir, "..", "clients", "pere.sh"),
-          ...[url, channels, device, `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
-        ],
-        env: {
-          PATH: path,
-          PERE_STATE: state,
-          PERE_RECORD: record,
-          PERE_FIRST_BYTE: String(patience.firstByteMs / 1_000),
-          PERE_SILENCE: String(patience.silenceMs / 1_000),
-          PERE_RETURN: String(patience.returnMs / 1_000),
-          ...(tokenFile === null ? {} : { PERE_TOKEN_FILE: tokenFile }),
-        },
-      }),
+const clientBy = (shell: string, path: string): Client => ({
+  name: `pere.sh by ${shell}`,
+  missing: lack(shell) ?? lack("curl"),
+  hasSockets: false,
+  command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
+    argv: [
+      shell === "busybox" ? "sh" : shell,
+      join(import.meta.dir, "..", "clients", "pere.sh"),
+      ...[url, channels, device, `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
+    ],
+    env: {
+      PATH: path,
+      PERE_STATE: state,
+      PERE_RECORD: record,
+      PERE_FIRST_BYTE: String(patience.firstByteMs / 1_000),
+      PERE_SILENCE: String(patience.silenceMs / 1_000),
+      PERE_RETURN: String(patience.returnMs / 1_000),
+      ...(tokenFile === null ? {} : { PERE_TOKEN_FILE: tokenFile }),
     },
-    isChosen,
-  );
-}
+  }),
+});
 
 /** A folder with busybox's own programs, and curl. */
 function onlyBusybox(): string {
@@ -47,5 +43,7 @@ function onlyBusybox(): string {
   return folder;
 }
 
-badDayBy("dash", process.env.PATH ?? "");
-badDayBy("busybox", onlyBusybox(), (name) => /random bytes|held back|silent|killed/.test(name));
+const dash = clientBy("dash", process.env.PATH ?? "");
+badDay(dash);
+badAnswersDay(dash, { streams: 6, polls: 6 });
+badDay(clientBy("busybox", onlyBusybox()), (name) => /random bytes|held back|silent|killed/.test(name));

@@ -260,7 +260,6 @@ pythonTest("what can't be meant is said in one line, at once, with status 2", as
     ["listen", url, "orders", ...device, "--bogus"],
     ["listen", url, "a b", ...device],
     ["listen", url, "", ...device],
-    ["listen", url, "orders"],
     ["listen", "not a url", "orders", ...device],
     ["listen", "ftp://127.0.0.1", "orders", ...device],
     ["listen", "http://127.0.0.1:99999", "orders", ...device],
@@ -405,3 +404,36 @@ pythonTest(
     secure.child.kill("SIGKILL");
   },
 );
+
+pythonTest("listen: without a name it has the token's, or one that is made once and kept", async () => {
+  const { url } = await service();
+  const state = temporary();
+  const names = async (at: string, headers = {}): Promise<string[]> =>
+    ((await ask(`${at}/devices/orders`, { headers })).body.devices as { device: string }[]).map(({ device }) => device);
+  // Where two begin at once, both are the one.
+  const env = { XDG_STATE_HOME: state };
+  const first = [0, 1].map(() => new Python(["listen", url, "orders"], env));
+  await push(url, "orders", 1);
+  await until(async () => (await names(url)).length > 0, "a device", 20_000);
+  const kept = readFileSync(join(state, "pere", "device"), "utf8");
+  expect(kept).toMatch(/^.+-[0-9a-f]{8}\n$/);
+  for (const { child } of first) child.kill("SIGKILL");
+  const next = new Python(["listen", url, "orders"], env);
+  const id = await push(url, "orders", 2);
+  await isDone(url, id);
+  next.child.kill("SIGTERM");
+  await next.ended();
+  expect(await names(url)).toEqual([kept.trim()]);
+
+  const refused = new Python(["listen", url, "orders"], { XDG_STATE_HOME: "/dev/null" });
+  expect(await refused.ended()).toBe(2);
+  expect(refused.complained).toMatch(/^pere: --device is needed: .*\n$/);
+
+  const pere = await startWith();
+  cleanup.push(() => pere.stop());
+  const token = await mint({ secret: SECRET }, { sub: "till-9", push: ["orders"], feed: ["orders"], days: 1 });
+  new Python(["listen", pere.url, "orders"], { PERE_TOKEN: token, XDG_STATE_HOME: "/dev/null" });
+  const headers = { Authorization: `Bearer ${token}` };
+  expect((await ask(`${pere.url}/push/orders`, { body: "1", headers })).status).toBe(201);
+  await until(async () => (await names(pere.url, headers)).includes("till-9"), "the device", 20_000);
+});
