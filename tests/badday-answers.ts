@@ -5,6 +5,7 @@
 import { expect, test } from "bun:test";
 import { type Asked, BAD_ANSWERS, type BadAnswer } from "./bad-answers.ts";
 import type { Fate } from "./bad-proxy.ts";
+import { ask } from "./harness.ts";
 import { type Client, Day, isFeed, isFinalWord, isSkipped, LIMIT_MS } from "./badday.ts";
 
 /** Bad answers that are still to be given, in turn: each to one request, or to all that come within its time. */
@@ -53,27 +54,30 @@ async function badAnswers(
   client: Client,
   errand: "sse" | "poll",
   feeds: readonly BadAnswer[],
-  words: readonly BadAnswer[],
+  answers: readonly BadAnswer[],
 ) {
   await using day = await Day.begin(client);
-  const receipts = new BadTurns(words);
+  const receipts = new BadTurns(answers);
   let turns = new BadTurns([]);
   let isGood = false;
+  let hasSockets = true;
   day.proxy.weather = (request) => {
     if (isFinalWord(request)) {
       isGood = !isGood && !receipts.isOver;
       return isGood ? receipts.next() : "pass";
     }
     if (request.errand === errand) return turns.next();
+    if (request.errand === "socket" && !hasSockets) return { status: 502 };
     if (errand === "poll" && request.errand === "sse") return "buffer";
     // Other ways are open when the bad answers were given.
     return isFeed(request) && (errand === "poll" || !turns.isOver) ? { status: 502 } : "pass";
   };
   day.launch();
   const told = () => `the service's own answer after ${turns.name} and ${receipts.name}`;
-  const passOne = async (): Promise<void> => {
+  const passOne = async (): Promise<string> => {
     const id = await day.push(JSON.stringify({ order: day.pushed }));
     await day.until(() => day.timesWorked(id) > 0, told());
+    return id;
   };
   await passOne();
   for (let at = 0; at < feeds.length; at += 2) {
@@ -82,7 +86,13 @@ async function badAnswers(
     await day.until(() => turns.isOver, `a request for ${feeds[at]!.name}`);
     await passOne();
   }
-  while (!receipts.isOver) await passOne();
+  // Receipts go by requests from here on, and one event after the other: a client may be quick with events while it waits with receipts.
+  hasSockets = false;
+  day.proxy.cut();
+  while (!receipts.isOver) {
+    const id = await passOne();
+    await day.until(async () => (await ask(`${day.service.url}/events/orders/${id}`)).body.complete === true, told());
+  }
   await day.settle();
   // Nothing was worked on that nobody pushed.
   expect(day.record).toHaveLength(day.pushed);

@@ -4,7 +4,8 @@
  */
 import { beforeAll } from "bun:test";
 import { join } from "node:path";
-import { badDay } from "./badday.ts";
+import { type Client, badDay } from "./badday.ts";
+import { badAnswersDay } from "./badday-answers.ts";
 import { isInstalled } from "./browser.ts";
 import { temporary } from "./harness.ts";
 
@@ -22,26 +23,29 @@ beforeAll(async () => {
   if (!success) throw new AggregateError(logs, "the program for Node can't be built");
 });
 
-badDay({
-  name: "pere.ts on Bun",
-  missing: null,
-  hasSockets: true,
-  command: (job) => ({ argv: [process.execPath, PROGRAM], env: { JOB: JSON.stringify(job) } }),
-});
+const clients: readonly Client[] = [
+  {
+    name: "pere.ts on Bun",
+    missing: null,
+    hasSockets: true,
+    command: (job) => ({ argv: [process.execPath, PROGRAM], env: { JOB: JSON.stringify(job) } }),
+  },
+  {
+    name: "pere.ts on Node",
+    missing: node === null ? "no node is installed" : null,
+    hasSockets: true,
+    command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
+  },
+  {
+    name: "pere.ts in Chromium",
+    missing: isInstalled ? null : "no Chromium is installed",
+    hasSockets: true,
+    command: (job) => ({
+      argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
+      env: { JOB: JSON.stringify(job) },
+    }),
+  },
+];
 
-badDay({
-  name: "pere.ts on Node",
-  missing: node === null ? "no node is installed" : null,
-  hasSockets: true,
-  command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
-});
-
-badDay({
-  name: "pere.ts in Chromium",
-  missing: isInstalled ? null : "no Chromium is installed",
-  hasSockets: true,
-  command: (job) => ({
-    argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
-    env: { JOB: JSON.stringify(job) },
-  }),
-});
+for (const client of clients) badDay(client);
+for (const client of clients) badAnswersDay(client);
