@@ -10,6 +10,10 @@ import { join } from "node:path";
 import { closeBrowser, openTab } from "./browser.ts";
 import { ask, listen, start, type Stream, until } from "./harness.ts";
 
+if (process.argv.length > 3 || /^(-|$)/.test(process.argv[2] ?? ".")) {
+  console.error("usage: bun tests/screenshots.ts [folder]");
+  process.exit(2);
+}
 const FOLDER = process.argv[2] ?? join(import.meta.dir, "..", "web", "screenshots");
 
 /** Milliseconds since 1970: the morning's beginning, and how far it is. */

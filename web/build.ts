@@ -81,7 +81,10 @@ export async function buildPages(web: string): Promise<ReadonlyMap<string, PageF
 }
 
 if (import.meta.main && !Bun.isStandaloneExecutable) {
-  const folder = process.argv[2];
-  if (!folder) throw new Error("bun web/build.ts FOLDER");
+  const [folder = "", ...more] = process.argv.slice(2);
+  if (folder === "" || folder.startsWith("-") || more.length > 0) {
+    console.error("usage: bun web/build.ts FOLDER");
+    process.exit(2);
+  }
   for (const [name, blob] of await bundle(import.meta.dir)) await Bun.write(join(folder, name), blob);
 }

@@ -31,7 +31,7 @@ const PATIENCE_MS = 30_000;
 /** Below this a device's socket pool is the limit: Bun makes at most 256 requests at once. */
 const DEVICES_MAX = 240;
 
-const { values } = parseArgs({
+const OPTIONS = {
   options: {
     minutes: { type: "string", default: "10" },
     devices: { type: "string", default: "150" },
@@ -39,7 +39,22 @@ const { values } = parseArgs({
     pushes: { type: "string", default: "20" },
     help: { type: "boolean" },
   },
-});
+} as const;
+
+/** What was asked for; what can't be, ends it with a sentence. */
+function read() {
+  try {
+    const { values } = parseArgs(OPTIONS);
+    if (Object.values(values).every((value) => value === true || /^[0-9]+(\.[0-9]+)?$/.test(String(value))))
+      return values;
+  } catch (error) {
+    console.error(`soak: ${(error as Error).message.split(/\. |\n/, 1)[0]}`);
+    process.exit(2);
+  }
+  return { minutes: "", devices: "", channels: "", pushes: "" };
+}
+
+const values: { minutes: string; devices: string; channels: string; pushes: string; help?: boolean } = read();
 if (values.help) {
   console.log(HELP);
   process.exit(0);
