@@ -98,10 +98,10 @@ local function make(epoch, touched)
   return look(), 1
 end
 
--- The epoch that a channel begins with which is not there: told to who follows it, and remembered for a day.
+-- The epoch that a channel begins with which is not there: told to its followers, who ask again and again, and remembered for half an hour at least.
 local function reserve(epoch)
   redis.call('HSETNX', counters, 'reserved', epoch)
-  redis.call('EXPIRE', counters, 86400)
+  if redis.call('TTL', counters) < 1800 then redis.call('EXPIRE', counters, 3600) end
   return redis.call('HGET', counters, 'reserved')
 end
 
@@ -372,6 +372,13 @@ export const SCRIPTS = {
     local channel = look()
     if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0 } end
     return { 0, ${EXTENT} }`),
+
+  /** now, and the hooks as a key more → whether the channel is unused from now on: nothing was pushed to it, and it has no device and no hook any more */
+  idle: script(`
+    local channel = look()
+    if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[13]) > 0 then return 0 end
+    redis.call('HSET', counters, 'unused', ARGV[1])
+    return 1`),
 
   /** heard from at this time or before → 1: it was unused, and is gone; 0: it is in use, or not there; else when it was heard from since */
   discard: script(`

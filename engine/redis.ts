@@ -496,8 +496,16 @@ export class RedisStore implements Store {
           ([left]) => left === 1,
           () => false,
         );
+      if (what !== 0) await this.#idle(channel, now);
       return what !== 0;
     }
+  }
+
+  /** Looks whether a channel is unused from now on. What was done before is done: where Redis is away now, the channel stays. */
+  async #idle(channel: string, now: number): Promise<void> {
+    const keys = this.#keys(channel);
+    const isIdle = await this.#link.run(SCRIPTS.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
+    if (isIdle === 1) await this.#note(channel, now);
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
@@ -579,8 +587,10 @@ export class RedisStore implements Store {
     return this.#hooks.put(channel, draft, fresh, now);
   }
 
-  dropHook(channel: string, name: string): Promise<boolean> {
-    return this.#hooks.drop(channel, name);
+  async dropHook(channel: string, name: string): Promise<boolean> {
+    const isDropped = await this.#hooks.drop(channel, name);
+    if (isDropped) await this.#idle(channel, Date.now());
+    return isDropped;
   }
 
   hooks(channel: string | null): Promise<Hook[]> {

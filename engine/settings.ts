@@ -290,7 +290,7 @@ export function readSettings(
   const origins = readOrigins(env.PERE_ORIGINS);
   const proxies = readAllowed(env.PERE_PROXIES, "PERE_PROXIES");
   if (access === "local") checkLocal(origins, proxies);
-  const isOneCaller = typeof access === "string" && isLoopback(host);
+  const isOneCaller = typeof access === "string" && isLoopback(host) && proxies.length === 0;
   const rate = (name: Name): number => (!variables[name] && isOneCaller ? 0 : whole(name, 0, 1_000_000_000));
   const redis = secretOf(env, "REDIS_URL");
   if (variables.PERE_REDIS_REPLICAS && !redis)

@@ -235,6 +235,14 @@ export class SqliteStore implements Store {
     return this.#find(name)!;
   }
 
+  /** Within a transaction: a channel that nothing was pushed to, and that has no device and no hook any more, is unused. */
+  #idle(channel: Channel, now: number): void {
+    const { name, head, audience, touched } = channel;
+    if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
   /** A device of a channel was heard from. */
   #touch(channel: Channel, now: number): void {
     if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
@@ -558,6 +566,7 @@ export class SqliteStore implements Store {
         if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
         if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
         this.#wakes.push({ kind: "retired", channel: name, device });
+        this.#idle(channel, now);
         return { isRetired: true, more: this.#release(channel, now) };
       });
       if (isRetired === null) continue;
@@ -656,7 +665,12 @@ export class SqliteStore implements Store {
     return this.#file.change(() => this.#hooks.put(this.#make(name), draft, fresh, now));
   }
   dropHook(name: string, hook: string): Promise<boolean> {
-    return this.#file.change(() => this.#hooks.drop(this.#find(name), hook));
+    return this.#file.change(() => {
+      const channel = this.#find(name);
+      const isDropped = this.#hooks.drop(channel, hook);
+      if (channel && isDropped) this.#idle(channel, Date.now());
+      return isDropped;
+    });
   }
   hooks(name: string | null): Promise<Hook[]> {
     return this.#file.read(() => this.#hooks.list(name));

@@ -11,7 +11,7 @@
  * - **Durable, then told.** Watchers hear of an entry in a log that they follow after it is durable, in the order of its log, exactly once while all
  *   is well, also when another instance stored it. A wake-up is a hint all the same: who misses one finds the entry by reading.
  * - **Feeds make no channel.** A channel is made by an event, by a device that is enrolled, or by a hook. A device that opens a feed before that is
- *   enrolled all the same, and its channel is *unused* until then: it goes when none of its devices was heard from for a while. A feed that names no
+ *   enrolled all the same, and its channel is *unused* until then, as is one that nothing was pushed to when its last device and hook are gone: it goes when none of its devices was heard from for a while. A feed that names no
  *   device leaves nothing behind.
  * - **All or nothing** for each call, also when it names many events or receipts.
  * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.

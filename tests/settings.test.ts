@@ -181,6 +181,7 @@ test("limits on callers hold wherever there are tokens, and on loopback without 
   for (const env of [{ PERE_JWT_SECRET: "x".repeat(32) }, { PERE_JWKS: "keys.json" }, { HOST: "0.0.0.0" }])
     expect(limits(env)).toEqual(usual);
   expect(limits({ HOST: "0.0.0.0", PERE_OPEN: "1" })).toEqual(usual);
+  expect(limits({ PERE_OPEN: "1", PERE_PROXIES: "127.0.0.1/32" })).toEqual(usual);
   for (const env of [{}, { PERE_OPEN: "1" }]) expect(limits(env)).toEqual([0, 0, 0, Number.POSITIVE_INFINITY]);
   expect(limits({ PERE_RATE_FEEDS: "7" })[2]).toBe(7);
 });
