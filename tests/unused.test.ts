@@ -82,6 +82,30 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
   });
 
   storeTest(
+    "a channel that nothing was pushed to is unused when its last device and its last hook are gone",
+    async () => {
+      const store = await open();
+      const hook = { name: "h", url: "https://a.example/", secret: null, on: ["receipt"] as const };
+      await store.enrol("a", "till", T);
+      await store.putHook("a", hook, "whsec_x", T);
+      await store.putHook("b", hook, "whsec_x", T);
+      await store.enrol("c", "till", T);
+      await store.append("c", [EVENT], T);
+      expect(await listed(store)).toEqual(["a", "b", "c"]);
+      expect(await store.retire("a", "till", T)).toBe(true);
+      expect(await store.retire("c", "till", T)).toBe(true);
+      expect(await listed(store)).toEqual(["a", "b", "c"]);
+      expect(await store.dropHook("a", "h")).toBe(true);
+      expect(await store.dropHook("b", "h")).toBe(true);
+      await until(async () => (await listed(store)).join() === "c", "the others to be unused");
+      const later = Date.now() + 8 * DAY;
+      while (await store.trim(null, week(later), later));
+      expect([await store.heads("a"), await store.heads("b")]).toEqual([null, null]);
+      expect(await store.heads("c")).not.toBeNull();
+    },
+  );
+
+  storeTest(
     "an unused channel goes when none of its devices was heard from for as long as an event is kept",
     async () => {
       const store = await open();
