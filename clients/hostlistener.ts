@@ -13,7 +13,7 @@
  *
  * All that a device must do is in the SDK, `pere.ts`; this is an example of what is left to do.
  */
-import { fileKeeper, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
+import { fileKeeper, type Keeper, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
 import type { PushedEvent, Status } from "./pere.ts";
 import { fail as failAs, proxyOf, nameOf, onEnd, onOneLine, ownName, Printer } from "./program.ts";
 import { readArgs, UsageError, wholeOf, withText } from "./program.ts";
@@ -46,6 +46,17 @@ function sentence({ state, transport, device, error, retryAt }: Status, url: str
 }
 
 const fail = (error: unknown): never => failAs("hostlistener", error);
+
+/** A file to remember in. @throws UsageError: it is another one's, no file, or can't be read */
+async function keeperOf(path: string): Promise<Keeper> {
+  const keeper = fileKeeper(path);
+  try {
+    await keeper.get("");
+    return keeper;
+  } catch (error) {
+    throw new UsageError(`--state: ${(error as Error).message}`);
+  }
+}
 
 /** Listens. @throws UsageError where the options can't be right */
 function begin(options: ListenOptions): Listener {
@@ -82,7 +93,7 @@ async function run(): Promise<void> {
     device: nameOf("device", device) ?? (token === undefined ? ownName() : undefined),
     token,
     concurrency,
-    storage: values.state === undefined ? undefined : fileKeeper(values.state),
+    storage: values.state === undefined ? undefined : await keeperOf(values.state),
     async onEvent(event) {
       const { data: _, text, ...about } = event;
       const { id, type = "" } = about;

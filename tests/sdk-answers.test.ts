@@ -309,3 +309,74 @@ test.skipIf(Bun.which("node") === null)(
     }
   },
 );
+
+test(
+  "an answer that comes late on a socket is not taken for that to the next receipts",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const requestMs = 400;
+    /** The first receipts of a socket go out when nobody waits for their answer any more; the next ones never. */
+    class Slow extends WebSocket {
+      #count = 0;
+      override send(text: string): void {
+        if (!text.includes('"status"')) super.send(text);
+        else if (this.#count++ === 0) setTimeout(() => super.send(text), requestMs * 1.5);
+      }
+    }
+    const listener = opened({
+      url: pere.url,
+      WebSocket: Slow as never,
+      random: () => 0,
+      timing: { ...TIMING, requestMs, againMs: 600_000 },
+      fetch: async (url, init) =>
+        (init.headers as Record<string, string>).Accept === "text/event-stream"
+          ? new Response("no", { status: 406 })
+          : fetch(url, init),
+    });
+    cleanup.defer(() => listener.close());
+    await until(() => listener.status().get().transport === "websocket");
+    for (const data of [1, 2, 3]) {
+      const { receipts } = await publish(pere.url, "orders", data, { wait: 20 });
+      expect(receipts).toMatchObject({ done: 1 });
+    }
+  },
+  LIMIT_MS,
+);
+
+test("what was kept and is not what a device keeps is left out, and the rest counts", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  await ask(`${pere.url}/devices/orders/till-7`, { method: "PUT" });
+  const { id } = await publish(pere.url, "orders", 1);
+  const good = { event: id, channel: "orders", status: "done", at: "2026-11-22T10:00:00.000Z" };
+  for (const kept of [
+    "",
+    "{",
+    "7",
+    '{"version":1}',
+    '{"version":1,"settled":5,"outbox":{},"last":[]}',
+    '{"version":1,"settled":[null,["x"],[1,2],["a","b"]],"outbox":[null,5,{"event":7},{"event":"x","channel":"orders"}]}',
+    JSON.stringify({ version: 1, settled: [], outbox: [null, good, {}] }),
+  ]) {
+    const worked: unknown[] = [];
+    const listener = opened({
+      url: pere.url,
+      storage: { get: () => kept, set: () => {} },
+      onEvent: ({ data }) => void worked.push(data),
+      timing: { ...TIMING, flushMs: 5_000 },
+      // It does its work and tells nobody, until the last.
+      fetch: (url, init) =>
+        init.method === "POST" && !kept.includes(id) ? Promise.reject(new Error("no way")) : fetch(url, init),
+    });
+    await until(() => listener.status().get().state === "connected" && (kept.includes(id) || worked.length === 1));
+    if (kept.includes(id)) {
+      await until(() => listener.status().get().unsent === 0);
+      expect(worked).toEqual([]);
+      expect((await ask(`${pere.url}/events/orders/${id}`)).body.receipts).toMatchObject({ done: 1 });
+    }
+    const ended = listener.close();
+    if (!kept.includes(id)) continue; // Its receipts have nowhere to go.
+    await ended;
+  }
+});
