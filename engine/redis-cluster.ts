@@ -45,7 +45,7 @@ export function slotOf(key: string): number {
   return crc % SLOTS;
 }
 
-const away = (what: string): PereError => new PereError("away", what);
+const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
 
 /** What Redis itself answered, where an error comes from there. */
 const answerOf = (error: unknown): string =>
@@ -157,7 +157,10 @@ export class RedisCluster implements Redis {
         if (word === "TRYAGAIN" || turns > 0) await Bun.sleep(PAUSE_MS);
         link = word === "TRYAGAIN" ? this.#owners[slot] : this.#node(host!, Number(port));
         asking = word === "ASK";
-        await link?.start(end - performance.now());
+        // Which address a node announces is for the log, and not for whoever pushes.
+        await link?.start(end - performance.now()).catch((error: PereError) => {
+          throw away("Redis can't be reached; nothing was stored", error.cause);
+        });
         if (word === "MOVED") this.#owners[slot] = link;
       }
     }

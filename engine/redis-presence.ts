@@ -160,7 +160,8 @@ export class RedisPresence {
       left.length > 0 ? this.#link.send("HDEL", present, ...left) : null,
       left.length > 0 ? this.#link.send("HDEL", places, ...left) : null,
     ]);
-    await this.#compare(channel, came);
+    // What is written next need not wait for it.
+    this.#compare(channel, came).catch(() => {});
   }
 
   /** Tells all instances of devices that are open at another one as well, from another address. */
@@ -183,13 +184,15 @@ export class RedisPresence {
     const found = new Map<string, readonly string[]>();
     const { places } = this.#keys(channel);
     try {
-      for (const instance of others)
-        for (let at = 0; at < devices.length; at += DEVICES_AT_ONCE) {
-          const some = devices.slice(at, at + DEVICES_AT_ONCE);
-          const texts = await this.#link.send("HMGET", places, ...some.map((device) => `${instance}/${device}`));
-          for (const [n, text] of (texts as readonly (string | null)[]).entries())
-            if (text) found.set(some[n]!, [...(found.get(some[n]!) ?? []), ...text.split(",")]);
-        }
+      const parts = Array.from({ length: Math.ceil(devices.length / DEVICES_AT_ONCE) }, (_, n) =>
+        devices.slice(n * DEVICES_AT_ONCE, (n + 1) * DEVICES_AT_ONCE),
+      );
+      const read = async (instance: string, some: readonly string[]): Promise<void> => {
+        const texts = await this.#link.send("HMGET", places, ...some.map((device) => `${instance}/${device}`));
+        for (const [n, text] of (texts as readonly (string | null)[]).entries())
+          if (text) found.set(some[n]!, [...(found.get(some[n]!) ?? []), ...text.split(",")]);
+      };
+      await Promise.all(others.flatMap((instance) => parts.map((some) => read(instance, some))));
     } catch {
       return NOWHERE; // Redis is away; who is connected counts for what is written.
     }
