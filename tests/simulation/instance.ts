@@ -5,6 +5,7 @@
 import { copyFileSync, existsSync, rmSync } from "node:fs";
 import type { Server } from "bun";
 import { bodyReader, BODY_MS } from "../../engine/body.ts";
+import { Counts } from "../../engine/counts.ts";
 import { Door } from "../../engine/door.ts";
 import { Engine, type Limits } from "../../engine/engine.ts";
 import type { Send } from "../../engine/hook-call.ts";
@@ -42,6 +43,9 @@ export function surviving(path: string): string {
 export function remove(path: string): void {
   for (const end of ["", "-wal", "-shm", ".lock"]) rmSync(path + end, { force: true });
 }
+
+/** Nobody reads these; one for all instances, as each takes megabytes. */
+const counts = new Counts();
 
 /** A fault that a plan put in: the service is to survive it. */
 export class Tripped extends Error {}
@@ -94,7 +98,7 @@ export class Instance implements Host {
       try {
         store =
           disk.kind === "sqlite"
-            ? new SqliteStore({ path: disk.path })
+            ? new SqliteStore({ path: disk.path, counts })
             : await RedisStore.open({ urls: ["redis://simulated"] });
         break;
       } catch {
@@ -106,6 +110,7 @@ export class Instance implements Host {
     this.#engine = new Engine(store, {
       limits,
       random,
+      counts,
       hooksAllowed: [],
       report: (error) => {
         if (!(error instanceof Tripped))
