@@ -5,6 +5,7 @@
 import { copyFileSync, existsSync, rmSync } from "node:fs";
 import type { Server } from "bun";
 import { bodyReader, BODY_MS } from "../../engine/body.ts";
+import { Clock as HeldClock } from "../../engine/clock.ts";
 import { Counts } from "../../engine/counts.ts";
 import { Door } from "../../engine/door.ts";
 import { Engine, type Limits } from "../../engine/engine.ts";
@@ -76,6 +77,9 @@ export class Instance implements Host {
     return this.#engine !== null && !this.#engine.draining;
   }
 
+  /** What time it is by its own reckoning, milliseconds since 1970. */
+  now: () => number = () => 0;
+
   get store(): Store {
     return this.#store!;
   }
@@ -105,12 +109,17 @@ export class Instance implements Host {
         await clock.sleep(500); // As whoever looks after the process starts it again.
       }
     const random = clock.random;
-    const now = Date.now;
+    const { machine } = this;
+    const held = new HeldClock({ wall: () => clock.wall(machine), steady: () => clock.now, tell: () => {} });
+    const { now } = held;
+    this.now = now;
     this.#store = store;
     this.#engine = new Engine(store, {
       limits,
       random,
       counts,
+      now,
+      clock: held,
       hooksAllowed: [],
       report: (error) => {
         if (!(error instanceof Tripped))

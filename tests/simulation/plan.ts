@@ -183,7 +183,7 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
         at,
         kind: "leap",
         instance: instance(),
-        ms: Math.round(between(-1, 1) * one([2_000, 60_000, 3_600_000])),
+        ms: Math.round(between(-1, 1) * one([2_000, 60_000, 3_600_000, 8 * 86_400_000])),
       }));
     if (often(0.2)) some(whole(1, 2), (at) => ({ at, kind: "trip", instance: instance() }));
     if (store === "redis") {
