@@ -6,7 +6,8 @@
  * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
  *
  *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch there is no such channel; `leaving`, see below;
- *                        unused: when a device of a channel was last heard from that only feeds have made; reserved: the epoch of one that is not there
+ *                        unused: when a device of a channel was last heard from that only feeds have made; reserved: the epoch of one that is not there;
+ *                        life: the epoch that it began with, where it goes on under another
  *     events    stream   `<seq>-0`: v = the entry
  *     receipts  stream   `<seq>-0`: v = the entry, k = its field in `latest`
  *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices stand there
@@ -96,6 +97,12 @@ local function make(epoch, touched)
   redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
   if touched then redis.call('HSET', counters, 'unused', touched) end
   return look(), 1
+end
+
+-- The log goes on under another epoch. What it began with stays in 'life': idempotency keys are put back with their events, and hold for them.
+local function renew(lost, epoch)
+  redis.call('HSETNX', counters, 'life', lost)
+  redis.call('HSET', counters, 'epoch', epoch)
 end
 
 -- The epoch that a channel begins with which is not there: told to its followers, who ask again and again, and remembered for half an hour at least.
@@ -364,7 +371,7 @@ const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead
 export const SCRIPTS = {
   /** the epoch that was lost, another → nothing */
   renew: script(`
-    if redis.call('HGET', counters, 'epoch') == ARGV[1] then redis.call('HSET', counters, 'epoch', ARGV[2]) end
+    if redis.call('HGET', counters, 'epoch') == ARGV[1] then renew(ARGV[1], ARGV[2]) end
     return 1`),
 
   /** epoch → 0, extent; of one that is not there it is what it would begin with */
@@ -396,13 +403,14 @@ export const SCRIPTS = {
   append: script(`
     local channel, made = make(ARGV[1])
     local now, digest = tonumber(ARGV[2]), ARGV[3]
+    local life = digest ~= '' and redis.call('HGET', counters, 'life') or channel.epoch
     if digest ~= '' then
       -- What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
       local known
       for at = 13, 14 do
         local kept = redis.call('GET', KEYS[at])
         kept = kept and cjson.decode(kept)
-        if kept and kept.epoch == channel.epoch and kept.expires > now and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
+        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > now and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
           known = kept
         end
       end
@@ -440,7 +448,7 @@ export const SCRIPTS = {
     end
     redis.call('HSET', counters, 'head', text(channel.head + count))
     if digest ~= '' then
-      redis.call('SET', KEYS[13], cjson.encode({ epoch = channel.epoch, digest = digest, first = first, count = count, at = now,
+      redis.call('SET', KEYS[13], cjson.encode({ epoch = life, digest = digest, first = first, count = count, at = now,
         addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
     end
     publish(events, channel.epoch, first, entries)

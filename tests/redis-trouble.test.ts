@@ -664,6 +664,27 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
       TEST_MS,
     );
 
+    test(
+      "to an event with its Idempotency-Key: the key answers it under its new id, and stores nothing again",
+      async () => {
+        const server = await openRedis();
+        const store = await openStore(server);
+        const { extents } = await hearing(store);
+        const key = { key: "1", digest: "one:a" };
+        const { epoch } = await store.append("orders", drafts("a"), T, key);
+        await store.append("orders", drafts("b", "c"), T);
+        await replace(server, "a");
+        await until(() => extents.some((extent) => extent.epoch !== epoch), "another epoch");
+        const again = await store.append("orders", drafts("a"), T, key);
+        expect(again).toMatchObject({ epoch: extents.at(-1)!.epoch, first: 1, replayed: true });
+        // A key of an event that is gone, and one that came since.
+        const other = { key: "2", digest: "one:d" };
+        expect(await store.append("orders", drafts("d"), T, other)).toMatchObject({ first: 2, replayed: false });
+        expect(await store.append("orders", drafts("d"), T, other)).toMatchObject({ first: 2, replayed: true });
+      },
+      TEST_MS,
+    );
+
     test.each(LOST)(
       "to others that are more, while %s connections are lost: another life, and nothing of it passes for what was",
       async (types) => {
