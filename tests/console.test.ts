@@ -135,7 +135,8 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
   expect(await tab.says("#cell-in-focus", "till-1: pending")).toContain("event 1, order.created");
   await give(url, "orders", event!.id, "till-1", "done");
   await tab.says("#cell-in-focus", "till-1: done");
-  await give(url, "orders", event!.id, "till-2", "failed", { detail: "no paper" });
+  const about = `"event":"${event!.id}","device":"till-2","status":"failed"`;
+  await ask(`${url}/feedback/orders`, { body: `{${about},"detail":{"no paper":12345678901234567890}}` });
   await tab.view.press("ArrowRight");
   await tab.says("#cell-in-focus", "till-2: failed");
   for (const [column, state] of [
@@ -159,7 +160,7 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
     select.dispatchEvent(new Event("change", { bubbles: true }));
   })()`);
   expect(await tab.says(".event .scroll tbody", "till-2")).toBeDefined();
-  expect(await tab.text(".event .detail")).toBe('"no paper"');
+  expect(await tab.text(".event .detail")).toBe('{"no paper":12345678901234567890}');
 
   // An event that is open moves with its devices' receipts.
   const next = await push(url, "orders", 2);

@@ -9,7 +9,7 @@ import { type Device, read, Refused, request, type Row, type State, type Tally }
 import type { Board } from "./board-data.ts";
 import { Mark } from "./marks.tsx";
 import { linkTo, now } from "./state.ts";
-import { ago, count, MEANING, prettyJson, some, span, STATES, tallyText, timeText } from "./words.ts";
+import { ago, count, exactJson, MEANING, prettyJson, some, span, STATES, tallyText, timeText } from "./words.ts";
 
 /** Rows that the distribution is drawn from. */
 const ROWS_MAX = 2_000;
@@ -52,7 +52,7 @@ async function readRows(channel: string, id: string): Promise<{ rows: Row[]; isA
   let after: string | null = "";
   while (after !== null && rows.length < ROWS_MAX) {
     const path: string = `/events/${channel}/${id}/receipts?after=${after}&limit=${PAGE}`;
-    const page: { receipts: Row[]; next: string | null } = await read(path);
+    const page = exactJson(await (await request(path)).text()) as { receipts: Row[]; next: string | null };
     rows.push(...page.receipts);
     after = page.next;
   }

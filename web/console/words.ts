@@ -81,6 +81,15 @@ export function timeText(time: string): string {
 export const shellWord = (text: string): string =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 
+/** Parses JSON. A number that JavaScript would round keeps its own digits when it is written again, where the browser can (Safari 18.4, Chrome 114, Firefox 135). */
+export function exactJson(text: string): unknown {
+  const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
+  if (!rawJSON) return JSON.parse(text);
+  const keep = (_: string, value: unknown, context?: { source?: string }): unknown =>
+    typeof value === "number" && context?.source && context.source !== `${value}` ? rawJSON(context.source) : value;
+  return JSON.parse(text, keep);
+}
+
 /** JSON for eyes: on lines of its own, or on one. Numbers, keys and texts stay what they are, letter by letter. */
 export function prettyJson(text: string, isOnOneLine = false): string {
   let depth = 0;
