@@ -20,12 +20,14 @@ export class RedisDeadlines {
   readonly #link: Redis;
   readonly #due: string;
   readonly #keys: (channel: string) => Keys;
+  readonly #known: (channel: string) => string;
 
-  /** @param due where the list is kept */
-  constructor(link: Redis, due: string, keys: (channel: string) => Keys) {
+  /** @param due where the list is kept; @param known what is known of a channel, for the scripts' `guard` */
+  constructor(link: Redis, due: string, keys: (channel: string) => Keys, known: (channel: string) => string) {
     this.#link = link;
     this.#due = due;
     this.#keys = keys;
+    this.#known = known;
   }
 
   /** A channel has a deadline then, if not before. */
@@ -56,7 +58,8 @@ export class RedisDeadlines {
   }
 
   async #missIn(channel: string, now: number, until: number): Promise<void> {
-    const next = await this.#link.run(SCRIPTS.miss, this.#keys(channel).all, [now, MISS_DEVICES]);
+    const values = [now, MISS_DEVICES, this.#known(channel)];
+    const next = await this.#link.run(SCRIPTS.miss, this.#keys(channel).all, values);
     await this.#link.run(SCRIPTS.unclaim, [this.#due], [channel, until, String(next)]);
   }
 }

@@ -28,6 +28,8 @@ export interface Source {
   /** The name under which a log's messages are published. */
   key(kind: Kind, channel: string): string;
   heads(channel: string): Promise<Heads | null>;
+  /** Entries of a log were heard up to here. */
+  heard(kind: Kind, channel: string, epoch: string, seq: number): void;
   /** An entry as it is written in its log; null: there is none. */
   entry(kind: Kind, channel: string, seq: number): Promise<string | null>;
   open(channel: string): Promise<Heads>;
@@ -173,6 +175,7 @@ export class RedisEar {
     followed.epoch = epoch;
     if (last <= followed.heard) return;
     followed.heard = last;
+    this.#source.heard(kind, channel, epoch, last);
     followed.mark = texts.length === 0 ? null : Bun.hash(texts.at(-1)!);
     if (texts.length === 0) return this.#reached({ kind, channel, epoch, head: last });
     this.#tell(

@@ -105,6 +105,16 @@ local function renew(lost, epoch)
   redis.call('HSET', counters, 'epoch', epoch)
 end
 
+-- Before numbers are given out: where the logs are shorter than the caller knows them to have been ('epoch head receiptsHead', then another epoch; or
+-- nothing), they were put back to an older state, and what they are given now must not pass for what they had. They go on under another epoch.
+local function guard(channel, known)
+  local epoch, head, receiptsHead, fresh = (known or ''):match('^(%w+) (%d+) (%d+) (%w+)$')
+  if not epoch or not channel or channel.epoch ~= epoch then return end
+  if channel.head >= tonumber(head) and channel.receiptsHead >= tonumber(receiptsHead) then return end
+  channel.epoch = fresh
+  renew(epoch, fresh)
+end
+
 -- The epoch that a channel begins with which is not there: told to its followers, who ask again and again, and remembered for half an hour at least.
 local function reserve(epoch)
   redis.call('HSETNX', counters, 'reserved', epoch)
@@ -398,10 +408,11 @@ export const SCRIPTS = {
 
   /**
    * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, deadline or 0, time
-   * between reminders or 0, until when or 0, entry, how many names, names → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
+   * between reminders or 0, until when or 0, entry, how many names, names; what is known → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
    */
   append: script(`
     local channel, made = make(ARGV[1])
+    guard(channel, ARGV[#ARGV])
     local now, digest = tonumber(ARGV[2]), ARGV[3]
     local life = digest ~= '' and redis.call('HGET', counters, 'life') or channel.epoch
     if digest ~= '' then
@@ -454,11 +465,12 @@ export const SCRIPTS = {
     publish(events, channel.epoch, first, entries)
     return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0 }`),
 
-  /** now, then for each: epoch, event, device, rank, the entry's beginning, its end → a verdict each: recorded, duplicate, unknown, unaddressed as 0 to 3 */
+  /** now, then for each: epoch, event, device, rank, the entry's beginning, its end; what is known → a verdict each: recorded, duplicate, unknown, unaddressed as 0 to 3 */
   record: script(`
     local channel = look()
+    guard(channel, ARGV[#ARGV])
     local verdicts, entries = {}, {}
-    for at = 2, #ARGV, 6 do
+    for at = 2, #ARGV - 1, 6 do
       local epoch, event, device, rank = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
       local verdict = 2
       if channel and epoch == channel.epoch and event > channel.floor and event <= channel.head then
@@ -518,9 +530,10 @@ export const SCRIPTS = {
     keepStint(ARGV[1], stint)
     return { channel.epoch, stint.settled, more }`),
 
-  /** device, now → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: who left before was dealt with, ask again */
+  /** device, now, what is known → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: who left before was dealt with, ask again */
   retire: script(`
     local channel, device, entries = look(), ARGV[1], {}
+    guard(channel, ARGV[3])
     if channel and channel.leaving then
       release(channel, entries, ARGV[2])
       tell(channel, entries)
@@ -537,9 +550,10 @@ export const SCRIPTS = {
     redis.call('PUBLISH', events, channel.epoch .. ' ${RETIRED} ' .. device)
     return more and 2 or 1`),
 
-  /** now → whether there is more to do */
+  /** now, what is known → whether there is more to do */
   release: script(`
     local channel, entries = look(), {}
+    guard(channel, ARGV[2])
     if not channel then return 0 end
     local more = release(channel, entries, ARGV[1])
     tell(channel, entries)
@@ -712,9 +726,10 @@ export const SCRIPTS = {
     last[1] = ''
     return { list(enrolled, itself, wasThere), list(byEvent(gone), behind, everybody), last }`),
 
-  /** now, how many devices to look at → when a deadline is next ('': none is ahead) */
+  /** now, how many devices to look at, what is known → when a deadline is next ('': none is ahead) */
   miss: script(`
     local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
+    guard(channel, ARGV[3])
     if not channel then return '' end
     -- Who was retired before owes nothing.
     if release(channel, entries, ARGV[1]) then left = 0 end
@@ -726,9 +741,10 @@ export const SCRIPTS = {
     tell(channel, entries)
     return nextDeadline()`),
 
-  /** keeps so many events, none before, now, the work of one slice → whether there is more to do, when a deadline is next ('': none is ahead) */
+  /** keeps so many events, none before, now, the work of one slice, what is known → whether there is more to do, when a deadline is next ('': none is ahead) */
   trim: script(`
     local channel = look()
+    guard(channel, ARGV[5])
     if not channel then return { 0, '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local first, work, more, entries = channel.floor, 0, 0, {}

@@ -123,6 +123,8 @@ export class RedisStore implements Store {
   readonly #hooks: RedisHooks;
   /** Channels that this instance has put into the list of channels. */
   readonly #listed = new Set<string>();
+  /** How far the logs of a channel are known to have come: a Redis that is put back to an older state is found out before it gives a number twice. */
+  readonly #given = new Map<string, { readonly epoch: string; readonly events: number; readonly receipts: number }>();
   #closing: Promise<void> | undefined;
 
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
@@ -140,7 +142,7 @@ export class RedisStore implements Store {
       this.#ear.doubt();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
-    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys);
+    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, (channel) => this.#known(channel));
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
     );
@@ -149,6 +151,7 @@ export class RedisStore implements Store {
     this.#ear = new RedisEar(urls, {
       key: (kind, channel) => this.#keys(channel)[kind],
       heads: (channel) => this.heads(channel),
+      heard: (kind, channel, epoch, seq) => this.#know(channel, epoch, { [kind]: seq }),
       entry: (kind, channel, seq) => this.#entry(this.#keys(channel)[kind], seq),
       open: (channel) => this.open(channel),
       renew: (channel, lost) => this.#run(SCRIPTS.renew, channel, [lost, this.#epoch()]),
@@ -199,6 +202,24 @@ export class RedisStore implements Store {
     return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).spread };
   }
 
+  /** Numbers of this log were given out up to here. */
+  #know(channel: string, epoch: string, { events = 0, receipts = 0 }: { events?: number; receipts?: number }): void {
+    const before = this.#given.get(channel);
+    if (!before && this.#given.size >= LISTED_MAX) this.#given.clear();
+    const isSame = before?.epoch === epoch;
+    this.#given.set(channel, {
+      epoch,
+      events: isSame ? Math.max(before.events, events) : events,
+      receipts: isSame ? Math.max(before.receipts, receipts) : receipts,
+    });
+  }
+
+  /** What is known of a channel, for the scripts' `guard`. */
+  #known(channel: string): string {
+    const given = this.#given.get(channel);
+    return given ? `${given.epoch} ${given.events} ${given.receipts} ${this.#epoch()}` : "";
+  }
+
   /** Puts a channel into the list of channels. What is stored is stored: where that can't be done now, the next change tries again. */
   async #list(channel: string): Promise<void> {
     const isDone = await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel).catch(() => null);
@@ -225,6 +246,8 @@ export class RedisStore implements Store {
   async #counters(channel: string): Promise<{ heads: Heads; devices: number; isUnused: boolean } | null> {
     const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience", "unused"];
     const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
+    if (found[0] !== null)
+      this.#know(channel, found[0] as string, { events: Number(found[1]), receipts: Number(found[3]) });
     // That a device is connected elsewhere is known a little later than that it came.
     const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
     const isUnused = found[6] !== null && !isLately;
@@ -278,6 +301,7 @@ export class RedisStore implements Store {
         ...(draft.to ?? []),
       );
     }
+    values.push(this.#known(channel));
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
     const store = () => this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel));
@@ -287,6 +311,7 @@ export class RedisStore implements Store {
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed] = reply;
+    if (replayed !== 1) this.#know(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
     // The first call may have ended before it told of the deadline.
     if (replayed === 1 && deadlines.length > 0)
       await this.#deadlines.ahead(channel, Number(at) + Math.min(...deadlines));
@@ -394,6 +419,7 @@ export class RedisStore implements Store {
       const { event, device, status, detail } = draft;
       values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
+    values.push(this.#known(channel));
     const verdicts = await this.#run(SCRIPTS.record, channel, values, this.#spread(channel));
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
@@ -488,11 +514,11 @@ export class RedisStore implements Store {
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
     for (;;) {
-      const [what] = await this.#run(SCRIPTS.retire, channel, [device, now]);
+      const [what] = await this.#run(SCRIPTS.retire, channel, [device, now, this.#known(channel)]);
       if (what === -1) continue;
       // It is decided: what is left when Redis goes away now is done with the next round of trimming.
       for (let isMore = what === 2; isMore;)
-        isMore = await this.#run(SCRIPTS.release, channel, [now]).then(
+        isMore = await this.#run(SCRIPTS.release, channel, [now, this.#known(channel)]).then(
           ([left]) => left === 1,
           () => false,
         );
@@ -543,7 +569,9 @@ export class RedisStore implements Store {
       await this.ready();
       return this.#trimUnused(before, now);
     }
-    const [more, next] = await this.#run(SCRIPTS.trim, channel, [count, before, now, TRIM_ROWS]);
+    const [more, next] = await this.#run(SCRIPTS.trim, channel, [
+      ...[count, before, now, TRIM_ROWS, this.#known(channel)],
+    ]);
     if (next !== "") await this.#deadlines.ahead(channel, next as string);
     return more === 1;
   }
