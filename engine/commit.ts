@@ -15,6 +15,7 @@ import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bu
 import { statfsSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import type { Counts } from "./counts.ts";
+import { libc } from "./libc.ts";
 import { type Hold, hold, unopened } from "./lock.ts";
 import { PereError } from "./model.ts";
 import { Mover } from "./mover.ts";
@@ -51,6 +52,9 @@ const ROOM_BYTES = 1024 * 1024;
 
 /** Who reads beside us, a backup or another tool, may hold us up for as long as it takes to find its way into the log. */
 const BUSY_MS = 1_000;
+
+/** What the system calls a want of room (errno): EFBIG, a limit on files' size; ENOSPC; EDQUOT, a quota. SQLite knows the second. */
+const NO_ROOM: readonly number[] = [27, 28, 122];
 
 /** What a file holds: its mark in the header, and for each version the statements that make it out of the one before. */
 export interface Schema {
@@ -95,8 +99,7 @@ export class SqliteFile {
   /** The log's length when it was last looked at. */
   #toldOfLog = 0;
   #damage: string | null = null;
-  /** The last transaction found no room on the disk. */
-  #full = false;
+  #unwritten: string | null = null;
   readonly #owner: Transactions;
   readonly #counts: Counts;
   readonly #mover: Mover;
@@ -232,9 +235,9 @@ export class SqliteFile {
     return trouble;
   }
 
-  /** Changes are refused for want of room on the disk; whoever sends one learns when that has passed, and so does this, by itself. */
-  get full(): boolean {
-    return this.#full;
+  /** Why the last change could not be written, the disk being full for one; null: it was. Learns by itself when that has passed. */
+  get unwritten(): string | null {
+    return this.#unwritten;
   }
 
   /** Bytes of the disk that are free. */
@@ -247,9 +250,9 @@ export class SqliteFile {
     }
   }
 
-  /** After a disk was full: stores what is stored already, to see whether that can be done. */
+  /** After a change could not be written: stores what is stored already, to see whether that can be done. */
   #lookForRoom(): void {
-    if (!this.#full || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
+    if (this.#unwritten === null || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
     this.#touch().catch(() => {});
   }
 
@@ -317,14 +320,15 @@ export class SqliteFile {
       this.#owner.finish();
       this.run("COMMIT");
     } catch (error) {
+      const isFull = isWithoutRoom(error); // Before the system is asked for anything else.
       this.#undo(error);
       // Another program that writes was waited for: each alone would wait as long again, and everything else with it.
       if (changes.length > 1 && !isBusy(error)) return 0;
-      const refusal = this.#refusal(error);
+      const refusal = this.#refusal(error, isFull);
       for (const { reject } of changes) reject(refusal);
       return changes.length;
     }
-    this.#full = false;
+    this.#unwritten = null;
     this.#counts.commits.note((performance.now() - startedAt) / 1000);
     this.#counts.batches.note(results.length);
     // It was there when this transaction began. What became of it since decides whether anybody may be told that it is kept.
@@ -342,11 +346,11 @@ export class SqliteFile {
   }
 
   /** What the sender of a change is told that could not be stored. */
-  #refusal(error: unknown): PereError {
+  #refusal(error: unknown, isFull: boolean): PereError {
     if (error instanceof PereError) return error;
-    this.#full = isFull(error);
     if (isDamage(error)) return this.#unreadable(error);
-    if (this.#full) return new PereError("full", "the disk is full; nothing was stored", [], error);
+    if (isUnwritten(error)) this.#unwritten = isFull ? "the disk is full" : "the disk refuses what is written";
+    if (isFull) return new PereError("full", "the disk is full; nothing was stored", [], error);
     const what =
       this.#broken === undefined
         ? "the store could not take it; nothing was stored"
@@ -356,7 +360,8 @@ export class SqliteFile {
 
   #undo(error: unknown): void {
     this.#owner.undone();
-    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR")) this.#broken = error;
+    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR") && !isUnwritten(error))
+      this.#broken = error;
     try {
       if (this.#db.inTransaction) this.#db.run("ROLLBACK");
     } catch (rollbackError) {
@@ -388,7 +393,7 @@ export class SqliteFile {
     try {
       return this.get<{ busy: number }>(`PRAGMA wal_checkpoint(${how})`)!;
     } catch (error) {
-      if (!isFull(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
+      if (!isUnwritten(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
       return { busy: 1 };
     }
   }
@@ -496,7 +501,13 @@ export const longLog = (path: string, bytes: number): string =>
   `${path}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${path} and does not stop: end that program.`;
 
 /** The disk has no room for it: nothing else is wrong, and it may have some later. */
-const isFull = (error: unknown): boolean => error instanceof SQLiteError && error.code === "SQLITE_FULL";
+const isWithoutRoom = (error: unknown): boolean =>
+  error instanceof SQLiteError &&
+  (error.code === "SQLITE_FULL" || (error.code === "SQLITE_IOERR_WRITE" && NO_ROOM.includes(libc()?.errno() ?? 0)));
+
+/** Nothing was written, and nothing of it was to be synced yet: it can be tried again. */
+const isUnwritten = (error: unknown): boolean =>
+  error instanceof SQLiteError && (error.code === "SQLITE_FULL" || error.code === "SQLITE_IOERR_WRITE");
 
 /** A page is not what was written there. */
 const isDamage = (error: unknown): boolean =>

@@ -16,7 +16,6 @@
  * A file with several names (hard links) is refused everywhere.
  */
 import { Database, SQLiteError } from "bun:sqlite";
-import { dlopen, read } from "bun:ffi";
 import {
   type BigIntStats,
   closeSync,
@@ -31,6 +30,7 @@ import {
   statSync,
 } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
+import { libc } from "./libc.ts";
 import { PereError } from "./model.ts";
 import { unwritable } from "./writable.ts";
 
@@ -42,9 +42,6 @@ const LOCK_NO_WAIT = 4;
 const UNSUPPORTED: readonly number[] = [22, 37, 38, 95];
 /** File systems whose `flock` is of one kind with SQLite's locks (statfs(2)): NFS, and SMB by three names. */
 const SHARED_KINDS: readonly number[] = [0x6969, 0x517b, 0xff534d42, 0xfe534d42];
-/** Where the C library is: glibc, musl. */
-const LIBRARIES = ["libc.so.6", `/lib/ld-musl-${process.arch === "arm64" ? "aarch64" : "x86_64"}.so.1`];
-
 /** What is locked, by device and inode. */
 type Identity = `${bigint}:${bigint}`;
 const identityOf = ({ dev, ino }: BigIntStats): Identity => `${dev}:${ino}`;
@@ -56,33 +53,11 @@ const identityOf = ({ dev, ino }: BigIntStats): Identity => `${dev}:${ino}`;
 const held = new Set<Identity>();
 
 /** Locks an open file: true; false: another process has it; null: files can't be locked here. */
-type Flock = (file: number, how: number) => boolean | null;
-
-const unlocked: Flock = () => null;
-let loaded: Flock | undefined;
-
-function flock(): Flock {
-  if (process.platform !== "linux") return unlocked;
-  for (const library of LIBRARIES)
-    try {
-      const { symbols } = dlopen(library, {
-        flock: { args: ["i32", "i32"], returns: "i32" },
-        __errno_location: { args: [], returns: "ptr" },
-      });
-      return (file, how) => {
-        if (symbols.flock(file, how | LOCK_NO_WAIT) === 0) return true;
-        return UNSUPPORTED.includes(read.i32(symbols.__errno_location()!, 0)) ? null : false;
-      };
-    } catch {
-      // Another C library.
-    }
-  return unlocked;
-}
-
-/** @returns as `Flock` */
 function lockFile(file: number, path: string, how: number): boolean | null {
-  if (SHARED_KINDS.includes(statfsSync(path).type)) return null;
-  return (loaded ??= flock())(file, how);
+  const calls = libc();
+  if (calls === null || SHARED_KINDS.includes(statfsSync(path).type)) return null;
+  if (calls.flock(file, how | LOCK_NO_WAIT) === 0) return true;
+  return UNSUPPORTED.includes(calls.errno()) ? null : false;
 }
 
 /** The file itself, also where links lead to it: whoever comes another way finds the same. There need be no file yet. */
@@ -103,12 +78,12 @@ const inUse = (path: string, cause?: unknown): PereError =>
   new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], cause);
 
 /** @throws PereError conflict: the file has several names */
-function checkNames(path: string, { nlink }: BigIntStats): void {
-  if (nlink > 1n)
+function checkNames(path: string, stats: BigIntStats): void {
+  if (stats.isFile() && stats.nlink > 1n)
     throw new PereError(
       "conflict",
-      `${path} is one of ${nlink} names (hard links) of the same file, and each would have its own write-ahead log, which destroys the file; ` +
-        "remove the other names, or copy the file with the command backup",
+      `${path} is one of ${stats.nlink} names (hard links) of the same file, and each would have its own write-ahead log, which destroys the file; ` +
+        `remove the other names (find -samefile ${path} lists them)`,
     );
 }
 
@@ -138,11 +113,12 @@ export function hold(path: string, make = false): Hold {
   };
   try {
     const found = real(path);
+    const stats = statSync(found, { bigint: true, throwIfNoEntry: false });
+    if (stats) checkNames(path, stats);
     const name = `${found}.lock`;
     names.push(new Database(name, { create: true, readwrite: true }));
     names[0]!.run("PRAGMA journal_mode = MEMORY"); // Nothing is ever written, so there is nothing to keep for a rollback.
     names[0]!.run("BEGIN EXCLUSIVE");
-    const stats = statSync(found, { bigint: true, throwIfNoEntry: false });
     if (!stats && !make) return { real: found, weak: name, release };
     if (stats && held.has(identityOf(stats))) throw inUse(path);
     file = openSync(found, constants.O_RDWR | (make ? constants.O_CREAT : 0), 0o644);

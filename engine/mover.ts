@@ -25,7 +25,7 @@ const step = () => {
     const { log, checkpointed } = db.query("PRAGMA wal_checkpoint(PASSIVE)").get();
     if (log - checkpointed < pages) return end();
   } catch (error) {
-    if (error.code !== "SQLITE_FULL" && !String(error.code).startsWith("SQLITE_BUSY")) return end(error);
+    if (!/^SQLITE_(FULL|IOERR_WRITE|BUSY)/.test(error.code)) return end(error);
   }
   timer = setTimeout(step, 250);
 };

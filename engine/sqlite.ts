@@ -692,8 +692,8 @@ export class SqliteStore implements Store {
 
   async ready(): Promise<Readiness> {
     this.#file.check();
-    if (this.#file.full)
-      throw new PereError("away", "the disk is full: what would be stored is refused with 507 until there is room");
+    if (this.#file.unwritten !== null)
+      throw new PereError("away", `${this.#file.unwritten}: pushes and receipts are refused until that has passed`);
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
     const { path, logBytes, damage, alone } = this.#file;
     const advice = [

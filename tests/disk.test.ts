@@ -2,7 +2,7 @@
  * A disk that is full: a real small one, mounted for the test, filled and emptied under a running service.
  */
 import { expect, test } from "bun:test";
-import { closeSync, openSync, readdirSync, rmSync, writeFileSync, writeSync } from "node:fs";
+import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { command } from "./commands.ts";
 import { type Answer, ask, give, listen, push, spawn, Stream, temporary, until } from "./harness.ts";
@@ -229,5 +229,72 @@ test.skipIf(skipped !== "")(
       }
       unmount(folder);
     }
+  },
+);
+
+test("a limit on the size of files is a full disk as well: 507, feeds and reading go on, and nothing that was acknowledged is lost", async () => {
+  const db = join(temporary(), "pere.db");
+  const service = await spawn({ PERE_DB: db }, ["/bin/sh", "-c", 'ulimit -f 12000; exec "$@"', "sh"]);
+  const { url } = service;
+  const pushed: string[] = [];
+  const body = JSON.stringify("x".repeat(20_000));
+  let refused: Answer;
+  for (;;) {
+    refused = await ask(`${url}/push/orders`, { body });
+    if (refused.status !== 201) break;
+    pushed.push(refused.body.id as string);
+  }
+  expect([refused.status, refused.body.type]).toEqual([507, "urn:pere:full"]);
+  // What the log still has room for is stored.
+  await until(async () => {
+    const { status, body: small } = await ask(`${url}/push/orders`, { body: "1" });
+    if (status === 201) pushed.push(small.id as string);
+    const ready = await ask(`${url}/ready`);
+    return status === 507 && ready.status === 503 && (ready.body.detail as string).includes("disk is full");
+  }, "a service that says that it is full");
+  const feed = await listen(`${url}/feed/orders?since=earliest`);
+  expect((await feed.have(pushed.length)).map(({ id }) => id)).toEqual(pushed);
+  await service.end("SIGKILL");
+  const again = await spawn({ PERE_DB: db });
+  expect((await ask(`${again.url}/push/orders`, { body })).status).toBe(201);
+  const late = await listen(`${again.url}/feed/orders?since=earliest`);
+  expect((await late.have(pushed.length + 1)).map(({ id }) => id).slice(0, -1)).toEqual(pushed);
+  expect(await again.end("SIGTERM")).toBe(0);
+});
+
+/** In CI its absence is a failure, elsewhere a reason to skip. */
+const canTrace = Bun.which("strace") !== null || process.env.CI === "true";
+
+test.skipIf(!canTrace)(
+  "a write that the disk refuses is 503 and stores nothing; the next is stored, and survives",
+  async () => {
+    const db = join(temporary(), "pere.db");
+    const first = await spawn({ PERE_DB: db });
+    const before = await push(first.url, "orders", 0);
+    await first.end("SIGKILL");
+    // Each push writes two frames or more of two parts each: some of these are in the middle of one.
+    const fail = ["-P", `${db}-wal`, "-e", "trace=pwrite64", "-e", "inject=pwrite64:error=EIO:when=9+7"];
+    const service = await spawn({ PERE_DB: db }, ["strace", "-f", ...fail, "-o", "/dev/null"]);
+    const stored = [before];
+    let refused = 0;
+    try {
+      for (let n = 1; stored.length < 20 || refused < 3; n++) {
+        const answer = await ask(`${service.url}/push/orders`, { body: JSON.stringify(n) });
+        if (answer.status === 201) stored.push(answer.body.id as string);
+        else {
+          expect(answer.status).toBe(503);
+          expect(answer.body.detail).toBe("the store could not take it; nothing was stored");
+          refused++;
+        }
+      }
+    } finally {
+      const { pid } = service.child;
+      process.kill(Number(readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim()), "SIGKILL");
+      await service.child.exited;
+    }
+    const again = await spawn({ PERE_DB: db });
+    const { events } = (await ask(`${again.url}/events/orders?limit=1000`)).body as { events: { id: string }[] };
+    expect(events.map(({ id }) => id)).toEqual(stored);
+    expect(await again.end("SIGTERM")).toBe(0);
   },
 );

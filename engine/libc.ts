@@ -1,0 +1,37 @@
+/**
+ * Two things of the C library that Bun has no function for: a lock on an open file, and why the last system call failed, which SQLite keeps to
+ * itself. On Linux only.
+ */
+import { dlopen, read } from "bun:ffi";
+
+/** Where the C library is: glibc, musl. */
+const LIBRARIES = ["libc.so.6", `/lib/ld-musl-${process.arch === "arm64" ? "aarch64" : "x86_64"}.so.1`];
+
+export interface Libc {
+  /** `flock(2)`; 0: done. */
+  flock(file: number, how: number): number;
+  /** `errno(3)`, right after what failed. */
+  errno(): number;
+}
+
+function load(): Libc | null {
+  if (process.platform !== "linux") return null;
+  for (const library of LIBRARIES)
+    try {
+      const { symbols } = dlopen(library, {
+        flock: { args: ["i32", "i32"], returns: "i32" },
+        __errno_location: { args: [], returns: "ptr" },
+      });
+      return {
+        flock: (file, how) => symbols.flock(file, how),
+        errno: () => read.i32(symbols.__errno_location()!, 0),
+      };
+    } catch {
+      // Another C library.
+    }
+  return null;
+}
+
+let loaded: Libc | null | undefined;
+/** Null: it can't be called here. */
+export const libc = (): Libc | null => (loaded === undefined ? (loaded = load()) : loaded);
