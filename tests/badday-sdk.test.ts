@@ -1,51 +1,8 @@
 /**
- * The bad day of the SDK, `clients/pere.ts`, on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
- * a page in Chromium.
+ * The bad day of the SDK, `clients/pere.ts`, on Bun, on Node and in a page in Chromium.
  */
-import { beforeAll } from "bun:test";
-import { join } from "node:path";
-import { type Client, badDay } from "./badday.ts";
-import { badAnswersDay } from "./badday-answers.ts";
-import { isInstalled } from "./browser.ts";
-import { temporary } from "./harness.ts";
+import { badDay } from "./badday.ts";
+import { built, clients } from "./badday-sdk-clients.ts";
 
-const PROGRAM = join(import.meta.dir, "badday-sdk.ts");
-const folder = temporary();
-const node = Bun.which("node");
-
-beforeAll(async () => {
-  const { success, logs } = await Bun.build({
-    entrypoints: [PROGRAM],
-    target: "node",
-    outdir: folder,
-    naming: "device.mjs",
-  });
-  if (!success) throw new AggregateError(logs, "the program for Node can't be built");
-});
-
-const clients: readonly Client[] = [
-  {
-    name: "pere.ts on Bun",
-    missing: null,
-    hasSockets: true,
-    command: (job) => ({ argv: [process.execPath, PROGRAM], env: { JOB: JSON.stringify(job) } }),
-  },
-  {
-    name: "pere.ts on Node",
-    missing: node === null ? "no node is installed" : null,
-    hasSockets: true,
-    command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
-  },
-  {
-    name: "pere.ts in Chromium",
-    missing: isInstalled ? null : "no Chromium is installed",
-    hasSockets: true,
-    command: (job) => ({
-      argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
-      env: { JOB: JSON.stringify(job) },
-    }),
-  },
-];
-
+built();
 for (const client of clients) badDay(client);
-for (const client of clients) badAnswersDay(client);

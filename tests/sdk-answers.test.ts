@@ -1,6 +1,6 @@
 /**
  * What the SDK believes, and what it does not: texts as they came, redirects, tokens and addresses that can't be right, clocks that are set, and an
- * application whose own functions throw. Bad answers in all their kinds are the bad day's (`badday-sdk.test.ts`).
+ * application whose own functions throw. Bad answers in all their kinds are the bad day's (`badday-sdk-answers.test.ts`).
  */
 import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";

@@ -1,0 +1,49 @@
+/**
+ * The SDK's clients as `badday.ts` wants them: on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
+ * a page in Chromium.
+ */
+import { beforeAll } from "bun:test";
+import { join } from "node:path";
+import type { Client } from "./badday.ts";
+import { isInstalled } from "./browser.ts";
+import { temporary } from "./harness.ts";
+
+const PROGRAM = join(import.meta.dir, "badday-sdk.ts");
+const folder = temporary();
+const node = Bun.which("node");
+
+/** Makes what they run; for a file that runs them. */
+export const built = (): void =>
+  beforeAll(async () => {
+    const { success, logs } = await Bun.build({
+      entrypoints: [PROGRAM],
+      target: "node",
+      outdir: folder,
+      naming: "device.mjs",
+    });
+    if (!success) throw new AggregateError(logs, "the program for Node can't be built");
+  });
+
+export const clients: readonly Client[] = [
+  {
+    name: "pere.ts on Bun",
+    missing: null,
+    hasSockets: true,
+    command: (job) => ({ argv: [process.execPath, PROGRAM], env: { JOB: JSON.stringify(job) } }),
+  },
+  {
+    name: "pere.ts on Node",
+    missing: node === null ? "no node is installed" : null,
+    hasSockets: true,
+    command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
+  },
+  {
+    name: "pere.ts in Chromium",
+    missing: isInstalled ? null : "no Chromium is installed",
+    hasSockets: true,
+    command: (job) => ({
+      argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
+      env: { JOB: JSON.stringify(job) },
+    }),
+  },
+];
