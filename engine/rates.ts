@@ -18,7 +18,7 @@ import type { Allowed } from "./hook-call.ts";
 import { PereError } from "./model.ts";
 import type { Client, RedisLink } from "./redis-link.ts";
 
-/** What is counted, each by itself: events pushed, receipts given, feeds opened. */
+/** What is counted, each by itself: events pushed, receipts given, feeds opened, which count once for each of their channels. */
 export type Work = "push" | "receipt" | "feed";
 
 /** How much of each a caller may do in a minute; 0 is no limit. */
@@ -34,7 +34,7 @@ export const RATES: RateLimits = {
   push: 6_000,
   /** A thousand a second: whatever one publisher's hundred events a second make ten devices say, were they behind one address; sixty full outboxes. */
   receipt: 60_000,
-  /** A site of 1,200 devices behind one address, all coming back within a minute. A browser that can't stay connected tries twenty times a minute. */
+  /** A site of 1,200 devices with a channel each behind one address, all coming back within a minute. A browser that can't stay connected tries twenty times a minute. */
   feed: 1_200,
 };
 
@@ -64,7 +64,7 @@ export class TooMany extends PereError {
   }
 }
 
-const PLURAL: Record<Work, string> = { push: "events pushed", receipt: "receipts", feed: "feeds opened" };
+const PLURAL: Record<Work, string> = { push: "events pushed", receipt: "receipts", feed: "channels of feeds opened" };
 
 /**
  * The headers that an answer to this error has: `Retry-After` (RFC 9110, 10.2.3), and how the limit stands (draft-ietf-httpapi-ratelimit-headers-11,
