@@ -4,6 +4,7 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
+import { readAllowed } from "../engine/hook-call.ts";
 import type { Service } from "../index.ts";
 import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis, type RedisServer } from "./redis-server.ts";
@@ -198,8 +199,15 @@ describe("README's proxies", () => {
       return changed.replace(from, to);
     }, text);
 
+  /** A service behind a proxy, with tokens as README says, and a token for the doctor. */
+  async function behind(): Promise<{ service: Service; token: string }> {
+    const service = await also(startWith({ proxies: readAllowed("127.0.0.1/32") }));
+    const args = ["token", "--sub", "till", "--feed", "*", "--push", "*"];
+    return { service, token: (await command(args, { PERE_JWT_SECRET: SECRET })).stdout.trim() };
+  }
+
   nginxTest("nginx passes all the doctor's tests, and writes no token down", async () => {
-    const service = await also(start());
+    const { service, token } = await behind();
     const port = lastingPort();
     const log = join(temporary(), "access.log");
     const changes = {
@@ -208,24 +216,24 @@ describe("README's proxies", () => {
       "/var/log/nginx/pere.log": log,
     };
     const { url } = await also(startNginx(`events {}\nhttp {\n${here(await snippet("nginx"), changes)}\n}`, port));
-    const { code, said } = await doctor(url, "", 2);
+    const { code, said } = await doctor(url, token, 2);
     expect(said).toContain("Nothing is wrong between here and there.");
     expect(code).toBe(0);
     await fetch(`${url}/feed/orders?wait=0&token=secret`, { headers: { Accept: "application/json" } });
     // It writes a line when it is done with an answer, which is after us.
     const written = await until(async () => {
       const text = await Bun.file(log).text();
-      return text.includes("GET /feed/orders 200") && text;
+      return text.includes("GET /feed/orders 401") && text;
     }, "the line");
     expect(written).not.toContain("secret");
   });
 
   caddyTest("Caddy passes all the doctor's tests", async () => {
-    const service = await also(start());
+    const { service, token } = await behind();
     const port = lastingPort();
     const changes = { "push.example.com": `http://127.0.0.1:${port}`, "127.0.0.1:4567": new URL(service.url).host };
     const { url } = await also(startCaddy(here(await snippet("caddyfile"), changes), port));
-    const { code, said } = await doctor(url, "", 2);
+    const { code, said } = await doctor(url, token, 2);
     expect(said).toContain("Nothing is wrong between here and there.");
     expect(code).toBe(0);
     // It packs pages, and leaves event streams as they are.
