@@ -6,7 +6,7 @@ import { afterEach, expect, test } from "bun:test";
 import { closeSync, openSync, readFileSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite.ts";
-import { ask, connect, openStream, type Process, push, spawn, temporary, until } from "./harness.ts";
+import { ask, connect, logOf, openStream, type Process, push, spawn, temporary, until } from "./harness.ts";
 
 const PAGE = 4096;
 const started: Process[] = [];
@@ -45,6 +45,7 @@ async function damaged(words: string): Promise<Process> {
 test("what is on it is answered with an incident on all transports and to all readers, and the rest goes on", async () => {
   const service = await damaged("zz");
   const { url } = service;
+  const log = logOf(service);
   const id = (await ask(`${url}/channels`)).body.channels[0].last as string;
   const epoch = id.split("-")[0]!;
 
@@ -69,9 +70,11 @@ test("what is on it is answered with an incident on all transports and to all re
   expect((await ask(`${url}/ready`)).body.advice.join()).toMatch(/pere\.db is damaged: .*restore/);
   await push(url, "others", 1);
 
-  await service.end("SIGKILL");
-  const lines = (await new Response(service.child.stderr).text()).trim().split("\n");
-  const told = lines
+  await until(
+    () => [...incidents].every((incident) => log.lines.some((line) => line.includes(incident))),
+    "the incidents in the log",
+  );
+  const told = log.lines
     .map((line) => JSON.parse(line) as { incident?: string; error?: string })
     .filter(({ incident }) => incident);
   for (const incident of incidents) expect(told.map((line) => line.incident)).toContain(incident);

@@ -8,7 +8,7 @@ import { connect as connectTo, type Socket } from "node:net";
 import { join } from "node:path";
 import { Descriptors, isOutOfDescriptors } from "../engine/descriptors.ts";
 import { checkHookUrl } from "../engine/hook-call.ts";
-import { ask, connect, openStream, type Process, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { ask, connect, logOf, openStream, type Process, spawn as spawnProcess, temporary, until } from "./harness.ts";
 
 const LIMIT = 64;
 const started: Process[] = [];
@@ -59,6 +59,7 @@ describe("where a process may have few files and connections", () => {
   test("feeds are told to come later on all transports, and their connections are closed; everything else is answered", async () => {
     const service = await spawn();
     const { url } = service;
+    const log = logOf(service);
     const open = await fill(url);
     expect(open).toBeGreaterThan(8);
 
@@ -84,9 +85,9 @@ describe("where a process may have few files and connections", () => {
       await until(() => /pere\.(ready|bye)/.test(reader.text), "a feed that is ready or refused");
       return reader.text.includes("pere.ready");
     }, "a feed that is ready");
-    await service.end("SIGKILL");
-    const told = (await new Response(service.child.stderr).text()).split("\n");
-    expect(told.filter((line) => line.includes(`nearly all ${LIMIT} files`))).toHaveLength(1);
+    const told = (): string[] => log.lines.filter((line) => line.includes(`nearly all ${LIMIT} files`));
+    await until(() => told().length > 0, "a line in the log");
+    expect(told()).toHaveLength(1);
   });
 
   test("a hundred feeds at once leave it idle, and healthy", async () => {

@@ -124,6 +124,20 @@ export async function spawn(
   throw new Error(`${said}${await new Response(child.stderr).text()}`.trim());
 }
 
+/** What a service in a process of its own says of itself, line by line as it comes: what is killed may not have written all of it. */
+export function logOf({ child }: Process): { readonly lines: string[] } {
+  const log = { lines: [] as string[] };
+  void (async () => {
+    let text = "";
+    const decoder = new TextDecoder();
+    for await (const chunk of child.stderr) {
+      text += decoder.decode(chunk, { stream: true });
+      log.lines = text.split("\n").slice(0, -1);
+    }
+  })();
+  return log;
+}
+
 /** What a push or a receipt is answered with, parsed; `status` and `headers` beside it. */
 export interface Answer {
   readonly status: number;

@@ -17,7 +17,7 @@ import {
 } from "node:fs";
 import { join, relative } from "node:path";
 import { command } from "./commands.ts";
-import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { ask, give, listen, logOf, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
 
 const started: Process[] = [];
 const spawn = async (db: string): Promise<Process> => {
@@ -170,6 +170,7 @@ describe("a file that is no longer where it was opened", () => {
       const db = join(folder, "pere.db");
       const service = await spawn(db);
       const { url } = service;
+      const log = logOf(service);
       const feed = await listen(`${url}/feed/orders?device=till`);
       const event = await push(url, "orders", 1);
       await feed.have(1);
@@ -196,9 +197,9 @@ describe("a file that is no longer where it was opened", () => {
         await feed.have(2);
         expect(feed.events.map(({ data }) => (JSON.parse(data) as { data: number }).data)).toEqual([1, 3]);
       }
+      await until(() => log.lines.some((line) => /no changes are taken until/.test(line)), "a line in the log");
       await service.end("SIGKILL");
-      const said = (await new Response(service.child.stderr).text()).trim().split("\n");
-      expect(said.filter((line) => /no changes are taken until/.test(line))).toHaveLength(1);
+      expect(log.lines.filter((line) => /no changes are taken until/.test(line))).toHaveLength(1);
       if (!back && !existsSync(db)) return;
       const again = await spawn(db);
       const kept = (await ask(`${again.url}/events/orders`)).body.events.map(({ data }: { data: number }) => data);
@@ -208,13 +209,9 @@ describe("a file that is no longer where it was opened", () => {
   test("is noticed within a second while nobody stores anything", async () => {
     const db = join(temporary(), "pere.db");
     const service = await spawn(db);
-    const reader = service.child.stderr.getReader();
+    const log = logOf(service);
     rmSync(db);
-    let said = "";
-    await until(async () => {
-      said += new TextDecoder().decode((await reader.read()).value);
-      return said.includes("pere.db was removed");
-    }, "a line in the log");
+    await until(() => log.lines.some((line) => line.includes("pere.db was removed")), "a line in the log");
     expect(readdirSync(join(db, ".."))).not.toContain("pere.db");
   });
 

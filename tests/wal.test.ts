@@ -6,7 +6,7 @@ import { Database } from "bun:sqlite";
 import { afterEach, expect, test } from "bun:test";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { ask, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { ask, logOf, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
 
 const started: Process[] = [];
 const spawn: typeof spawnProcess = async (env, before) => {
@@ -61,6 +61,7 @@ test("a log that grows because somebody reads the file is told, and shrinks by i
   const db = join(temporary(), "pere.db");
   const service = await spawn({ PERE_DB: db });
   const { url } = service;
+  const log = logOf(service);
   await push(url, "orders", 0);
   expect(await adviceOf(url)).toEqual([]);
   const reading = reader(db);
@@ -81,9 +82,10 @@ test("a log that grows because somebody reads the file is told, and shrinks by i
   );
   expect(await adviceOf(url)).toEqual([]);
   await push(url, "orders", 1);
+  const told = (): string[] => log.lines.filter((line) => line.includes("has grown to"));
+  await until(() => told().length > 0, "a line in the log");
   await service.end("SIGKILL");
-  const told = (await new Response(service.child.stderr).text()).split("\n");
-  expect(told.filter((line) => line.includes("has grown to"))).toHaveLength(1);
+  expect(told()).toHaveLength(1);
   const again = await spawn({ PERE_DB: db });
   expect(await lastSeq(again.url)).toBe(String(count + 2));
 });
