@@ -447,15 +447,24 @@ async function goDirectly(url: string): Promise<void> {
     process.env.NO_PROXY = process.env.no_proxy = "*";
 }
 
-/** With a token there is one device, which the token names. @throws Error with the one line to print */
-function borrowed(token: string): Patient["devices"] {
+/** A device's name, as it may stand in a URL. */
+const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
+
+/** With a token there is one device, which the token names; `*` is whichever its bearer says. @throws UsageError */
+function borrowed(token: string, own: Patient["devices"]): Patient["devices"] {
+  let sub: unknown;
   try {
     if (!/^[A-Za-z0-9._-]+$/.test(token)) throw new Error("it has other characters");
-    const { sub } = claimsOf(token);
-    return { stream: sub, socket: sub, poll: sub };
+    ({ sub } = claimsOf(token));
   } catch {
     throw new UsageError("PERE_TOKEN holds no token: that is three parts with dots between them");
   }
+  if (sub === "*") return own;
+  if (typeof sub !== "string" || !DEVICE.test(sub))
+    throw new UsageError(
+      "PERE_TOKEN can't follow a feed, because its sub is not a device's name; use a token with one",
+    );
+  return { stream: sub, socket: sub, poll: sub };
 }
 
 /** What is asked for. @throws UsageError */
@@ -484,11 +493,12 @@ export async function doctor(args: readonly string[]): Promise<number> {
   const token = process.env.PERE_TOKEN?.trim() || undefined;
   await goDirectly(url);
   const own = `doctor-${crypto.randomUUID()}`;
+  const devices = { stream: own, socket: `${own}-socket`, poll: `${own}-poll` };
   const patient: Patient = {
     url: url.replace(/\/+$/, ""),
     channel,
     token,
-    devices: token ? borrowed(token) : { stream: own, socket: `${own}-socket`, poll: `${own}-poll` },
+    devices: token ? borrowed(token, devices) : devices,
     pushed: [],
   };
   const well = await examine(patient, forSeconds, (weight, what, advice) => {

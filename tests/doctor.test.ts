@@ -151,6 +151,10 @@ describe("of the service itself", () => {
       code: 1,
       said: "PERE can't examine: PERE_TOKEN holds no token: that is three parts with dots between them\n",
     });
+    expect((await doctor(url, await token("--sub", "auth0|5f7c", "--push", "*"))).said).toBe(
+      "PERE can't examine: PERE_TOKEN can't follow a feed, because its sub is not a device's name; use a token with one\n",
+    );
+    expect((await doctor(url, await token("--sub", "*", "--feed", "*", "--push", "*"))).code).toBe(0);
     const good = await token("--sub", "till", "--feed", "*", "--push", "*", "--days", "0.5");
     const { code, said } = await doctor(url, good, 1);
     expect(said).toContain("look  the token is till's and good for 0.5 days");
