@@ -659,6 +659,10 @@ async function socketFeedback(
   return engine.feedback(items);
 }
 
+/** A poll whose time is up waits so long for a store that does not answer; one that waits for nothing gives it as long as a call to Redis may take. */
+const POLL_GRACE_MS = 1_000;
+const POLL_MS_MIN = 2_500;
+
 async function poll(
   engine: Engine,
   asked: FeedRequest,
@@ -678,9 +682,13 @@ async function poll(
   const feed = engine.follow(asked, wire);
   wire.of(feed);
   request.signal.addEventListener("abort", () => feed.stop());
-  const timer = setTimeout(() => wire.timeUp(), wait * 1000);
+  const waitMs = wait * 1000;
+  const timers = [
+    setTimeout(() => wire.timeUp(), waitMs),
+    setTimeout(() => wire.giveUp(), Math.max(waitMs + POLL_GRACE_MS, POLL_MS_MIN)),
+  ];
   const answer = await wire.answer;
-  clearTimeout(timer);
+  timers.forEach(clearTimeout);
   // Without a place to go on from, an answer would lose what comes until the next one.
   if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";

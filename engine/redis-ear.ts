@@ -46,8 +46,9 @@ interface Followed {
   readonly key: string;
   wanted: boolean;
   subscribed: boolean;
-  /** Subscribing and unsubscribing, one after the other. */
+  /** Subscribing and unsubscribing, one after the other; and what is to be done next, for all who ask before it begins. */
   work: Promise<void>;
+  next: Promise<void> | null;
   epoch: string | null;
   /** The newest entry that was told; -1: nothing is known yet. */
   heard: number;
@@ -118,7 +119,16 @@ export class RedisEar {
     let followed = this.#followed.get(key);
     if (!followed) {
       const unheard = { epoch: null, heard: -1, mark: null, heardBefore: -1, isSure: true };
-      followed = { kind, channel, key, wanted: true, subscribed: false, work: Promise.resolve(), ...unheard };
+      followed = {
+        kind,
+        channel,
+        key,
+        wanted: true,
+        subscribed: false,
+        work: Promise.resolve(),
+        next: null,
+        ...unheard,
+      };
       this.#followed.set(key, followed);
     }
     followed.wanted = true;
@@ -138,7 +148,8 @@ export class RedisEar {
   /** Brings the subscription to where it is wanted, after what is under way. */
   #settle(followed: Followed): Promise<void> {
     const { key } = followed;
-    const work = followed.work.then(async () => {
+    followed.next ??= followed.work.then(async () => {
+      followed.next = null;
       if (followed.wanted === followed.subscribed) return;
       if (followed.wanted) {
         await this.#link.call((client) => client.subscribe(key, this.#message));
@@ -157,6 +168,7 @@ export class RedisEar {
         }
       }
     });
+    const work = followed.next;
     followed.work = work.catch(() => {});
     return work;
   }

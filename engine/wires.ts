@@ -321,10 +321,21 @@ export class Poll implements Wire {
     this.#feed = feed;
   }
 
-  /** The time is up: what is there is the answer. */
+  /** The time is up: what is there is the answer, once it is known that there is no more. */
   timeUp(): void {
     this.#late = true;
-    if (this.#resting) this.#finish();
+    if (this.#resting || this.#isSomething) this.#finish();
+  }
+
+  /** It is not known in time either, for the store is away or does not answer: that is told, unless there is something to say. */
+  giveUp(): void {
+    if (this.#isSomething) return this.#finish();
+    this.#settle(null);
+    this.#feed?.stop();
+  }
+
+  get #isSomething(): boolean {
+    return this.#texts.length + this.#complete.length + this.#gaps.length > 0;
   }
 
   #finish(): void {
@@ -351,8 +362,7 @@ export class Poll implements Wire {
 
   rest(): void {
     this.#resting = true;
-    const isSomething = this.#texts.length + this.#complete.length + this.#gaps.length > 0;
-    if (this.#late || isSomething) this.#finish();
+    if (this.#late || this.#isSomething) this.#finish();
   }
 
   /** A poll that waits has something to say; one that still gathers has it already. */
