@@ -20,13 +20,28 @@ interface Facts {
   readonly replicas: number;
   /** Null: they may not be read. */
   readonly settings: ReadonlyMap<string, string> | null;
+  /** Why it takes no changes now; null: it takes them. */
+  readonly refusal: PereError | null;
 }
 
+/** A script that writes nothing, and that Redis from 7.0 on runs only where it would take a change. */
+const PROBE = "#!lua\nreturn 1";
+/** No room; a disk that can't be written; a replica that only tells; too few replicas. */
+const REFUSED = /\b(OOM|MISCONF|READONLY|NOREPLICAS)\b/;
+
+/** Why a server takes no changes now; null: it takes them, or is too old to say. */
+const refusalOf = (link: RedisLink): Promise<PereError | null> =>
+  link.send("EVAL", PROBE, "0").then(
+    () => null,
+    (error: unknown) => (error instanceof PereError && REFUSED.test(error.message) ? error : null),
+  );
+
 async function factsOf(link: RedisLink): Promise<Facts> {
-  const [server, replication, settings] = await Promise.all([
+  const [server, replication, settings, refusal] = await Promise.all([
     link.send("INFO", "server"),
     link.send("INFO", "replication"),
     settingsOf(link),
+    refusalOf(link),
   ]);
   const told = `${server}\n${replication}`;
   const field = (name: string): string => new RegExp(`^${name}:(.*?)\r?$`, "m").exec(told)?.[1] ?? "";
@@ -37,6 +52,7 @@ async function factsOf(link: RedisLink): Promise<Facts> {
     isCluster: field("redis_mode") === "cluster",
     replicas: Number(field("connected_slaves")),
     settings,
+    refusal,
   };
 }
 
@@ -126,6 +142,7 @@ export async function readPromise(
         `${facts.length} of ${links.length} answer, ${away.join(" and ")} ${away.length === 1 ? "does" : "do"} not, and the channels there are refused.`,
     );
   }
+  for (const { refusal } of facts) if (refusal) advice.add(`${refusal.message} What is stored there is refused.`);
   const copies = Math.min(...facts.map((fact) => fact.replicas));
   if (replicas === 0 && copies > 0)
     advice.add(

@@ -675,7 +675,9 @@ export class RedisStore implements Store {
   }
 
   async ready(): Promise<Readiness> {
-    const { facts: _, ...readiness } = await readPromise(this.#link.masters(), this.#replicas);
+    const { facts, ...readiness } = await readPromise(this.#link.masters(), this.#replicas);
+    const refusals = facts.flatMap(({ refusal }) => refusal ?? []);
+    if (refusals.length === facts.length) throw refusals[0]!;
     return readiness;
   }
 

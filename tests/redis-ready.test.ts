@@ -158,3 +158,21 @@ test("a Valkey is called by its name", async () => {
   closing.push(() => store.close());
   expect(await store.ready()).toMatchObject({ version: "Valkey 8.1.0", durability: "memory" });
 });
+
+describe.skipIf(noRedis !== null)(`a Redis that takes no changes${why}`, () => {
+  test("because it is full makes the service not ready, until there is room, by itself", async () => {
+    const server = await openRedis({ "maxmemory-policy": "noeviction" });
+    const url = await openService(server.url);
+    expect((await ask(`${url}/push/orders`, { body: "1" })).status).toBe(201);
+    await server.ask("CONFIG", "SET", "maxmemory", "1");
+    expect((await ask(`${url}/push/orders`, { body: "2" })).status).toBe(503);
+    const ready = await ask(`${url}/ready`);
+    expect([ready.status, ready.body.detail]).toEqual([503, expect.stringContaining("OOM")]);
+    // What it has can be read, and a service that starts there is there.
+    expect((await ask(`${url}/events/orders`)).body.events).toHaveLength(1);
+    const second = await openService(server.url);
+    expect((await ask(`${second}/ready`)).status).toBe(503);
+    await server.ask("CONFIG", "SET", "maxmemory", "0");
+    await until(async () => (await ask(`${url}/ready`)).status === 200, "a service that is ready");
+  });
+});
