@@ -50,3 +50,37 @@ browserTest("a push that a portal's page answers is not shown as stored", async 
   expect(await page.text(".push .well")).toBe("");
   expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
 });
+
+browserTest("answers of another shape are told as trouble, and no page goes blank", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
+  await ask(`${pere.url}/devices/orders/till-1`, { method: "PUT" });
+  const { id } = (await ask(`${pere.url}/push/orders`, { body: "1" })).body;
+  const body = '{"hello":1}';
+  let isBad = true;
+  proxy.weather = ({ target }) =>
+    isBad && /^\/(devices|events|hooks)\//.test(target)
+      ? {
+          bytes: `HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+          stays: false,
+        }
+      : "pass";
+  using page = new Page();
+  await page.view.navigate(proxy.url);
+  for (const [place, words] of [
+    ["/orders/devices", "the answer is not the service's"],
+    ["/orders/hooks", "the answer is not the service's"],
+    [`/orders/event/${id}`, "the service is not there"],
+    ["/orders", "each device"],
+  ] as const) {
+    await page.read(`void (location.hash = ${JSON.stringify(place)})`);
+    await until(
+      async () => (await page.text("main")).includes(words),
+      () => `${place}: ${words}`,
+    );
+  }
+  isBad = false;
+  await page.read(`void (location.hash = "/orders/devices")`);
+  await until(async () => (await page.text("main")).includes("till-1"), "the devices");
+});

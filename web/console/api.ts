@@ -109,9 +109,16 @@ export async function request(path: string, init: RequestInit & { headers?: Reco
   return response;
 }
 
-/** One answer in JSON. @throws Refused; TypeError where nobody answers */
-export const read = async <Answer>(path: string, signal?: AbortSignal): Promise<Answer> =>
-  (await (await request(path, signal ? { signal } : {})).json()) as Answer;
+/** An answer that has these lists, and so can be the service's. @throws Error: it is another one's */
+export function withLists<Answer>(answer: unknown, names: readonly string[]): Answer {
+  const members = (typeof answer === "object" && answer !== null ? answer : {}) as Record<string, unknown>;
+  if (names.every((name) => Array.isArray(members[name]))) return answer as Answer;
+  throw new Error("the answer is not the service's");
+}
+
+/** One answer in JSON. @param list the list that it has @throws Refused; Error: it is another one's; TypeError where nobody answers */
+export const read = async <Answer>(path: string, list: string, signal?: AbortSignal): Promise<Answer> =>
+  withLists<Answer>(await (await request(path, signal ? { signal } : {})).json(), [list]);
 
 /** What a watcher hears. */
 export interface Ear {
@@ -127,18 +134,20 @@ export interface Ear {
 
 /** Quieter than this, and a stream is dead: the service says something every 15 s. */
 const DEAD_MS = 40_000;
-/** Where the service did not say when to come back. */
+/** Where the service did not say when to come back; and the least and the most that is believed. */
 const RETRY_MS = 2_000;
+const RETRY_MS_MIN = 500;
+const RETRY_MS_MAX = 600_000;
 
 /** Watches the overview, and one channel where it is named, until `signal`; comes back by itself. */
 export async function watch(channel: string | null, ear: Ear, signal: AbortSignal): Promise<void> {
   let retryMs = RETRY_MS;
   const parser = createParser({
-    onRetry: (ms) => (retryMs = ms),
+    onRetry: (ms) => void (ms <= RETRY_MS_MAX && (retryMs = Math.max(ms, RETRY_MS_MIN))),
     onEvent({ event, data }) {
       const body = JSON.parse(data) as unknown;
-      if (event === "pere.overview") ear.overview(body as Overview);
-      else if (event === "pere.changes") ear.changes(body as Changes);
+      if (event === "pere.overview") ear.overview(withLists(body, ["channels"]));
+      else if (event === "pere.changes") ear.changes(withLists(body, ["events", "tallies", "receipts"]));
       else if (event === "pere.away") ear.away((body as { detail: string }).detail);
     },
   });

@@ -152,6 +152,7 @@ export class Board {
     };
     const { events } = await read<{ events: Listed[] }>(
       `/events/${this.channel}?after=${epoch}-${before}&limit=${OLDER}`,
+      "events",
       this.#signal,
     );
     for (const { audience, type = null, deadline = null, ...event } of events.reverse())
@@ -215,6 +216,7 @@ export class Board {
     const after = lastName();
     const page = await read<{ devices: Device[]; next: string | null }>(
       `/devices/${this.channel}?after=${after}&limit=${DEVICES_PAGE}`,
+      "devices",
       this.#signal,
     );
     if (after !== lastName()) return; // They were counted anew meanwhile.
@@ -230,7 +232,7 @@ export class Board {
     // The event may have gone to devices that are no longer enrolled: then a block takes more than one page.
     while (after !== null && after < last) {
       const path: string = `/events/${this.channel}/${line.head.id}/receipts?after=${after}&limit=${BLOCK}`;
-      const page: RowPage = await read<RowPage>(path, this.#signal).catch((error: unknown) => {
+      const page: RowPage = await read<RowPage>(path, "receipts", this.#signal).catch((error: unknown) => {
         line.blocks.delete(block);
         throw error;
       });

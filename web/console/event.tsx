@@ -5,7 +5,7 @@
  */
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
-import { type Device, read, Refused, request, type Row, type State, type Tally } from "./api.ts";
+import { type Device, read, Refused, request, type Row, type State, type Tally, withLists } from "./api.ts";
 import type { Board } from "./board-data.ts";
 import { Mark } from "./marks.tsx";
 import { linkTo, now } from "./state.ts";
@@ -44,7 +44,10 @@ async function readEvent(channel: string, id: string): Promise<Shown> {
   const text = await (await request(`/events/${channel}/${id}`)).text();
   // The data is the last member; nothing before it can hold these characters.
   const start = text.indexOf(',"data":') + ',"data":'.length;
-  return { ...(JSON.parse(text) as Omit<Shown, "text">), text: text.slice(start, -1) };
+  const event = JSON.parse(text) as Omit<Shown, "text"> | null;
+  if (typeof event?.audience?.addressed !== "number" || typeof event.receipts !== "object")
+    throw new Error("the answer is not the service's");
+  return { ...event, text: text.slice(start, -1) };
 }
 
 async function readRows(channel: string, id: string): Promise<{ rows: Row[]; isAll: boolean }> {
@@ -52,7 +55,8 @@ async function readRows(channel: string, id: string): Promise<{ rows: Row[]; isA
   let after: string | null = "";
   while (after !== null && rows.length < ROWS_MAX) {
     const path: string = `/events/${channel}/${id}/receipts?after=${after}&limit=${PAGE}`;
-    const page = exactJson(await (await request(path)).text()) as { receipts: Row[]; next: string | null };
+    const text = await (await request(path)).text();
+    const page = withLists<{ receipts: Row[]; next: string | null }>(exactJson(text), ["receipts"]);
     rows.push(...page.receipts);
     after = page.next;
   }
@@ -65,7 +69,7 @@ async function readSigns(channel: string): Promise<Map<string, Device>> {
   let after: string | null = "";
   while (after !== null && signs.size < SIGNS_MAX) {
     const path: string = `/devices/${channel}?after=${after}&limit=${PAGE}`;
-    const page: { devices: Device[]; next: string | null } = await read(path);
+    const page: { devices: Device[]; next: string | null } = await read(path, "devices");
     for (const device of page.devices) signs.set(device.device, device);
     after = page.next;
   }

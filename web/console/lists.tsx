@@ -10,15 +10,20 @@ const PAGE = 100;
 /** Seconds after which a table is read again. */
 const AGAIN_SECONDS = 3;
 
-/** Reads at once, and every few seconds while the component is there. */
-function useReadings<Answer>(path: () => string, answer: Signal<Answer | null>, trouble: Signal<string>): void {
+/** Reads at once, and every few seconds while the component is there. @param list the list that an answer has */
+function useReadings<Answer>(
+  path: () => string,
+  list: string,
+  answer: Signal<Answer | null>,
+  trouble: Signal<string>,
+): void {
   const due = useSignal({ path: "", at: 0 });
   useSignalEffect(() => {
     const [next, time] = [path(), now.value];
     const { path: last, at } = due.peek();
     if (next === last && time < at) return;
     due.value = { path: next, at: time + AGAIN_SECONDS * 1000 };
-    read<Answer>(next).then(
+    read<Answer>(next, list).then(
       (found) => {
         if (due.peek().path === next) [answer.value, trouble.value] = [found, ""];
       },
@@ -37,7 +42,12 @@ export function DevicesPage({ channel }: { readonly channel: string }) {
   const starts = useSignal<readonly string[]>([""]);
   const page = useSignal<DevicePage | null>(null);
   const trouble = useSignal("");
-  useReadings(() => `/devices/${channel}?after=${starts.value[starts.value.length - 1]}&limit=${PAGE}`, page, trouble);
+  useReadings(
+    () => `/devices/${channel}?after=${starts.value[starts.value.length - 1]}&limit=${PAGE}`,
+    "devices",
+    page,
+    trouble,
+  );
   if (page.value === null) return <p class="empty">{trouble.value || "Reading…"}</p>;
   const { devices, next } = page.value;
   if (devices.length === 0)
@@ -111,7 +121,7 @@ interface Hook {
 export function HooksPage({ channel }: { readonly channel: string }) {
   const page = useSignal<{ readonly hooks: readonly Hook[] } | null>(null);
   const trouble = useSignal("");
-  useReadings(() => `/hooks/${channel}`, page, trouble);
+  useReadings(() => `/hooks/${channel}`, "hooks", page, trouble);
   if (page.value === null) return <p class="empty">{trouble.value || "Reading…"}</p>;
   if (page.value.hooks.length === 0)
     return (
