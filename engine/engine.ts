@@ -95,6 +95,9 @@ export interface Feedback {
   readonly rejected: readonly Rejection[];
 }
 
+/** Characters in one page of events, about: what an answer may hold in memory. */
+const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
+
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
   unaddressed: "the event was not addressed to this device",
@@ -355,11 +358,21 @@ export class Engine {
     const { epoch, events: extent } = await this.#heads(channel);
     if (after && after.epoch !== epoch)
       throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
-    const found = await this.#store.events(channel, epoch, after?.seq ?? 0, limit);
-    const texts = found && (await this.#stateTexts(channel, epoch, found));
-    if (!texts) throw new PereError("away", `the log of channel ${channel} was lost or put back just now; ask again`);
-    const last = found.at(-1)?.seq ?? extent.head;
-    return { texts, next: last < extent.head ? `${epoch}-${last}` : null };
+    const texts: string[] = [];
+    let last = after?.seq ?? 0;
+    // A read is short where events are large or name many devices; a page is not.
+    for (let characters = 0; texts.length < limit && characters < PAGE_CHARACTERS_MAX;) {
+      const found = await this.#store.events(channel, epoch, last, limit - texts.length);
+      const read = found && (await this.#stateTexts(channel, epoch, found));
+      if (!read) throw new PereError("away", `the log of channel ${channel} was lost or put back just now; ask again`);
+      for (const text of read) {
+        texts.push(text);
+        characters += text.length;
+      }
+      last = found.at(-1)?.seq ?? extent.head;
+      if (last >= extent.head) return { texts, next: null };
+    }
+    return { texts, next: `${epoch}-${last}` };
   }
 
   /** One kept event as its publisher's JSON text. @throws PereError unknown */
