@@ -13,7 +13,7 @@
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
 import { statfsSync, statSync } from "node:fs";
-import { dirname } from "node:path";
+import { basename, dirname } from "node:path";
 import type { Counts } from "./counts.ts";
 import { libc } from "./libc.ts";
 import { type Hold, hold, unopened } from "./lock.ts";
@@ -153,6 +153,11 @@ export class SqliteFile {
     this.#prepare(schema);
   }
 
+  /** What callers are told of the path: they need not know the folder. */
+  get name(): string {
+    return basename(this.path);
+  }
+
   /** No other program can read the file: at the start the disk had no room for what is shared with them. */
   get alone(): boolean {
     return this.#alone;
@@ -229,7 +234,7 @@ export class SqliteFile {
     this.#misplaced = trouble;
     if (trouble === null) this.#tell("the file is where it was opened again: changes are taken");
     else {
-      this.#tell(`${trouble}: no changes are taken until it is back or PERE is started again`);
+      this.#tell(`${trouble} (${this.path}): no changes are taken until it is back or PERE is started again`);
       this.#moveLog(); // Where the log alone is gone, the file has all that was acknowledged from now on.
     }
     return trouble;
@@ -403,7 +408,7 @@ export class SqliteFile {
     this.#checkpoint();
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     const bytes = this.logBytes;
-    if (bytes >= LONG_LOG_BYTES && this.#toldOfLog < LONG_LOG_BYTES) this.#tell(longLog(this.path, bytes));
+    if (bytes >= LONG_LOG_BYTES && this.#toldOfLog < LONG_LOG_BYTES) this.#tell(longLog(this.name, bytes));
     this.#toldOfLog = this.#counts.logBytes = bytes;
     if (bytes > 2 * CUT_BYTES && !this.#mover.busy && this.#left() < CHECKPOINT_PAGES) this.#cut(bytes);
   }
@@ -459,7 +464,7 @@ export class SqliteFile {
 
   /** What can't be read now can't be read later. */
   #unreadable(error: unknown): PereError {
-    if (isDamage(error)) this.#damage = `${this.path} is damaged: ${(error as Error).message}`;
+    if (isDamage(error)) this.#damage = `${this.name} is damaged: ${(error as Error).message}`;
     return new PereError("inside", `${this.path} can't be read`, [], error);
   }
 
@@ -497,8 +502,8 @@ export class SqliteFile {
 const open = (path: string): Database => new Database(path, { create: true, readwrite: true });
 
 /** What the operator of a file with a long log is to know. */
-export const longLog = (path: string, bytes: number): string =>
-  `${path}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${path} and does not stop: end that program.`;
+export const longLog = (name: string, bytes: number): string =>
+  `${name}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${name} and does not stop: end that program.`;
 
 /** The disk has no room for it: nothing else is wrong, and it may have some later. */
 const isWithoutRoom = (error: unknown): boolean =>

@@ -5,6 +5,7 @@
  * whoever acknowledges compares what stands at the path with what it has open. That is one `stat` a name, a microsecond each.
  */
 import { type BigIntStats, statSync } from "node:fs";
+import { basename } from "node:path";
 
 /** One name, and what stood there when the file was opened. */
 interface Name {
@@ -33,13 +34,13 @@ export class Place {
     });
   }
 
-  /** What is wrong with the first that is not there any more, in a sentence; null: all are where they were. */
+  /** What is wrong with the first that is not there any more, in a sentence that names no folder; null: all are where they were. */
   trouble(): string | null {
     for (const { path, dev, ino } of this.#names) {
       const found = look(path);
-      if (!found) return `${path} was removed or moved away while PERE works with it`;
+      if (!found) return `${basename(path)} was removed or moved away while PERE works with it`;
       if (found.ino !== ino || found.dev !== dev)
-        return `${path} was replaced by another file while PERE works with it`;
+        return `${basename(path)} was replaced by another file while PERE works with it`;
     }
     return null;
   }

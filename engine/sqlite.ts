@@ -695,12 +695,12 @@ export class SqliteStore implements Store {
     if (this.#file.unwritten !== null)
       throw new PereError("away", `${this.#file.unwritten}: pushes and receipts are refused until that has passed`);
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
-    const { path, logBytes, damage, alone } = this.#file;
+    const { path, name, logBytes, damage, alone } = this.#file;
     const advice = [
-      ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(path, logBytes)]),
+      ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(name, logBytes)]),
       ...(alone
         ? [
-            `The disk was full when PERE was started, so other programs (backup too) can't read ${path} until the next start.`,
+            `The disk was full when PERE was started, so other programs (backup too) can't read ${name} until the next start.`,
           ]
         : []),
       ...(damage === null

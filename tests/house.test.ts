@@ -22,7 +22,7 @@ const ROOMS: Record<string, readonly string[]> = {
   "engine/writable.ts": ["node:fs", "node:path"],
   "engine/libc.ts": ["bun:ffi"],
   "engine/lock.ts": ["engine/libc.ts", "engine/writable.ts", "engine/model.ts", "bun:sqlite", "node:fs", "node:path"],
-  "engine/place.ts": ["node:fs"],
+  "engine/place.ts": ["node:fs", "node:path"],
   "engine/mover.ts": [],
   "engine/descriptors.ts": ["node:fs"],
   "engine/commit.ts": [
