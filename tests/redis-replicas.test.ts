@@ -63,7 +63,8 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
         const event = await push(url, "orders", n);
         expect(await headAt(replica, "head")).toBe(n);
         expect((await give(url, "orders", event, "till", "done")).status).toBe(200);
-        expect(await headAt(replica, "receiptsHead")).toBe(n);
+        // The receipt, and that the event is complete.
+        expect(await headAt(replica, "receiptsHead")).toBe(2 * n);
       }
       // After the scripts were forgotten, they go another way.
       await master.ask("SCRIPT", "FLUSH");
@@ -122,7 +123,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
       expect(answer.headers.get("idempotent-replayed")).toBe("true");
       expect(answer.body).toMatchObject({ seq: 2 });
       expect((await give(url, "orders", event, "till", "done")).body).toMatchObject({ recorded: 0, duplicate: 1 });
-      expect(await headAt(replica, "receiptsHead")).toBe(1);
+      expect(await headAt(replica, "receiptsHead")).toBe(2);
       expect((await ask(`${url}/events/orders`)).body.events).toHaveLength(62);
     },
     TEST_MS,
@@ -148,7 +149,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
         }
         for (const [n, device] of ["till", "kiosk"].entries()) {
           const first = give(a, "orders", named, device, "done");
-          await until(async () => (await headAt(master, "receiptsHead")) === n + 1, "the receipt");
+          await until(async () => (await headAt(master, "receiptsHead")) >= n + 1, "the receipt");
           expect((await give(b, "orders", named, device, "done")).status).toBe(503);
           expect((await first).status).toBe(503);
         }
