@@ -488,7 +488,7 @@ anything: as it is it is refused for having no address; put your own in its plac
     summary: "Can it serve?",
     tags: ["Operation"],
     description:
-      "For a load balancer: the store answers and PERE is not shutting down. Says what a 2xx answer to a push is worth.",
+      "For a load balancer: the store takes changes and PERE is not shutting down. Says what a 2xx answer to a push is worth. 503, with the reason in `detail`, also while pushes and receipts are refused: a full disk (they get 507), a file that was removed or moved, a Redis that takes no changes.",
     security: [],
     responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
   },
