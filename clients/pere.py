@@ -172,6 +172,18 @@ def _say(line: str) -> None:
         pass  # Nobody reads it; that is no reason to stop.
 
 
+def _safely(report: Callable[[str], None]) -> Callable[[str], None]:
+    """A caller's `report` that may fail without ending a thread that has receipts to give."""
+
+    def safe(line: str) -> None:
+        try:
+            report(line)
+        except Exception:
+            _say(line)
+
+    return safe
+
+
 def _words_of(error: BaseException) -> str:
     """What an exception says, or what it is."""
     try:
@@ -202,10 +214,10 @@ class _Proxy:
             self.headers["Proxy-Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
 
     @staticmethod
-    def of(scheme: str, host: str) -> Optional["_Proxy"]:
+    def of(scheme: str, host: str, port: int) -> Optional["_Proxy"]:
         named = urllib.request.getproxies_environment()
         url = named.get(scheme) or named.get("all")
-        if not url or urllib.request.proxy_bypass_environment(host, named):
+        if not url or urllib.request.proxy_bypass_environment(host if ":" in host else f"{host}:{port}", named):
             return None
         return _Proxy(url)
 
@@ -227,7 +239,7 @@ class _Service:
         self._secure = ssl.create_default_context() if parts.scheme == "https" else None
         self._host, self._netloc = parts.hostname or "", parts.netloc
         self._base = parts.path.rstrip("/")
-        self._proxy = _Proxy.of(parts.scheme, self._host)
+        self._proxy = _Proxy.of(parts.scheme, self._host, self._port)
         self._source = token if callable(token) or not token or not token.strip() else _checked_token(token)
         self._token: Optional[str] = None
         self._lock = threading.Lock()
@@ -573,6 +585,8 @@ class _Feed:
             self._service.renew()
         elif told.own == "gap":
             self._report(f"events are no longer kept: {told.text[:300]}")
+        elif told.own == "shared":
+            self._report(f"this device is open at several addresses; is its name another machine's as well? {told.text[:300]}")
 
     def _poll(self) -> Iterator[_Message]:
         while not self._stop.is_set():
@@ -620,7 +634,7 @@ def _polled(text: str) -> Tuple[List[_Message], str]:
             events.append(_Message(None, text[at:end]))
             at = end + (text[end] == ",")
         found = _json.decode('{"events":[' + text[at:])
-        last, gaps, completes = found["last"], found.get("gaps", []), found.get("complete", [])
+        last, gaps, completes, shared = found["last"], found.get("gaps", []), found.get("complete", []), found.get("shared")
         if found["events"] != [] or not _POSITION.fullmatch(last):
             raise ValueError
         for lists in (gaps, completes):
@@ -629,6 +643,8 @@ def _polled(text: str) -> Tuple[List[_Message], str]:
     except Exception:
         raise _Trouble("the answer is not one to a long-poll") from None
     before = [_Message("gap", json.dumps(gap)) for gap in gaps]
+    if isinstance(shared, dict):
+        before.append(_Message("shared", json.dumps(shared)))
     return before + events + [_Message("complete", json.dumps(complete)) for complete in completes], last
 
 
@@ -1150,7 +1166,7 @@ def listen(
     Raises Refused when the service does not let the device in and no other token can be had; ValueError for arguments that can't be meant.
     """
     _check(device, workers, [first_byte_seconds, silence_seconds, return_seconds], [])
-    stop = stop or threading.Event()
+    stop, report = stop or threading.Event(), _safely(report)
     service, memory = _Service(url, token), _Memory(state)
     names = channels if isinstance(channels, str) else ",".join(channels)
     path, query = f"/feed/{_quote(names)}", {"device": device}
@@ -1275,8 +1291,8 @@ def _receipt_texts(
 # ------------------------------------------------------------------------------------------------------------------- program
 
 
-#: A command that ends by one of these was ended, and did not come to its end: its shell says so with 128 and the signal's number.
-_ENDED_BY = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM)
+#: HUP, INT, QUIT, KILL, TERM: a command that ends by one of these was ended, and did not come to its end. Its shell says so with 128 and the number.
+_ENDED_BY = (1, 2, 3, 9, 15)
 #: What a shell says of a command that it could not run.
 _NOT_RUN = (126, 127)
 
@@ -1353,7 +1369,7 @@ def _command(command: str, is_ending: Callable[[], bool]) -> Callable[[Event], A
             return _output_of(output)
         number = -status if status < 0 else status - 128
         if number in _ENDED_BY:
-            raise NoOutcome(f"the command was ended by {signal.Signals(number).name}")
+            raise NoOutcome(f"the command was ended by signal {number}")
         if status in _NOT_RUN:
             raise NoOutcome(f"the command could not be run: {complaint[-DETAIL_CUT_CHARACTERS:] or f'exit status {status}'}")
         if is_ending():
@@ -1491,16 +1507,16 @@ def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> 
     stop = threading.Event()
     signals: List[int] = []
     failures: List[Optional[BaseException]] = []
-    # What the main thread is to do. A handler of signals runs between any two of its steps and may wait for no lock; here it needs none. The pipe wakes
+    # What the main thread is to do. A handler of signals runs between any two of its steps and may wait for no lock; here it needs none. The sockets wake
     # the thread: a signal that comes just before it waits would not.
     calls: "collections.deque[Callable[[], None]]" = collections.deque()
-    ear, mouth = os.pipe()
-    os.set_blocking(mouth, False)
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
 
     def call(what: Callable[[], None]) -> None:
         calls.append(what)
         try:
-            os.write(mouth, b".")
+            mouth.send(b".")
         except BlockingIOError:
             pass  # It has enough to wake up for.
 
@@ -1527,7 +1543,7 @@ def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> 
         call(lambda: None)
 
     heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(n) is not signal.SIG_IGN]
-    signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+    signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     for number in heeded:
         signal.signal(number, end)
     # Signals are for the main thread alone: the others are deaf to them.
@@ -1535,7 +1551,7 @@ def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> 
     threading.Thread(target=run, name="pere-main", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     while not failures:
-        os.read(ear, 1)
+        ear.recv(1)
         while calls:
             calls.popleft()()
     if failures[0] is not None:

@@ -532,6 +532,7 @@ read_messages() {
         case $data in '{'*'"channels":{'*) is_ready=1 failures=0 ;; esac
         ;;
       pere.gap) [ -z "$is_ready" ] || say "events are no longer kept: $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
+      pere.shared) [ -z "$is_ready" ] || say "this device is open at several addresses; is its name another machine's as well? $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
       pere.bye)
         case $data in '{"reason":"'*) [ -z "$asked" ] || retry=$asked ;; esac
         ;;

@@ -6,9 +6,11 @@ import { expect } from "bun:test";
 import { existsSync, lstatSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
+import { readAllowed } from "../engine/hook-call.ts";
 import { mint } from "../engine/mint.ts";
 import { BAD_ANSWERS } from "./bad-answers.ts";
-import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
+import { BadProxy } from "./bad-proxy.ts";
+import { ask, give, openStream, push, SECRET, startWith, temporary, until } from "./harness.ts";
 import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
 
 const listen = (url: string, command: string, ...more: string[]): Python =>
@@ -335,6 +337,31 @@ for n in range(int(sys.argv[2])): print(pere.publish(sys.argv[1], "orders", n, r
   expect(stored).toHaveLength(rows.length);
 });
 
+pythonTest("receipts: what is no answer of the service is passed over, whatever it is", async () => {
+  const { url, proxy } = await service();
+  await enrol(url, "till-7");
+  const id = await push(url, "orders", 1);
+  const rows = BAD_ANSWERS.filter(({ to }) => to.includes("stream"));
+  let endsAt = 0;
+  let row = rows[0]!;
+  proxy.weather = () => {
+    if (performance.now() < endsAt) return row;
+    const next = rows.shift();
+    if (next === undefined) return "pass";
+    row = next;
+    endsAt = performance.now() + row.forMs;
+    return row;
+  };
+  const script = `import pere, sys
+pere.BACKOFF_SECONDS_MAX = 0.02
+for receipt in pere.receipts(sys.argv[1], "orders", report=lambda line: None): print(receipt.get("status", receipt.get("complete")))`;
+  const follower = new Python(["-c", script, proxy.url]);
+  await until(() => proxy.seen.at(-1)?.answer.includes('"channels":{'), "the service", 50_000);
+  await give(url, "orders", id, "till-7", "done");
+  await follower.says(/True/);
+  expect([follower.said, follower.complained]).toEqual(["done\nTrue\n", ""]);
+});
+
 pythonTest("publish: where nobody answers it says so before two seconds have passed", async () => {
   // Takes connections, and says nothing.
   const mute = createServer();
@@ -436,4 +463,29 @@ pythonTest("listen: without a name it has the token's, or one that is made once 
   const headers = { Authorization: `Bearer ${token}` };
   expect((await ask(`${pere.url}/push/orders`, { body: "1", headers })).status).toBe(201);
   await until(async () => (await names(pere.url, headers)).includes("till-9"), "the device", 20_000);
+});
+
+pythonTest("listen: a device that is open at two addresses says so, on an event stream and on long-polls", async () => {
+  const pere = await startWith({ access: "open", origins: "*", proxies: readAllowed("127.0.0.1/32") });
+  cleanup.push(() => pere.stop());
+  const proxy = await BadProxy.to(pere.url);
+  cleanup.push(() => proxy.stop());
+  proxy.weather = ({ errand }) => (errand === "sse" ? "buffer" : "pass");
+  const twin = await openStream(`${pere.url}/feed/orders?device=till-7`, { "X-Forwarded-For": "192.0.2.1" });
+  cleanup.push(() => twin.close());
+  for (const url of [pere.url, proxy.url]) {
+    const listener = new Python(["listen", url, "orders", "--device", "till-7", "--first-byte", "0.5"]);
+    // An event ends a long-poll.
+    await until(
+      async () => {
+        await push(pere.url, "orders", 1);
+        await Bun.sleep(100);
+        return /open at several addresses; .*192\.0\.2\.1/.test(listener.complained);
+      },
+      () => listener.complained,
+      20_000,
+    );
+    listener.child.kill("SIGTERM");
+    await listener.ended();
+  }
 });
