@@ -8,6 +8,7 @@
  * This file is the wire: every URL, header and status, read top to bottom. Settings → store → engine → routes → start and drain. What it all
  * means is behind it in `engine/`, which knows no HTTP; how it is described to others is in `web/openapi.ts` and `asyncapi.ts`.
  */
+import { uptime } from "node:os";
 import { join } from "node:path";
 import { staticPlugin } from "@elysiajs/static";
 import { swagger } from "@elysiajs/swagger";
@@ -1201,7 +1202,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { db, redis, replicas, hooksAllowed, limits, basePath } = settings;
   const { now: wall = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   const steady = options.steady ?? (options.now ? wall : () => performance.now());
-  const clock = new Clock({ wall, steady, tell: (sentence) => log.warn(sentence) });
+  const slept = options.now || options.steady ? {} : { uptime: () => 1000 * uptime() };
+  const clock = new Clock({ wall, steady, ...slept, tell: (sentence) => log.warn(sentence) });
   const { now } = clock;
   // Wrong keys stop the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);

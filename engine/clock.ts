@@ -4,7 +4,7 @@
  * A wall clock that leaps (a battery that is empty, a wrong time server, a hand that slips) would drop everything that is kept, let each deadline
  * pass and each event expire, in a second. So it is held against the monotonic clock. Where the two part by more than seconds, PERE goes on from where
  * it was, second by second, in all that it judges and writes down, and says so; the leap is believed when the wall clock has stood by it for minutes,
- * or when PERE is started again. Where it comes back before, nothing has happened.
+ * or when PERE is started again. Where it comes back before, nothing has happened. Time that the machine slept for has passed, and is no leap.
  */
 
 /** Further than this no clock is set while it is in order: time servers slew, and step by less. */
@@ -17,6 +17,8 @@ export interface ClockOptions {
   readonly wall: () => number;
   /** Milliseconds since some moment, and never back. */
   readonly steady: () => number;
+  /** Milliseconds since the machine started, to the second. It goes on while the machine sleeps; the monotonic clock of Linux does not. */
+  readonly uptime?: () => number;
   /** Told of a leap, and of its end. */
   readonly tell: (sentence: string) => void;
 }
@@ -36,17 +38,21 @@ export class Clock {
   #wall: number;
   #steady: number;
   #leap: Leap | null = null;
+  /** How far the uptime was ahead of the monotonic clock when that was last looked at. */
+  #ahead: number;
 
   constructor(options: ClockOptions) {
     this.#options = options;
     this.#wall = options.wall();
     this.#steady = options.steady();
+    this.#ahead = this.#uptimeAhead();
   }
 
   /** Milliseconds since 1970. */
   readonly now = (): number => {
     const [wall, steady] = [this.#options.wall(), this.#options.steady()];
-    const counted = this.#wall + (steady - this.#steady);
+    if (Math.abs(wall - this.#counted(steady)) > LEAP_MS) this.#wake();
+    const counted = this.#counted(steady);
     const ms = wall - counted;
     if (Math.abs(ms) <= LEAP_MS) {
       if (this.#leap) this.#end("The clock is back where it was; nothing was dropped for it.");
@@ -61,6 +67,23 @@ export class Clock {
     }
     return Math.round(counted);
   };
+
+  #counted(steady: number): number {
+    return this.#wall + (steady - this.#steady);
+  }
+
+  #uptimeAhead(): number {
+    const { uptime, steady } = this.#options;
+    return uptime === undefined ? 0 : uptime() - steady();
+  }
+
+  /** A laptop that was closed, a virtual machine that was paused: that time has passed, and is no leap. */
+  #wake(): void {
+    const ahead = this.#uptimeAhead();
+    if (ahead - this.#ahead <= LEAP_MS) return;
+    this.#wall += ahead - this.#ahead;
+    this.#ahead = ahead;
+  }
 
   #agree(wall: number, steady: number): number {
     [this.#wall, this.#steady] = [wall, steady];

@@ -72,6 +72,28 @@ describe("the clock", () => {
     expect([clock.leapMs, clock.advice, told.length]).toEqual([0, [], 2]);
   });
 
+  test("takes the time that the machine slept for passed, and what was set beside that for a leap", () => {
+    const { hands, pass } = clocks();
+    let slept = 0;
+    const clock = new Clock({
+      wall: () => hands.wall,
+      steady: () => hands.steady,
+      uptime: () => Math.floor((hands.steady + slept) / SECOND) * SECOND,
+      tell: () => {},
+    });
+    for (const ms of [8 * 60 * MINUTE, 3 * DAY]) {
+      slept += ms;
+      hands.wall += ms;
+      expect([clock.now(), clock.leapMs]).toEqual([hands.wall, 0]);
+      pass(MINUTE);
+    }
+    const before = clock.now();
+    slept += MINUTE;
+    hands.wall += MINUTE + DAY;
+    expect(Math.abs(clock.now() - before - MINUTE)).toBeLessThanOrEqual(SECOND);
+    expect(Math.abs(clock.leapMs - DAY)).toBeLessThanOrEqual(SECOND);
+  });
+
   test("believes a leap that has stood for five minutes, and not before; one that moves begins anew", () => {
     const { hands, pass, clock } = open();
     hands.wall += 2 * DAY;
