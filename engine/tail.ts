@@ -21,6 +21,7 @@ import {
   type Position,
   type Receipt,
   receiptText,
+  EVENT_SOURCE_TYPES,
 } from "./model.ts";
 
 /** Entries that a ring keeps: what devices on bad lines miss in a moment. */
@@ -54,14 +55,14 @@ export interface Entry {
   readonly expires: number | null;
 }
 
-/** An event as followers get it. */
+/** An event as followers get it. One that an earlier version took under a name of EventSource's own has no name on a stream. */
 export const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
   seq: event.seq,
   id: id(epoch, event.seq),
   text: eventText(channel, epoch, event),
   complete: null,
   receipt: null,
-  type: event.type,
+  type: event.type !== null && EVENT_SOURCE_TYPES.includes(event.type) ? null : event.type,
   to: event.to,
   expires: event.expires,
 });

@@ -2,8 +2,10 @@
  * The frames of an event stream, for readers that are less patient than a browser: no frame is without data, and no `id:` goes back.
  */
 import { afterEach, expect, test } from "bun:test";
+import { join } from "node:path";
+import { SqliteStore } from "../engine/sqlite.ts";
 import type { ServiceOptions, Service } from "../index.ts";
-import { ask, connect, listen, openStream, push, start, until } from "./harness.ts";
+import { ask, connect, listen, openStream, push, start, temporary, until } from "./harness.ts";
 
 const services: Service[] = [];
 afterEach(() => Promise.all(services.splice(0).map((service) => service.stop())));
@@ -95,4 +97,25 @@ test("a gap that a feed starts behind does not move its position back, on one ch
       "only what is for others",
     );
   }
+});
+
+test("an event that an earlier version took under a name of EventSource's own does not fire that", async () => {
+  const path = join(temporary(), "pere.db");
+  const store = new SqliteStore({ path });
+  const draft = { to: null, ttl: null, deadline: null, remind: null };
+  for (const type of ["error", "open", "message", "order"])
+    await store.append("orders", [{ ...draft, type, data: "1" }], Date.now());
+  await store.close();
+  const pere = await start({}, path);
+  services.push(pere);
+  const stream = await listen(`${pere.url}/feed/orders?since=earliest`);
+  const events = await stream.have(4);
+  expect(events.map(({ event }) => event)).toEqual([undefined, undefined, undefined, "order"]);
+  expect(events.map(({ data }) => (JSON.parse(data) as { type: string }).type)).toEqual([
+    "error",
+    "open",
+    "message",
+    "order",
+  ]);
+  stream.close();
 });
