@@ -1185,9 +1185,9 @@ const ownSecret = (store: Store): Promise<string> =>
   });
 
 /** Redis is loaded only when it is asked for. */
-async function openRedis(urls: readonly string[], replicas: number): Promise<Store> {
+async function openRedis(urls: readonly string[], replicas: number, prefix: string): Promise<Store> {
   const { RedisStore } = await import("./engine/redis.ts");
-  return RedisStore.open({ urls, replicas });
+  return RedisStore.open({ urls, replicas, prefix });
 }
 
 export interface ServiceOptions extends EngineOptions {
@@ -1216,7 +1216,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
           counts,
           tell: (sentence, cause) => log.warn(sentence, cause === undefined ? {} : { cause }),
         })
-      : await openRedis(redis, replicas);
+      : await openRedis(redis, replicas, settings.redisPrefix);
   const own = settings.access === "own" ? await ownSecret(store) : null;
   const access = own === null ? given : await openAccess({ secret: own, now });
   const report = (fault: unknown): void => void log.incident(fault);
@@ -1232,7 +1232,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   });
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;
-  const rates = new Rates(settings.rates, redis, log.cause);
+  const rates = new Rates(settings.rates, redis, log.cause, settings.redisPrefix);
   const door = new Door({ access, origins, isLocal: settings.access === "local", rates, proxies, now });
   let scraped: Promise<Metrics> | undefined;
   const metrics = (): Promise<Metrics> =>

@@ -47,7 +47,7 @@ const REDIS_MS = 100;
 /** So long Redis is not asked after it failed to answer. */
 const REST_MS = 1_000;
 /** Ahead of a caller's name in Redis, beside the keys of the store. */
-const PREFIX = "pere:rate:";
+const PREFIX = "rate:";
 
 /** A caller did more than he may. `limit` is what he may do in `WINDOW_SECONDS`. */
 export class TooMany extends PereError {
@@ -104,16 +104,18 @@ export class Rates {
   /**
    * @param redisUrls one address: counted there, for all instances together; several are a Cluster's, and not used
    * @param warn is told each time that Redis was done without
+   * @param prefix what all keys in Redis begin with
    */
   constructor(
     limits: RateLimits,
     redisUrls: readonly string[] | null,
     warn: (message: string, cause: unknown) => void = () => {},
+    prefix = "pere:",
   ) {
     this.#limits = limits;
     this.#warn = warn;
     this.#here = each((work) => new RateLimiterMemory({ ...this.#rule(work), keyPrefix: "" }));
-    if (redisUrls?.length === 1) this.#opening = this.#share(redisUrls);
+    if (redisUrls?.length === 1) this.#opening = this.#share(redisUrls, prefix + PREFIX);
   }
 
   #rule(work: Work): { points: number; duration: number } {
@@ -121,7 +123,7 @@ export class Rates {
   }
 
   /** Redis is loaded only when it is asked for. */
-  async #share(urls: readonly string[]): Promise<RedisLink> {
+  async #share(urls: readonly string[], prefix: string): Promise<RedisLink> {
     const { RedisLink } = await import("./redis-link.ts");
     const link = new RedisLink(urls);
     /** As much of node-redis as the limiter uses. */
@@ -132,7 +134,7 @@ export class Rates {
       const rule = this.#rule(work);
       // Who is over the limit is refused from memory until his minute is over.
       const refuse = { inMemoryBlockOnConsumed: rule.points + 1 };
-      return new RateLimiterRedis({ ...rule, ...refuse, keyPrefix: PREFIX + work, storeClient, useRedisPackage: true });
+      return new RateLimiterRedis({ ...rule, ...refuse, keyPrefix: prefix + work, storeClient, useRedisPackage: true });
     });
     return link;
   }

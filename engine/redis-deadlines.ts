@@ -8,7 +8,7 @@
  */
 import type { Keys } from "./redis-keys.ts";
 import type { Redis } from "./redis-link.ts";
-import { SCRIPTS } from "./redis-scripts.ts";
+import type { SCRIPTS } from "./redis-scripts.ts";
 
 /** Channels that are dealt with at once, and devices that one script looks at for them. */
 const DUE_AT_ONCE = 16;
@@ -20,13 +20,21 @@ export class RedisDeadlines {
   readonly #link: Redis;
   readonly #due: string;
   readonly #keys: (channel: string) => Keys;
+  readonly #scripts: typeof SCRIPTS;
   readonly #known: (channel: string) => string;
 
   /** @param due where the list is kept; @param known what is known of a channel, for the scripts' `guard` */
-  constructor(link: Redis, due: string, keys: (channel: string) => Keys, known: (channel: string) => string) {
+  constructor(
+    link: Redis,
+    due: string,
+    keys: (channel: string) => Keys,
+    scripts: typeof SCRIPTS,
+    known: (channel: string) => string,
+  ) {
     this.#link = link;
     this.#due = due;
     this.#keys = keys;
+    this.#scripts = scripts;
     this.#known = known;
   }
 
@@ -50,7 +58,7 @@ export class RedisDeadlines {
   async miss(now: number): Promise<number | null> {
     const until = now + CLAIM_MS;
     const values = [now, until, DUE_AT_ONCE];
-    const [next, ...due] = (await this.#link.run(SCRIPTS.claim, [this.#due], values)) as readonly string[];
+    const [next, ...due] = (await this.#link.run(this.#scripts.claim, [this.#due], values)) as readonly string[];
     if (due.length === 0) return next === "" ? null : Number(next);
     const work = Promise.allSettled(due.map((channel) => this.#missIn(channel, now, until)));
     await Promise.race([work, Bun.sleep(CLAIM_MS)]);
@@ -59,7 +67,7 @@ export class RedisDeadlines {
 
   async #missIn(channel: string, now: number, until: number): Promise<void> {
     const values = [now, MISS_DEVICES, this.#known(channel)];
-    const next = await this.#link.run(SCRIPTS.miss, this.#keys(channel).all, values);
-    await this.#link.run(SCRIPTS.unclaim, [this.#due], [channel, until, String(next)]);
+    const next = await this.#link.run(this.#scripts.miss, this.#keys(channel).all, values);
+    await this.#link.run(this.#scripts.unclaim, [this.#due], [channel, until, String(next)]);
   }
 }

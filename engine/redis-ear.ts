@@ -26,7 +26,7 @@ const LOOKS_AT_ONCE = 500;
 /** What the ear needs of the store. */
 export interface Source {
   /** The name under which a log's messages are published. */
-  key(kind: Kind, channel: string): string;
+  name(kind: Kind, channel: string): string;
   heads(channel: string): Promise<Heads | null>;
   /** Entries of a log were heard up to here. */
   heard(kind: Kind, channel: string, epoch: string, seq: number): void;
@@ -56,6 +56,10 @@ interface Followed {
   mark: Mark | null;
   /** The newest that was told at the last look. */
   heardBefore: number;
+  /** Its epoch is being asked for; it is being looked at alone. */
+  learning: Promise<boolean> | null;
+  asked: Promise<void> | null;
+  isAskedAgain: boolean;
   /** The log was compared with what was heard since there is this connection. */
   isSure: boolean;
 }
@@ -115,10 +119,19 @@ export class RedisEar {
 
   /** Resolves when what is stored from now on will be heard. @throws PereError away */
   async follow(kind: Kind, channel: string): Promise<void> {
-    const key = this.#source.key(kind, channel);
+    const key = this.#source.name(kind, channel);
     let followed = this.#followed.get(key);
     if (!followed) {
-      const unheard = { epoch: null, heard: -1, mark: null, heardBefore: -1, isSure: true };
+      const unheard = {
+        epoch: null,
+        heard: -1,
+        mark: null,
+        heardBefore: -1,
+        learning: null,
+        asked: null,
+        isAskedAgain: false,
+        isSure: true,
+      };
       followed = {
         kind,
         channel,
@@ -141,7 +154,7 @@ export class RedisEar {
 
   /** Nobody here follows the log any more; soon nothing of it is heard. */
   unfollow(kind: Kind, channel: string): void {
-    const followed = this.#followed.get(this.#source.key(kind, channel));
+    const followed = this.#followed.get(this.#source.name(kind, channel));
     if (followed) followed.wanted = false;
   }
 
@@ -181,10 +194,17 @@ export class RedisEar {
     const [about, ...texts] = message.split(SEPARATOR) as [string, ...string[]];
     const [epoch, firstText, lastText, addresses = ""] = about.split(" ") as [string, string, string, string?];
     if (firstText === SHARED) return this.#shared(channel, lastText, addresses.split(","));
-    if (firstText === RETIRED) return this.#tell({ kind: "retired", channel, device: lastText });
-    if (!followed.isSure || (followed.epoch !== null && epoch !== followed.epoch)) return void this.#look(true);
+    // A message is of this log when it is of its epoch: another one's, or one that can't be read, is a reason to look at this log, and no more.
+    if (followed.epoch === null && followed.isSure)
+      return void this.#learn(followed).then((isKnown) => {
+        if (isKnown) this.#message(message, key);
+        else void this.#lookOnce(followed);
+      });
+    if (firstText === RETIRED)
+      return void this.#inEpoch(followed, epoch, () => this.#tell({ kind: "retired", channel, device: lastText }));
     const [first, last] = [Number(firstText), Number(lastText)];
-    followed.epoch = epoch;
+    const isWhole = Number.isSafeInteger(first) && Number.isSafeInteger(last);
+    if (!isWhole || !followed.isSure || epoch !== followed.epoch) return void this.#lookOnce(followed);
     if (last <= followed.heard) return;
     followed.heard = last;
     this.#source.heard(kind, channel, epoch, last);
@@ -196,6 +216,42 @@ export class RedisEar {
         : { kind, channel, epoch, entries: texts.map((text, n) => receiptOf(first + n, text)) },
     );
   };
+
+  /** Does something when the log is of this epoch: at once, or when it was looked at. */
+  #inEpoch(followed: Followed, epoch: string, run: () => void): unknown {
+    if (followed.epoch === epoch) return run();
+    return this.#lookOnce(followed).then(() => {
+      if (followed.epoch === epoch && followed.wanted) run();
+    });
+  }
+
+  /** Asks for the epoch of a log that was followed before there was the channel, and leaves it to the messages what is told. Never rejects. */
+  #learn(followed: Followed): Promise<boolean> {
+    followed.learning ??= this.#source
+      .heads(followed.channel)
+      .then(
+        (heads) => {
+          if (heads) followed.epoch ??= heads.epoch;
+          return followed.epoch !== null;
+        },
+        () => false,
+      )
+      .finally(() => (followed.learning = null));
+    return followed.learning;
+  }
+
+  /** Looks at one log, and once more for all that ask meanwhile. Never rejects: where Redis is away, the timer looks again. */
+  #lookOnce(followed: Followed): Promise<void> {
+    followed.isAskedAgain = followed.asked !== null;
+    followed.asked ??= (async () => {
+      do {
+        followed.isAskedAgain = false;
+        await this.#lookAt([followed], true).catch(() => void (this.#hurry = true));
+      } while (followed.isAskedAgain);
+      followed.asked = null;
+    })();
+    return followed.asked;
+  }
 
   #tick(): void {
     for (const followed of this.#followed.values())

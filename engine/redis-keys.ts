@@ -23,6 +23,8 @@ const PARTS = [
 export interface Keys {
   readonly all: readonly string[];
   readonly counters: string;
+  /** The names under which what the two logs get is published: a server's databases share them, so all but the first are in the name. */
+  readonly told: { readonly events: string; readonly receipts: string };
   readonly events: string;
   readonly receipts: string;
   readonly devices: string;
@@ -41,11 +43,15 @@ export interface Keys {
   readonly idempotency: (key: string) => string;
 }
 
-function keysOf(prefix: string, channel: string): Keys {
+/** What follows a key where it is the name of messages. */
+export const toldIn = (database: number): string => (database === 0 ? "" : `@${database}`);
+
+function keysOf(prefix: string, database: number, channel: string): Keys {
   const key = (part: string): string => `${prefix}{${channel}}:${part}`;
   return {
     all: PARTS.map(key),
     counters: key("counters"),
+    told: { events: key("events") + toldIn(database), receipts: key("receipts") + toldIn(database) },
     events: key("events"),
     receipts: key("receipts"),
     devices: key("devices"),
@@ -65,14 +71,14 @@ function keysOf(prefix: string, channel: string): Keys {
 /** Channels whose keys are remembered: making a dozen names anew costs as much as sending them. */
 const REMEMBERED_MAX = 5_000;
 
-/** Gives a channel's keys, all of which begin with `prefix`. */
-export function keysWith(prefix: string): (channel: string) => Keys {
+/** Gives a channel's keys in a database, all of which begin with `prefix`. */
+export function keysWith(prefix: string, database = 0): (channel: string) => Keys {
   const remembered = new Map<string, Keys>();
   return (channel) => {
     let keys = remembered.get(channel);
     if (!keys) {
       if (remembered.size >= REMEMBERED_MAX) remembered.clear();
-      remembered.set(channel, (keys = keysOf(prefix, channel)));
+      remembered.set(channel, (keys = keysOf(prefix, database, channel)));
     }
     return keys;
   };

@@ -59,6 +59,8 @@ local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], K
 local devices, names, special, targets, gone = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local deadlines, reminded = KEYS[11], KEYS[12]
 local CHUNK = 500
+-- Messages are named as their log's key, and as the database where that is not the first.
+local TOLD = ''
 -- Events that one script looks at for a device's sake, about: some milliseconds.
 local MOST = 4000
 
@@ -221,8 +223,8 @@ local function publish(log, epoch, first, entries)
   local bytes = 0
   for _, entry in ipairs(entries) do bytes = bytes + #entry end
   local about = epoch .. ' ' .. text(first) .. ' ' .. text(first + #entries - 1)
-  if bytes > 262144 then return redis.call('PUBLISH', log, about) end
-  redis.call('PUBLISH', log, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
+  if bytes > 262144 then return redis.call('PUBLISH', log .. TOLD, about) end
+  redis.call('PUBLISH', log .. TOLD, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
 end
 
 -- How many devices an event waits for, and the final words of the others: done/failed.
@@ -547,7 +549,7 @@ export const SCRIPTS = {
     channel.leaving = { joined = stint.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
     local more = release(channel, entries, ARGV[2])
     tell(channel, entries)
-    redis.call('PUBLISH', events, channel.epoch .. ' ${RETIRED} ' .. device)
+    redis.call('PUBLISH', events .. TOLD, channel.epoch .. ' ${RETIRED} ' .. device)
     return more and 2 or 1`),
 
   /** now, what is known → whether there is more to do */
@@ -902,3 +904,14 @@ export const SCRIPTS = {
     if isLive then return tonumber(redis.call('HGET', KEYS[1], 'number')) end
     return redis.call('HINCRBY', KEYS[1], 'number', 1)`),
 } as const;
+
+/** The scripts as they are in a database of a server: what they tell is named by it. @param told what follows a key in the name of messages */
+export const scriptsTelling = (told: string): typeof SCRIPTS =>
+  told === ""
+    ? SCRIPTS
+    : (Object.fromEntries(
+        Object.entries(SCRIPTS).map(([name, { text }]) => [
+          name,
+          whole(text.replace("local TOLD = ''", `local TOLD = '${told}'`)),
+        ]),
+      ) as typeof SCRIPTS);

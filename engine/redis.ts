@@ -34,8 +34,8 @@ import { RedisDeadlines } from "./redis-deadlines.ts";
 import { RedisHooks } from "./redis-hooks.ts";
 import { RedisPresence } from "./redis-presence.ts";
 import { check, readPromise } from "./redis-promise.ts";
-import { type Keys, keysWith } from "./redis-keys.ts";
-import { type Script, SCRIPTS } from "./redis-scripts.ts";
+import { type Keys, keysWith, toldIn } from "./redis-keys.ts";
+import { type Script, type SCRIPTS, scriptsTelling } from "./redis-scripts.ts";
 import {
   type Appended,
   type ChannelEntry,
@@ -108,12 +108,16 @@ function* inGroups(values: readonly Reply[], width: number): Generator<readonly 
   for (let at = 0; at < values.length; at += width) yield values.slice(at, at + width);
 }
 
+/** The database that a server's address names. */
+const databaseOf = (url: string): number => Number(new URL(url).pathname.slice(1)) || 0;
+
 /** @throws PereError as `RedisLink` */
 export class RedisStore implements Store {
   readonly #prefix: string;
   /** Where channels are listed that only feeds have made. */
   readonly #unused: string;
   readonly #keys: (channel: string) => Keys;
+  readonly #scripts: typeof SCRIPTS;
   readonly #epoch: () => string;
   readonly #replicas: number;
   readonly #link: Redis;
@@ -130,31 +134,35 @@ export class RedisStore implements Store {
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
     this.#prefix = prefix;
     this.#unused = `${prefix}unused`;
-    this.#keys = keysWith(prefix);
+    const database = databaseOf(urls[0]!);
+    this.#keys = keysWith(prefix, database);
+    this.#scripts = scriptsTelling(toldIn(database));
     this.#epoch = epoch;
     this.#replicas = replicas;
     const ready = (client: Client): void => {
       // First on every connection, so that the calls of one turn keep their order.
-      for (const { text } of Object.values(SCRIPTS)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
+      for (const { text } of Object.values(this.#scripts)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
       // What is behind it may be in another state than what was behind the one before.
       this.#listed.clear();
       this.#presence.doubt();
       this.#ear.doubt();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
-    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, (channel) => this.#known(channel));
+    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
+      this.#known(channel),
+    );
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
     );
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // What is published at one node of a Cluster is heard at all of them.
     this.#ear = new RedisEar(urls, {
-      key: (kind, channel) => this.#keys(channel)[kind],
+      name: (kind, channel) => this.#keys(channel).told[kind],
       heads: (channel) => this.heads(channel),
       heard: (kind, channel, epoch, seq) => this.#know(channel, epoch, { [kind]: seq }),
       entry: (kind, channel, seq) => this.#entry(this.#keys(channel)[kind], seq),
       open: (channel) => this.open(channel),
-      renew: (channel, lost) => this.#run(SCRIPTS.renew, channel, [lost, this.#epoch()]),
+      renew: (channel, lost) => this.#run(this.#scripts.renew, channel, [lost, this.#epoch()]),
     });
   }
 
@@ -236,7 +244,7 @@ export class RedisStore implements Store {
   // -------------------------------------------------------------------------------------------------------------- channels
 
   async open(channel: string): Promise<Heads> {
-    return headsOf(await this.#run(SCRIPTS.open, channel, [this.#epoch()]), 1);
+    return headsOf(await this.#run(this.#scripts.open, channel, [this.#epoch()]), 1);
   }
 
   async heads(channel: string): Promise<Heads | null> {
@@ -304,7 +312,7 @@ export class RedisStore implements Store {
     values.push(this.#known(channel));
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
-    const store = () => this.#make(SCRIPTS.append, channel, values, keys, this.#spread(channel));
+    const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#spread(channel));
     const reply =
       deadlines.length === 0
         ? await store()
@@ -381,7 +389,7 @@ export class RedisStore implements Store {
   ): AsyncGenerator<readonly [number, string] | null> {
     for (let left = limit; left > 0;) {
       const count = Math.min(left, READ_ENTRIES);
-      const read = await this.#readOf(SCRIPTS.read, channel, epoch, [kind, `${after + 1}-0`, count]);
+      const read = await this.#readOf(this.#scripts.read, channel, epoch, [kind, `${after + 1}-0`, count]);
       if (read === null) return yield null;
       for (const [id, fields] of read as readonly (readonly [string, readonly string[]])[]) {
         const seq = Number.parseInt(id, 10);
@@ -401,7 +409,7 @@ export class RedisStore implements Store {
     from: number,
     upTo: number,
   ): Promise<ReadonlyMap<number, Tally> | null> {
-    const reply = await this.#readOf(SCRIPTS.tallies, channel, epoch, [from, upTo]);
+    const reply = await this.#readOf(this.#scripts.tallies, channel, epoch, [from, upTo]);
     if (reply === null) return null;
     const tallies = new Map<number, Tally>();
     for (const group of inGroups(reply, 7)) {
@@ -420,7 +428,7 @@ export class RedisStore implements Store {
       values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
     values.push(this.#known(channel));
-    const verdicts = await this.#run(SCRIPTS.record, channel, values, this.#spread(channel));
+    const verdicts = await this.#run(this.#scripts.record, channel, values, this.#spread(channel));
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
 
@@ -431,7 +439,7 @@ export class RedisStore implements Store {
     after: number,
     upTo: number,
   ): Promise<ReadonlySet<number> | null> {
-    const found = await this.#readOf(SCRIPTS.settled, channel, epoch, [device, after, upTo]);
+    const found = await this.#readOf(this.#scripts.settled, channel, epoch, [device, after, upTo]);
     return found && new Set(found.map(Number));
   }
 
@@ -447,7 +455,8 @@ export class RedisStore implements Store {
     const found: Row[] = [];
     for (let from: string | null = after; from !== null && found.length <= limit;) {
       const values = [event, wanted, from, NAMES_AT_ONCE];
-      const reply = (await this.#readOf(SCRIPTS.rows, channel, epoch, values)) as readonly (readonly Reply[])[] | null;
+      const reply = (await this.#readOf(this.#scripts.rows, channel, epoch, values)) as
+        readonly (readonly Reply[])[] | null;
       if (reply === null) return null;
       // Two lists by name; where one of them was cut, only what comes up to there is known of both.
       const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
@@ -461,7 +470,7 @@ export class RedisStore implements Store {
   }
 
   async silent(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
-    return (await this.#readOf(SCRIPTS.silent, channel, epoch, [event, ...devices])) as string[] | null;
+    return (await this.#readOf(this.#scripts.silent, channel, epoch, [event, ...devices])) as string[] | null;
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -470,7 +479,7 @@ export class RedisStore implements Store {
     let found: Reminder[] = [];
     let life: string | undefined;
     for (let after = "-inf"; ;) {
-      const reply = await this.#run(SCRIPTS.reminders, channel, [after, READ_REMINDERS]);
+      const reply = await this.#run(this.#scripts.reminders, channel, [after, READ_REMINDERS]);
       const [epoch, members = []] = reply as readonly [string | undefined, (readonly string[])?];
       if (life !== undefined && epoch !== life) {
         [found, after, life] = [[], "-inf", undefined]; // Another life began between two pages.
@@ -494,13 +503,13 @@ export class RedisStore implements Store {
   // --------------------------------------------------------------------------------------------------------------- devices
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
-    const reply = await this.#make(SCRIPTS.join, channel, [device, now]);
+    const reply = await this.#make(this.#scripts.join, channel, [device, now]);
     const [fresh, joined, first, lost, more, unused] = reply.slice(6).map(Number) as Six;
     if (unused === 1) await this.#note(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
     for (let isMore = more === 1; isMore;) {
-      const next = await this.#run(SCRIPTS.settle, channel, [device, now]);
+      const next = await this.#run(this.#scripts.settle, channel, [device, now]);
       if (next[0] !== heads.epoch) break; // It was retired meanwhile, or the channel began anew: what is given is read from where it is.
       settled = Math.min(Number(next[1]), heads.events.head);
       isMore = next[2] === 1;
@@ -509,16 +518,16 @@ export class RedisStore implements Store {
   }
 
   async enrol(channel: string, device: string, now: number): Promise<boolean> {
-    return (await this.#make(SCRIPTS.enrol, channel, [device, now]))[1] === 1;
+    return (await this.#make(this.#scripts.enrol, channel, [device, now]))[1] === 1;
   }
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
     for (;;) {
-      const [what] = await this.#run(SCRIPTS.retire, channel, [device, now, this.#known(channel)]);
+      const [what] = await this.#run(this.#scripts.retire, channel, [device, now, this.#known(channel)]);
       if (what === -1) continue;
       // It is decided: what is left when Redis goes away now is done with the next round of trimming.
       for (let isMore = what === 2; isMore;)
-        isMore = await this.#run(SCRIPTS.release, channel, [now, this.#known(channel)]).then(
+        isMore = await this.#run(this.#scripts.release, channel, [now, this.#known(channel)]).then(
           ([left]) => left === 1,
           () => false,
         );
@@ -530,12 +539,12 @@ export class RedisStore implements Store {
   /** Looks whether a channel is unused from now on. What was done before is done: where Redis is away now, the channel stays. */
   async #idle(channel: string, now: number): Promise<void> {
     const keys = this.#keys(channel);
-    const isIdle = await this.#link.run(SCRIPTS.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
+    const isIdle = await this.#link.run(this.#scripts.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
     if (isIdle === 1) await this.#note(channel, now);
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
-    const [unused] = await this.#run(SCRIPTS.seen, channel, [...times].flat());
+    const [unused] = await this.#run(this.#scripts.seen, channel, [...times].flat());
     if (unused === 1) await this.#note(channel, Math.max(...times.values()));
   }
 
@@ -546,7 +555,7 @@ export class RedisStore implements Store {
     // One script after another, each as far as it may look: what a thousand devices owe must not hold everybody up.
     for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
       const some = items.slice(at, at + DEBTORS_AT_ONCE);
-      const reply = await this.#run(SCRIPTS.owing, channel, [now, from as string, owed as number, ...some]);
+      const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
       const [found, finished] = reply as readonly [readonly Reply[], number];
       at += finished;
       [from, owed] = [reply[2]!, reply[3]!];
@@ -569,7 +578,7 @@ export class RedisStore implements Store {
       await this.ready();
       return this.#trimUnused(before, now);
     }
-    const [more, next] = await this.#run(SCRIPTS.trim, channel, [
+    const [more, next] = await this.#run(this.#scripts.trim, channel, [
       ...[count, before, now, TRIM_ROWS, this.#known(channel)],
     ]);
     if (next !== "") await this.#deadlines.ahead(channel, next as string);
@@ -600,7 +609,7 @@ export class RedisStore implements Store {
   }
 
   async #discard(channel: string, upTo: number): Promise<void> {
-    const [at] = await this.#run(SCRIPTS.discard, channel, [upTo]);
+    const [at] = await this.#run(this.#scripts.discard, channel, [upTo]);
     if (typeof at === "string") return this.#note(channel, Number(at));
     await this.#link.send("ZREM", this.#unused, channel);
     if (at !== 1) return;
@@ -664,7 +673,7 @@ export class RedisStore implements Store {
   }
 
   async lease(name: string, holder: string, ms: number): Promise<number | null> {
-    const number = await this.#link.run(SCRIPTS.lease, [`${this.#prefix}lease:${name}`], [holder, ms]);
+    const number = await this.#link.run(this.#scripts.lease, [`${this.#prefix}lease:${name}`], [holder, ms]);
     return number === 0 ? null : Number(number);
   }
 

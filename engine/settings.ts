@@ -29,6 +29,8 @@ export interface Settings {
   readonly db: string;
   /** Where Redis is, when many instances share one memory there; several addresses are a Cluster's. Null: everything is in `db`. */
   readonly redis: readonly string[] | null;
+  /** What all of PERE's keys and messages in Redis begin with. */
+  readonly redisPrefix: string;
   /** How many replicas of Redis must have a push or a receipt before it is answered. */
   readonly replicas: number;
   /** Address ranges that hooks may call although they are private. */
@@ -90,6 +92,10 @@ export const SETTINGS = {
       'use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; for a CA of your own set `NODE_EXTRA_CA_CERTS`; see "Many instances"',
   },
   REDIS_URL_FILE: { usual: "", meaning: "the path of a file that holds `REDIS_URL`" },
+  PERE_REDIS_PREFIX: {
+    usual: "pere:",
+    meaning: "what its keys and messages in Redis begin with; services that share a database have different ones",
+  },
   PERE_REDIS_REPLICAS: {
     usual: "0",
     meaning: "how many replicas of Redis must have a push or a receipt before it is answered 2xx",
@@ -264,6 +270,14 @@ function levelOf(text: string): Level {
   throw new Error(`PERE_LOG must be debug, info, warn or error, not "${text}"`);
 }
 
+/** Braces would put all channels into one slot of a Cluster. @throws Error with the one line to print */
+function prefixOf(text: string): string {
+  if (/^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/.test(text)) return text;
+  throw new Error(
+    `PERE_REDIS_PREFIX must be 1 to 64 of A-Z a-z 0-9 . _ : - that begin with a letter or digit, not "${text}"`,
+  );
+}
+
 /** A path without a slash at its end; the root is empty. @throws Error with the one line to print */
 function basePathOf(text: string): string {
   const path = text.replace(/\/$/, "");
@@ -295,6 +309,8 @@ export function readSettings(
   const redis = secretOf(env, "REDIS_URL");
   if (variables.PERE_REDIS_REPLICAS && !redis)
     throw new Error("PERE_REDIS_REPLICAS is set, but not REDIS_URL: there are no replicas without Redis");
+  if (variables.PERE_REDIS_PREFIX && !redis)
+    throw new Error("PERE_REDIS_PREFIX is set, but not REDIS_URL: there are no keys without Redis");
   const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
   if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
   return {
@@ -304,6 +320,7 @@ export function readSettings(
     tls: cert && key ? { cert, key } : null,
     db: env.PERE_DB,
     redis: redis === "" ? null : redisUrls(redis),
+    redisPrefix: prefixOf(env.PERE_REDIS_PREFIX),
     replicas: whole("PERE_REDIS_REPLICAS", 0, 99),
     hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW),
     access,

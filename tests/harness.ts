@@ -40,6 +40,7 @@ const OPEN = {
   proxies: [],
   log: "info",
   metricsChannels: [],
+  redisPrefix: "pere:",
   unknown: [],
 } as const;
 

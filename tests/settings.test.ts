@@ -19,6 +19,7 @@ test("defaults need nothing", () => {
     basePath: "",
     db: "pere.db",
     redis: null,
+    redisPrefix: "pere:",
     replicas: 0,
     tls: null,
   });
@@ -33,6 +34,14 @@ test("defaults need nothing", () => {
 test("REDIS_URL chooses Redis, with TLS or without", () => {
   for (const url of ["redis://127.0.0.1", "rediss://user:secret@redis.example:6380/1"])
     expect(readSettings([], { REDIS_URL: url }).redis).toEqual([url]);
+});
+
+test("PERE_REDIS_PREFIX is what keys begin with, and means nothing without Redis", () => {
+  const prefix = (text: string) => readSettings([], { REDIS_URL: "redis://a", PERE_REDIS_PREFIX: text }).redisPrefix;
+  expect(prefix("shop-2:")).toBe("shop-2:");
+  for (const wrong of ["{x}:", "a b", ":x", "a*", "ü", "x".repeat(65)])
+    expect(() => prefix(wrong)).toThrow(/^PERE_REDIS_PREFIX must be 1 to 64 of /);
+  expect(() => readSettings([], { PERE_REDIS_PREFIX: "x:" })).toThrow("not REDIS_URL");
 });
 
 test("several addresses in REDIS_URL are a Cluster's, and who knows one of them knows all", () => {
