@@ -288,11 +288,18 @@ class _Service:
         target = self._base + path
         for _ in range(REDIRECTS_MAX + 1):
             line = self._dial(seconds)
+            # The line's own patience begins anew with every byte; where none comes, it ends first.
+            late = threading.Timer(2 * seconds + 2, _shut, [line])
+            late.daemon = True
             try:
                 line.connect()
                 connected()
-                line.request(method, prefix + target, body, headers)
-                answer = line.getresponse()
+                late.start()
+                try:
+                    line.request(method, prefix + target, body, headers)
+                    answer = line.getresponse()
+                finally:
+                    late.cancel()
                 if answer.status in (200, 201):
                     return line, answer
                 moved = self._moved(answer, target)
@@ -348,7 +355,7 @@ class _Service:
         try:
             line, answer = self.open(method, path, headers, body, seconds, connected)
             try:
-                return _whole(answer)
+                return _whole(answer, seconds)
             finally:
                 line.close()
         except (_Trouble, Refused):
@@ -357,19 +364,29 @@ class _Service:
             raise _Trouble(f"{type(error).__name__}: {_words_of(error)}") from error
 
 
-def _whole(answer: http.client.HTTPResponse) -> bytes:
+def _shut(line: http.client.HTTPConnection) -> None:
+    """Ends a line under whoever waits for its bytes."""
+    try:
+        if line.sock is not None:
+            line.sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass
+
+
+def _whole(answer: http.client.HTTPResponse, seconds: float) -> bytes:
     """An answer's body, to its end. Raises _Trouble where it has none in sight."""
+    until = time.monotonic() + seconds
     parts: List[bytes] = []
-    size = 0
-    while True:
-        part = answer.read(65_536)
+    size, whole = 0, answer.length
+    while whole is None or size < whole:
+        part = answer.read1(65_536)
         if part == b"":
             break
         parts.append(part)
         size += len(part)
-        if size > ANSWER_BYTES_MAX:
-            raise _Trouble("the answer is too long for one of the service's")
-    if answer.length:
+        if size > ANSWER_BYTES_MAX or time.monotonic() > until:
+            raise _Trouble("the answer has no end")
+    if whole is not None and size < whole:
         raise _Trouble("the answer was cut off")
     return b"".join(parts)
 
@@ -506,11 +523,8 @@ class _Feed:
     def end(self) -> None:
         """Wakes a reader that waits for bytes; called when `stop` is set."""
         line = self._line
-        if line is not None and line.sock is not None:
-            try:
-                line.sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        if line is not None:
+            _shut(line)
 
     def _open(self, headers: Dict[str, str], query: Dict[str, str], seconds: float) -> http.client.HTTPResponse:
         if self.position != "":
@@ -597,7 +611,7 @@ class _Feed:
             wait = max(1, min(POLL_SECONDS, int(rest)))
             try:
                 answer = self._open({"Accept": "application/json"}, {"wait": str(wait)}, wait + ANSWER_SECONDS)
-                text = _whole(answer).decode("utf-8")
+                text = _whole(answer, ANSWER_SECONDS).decode("utf-8")
             finally:
                 self._close()
             messages, last = _polled(text)

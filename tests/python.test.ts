@@ -4,6 +4,7 @@
  */
 import { expect } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:net";
 import { join } from "node:path";
 import { mint } from "../engine/mint.ts";
 import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
@@ -63,6 +64,30 @@ except pere.Unavailable as error: print("unavailable:", error)`;
   const patient = new Python(["-c", script, proxy.url]);
   expect(await patient.ended()).toBe(0);
   expect(patient.said).toBe("unavailable: status 502\n");
+});
+
+pythonTest("publish: an answer that comes byte by byte is not waited for without end", async () => {
+  let connections = 0;
+  for (const text of ["HTTP/1.1 200 OK\r\nX-Slow: ", 'HTTP/1.1 201 Created\r\n\r\n{"id":"']) {
+    const dripping = createServer((socket) => {
+      connections++;
+      socket.write(text);
+      const drip = setInterval(() => socket.write("x"), 20);
+      socket.on("close", () => clearInterval(drip)).on("error", () => {});
+    });
+    dripping.listen(0, "127.0.0.1");
+    await until(() => dripping.listening, "a port");
+    cleanup.push(() => dripping.close());
+    const script = `import pere, sys
+pere.ANSWER_SECONDS = 0.3
+try: pere.publish(sys.argv[1], "orders", 1, patience_seconds=1, report=lambda line: None)
+except pere.Unavailable: print("unavailable")`;
+    const { port } = dripping.address() as { port: number };
+    const publisher = new Python(["-c", script, `http://127.0.0.1:${port}`]);
+    expect(await publisher.ended()).toBe(0);
+    expect(publisher.said).toBe("unavailable\n");
+  }
+  expect(connections).toBeGreaterThanOrEqual(2);
 });
 
 pythonTest("receipts: come in their order, through a cut, and tell what is missing and complete", async () => {
