@@ -134,7 +134,7 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
     ...(often(0.2) ? { remind: whole(1, 3) } : {}),
     ...(often(0.3) ? { wait: whole(1, 20) } : {}),
   });
-  const pushes = whole(3, 25);
+  const pushes = whole(3, 18);
   for (let marker = 1; marker <= pushes; marker++) {
     const chosen = options();
     const { to, ...rest } = chosen;

@@ -37,10 +37,11 @@ type Found = NonNullable<Awaited<ReturnType<typeof readAll>>>;
 /** @returns a sentence for each promise that was broken, `name: what` */
 export async function brokenPromises(world: World, channel: string): Promise<string[]> {
   const found = await readAll(world, channel);
-  if (!found)
-    return world.pushes.some(({ channel: one, id }) => one === channel && id !== null && !world.flushedAt)
-      ? [`lost: channel ${channel} is gone`]
-      : [];
+  if (!found) {
+    const acknowledged = world.pushes.filter((push) => push.channel === channel && push.id !== null);
+    const isLost = acknowledged.some((push) => !isForgiven(world, push.startedAt, push.answeredAt));
+    return isLost ? [`lost: channel ${channel} is gone`] : [];
+  }
   return [
     ...stored(world, channel, found),
     ...words(world, channel, found),
