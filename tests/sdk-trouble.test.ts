@@ -17,7 +17,7 @@ import {
   receipts,
 } from "../clients/pere.ts";
 import { chance, seed } from "./chance.ts";
-import { ask, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { give, push, ask, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 import { Proxy } from "./proxy.ts";
 
@@ -487,6 +487,39 @@ test(
 );
 
 /** A token that ends in so many seconds. */
+test(
+  "by a socket too, that an event is complete is told once: the position behind it is another than before it",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const between = new Between();
+    between.holds = true;
+    const follow = (since?: string) => {
+      const told = receipts({
+        ...{ url: pere.url, channel: "orders", fetch: between.fetch, timing: { ...TIMING, firstByteMs: 1_000 } },
+        ...(since === undefined ? {} : { since }),
+      });
+      cleanup.defer(async () => void (await told.return?.()));
+      return told;
+    };
+    await ask(`${pere.url}/devices/orders/till`, { method: "PUT" });
+    const first = follow();
+    await first.ready;
+    const event = await push(pere.url, "orders", 1);
+    await give(pere.url, "orders", event, "till", "done");
+    expect((await first.next()).value).toMatchObject({ kind: "receipt", event });
+    const cut = first.position;
+    expect((await first.next()).value).toMatchObject({ kind: "complete", event });
+    await until(() => first.position !== cut);
+    // Whoever was cut off between the two is told; whoever was not hears of the next thing.
+    expect((await follow(cut).next()).value).toMatchObject({ kind: "complete", event });
+    const next = await push(pere.url, "orders", 2);
+    await give(pere.url, "orders", next, "till", "working");
+    expect((await follow(first.position).next()).value).toMatchObject({ kind: "receipt", event: next });
+  },
+  LIMIT_MS,
+);
+
 test(
   "receipts are followed by one socket, however often it is asked whether it lives",
   async () => {
