@@ -115,12 +115,14 @@ export function badAnswersDay(
       const [streams, polls, receipts] = [rowsOf("stream"), rowsOf("poll"), rowsOf("receipts")];
       const shares = (count: number, run: (n: number) => Promise<void>) =>
         Array.from({ length: count }, (_, n) => run(n));
-      await Promise.all([
+      // Where one fails the others are ended as well, so that none is left to come back to a port that is somebody else's then.
+      const runs = await Promise.allSettled([
         ...shares(counts.streams, (n) =>
           badAnswers(client, "sse", share(streams, n, counts.streams), share(receipts, n, counts.streams)),
         ),
         ...shares(counts.polls, (n) => badAnswers(client, "poll", share(polls, n, counts.polls), [])),
       ]);
+      for (const run of runs) if (run.status === "rejected") throw run.reason;
     },
     3 * LIMIT_MS,
   );
