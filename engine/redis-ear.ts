@@ -168,9 +168,9 @@ export class RedisEar {
         await this.#link.call((client) => client.subscribe(key, this.#message));
         followed.subscribed = true;
         // Messages come while the extent is on its way: only what was told before the question says that a log became shorter.
-        const { heard } = followed;
+        const { epoch, heard } = followed;
         const heads = await this.#source.heads(followed.channel);
-        if (heads && followed.isSure && !this.#compare(followed, heads, heard, null, true))
+        if (heads && followed.isSure && !this.#compare(followed, heads, { epoch, heard }, null, true))
           await this.#renew([[followed, heads.epoch]]);
       } else {
         followed.subscribed = false;
@@ -286,7 +286,7 @@ export class RedisEar {
   /** Asks how far some logs have come, and where it is not sure, whether they are what they were. @throws PereError away */
   async #lookAt(some: readonly Followed[], atOnce: boolean): Promise<void> {
     const connections = this.#connections;
-    const heard = some.map((followed) => followed.heard);
+    const asked = some.map(({ epoch, heard }) => ({ epoch, heard }));
     // Each by itself: where one node of a Cluster is away, the others' logs are looked at all the same.
     const found = await Promise.allSettled(
       some.map(async (followed) => {
@@ -303,7 +303,7 @@ export class RedisEar {
       const answer = found[index]!;
       if (answer.status === "rejected") continue;
       const { heads, mark } = answer.value;
-      if (!this.#compare(followed, heads, heard[index]!, mark, atOnce)) lost.push([followed, heads.epoch]);
+      if (!this.#compare(followed, heads, asked[index]!, mark, atOnce)) lost.push([followed, heads.epoch]);
     }
     if (lost.length > 0) await this.#renew(lost);
     for (const answer of found) if (answer.status === "rejected") throw answer.reason;
@@ -318,16 +318,26 @@ export class RedisEar {
 
   /**
    * Takes in what was found of a log, and tells how far it has come.
-   * @param heard the newest entry that was told before the log was asked
+   * @param asked the epoch and the newest entry that were told before the log was asked
    * @param mark what stands there now, as `#read` gives it
    * @returns false: under its epoch it is not the log that was, and nothing was taken in
    */
-  #compare(followed: Followed, heads: Heads, heard: number, mark: Mark | null, atOnce: boolean): boolean {
+  #compare(
+    followed: Followed,
+    heads: Heads,
+    asked: Pick<Followed, "epoch" | "heard">,
+    mark: Mark | null,
+    atOnce: boolean,
+  ): boolean {
     const { kind, channel } = followed;
     const { head, floor } = heads[kind];
     const { epoch } = heads;
     const isNew = followed.epoch !== null && followed.epoch !== epoch;
-    if (!isNew) {
+    // Another look has learned of an epoch meanwhile: what is found of an earlier one is old, and the next look finds a later one.
+    if (isNew && asked.epoch !== followed.epoch) return true;
+    // What was heard in another epoch says nothing of this one, also where another look has learned of this one meanwhile.
+    if (!isNew && asked.epoch === followed.epoch) {
+      const { heard } = asked;
       if (head < heard) return false;
       if (!followed.isSure && heard > floor && followed.mark !== null && followed.mark !== mark) return false;
       if (followed.heard === heard) followed.mark ??= heard > floor ? mark : "gone";
