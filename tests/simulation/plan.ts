@@ -195,7 +195,18 @@ export function planOf(seed: number, store: "sqlite" | "redis"): Plan {
   if (operator === "flush") some(1, (at) => ({ at, kind: "flush" }));
   if (operator === "put back") {
     const at = between(3_000, TROUBLE_MS / 2);
-    steps.push({ at, kind: "save" }, { at: at + between(1_000, 12_000), kind: "put back" });
+    const back = at + between(1_000, 12_000);
+    steps.push({ at, kind: "save" }, { at: back, kind: "put back" });
+    // The first to come is not to be given what was given before.
+    for (let marker = 91; marker <= 93; marker++)
+      steps.push({
+        at: back + between(-200, 300),
+        kind: "push",
+        channel: one(channels),
+        marker: marker * MANY_MARKERS,
+        count: 1,
+        options: {},
+      });
   }
   steps.sort((a, b) => a.at - b.at);
   return {
