@@ -17,23 +17,23 @@ import { Elysia } from "elysia";
 import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
-import type { Command } from "./engine/commands.ts";
-import { challenge, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/access.ts";
-import { BODY_MS, type BodyReader, bodyReader, takeIn } from "./engine/body.ts";
-import { Breath } from "./engine/breath.ts";
-import { Door, NOTHING } from "./engine/door.ts";
-import { readCertificate } from "./engine/certificate.ts";
+import type { Command } from "./engine/ops/commands.ts";
+import { challenge, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/auth/tokens.ts";
+import { BODY_MS, type BodyReader, bodyReader, takeIn } from "./engine/http/body.ts";
+import { Breath } from "./engine/yield.ts";
+import { Door, NOTHING } from "./engine/http/admission.ts";
+import { readCertificate } from "./engine/http/certificate.ts";
 import { Clock } from "./engine/clock.ts";
-import { Counts } from "./engine/counts.ts";
+import { Counts } from "./engine/counters.ts";
 import { descriptors, isOutOfDescriptors } from "./engine/descriptors.ts";
 import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import { unexpected } from "./engine/faults.ts";
-import type { FeedRequest } from "./engine/feed.ts";
-import { addressesOf, type Listening, listen } from "./engine/listening.ts";
-import { KeyUnknown } from "./engine/keys.ts";
-import { openLog } from "./engine/log.ts";
-import type { Metrics } from "./engine/metrics.ts";
-import { mint } from "./engine/mint.ts";
+import type { FeedRequest } from "./engine/feeds/feed.ts";
+import { addressesOf, type Listening, listen } from "./engine/http/listener.ts";
+import { KeyUnknown } from "./engine/auth/key-set.ts";
+import { openLog } from "./engine/ops/logger.ts";
+import type { Metrics } from "./engine/ops/metrics.ts";
+import { mint } from "./engine/auth/issue.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -82,14 +82,21 @@ import {
   TTL_SECONDS_MIN,
   WAIT_SECONDS_MAX,
 } from "./engine/model.ts";
-import { readHookName } from "./engine/hooks.ts";
-import { rateHeaders, Rates, TooMany } from "./engine/rates.ts";
-import { demand, type Grant, type Right } from "./engine/rights.ts";
-import { freshSecret } from "./engine/secret.ts";
-import { readSettings, type Settings } from "./engine/settings.ts";
-import { SqliteStore } from "./engine/sqlite.ts";
+import { readHookName } from "./engine/hooks/hooks.ts";
+import { rateHeaders, Rates, TooMany } from "./engine/http/rate-limit.ts";
+import { demand, type Grant, type Right } from "./engine/auth/rights.ts";
+import { freshSecret } from "./engine/sqlite/secret-file.ts";
+import { readSettings, type Settings } from "./engine/ops/settings.ts";
+import { SqliteStore } from "./engine/sqlite/store.ts";
 import type { Store } from "./engine/store.ts";
-import { EventStream, type DirectController, Poll, Socket, type SocketData, WatchStream } from "./engine/wires.ts";
+import {
+  EventStream,
+  type DirectController,
+  Poll,
+  Socket,
+  type SocketData,
+  WatchStream,
+} from "./engine/http/transports.ts";
 import { asyncapi } from "./web/asyncapi.ts";
 import { BUILT } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
@@ -1186,7 +1193,7 @@ const ownSecret = (store: Store): Promise<string> =>
 
 /** Redis is loaded only when it is asked for. */
 async function openRedis(urls: readonly string[], replicas: number, prefix: string): Promise<Store> {
-  const { RedisStore } = await import("./engine/redis.ts");
+  const { RedisStore } = await import("./engine/redis/store.ts");
   return RedisStore.open({ urls, replicas, prefix });
 }
 
@@ -1236,7 +1243,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const door = new Door({ access, origins, isLocal: settings.access === "local", rates, proxies, now });
   let scraped: Promise<Metrics> | undefined;
   const metrics = (): Promise<Metrics> =>
-    (scraped ??= import("./engine/metrics.ts").then(
+    (scraped ??= import("./engine/ops/metrics.ts").then(
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
   const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
@@ -1270,13 +1277,13 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
 
 /** What is done instead of serving; loaded only when asked for. */
 const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
-  token: async () => (await import("./engine/commands.ts")).commands.token,
-  backup: async () => (await import("./engine/commands.ts")).commands.backup,
-  restore: async () => (await import("./engine/commands.ts")).commands.restore,
-  compact: async () => (await import("./engine/commands.ts")).commands.compact,
+  token: async () => (await import("./engine/ops/commands.ts")).commands.token,
+  backup: async () => (await import("./engine/ops/commands.ts")).commands.backup,
+  restore: async () => (await import("./engine/ops/commands.ts")).commands.restore,
+  compact: async () => (await import("./engine/ops/commands.ts")).commands.compact,
   doctor: async () => (await import("./clients/doctor.ts")).doctor,
   health: async () => (await import("./clients/health.ts")).health,
-  "--help": async () => (await import("./engine/commands.ts")).commands.help,
+  "--help": async () => (await import("./engine/ops/commands.ts")).commands.help,
 };
 
 /** What a command does, where its name does not say it. */

@@ -5,13 +5,13 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
-import { Breath } from "./breath.ts";
+import { Breath } from "./yield.ts";
 import type { Clock } from "./clock.ts";
-import { Counts } from "./counts.ts";
-import { Deadlines } from "./deadlines.ts";
+import { Counts } from "./counters.ts";
+import { Deadlines } from "./feeds/deadlines.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
-import type { Feed, FeedRequest, Wire } from "./feed.ts";
-import { type FeedLimits, Feeds } from "./feeds.ts";
+import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
+import { type FeedLimits, Feeds } from "./feeds/feeds.ts";
 import {
   type Event,
   type EventDraft,
@@ -28,13 +28,13 @@ import {
   rank,
   type State,
 } from "./model.ts";
-import type { Allowed, CallOptions } from "./hook-call.ts";
-import { Hooks } from "./hooks.ts";
-import { Reminders } from "./reminders.ts";
-import { fits, type KeepRule } from "./retention.ts";
-import { Waiting } from "./waiting.ts";
+import type { Allowed, CallOptions } from "./hooks/call.ts";
+import { Hooks } from "./hooks/hooks.ts";
+import { Reminders } from "./feeds/reminders.ts";
+import { fits, type KeepRule } from "./retention-rules.ts";
+import { Waiting } from "./feeds/completion.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
-import { type Screen, Watching, type WatchRequest } from "./watching.ts";
+import { type Screen, Watching, type WatchRequest } from "./feeds/watch.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
 export interface Limits extends FeedLimits {

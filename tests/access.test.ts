@@ -5,9 +5,9 @@ import { describe, expect, test } from "bun:test";
 import { randomBytes, sign } from "node:crypto";
 import fc from "fast-check";
 import { SignJWT, exportJWK, exportSPKI, generateKeyPair } from "jose";
-import { deviceOfGrant, challenge, openAccess, redact, tokenOf } from "../engine/access.ts";
+import { deviceOfGrant, challenge, openAccess, redact, tokenOf } from "../engine/auth/tokens.ts";
 import { PereError } from "../engine/model.ts";
-import type { Grant } from "../engine/rights.ts";
+import type { Grant } from "../engine/auth/rights.ts";
 import { seed } from "./chance.ts";
 import {
   SECRET,

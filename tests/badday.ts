@@ -23,7 +23,7 @@
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import type { Service } from "../index.ts";
 import { BadProxy, type Errand, type Fate, type Seen } from "./bad-proxy.ts";

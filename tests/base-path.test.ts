@@ -4,8 +4,8 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
-import { readSettings } from "../engine/settings.ts";
+import { mint } from "../engine/auth/issue.ts";
+import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { publish } from "../clients/pere.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";

@@ -2,9 +2,9 @@
  * Who comes to the door in tests: services that ask for tokens, the tokens, and requests down to their bytes.
  */
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import type { EngineOptions } from "../engine/engine.ts";
-import type { Settings } from "../engine/settings.ts";
+import type { Settings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { SECRET, startWith, until } from "./harness.ts";
 

@@ -4,7 +4,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { Terminal } from "@xterm/headless";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 

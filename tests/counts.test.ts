@@ -2,7 +2,7 @@
  * What is counted is what was done: pushes, deliveries, words and their latency, at a real service whose clock is held.
  */
 import { expect, test } from "bun:test";
-import { Counts, Spread } from "../engine/counts.ts";
+import { Counts, Spread } from "../engine/counters.ts";
 import { ask, give, listen, push, start, until } from "./harness.ts";
 
 test("each push, delivery and word is counted once, and how long the word took", async () => {

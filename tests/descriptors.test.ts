@@ -7,7 +7,7 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import { connect as connectTo, type Socket } from "node:net";
 import { join } from "node:path";
 import { Descriptors, isOutOfDescriptors } from "../engine/descriptors.ts";
-import { checkHookUrl } from "../engine/hook-call.ts";
+import { checkHookUrl } from "../engine/hooks/call.ts";
 import { ask, connect, logOf, openStream, type Process, spawn as spawnProcess, temporary, until } from "./harness.ts";
 
 const LIMIT = 64;
@@ -113,7 +113,7 @@ describe("where a process may have few files and connections", () => {
   test("a hook's name that can't be looked up for want of a descriptor is no unknown name", async () => {
     const script = `
       const { descriptors } = await import(${JSON.stringify(join(import.meta.dir, "../engine/descriptors.ts"))});
-      const { checkHookUrl } = await import(${JSON.stringify(join(import.meta.dir, "../engine/hook-call.ts"))});
+      const { checkHookUrl } = await import(${JSON.stringify(join(import.meta.dir, "../engine/hooks/call.ts"))});
       const { openSync } = await import("node:fs");
       descriptors();
       try { for (;;) openSync("/dev/null", "r"); } catch {}

@@ -4,7 +4,7 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { readAllowed } from "../engine/hook-call.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
 import type { Service } from "../index.ts";
 import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis, type RedisServer } from "./redis-server.ts";

@@ -5,8 +5,8 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
 import { SignJWT } from "jose";
-import { readAllowed } from "../engine/hook-call.ts";
-import { mint } from "../engine/mint.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
 import {
   DAY_SECONDS,

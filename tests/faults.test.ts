@@ -4,9 +4,9 @@
  */
 import { describe, expect, test } from "bun:test";
 import { Engine, type EngineOptions } from "../engine/engine.ts";
-import { OWN, type Wire } from "../engine/feed.ts";
+import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { type EventDraft, PereError } from "../engine/model.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import {
   type Batch,
@@ -16,7 +16,7 @@ import {
   type Sink,
   SKIP_ENTRIES_MAX,
   type Source,
-} from "../engine/tail.ts";
+} from "../engine/feeds/log.ts";
 import { reads } from "./contract-calls.ts";
 import { until } from "./harness.ts";
 

@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { connect as dial } from "node:net";
 import { EventSource } from "eventsource";
 import { WebSocket as NodeWebSocket } from "ws";
-import { RING_ENTRIES_MAX } from "../engine/tail.ts";
+import { RING_ENTRIES_MAX } from "../engine/feeds/log.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, give, listen, push, start, until } from "./harness.ts";
 

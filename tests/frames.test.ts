@@ -3,7 +3,7 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { ServiceOptions, Service } from "../index.ts";
 import { ask, connect, listen, openStream, push, start, temporary, until } from "./harness.ts";
 

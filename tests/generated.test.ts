@@ -7,7 +7,7 @@
 import { expect, test } from "bun:test";
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, SECRET, startWith, temporary } from "./harness.ts";
 
 const PACKAGES = join(import.meta.dir, "..", "node_modules");

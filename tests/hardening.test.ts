@@ -46,7 +46,7 @@ import {
   TTL_SECONDS_MAX,
   WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
-import { frame } from "../engine/wires.ts";
+import { frame } from "../engine/http/transports.ts";
 import { seed } from "./chance.ts";
 import {
   type Answer,

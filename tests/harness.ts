@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import type { EngineOptions } from "../engine/engine.ts";
-import type { Settings } from "../engine/settings.ts";
+import type { Settings } from "../engine/ops/settings.ts";
 import { type Service, type ServiceOptions, serve } from "../index.ts";
 
 /** The longest that a test waits for one thing. */

@@ -8,9 +8,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Database } from "bun:sqlite";
 import { Engine } from "../engine/engine.ts";
-import { OWN, type Wire } from "../engine/feed.ts";
-import { RedisStore } from "../engine/redis.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { OWN, type Wire } from "../engine/feeds/feed.ts";
+import { RedisStore } from "../engine/redis/store.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import { draft, reads, SECOND, T, word } from "./contract-calls.ts";
 import { until } from "./harness.ts";

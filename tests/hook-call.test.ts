@@ -14,7 +14,7 @@ import {
   readAllowed,
   readHookUrl,
   readSecret,
-} from "../engine/hook-call.ts";
+} from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
 import { temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
@@ -318,7 +318,7 @@ describe("TLS", () => {
     const folder = temporary();
     await Bun.write(`${folder}/certificate.pem`, CERTIFICATE);
     const script = `
-      import { callHook, readAllowed } from ${JSON.stringify(new URL("../engine/hook-call.ts", import.meta.url).pathname)};
+      import { callHook, readAllowed } from ${JSON.stringify(new URL("../engine/hooks/call.ts", import.meta.url).pathname)};
       for (const host of ["hook.example", "hook.example.", "other.example", "127.0.0.1"]) {
         const url = "https://" + host + ":${receiver.port}/";
         const call = { id: "1", url, secret: ${JSON.stringify(SECRET)}, body: ${JSON.stringify(BODY)}, at: Date.now() };

@@ -7,7 +7,7 @@
 import { describe, expect, setSystemTime, spyOn, test } from "bun:test";
 import { Webhook } from "standardwebhooks";
 import type { EngineOptions } from "../engine/engine.ts";
-import { makeSecret, readAllowed } from "../engine/hook-call.ts";
+import { makeSecret, readAllowed } from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { type Answer, ask, give, type Process, push, spawn, until } from "./harness.ts";

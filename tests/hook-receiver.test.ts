@@ -5,7 +5,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Webhook } from "standardwebhooks";
-import { callHook, makeSecret, readRetryAfter } from "../engine/hook-call.ts";
+import { callHook, makeSecret, readRetryAfter } from "../engine/hooks/call.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import type { Service } from "../index.ts";
 import { ask, start, startOn, temporary, until } from "./harness.ts";

@@ -4,7 +4,7 @@
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { join } from "node:path";
 import { PereError } from "../engine/model.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
 import { ask, start, temporary, until } from "./harness.ts";
 import {

@@ -4,8 +4,8 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { connect as connectHttp2 } from "node:http2";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
-import { takeIn } from "../engine/body.ts";
+import { mint } from "../engine/auth/issue.ts";
+import { takeIn } from "../engine/http/body.ts";
 import type { Service } from "../index.ts";
 import { SECRET, startWith, temporary } from "./harness.ts";
 

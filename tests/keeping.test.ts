@@ -8,7 +8,7 @@ import { cpSync, existsSync, readdirSync, readFileSync, readlinkSync, renameSync
 import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tally } from "../engine/model.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { reads } from "./contract-calls.ts";
 import { command } from "./commands.ts";
 import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";

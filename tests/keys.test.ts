@@ -5,7 +5,7 @@ import { afterAll, describe, expect, spyOn, test } from "bun:test";
 import { generateKeyPairSync } from "node:crypto";
 import { join } from "node:path";
 import { SignJWT, exportJWK, generateKeyPair } from "jose";
-import { type Access, openAccess } from "../engine/access.ts";
+import { type Access, openAccess } from "../engine/auth/tokens.ts";
 import { ask, connect, startWith, until } from "./harness.ts";
 import {
   SECRET,

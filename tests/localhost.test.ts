@@ -4,8 +4,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { createServer } from "node:net";
 import type { Server } from "bun";
-import { addressesOf, listen } from "../engine/listening.ts";
-import { readSettings } from "../engine/settings.ts";
+import { addressesOf, listen } from "../engine/http/listener.ts";
+import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, give, listen as listenTo, push, startWith, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";

@@ -4,7 +4,7 @@
 import { afterEach, describe, expect, jest, test } from "bun:test";
 import { join } from "node:path";
 import { SignJWT } from "jose";
-import { type Level, type Log, openLog, QUIET_MS } from "../engine/log.ts";
+import { type Level, type Log, openLog, QUIET_MS } from "../engine/ops/logger.ts";
 import { PereError } from "../engine/model.ts";
 import { PATIENCE_MS, temporary } from "./harness.ts";
 
@@ -250,7 +250,7 @@ describe("causes", () => {
 /** A program that logs and ends, as source or as an executable. */
 async function program(body: string): Promise<string> {
   const file = join(temporary(), "program.ts");
-  const engine = join(import.meta.dir, "..", "engine", "log.ts");
+  const engine = join(import.meta.dir, "..", "engine", "ops", "logger.ts");
   await Bun.write(file, `import { openLog } from ${JSON.stringify(engine)};\nconst log = openLog();\n${body}\n`);
   return file;
 }

@@ -2,9 +2,9 @@
  * `/metrics` as a scraper sees it, and the dashboard and alert rules that read it, held to Prometheus' own checker.
  */
 import { describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hook-call.ts";
-import { mint } from "../engine/mint.ts";
-import { Counts } from "../engine/counts.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
+import { mint } from "../engine/auth/issue.ts";
+import { Counts } from "../engine/counters.ts";
 import { ask, connect, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis } from "./redis-server.ts";

@@ -2,7 +2,7 @@
  * Making tokens: such as this PERE takes, and no others.
  */
 import { describe, expect, test } from "bun:test";
-import { mint, readMint } from "../engine/mint.ts";
+import { mint, readMint } from "../engine/auth/issue.ts";
 import { SECRET, NOW, now, open, access } from "./tokens.ts";
 
 describe("minting", () => {

@@ -15,10 +15,10 @@ import Ajv2020 from "ajv/dist/2020";
 import { Elysia } from "elysia";
 import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import type { Engine } from "../engine/engine.ts";
-import { readAllowed } from "../engine/hook-call.ts";
-import { readHookName } from "../engine/hooks.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
+import { readHookName } from "../engine/hooks/hooks.ts";
 import {
   HOOK_BYTES_MAX,
   LINES_MAX,

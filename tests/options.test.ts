@@ -3,7 +3,7 @@
  * `Idempotency-Key` makes of them.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, listen, openStream, push, SECRET, start, startOn, startWith } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";

@@ -10,7 +10,7 @@ import { once } from "node:events";
 import { connect as dial } from "node:net";
 import { EventSource } from "eventsource";
 import type { EngineOptions } from "../engine/engine.ts";
-import { OWN, type Wire } from "../engine/feed.ts";
+import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { iso } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { chance, seed } from "./chance.ts";

@@ -3,7 +3,7 @@
  */
 import { afterEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
 import { ask, push, start, startOn, until } from "./harness.ts";
 import { noRedis, startRedis } from "./redis-server.ts";

@@ -3,7 +3,7 @@
  */
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import { draft, hear, heardAll, missAll, SECOND, T, type Told, word } from "./contract-calls.ts";
 import { until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";

@@ -6,7 +6,7 @@ import { expect } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
 import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
 

@@ -4,9 +4,17 @@
 import { afterEach, describe, expect, jest, setSystemTime, test } from "bun:test";
 import { heapStats } from "bun:jsc";
 import fc from "fast-check";
-import { readAllowed } from "../engine/hook-call.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
-import { addressOf, RATES, rateHeaders, type RateLimits, Rates, TooMany, type Work } from "../engine/rates.ts";
+import {
+  addressOf,
+  RATES,
+  rateHeaders,
+  type RateLimits,
+  Rates,
+  TooMany,
+  type Work,
+} from "../engine/http/rate-limit.ts";
 import { PATIENCE_MS, until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 
@@ -133,7 +141,7 @@ describe("counted in memory, what a caller may do", () => {
   });
 
   test("keeps no process alive", async () => {
-    const file = new URL("../engine/rates.ts", import.meta.url).pathname;
+    const file = new URL("../engine/http/rate-limit.ts", import.meta.url).pathname;
     const text = `import { Rates, RATES } from ${JSON.stringify(file)}; new Rates(RATES, null).take("push", "shop");`;
     const child = Bun.spawn([process.execPath, "-e", text], { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
     const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE_MS);

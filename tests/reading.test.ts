@@ -3,7 +3,7 @@
  */
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import type { Service } from "../index.ts";
-import { readKeep } from "../engine/retention.ts";
+import { readKeep } from "../engine/retention-rules.ts";
 import { ask, give, listen, push, start, until } from "./harness.ts";
 
 let pere: Service;

@@ -3,8 +3,8 @@
  * others go on, a replica takes over, a slot moves.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
-import { slotOf } from "../engine/redis-cluster.ts";
-import { RedisStore } from "../engine/redis.ts";
+import { slotOf } from "../engine/redis/cluster.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import { storeContract } from "./contract.ts";
 import { type Answer, ask, give, listen, push, spawn, startOn, type Stream, until } from "./harness.ts";
 import { type Cluster, type Node, startCluster } from "./redis-cluster-server.ts";

@@ -5,7 +5,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { PereError } from "../engine/model.ts";
-import { RedisLink } from "../engine/redis-link.ts";
+import { RedisLink } from "../engine/redis/connection.ts";
 import { until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 

@@ -6,7 +6,7 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import { ask, give, listen, push, startWith, until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 

@@ -3,7 +3,7 @@
  * the races that only several instances can run.
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import { reads, draft, missAll, SECOND, T, word } from "./contract-calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./harness.ts";
 import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./hook-cases.ts";

@@ -4,7 +4,7 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import { ask, spawn, startOn, until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
 

@@ -8,7 +8,7 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { type EventDraft, PereError } from "../engine/model.ts";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent } from "../engine/store.ts";
 import { draft, T } from "./contract-calls.ts";
 import { type Answer, ask, connect, give, listen, push, spawn, startOn, type Stream, until } from "./harness.ts";

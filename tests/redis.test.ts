@@ -6,7 +6,7 @@
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import type { EventDraft } from "../engine/model.ts";
-import { RedisStore } from "../engine/redis.ts";
+import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent, Wake } from "../engine/store.ts";
 import type { Service } from "../index.ts";
 import { reads } from "./contract-calls.ts";

@@ -3,9 +3,9 @@
  * `outcome-cases.ts`.
  */
 import { expect, test } from "bun:test";
-import type { Feeds } from "../engine/feeds.ts";
+import type { Feeds } from "../engine/feeds/feeds.ts";
 import type { Event } from "../engine/model.ts";
-import { Reminders } from "../engine/reminders.ts";
+import { Reminders } from "../engine/feeds/reminders.ts";
 import type { Reminder, Store, Wake } from "../engine/store.ts";
 import { until } from "./harness.ts";
 

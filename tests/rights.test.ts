@@ -3,7 +3,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
-import { type Grant, OPEN, demand } from "../engine/rights.ts";
+import { type Grant, OPEN, demand } from "../engine/auth/rights.ts";
 import { seed } from "./chance.ts";
 import { signed, refusal, access } from "./tokens.ts";
 

@@ -4,7 +4,7 @@
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { publish, publishMany } from "../clients/pere.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";

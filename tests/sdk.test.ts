@@ -14,7 +14,7 @@ import {
 } from "../clients/pere.ts";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import fc from "fast-check";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, SECRET, start, startWith, until } from "./harness.ts";
 
 /** What the service knows of an event: each device's last word and its detail. */

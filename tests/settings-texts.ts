@@ -1,11 +1,11 @@
 /**
- * What people read of settings: README's table and `.env.example`, made of the table in `engine/settings.ts` that the service reads by.
+ * What people read of settings: README's table and `.env.example`, made of the table in `engine/ops/settings.ts` that the service reads by.
  *
  *   bun tests/settings-texts.ts     writes both anew; `settings.test.ts` holds them to it
  */
 import { join } from "node:path";
-import { usualOf } from "../engine/commands.ts";
-import { type Setting, SETTINGS } from "../engine/settings.ts";
+import { usualOf } from "../engine/ops/commands.ts";
+import { type Setting, SETTINGS } from "../engine/ops/settings.ts";
 
 const ROOT = join(import.meta.dir, "..");
 export const README = join(ROOT, "README.md");
@@ -14,7 +14,7 @@ export const EXAMPLE = join(ROOT, ".env.example");
 const settings: readonly (readonly [string, Setting])[] = Object.entries(SETTINGS);
 
 /** Two lines of README between which its table is. */
-const BEFORE = "<!-- Made from engine/settings.ts by tests/settings-texts.ts: change it there. -->";
+const BEFORE = "<!-- Made from engine/ops/settings.ts by tests/settings-texts.ts: change it there. -->";
 const AFTER = "<!-- The end of what is made. -->";
 
 /** A row of Markdown, padded as the formatter pads it. */

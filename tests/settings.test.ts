@@ -3,8 +3,8 @@
  */
 import { expect, test } from "bun:test";
 import { LIMITS } from "../engine/engine.ts";
-import { USAGE } from "../engine/commands.ts";
-import { readSettings, SETTINGS } from "../engine/settings.ts";
+import { USAGE } from "../engine/ops/commands.ts";
+import { readSettings, SETTINGS } from "../engine/ops/settings.ts";
 import { command } from "./commands.ts";
 import { ask, spawn, temporary } from "./harness.ts";
 import { EXAMPLE, example, README, readme } from "./settings-texts.ts";

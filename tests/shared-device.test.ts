@@ -3,7 +3,7 @@
  * and so is who reads `/devices`. Many tabs of one browser, which have one address, are nothing to tell.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hook-call.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
 import { isShared } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { ask, give, listen, push, startWith, until } from "./harness.ts";

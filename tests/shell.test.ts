@@ -5,7 +5,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
 

@@ -2,7 +2,7 @@
  * What one WebSocket may leave unanswered: before its feed is ready, and while the store is slow. Beyond, it is told so and closed.
  */
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { closeAll, closing, start } from "./callers.ts";
 import { push, until } from "./harness.ts";
 

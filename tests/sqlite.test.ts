@@ -19,10 +19,10 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { Counts } from "../engine/counts.ts";
+import { Counts } from "../engine/counters.ts";
 import { type Code, PereError } from "../engine/model.ts";
-import { SCHEMA } from "../engine/schema.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SCHEMA } from "../engine/sqlite/schema.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { reads, draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract-calls.ts";
 import { storeContract } from "./contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";

@@ -4,7 +4,7 @@
  * from the service, and nothing asks anybody else.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hook-call.ts";
+import { readAllowed } from "../engine/hooks/call.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH } from "../web/openapi-schemas.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";

@@ -18,7 +18,7 @@ import {
   SLICE_FOLLOWERS,
   type Source,
   WRITE_CHARACTERS,
-} from "../engine/tail.ts";
+} from "../engine/feeds/log.ts";
 import { until } from "./harness.ts";
 
 const EPOCH = "epoch";

@@ -7,7 +7,7 @@ import { connect as connectHttp2, constants } from "node:http2";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { readCertificate } from "../engine/certificate.ts";
+import { readCertificate } from "../engine/http/certificate.ts";
 import { command } from "./commands.ts";
 import { ask, push, spawn, startWith, temporary, until } from "./harness.ts";
 import { Proxy } from "./proxy.ts";

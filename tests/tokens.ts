@@ -5,7 +5,7 @@ import { expect } from "bun:test";
 import { createHmac } from "node:crypto";
 import { join } from "node:path";
 import { type JWK, SignJWT, exportJWK, generateKeyPair } from "jose";
-import { type Access, type AccessOptions, openAccess } from "../engine/access.ts";
+import { type Access, type AccessOptions, openAccess } from "../engine/auth/tokens.ts";
 import { PereError } from "../engine/model.ts";
 import { temporary } from "./harness.ts";
 

@@ -6,7 +6,7 @@ import { Database } from "bun:sqlite";
 import { join } from "node:path";
 import { Engine } from "../engine/engine.ts";
 import { type EventDraft, PereError } from "../engine/model.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import { temporary, until } from "./harness.ts";
 

@@ -5,8 +5,8 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import type { EventDraft } from "../engine/model.ts";
-import { RedisStore } from "../engine/redis.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { RedisStore } from "../engine/redis/store.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { type Store, UNUSED_MS_MIN } from "../engine/store.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, listen, push, spawn, start, startOn, temporary, until } from "./harness.ts";

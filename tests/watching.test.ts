@@ -2,11 +2,11 @@
  * Watching: how things stand, what changes, and what it costs where nobody does.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { Counts } from "../engine/counts.ts";
-import { mint } from "../engine/mint.ts";
-import { Presence } from "../engine/presence.ts";
-import { SqliteStore } from "../engine/sqlite.ts";
-import { type Screen, WATCHERS_MAX, Watching } from "../engine/watching.ts";
+import { Counts } from "../engine/counters.ts";
+import { mint } from "../engine/auth/issue.ts";
+import { Presence } from "../engine/feeds/presence.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
+import { type Screen, WATCHERS_MAX, Watching } from "../engine/feeds/watch.ts";
 import type { Service } from "../index.ts";
 import {
   ask,

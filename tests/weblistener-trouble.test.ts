@@ -9,7 +9,7 @@ import jsQR from "jsqr";
 import { BadProxy, type Seen } from "./bad-proxy.ts";
 import { browserTest, closeBrowser } from "./browser.ts";
 import { Page, row } from "./device-page.ts";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 import { Proxy } from "./proxy.ts";

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { BadProxy } from "./bad-proxy.ts";
 import { browserTest, closeBrowser } from "./browser.ts";
 import { Page, row } from "./device-page.ts";
-import { mint } from "../engine/mint.ts";
+import { mint } from "../engine/auth/issue.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 afterAll(closeBrowser);

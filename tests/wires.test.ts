@@ -3,7 +3,7 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import type { Server, Socket } from "bun";
-import { type DirectController, farewell } from "../engine/wires.ts";
+import { type DirectController, farewell } from "../engine/http/transports.ts";
 import { until } from "./harness.ts";
 
 let server: Server<undefined>;

@@ -5,7 +5,7 @@ import { expect, test } from "bun:test";
 import { chmodSync, chownSync, mkdirSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { SqliteStore } from "../engine/sqlite.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { command } from "./commands.ts";
 import { temporary } from "./harness.ts";
 

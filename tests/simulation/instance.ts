@@ -4,18 +4,18 @@
  */
 import { copyFileSync, existsSync, rmSync } from "node:fs";
 import type { Server } from "bun";
-import { bodyReader, BODY_MS } from "../../engine/body.ts";
+import { bodyReader, BODY_MS } from "../../engine/http/body.ts";
 import { Clock as HeldClock } from "../../engine/clock.ts";
-import { Counts } from "../../engine/counts.ts";
-import { Door } from "../../engine/door.ts";
+import { Counts } from "../../engine/counters.ts";
+import { Door } from "../../engine/http/admission.ts";
 import { Engine, type Limits } from "../../engine/engine.ts";
-import type { Send } from "../../engine/hook-call.ts";
+import type { Send } from "../../engine/hooks/call.ts";
 import { PereError } from "../../engine/model.ts";
-import { Rates } from "../../engine/rates.ts";
-import { RedisStore } from "../../engine/redis.ts";
-import { SqliteStore } from "../../engine/sqlite.ts";
+import { Rates } from "../../engine/http/rate-limit.ts";
+import { RedisStore } from "../../engine/redis/store.ts";
+import { SqliteStore } from "../../engine/sqlite/store.ts";
 import type { Store } from "../../engine/store.ts";
-import type { SocketData } from "../../engine/wires.ts";
+import type { SocketData } from "../../engine/http/transports.ts";
 import { handlers, type Parts } from "../../index.ts";
 import { type Clock, Machine, PlainResponse } from "./clock.ts";
 import type { Host, SocketHandlers } from "./line.ts";

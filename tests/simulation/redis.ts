@@ -278,7 +278,7 @@ interface Call {
   readonly reject: (error: Error) => void;
 }
 
-/** Silence after which a connection is dead: `engine/redis-link.ts` has it from the library. */
+/** Silence after which a connection is dead: `engine/redis/connection.ts` has it from the library. */
 const SILENCE_MS = 2_000;
 const PING_MS = 700;
 

@@ -14,8 +14,8 @@ import {
   type Said,
   type SocketLike,
 } from "../../clients/pere.ts";
-import { backup, restore } from "../../engine/keeping.ts";
-import type { HookCall } from "../../engine/hook-call.ts";
+import { backup, restore } from "../../engine/sqlite/backup.ts";
+import type { HookCall } from "../../engine/hooks/call.ts";
 import { begin, type Clock, Machine } from "./clock.ts";
 import { type Disk, Instance, newFile, remove, Tripped } from "./instance.ts";
 import { Network } from "./line.ts";

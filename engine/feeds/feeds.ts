@@ -1,0 +1,393 @@
+/**
+ * All open feeds: how each is opened, what it hears when nothing happens, and when it ends.
+ *
+ * What a feed costs at rest is its place in a wheel that turns once in a while for all of them: no timer, no promise, no queue a feed.
+ */
+import type { Counts } from "../counters.ts";
+import { attempt, type Report, unexpected } from "../faults.ts";
+import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
+import { type Event, isShared, type Kind, PereError, type Position } from "../model.ts";
+import { Presence } from "./presence.ts";
+import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
+import { Batch, eventEntry, Log, receiptEntry, type Source } from "./log.ts";
+
+/** Times in milliseconds. */
+export interface FeedLimits {
+  /** A quiet feed gets a sign of life at this interval. Proxies cut after 60 s, some after 30. */
+  readonly beatMs: number;
+  /** A feed that is renewed lives this long, ± 20 %: so long can a dead link pass for a device. */
+  readonly renewMs: number;
+  /** Open feeds an instance, its own left out. */
+  readonly feeds: number;
+  /** Open feeds a caller. */
+  readonly feedsACaller: number;
+}
+
+/** Turns of the wheel in one beat: how exactly a beat is kept. */
+const BEAT_TICKS = 15;
+
+/** How long feeds are told of a drain, one after the other; fewer than two thousand in less. What is told is looked at this often. */
+const DRAIN_MS_MAX = 3_000;
+const DRAIN_MS_A_FEED = 1.5;
+const DRAIN_STEP_MS = 10;
+
+/** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
+const REJOIN_MS = 1_000;
+
+/** A device that is being enrolled for a feed that starts. */
+interface Joining {
+  readonly channels: readonly string[];
+  readonly device: string;
+  /** It was retired in one of them meanwhile: before or after it was enrolled can't be known. */
+  isRetired: boolean;
+}
+
+export class Feeds {
+  /** Which devices are therefore connected here. */
+  readonly presence: Presence<Feed>;
+  readonly #store: Store;
+  readonly #limits: FeedLimits;
+  readonly #now: () => number;
+  readonly #random: () => number;
+  readonly #counts: Counts;
+  readonly #logs = new Map<string, Log>();
+  readonly #open = new Set<Feed>();
+  /** How many of them are connections, and how many of those each caller has. */
+  #connections = 0;
+  readonly #callers = new Map<string, number>();
+  /** Those of them that end at some time, however much there is to say. */
+  readonly #expiring = new Set<Feed>();
+  readonly #joining = new Set<Joining>();
+  readonly report: Report;
+  readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
+  readonly #timer: Timer;
+  #closing = false;
+  /** Turns of the wheel so far, `BEAT_TICKS` in each `beatMs`. */
+  tick = 0;
+
+  /** @param attended told when the first device follows a channel here, and when none does any more */
+  constructor(
+    store: Store,
+    limits: FeedLimits,
+    now: () => number,
+    random: () => number,
+    counts: Counts,
+    attended: (channel: string, isAttended: boolean) => void,
+    report: Report,
+  ) {
+    this.#store = store;
+    this.report = report;
+    this.presence = new Presence(store, now, attended, report, ({ address }) => address);
+    this.#limits = limits;
+    this.#now = now;
+    this.#random = random;
+    this.#counts = counts;
+    this.#timer = setInterval(() => this.#turn(), limits.beatMs / BEAT_TICKS);
+    this.#timer.unref();
+  }
+
+  /** What this instance holds, for tests and metrics. */
+  get held(): { feeds: number; logs: number; live: number; present: number; spokes: number } {
+    const sum = (sizes: Iterable<number>): number => [...sizes].reduce((total, size) => total + size, 0);
+    return {
+      feeds: this.#open.size,
+      logs: this.#logs.size,
+      live: sum([...this.#logs.values()].map(({ live }) => live)),
+      present: this.presence.size,
+      spokes: sum(this.#wheel.map(({ size }) => size)),
+    };
+  }
+
+  /** How readers are connected, and how many followers of logs there are, PERE's own included; for metrics. */
+  get readers(): { transports: Record<Transport, number>; followers: number } {
+    const transports: Record<Transport, number> = { sse: 0, websocket: 0, poll: 0 };
+    for (const { wire } of this.#open) if (wire.transport) transports[wire.transport]++;
+    let followers = 0;
+    for (const log of this.#logs.values()) followers += log.followers;
+    return { transports, followers };
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- opening
+
+  /**
+   * Opens a feed: enrols the device, finds where it starts, tells it, and delivers from there on for as long as it is open. The feed is
+   * returned at once and may be stopped at any time; when something can't be had later (the store is away) it ends with `busy`.
+   */
+  follow(request: FeedRequest, wire: Wire): Feed {
+    // The logs are held from here on: what is stored after the reads below is announced to them, so nothing falls between.
+    const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
+    const feed = new Feed(this, request, logs, wire);
+    this.#open.add(feed);
+    if (request.caller !== null) {
+      this.#connections++;
+      this.#callers.set(request.caller, this.#feedsOf(request.caller) + 1);
+    }
+    if (Number.isFinite(request.expires)) this.#expiring.add(feed);
+    void this.#start(feed, request);
+    return feed;
+  }
+
+  async #start(feed: Feed, request: FeedRequest): Promise<void> {
+    await null; // The caller has the feed before its wire hears anything.
+    if (!feed.open) return;
+    try {
+      if (this.#closing) return feed.end("drain");
+      const { kind, device, caller } = request;
+      const isFull =
+        caller !== null &&
+        (this.#connections > this.#limits.feeds || this.#feedsOf(caller) > this.#limits.feedsACaller);
+      if (request.refused !== null || isFull) return feed.end("busy");
+      // Heard before it is read, so that nothing falls between.
+      await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
+      if (!feed.open) return;
+      const found =
+        kind === "events" && device !== null
+          ? await this.#join(request.channels, device)
+          : await Promise.all(request.channels.map((channel) => this.#store.open(channel)));
+      if (!feed.open) return;
+      found.forEach((heads, index) =>
+        this.reached({ kind, channel: request.channels[index]!, epoch: heads.epoch, head: heads[kind].head }),
+      );
+      const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
+      const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
+      const starts = found.map((heads) => startOf(heads, request, strangers));
+      if (kind === "events" && device !== null) {
+        feed.entered = true;
+        (found as Joined[]).forEach(({ joined }, index) =>
+          this.presence.enter(request.channels[index]!, device, feed, joined),
+        );
+      }
+      feed.wroteAt = this.tick;
+      if (request.renew) feed.renewAt = this.tick + this.#ticks(this.#limits.renewMs * (0.8 + 0.4 * this.#random()));
+      this.#spin(feed);
+      feed.wire.ready(
+        device,
+        starts.map(({ cursor }, index) => ({
+          channel: request.channels[index]!,
+          position: { epoch: found[index]!.epoch, seq: cursor },
+        })),
+      );
+      starts.forEach(({ cursor, floor, gap }, index) => {
+        if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
+        feed.followers.push({ sink: feed, device, cursor, floor, lost: null, stopped: false });
+      });
+      for (const { channel } of feed.entered ? feed.logs : [])
+        this.shared(channel, device!, this.presence.addresses(channel, device!));
+      feed.followers.forEach((follower, index) => feed.logs[index]!.follow(follower));
+    } catch (error) {
+      unexpected(this.report, error);
+      feed.end("busy");
+    }
+  }
+
+  /** Enrols a device for a feed that starts. Where it is retired meanwhile, the feed counts as one that came after that. */
+  async #join(channels: readonly string[], device: string): Promise<Joined[]> {
+    const joining: Joining = { channels, device, isRetired: false };
+    this.#joining.add(joining);
+    const found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now()))).finally(
+      () => this.#joining.delete(joining),
+    );
+    if (!joining.isRetired) return found;
+    const again = await this.#join(channels, device);
+    return again.map((joined, index) => ({ ...joined, enrolled: joined.enrolled && found[index]!.enrolled }));
+  }
+
+  #feedsOf(caller: string): number {
+    return this.#callers.get(caller) ?? 0;
+  }
+
+  /** Called by a feed whose device gave a sign of life. */
+  heard(channel: string, device: string): void {
+    this.presence.heard(channel, device);
+  }
+
+  /** Called by a feed whose reader was told why it ends. */
+  told(reason: Bye): void {
+    this.#counts.byes[reason]++;
+  }
+
+  /** Called by a feed that ended. */
+  release(feed: Feed): void {
+    this.#open.delete(feed);
+    this.#expiring.delete(feed);
+    if (feed.caller !== null) {
+      this.#connections--;
+      const left = this.#feedsOf(feed.caller) - 1;
+      if (left > 0) this.#callers.set(feed.caller, left);
+      else this.#callers.delete(feed.caller);
+    }
+    for (const spokes of this.#wheel) if (spokes.delete(feed)) break;
+    feed.followers.forEach((follower, index) => feed.logs[index]!.stop(follower));
+    for (const log of feed.logs) {
+      if (feed.entered) this.presence.leave(log.channel, feed.device!, feed);
+      if (--log.users > 0) continue;
+      this.#logs.delete(logName(log.kind, log.channel));
+      this.#store.unfollow(log.kind, log.channel);
+    }
+  }
+
+  #hold(kind: Kind, channel: string): Log {
+    const name = logName(kind, channel);
+    let log = this.#logs.get(name);
+    if (!log) {
+      log = new Log(
+        kind,
+        channel,
+        this.#source(kind, channel),
+        kind === "events" ? this.#counts.of(channel) : undefined,
+      );
+      this.#logs.set(name, log);
+    }
+    log.users++;
+    return log;
+  }
+
+  // --------------------------------------------------------------------------------------------------- from store to tails
+
+  /** Entries were stored, or a device was retired. */
+  woken(wake: Wake): void {
+    if (wake.kind === "retired") return this.#retired(wake.channel, wake.device);
+    const log = this.#logs.get(logName(wake.kind, wake.channel));
+    if (!log) return;
+    const { kind, channel, epoch } = wake;
+    if (epoch !== log.epoch) this.reached({ kind, channel, epoch, head: wake.entries[0]!.seq - 1 });
+    const isTold = attempt(this.report, () =>
+      log.announce(
+        wake.kind === "events"
+          ? wake.entries.map((event) => eventEntry(channel, epoch, event))
+          : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
+      ),
+    );
+    if (!isTold) log.reach(epoch, wake.entries.at(-1)!.seq); // Followers read it.
+  }
+
+  /** A device's enrolment was ended, here or elsewhere: so are its feeds. One that it opened anew meanwhile may end as well; it comes back. */
+  #retired(channel: string, device: string): void {
+    for (const joining of this.#joining)
+      if (joining.device === device && joining.channels.includes(channel)) joining.isRetired = true;
+    for (const feed of [...this.presence.feeds(channel, device)]) feed.end("expired");
+  }
+
+  /** A device is open at these addresses, here or elsewhere; where these are several, its feeds are told. */
+  shared(channel: string, device: string, addresses: readonly string[]): void {
+    if (isShared(addresses)) for (const feed of this.presence.feeds(channel, device)) feed.shared(addresses);
+  }
+
+  /** A log has come so far; entries may have passed unheard. */
+  reached({ kind, channel, epoch, head }: Extent): void {
+    const log = this.#logs.get(logName(kind, channel));
+    if (!log) return;
+    const before = log.epoch;
+    log.reach(epoch, head);
+    if (before === "" || before === epoch || kind !== "events") return;
+    for (const device of this.presence.devices(channel)) void this.#rejoin(log, device);
+  }
+
+  /** In a new life of its channel nobody knows a device that was there all the time: it is enrolled again. */
+  async #rejoin({ channel, epoch }: Log, device: string): Promise<void> {
+    for (;;) {
+      if (this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
+      try {
+        return await this.presence.rejoin(channel, device);
+      } catch (error) {
+        unexpected(this.report, error);
+        await Bun.sleep(REJOIN_MS);
+      }
+    }
+  }
+
+  #source(kind: Kind, channel: string): Source {
+    const store = this.#store;
+    /** Where what was read is of a life that has ended, the log is told of the present one, and its followers read again. */
+    const present = async <Found>(found: Found | null): Promise<Found> => {
+      if (found !== null) return found;
+      const heads = await store.heads(channel);
+      if (heads) this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
+      throw new PereError("away", `the log of channel ${channel} begins anew`);
+    };
+    return {
+      now: this.#now,
+      report: this.report,
+      read: async (after, limit, epoch) =>
+        kind === "events"
+          ? (await present(await store.events(channel, epoch, after, limit))).map((event) =>
+              eventEntry(channel, epoch, event),
+            )
+          : (await present(await store.receipts(channel, epoch, after, limit))).map((receipt) =>
+              receiptEntry(channel, epoch, receipt),
+            ),
+      settled: async (device, after, upTo, epoch) => present(await store.settled(channel, epoch, device, after, upTo)),
+    };
+  }
+
+  // --------------------------------------------------------------------------------------------- what became of an event
+
+  /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
+  settle(channel: string, device: string, event: Position): void {
+    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, event);
+  }
+
+  /** Gives an event once more to those of these devices that have a feed open here and were given it before. */
+  remind(channel: string, epoch: string, event: Event, devices: readonly string[]): void {
+    const log = this.#logs.get(logName("events", channel));
+    if (log?.epoch !== epoch) return;
+    const batch = new Batch([eventEntry(channel, epoch, event)]);
+    for (const device of devices) {
+      const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event, and leaves the list.
+      for (const feed of feeds) if (!attempt(this.report, () => feed.remind(log, batch))) feed.end("busy");
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- the wheel
+
+  #ticks(ms: number): number {
+    return Math.max(1, Math.round((ms * BEAT_TICKS) / this.#limits.beatMs));
+  }
+
+  /** Puts a feed where the wheel will meet it when its next beat is due. */
+  #spin(feed: Feed): void {
+    const due = Math.max(this.tick + 1, feed.wroteAt + BEAT_TICKS);
+    this.#wheel[due % this.#wheel.length]!.add(feed);
+  }
+
+  #turn(): void {
+    this.tick++;
+    if (this.tick % BEAT_TICKS === 0) for (const log of this.#logs.values()) log.age();
+    const now = this.#now();
+    for (const feed of this.#expiring) if (feed.expires <= now) feed.end("expired");
+    const spokes = this.#wheel[this.tick % this.#wheel.length]!;
+    const due = [...spokes];
+    spokes.clear();
+    for (const feed of due) {
+      if (this.tick >= feed.renewAt) {
+        feed.end("renew");
+        continue;
+      }
+      if (this.tick - feed.wroteAt >= BEAT_TICKS) {
+        feed.wroteAt = this.tick;
+        if (!feed.blocked && !attempt(this.report, () => feed.wire.beat(feed.positions()))) {
+          feed.end("busy");
+          continue;
+        }
+      }
+      this.#spin(feed);
+    }
+  }
+
+  /** Tells every feed, so many at a time that their readers do not all come to another instance in one moment, and takes no new ones. */
+  async close(): Promise<void> {
+    this.#closing = true;
+    const feeds = [...this.#open].filter(({ caller }) => caller !== null);
+    const spreadMs = Math.min(DRAIN_MS_MAX, feeds.length * DRAIN_MS_A_FEED);
+    const startedAt = performance.now();
+    for (let told = 0; told < feeds.length;) {
+      const share = (performance.now() - startedAt) / spreadMs;
+      for (const upTo = Math.min(feeds.length, 1 + share * feeds.length); told < upTo; told++)
+        feeds[told]!.end("drain");
+      if (told < feeds.length) await Bun.sleep(DRAIN_STEP_MS);
+    }
+    for (const feed of [...this.#open]) feed.end("drain"); // PERE's own cursors.
+    clearInterval(this.#timer);
+    await this.presence.writeHeard();
+  }
+}

@@ -1,0 +1,205 @@
+/**
+ * Presence: which devices have a feed of a channel open here, and when each was last heard from.
+ *
+ * `connected` is an open feed, here or at another instance; a sign of life is more than that, because a dead link looks open for minutes. All of this
+ * can be lost at any moment: other instances are told of who comes and goes, and signs of life are written down every few seconds.
+ *
+ * What a feed is, is of no interest here: it is only kept, for those who look for a device's feeds.
+ */
+import { type Report, onConsole } from "../faults.ts";
+import type { Event } from "../model.ts";
+import type { Store } from "../store.ts";
+
+/** Signs of life in one commit: others want to commit as well. */
+const HEARD_AT_ONCE = 200;
+
+/** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
+interface Present<Feed> {
+  /** An array: nearly always there is one. */
+  readonly feeds: Feed[];
+  joined: number;
+}
+
+/** Who has a feed of a channel open here. */
+interface Here<Feed> {
+  readonly devices: Map<string, Present<Feed>>;
+  /** How many of them are at other instances too; counted once for what is known of those, as long as nobody comes or goes here. */
+  both: { readonly elsewhere: ReadonlyMap<string, number>; readonly count: number } | null;
+}
+
+const NONE: readonly never[] = [];
+
+export class Presence<Feed> {
+  readonly #store: Store;
+  readonly #now: () => number;
+  readonly #addressOf: (feed: Feed) => string;
+  readonly #attended: (channel: string, isAttended: boolean) => void;
+  readonly #report: Report;
+  readonly #channels = new Map<string, Here<Feed>>();
+  /** Signs of life not yet written down, by channel. */
+  readonly #heard = new Map<string, Map<string, number>>();
+  /** The last writing of them. Never rejects. */
+  #written: Promise<void> = Promise.resolve();
+
+  /**
+   * @param attended told when the first device follows a channel here, and when none does any more
+   * @param addressOf from where a feed was opened; empty: that is not known
+   */
+  constructor(
+    store: Store,
+    now: () => number,
+    attended: (channel: string, isAttended: boolean) => void,
+    report: Report = onConsole,
+    addressOf: (feed: Feed) => string = () => "",
+  ) {
+    this.#store = store;
+    this.#addressOf = addressOf;
+    this.#report = report;
+    this.#now = now;
+    this.#attended = attended;
+  }
+
+  /** How many devices have a feed open here, channel by channel. */
+  get size(): number {
+    return [...this.#channels.values()].reduce((total, { devices }) => total + devices.size, 0);
+  }
+
+  // -------------------------------------------------------------------------------------------------------- who is connected
+
+  /** How many devices have a feed of the channel open, here or elsewhere; of those in `to`, when it is given. */
+  connected(channel: string, to: readonly string[] | null, elsewhere: ReadonlyMap<string, number>): number {
+    if (to !== null) return to.filter((device) => this.isConnected(channel, device, elsewhere)).length;
+    const here = this.#channels.get(channel);
+    if (!here) return elsewhere.size;
+    if (here.both?.elsewhere !== elsewhere) {
+      let count = 0;
+      for (const device of elsewhere.keys()) if (here.devices.has(device)) count++;
+      here.both = { elsewhere, count };
+    }
+    return here.devices.size + elsewhere.size - here.both.count;
+  }
+
+  /** The `seq`s after which connected devices joined the channel, ascending. */
+  joined(channel: string, elsewhere: ReadonlyMap<string, number>): Float64Array {
+    const here = this.#channels.get(channel)?.devices;
+    const joined = Array.from(here?.values() ?? [], (present) => present.joined);
+    for (const [device, seq] of elsewhere) if (!here?.has(device)) joined.push(seq);
+    return Float64Array.from(joined).sort();
+  }
+
+  /** A device opens a feed of the channel, and joined it after `joined`. */
+  enter(channel: string, device: string, feed: Feed, joined: number): void {
+    let here = this.#channels.get(channel);
+    if (!here) {
+      this.#channels.set(channel, (here = { devices: new Map(), both: null }));
+      this.#attended(channel, true);
+    }
+    const present = here.devices.get(device);
+    if (present) {
+      present.feeds.push(feed);
+      present.joined = joined;
+    } else {
+      here.devices.set(device, { feeds: [feed], joined });
+      here.both = null;
+    }
+    this.#store.attend(channel, device, joined, this.addresses(channel, device));
+    this.heard(channel, device);
+  }
+
+  /** A feed that was entered is closed. */
+  leave(channel: string, device: string, feed: Feed): void {
+    const here = this.#channels.get(channel)!;
+    const { feeds } = here.devices.get(device)!;
+    feeds.splice(feeds.indexOf(feed), 1);
+    if (feeds.length > 0) {
+      if (this.#addressOf(feed) !== this.#addressOf(feeds[0]!))
+        this.#store.attend(channel, device, here.devices.get(device)!.joined, this.addresses(channel, device));
+      return;
+    }
+    here.devices.delete(device);
+    here.both = null;
+    this.#store.attend(channel, device, null);
+    if (here.devices.size > 0) return;
+    this.#channels.delete(channel);
+    this.#attended(channel, false);
+  }
+
+  /** Enrols a device that is here again, in a new life of its channel. @throws PereError away */
+  async rejoin(channel: string, device: string): Promise<void> {
+    const here = () => this.#channels.get(channel)?.devices.get(device);
+    const present = here();
+    if (!present) return;
+    const { joined } = await this.#store.join(channel, device, this.#now());
+    if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
+    present.joined = joined;
+    this.#store.attend(channel, device, joined, this.addresses(channel, device));
+  }
+
+  /** The devices with a feed of the channel open here. */
+  devices(channel: string): readonly string[] {
+    return [...(this.#channels.get(channel)?.devices.keys() ?? [])];
+  }
+
+  /** From where a device's feeds of the channel here are opened, each address once, ascending. */
+  addresses(channel: string, device: string): readonly string[] {
+    const feeds = this.feeds(channel, device);
+    return [...new Set(feeds.map(this.#addressOf))].filter((address) => address !== "").sort();
+  }
+
+  /** A device's feeds of the channel here. */
+  feeds(channel: string, device: string): readonly Feed[] {
+    return this.#channels.get(channel)?.devices.get(device)?.feeds ?? NONE;
+  }
+
+  /** Whether a device has a feed of the channel open, here or elsewhere. */
+  isConnected(channel: string, device: string, elsewhere: ReadonlyMap<string, number>): boolean {
+    return this.#channels.get(channel)?.devices.has(device) || elsewhere.has(device);
+  }
+
+  /** The devices with a feed of the channel open here that an event is addressed to. */
+  addressed(channel: string, { seq, to }: Event): string[] {
+    const here = this.#channels.get(channel)?.devices ?? new Map<string, Present<Feed>>();
+    if (to !== null) return to.filter((device) => here.has(device));
+    return [...here].filter(([, { joined }]) => joined < seq).map(([device]) => device);
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- signs of life
+
+  /** A device was really heard from: it opened a feed, gave a receipt, answered a ping, polled. */
+  heard(channel: string, device: string): void {
+    let devices = this.#heard.get(channel);
+    if (!devices) this.#heard.set(channel, (devices = new Map()));
+    devices.set(device, this.#now());
+  }
+
+  /** The last sign of life that is not yet written down, milliseconds since 1970. */
+  heardAt(channel: string, device: string): number | null {
+    return this.#heard.get(channel)?.get(device) ?? null;
+  }
+
+  /** Writes signs of life down, after those that are being written: where that takes long, there is one writer and not ever more. */
+  writeHeard(): Promise<void> {
+    return (this.#written = this.#written.then(() => this.#write()).catch(this.#report));
+  }
+
+  /** Some at a time. One that can't be written now is followed by others. */
+  async #write(): Promise<void> {
+    const heard = [...this.#heard];
+    this.#heard.clear();
+    let writing: Promise<void>[] = [];
+    let left = HEARD_AT_ONCE;
+    for (const [channel, times] of heard) {
+      const all = [...times];
+      for (let from = 0; from < all.length;) {
+        const some = new Map(all.slice(from, from + left));
+        writing.push(this.#store.seen(channel, some).catch(() => {}));
+        from += some.size;
+        if ((left -= some.size) > 0) continue;
+        await Promise.all(writing);
+        writing = [];
+        left = HEARD_AT_ONCE;
+      }
+    }
+    await Promise.all(writing);
+  }
+}

@@ -1,0 +1,197 @@
+/**
+ * Hooks: the publisher is called when there are receipts, when an event is complete, when devices are missing.
+ *
+ * Here is what publishers ask for, and who runs it; a hook at work is in `runner.ts`, one call in `call.ts`.
+ *
+ * One instance at a time runs the hooks, by a lease. Its number goes with everything that is kept, so what a runner says that was overtaken while it
+ * slept is refused by the store. Where a hook is stored anew, the call in flight comes to its end and its outcome is kept; only then the next
+ * runner reads from where to go on.
+ */
+import { type Allowed, checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
+import { attempt, unexpected } from "../faults.ts";
+import { type HookOptions, nameOf, Runner } from "./runner.ts";
+import { CHANNEL, id, iso, PereError } from "../model.ts";
+import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "../store.ts";
+
+/** How often the lease is renewed and the list of hooks is looked at. */
+const LOOK_MS = 1_000;
+/** So long an instance that died is waited for. */
+const LEASE_MS = 5_000;
+/** How often it is looked for deliveries that are due. */
+const TICK_MS = 250;
+/** So long a service that stops waits for calls in flight: what was delivered need not be delivered again. */
+const FAREWELL_MS = 2_000;
+
+/** @throws PereError malformed */
+export function readHookName(text: string): string {
+  if (CHANNEL.test(text)) return text;
+  throw malformed("name", "1 to 128 of A-Z a-z 0-9 . _ : ~ - that begin with a letter or digit");
+}
+
+/** What a publisher asks for. @throws PereError malformed or refused */
+export function readHook(name: string, body: unknown, allowed: readonly Allowed[]): HookDraft {
+  const fail = (path: string, message: string): never => {
+    throw malformed(path, message);
+  };
+  if (typeof body !== "object" || body === null || Array.isArray(body)) return fail("body", "must be a JSON object");
+  const { url, secret = null, on = HOOK_KINDS, ...rest } = body as Record<string, unknown>;
+  for (const path of Object.keys(rest)) fail(path, "there is no such field");
+  if (typeof url !== "string") return fail("url", "must be a text");
+  if (secret !== null && typeof secret !== "string") return fail("secret", "must be a text, or left out");
+  const isKind = (kind: unknown): kind is HookKind => (HOOK_KINDS as readonly unknown[]).includes(kind);
+  if (!Array.isArray(on) || on.length === 0 || !on.every(isKind))
+    return fail("on", `must be a list of ${HOOK_KINDS.join(", ")}`);
+  return {
+    name,
+    url: readHookUrl(url, allowed).href,
+    secret: secret === null ? null : readSecret(secret),
+    on: HOOK_KINDS.filter((kind) => on.includes(kind)),
+  };
+}
+
+export class Hooks {
+  readonly #store: Store;
+  readonly #options: HookOptions;
+  readonly #holder = crypto.randomUUID();
+  readonly #runners = new Map<string, Runner>();
+  readonly #timers: Timer[];
+  #looking: Promise<void> | undefined;
+  #isHolder = false;
+  #stopped = false;
+
+  constructor(store: Store, options: HookOptions) {
+    this.#store = store;
+    this.#options = options;
+    this.#timers = [
+      setInterval(() => void this.#look(), LOOK_MS),
+      setInterval(() => this.#runners.forEach((runner) => attempt(options.report, () => runner.tick())), TICK_MS),
+    ];
+    for (const timer of this.#timers) timer.unref();
+    void this.#look();
+  }
+
+  // --------------------------------------------------------------------------------------------------------- what is asked for
+
+  /** Stores a hook. The secret is given back only when it was made here. @throws PereError malformed, refused, away */
+  async put(channel: string, name: string, body: unknown) {
+    const draft = readHook(name, body, this.#options.allowed);
+    await checkHookUrl(new URL(draft.url), this.#options.allowed, this.#options.call);
+    const fresh = makeSecret();
+    const { hook, created } = await this.#store.putHook(channel, draft, fresh, this.#options.now());
+    await this.#changed();
+    return { created, hook: { ...about(hook), ...(hook.secret === fresh ? { secret: fresh } : {}) } };
+  }
+
+  /** @throws PereError unknown */
+  async drop(channel: string, name: string): Promise<void> {
+    if (!(await this.#store.dropHook(channel, name))) throw unknown(channel, name);
+    await this.#changed();
+  }
+
+  /** A channel's hooks, each with what waits for another try and what was given up. */
+  async list(channel: string) {
+    const hooks = await this.#store.hooks(channel);
+    return Promise.all(
+      hooks.map(async (hook) => {
+        const deliveries = await this.#store.deliveries(channel, hook.name);
+        return {
+          ...about(hook),
+          position: id(hook.cursor.epoch, hook.cursor.seq),
+          retrying: deliveries.filter(({ nextAt }) => nextAt !== null).map(aboutDelivery),
+          failed: deliveries.filter(({ nextAt }) => nextAt === null).map(aboutDelivery),
+        };
+      }),
+    );
+  }
+
+  /**
+   * Sends again at once what was given up, from the first try on, and what waits for another try; enables a disabled hook.
+   * @returns how many calls that is; @throws PereError unknown
+   */
+  async retry(channel: string, name: string): Promise<number> {
+    const now = this.#options.now();
+    const deliveries = await this.#store.deliveries(channel, name);
+    const keep = deliveries.map((delivery) => ({
+      ...delivery,
+      attempts: delivery.nextAt === null ? 0 : delivery.attempts,
+      nextAt: now,
+    }));
+    if (!(await this.#store.progress(channel, name, null, { keep, disabled: null }))) throw unknown(channel, name);
+    await this.#changed();
+    return keep.length;
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ who runs them
+
+  /** A look that began before the change may have missed it. */
+  async #changed(): Promise<void> {
+    await this.#looking;
+    await this.#look();
+  }
+
+  #look(): Promise<void> {
+    this.#looking ??= this.#lookOnce().finally(() => (this.#looking = undefined));
+    return this.#looking;
+  }
+
+  /** Renews the lease, and brings what runs to what is stored. */
+  async #lookOnce(): Promise<void> {
+    // What these did is kept, so what is read from here on is where their successors begin.
+    for (const [name, { ended }] of this.#runners) if (ended) this.#runners.delete(name);
+    try {
+      const asked = performance.now();
+      const fence = this.#stopped ? null : await this.#store.lease("hooks", this.#holder, LEASE_MS);
+      this.#isHolder = fence !== null;
+      const hooks = fence === null ? [] : await this.#store.hooks(null);
+      if (this.#stopped) return;
+      const stored = new Map(hooks.map((hook) => [nameOf(hook), hook]));
+      for (const [name, runner] of this.#runners) {
+        const hook = stored.get(name);
+        if (fence !== null && hook?.createdAt !== runner.hook.createdAt) runner.abandon();
+        if (fence === runner.fence && hook?.revision === runner.hook.revision && hook.disabled === null)
+          runner.until = asked + LEASE_MS;
+        else if (!runner.stopped) void runner.stop().then(() => this.#changed());
+      }
+      for (const [name, hook] of stored)
+        if (hook.disabled === null && !this.#runners.has(name))
+          this.#runners.set(name, new Runner(this.#store, this.#options, hook, fence!, asked + LEASE_MS));
+    } catch (error) {
+      // Where the store is away, the timer looks again. A runner makes no call after its lease.
+      unexpected(this.#options.report, error);
+    }
+  }
+
+  /** Begins no call any more, and waits a moment for those in flight. */
+  async stop(): Promise<void> {
+    this.#stopped = true;
+    for (const timer of this.#timers) clearInterval(timer);
+    const ends = [...this.#runners.values()].map((runner) => runner.stop());
+    await Promise.race([Promise.all(ends), Bun.sleep(FAREWELL_MS)]);
+    // Others need not wait until the lease is over.
+    if (this.#isHolder) await this.#store.lease("hooks", this.#holder, 0).catch(() => {});
+  }
+}
+
+const about = ({ channel, name, url, on, createdAt, disabled }: Hook) => ({
+  channel,
+  name,
+  url,
+  on,
+  createdAt: iso(createdAt),
+  disabled,
+});
+
+const aboutDelivery = ({ id, createdAt, attempts, nextAt, status, error }: Delivery) => ({
+  id,
+  createdAt: iso(createdAt),
+  attempts,
+  nextAt: nextAt === null ? null : iso(nextAt),
+  status,
+  error,
+});
+
+const malformed = (path: string, message: string): PereError =>
+  new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
+
+const unknown = (channel: string, name: string): PereError =>
+  new PereError("unknown", `channel ${channel} has no hook ${name}`);

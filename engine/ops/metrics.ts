@@ -1,0 +1,259 @@
+/**
+ * What the service did and how it is, in the words of Prometheus.
+ *
+ * Nothing is measured for it on the way of an event: the numbers are those of `counters.ts`, and what is held now is counted when
+ * somebody asks. So who does not scrape pays nothing, and this file is loaded with the first who does.
+ *
+ * What it never does: label by device, or by a channel that the operator did not name. The number of series is known beforehand.
+ */
+import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import { type Counts, Spread, STORE_SECONDS, type Work } from "../counters.ts";
+import type { Engine } from "../engine.ts";
+import { Owed } from "./outstanding.ts";
+import type { Store } from "../store.ts";
+
+/** How often it is looked how late a timer comes: often enough to meet a stall, too seldom to be one. */
+const LAG_MS = 100;
+
+type Labels = Record<string, string>;
+type Sample = readonly [labels: Labels, value: number];
+
+/** A histogram whose buckets are filled elsewhere. */
+class Filled extends Histogram {
+  readonly #read: () => readonly (readonly [Labels, Spread])[];
+
+  constructor(registry: Registry, name: string, help: string, read: () => readonly (readonly [Labels, Spread])[]) {
+    super({ name, help, registers: [registry] });
+    this.#read = read;
+  }
+
+  override async get() {
+    const values = this.#read().flatMap(([labels, { bounds, counts, sum, count }]) => {
+      let upTo = 0;
+      const buckets = [...bounds, "+Inf"].map((le, place) => {
+        upTo += counts[place]!;
+        return { metricName: `${this.name}_bucket`, labels: { ...labels, le }, value: upTo };
+      });
+      return [
+        ...buckets,
+        { metricName: `${this.name}_sum`, labels, value: sum },
+        { metricName: `${this.name}_count`, labels, value: count },
+      ];
+    });
+    return { name: this.name, help: this.help, type: "histogram", values, aggregator: "sum" } as never;
+  }
+
+  /** What the library asks for instead of `get`, when it writes the text. */
+  getForPromString() {
+    return this.get();
+  }
+}
+/** The library's types leave them out. */
+interface Filled {
+  readonly name: string;
+  readonly help: string;
+}
+
+export interface MetricsOptions {
+  readonly engine: Engine;
+  readonly store: Store;
+  readonly version: string;
+}
+
+/** The metrics of one running service. */
+export class Metrics {
+  readonly #registry = new Registry();
+  readonly #owed: Owed;
+  readonly #lag = new Spread(STORE_SECONDS);
+  readonly #timer: Timer;
+
+  constructor({ engine, store, version }: MetricsOptions) {
+    this.#owed = new Owed(store, engine.counts.named.keys());
+    let expected = performance.now() + LAG_MS;
+    this.#timer = setInterval(() => {
+      const now = performance.now();
+      this.#lag.note(Math.max(0, now - expected) / 1000);
+      expected = now + LAG_MS;
+    }, LAG_MS);
+    this.#timer.unref();
+    this.#work(engine.counts);
+    this.#state(engine, version);
+    this.#filled("pere_event_loop_lag_seconds", "How late a timer comes: what else waits as long", () => [
+      [{}, this.#lag],
+    ]);
+  }
+
+  /** Everything, as a scraper takes it (text format 0.0.4). */
+  async text(): Promise<string> {
+    this.#owed.look();
+    return this.#registry.metrics();
+  }
+
+  /** @see text */
+  get contentType(): string {
+    return this.#registry.contentType;
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+    this.#owed.stop();
+  }
+
+  // ------------------------------------------------------------------------------------------------------------ what was done
+
+  #work(counts: Counts): void {
+    /** One sample for each named channel, and one without the label for all others. */
+    const works: readonly (readonly [Labels, Work])[] = [
+      [{}, counts.rest],
+      ...[...counts.named].map(([channel, work]) => [{ channel }, work] as const),
+    ];
+    const each = (read: (work: Work) => readonly Sample[]) => (): Sample[] =>
+      works.flatMap(([channel, work]) =>
+        read(work).map(([labels, value]) => [{ ...channel, ...labels }, value] as const),
+      );
+    this.#counter(
+      "pere_pushes_total",
+      "Events stored",
+      ["channel"],
+      each(({ pushes }) => [[{}, pushes]]),
+    );
+    this.#counter(
+      "pere_push_replays_total",
+      "Pushes that a known Idempotency-Key answered with what was stored before",
+      ["channel"],
+      each(({ replays }) => [[{}, replays]]),
+    );
+    this.#counter(
+      "pere_deliveries_total",
+      "Events written to feeds, as often as there were feeds",
+      ["channel"],
+      each(({ deliveries }) => [[{}, deliveries]]),
+    );
+    this.#counter(
+      "pere_receipts_total",
+      "Receipts that moved a device forward, by what they say",
+      ["channel", "status"],
+      each(({ receipts }) => Object.entries(receipts).map(([status, count]) => [{ status }, count])),
+    );
+    this.#counter(
+      "pere_receipts_idle_total",
+      "Receipts that moved nothing: said before, or refused",
+      ["channel", "reason"],
+      each(({ duplicates, rejections }) => [
+        [{ reason: "duplicate" }, duplicates],
+        [{ reason: "rejected" }, rejections],
+      ]),
+    );
+    this.#counter(
+      "pere_store_failures_total",
+      "Requests that the store did not take",
+      ["channel", "work"],
+      each(({ pushFailures, receiptFailures }) => [
+        [{ work: "push" }, pushFailures],
+        [{ work: "receipts" }, receiptFailures],
+      ]),
+    );
+    this.#filled("pere_receipt_latency_seconds", "From a push to a device's received, and to its final word", () =>
+      works.flatMap(([channel, { received, final }]) => [
+        [{ ...channel, status: "received" }, received] as const,
+        [{ ...channel, status: "final" }, final] as const,
+      ]),
+    );
+    this.#filled("pere_store_seconds", "What the store took for a request: what its sender waits for", () => [
+      [{ work: "push" }, counts.pushStored],
+      [{ work: "receipts" }, counts.receiptsStored],
+    ]);
+    this.#filled("pere_commit_seconds", "What a commit of the SQLite file took, its sync included", () => [
+      [{}, counts.commits],
+    ]);
+    this.#filled("pere_commit_changes", "Changes in one commit of the SQLite file", () => [[{}, counts.batches]]);
+    this.#counter("pere_feeds_ended_total", "Feeds that PERE ended, by the word that they were told", ["reason"], () =>
+      Object.entries(counts.byes).map(([reason, count]) => [{ reason }, count]),
+    );
+    this.#counter("pere_hook_tries_total", "Calls to hooks, by what became of them", ["result"], () =>
+      Object.entries(counts.hookTries).map(([result, count]) => [{ result }, count]),
+    );
+    this.#counter("pere_hook_given_up_total", "Calls to hooks that were given up after the last try", [], () => [
+      [{}, counts.hookGivenUp],
+    ]);
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- how it is now
+
+  #state(engine: Engine, version: string): void {
+    this.#gauge(
+      "pere_receipts_open",
+      "Final words that devices owe on kept events, and are not missing",
+      ["channel"],
+      () => this.#owed.found.map(({ channel, open }) => [channel, open]),
+    );
+    this.#gauge("pere_receipts_missing", "Devices that let a deadline of a kept event pass", ["channel"], () =>
+      this.#owed.found.map(({ channel, missing }) => [channel, missing]),
+    );
+    this.#gauge("pere_feeds", "Open feeds, by transport", ["transport"], () =>
+      Object.entries(engine.readers.transports).map(([transport, count]) => [{ transport }, count]),
+    );
+    this.#gauge("pere_followers", "Followers of logs: one a feed and channel", [], () => [
+      [{}, engine.readers.followers],
+    ]);
+    this.#gauge("pere_followers_behind", "Followers that catch up, or whose reader is slow", [], () => [
+      [{}, engine.readers.followers - engine.held.live],
+    ]);
+    this.#gauge("pere_devices_connected", "Devices with a feed open here, counted once a channel", [], () => [
+      [{}, engine.held.present],
+    ]);
+    const readiness = () => engine.ready().catch(() => null);
+    this.#gauge("pere_store_up", "1: the store takes changes", [], async () => [[{}, (await readiness()) ? 1 : 0]]);
+    this.#gauge("pere_store_info", "What it is kept in, and what a 2xx survives", ["store", "durability"], async () => {
+      const known = await readiness();
+      return known ? [[{ store: known.store, durability: known.durability }, 1]] : [];
+    });
+    this.#gauge(
+      "pere_store_log_bytes",
+      "Length of the SQLite file's write-ahead log; it grows for as long as another program reads the file",
+      [],
+      () => (engine.counts.logBytes === null ? [] : [[{}, engine.counts.logBytes]]),
+    );
+    this.#gauge(
+      "pere_clock_leap_seconds",
+      "How far the wall clock leapt ahead (below 0: back) of what PERE goes by",
+      [],
+      () => [[{}, engine.clock.leapMs / 1000]],
+    );
+    this.#gauge("pere_draining", "1: it is shutting down", [], () => [[{}, engine.draining ? 1 : 0]]);
+    this.#gauge("pere_resident_memory_bytes", "Memory of the process", [], () => [[{}, process.memoryUsage.rss()]]);
+    const startedAt = performance.timeOrigin / 1000;
+    this.#gauge("pere_start_time_seconds", "When the process started, since 1970", [], () => [[{}, startedAt]]);
+    this.#gauge("pere_build_info", "What runs", ["version", "bun"], () => [[{ version, bun: Bun.version }, 1]]);
+  }
+
+  #counter(name: string, help: string, labelNames: string[], read: () => readonly Sample[]): void {
+    new Counter({
+      ...{ name, help, labelNames, registers: [this.#registry] },
+      collect() {
+        this.reset();
+        for (const [labels, value] of read()) this.inc(labels, value);
+      },
+    });
+  }
+
+  #gauge(
+    name: string,
+    help: string,
+    labelNames: string[],
+    read: () => readonly Sample[] | Promise<readonly Sample[]>,
+  ): void {
+    new Gauge({
+      ...{ name, help, labelNames, registers: [this.#registry] },
+      async collect() {
+        const samples = await read();
+        this.reset();
+        for (const [labels, value] of samples) this.set(labels, value);
+      },
+    });
+  }
+
+  #filled(name: string, help: string, read: () => readonly (readonly [Labels, Spread])[]): void {
+    new Filled(this.#registry, name, help, read);
+  }
+}

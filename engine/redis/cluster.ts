@@ -1,0 +1,178 @@
+/**
+ * The way to a Redis Cluster: each call goes to the node that has its key's slot, on a connection of its own to each node.
+ *
+ * Which node has which slot is asked once a second, of one node that is reachable and sees a majority; and a node that gave a slot away says so itself
+ * (`MOVED`, `ASK`), and the call goes on to where it was sent. So a slot that moves and a node whose replica takes over are got over
+ * without anybody doing anything. While a node is away, only the calls to its slots are refused.
+ *
+ * The library has a client for this as well. Measured with 6.3.1, it does not keep the promises of `connection.ts`: connecting to a cluster of which one
+ * node is away does not end, a call to such a node waits and is sent later, and a node that was never reached is not given up for its replica.
+ */
+import { PereError } from "../model.ts";
+import {
+  CALL_MS,
+  type Client,
+  type Redis,
+  RedisLink,
+  type Reply,
+  scripted,
+  type Spread,
+  type Work,
+} from "./connection.ts";
+import type { Script } from "./scripts.ts";
+
+/** Slots of a Cluster; https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/, "Key distribution model". */
+const SLOTS = 16_384;
+/** How often it is asked which node has which slot. */
+const LOOK_MS = 1_000;
+/** Before a call that was turned away is tried again. */
+const PAUSE_MS = 20;
+
+/** CRC-16/XMODEM of each byte, as the specification of Redis Cluster has it. */
+const CRC16 = Uint16Array.from({ length: 256 }, (_, byte) => {
+  let crc = byte << 8;
+  for (let bit = 0; bit < 8; bit++) crc = crc & 0x8000 ? (crc << 1) ^ 0x1021 : crc << 1;
+  return crc;
+});
+
+/** The slot of a key: of what is between its first `{` and the next `}`, when that is something. */
+export function slotOf(key: string): number {
+  const from = key.indexOf("{");
+  const to = key.indexOf("}", from + 1);
+  const tag = from >= 0 && to > from + 1 ? key.slice(from + 1, to) : key;
+  let crc = 0;
+  for (const byte of Buffer.from(tag)) crc = ((crc << 8) & 0xffff) ^ CRC16[(crc >> 8) ^ byte]!;
+  return crc % SLOTS;
+}
+
+const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
+
+/** What Redis itself answered, where an error comes from there. */
+const answerOf = (error: unknown): string =>
+  error instanceof PereError && error.cause instanceof Error ? error.cause.message : "";
+
+export class RedisCluster implements Redis {
+  readonly #ready: (client: Client) => void;
+  /** A connection to one of the nodes that the operator named, for asking the way. */
+  readonly #guide: RedisLink;
+  readonly #nodes = new Map<string, RedisLink>();
+  #owners: (RedisLink | undefined)[] = [];
+  readonly #timer: Timer;
+  #looking: Promise<void> | undefined;
+  #closed = false;
+
+  /**
+   * @param urls addresses of some nodes; name and password are the first one's
+   * @param ready called each time that there is a connection to a node, before anything else is sent on it
+   */
+  constructor(urls: readonly string[], ready: (client: Client) => void) {
+    this.#ready = ready;
+    this.#guide = new RedisLink(urls);
+    this.#timer = setInterval(() => void this.#look().catch(() => {}), LOOK_MS);
+    this.#timer.unref();
+  }
+
+  /** Resolves once it is known which node has which slot. @throws PereError away, when that is not known in time */
+  async start(): Promise<void> {
+    const end = performance.now() + CALL_MS;
+    await this.#guide.start();
+    for (;;) {
+      try {
+        return await this.#look();
+      } catch (error) {
+        if (performance.now() + PAUSE_MS > end || /^ERR/.test(answerOf(error))) throw error;
+        await Bun.sleep(PAUSE_MS);
+      }
+    }
+  }
+
+  /** One look at a time. */
+  #look(): Promise<void> {
+    this.#looking ??= this.#ask().finally(() => (this.#looking = undefined));
+    return this.#looking;
+  }
+
+  async #ask(): Promise<void> {
+    const [state, ranges] = await Promise.all([
+      this.#guide.send("CLUSTER", "INFO"),
+      this.#guide.send("CLUSTER", "SLOTS"),
+    ]);
+    if (!String(state).includes("cluster_state:ok")) {
+      // Cut off from the others, it knows only what was: another is asked next.
+      this.#guide.renew();
+      throw away("the Redis Cluster is not whole");
+    }
+    const known = new Set(this.#nodes.values());
+    const owners = new Array<RedisLink | undefined>(SLOTS);
+    for (const [from, to, [host, port]] of ranges as readonly [number, number, readonly [string | null, number]][])
+      owners.fill(this.#node(host ?? "", port), from, to + 1);
+    const used = new Set(owners);
+    await Promise.all([...used].map((link) => link && !known.has(link) && link.start().catch(() => {})));
+    if (this.#closed) return;
+    this.#owners = owners;
+    for (const [address, link] of this.#nodes)
+      if (!used.has(link)) {
+        this.#nodes.delete(address);
+        void link.close();
+      }
+  }
+
+  /** The connection to a node. One that does not know its own name is called as the guide is. */
+  #node(host: string, port: number): RedisLink {
+    if (this.#closed) throw away("the store was closed; nothing was stored");
+    const guide = new URL(this.#guide.url);
+    const name = host === "" || host === "?" ? guide.hostname : host.includes(":") ? `[${host}]` : host;
+    const address = `${name}:${port}`;
+    let link = this.#nodes.get(address);
+    if (!link) {
+      const { protocol, username, password } = guide;
+      const who = username || password ? `${username}:${password}@` : "";
+      link = new RedisLink([`${protocol}//${who}${address}`], this.#ready);
+      this.#nodes.set(address, link);
+    }
+    return link;
+  }
+
+  send(...command: readonly string[]): Promise<Reply> {
+    return this.#route(command[1]!, (send) => send(command));
+  }
+
+  run(script: Script, keys: readonly string[], values: readonly (string | number)[], spread?: Spread): Promise<Reply> {
+    return this.#route(keys[0]!, scripted(script, keys, values), spread);
+  }
+
+  /** Follows a call to where its slot is. Only what was turned away is tried again, so nothing is done twice. */
+  async #route(key: string, work: Work, spread?: Spread): Promise<Reply> {
+    const end = performance.now() + CALL_MS;
+    const slot = slotOf(key);
+    let link = this.#owners[slot];
+    for (let asking = false, turns = 0; ; turns++) {
+      if (!link) throw away("no node of the Redis Cluster has this channel's slot; nothing was stored");
+      try {
+        return await link.work(work, { spread, asking, timeoutMs: end - performance.now() });
+      } catch (error) {
+        const [, word, host, port] = /^(TRYAGAIN|MOVED|ASK)(?: \d+ (\S*):(\d+)$)?/.exec(answerOf(error)) ?? [];
+        if (!word || performance.now() + PAUSE_MS > end) throw error;
+        // While a slot is on its way, the keys of a channel are apart: that is over soon.
+        if (word === "TRYAGAIN" || turns > 0) await Bun.sleep(PAUSE_MS);
+        link = word === "TRYAGAIN" ? this.#owners[slot] : this.#node(host!, Number(port));
+        asking = word === "ASK";
+        // Which address a node announces is for the log, and not for whoever pushes.
+        await link?.start(end - performance.now()).catch((error: PereError) => {
+          throw away("Redis can't be reached; nothing was stored", error.cause);
+        });
+        if (word === "MOVED") this.#owners[slot] = link;
+      }
+    }
+  }
+
+  masters(): readonly RedisLink[] {
+    return [...new Set(this.#owners)].filter((link) => link !== undefined);
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    clearInterval(this.#timer);
+    await Promise.all([this.#guide, ...this.#nodes.values()].map((link) => link.close()));
+  }
+}

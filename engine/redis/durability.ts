@@ -1,0 +1,175 @@
+/**
+ * What a Redis or Valkey can promise, read from the server itself: how durable an answer is, and what its operator should change.
+ *
+ * Its settings can change while it runs, so they are read each time that somebody asks. In a Cluster each master is asked, and the worst one counts.
+ */
+import { PereError } from "../model.ts";
+import type { RedisLink } from "./connection.ts";
+import type { Readiness } from "../store.ts";
+
+/** The first version with all that the scripts need: `XTRIM` with `MINID`. */
+const VERSION_MIN = [6, 2] as const;
+
+/** What one server says of itself. */
+interface Facts {
+  /** Its name and version, as in "Redis 7.0.15". */
+  readonly server: string;
+  /** The version of Redis that it is, or is compatible with. */
+  readonly version: string;
+  readonly isCluster: boolean;
+  readonly replicas: number;
+  /** Null: they may not be read. */
+  readonly settings: ReadonlyMap<string, string> | null;
+  /** Why it takes no changes now; null: it takes them. */
+  readonly refusal: PereError | null;
+}
+
+/** A script that writes nothing, and that Redis from 7.0 on runs only where it would take a change. */
+const PROBE = "#!lua\nreturn 1";
+/** No room; a disk that can't be written; a replica that only tells; too few replicas. */
+const REFUSED = /\b(OOM|MISCONF|READONLY|NOREPLICAS)\b/;
+
+/** Why a server takes no changes now; null: it takes them, or is too old to say. */
+const refusalOf = (link: RedisLink): Promise<PereError | null> =>
+  link.send("EVAL", PROBE, "0").then(
+    () => null,
+    (error: unknown) => (error instanceof PereError && REFUSED.test(error.message) ? error : null),
+  );
+
+async function factsOf(link: RedisLink): Promise<Facts> {
+  const [server, replication, settings, refusal] = await Promise.all([
+    link.send("INFO", "server"),
+    link.send("INFO", "replication"),
+    settingsOf(link),
+    refusalOf(link),
+  ]);
+  const told = `${server}\n${replication}`;
+  const field = (name: string): string => new RegExp(`^${name}:(.*?)\r?$`, "m").exec(told)?.[1] ?? "";
+  const version = field("redis_version");
+  return {
+    server: field("valkey_version") === "" ? `Redis ${version}` : `Valkey ${field("valkey_version")}`,
+    version,
+    isCluster: field("redis_mode") === "cluster",
+    replicas: Number(field("connected_slaves")),
+    settings,
+    refusal,
+  };
+}
+
+async function settingsOf(link: RedisLink): Promise<ReadonlyMap<string, string> | null> {
+  try {
+    const found = await link.call((client) =>
+      Promise.all(["append*", "maxmemory*"].map((pattern) => client.configGet(pattern))),
+    );
+    return new Map(found.flatMap((settings) => Object.entries(settings)));
+  } catch (error) {
+    // Where Redis is somebody else's, its settings may not be read: forbidden, renamed, or left out.
+    if (error instanceof PereError && (error.code === "inside" || /NOPERM/.test(error.message))) return null;
+    throw error;
+  }
+}
+
+type Durability = Readiness["durability"];
+/** From worst to best. */
+const DURABILITIES: readonly Durability[] = ["memory", "second", "fsync"];
+
+/** What one server promises, and why that is no more. */
+function promiseOf({ settings }: Facts): { readonly durability: Durability; readonly advice: readonly string[] } {
+  if (!settings)
+    return {
+      durability: "memory",
+      advice: [
+        "Let PERE's user read the settings of Redis (ACL +config|get): without them PERE can't tell whether what it acknowledged survives a restart.",
+      ],
+    };
+  const advice: string[] = [];
+  let durability: Durability = "memory";
+  const appendfsync = settings.get("appendfsync");
+  if (settings.get("appendonly") !== "yes")
+    advice.push(
+      "Set appendonly yes and appendfsync always: now all that was acknowledged is lost when Redis restarts.",
+    );
+  else if (appendfsync === "always") durability = "fsync";
+  else if (appendfsync === "everysec") {
+    durability = "second";
+    advice.push("Set appendfsync always: now a power cut loses the last second or so of what was acknowledged.");
+  } else
+    advice.push(
+      "Set appendfsync always: now a power cut loses what the system had not written yet, often half a minute.",
+    );
+  const policy = settings.get("maxmemory-policy") ?? "noeviction";
+  if (Number(settings.get("maxmemory")) > 0 && policy.startsWith("allkeys")) {
+    durability = "memory";
+    advice.push(
+      `Set maxmemory-policy noeviction: with ${policy} a full Redis drops channels, acknowledged events and all.`,
+    );
+  } else if (Number(settings.get("maxmemory")) > 0 && policy.startsWith("volatile"))
+    advice.push(
+      `Set maxmemory-policy noeviction: with ${policy} a full Redis forgets idempotency keys, and a push that is repeated is stored twice.`,
+    );
+  return { durability, advice };
+}
+
+const reasonOf = (error: unknown): string => {
+  const inner = error instanceof PereError && error.cause instanceof Error ? error.cause : error;
+  return inner instanceof Error ? inner.message : String(inner);
+};
+
+/** What the servers promise together. @throws PereError away */
+export async function readPromise(
+  links: readonly RedisLink[],
+  replicas: number,
+): Promise<Readiness & { readonly facts: readonly Facts[] }> {
+  const found = await Promise.allSettled(links.map(factsOf));
+  const facts = found.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+  const failed = found.find((answer) => answer.status === "rejected");
+  if (facts.length === 0) {
+    // The addresses are the operator's, or those that the nodes of a Cluster announce.
+    const reasons = new Set(found.map((answer) => (answer.status === "rejected" ? reasonOf(answer.reason) : "")));
+    throw new PereError(
+      "away",
+      `Redis can't be reached: ${[...reasons].join("; ") || "no answer"}`,
+      [],
+      failed?.reason,
+    );
+  }
+  const promises = facts.map(promiseOf);
+  const advice = new Set(promises.flatMap((promise) => promise.advice));
+  if (failed) {
+    const away = links.filter((_, n) => found[n]!.status === "rejected").map(({ address }) => address);
+    advice.add(
+      `Bring the masters back that are away, or have them announce addresses that can be reached from here (cluster-announce-ip, cluster-announce-port): ` +
+        `${facts.length} of ${links.length} answer, ${away.join(" and ")} ${away.length === 1 ? "does" : "do"} not, and the channels there are refused.`,
+    );
+  }
+  for (const { refusal } of facts) if (refusal) advice.add(`${refusal.message} What is stored there is refused.`);
+  const copies = Math.min(...facts.map((fact) => fact.replicas));
+  if (replicas === 0 && copies > 0)
+    advice.add(
+      "Set PERE_REDIS_REPLICAS=1: now what was acknowledged and has not reached a replica is lost when a replica takes over.",
+    );
+  if (replicas > copies)
+    advice.add(
+      `Connect more replicas or lower PERE_REDIS_REPLICAS: it asks for ${replicas}, Redis has ${copies}, and every push and receipt is answered 503.`,
+    );
+  const ranks = promises.map(({ durability }) => DURABILITIES.indexOf(durability));
+  return {
+    store: "redis",
+    version: [...new Set(facts.map(({ server }) => server))].sort().join(" and "),
+    durability: DURABILITIES[Math.min(...ranks)]!,
+    advice: [...advice],
+    facts,
+  };
+}
+
+/** Whether PERE can work with these servers as it was told to. @throws Error with the one line to print */
+export function check(facts: readonly Facts[], severalAddresses: boolean): void {
+  for (const { server, version, isCluster } of facts) {
+    const [major = 0, minor = 0] = version.split(".").map(Number);
+    const [majorMin, minorMin] = VERSION_MIN;
+    if (major < majorMin || (major === majorMin && minor < minorMin))
+      throw new Error(`${server} is too old: PERE needs Redis ${VERSION_MIN.join(".")} or newer, or Valkey`);
+    if (isCluster && !severalAddresses)
+      throw new Error("Redis there is a Cluster: name several of its addresses in REDIS_URL, comma separated");
+  }
+}

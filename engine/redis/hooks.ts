@@ -1,0 +1,111 @@
+/**
+ * Hooks in Redis: where publishers want to be called, how far each hook has come in its channel's receipts log, and the calls that did not succeed
+ * at once. Each hook is a hash, its deliveries are another, and both are in their channel's slot. Which channels have hooks is in one set beside them;
+ * what that says too much is found out.
+ */
+import { PereError } from "../model.ts";
+import type { Keys } from "./keys.ts";
+import type { Redis, Reply } from "./connection.ts";
+import { HOOK_FIELDS, type Script, SCRIPTS } from "./scripts.ts";
+import {
+  type Delivery,
+  FORMER_SECRETS_MAX,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type HookKind,
+  type Progress,
+  readFormer,
+} from "../store.ts";
+
+/** Runs a script that may make its channel, with more keys than those of the channel. */
+type Make = (
+  script: Script,
+  channel: string,
+  values: readonly (string | number)[],
+  keys: readonly string[],
+) => Promise<readonly Reply[]>;
+
+function hookOf(channel: string, name: string, fields: readonly Reply[]): Hook {
+  const [url, secret, kinds, createdAt, epoch, seq, disabled, revision, former] = fields as readonly string[];
+  return {
+    channel,
+    name,
+    url: url!,
+    secret: secret!,
+    former: readFormer(former ?? null),
+    on: kinds!.split(",") as HookKind[],
+    createdAt: Number(createdAt),
+    cursor: { epoch: epoch!, seq: Number(seq) },
+    disabled: disabled ?? null,
+    revision: Number(revision),
+  };
+}
+
+export class RedisHooks {
+  readonly #link: Redis;
+  readonly #hooked: string;
+  readonly #keys: (channel: string) => Keys;
+  readonly #make: Make;
+
+  /** @param hooked where the channels with hooks are kept */
+  constructor(link: Redis, hooked: string, keys: (channel: string) => Keys, make: Make) {
+    this.#link = link;
+    this.#hooked = hooked;
+    this.#keys = keys;
+    this.#make = make;
+  }
+
+  /** @throws PereError refused, when the channel has as many as it may have */
+  async put(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
+    const { name, url, secret, on } = draft;
+    const { hooks, hook } = this.#keys(channel);
+    const values = [name, url, secret ?? "", on.join(","), fresh, now, HOOKS_MAX, FORMER_SECRETS_MAX];
+    const [, [, created, fields]] = await Promise.all([
+      this.#link.send("SADD", this.#hooked, channel),
+      this.#make(SCRIPTS.putHook, channel, values, [hooks, hook(name)]),
+    ]);
+    if (created === -1) throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
+    return { hook: hookOf(channel, name, fields as readonly Reply[]), created: created === 1 };
+  }
+
+  async drop(channel: string, name: string): Promise<boolean> {
+    const { hooks, hook, deliveries } = this.#keys(channel);
+    return (await this.#link.run(SCRIPTS.dropHook, [hooks, hook(name), deliveries(name)], [name])) === 1;
+  }
+
+  /** The hooks of a channel, by name; of all, when it is null. */
+  async list(channel: string | null): Promise<Hook[]> {
+    if (channel === null)
+      return (await Promise.all((await this.#members(this.#hooked)).map((one) => this.list(one)))).flat();
+    const { hooks, hook } = this.#keys(channel);
+    const names = await this.#members(hooks);
+    const found = await Promise.all(names.map((name) => this.#link.send("HMGET", hook(name), ...HOOK_FIELDS)));
+    return found.flatMap((fields, n) => {
+      const [url] = fields as readonly Reply[];
+      return url === null ? [] : [hookOf(channel, names[n]!, fields as readonly Reply[])];
+    });
+  }
+
+  async #members(key: string): Promise<string[]> {
+    return [...((await this.#link.send("SMEMBERS", key)) as Iterable<string>)].sort();
+  }
+
+  /** Oldest first. */
+  async deliveries(channel: string, name: string): Promise<Delivery[]> {
+    const found = (await this.#link.send("HVALS", this.#keys(channel).deliveries(name))) as readonly string[];
+    return found
+      .map((text) => JSON.parse(text) as Delivery)
+      .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
+  }
+
+  /** As `Store.progress`. */
+  async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
+    const { of = "", cursor, disabled, keep = [], drop = [] } = progress;
+    const { hook, deliveries } = this.#keys(channel);
+    const reason = disabled === null ? "-" : (disabled ?? "");
+    const values = [of, fence ?? "", cursor?.epoch ?? "", cursor?.seq ?? "", reason, keep.length];
+    values.push(...keep.flatMap((delivery) => [delivery.id, JSON.stringify(delivery)]), ...drop);
+    return (await this.#link.run(SCRIPTS.progress, [hook(name), deliveries(name)], values)) === 1;
+  }
+}

@@ -1,0 +1,147 @@
+/**
+ * Hooks in a PERE file: where publishers want to be called, how far each hook has come in its channel's receipts log, and the calls that did
+ * not succeed at once. All functions but the reading ones run within a transaction.
+ */
+import type { SqliteFile } from "./group-commit.ts";
+import { PereError } from "../model.ts";
+import type { Channel } from "./schema.ts";
+import {
+  type Delivery,
+  FORMER_SECRETS_MAX,
+  type Hook,
+  type HookDraft,
+  HOOKS_MAX,
+  type HookKind,
+  type Progress,
+  readFormer,
+} from "../store.ts";
+
+interface HookRow {
+  channel: string;
+  epoch: string;
+  name: string;
+  url: string;
+  secret: string;
+  former: string;
+  kinds: string;
+  createdAt: number;
+  cursor: number;
+  disabled: string | null;
+  revision: number;
+}
+
+const hookOf = ({ epoch, kinds, cursor, former, ...row }: HookRow): Hook => ({
+  ...row,
+  former: readFormer(former),
+  on: kinds.split(",") as HookKind[],
+  cursor: { epoch, seq: cursor },
+});
+
+export class HookRows {
+  readonly #file: SqliteFile;
+
+  constructor(file: SqliteFile) {
+    this.#file = file;
+  }
+
+  /** The hooks of a channel, by name; of all, when it is null. */
+  list(channel: string | null): Hook[] {
+    return this.#file
+      .all<HookRow>(
+        `SELECT c.name AS channel, c.epoch, h.name, h.url, h.secret, h.former, h.kinds, h.createdAt, h.cursor, h.disabled, h.revision
+         FROM hooks h JOIN channels c ON c.id = h.channel WHERE ?1 IS NULL OR c.name = ?1 ORDER BY c.name, h.name`,
+        channel,
+      )
+      .map(hookOf);
+  }
+
+  #of(channel: Channel, name: string): Hook | undefined {
+    return this.list(channel.name).find((hook) => hook.name === name);
+  }
+
+  /** @throws PereError refused, when the channel has as many as it may have */
+  put(channel: Channel, draft: HookDraft, fresh: string, now: number): { hook: Hook; created: boolean } {
+    const { name, url, secret, on } = draft;
+    const known = this.#of(channel, name);
+    if (known) {
+      const isOther = secret !== null && secret !== known.secret;
+      const former = isOther ? [{ secret: known.secret, until: now }, ...known.former] : known.former;
+      this.#file.run(
+        `UPDATE hooks SET url = ?3, secret = coalesce(?4, secret), kinds = ?5, former = ?6, disabled = NULL, revision = revision + 1
+         WHERE channel = ?1 AND name = ?2`,
+        channel.id,
+        name,
+        url,
+        secret,
+        on.join(","),
+        former
+          .slice(0, FORMER_SECRETS_MAX)
+          .map((one) => `${one.secret}:${one.until}`)
+          .join(" "),
+      );
+    } else {
+      if (this.list(channel.name).length >= HOOKS_MAX)
+        throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
+      this.#file.run(
+        "INSERT INTO hooks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 1, 0, '')",
+        channel.id,
+        name,
+        url,
+        secret ?? fresh,
+        on.join(","),
+        now,
+        channel.receiptsHead,
+      );
+    }
+    return { hook: this.#of(channel, name)!, created: !known };
+  }
+
+  drop(channel: Channel | null, name: string): boolean {
+    if (!channel) return false;
+    this.#file.run("DELETE FROM deliveries WHERE channel = ?1 AND hook = ?2", channel.id, name);
+    return this.#file.run("DELETE FROM hooks WHERE channel = ?1 AND name = ?2", channel.id, name) === 1;
+  }
+
+  deliveries(channel: Channel, name: string): Delivery[] {
+    return this.#file.all<Delivery>(
+      `SELECT id, body, createdAt, attempts, nextAt, status, error FROM deliveries
+       WHERE channel = ?1 AND hook = ?2 ORDER BY createdAt, id`,
+      channel.id,
+      name,
+    );
+  }
+
+  progress(channel: Channel | null, name: string, fence: number | null, progress: Progress): boolean {
+    if (!channel) return false;
+    const { of = null, cursor, disabled, keep = [], drop = [] } = progress;
+    const isKept = this.#file.run(
+      `UPDATE hooks SET cursor = coalesce(?4, cursor), disabled = iif(?5, ?6, disabled), fence = max(fence, coalesce(?3, fence)),
+       revision = revision + iif(?3 IS NULL, 1, 0)
+       WHERE channel = ?1 AND name = ?2 AND (?3 IS NULL OR fence <= ?3) AND (?7 IS NULL OR createdAt = ?7)`,
+      channel.id,
+      name,
+      fence,
+      cursor?.seq ?? null,
+      disabled === undefined ? 0 : 1,
+      disabled ?? null,
+      of,
+    );
+    if (isKept === 0) return false;
+    for (const { id, body, createdAt, attempts, nextAt, status, error } of keep)
+      this.#file.run(
+        "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        channel.id,
+        name,
+        id,
+        body,
+        createdAt,
+        attempts,
+        nextAt,
+        status,
+        error,
+      );
+    for (const id of drop)
+      this.#file.run("DELETE FROM deliveries WHERE channel = ?1 AND hook = ?2 AND id = ?3", channel.id, name, id);
+    return true;
+  }
+}

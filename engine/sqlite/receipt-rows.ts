@@ -1,0 +1,124 @@
+/**
+ * Who stands where, in a PERE file: one row for each device of an event's audience.
+ *
+ * The audience follows from enrolments, or from the names that were written down, and is never counted to answer a question. All functions
+ * only read; those that may have to look at very many devices do so a window at a time, and let others have their turn.
+ */
+import { Breath } from "../yield.ts";
+import type { SqliteFile } from "./group-commit.ts";
+import { FINAL, type Row, rank, type State, STATES } from "../model.ts";
+import { type Channel, isLeaving } from "./schema.ts";
+import { type Page, page } from "../store.ts";
+import type { Words } from "./receipts.ts";
+
+/** Devices that one statement looks at. */
+const WINDOW_DEVICES = 1_000;
+
+const NOTHING: Page<Row, string> = { items: [], next: null };
+
+type Found = Omit<Row, "status" | "late"> & { status: number; late: number | null };
+
+export class Standings {
+  readonly #file: SqliteFile;
+  readonly #words: Words;
+
+  constructor(file: SqliteFile, words: Words) {
+    this.#file = file;
+    this.#words = words;
+  }
+
+  /** Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. */
+  settled(channel: Channel, device: string, after: number, upTo: number): ReadonlySet<number> {
+    const rows = this.#file.all<{ event: number }>(
+      `SELECT t.event FROM tallies t WHERE t.channel = ?1 AND t.event > ?2 AND t.event <= ?3 AND EXISTS
+       (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = t.event AND l.device = ?4 AND l.status >= ${FINAL})`,
+      channel.id,
+      after,
+      upTo,
+      device,
+    );
+    return new Set(rows.map(({ event }) => event));
+  }
+
+  /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
+  silent(channel: Channel, event: number, devices: readonly string[]): string[] {
+    if (event <= channel.floor || event > channel.head) return [];
+    const isIts = this.#words.isTargeted(channel, event)
+      ? "EXISTS (SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = value)"
+      : `EXISTS (SELECT 1 FROM devices WHERE channel = ?1 AND device = value AND "left" IS NULL AND joined < ?2)`;
+    const leaver = isLeaving(channel, event) ? channel.leaving!.device : null;
+    return this.#file
+      .all<{ device: string }>(
+        `SELECT value AS device FROM json_each(?3) WHERE ${isIts} AND NOT EXISTS
+         (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)`,
+        channel.id,
+        event,
+        JSON.stringify(devices),
+      )
+      .map(({ device }) => device)
+      .filter((device) => device !== leaver);
+  }
+
+  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */
+  async rows(
+    channel: Channel,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string>> {
+    const found: Row[] = [];
+    const breath = new Breath();
+    for (let from = after; found.length <= limit;) {
+      if (event <= channel.floor || event > channel.head) return NOTHING; // Looked at anew after each breath.
+      const [audience, belongs] = this.#words.isTargeted(channel, event)
+        ? ["targets", "event = ?2"]
+        : ["devices", "joined < ?2"];
+      // Names, not rows: a device that left and came back has several.
+      const { looked, last } = this.#file.get<{ looked: number; last: string | null }>(
+        `SELECT count(*) AS looked, max(device) AS last FROM
+         (SELECT device FROM ${audience} WHERE channel = ?1 AND device > ?3 AND ${belongs} ORDER BY device LIMIT ${WINDOW_DEVICES})`,
+        channel.id,
+        event,
+        from,
+      )!;
+      if (last === null) break;
+      found.push(...this.#window(channel, event, status, [from, last], limit + 1 - found.length));
+      if (looked < WINDOW_DEVICES) break;
+      from = last;
+      await breath.take();
+    }
+    return page(found, limit, ({ device }) => device);
+  }
+
+  /** The rows of devices after `from` up to `last`. */
+  #window(
+    channel: Channel,
+    event: number,
+    status: State | null,
+    [from, last]: readonly [string, string],
+    limit: number,
+  ): Row[] {
+    // Who was enrolled and is so still, or left after giving a final word: see `retire`.
+    const [audience, belongs] = this.#words.isTargeted(channel, event)
+      ? ["targets", "a.event = ?2"]
+      : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
+    return this.#file
+      .all<Found>(
+        `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
+         LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
+         LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
+         WHERE a.channel = ?1 AND a.device > ?3 AND a.device <= ?4 AND (?5 IS NULL OR coalesce(l.status, 0) = ?5) AND ${belongs}
+         AND (?7 IS NULL OR a.device <> ?7 OR l.status >= ${FINAL})
+         ORDER BY a.device LIMIT ?6`,
+        channel.id,
+        event,
+        from,
+        last,
+        status === null ? null : rank(status),
+        limit,
+        isLeaving(channel, event) ? channel.leaving!.device : null,
+      )
+      .map((row) => ({ ...row, status: STATES[row.status]!, late: row.late === 1 }));
+  }
+}

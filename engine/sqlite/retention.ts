@@ -1,0 +1,208 @@
+/**
+ * Retention in a PERE file: what goes, in slices that do not hold up a push.
+ *
+ * An event goes in two steps. First the channel's `floor` passes it: from then on it is not to be had, and each device that still owed a
+ * word on it has it noted as lost, to be told as a gap. Then its rows are deleted, and its receipts leave the receipts log.
+ * All functions run within a transaction, return whether there is more to do, and move the counters of the channel they are given.
+ */
+import type { SqliteFile } from "./group-commit.ts";
+import type { Enrolments } from "./enrolments.ts";
+import { FINAL } from "../model.ts";
+import type { Channel } from "./schema.ts";
+import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
+import type { Words } from "./receipts.ts";
+
+/** Rows that one slice touches, or kibibytes that it frees, about. */
+const TRIM_ROWS = 2_000;
+/** Unused channels that one slice looks at. */
+const UNUSED_AT_ONCE = 200;
+/** What an event costs beside its rows: some statements, as long as so many rows. */
+const EVENT_ROWS = 20;
+/** Why a device is missing whose event went before its deadline. */
+const EXPIRED = '{"reason":"expired"}';
+/** Devices that one statement looks at. */
+const MARK_DEVICES = 500;
+
+/** One slice of a channel's retention. @param now milliseconds since 1970 */
+export function trimChannel(
+  file: SqliteFile,
+  words: Words,
+  enrolments: Enrolments,
+  channel: Channel,
+  retention: Retention,
+  now: number,
+): boolean {
+  if (raiseFloor(file, words, enrolments, channel, retention, now)) return true;
+  words.write(); // Those of who is missing now.
+  return sweep(file, channel) || trimReceipts(file, channel);
+}
+
+/** One slice of forgetting idempotency keys. @param now milliseconds since 1970 */
+export const trimKeys = (file: SqliteFile, now: number): boolean =>
+  file.run(
+    "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
+    now,
+    TRIM_ROWS,
+  ) === TRIM_ROWS;
+
+/**
+ * One slice of forgetting channels that only feeds have made, and whose devices were not heard from for as long as an event is kept; where there are
+ * very many, sooner. @returns those that are gone
+ */
+export function trimUnused(
+  file: SqliteFile,
+  { before }: Retention,
+  now: number,
+): { gone: Pick<Channel, "id" | "name" | "epoch">[]; isMore: boolean } {
+  const beyond = file.get<{ touched: number }>(
+    "SELECT touched FROM channels WHERE touched IS NOT NULL ORDER BY touched DESC LIMIT 1 OFFSET ?1",
+    UNUSED_MAX,
+  );
+  const upTo = Math.min(Math.max(before, beyond?.touched ?? 0), now - UNUSED_MS_MIN);
+  const due = file.all<Pick<Channel, "id" | "name" | "epoch">>(
+    "SELECT id, name, epoch FROM channels WHERE touched <= ?1 ORDER BY touched LIMIT ?2",
+    upTo,
+    UNUSED_AT_ONCE,
+  );
+  let left = TRIM_ROWS;
+  for (const [index, { id }] of due.entries()) {
+    left -= file.run(
+      `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN (SELECT device, joined FROM devices WHERE channel = ?1 LIMIT ?2)`,
+      id,
+      left,
+    );
+    if (left <= 0) return { gone: due.slice(0, index), isMore: true }; // This one may have more.
+    file.run("DELETE FROM leaving WHERE channel = ?1", id);
+    file.run("DELETE FROM channels WHERE id = ?1", id);
+  }
+  return { gone: due, isMore: due.length === UNUSED_AT_ONCE };
+}
+
+/** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
+function raiseFloor(
+  file: SqliteFile,
+  words: Words,
+  enrolments: Enrolments,
+  channel: Channel,
+  { count, before }: Retention,
+  now: number,
+): boolean {
+  for (let work = 0; channel.floor < channel.head;) {
+    if (work >= TRIM_ROWS) return true;
+    const seq = channel.floor + 1;
+    const event = file.get<{
+      at: number;
+      targeted: number;
+      expires: number | null;
+      deadline: number | null;
+    }>("SELECT at, targeted, expires, deadline FROM events WHERE channel = ?1 AND seq = ?2", channel.id, seq)!;
+    if (seq > channel.head - count && event.at >= before) return false;
+    work += EVENT_ROWS;
+    if (event.deadline !== null) {
+      const missed = words.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
+      work += missed;
+      if (missed > 0) continue; // There may be more.
+    }
+    if (words.owed(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
+      const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
+      enrolments.clear();
+      work += devices;
+      if (devices === MARK_DEVICES) {
+        channel.marked = last;
+        continue; // There may be more.
+      }
+    }
+    delete channel.marked;
+    channel.floor = seq;
+  }
+  return false;
+}
+
+/** Notes an event as lost for at most `MARK_DEVICES` of its audience that owe it, by name from `channel.marked` on. */
+function markLost(
+  file: SqliteFile,
+  channel: Channel,
+  event: number,
+  targeted: boolean,
+): { devices: number; last: string } {
+  const from = channel.marked ?? "";
+  const [audience, belongs] = targeted
+    ? [
+        "targets WHERE channel = ?1 AND event = ?2",
+        "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2 AND device > ?3 AND device <= ?4)",
+      ]
+    : [`devices WHERE channel = ?1 AND "left" IS NULL AND joined < ?2`, "joined < ?2"];
+  const { devices, last } = file.get<{ devices: number; last: string | null }>(
+    `SELECT count(*) AS devices, max(device) AS last FROM
+     (SELECT device FROM ${audience} AND device > ?3 ORDER BY device LIMIT ${MARK_DEVICES})`,
+    channel.id,
+    event,
+    from,
+  )!;
+  if (last === null) return { devices, last: from };
+  file.run(
+    `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND device > ?3 AND device <= ?4
+     AND ${belongs} AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
+    channel.id,
+    event,
+    from,
+    last,
+  );
+  return { devices, last };
+}
+
+/** Deletes the rows of events that are no longer kept. */
+function sweep(file: SqliteFile, channel: Channel): boolean {
+  for (let work = 0; channel.swept < channel.floor;) {
+    if (work >= TRIM_ROWS) return true;
+    const event = channel.swept + 1;
+    let removed = 0;
+    for (const table of ["latest", "targets"])
+      removed += file.run(
+        `DELETE FROM ${table} WHERE channel = ?1 AND event = ?2 AND device IN
+         (SELECT device FROM ${table} WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
+        channel.id,
+        event,
+      );
+    work += removed + EVENT_ROWS;
+    if (removed >= TRIM_ROWS) continue; // There may be more.
+    const data = file.get<{ bytes: number }>(
+      "SELECT octet_length(data) AS bytes FROM events WHERE channel = ?1 AND seq = ?2",
+      channel.id,
+      event,
+    );
+    work += Math.ceil((data?.bytes ?? 0) / 1024);
+    file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+    file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+    channel.swept = event;
+  }
+  const left = file.run(
+    `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN
+     (SELECT device, joined FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL LIMIT ${TRIM_ROWS})`,
+    channel.id,
+    channel.floor,
+  );
+  const runs = file.run(
+    `DELETE FROM audiences WHERE channel = ?1 AND event IN (SELECT event FROM audiences WHERE channel = ?1 AND
+     event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2) ORDER BY event LIMIT ${TRIM_ROWS})`,
+    channel.id,
+    channel.floor + 1,
+  );
+  return left === TRIM_ROWS || runs === TRIM_ROWS;
+}
+
+/** Deletes the oldest receipts, as long as their events are no longer kept. */
+function trimReceipts(file: SqliteFile, channel: Channel): boolean {
+  const oldest = file.all<{ seq: number; event: number }>(
+    "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+    channel.id,
+    channel.receiptsFloor,
+    TRIM_ROWS,
+  );
+  const kept = oldest.findIndex(({ event }) => event > channel.floor);
+  const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
+  if (!last) return false;
+  file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
+  channel.receiptsFloor = last.seq;
+  return kept === -1 && oldest.length === TRIM_ROWS;
+}

@@ -1,0 +1,717 @@
+/**
+ * The promise kept in one file: PERE's default memory.
+ *
+ * Every write is a change in the group commit of `group-commit.ts`; reads are plain statements between the commits, and see only what is
+ * durable. `bun:sqlite` is synchronous, which serves us: nothing can see a transaction half done, and no lock is needed in the process.
+ *
+ * What is told to watchers is gathered in the transaction and told after it.
+ */
+import { Answers, talliesOf } from "./tallies.ts";
+import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./group-commit.ts";
+import { Breath } from "../yield.ts";
+import { Counts } from "../counters.ts";
+import { Enrolments, type Settled } from "./enrolments.ts";
+import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
+import { HookRows } from "./hooks.ts";
+import { keptSecret } from "./secret-file.ts";
+import { Standings } from "./receipt-rows.ts";
+import { trimChannel, trimKeys, trimUnused } from "./retention.ts";
+import { Words } from "./receipts.ts";
+import {
+  afterSeconds,
+  type Enrolment,
+  EVENT_BYTES_MAX,
+  type Event,
+  type EventDraft,
+  KEY_MEMORY_MS,
+  newEpoch,
+  PereError,
+  type Receipt,
+  type ReceiptDraft,
+  type Row,
+  remindedUntil,
+  STATES,
+  type State,
+  type Tally,
+} from "../model.ts";
+import {
+  type Appended,
+  type ChannelEntry,
+  type Delivery,
+  earlierDigest,
+  type Heads,
+  type Hook,
+  type HookDraft,
+  type Idempotency,
+  type Joined,
+  otherRequest,
+  type Page,
+  page,
+  type Progress,
+  type Readiness,
+  type Reminder,
+  type Retention,
+  type Store,
+  type Verdict,
+  type Wake,
+} from "../store.ts";
+
+/** What is held in memory of the file: what channels, events and devices are busy with now. */
+const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000 };
+/** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
+const READ_BYTES = 4 * EVENT_BYTES_MAX;
+
+/** Reminders that one statement reads. */
+const READ_REMINDERS = 1_000;
+/** What a name in `to` counts among those. */
+const NAME_BYTES = 64;
+
+/** How exactly it is written down when a device of an unused channel was heard from. */
+const TOUCH_MS = 60_000;
+/** Epochs that are remembered of channels that are not there; one that is forgotten costs its readers a needless gap. */
+const RESERVED_MAX = 100_000;
+
+const NOTHING = { head: 0, floor: 0 };
+const NOBODY: ReadonlyMap<string, number> = new Map();
+const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
+
+/** Channels as they are: see `schema.ts`. */
+const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience, touched,
+  max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
+  max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
+  (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
+
+interface EventRow {
+  seq: number;
+  at: number;
+  type: string | null;
+  data: string;
+  targeted: number;
+  expires: number | null;
+  deadline: number | null;
+  remind: number | null;
+}
+interface ReceiptRow {
+  seq: number;
+  event: number;
+  device: string;
+  status: number;
+  detail: string | null;
+  at: number;
+  deviceAt: number | null;
+  late: number;
+  done: number | null;
+  failed: number | null;
+}
+
+export interface SqliteOptions {
+  /** Path of the file; `:memory:` keeps nothing. */
+  readonly path: string;
+  /** Makes epochs; 41 random bits by default. */
+  readonly epoch?: () => string;
+  /** How many of each are held in memory at most. */
+  readonly held?: typeof HELD;
+  /** Where it is counted how long commits take. */
+  readonly counts?: Counts;
+  /** Takes what the operator is to know. */
+  readonly tell?: Tell;
+}
+
+const heads = (channel: Channel): Heads => ({
+  epoch: channel.epoch,
+  events: { head: channel.head, floor: channel.floor },
+  receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
+});
+
+/** A tally without one device that stands there, with no final word. */
+function without(tally: Tally, status: State): Tally {
+  const rest = { ...tally, addressed: tally.addressed - 1 };
+  if (status !== "pending") rest[status]--;
+  return rest;
+}
+
+/** @throws PereError as `SqliteFile` */
+export class SqliteStore implements Store {
+  readonly #file: SqliteFile;
+  readonly #epoch: () => string;
+  readonly #channelsMost: number;
+  readonly #enrolments: Enrolments;
+  readonly #answers: Answers;
+  readonly #words: Words;
+  readonly #standings: Standings;
+  readonly #hooks: HookRows;
+  readonly #channels = new Map<string, Channel>();
+  /** Epochs that were told of channels that are not there, the oldest first: the next change makes them with it. */
+  readonly #reserved = new Map<string, string>();
+  /** Channels whose row is to be written in the running transaction. */
+  readonly #changed = new Set<Channel>();
+  /** The running transaction made some log longer. */
+  #hasGrown = false;
+  #wakes: Wake[] = [];
+  #listener: (wake: Wake) => void = () => {};
+
+  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counts(), tell }: SqliteOptions) {
+    this.#epoch = epoch;
+    this.#channelsMost = held.channels;
+    this.#file = new SqliteFile(
+      path,
+      SCHEMA,
+      {
+        finish: () => {
+          this.#words.write();
+          this.#answers.save();
+          for (const channel of this.#changed) this.#saveChannel(channel);
+        },
+        committed: () => {
+          this.#changed.clear();
+          this.#hasGrown = false;
+          const wakes = this.#wakes;
+          this.#wakes = [];
+          for (const wake of wakes) this.#listener(wake);
+        },
+        undone: () => {
+          this.#wakes = [];
+          this.#changed.clear();
+          this.#hasGrown = false;
+          // What is held in memory ran ahead of the file.
+          this.#channels.clear();
+          this.#enrolments.clear();
+          this.#answers.clear();
+          this.#words.undo();
+        },
+        // Ids that were given out after the copy was made are of the old epochs, and never meet those that are given out now.
+        reborn: (file) => {
+          for (const { id } of file.all<Channel>("SELECT id FROM channels"))
+            file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
+        },
+      },
+      counts,
+      tell,
+    );
+    this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
+    this.#hooks = new HookRows(this.#file);
+    this.#answers = new Answers(this.#file, held);
+    this.#words = new Words(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
+      this.#tell(channel, receipt),
+    );
+    this.#standings = new Standings(this.#file, this.#words);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- channels
+
+  #find(name: string): Channel | null {
+    const known = this.#channels.get(name);
+    if (known) return known;
+    const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
+    if (row) {
+      const leaving = this.#file.get<Leaving>(
+        "SELECT device, joined, upTo, released, at FROM leaving WHERE channel = ?1",
+        row.id,
+      );
+      if (leaving) row.leaving = leaving;
+      if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0 && !this.#hasGrown)
+        this.#channels.clear();
+      this.#channels.set(name, row);
+    }
+    return row;
+  }
+
+  /** Within a transaction: the channel, made when there is none, and in use from now on. */
+  #make(name: string): Channel {
+    const channel = this.#found(name, null);
+    if (channel.touched !== null) {
+      channel.touched = null;
+      this.#changed.add(channel);
+    }
+    return channel;
+  }
+
+  /** Within a transaction: the channel, made when there is none; unused as of `touched` in that case. */
+  #found(name: string, touched: number | null): Channel {
+    const found = this.#find(name);
+    if (found) return found;
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3)", name, epoch, touched);
+    return this.#find(name)!;
+  }
+
+  /** Within a transaction: a channel that nothing was pushed to, and that has no device and no hook any more, is unused. */
+  #idle(channel: Channel, now: number): void {
+    const { name, head, audience, touched } = channel;
+    if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
+  /** A device of a channel was heard from. */
+  #touch(channel: Channel, now: number): void {
+    if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
+  #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
+    this.#file.run(
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
+      id,
+      head,
+      floor,
+      swept,
+      receiptsHead,
+      receiptsFloor,
+      audience,
+      touched,
+    );
+  }
+
+  async open(name: string): Promise<Heads> {
+    const found = await this.heads(name);
+    if (found) return found;
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#reserve(name, epoch);
+    return { epoch, events: NOTHING, receipts: NOTHING, isUnborn: true };
+  }
+
+  /** The channel, when it is made, has this epoch. */
+  #reserve(name: string, epoch: string): void {
+    this.#reserved.delete(name); // The newest goes to the end.
+    this.#reserved.set(name, epoch);
+    if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
+  }
+
+  heads(name: string): Promise<Heads | null> {
+    return this.#read(name, null, heads);
+  }
+
+  /** Reads of a channel, or gives `none` when there is no such channel. */
+  #read<Result>(name: string, none: Result, run: (channel: Channel) => Result | Promise<Result>): Promise<Result> {
+    return this.#file.read(() => {
+      const channel = this.#find(name);
+      return channel ? run(channel) : none;
+    });
+  }
+
+  /** Reads of one life of a channel; null where it has another, or is gone. */
+  #readOf<Result>(name: string, epoch: string, run: (channel: Channel) => Result | Promise<Result>) {
+    return this.#read<Result | null>(name, null, (channel) => (channel.epoch === epoch ? run(channel) : null));
+  }
+
+  channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
+    return this.#file.read(() => {
+      const rows = this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit + 1);
+      const items = rows.map((row) => ({
+        channel: row.name,
+        devices: row.audience,
+        isUnused: row.touched !== null,
+        ...heads(row),
+      }));
+      return page(items, limit, ({ channel }) => channel);
+    });
+  }
+
+  // ---------------------------------------------------------------------------------------------------------------- events
+
+  append(name: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
+    return this.#file.change(() => {
+      const channel = this.#make(name);
+      if (key) {
+        // What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
+        const known = this.#file.get<{
+          digest: string;
+          first: number;
+          count: number;
+          at: number;
+          addressed: number;
+          type: string | null;
+        }>(
+          `SELECT digest, first, count, at, addressed, type FROM keys
+           WHERE channel = ?1 AND (key = ?2 OR (key = ?3 AND instr(digest, '?') = 0)) AND expires > ?4 ORDER BY key = ?2 DESC LIMIT 1`,
+          channel.id,
+          key.key,
+          key.earlier ?? key.key,
+          now,
+        );
+        if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
+        if (known) return { epoch: channel.epoch, ...known, replayed: true };
+      }
+      const first = channel.head + 1;
+      const entries = drafts.map((draft) => this.#appendOne(channel, draft, now));
+      this.#wakes.push({ kind: "events", channel: name, epoch: channel.epoch, entries });
+      const addressed = drafts[0]!.to?.length ?? channel.audience;
+      const type = drafts[0]!.type;
+      if (key)
+        this.#file.run(
+          "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+          channel.id,
+          key.key,
+          key.digest,
+          first,
+          drafts.length,
+          now,
+          addressed,
+          type,
+          now + KEY_MEMORY_MS,
+        );
+      return { epoch: channel.epoch, first, count: drafts.length, at: now, addressed, type, replayed: false };
+    });
+  }
+
+  #appendOne(channel: Channel, draft: EventDraft, at: number): Event {
+    const { type, data, to } = draft;
+    const seq = ++channel.head;
+    const expires = afterSeconds(at, draft.ttl);
+    const deadline = afterSeconds(at, draft.deadline);
+    const remind = afterSeconds(0, draft.remind);
+    this.#hasGrown = true;
+    this.#file.run(
+      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+      channel.id,
+      seq,
+      at,
+      expires,
+      to ? 1 : 0,
+      type,
+      data,
+      deadline,
+      remind,
+    );
+    if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
+    this.#answers.add(channel, seq, to && to.length, deadline);
+    // All names in one statement: a batch may have twenty thousand.
+    if (to)
+      this.#file.run(
+        "INSERT INTO targets SELECT ?1, ?2, value FROM json_each(?3)",
+        channel.id,
+        seq,
+        JSON.stringify(to),
+      );
+    return { seq, at, type, data, to, expires, deadline, remind };
+  }
+
+  events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[] | null> {
+    return this.#readOf(name, epoch, (channel) => {
+      const found: Event[] = [];
+      const rows = this.#file.each<EventRow>(
+        "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        channel.id,
+        Math.max(after, channel.floor),
+        limit,
+      );
+      let bytes = 0;
+      for (const { targeted, ...event } of rows) {
+        const to = targeted ? this.#targets(channel, event.seq) : null;
+        found.push({ ...event, to });
+        bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
+        if (bytes >= bytesMax) break;
+      }
+      return found;
+    });
+  }
+
+  #targets(channel: Channel, event: number): string[] {
+    return this.#file
+      .all<{ device: string }>("SELECT device FROM targets WHERE channel = ?1 AND event = ?2", channel.id, event)
+      .map(({ device }) => device)
+      .filter((device) => !isLeaving(channel, event) || device !== channel.leaving!.device);
+  }
+
+  tallies(name: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null> {
+    return this.#readOf(name, epoch, (channel) => {
+      const [first, last] = [Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)];
+      const tallies = talliesOf(this.#file, channel.id, first, last);
+      // Who was retired is in none of them, also where it is still to be taken out.
+      for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
+        tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
+      return tallies;
+    });
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- receipts
+
+  /** Within a transaction: an entry of a receipts log. Those of one change are told together. */
+  #tell(channel: Channel, receipt: Receipt): void {
+    this.#hasGrown = true;
+    const last = this.#wakes.at(-1);
+    if (last?.kind === "receipts" && last.channel === channel.name) (last.entries as Receipt[]).push(receipt);
+    else this.#wakes.push({ kind: "receipts", channel: channel.name, epoch: channel.epoch, entries: [receipt] });
+  }
+
+  record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+    return this.#file.change(() => {
+      const channel = this.#find(name);
+      if (!channel) return drafts.map((): Verdict => "unknown");
+      return drafts.map((draft) => this.#words.record(channel, draft, now));
+    });
+  }
+
+  receipts(name: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null> {
+    return this.#readOf(name, epoch, (channel) =>
+      this.#file
+        .all<ReceiptRow>(
+          `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed FROM receipts
+           WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
+          channel.id,
+          Math.max(after, channel.receiptsFloor),
+          limit,
+        )
+        .map(({ done, failed, ...row }) => ({
+          ...row,
+          status: STATES[row.status]!,
+          late: row.late === 1,
+          completes: done === null || failed === null ? null : { done, failed },
+        })),
+    );
+  }
+
+  settled(
+    name: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+  ): Promise<ReadonlySet<number> | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.settled(channel, device, after, upTo));
+  }
+
+  rows(
+    name: string,
+    epoch: string,
+    event: number,
+    status: State | null,
+    after: string,
+    limit: number,
+  ): Promise<Page<Row, string> | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.rows(channel, event, status, after, limit));
+  }
+
+  silent(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+    return this.#readOf(name, epoch, (channel) => this.#standings.silent(channel, event, devices));
+  }
+
+  // -------------------------------------------------------------------------------------------------- deadlines and reminders
+
+  async miss(now: number): Promise<number | null> {
+    const next = await this.#file.read(() =>
+      this.#file.get<{ at: number }>("SELECT at FROM deadlines ORDER BY at LIMIT 1"),
+    );
+    if (!next || next.at > now) return next?.at ?? null;
+    return this.#file.change(() => {
+      this.#words.write();
+      return this.#words.miss(
+        (id) => this.#byId(id),
+        (channel) => this.#release(channel, now),
+        now,
+      );
+    });
+  }
+
+  #byId(id: number): Channel {
+    return this.#find(this.#file.get<{ name: string }>("SELECT name FROM channels WHERE id = ?1", id)!.name)!;
+  }
+
+  reminders(name: string, now: number): Promise<Reminder[]> {
+    return this.#read<Reminder[]>(name, [], async (channel) => {
+      const found: Reminder[] = [];
+      const breath = new Breath();
+      for (let after = channel.floor; ;) {
+        const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
+          "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
+          channel.id,
+          after,
+          READ_REMINDERS,
+        );
+        for (const event of read) {
+          const until = remindedUntil(event);
+          if (until === null || until > now)
+            found.push({ epoch: channel.epoch, seq: event.seq, at: event.at, every: event.remind, until });
+        }
+        if (read.length < READ_REMINDERS) return found;
+        after = Math.max(read.at(-1)!.seq, channel.floor);
+        await breath.take();
+      }
+    });
+  }
+
+  // --------------------------------------------------------------------------------------------------------------- devices
+
+  async join(name: string, device: string, now: number): Promise<Joined> {
+    const { more, ...joined } = await this.#file.change(() => {
+      this.#words.write();
+      const channel = this.#found(name, now);
+      this.#touch(channel, now);
+      const enrolled = !this.#enrolments.enrol(channel, device, now);
+      return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
+    });
+    let found: Settled | null = { settled: joined.settled, more };
+    while (found?.more) {
+      found = await this.#file.change(() => {
+        this.#words.write();
+        return this.#enrolments.settle(this.#find(name)!, device, now);
+      });
+      if (found) joined.settled = Math.min(found.settled, joined.events.head);
+    }
+    return joined;
+  }
+
+  enrol(name: string, device: string, now: number): Promise<boolean> {
+    return this.#file.change(() => this.#enrolments.enrol(this.#make(name), device, now));
+  }
+
+  async retire(name: string, device: string, now: number): Promise<boolean> {
+    for (;;) {
+      const { isRetired, more } = await this.#file.change(() => {
+        this.#words.write();
+        const channel = this.#find(name);
+        // One after the other: who left before is dealt with first.
+        if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
+        if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
+        this.#wakes.push({ kind: "retired", channel: name, device });
+        this.#idle(channel, now);
+        return { isRetired: true, more: this.#release(channel, now) };
+      });
+      if (isRetired === null) continue;
+      // It is decided: what is left when the store goes away now is done with the next round of trimming.
+      for (let isLeft = more; isLeft;)
+        isLeft = await this.#file
+          .change(() => {
+            this.#words.write();
+            return this.#release(this.#find(name)!, now);
+          })
+          .catch(() => false);
+      return isRetired;
+    }
+  }
+
+  /** Within a transaction: takes who leaves out of some events. True: there are more. */
+  #release(channel: Channel, now: number): boolean {
+    return this.#enrolments.release(channel, (event, leaving, before) =>
+      this.#words.release(channel, event, leaving, before, now),
+    );
+  }
+
+  seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
+    return this.#file.change(() => {
+      this.#words.write();
+      const channel = this.#find(name);
+      if (!channel) return;
+      this.#enrolments.seen(channel, times);
+      for (const at of times.values()) this.#touch(channel, at);
+    });
+  }
+
+  devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
+    return this.#read<Page<Enrolment, string>>(name, { items: [], next: null }, async (channel) => {
+      const rows = await this.#enrolments.list(channel, after, limit + 1, now);
+      return page(rows, limit, ({ device }) => device);
+    });
+  }
+
+  // ------------------------------------------------------------------------------------------------------------- retention
+
+  trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
+    return this.#file.change(() => {
+      this.#words.write();
+      if (name === null) return trimKeys(this.#file, now) || this.#trimUnused(retention, now);
+      const channel = this.#find(name);
+      if (!channel) return false;
+      if (channel.leaving) {
+        this.#release(channel, now);
+        return true;
+      }
+      const before = channel.floor + channel.swept + channel.receiptsFloor;
+      const more = trimChannel(this.#file, this.#words, this.#enrolments, channel, retention, now);
+      if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
+      return more;
+    });
+  }
+
+  #trimUnused(retention: Retention, now: number): boolean {
+    const { gone, isMore } = trimUnused(this.#file, retention, now);
+    if (gone.length > 0) this.#enrolments.clear();
+    for (const { name, epoch } of gone) {
+      this.#channels.delete(name);
+      this.#reserve(name, epoch); // Nobody has seen an entry of it, and somebody may follow it.
+    }
+    return isMore;
+  }
+
+  // ----------------------------------------------------------------------------------------------------------- its own life
+
+  watch(listener: (wake: Wake) => void): void {
+    this.#listener = listener;
+  }
+
+  /** Everything that is stored is stored here, so every log is followed already. */
+  follow(): Promise<void> {
+    return this.#file.read(() => {});
+  }
+  unfollow(): void {}
+
+  /** There is no other instance: who is connected is connected here, and every lease is this one's. */
+  attend(): void {}
+  async elsewhere(): Promise<ReadonlyMap<string, number>> {
+    return NOBODY;
+  }
+  async addresses(): Promise<ReadonlyMap<string, readonly string[]>> {
+    return NOWHERE;
+  }
+  lease(): Promise<number | null> {
+    return this.#file.read(() => 1);
+  }
+
+  // ----------------------------------------------------------------------------------------------------------------- hooks
+
+  putHook(name: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
+    return this.#file.change(() => this.#hooks.put(this.#make(name), draft, fresh, now));
+  }
+  dropHook(name: string, hook: string): Promise<boolean> {
+    return this.#file.change(() => {
+      const channel = this.#find(name);
+      const isDropped = this.#hooks.drop(channel, hook);
+      if (channel && isDropped) this.#idle(channel, Date.now());
+      return isDropped;
+    });
+  }
+  hooks(name: string | null): Promise<Hook[]> {
+    return this.#file.read(() => this.#hooks.list(name));
+  }
+  deliveries(name: string, hook: string): Promise<Delivery[]> {
+    return this.#read<Delivery[]>(name, [], (channel) => this.#hooks.deliveries(channel, hook));
+  }
+  progress(name: string, hook: string, fence: number | null, progress: Progress): Promise<boolean> {
+    return this.#file.change(() => this.#hooks.progress(this.#find(name), hook, fence, progress));
+  }
+
+  /** Beside the file, for its owner alone. */
+  async secret(fresh: string): Promise<string> {
+    this.#file.check();
+    const { path } = this.#file;
+    if (path === ":memory:") return fresh;
+    return keptSecret(path, fresh);
+  }
+
+  async ready(): Promise<Readiness> {
+    this.#file.check();
+    if (this.#file.unwritten !== null)
+      throw new PereError("away", `${this.#file.unwritten}: pushes and receipts are refused until that has passed`);
+    const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
+    const { path, name, logBytes, damage, alone } = this.#file;
+    const advice = [
+      ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(name, logBytes)]),
+      ...(alone
+        ? [
+            `The disk was full when PERE was started, so other programs (backup too) can't read ${name} until the next start.`,
+          ]
+        : []),
+      ...(damage === null
+        ? []
+        : [`${damage}. End PERE, keep the file aside, and put a backup back with the command restore.`]),
+    ];
+    if (path !== ":memory:") return { ...kept, durability: "fsync", advice };
+    return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };
+  }
+
+  async close(): Promise<void> {
+    this.#file.close();
+  }
+}
