@@ -18,22 +18,22 @@ import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "f
 import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import type { Command } from "./engine/ops/commands.ts";
-import { challenge, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/auth/tokens.ts";
+import { wwwAuthenticate, deviceOfGrant, NO_DEVICE, openAccess } from "./engine/auth/tokens.ts";
 import { BODY_MS, type BodyReader, bodyReader, takeIn } from "./engine/http/body.ts";
-import { Breath } from "./engine/yield.ts";
-import { Door, NOTHING } from "./engine/http/admission.ts";
+import { Turn } from "./engine/yield.ts";
+import { Admission, NOTHING } from "./engine/http/admission.ts";
 import { readCertificate } from "./engine/http/certificate.ts";
 import { Clock } from "./engine/clock.ts";
-import { Counts } from "./engine/counters.ts";
+import { Counters } from "./engine/counters.ts";
 import { descriptors, isOutOfDescriptors } from "./engine/descriptors.ts";
 import { Engine, LIMITS, type EngineOptions, type Feedback } from "./engine/engine.ts";
 import { unexpected } from "./engine/faults.ts";
 import type { FeedRequest } from "./engine/feeds/feed.ts";
-import { addressesOf, type Listening, listen } from "./engine/http/listener.ts";
+import { addressesOf, type Listener, listen } from "./engine/http/listener.ts";
 import { KeyUnknown } from "./engine/auth/key-set.ts";
 import { openLog } from "./engine/ops/logger.ts";
 import type { Metrics } from "./engine/ops/metrics.ts";
-import { mint } from "./engine/auth/issue.ts";
+import { issueToken } from "./engine/auth/issue.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
@@ -83,7 +83,7 @@ import {
   WAIT_SECONDS_MAX,
 } from "./engine/model.ts";
 import { readHookName } from "./engine/hooks/hooks.ts";
-import { rateHeaders, Rates, TooMany } from "./engine/http/rate-limit.ts";
+import { rateHeaders, RateLimiter, TooMany } from "./engine/http/rate-limit.ts";
 import { demand, type Grant, type Right } from "./engine/auth/rights.ts";
 import { freshSecret } from "./engine/sqlite/secret-file.ts";
 import { readSettings, type Settings } from "./engine/ops/settings.ts";
@@ -143,7 +143,7 @@ function problem(error: PereError, more: object = {}): Response {
   // What is still to come of the body is not waited for.
   if (status === 408) headers.set("Connection", "close");
   if (status === 401 || error.faults.some(({ path }) => path === "token"))
-    headers.set("WWW-Authenticate", challenge(error));
+    headers.set("WWW-Authenticate", wwwAuthenticate(error));
   return new Response(JSON.stringify(body), { status, headers });
 }
 
@@ -195,9 +195,9 @@ const pathOf = (request: Request): string => new URL(request.url).pathname;
 const IDLE_SECONDS = 30;
 
 /** What requests are served with. */
-export interface Parts {
+export interface HandlerContext {
   readonly engine: Engine;
-  readonly door: Door;
+  readonly door: Admission;
   readonly bodyOf: BodyReader;
   /** From 0 up to 1; spreads the readers' return. */
   readonly random: () => number;
@@ -290,13 +290,13 @@ const outcomeJson = (tally: Tally | undefined) =>
   tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
 
 async function push(
-  { engine, door, bodyOf, basePath }: Parts,
+  { engine, door, bodyOf, basePath }: HandlerContext,
   channelText: string,
   request: Request,
   server: Server<SocketData>,
 ): Promise<Response> {
   const channel = readChannel(channelText);
-  const grant = await door.admit(request, "push", [channel]);
+  const grant = await door.authorize(request, "push", [channel]);
   const query = queryOf(request, PUSH_OPTIONS);
   const [type, to, ttl, deadline, remind] = PUSH_OPTIONS.map((name) => query.get(name));
   const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
@@ -427,7 +427,7 @@ function lastOf(query: ReadonlyMap<string, string>): string | undefined {
 
 /** A feed by whichever transport the request asks for: the same URL, the same cursor. */
 async function follow(
-  { engine, door, random }: Parts,
+  { engine, door, random }: HandlerContext,
   kind: Kind,
   channelsText: string,
   request: Request,
@@ -435,7 +435,7 @@ async function follow(
 ) {
   const query = queryOf(request, FEED_OPTIONS[kind]);
   const channels = readChannels(channelsText);
-  const grant = await door.admit(request, RIGHT[kind], channels).catch((error: unknown) => passing(error, request));
+  const grant = await door.authorize(request, RIGHT[kind], channels).catch((error: unknown) => passing(error, request));
   if (grant === null) return comeBack(random, request, server);
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
@@ -531,10 +531,14 @@ function stream(request: Request, server: Server<SocketData>, refused: PereError
 }
 
 /** What goes on, in all channels that the caller may push to, and in one of them event by event. */
-async function watch({ engine, door, random }: Parts, request: Request, server: Server<SocketData>): Promise<Response> {
+async function watch(
+  { engine, door, random }: HandlerContext,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await door.admit(request, "push", []).catch((error: unknown) => passing(error, request));
+  const grant = await door.authorize(request, "push", []).catch((error: unknown) => passing(error, request));
   if (grant === null) return stream(request, server, null, (out) => ended(new WatchStream(out, random)));
   demand(grant, "push", channel);
   const asked = {
@@ -580,7 +584,7 @@ function protocolOf(request: Request): Record<string, string> {
 
 function socket(
   engine: Engine,
-  door: Door,
+  door: Admission,
   asked: FeedRequest,
   count: (receipts: number) => Promise<void> | void,
   request: Request,
@@ -740,13 +744,13 @@ function oldReceipt(
 }
 
 async function feedback(
-  { engine, door, bodyOf }: Parts,
+  { engine, door, bodyOf }: HandlerContext,
   channelText: string,
   request: Request,
   server: Server<SocketData>,
 ): Promise<Response> {
   const channel = readChannel(channelText);
-  const grant = await door.admit(request, "feed", [channel]);
+  const grant = await door.authorize(request, "feed", [channel]);
   const device = deviceOf(grant, request, queryOf(request, ["device"]));
   const take = door.counter("receipt", grant, request, server);
   const form = contentType(request);
@@ -805,11 +809,11 @@ async function rows(engine: Engine, channel: string, event: string, request: Req
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
     if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
-    for (const breath = new Breath(); ;) {
+    for (const breath = new Turn(); ;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;
       if (page.next === null || left <= 0) return;
-      await breath.take();
+      await breath.yieldToEventLoop();
       page = await read(page.next, Math.min(left, EXPORT_ROWS));
     }
   }
@@ -828,13 +832,13 @@ const deviceJson = (device: Awaited<ReturnType<Engine["devices"]>>["devices"][nu
 // ------------------------------------------------------------------------------------------------------------------ hooks
 
 async function putHook(
-  { engine, door, bodyOf }: Parts,
+  { engine, door, bodyOf }: HandlerContext,
   params: { channel: string; name: string },
   request: Request,
 ): Promise<Response> {
   const channel = readChannel(params.channel);
   const name = readHookName(params.name);
-  await door.admit(request, "push", [channel]);
+  await door.authorize(request, "push", [channel]);
   queryOf(request);
   if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook is application/json");
   const body = readReceiptsJson(readText(await bodyOf(request, HOOK_BYTES_MAX)));
@@ -854,7 +858,7 @@ const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|htm
 const built = pagesOf(WEB);
 
 /** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
-async function home(door: Door, basePath: string, request: Request): Promise<Response> {
+async function home(door: Admission, basePath: string, request: Request): Promise<Response> {
   const token = new URL(request.url).searchParams.get("token");
   if (token === null) return built("/", request);
   const headers: Record<string, string> = { Location: `${basePath}/`, "Cache-Control": "no-store", ...PAGE };
@@ -865,7 +869,7 @@ async function home(door: Door, basePath: string, request: Request): Promise<Res
 }
 
 /** How a service is run. */
-interface Ways {
+interface RouteOptions {
   /** From 0 up to 1; spreads the readers' return. */
   readonly random: () => number;
   /** What a body may take. */
@@ -884,11 +888,15 @@ interface Ways {
 const PROBED = /^(?:https?:\/\/[^/]*)?\/(health|ready)(?:\?|$)/;
 
 /** All routes. */
-function routes(engine: Engine, door: Door, { random, bodyMs, isWatched, isTls, basePath, metrics }: Ways) {
+function routes(
+  engine: Engine,
+  door: Admission,
+  { random, bodyMs, isWatched, isTls, basePath, metrics }: RouteOptions,
+) {
   /** The channel of a request about it, for who may push on it. @throws PereError */
   const managed = async (text: string, request: Request): Promise<string> => {
     const channel = readChannel(text);
-    await door.admit(request, "push", [channel]);
+    await door.authorize(request, "push", [channel]);
     return channel;
   };
   /** The same, of a request that has no options. @throws PereError */
@@ -1126,7 +1134,7 @@ function mount(app: ReturnType<typeof routes>, basePath: string): void {
 }
 
 /** All that is served. @throws Error with the one line to print */
-async function appOf(engine: Engine, door: Door, ways: Ways): Promise<ReturnType<typeof routes>> {
+async function appOf(engine: Engine, door: Admission, ways: RouteOptions): Promise<ReturnType<typeof routes>> {
   const app = routes(engine, door, ways);
   app.use(
     await staticPlugin({
@@ -1215,7 +1223,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   // Wrong keys stop the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
-  const counts = new Counts(settings.metricsChannels);
+  const counts = new Counters(settings.metricsChannels);
   const store =
     redis === null
       ? new SqliteStore({
@@ -1239,8 +1247,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   });
   if (settings.log !== "info") log = openLog(settings.log);
   const { origins, proxies } = settings;
-  const rates = new Rates(settings.rates, redis, log.cause, settings.redisPrefix);
-  const door = new Door({ access, origins, isLocal: settings.access === "local", rates, proxies, now });
+  const rates = new RateLimiter(settings.rates, redis, log.cause, settings.redisPrefix);
+  const door = new Admission({ access, origins, isLocal: settings.access === "local", rates, proxies, now });
   let scraped: Promise<Metrics> | undefined;
   const metrics = (): Promise<Metrics> =>
     (scraped ??= import("./engine/ops/metrics.ts").then(
@@ -1248,7 +1256,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     ));
   const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
   const ways = { random, bodyMs, isWatched, isTls, basePath, metrics };
-  let listening: Listening;
+  let listening: Listener;
   try {
     // An app knows one server; what is behind them all is the same.
     const addresses = await addressesOf(settings.host);
@@ -1261,7 +1269,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   }
   const host = settings.host.includes(":") ? `[${settings.host}]` : settings.host;
   return {
-    link: async () => (own === null ? null : `${basePath}/?token=${await mint({ secret: own, now }, LINK)}`),
+    link: async () => (own === null ? null : `${basePath}/?token=${await issueToken({ secret: own, now }, LINK)}`),
     url: `http${settings.tls ? "s" : ""}://${host}:${listening.port}`,
     engine,
     renew: listening.renew,

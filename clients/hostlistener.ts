@@ -13,7 +13,7 @@
  *
  * All that a device must do is in the SDK, `pere.ts`; this is an example of what is left to do.
  */
-import { fileKeeper, type Keeper, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
+import { fileStorage, type DeviceStorage, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
 import type { PushedEvent, Status } from "./pere.ts";
 import { fail as failAs, proxyOf, nameOf, onEnd, onOneLine, ownName, Printer } from "./program.ts";
 import { readArgs, UsageError, wholeOf, withText } from "./program.ts";
@@ -48,8 +48,8 @@ function sentence({ state, transport, device, error, retryAt }: Status, url: str
 const fail = (error: unknown): never => failAs("hostlistener", error);
 
 /** A file to remember in. @throws UsageError: it is another one's, no file, or can't be read */
-async function keeperOf(path: string): Promise<Keeper> {
-  const keeper = fileKeeper(path);
+async function keeperOf(path: string): Promise<DeviceStorage> {
+  const keeper = fileStorage(path);
   try {
     await keeper.get("");
     return keeper;

@@ -152,7 +152,7 @@ export interface SocketLike {
 }
 
 /** What any part of the SDK is given to reach the service, and to be held in tests. */
-export interface Reach {
+export interface ConnectionOptions {
   /** Where PERE is, such as `https://pere.example`; a path before its own is kept. A query, a name with a password, or no address is a TypeError. */
   readonly url: string;
   readonly token?: Token | undefined;
@@ -178,7 +178,7 @@ export interface Reach {
 
 // ------------------------------------------------------------------------------------------------------------ small things
 
-type SetTimer = NonNullable<Reach["setTimer"]>;
+type SetTimer = NonNullable<ConnectionOptions["setTimer"]>;
 
 const setTimer: SetTimer = (run, ms) => {
   const timer = setTimeout(run, ms);
@@ -186,11 +186,11 @@ const setTimer: SetTimer = (run, ms) => {
 };
 
 /** Sleeps, unless it is woken. */
-class Nap {
+class Sleep {
   readonly #setTimer: SetTimer;
   #wake: (() => void) | undefined;
 
-  constructor(line: Line) {
+  constructor(line: ServiceClient) {
     this.#setTimer = line.setTimer;
   }
 
@@ -412,7 +412,7 @@ function entryOf(
  * What the service answers to receipts. Each of them is accounted for, or it is no answer to these.
  * @param events what they are about @throws Blocked: it is another one's answer
  */
-function answerOf(value: unknown, events: readonly string[]): Answer {
+function answerOf(value: unknown, events: readonly string[]): ReceiptsAnswer {
   if (!isObject(value) || !Array.isArray(value.rejected)) throw foreign();
   const { recorded, duplicate, rejected } = value;
   const isRight = rejected.every(
@@ -420,7 +420,7 @@ function answerOf(value: unknown, events: readonly string[]): Answer {
   );
   if (!isRight || !isCount(recorded) || !isCount(duplicate)) throw foreign();
   if (recorded + duplicate + rejected.length !== events.length) throw foreign();
-  return { rejected: rejected as Answer["rejected"] };
+  return { rejected: rejected as ReceiptsAnswer["rejected"] };
 }
 
 /** A token without blanks around it. @throws TypeError: it is none; it is not repeated */
@@ -448,7 +448,7 @@ function baseOf(given: string): string {
 }
 
 /** What is tried again, and how: shared by all that talks to the service. */
-class Line {
+class ServiceClient {
   readonly base: string;
   readonly fetch: (url: string, init: RequestInit) => Promise<Response>;
   readonly WebSocket: (new (url: string, protocols: string[]) => SocketLike) | null;
@@ -467,8 +467,8 @@ class Line {
   #dueAt = Number.POSITIVE_INFINITY;
 
   /** @throws TypeError when `url` is no address, or the token is none: trying again would not make it one */
-  constructor(reach: Reach) {
-    const socket = (globalThis as { WebSocket?: Line["WebSocket"] }).WebSocket;
+  constructor(reach: ConnectionOptions) {
+    const socket = (globalThis as { WebSocket?: ServiceClient["WebSocket"] }).WebSocket;
     const { onTrouble, setTimer: timer = setTimer } = reach;
     this.base = baseOf(reach.url);
     this.fetch = reach.fetch ?? ((url, init) => fetch(url, init));
@@ -710,7 +710,7 @@ export class EventStreamReader {
 // -------------------------------------------------------------------------------------------------------------------- feed
 
 /** Who follows a feed. */
-interface Taker {
+interface FeedHandler {
   /** Something that was pushed: an event, or a receipt. */
   take(value: Record<string, unknown>): void;
   /** The service's own: `ready`, `gap`, `bye`, `complete`. */
@@ -722,12 +722,12 @@ interface Taker {
 }
 
 /** What the service answers to receipts. */
-interface Answer {
+interface ReceiptsAnswer {
   readonly rejected: readonly { index: number; reason: string }[];
 }
 
 /** Gives receipts over a socket. @param events what they are about, in order @throws Trouble */
-type Ask = (text: string, events: readonly string[]) => Promise<Answer>;
+type SendReceipts = (text: string, events: readonly string[]) => Promise<ReceiptsAnswer>;
 
 /** Pauses after `pere.bye` on a socket, which has no `retry:`; from and to, as the service spreads them on SSE. */
 const BYE_MS = new Map<unknown, readonly [number, number]>([
@@ -742,7 +742,7 @@ const LADDER: readonly Transport[] = ["sse", "websocket", "longpoll"];
 /** Ends a connection that is silent, or that its owner ends; knows why. */
 class Watch {
   readonly #stop = new AbortController();
-  readonly #line: Line;
+  readonly #line: ServiceClient;
   readonly #outer: AbortSignal;
   readonly #abort = (): void => this.end("it was ended");
   #endTimer = (): void => {};
@@ -751,7 +751,7 @@ class Watch {
   /** Why it was ended; a silent one as an error. */
   why: string | Blocked | null = null;
 
-  constructor(outer: AbortSignal, line: Line, limitMs: number) {
+  constructor(outer: AbortSignal, line: ServiceClient, limitMs: number) {
     this.#outer = outer;
     this.#line = line;
     this.#heardAt = line.monotonic();
@@ -802,12 +802,12 @@ function isAhead(id: string, than = ""): boolean {
 
 /** A log that is followed for as long as it is wanted, by whatever gets through, from where it broke off. */
 class Feed {
-  readonly #line: Line;
+  readonly #line: ServiceClient;
   readonly #path: "feed" | "feedback";
   readonly #channels: readonly string[];
   readonly #query: Record<string, string>;
-  readonly #taker: Taker;
-  readonly #nap: Nap;
+  readonly #taker: FeedHandler;
+  readonly #nap: Sleep;
   /** Where it goes on; opaque. */
   last: string;
   state: "connecting" | "connected" | "behind" | "offline" = "connecting";
@@ -822,24 +822,24 @@ class Feed {
   #rung = 0;
   #againAt = 0;
   #againTimes = 0;
-  #ask: Ask | null = null;
+  #ask: SendReceipts | null = null;
   /** The connection that is open. */
   #watch: Watch | null = null;
   /** Where each channel stands, on a socket, which has no `id:` line. */
   #positions: Record<string, string> = {};
 
   constructor(
-    line: Line,
+    line: ServiceClient,
     path: "feed" | "feedback",
     channels: readonly string[],
     query: Record<string, string>,
     last: string,
-    taker: Taker,
+    taker: FeedHandler,
   ) {
     if (channels.length === 0 || channels.length > CHANNELS_MAX)
       throw new RangeError(`channels: 1 to ${CHANNELS_MAX} on a feed`);
     this.#line = line;
-    this.#nap = new Nap(line);
+    this.#nap = new Sleep(line);
     this.#path = path;
     this.#channels = channels;
     this.#query = query;
@@ -853,7 +853,7 @@ class Feed {
   }
 
   /** Gives receipts over the socket and waits for the answer; null: there is no socket. */
-  get ask(): Ask | null {
+  get ask(): SendReceipts | null {
     return this.#ask;
   }
 
@@ -1080,7 +1080,7 @@ class Feed {
       throw new Blocked(sentenceOf(error)); // As on a page with TLS that would open a socket without.
     }
     const closed = promised<number>();
-    const asked = new Asked(
+    const asked = new RequestQueue(
       (text) => socket.send(text),
       timing.requestMs,
       setTimer,
@@ -1164,7 +1164,7 @@ class Feed {
     return () => stop();
   }
 
-  #openSocket({ channels }: Record<string, unknown>, asked: Asked): void {
+  #openSocket({ channels }: Record<string, unknown>, asked: RequestQueue): void {
     this.#positions = { ...(channels as Record<string, string>) };
     this.last = Object.values(this.#positions).join(".");
     this.#ask = (text, events) => asked.ask(text, events);
@@ -1237,7 +1237,7 @@ class Feed {
 }
 
 /** Questions on a socket, one at a time: answers name no question. */
-class Asked {
+class RequestQueue {
   readonly #send: (text: string) => void;
   readonly #limitMs: number;
   readonly #setTimer: SetTimer;
@@ -1259,14 +1259,14 @@ class Asked {
   }
 
   /** @throws Trouble */
-  ask(text: string, events: readonly string[]): Promise<Answer> {
+  ask(text: string, events: readonly string[]): Promise<ReceiptsAnswer> {
     this.#waiting++;
     const asked = this.#turn.then(() => this.#one(text, events)).finally(() => this.#waiting--);
     this.#turn = asked.catch(() => {});
     return asked;
   }
 
-  async #one(text: string, events: readonly string[]): Promise<Answer> {
+  async #one(text: string, events: readonly string[]): Promise<ReceiptsAnswer> {
     const open = promised<unknown>();
     this.#open = open;
     const stop = this.#setTimer(() => this.fail("there was no answer in time"), this.#limitMs);
@@ -1295,7 +1295,7 @@ class Asked {
 // ------------------------------------------------------------------------------------------------------- what is remembered
 
 /** Where a device keeps what must survive a restart: its outbox and what it has finished. Any store of texts by name will do. */
-export interface Keeper {
+export interface DeviceStorage {
   get(name: string): string | null | undefined | Promise<string | null | undefined>;
   set(name: string, text: string): unknown;
 }
@@ -1307,7 +1307,7 @@ const localStore = (): Pick<Storage, "getItem" | "setItem"> | null => globalThis
  * The browser's `localStorage`. In a browser that keeps nothing a listener works all the same, and `status().error` says so.
  * @param store another of its kind, such as `sessionStorage`
  */
-export function browserKeeper(store?: Pick<Storage, "getItem" | "setItem">): Keeper {
+export function browserStorage(store?: Pick<Storage, "getItem" | "setItem">): DeviceStorage {
   return {
     get(name) {
       try {
@@ -1365,7 +1365,7 @@ async function placeOf({ readlink, stat }: Files, path: string): Promise<{ path:
  * A file, on Bun, Node and Deno, held by one process: written beside itself, synced and put in its place, so that it is whole at any moment. A link stays
  * one. What is no file, or a file of something else, is refused, and nothing takes its place.
  */
-export function fileKeeper(path: string): Keeper {
+export function fileStorage(path: string): DeviceStorage {
   // The name is no literal, so that bundlers for browsers leave it alone.
   const module = "node:fs/promises";
   const files = import(module) as Promise<Files>;
@@ -1445,7 +1445,7 @@ export interface Observable<Value> extends AsyncIterable<Value> {
   subscribe(hear: (value: Value) => void): () => void;
 }
 
-class Cell implements Observable<Status> {
+class StatusSignal implements Observable<Status> {
   #value: Status;
   readonly #hearers = new Set<(value: Status) => void>();
 
@@ -1499,7 +1499,7 @@ export interface Context {
   readonly signal: AbortSignal;
 }
 
-export interface ListenOptions<Data = unknown> extends Reach {
+export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   /** One, or up to 16. */
   readonly channels: string | readonly string[];
   /**
@@ -1517,7 +1517,7 @@ export interface ListenOptions<Data = unknown> extends Reach {
   /** Where a device that was never enrolled begins; the service's default is `now`. */
   readonly since?: "now" | "earliest" | (string & {}) | undefined;
   /** Where outbox and finished events are kept; by default in memory, until the program ends. */
-  readonly storage?: Keeper | undefined;
+  readonly storage?: DeviceStorage | undefined;
   /**
    * Whether tabs of one device share one connection, where the browser can (Web Locks, BroadcastChannel). The default is true. A tab that is frozen, or
    * gives no sign of life for `leaderMs`, is replaced by another.
@@ -1576,10 +1576,10 @@ type Known = "open" | Pick<Receipt, "status" | "detail">;
 class Device implements Listener {
   readonly closed: Promise<void>;
   readonly #options: ListenOptions;
-  readonly #line: Line;
+  readonly #line: ServiceClient;
   readonly #feed: Feed;
   readonly #channels: readonly string[];
-  readonly #status: Cell;
+  readonly #status: StatusSignal;
   readonly #concurrency: number;
   /** Aborted when it is to end; `#over` when it has. */
   readonly #ending = new AbortController();
@@ -1588,7 +1588,7 @@ class Device implements Listener {
   #term = new AbortController();
   readonly #known = new Map<string, Known>();
   readonly #settled: string[] = [];
-  readonly #nap: Nap;
+  readonly #nap: Sleep;
   #name = "";
   #device: string | null;
   #isAnonymous: boolean;
@@ -1624,8 +1624,8 @@ class Device implements Listener {
 
   constructor(options: ListenOptions) {
     this.#options = options;
-    this.#line = new Line(options);
-    this.#nap = new Nap(this.#line);
+    this.#line = new ServiceClient(options);
+    this.#nap = new Sleep(this.#line);
     this.#channels = typeof options.channels === "string" ? options.channels.split(",") : options.channels;
     this.#concurrency = Math.max(1, options.concurrency ?? 1);
     this.#device = options.device ?? null;
@@ -1647,7 +1647,7 @@ class Device implements Listener {
         changed: () => this.#changed(),
       },
     );
-    this.#status = new Cell(this.#snapshot());
+    this.#status = new StatusSignal(this.#snapshot());
     const end = (): void => void this.close();
     if (options.signal?.aborted) end();
     options.signal?.addEventListener("abort", end);
@@ -2097,7 +2097,7 @@ class Device implements Listener {
     }
   }
 
-  async #post(channel: string, body: string, events: readonly string[]): Promise<Answer> {
+  async #post(channel: string, body: string, events: readonly string[]): Promise<ReceiptsAnswer> {
     const { device } = this.#options;
     const url = addressOf(this.#line.base, "feedback", [channel], device === undefined ? {} : { device });
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body };
@@ -2112,7 +2112,7 @@ class Device implements Listener {
   }
 
   /** The service has these receipts, save those that it rejects. */
-  #answered(batch: readonly Receipt[], rejected: Answer["rejected"]): void {
+  #answered(batch: readonly Receipt[], rejected: ReceiptsAnswer["rejected"]): void {
     const reasons = new Map(rejected.map(({ index, reason }) => [index, reason]));
     const gone = new Set(batch);
     this.#outbox = this.#outbox.filter((receipt) => !gone.has(receipt));
@@ -2251,7 +2251,7 @@ function depthOf(text: string): number {
 
 // ----------------------------------------------------------------------------------------------------------------- publish
 
-export interface PublishOptions extends Omit<Reach, "url" | "WebSocket"> {
+export interface PublishOptions extends Omit<ConnectionOptions, "url" | "WebSocket"> {
   /** Becomes the SSE event's name. `open`, `message`, `error` and what begins with `pere.` are refused (422). */
   readonly type?: string | undefined;
   /** Devices that it is for; without, all that are enrolled. */
@@ -2331,7 +2331,7 @@ async function push(
   count: number | null,
   options: PublishOptions,
 ): Promise<unknown> {
-  const line = new Line({ ...options, url: base });
+  const line = new ServiceClient({ ...options, url: base });
   const {
     to,
     ttl,
@@ -2348,7 +2348,7 @@ async function push(
   const url = addressOf(line.base, "push", [channel], query);
   const startedAt = line.monotonic();
   const never = new AbortController().signal;
-  const nap = new Nap(line);
+  const nap = new Sleep(line);
   for (let failures = 1; ; failures++) {
     const leftMs = Math.max(0, (wait ?? 0) * 1000 - (line.monotonic() - startedAt));
     const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
@@ -2385,7 +2385,7 @@ function isPushed(answer: Record<string, unknown>, channel: string, count: numbe
 // ---------------------------------------------------------------------------------------------------------------- receipts
 
 /** A receipt as publishers get it; `missing` is the service's own word. */
-export interface Given {
+export interface DeviceReceipt {
   readonly kind: "receipt";
   readonly id: string;
   readonly event: string;
@@ -2412,9 +2412,9 @@ export interface Complete {
 }
 
 /** What devices say, in order; and what is no longer kept. */
-export type Said = Given | Complete | (Gap & { readonly kind: "gap" });
+export type ReceiptMessage = DeviceReceipt | Complete | (Gap & { readonly kind: "gap" });
 
-export interface ReceiptsOptions extends Reach {
+export interface ReceiptsOptions extends ConnectionOptions {
   /** One, or up to 16. */
   readonly channel: string | readonly string[];
   /** Where it begins: `now` by default, `earliest`, or a position of before. */
@@ -2422,7 +2422,7 @@ export interface ReceiptsOptions extends Reach {
 }
 
 /** Receipts as they come. */
-export interface Receipts extends AsyncIterableIterator<Said> {
+export interface Receipts extends AsyncIterableIterator<ReceiptMessage> {
   /** Resolves when it is followed: no receipt that is given from then on is missed. @throws PereError when the service says no for good */
   readonly ready: Promise<void>;
   /** Where the next one would go on: a later call's `since`. What was taken from it stands before that. */
@@ -2443,7 +2443,7 @@ class Follower implements Receipts {
   readonly ready: Promise<void>;
   readonly #ending = new AbortController();
   readonly #feed: Feed;
-  readonly #said: { readonly said: Said; readonly last: string }[] = [];
+  readonly #said: { readonly said: ReceiptMessage; readonly last: string }[] = [];
   readonly #signal: AbortSignal | undefined;
   readonly #end = (): void => {
     this.#ending.abort();
@@ -2465,17 +2465,17 @@ class Follower implements Receipts {
     const isPlace = since !== undefined && since !== "now" && since !== "earliest";
     this.#position = isPlace ? since : "";
     this.#feed = new Feed(
-      new Line(options),
+      new ServiceClient(options),
       "feedback",
       channels,
       since === "earliest" ? { since } : {},
       this.#position,
       {
-        take: (value) => this.#add({ kind: "receipt", ...value } as Given),
+        take: (value) => this.#add({ kind: "receipt", ...value } as DeviceReceipt),
         own: (name, body) => {
           if (name === "ready") ready.resolve();
           if (name === "complete") this.#add({ kind: "complete", ...body } as Complete);
-          if (name === "gap") this.#add({ kind: "gap", ...body } as unknown as Said);
+          if (name === "gap") this.#add({ kind: "gap", ...body } as unknown as ReceiptMessage);
         },
         room: () => this.#hasRoom(),
         changed: () => {},
@@ -2507,7 +2507,7 @@ class Follower implements Receipts {
     this.#news.resolve();
   }
 
-  #add(said: Said): void {
+  #add(said: ReceiptMessage): void {
     // The position behind it is known when the next one comes; until then it would come again.
     this.#said.push({ said, last: this.#feed.last });
     this.#news.resolve();
@@ -2519,7 +2519,7 @@ class Follower implements Receipts {
     return this.#room.promise;
   }
 
-  async next(): Promise<IteratorResult<Said>> {
+  async next(): Promise<IteratorResult<ReceiptMessage>> {
     for (;;) {
       const first = this.#said.shift();
       if (this.#said.length <= WAITING_MAX / 2) {
@@ -2539,7 +2539,7 @@ class Follower implements Receipts {
     }
   }
 
-  async return(): Promise<IteratorResult<Said>> {
+  async return(): Promise<IteratorResult<ReceiptMessage>> {
     this.#end();
     return { done: true, value: undefined };
   }

@@ -18,7 +18,7 @@
  */
 import { fstatSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { PereError, publish, receipts, type Given, type Receipts } from "./pere.ts";
+import { PereError, publish, receipts, type DeviceReceipt, type Receipts } from "./pere.ts";
 import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf } from "./program.ts";
 import { UsageError, withText } from "./program.ts";
 
@@ -52,7 +52,7 @@ const BAR_CELLS = Math.min(40, Math.max(0, (process.stdout.columns || 0) - TABLE
 interface Pushed {
   readonly id: string;
   readonly addressed: number;
-  readonly words: Map<string, Given["status"]>;
+  readonly words: Map<string, DeviceReceipt["status"]>;
 }
 
 const WORDS = ["received", "working", "done", "failed", "missing"] as const;
@@ -209,9 +209,9 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     // A socket would go past the proxy.
     ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
   });
-  const note = ({ event, device, status }: Given): void => {
+  const note = ({ event, device, status }: DeviceReceipt): void => {
     const known = pushed.get(event);
-    const words = known?.words ?? early.get(event) ?? new Map<string, Given["status"]>();
+    const words = known?.words ?? early.get(event) ?? new Map<string, DeviceReceipt["status"]>();
     words.set(device, status);
     if (!known) return void early.set(event, words);
     show(known);

@@ -19,7 +19,7 @@ export const STORE_SECONDS = [
 export const BATCH_CHANGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096] as const;
 
 /** How many values fell where: a histogram with fixed buckets. */
-export class Spread {
+export class Distribution {
   readonly bounds: readonly number[];
   /** How many were at most as large as the bound at this place, and larger than the one before; in the last place those beyond all bounds. */
   readonly counts: number[];
@@ -41,7 +41,7 @@ export class Spread {
   }
 
   /** Adds what another one of the same bounds has. */
-  add({ counts, sum, count }: Spread): void {
+  add({ counts, sum, count }: Distribution): void {
     for (const [place, more] of counts.entries()) this.counts[place]! += more;
     this.sum += sum;
     this.count += count;
@@ -49,7 +49,7 @@ export class Spread {
 }
 
 /** What was done for some channels. */
-export class Work {
+export class ChannelCounters {
   /** Events that were stored, each line of a batch counted. */
   pushes = 0;
   /** Pushes that a known `Idempotency-Key` answered with the events of before. */
@@ -65,10 +65,10 @@ export class Work {
   pushFailures = 0;
   receiptFailures = 0;
   /** Seconds from a push to a device's `received`, and to its final word, where the push is remembered. */
-  readonly received = new Spread(LATENCY_SECONDS);
-  readonly final = new Spread(LATENCY_SECONDS);
+  readonly received = new Distribution(LATENCY_SECONDS);
+  readonly final = new Distribution(LATENCY_SECONDS);
 
-  add(other: Work): void {
+  add(other: ChannelCounters): void {
     this.pushes += other.pushes;
     this.replays += other.replays;
     this.deliveries += other.deliveries;
@@ -118,10 +118,10 @@ class PushTimes {
   }
 }
 
-export class Counts {
+export class Counters {
   /** Channels that are told apart, and all others together. */
-  readonly named: ReadonlyMap<string, Work>;
-  readonly rest = new Work();
+  readonly named: ReadonlyMap<string, ChannelCounters>;
+  readonly rest = new ChannelCounters();
   /** Feeds that ended, by the word that they were told; those whose reader left are not among them. */
   readonly byes = { drain: 0, renew: 0, expired: 0, busy: 0 };
   /** Calls to hooks, each try for itself, by what became of it. */
@@ -129,28 +129,28 @@ export class Counts {
   /** Calls that were given up after the last try. */
   hookGivenUp = 0;
   /** Seconds that the store took for a push and for a request's receipts: what their sender waits for. */
-  readonly pushStored = new Spread(STORE_SECONDS);
-  readonly receiptsStored = new Spread(STORE_SECONDS);
+  readonly pushStored = new Distribution(STORE_SECONDS);
+  readonly receiptsStored = new Distribution(STORE_SECONDS);
   /** Seconds that a commit of the SQLite file took, and how many changes were in it. */
-  readonly commits = new Spread(STORE_SECONDS);
-  readonly batches = new Spread(BATCH_CHANGES);
+  readonly commits = new Distribution(STORE_SECONDS);
+  readonly batches = new Distribution(BATCH_CHANGES);
   /** Length of the SQLite file's write-ahead log when it was last looked at; null: there is none. */
   logBytes: number | null = null;
   readonly #times = new PushTimes();
 
   /** @param channels those that are told apart */
   constructor(channels: readonly string[] = []) {
-    this.named = new Map(channels.map((channel) => [channel, new Work()]));
+    this.named = new Map(channels.map((channel) => [channel, new ChannelCounters()]));
   }
 
   /** Where the work on a channel is counted. */
-  of(channel: string): Work {
+  of(channel: string): ChannelCounters {
     return this.named.size === 0 ? this.rest : (this.named.get(channel) ?? this.rest);
   }
 
   /** The work on all channels, added up at this moment. */
-  total(): Work {
-    const total = new Work();
+  total(): ChannelCounters {
+    const total = new ChannelCounters();
     for (const work of [this.rest, ...this.named.values()]) total.add(work);
     return total;
   }
@@ -161,7 +161,7 @@ export class Counts {
   }
 
   /** A receipt moved its device forward. @param now milliseconds since 1970 */
-  recorded(work: Work, status: Status, { epoch, seq }: { epoch: string; seq: number }, now: number): void {
+  recorded(work: ChannelCounters, status: Status, { epoch, seq }: { epoch: string; seq: number }, now: number): void {
     work.receipts[status]++;
     const spread = status === "received" ? work.received : status === "working" ? null : work.final;
     const at = spread && this.#times.find(epoch, seq);

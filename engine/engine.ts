@@ -5,9 +5,9 @@
  * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
  * here, and signs of life that are written down every few seconds.
  */
-import { Breath } from "./yield.ts";
+import { Turn } from "./yield.ts";
 import type { Clock } from "./clock.ts";
-import { Counts } from "./counters.ts";
+import { Counters } from "./counters.ts";
 import { Deadlines } from "./feeds/deadlines.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
@@ -32,9 +32,9 @@ import type { Allowed, CallOptions } from "./hooks/call.ts";
 import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
 import { fits, type KeepRule } from "./retention-rules.ts";
-import { Waiting } from "./feeds/completion.ts";
+import { Completion } from "./feeds/completion.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
-import { type Screen, Watching, type WatchRequest } from "./feeds/watch.ts";
+import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
 /** How long things last and how much there may be. Times in milliseconds. */
 export interface Limits extends FeedLimits {
@@ -71,7 +71,7 @@ export interface EngineOptions {
   readonly hooksAllowed?: readonly Allowed[];
   readonly hookCall?: CallOptions;
   /** Where it is counted what was done. */
-  readonly counts?: Counts;
+  readonly counts?: Counters;
   /** Whether the wall clock leapt: `Clock`. */
   readonly clock?: Pick<Clock, "leapMs" | "advice">;
   /** Told of what should never happen, in work that nobody waits for. */
@@ -109,7 +109,7 @@ export class Engine {
   /** Whether the wall clock leapt. */
   readonly clock: Pick<Clock, "leapMs" | "advice">;
   /** What was done since the start. */
-  readonly counts: Counts;
+  readonly counts: Counters;
   readonly #store: Store;
   readonly #limits: Limits;
   readonly #now: () => number;
@@ -117,8 +117,8 @@ export class Engine {
   readonly #feeds: Feeds;
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
-  readonly #waiting: Waiting;
-  readonly #watching: Watching;
+  readonly #waiting: Completion;
+  readonly #watching: Watch;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
   /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
@@ -129,7 +129,7 @@ export class Engine {
 
   constructor(store: Store, options: EngineOptions = {}) {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
-    const { counts = new Counts(), report = onConsole } = options;
+    const { counts = new Counters(), report = onConsole } = options;
     this.counts = counts;
     this.clock = options.clock ?? { leapMs: 0, advice: [] };
     this.#store = store;
@@ -150,8 +150,8 @@ export class Engine {
       random,
       report,
     });
-    this.#waiting = new Waiting(store, (request, wire) => this.#feeds.follow(request, wire));
-    this.#watching = new Watching(store, this.#feeds.presence, counts, now, report);
+    this.#waiting = new Completion(store, (request, wire) => this.#feeds.follow(request, wire));
+    this.#watching = new Watch(store, this.#feeds.presence, counts, now, report);
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
@@ -203,7 +203,7 @@ export class Engine {
     const startedAt = performance.now();
     const [appended, elsewhere] = await Promise.all([
       this.#store.append(channel, drafts, this.#now(), key),
-      this.#store.elsewhere(channel),
+      this.#store.remotePresence(channel),
     ]).catch((error: unknown) => {
       if (!(error instanceof PereError) || error.code !== "refused") work.pushFailures++;
       throw error;
@@ -318,12 +318,12 @@ export class Engine {
     const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
     let from: string | null = after;
     let isMore = false;
-    const breath = new Breath();
+    const breath = new Turn();
     // One more than was asked for tells whether there are more; names that the reader may not know are in no answer, also not in `next`.
     for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
       const open = page.items.filter(({ channel }) => may(channel));
-      const elsewhere = await Promise.all(open.map(({ channel }) => this.#store.elsewhere(channel)));
+      const elsewhere = await Promise.all(open.map(({ channel }) => this.#store.remotePresence(channel)));
       const found = open
         .map((entry, index) => ({
           ...entry,
@@ -341,7 +341,7 @@ export class Engine {
         });
       isMore = shown.length < found.length;
       from = page.next;
-      await breath.take();
+      await breath.yieldToEventLoop();
     }
     return { channels, next: isMore ? channels.at(-1)!.channel : null };
   }
@@ -398,7 +398,7 @@ export class Engine {
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, epoch, events[0]!.seq, events.at(-1)!.seq);
     if (tallies === null) return null;
-    const elsewhere = await this.#store.elsewhere(channel);
+    const elsewhere = await this.#store.remotePresence(channel);
     const joined = this.#feeds.presence.joined(channel, elsewhere);
     return events.flatMap((event) => {
       const tally = tallies.get(event.seq);
@@ -428,7 +428,7 @@ export class Engine {
   async devices(channel: string, after: string, limit: number) {
     await this.#heads(channel);
     const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
-    const elsewhere = await this.#store.elsewhere(channel);
+    const elsewhere = await this.#store.remotePresence(channel);
     const away = items.map(({ device }) => device).filter((device) => elsewhere.has(device));
     const there = await this.#store.addresses(channel, away);
     const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({

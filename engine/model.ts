@@ -204,7 +204,7 @@ export interface Row {
 }
 
 /** One enrolled device. `pending`: how many kept, unexpired events it owes a final receipt. */
-export interface Enrolment {
+export interface EnrolledDevice {
   readonly device: string;
   readonly enrolledAt: number;
   readonly seenAt: number | null;

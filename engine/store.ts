@@ -19,7 +19,7 @@
  * `tests/contract.ts` holds every store to this page.
  */
 import {
-  type Enrolment,
+  type EnrolledDevice,
   type Event,
   type EventDraft,
   type Kind,
@@ -279,7 +279,7 @@ export interface Store {
    * Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. Events that name others may be among them; those that
    * named it until it was retired are, where `events` still gives its name.
    */
-  settled(
+  finalized(
     channel: string,
     epoch: string,
     device: string,
@@ -291,7 +291,7 @@ export interface Store {
   tallies(channel: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null>;
 
   /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
-  silent(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
+  unanswered(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
 
   /** Kept events that are sent again to who is silent, and that are neither expired nor past their deadline. */
   reminders(channel: string, now: number): Promise<Reminder[]>;
@@ -300,7 +300,7 @@ export interface Store {
    * Records as `missing`, a bounded slice a call, the devices that owe a final word on an event whose deadline has passed; each once.
    * @returns when to ask again, milliseconds since 1970 (`now` or before: at once), too early perhaps but never too late; null: no deadline is ahead
    */
-  miss(now: number): Promise<number | null>;
+  recordMissing(now: number): Promise<number | null>;
 
   /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. Null as with `events`. */
   rows(
@@ -313,7 +313,7 @@ export interface Store {
   ): Promise<Page<Row, string> | null>;
 
   /** Enrolled devices by name, after the device `after`. */
-  devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>>;
+  devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>>;
 
   /** All channels by name, after the channel `after`; with how many devices are enrolled. */
   channels(after: string, limit: number): Promise<Page<ChannelEntry, string>>;
@@ -345,13 +345,13 @@ export interface Store {
    * A device, which joined the channel after `joined`, is connected to this instance from now on, from these addresses; null: it is no longer. Other
    * instances know it soon.
    */
-  attend(channel: string, device: string, joined: number | null, addresses?: readonly string[]): void;
+  setPresence(channel: string, device: string, joined: number | null, addresses?: readonly string[]): void;
 
   /** From where these devices are connected at other instances, those that are known; right within seconds. Never rejects. */
   addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>>;
 
   /** Devices that are connected at other instances, each with where it joined; right within seconds, nobody where it can't be known. Never rejects. */
-  elsewhere(channel: string): Promise<ReadonlyMap<string, number>>;
+  remotePresence(channel: string): Promise<ReadonlyMap<string, number>>;
 
   /**
    * Takes or renews a lease, for work that one instance must do; for 0 ms its holder gives it back.

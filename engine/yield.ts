@@ -8,11 +8,11 @@
 /** How long one piece of work may keep the rest waiting. */
 const BREATH_MS = 5;
 
-export class Breath {
+export class Turn {
   #at = performance.now() + BREATH_MS;
 
   /** Returns at once, until it is time for others. */
-  async take(): Promise<void> {
+  async yieldToEventLoop(): Promise<void> {
     if (performance.now() < this.#at) return;
     await new Promise((resolve) => setImmediate(resolve));
     this.#at = performance.now() + BREATH_MS;
@@ -20,7 +20,7 @@ export class Breath {
 }
 
 /** The same for many who work side by side: together they keep the rest waiting no longer than one alone. */
-export class SharedBreath {
+export class SharedTurn {
   #until = 0;
   #next: Promise<void> | undefined;
 

@@ -5,7 +5,7 @@ import { describe, expect, test } from "bun:test";
 import { randomBytes, sign } from "node:crypto";
 import fc from "fast-check";
 import { SignJWT, exportJWK, exportSPKI, generateKeyPair } from "jose";
-import { deviceOfGrant, challenge, openAccess, redact, tokenOf } from "../engine/auth/tokens.ts";
+import { deviceOfGrant, wwwAuthenticate, openAccess, redact, tokenOf } from "../engine/auth/tokens.ts";
 import { PereError } from "../engine/model.ts";
 import type { Grant } from "../engine/auth/rights.ts";
 import { seed } from "./chance.ts";
@@ -521,14 +521,14 @@ describe("a request's token", () => {
   });
 
   test("that is missing, bad or too weak is told apart in WWW-Authenticate", async () => {
-    expect(challenge(await refusal(access.read(null)))).toBe('Bearer realm="PERE"');
-    expect(challenge(await refusal(access.read("x")))).toBe(
+    expect(wwwAuthenticate(await refusal(access.read(null)))).toBe('Bearer realm="PERE"');
+    expect(wwwAuthenticate(await refusal(access.read("x")))).toBe(
       'Bearer realm="PERE", error="invalid_token", error_description="token: it is not a signed JWT"',
     );
-    const evil = challenge(await refusal(access.read(signed({ pere: { push: ['a"\r\nSet-Cookie: b=\\é'] } }))));
+    const evil = wwwAuthenticate(await refusal(access.read(signed({ pere: { push: ['a"\r\nSet-Cookie: b=\\é'] } }))));
     expect(evil).toMatch(/^Bearer realm="PERE", error="invalid_token", error_description="[ !#-[\]-~]*"$/);
-    expect(challenge(new PereError("forbidden", "no"))).toContain('error="insufficient_scope"');
-    expect(challenge(new PereError("malformed", "no"))).toContain('error="invalid_request"');
+    expect(wwwAuthenticate(new PereError("forbidden", "no"))).toContain('error="insufficient_scope"');
+    expect(wwwAuthenticate(new PereError("malformed", "no"))).toContain('error="invalid_request"');
   });
 });
 

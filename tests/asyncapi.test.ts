@@ -7,7 +7,7 @@ import { expect, spyOn, test } from "bun:test";
 import { Parser } from "@asyncapi/parser";
 import Ajv from "ajv";
 import packageJson from "../package.json";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
@@ -173,7 +173,7 @@ async function play(): Promise<(readonly [key: string, said: Said])[]> {
   const now = (): number => SAMPLE_TIME_MS;
   const pere = await startWith({ proxies: readAllowed("127.0.0.1/32") }, { now });
   const rights = { push: ["orders"], feed: ["orders"], days: 1 };
-  const token = await mint({ secret: SECRET, now }, { sub: samples.device, ...rights });
+  const token = await issueToken({ secret: SECRET, now }, { sub: samples.device, ...rights });
   const listening = await listenEverywhere(
     (key, more) => `${pere.url}${document.channels[key]!.address.replace("{channel}", "orders")}?token=${token}${more}`,
   );

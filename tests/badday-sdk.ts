@@ -3,7 +3,7 @@
  */
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { WebSocket as NodeSocket } from "ws";
-import { fileKeeper, listen } from "../clients/pere.ts";
+import { fileStorage, listen } from "../clients/pere.ts";
 import type { Job } from "./badday.ts";
 
 const { url, channels, device, tokenFile, state, record, patience } = JSON.parse(process.env.JOB!) as Job;
@@ -13,7 +13,7 @@ const listener = listen({
   channels,
   device,
   token: tokenFile === null ? undefined : () => readFileSync(tokenFile, "utf8").trim(),
-  storage: fileKeeper(state),
+  storage: fileStorage(state),
   // Node has one since 22.
   WebSocket: "WebSocket" in globalThis ? undefined : NodeSocket,
   timing: {

@@ -4,7 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { publish } from "../clients/pere.ts";
@@ -75,7 +75,7 @@ for (const [kind, target] of [
 
     test("a link with a token becomes a cookie of that path alone, and leads back to the page there", async () => {
       const claims = { sub: "till", push: ["*"], feed: ["*"], days: 1 };
-      const token = await mint({ secret: SECRET, now: Date.now }, claims);
+      const token = await issueToken({ secret: SECRET, now: Date.now }, claims);
       const { status, headers } = await ask(`${secured}/?token=${token}`);
       expect([status, headers.get("location")]).toEqual([303, "/tools/pere/"]);
       expect(headers.get("set-cookie")).toContain("; Path=/tools/pere/; ");

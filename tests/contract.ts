@@ -179,10 +179,10 @@ export function storeContract(
           Promise.all([
             store.events(channel, life, 0, 10),
             store.receipts(channel, life, 0, 10),
-            store.settled(channel, life, "till", 0, 1),
+            store.finalized(channel, life, "till", 0, 1),
             store.tallies(channel, life, 1, 1),
             store.rows(channel, life, 1, null, "", 10),
-            store.silent(channel, life, 1, ["till"]),
+            store.unanswered(channel, life, 1, ["till"]),
           ]);
         expect((await look(epoch)).map((found) => found === null)).toEqual(Array(6).fill(false));
         for (const found of [await look("another0"), await look(epoch, "others"), await look(epoch, "unused")])
@@ -202,7 +202,7 @@ export function storeContract(
         expect(await store.devices("orders", "", 10, T)).toEqual({ items: [], next: null });
         expect(await store.reminders("orders", T)).toEqual([]);
         await reads.silent(store, "orders", 1, ["till"]);
-        expect(await store.miss(T)).toBeNull();
+        expect(await store.recordMissing(T)).toBeNull();
         for (const channel of ["orders", null]) expect(await store.hooks(channel)).toEqual([]);
         expect(await store.deliveries("orders", "till")).toEqual([]);
         expect(await store.progress("orders", "till", null, {})).toBe(false);
@@ -1107,7 +1107,7 @@ export function storeContract(
           T,
         );
         const at = T + 10 * SECOND;
-        expect(await store.miss(at - 1)).toBe(at);
+        expect(await store.recordMissing(at - 1)).toBe(at);
         expect(await missing()).toEqual([]);
         for (let n = 0; n < 3; n++) expect(await missAll(store, at + n)).toBeNull();
         expect(await missing()).toEqual([entryOf(1, "silent", at), entryOf(1, "working", at)]);
@@ -1208,12 +1208,12 @@ export function storeContract(
       test("is told before it passes, the next one of all channels; none, when none is ahead", async () => {
         await enrol("till");
         await store.enrol("others", "till", T);
-        expect(await store.miss(T)).toBeNull();
+        expect(await store.recordMissing(T)).toBeNull();
         await append("without");
-        expect(await store.miss(T)).toBeNull();
+        expect(await store.recordMissing(T)).toBeNull();
         await append("last", { deadline: 30 });
         await store.append("others", [draft("first", { deadline: 10 }), draft("second", { deadline: 20.5 })], T);
-        expect(await store.miss(T)).toBe(T + 10_000);
+        expect(await store.recordMissing(T)).toBe(T + 10_000);
         expect(await missAll(store, T + 10_000)).toBe(T + 20_500);
         await append("earlier", { deadline: 1 }, T + 11_000);
         expect(await missAll(store, T + 11_000)).toBe(T + 12_000);
@@ -1355,7 +1355,10 @@ export function storeContract(
       test("finds nobody missing who answers in the same moment", async () => {
         await enrol("kiosk", "till");
         const { epoch } = await append("answered", { deadline: 1 });
-        await Promise.all([store.record("orders", [word(epoch, 1, "till", "done")], T), store.miss(T + SECOND)]);
+        await Promise.all([
+          store.record("orders", [word(epoch, 1, "till", "done")], T),
+          store.recordMissing(T + SECOND),
+        ]);
         await missAll(store, T + SECOND);
         expect(await log()).toEqual([
           [1, "till", "done"],
@@ -1370,12 +1373,12 @@ export function storeContract(
         await append("owed", { deadline: 1 });
         await append("expired", { deadline: 10, ttl: 0.5 });
         await append("stays");
-        await store.miss(T + SECOND);
+        await store.recordMissing(T + SECOND);
         let more = true;
         while (more) {
           [more] = await Promise.all([
             store.trim("orders", { count: 1, before: 0 }, T + SECOND),
-            store.miss(T + SECOND),
+            store.recordMissing(T + SECOND),
           ]);
         }
         await missAll(store, T + SECOND);
@@ -1762,7 +1765,7 @@ export function storeContract(
           channels: () => store.channels("", 10),
           silent: () => reads.silent(store, "orders", 1, ["till"]),
           reminders: () => store.reminders("orders", T),
-          miss: () => store.miss(T),
+          miss: () => store.recordMissing(T),
           trim: () => store.trim("orders", EVERYTHING, T),
           putHook: () =>
             store.putHook("orders", { name: "a", url: "https://a", secret: null, on: ["receipt"] }, "s", T),
@@ -1845,8 +1848,8 @@ export function storeContract(
           const reminders = await store.reminders("orders", T);
           await reopen();
           expect(await store.reminders("orders", T)).toEqual(reminders);
-          expect(await store.miss(T)).toBe(T + 10_000);
-          expect(await store.miss(T + 10_000)).toBeLessThanOrEqual(T + 10_000);
+          expect(await store.recordMissing(T)).toBe(T + 10_000);
+          expect(await store.recordMissing(T + 10_000)).toBeLessThanOrEqual(T + 10_000);
           await reopen();
           expect(await missAll(store, T + 10_000)).toBe(T + 20_000);
           expect((await log()).map(([, device]) => device).sort()).toEqual(names);

@@ -2,12 +2,12 @@
  * What is counted is what was done: pushes, deliveries, words and their latency, at a real service whose clock is held.
  */
 import { expect, test } from "bun:test";
-import { Counts, Spread } from "../engine/counters.ts";
+import { Counters, Distribution } from "../engine/counters.ts";
 import { ask, give, listen, push, start, until } from "./harness.ts";
 
 test("each push, delivery and word is counted once, and how long the word took", async () => {
   let now = Date.now();
-  const service = await start({ now: () => now, counts: new Counts(["vip"]) });
+  const service = await start({ now: () => now, counts: new Counters(["vip"]) });
   const { url, engine } = service;
   const feeds = await Promise.all(["a", "b"].map((device) => listen(`${url}/feed/orders?device=${device}`)));
   const publisher = await listen(`${url}/feedback/orders`);
@@ -45,14 +45,14 @@ test("each push, delivery and word is counted once, and how long the word took",
 });
 
 test("a value at a bound belongs to that bound, one beyond all bounds to the last place", () => {
-  const spread = new Spread([1, 2, 4]);
+  const spread = new Distribution([1, 2, 4]);
   for (const value of [0, 1, 1.5, 4, 5]) spread.note(value);
   expect(spread.counts).toEqual([2, 1, 1, 1]);
   expect(spread).toMatchObject({ sum: 11.5, count: 5 });
 });
 
 test("a latency that is no longer remembered is not counted, and none is ever another event's", () => {
-  const counts = new Counts();
+  const counts = new Counters();
   counts.pushed("one", 1, 1, 1_000);
   counts.recorded(counts.rest, "done", { epoch: "other", seq: 1 }, 5_000);
   counts.recorded(counts.rest, "done", { epoch: "one", seq: 2 }, 5_000);

@@ -6,7 +6,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
 import { SignJWT } from "jose";
 import { readAllowed } from "../engine/hooks/call.ts";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
 import {
   DAY_SECONDS,
@@ -224,7 +224,7 @@ describe("a publisher's sub is any text", () => {
 
   test("with which everything is done that push allows, and nothing as a device", async () => {
     const pere = await start({ hooksAllowed: readAllowed("127.0.0.0/8") });
-    const text = await mint({ secret: SECRET }, { sub: SUB, push: ["orders"], feed: [], days: 1 });
+    const text = await issueToken({ secret: SECRET }, { sub: SUB, push: ["orders"], feed: [], days: 1 });
     const boss = bearer(await token({ push: ["*"], feed: ["*"] }));
     const { id } = (await ask(`${pere.url}/push/orders`, { body: 0, headers: boss })).body;
     for (const [method, path, right, status, init = {}] of ROUTES) {

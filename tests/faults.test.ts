@@ -15,7 +15,7 @@ import {
   Log,
   type Sink,
   SKIP_ENTRIES_MAX,
-  type Source,
+  type LogSource,
 } from "../engine/feeds/log.ts";
 import { reads } from "./contract-calls.ts";
 import { until } from "./harness.ts";
@@ -48,14 +48,14 @@ class Reader implements Sink {
 }
 
 /** A log of so many entries, of which a device answered those that `answered` holds. */
-function longLog(head: number, answered: ReadonlySet<number>, more: Partial<Source> = {}) {
+function longLog(head: number, answered: ReadonlySet<number>, more: Partial<LogSource> = {}) {
   const faults: unknown[] = [];
   const log = new Log("events", "c", {
     now: () => 0,
     report: (fault) => faults.push(fault),
     read: async (after, limit) =>
       Array.from({ length: Math.min(limit, log.head - after) }, (_, n) => entry(after + n + 1)),
-    settled: async (_, after, upTo) => {
+    finalized: async (_, after, upTo) => {
       const found = new Set<number>();
       for (let seq = after + 1; seq <= upTo; seq++) if (answered.has(seq)) found.add(seq);
       return found;
@@ -102,7 +102,7 @@ describe("a device that answers by another way while its feed stands still", () 
         Array.from({ length: Math.min(limit, 20_000 - Math.max(after, 19_990)) }, (_, n) =>
           entry(Math.max(after, 19_990) + n + 1),
         ),
-      settled: async () => {
+      finalized: async () => {
         log.settle(follower, 19_995);
         return new Set();
       },
@@ -295,11 +295,11 @@ describe("an engine", () => {
   });
 
   test("records who is missing after a fault at a deadline", async () => {
-    await withEngine({ miss: 1 }, async (engine, store, faults) => {
+    await withEngine({ recordMissing: 1 }, async (engine, store, faults) => {
       await store.enrol("orders", "a", Date.now());
       const { first } = await engine.push("orders", [draft(1, { deadline: 1 })]);
       await until(async () => (await reads.tallies(store, "orders", first, first)).get(first)?.missing === 1);
-      expect(faults).toEqual(["TypeError: a mistake in miss"]);
+      expect(faults).toEqual(["TypeError: a mistake in recordMissing"]);
     });
   });
 
@@ -318,13 +318,13 @@ describe("an engine", () => {
   });
 
   test("reminds again after a fault", async () => {
-    await withEngine({ reminders: 0, silent: 1 }, async (engine, _, faults) => {
+    await withEngine({ reminders: 0, unanswered: 1 }, async (engine, _, faults) => {
       let reminded = 0;
       engine.follow(feedOf("a"), wire({ remind: () => void reminded++ }));
       await until(() => engine.held.live === 1);
       await engine.push("orders", [draft(1, { remind: 1 })]);
       await until(() => reminded > 0, "a reminder");
-      expect(faults).toEqual(["TypeError: a mistake in silent"]);
+      expect(faults).toEqual(["TypeError: a mistake in unanswered"]);
     });
   });
 

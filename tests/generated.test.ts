@@ -7,7 +7,7 @@
 import { expect, test } from "bun:test";
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, SECRET, startWith, temporary } from "./harness.ts";
 
 const PACKAGES = join(import.meta.dir, "..", "node_modules");
@@ -115,7 +115,7 @@ test(
     expect(await run(tsc, folder)).toEqual({ code: 0, said: "" });
 
     const claims = { sub: "till-7", push: ["orders"], feed: ["orders"], days: 1 };
-    const { code, said } = await run(["program.ts", pere.url, await mint({ secret: SECRET }, claims)], folder);
+    const { code, said } = await run(["program.ts", pere.url, await issueToken({ secret: SECRET }, claims)], folder);
     expect([code, said]).toEqual([0, expect.stringMatching(/^\{.*\}\n$/)]);
     const told = JSON.parse(said) as Record<string, unknown>;
     expect(told).toEqual({
@@ -127,7 +127,7 @@ test(
       receipts: [["till-7", "done", false]],
     });
     // The service says the same to others.
-    const office = await mint({ secret: SECRET }, { ...claims, sub: "office" });
+    const office = await issueToken({ secret: SECRET }, { ...claims, sub: "office" });
     const { body } = await ask(`${pere.url}/events/orders/${String(told.id)}`, {
       headers: { Authorization: `Bearer ${office}` },
     });

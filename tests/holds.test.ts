@@ -94,7 +94,7 @@ const VERBS: [string, (store: Store) => Promise<unknown>][] = [
   [
     "miss",
     async (store) => {
-      for (let next: number | null = 0; next !== null && next <= LATER;) next = await store.miss(LATER);
+      for (let next: number | null = 0; next !== null && next <= LATER;) next = await store.recordMissing(LATER);
     },
   ],
   [

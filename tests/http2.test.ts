@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { connect as connectHttp2 } from "node:http2";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { takeIn } from "../engine/http/body.ts";
 import type { Service } from "../index.ts";
 import { SECRET, startWith, temporary } from "./harness.ts";
@@ -20,7 +20,7 @@ beforeAll(async () => {
   const child = Bun.spawn(["openssl", ...command, ...whose], { stdout: "ignore", stderr: "pipe" });
   if ((await child.exited) !== 0) throw new Error(await new Response(child.stderr).text());
   pere = await startWith({ tls: { cert, key } });
-  token = await mint({ secret: SECRET, now: Date.now }, { sub: "till", push: ["*"], feed: ["*"], days: 1 });
+  token = await issueToken({ secret: SECRET, now: Date.now }, { sub: "till", push: ["*"], feed: ["*"], days: 1 });
 });
 afterAll(() => pere.stop());
 

@@ -4,7 +4,7 @@
 import { afterEach, describe, expect, jest, test } from "bun:test";
 import { join } from "node:path";
 import { SignJWT } from "jose";
-import { type Level, type Log, openLog, QUIET_MS } from "../engine/ops/logger.ts";
+import { type Level, type Logger, openLog, QUIET_MS } from "../engine/ops/logger.ts";
 import { PereError } from "../engine/model.ts";
 import { PATIENCE_MS, temporary } from "./harness.ts";
 
@@ -12,7 +12,7 @@ import { PATIENCE_MS, temporary } from "./harness.ts";
 type Line = Record<string, any>;
 
 /** A log, and what was written until now. */
-function openHere(level?: Level): { log: Log; written: () => string; lines: () => Line[] } {
+function openHere(level?: Level): { log: Logger; written: () => string; lines: () => Line[] } {
   let text = "";
   const log = openLog(level, { write: (line) => void (text += line) });
   const lines = (): Line[] =>

@@ -3,8 +3,8 @@
  */
 import { describe, expect, test } from "bun:test";
 import { readAllowed } from "../engine/hooks/call.ts";
-import { mint } from "../engine/auth/issue.ts";
-import { Counts } from "../engine/counters.ts";
+import { issueToken } from "../engine/auth/issue.ts";
+import { Counters } from "../engine/counters.ts";
 import { ask, connect, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 import { noRedis, startRedis } from "./redis-server.ts";
@@ -75,7 +75,7 @@ test("a scrape tells what was done and what is held, and nothing of devices or c
 });
 
 test("a bucket holds all that is at most its bound, and the last one all", async () => {
-  const counts = new Counts();
+  const counts = new Counters();
   for (const seconds of [0.0001, 0.002, 0.002, 9]) counts.commits.note(seconds);
   const service = await start({ counts });
   const text = await scrape(service.url);
@@ -129,7 +129,7 @@ test("where there are tokens, one that may push everywhere reads metrics, and no
   const service = await startWith();
   const status = async (rights: { push?: string[]; feed?: string[] } | null): Promise<number> => {
     const token =
-      rights && (await mint({ secret: SECRET }, { sub: "prometheus", push: [], feed: [], days: 1, ...rights }));
+      rights && (await issueToken({ secret: SECRET }, { sub: "prometheus", push: [], feed: [], days: 1, ...rights }));
     const headers: Record<string, string> = token ? { Authorization: `Bearer ${token}` } : {};
     return (await ask(`${service.url}/metrics`, { headers })).status;
   };

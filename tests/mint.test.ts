@@ -2,20 +2,20 @@
  * Making tokens: such as this PERE takes, and no others.
  */
 import { describe, expect, test } from "bun:test";
-import { mint, readMint } from "../engine/auth/issue.ts";
+import { issueToken, readTokenDraft } from "../engine/auth/issue.ts";
 import { SECRET, NOW, now, open, access } from "./tokens.ts";
 
 describe("minting", () => {
   const draft = { sub: "till-7", push: ["orders", "shop.*"], feed: ["*"], days: 30 };
 
   test("makes a token that the same PERE takes", async () => {
-    const grant = await access.read(await mint({ secret: SECRET, now }, draft));
+    const grant = await access.read(await issueToken({ secret: SECRET, now }, draft));
     expect(grant).toMatchObject({ subject: "till-7", expires: NOW + 30 * 86_400_000 });
     expect(grant.may("push", "shop.a")).toBe(true);
     expect(grant.may("push", "other")).toBe(false);
     expect(grant.may("feed", "other")).toBe(true);
     const strict = { secret: SECRET, audience: "pere", issuer: "me", now };
-    await (await open(strict)).read(await mint(strict, draft));
+    await (await open(strict)).read(await issueToken(strict, draft));
   });
 
   test("makes none that no PERE would take", async () => {
@@ -31,19 +31,26 @@ describe("minting", () => {
       { push: Array.from({ length: 100 }, (_, index) => `${"x".repeat(120)}${index}`) },
     ];
     for (const one of wrong)
-      await expect(mint({ secret: SECRET, now }, { ...draft, ...one })).rejects.toThrow(/^[^\n]+$/);
-    await expect(mint({ secret: "short", now }, draft)).rejects.toThrow("32 bytes");
-    await expect(mint({ now }, draft)).rejects.toThrow("PERE_JWT_SECRET");
+      await expect(issueToken({ secret: SECRET, now }, { ...draft, ...one })).rejects.toThrow(/^[^\n]+$/);
+    await expect(issueToken({ secret: "short", now }, draft)).rejects.toThrow("32 bytes");
+    await expect(issueToken({ now }, draft)).rejects.toThrow("PERE_JWT_SECRET");
   });
 
   test("reads its arguments", () => {
-    expect(readMint(["--push", "orders,shop.*", "--feed", "orders", "--sub", "till-7", "--days", "0.5"])).toEqual({
-      sub: "till-7",
-      push: ["orders", "shop.*"],
-      feed: ["orders"],
-      days: 0.5,
+    expect(readTokenDraft(["--push", "orders,shop.*", "--feed", "orders", "--sub", "till-7", "--days", "0.5"])).toEqual(
+      {
+        sub: "till-7",
+        push: ["orders", "shop.*"],
+        feed: ["orders"],
+        days: 0.5,
+      },
+    );
+    expect(readTokenDraft(["--feed=a", "--feed=b", "--sub=s"])).toEqual({
+      sub: "s",
+      push: [],
+      feed: ["a", "b"],
+      days: 30,
     });
-    expect(readMint(["--feed=a", "--feed=b", "--sub=s"])).toEqual({ sub: "s", push: [], feed: ["a", "b"], days: 30 });
     const wrong = [
       ["--push", "a"],
       ["--sub", "s"],
@@ -53,6 +60,6 @@ describe("minting", () => {
       ["--sub", "s", "--push", "a", "--pull", "b"],
       ["--sub", "s", "--push", "a", "stray"],
     ];
-    for (const argv of wrong) expect(() => readMint(argv), argv.join(" ")).toThrow(/^[^\n]+$/);
+    for (const argv of wrong) expect(() => readTokenDraft(argv), argv.join(" ")).toThrow(/^[^\n]+$/);
   });
 });

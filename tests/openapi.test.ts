@@ -15,7 +15,7 @@ import Ajv2020 from "ajv/dist/2020";
 import { Elysia } from "elysia";
 import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import type { Engine } from "../engine/engine.ts";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { readHookName } from "../engine/hooks/hooks.ts";
@@ -78,8 +78,8 @@ beforeAll(async () => {
   pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5, ...hooks }, join(temporary(), "pere.db"));
   guarded = await startWith({}, { now: () => SAMPLE_TIME_MS });
   const claims = { sub: "till-7", push: [], feed: [], days: 1 };
-  weak = await mint({ secret: SECRET, now: () => SAMPLE_TIME_MS }, claims);
-  expired = await mint({ secret: SECRET, now: () => SAMPLE_TIME_MS - 2 * 86_400_000 }, claims);
+  weak = await issueToken({ secret: SECRET, now: () => SAMPLE_TIME_MS }, claims);
+  expired = await issueToken({ secret: SECRET, now: () => SAMPLE_TIME_MS - 2 * 86_400_000 }, claims);
   const app = (using.mock.contexts as unknown as Elysia[]).find(({ server }) => server)!;
   using.mockRestore();
   routes = app.routes.map(({ method, path, hooks }) => ({

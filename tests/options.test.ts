@@ -3,7 +3,7 @@
  * `Idempotency-Key` makes of them.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, listen, openStream, push, SECRET, start, startOn, startWith } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
@@ -180,7 +180,7 @@ describe("an Idempotency-Key belongs to the token's subject", () => {
     const guarded = await startWith(store === "Redis" ? { redis: [redis.url] } : {});
     const channel = `subject-${store}`;
     const send = async (sub: string) => {
-      const token = await mint({ secret: SECRET, now: Date.now }, { sub, push: ["*"], feed: [], days: 1 });
+      const token = await issueToken({ secret: SECRET, now: Date.now }, { sub, push: ["*"], feed: [], days: 1 });
       return ask(`${guarded.url}/push/${channel}`, {
         body: "1",
         headers: { "Idempotency-Key": "1", Authorization: `Bearer ${token}` },

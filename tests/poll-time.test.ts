@@ -23,7 +23,7 @@ describe("while SQLite does not answer", () => {
     ["open", "/feedback/c"],
     ["events", "/feed/c?since=earliest"],
     ["receipts", "/feedback/c?since=earliest"],
-    ["settled", "/feed/c?device=a"],
+    ["finalized", "/feed/c?device=a"],
   ] as const)("%s: a poll of %s is told so", async (verb, path) => {
     const pere = await start();
     services.push(pere);

@@ -378,7 +378,7 @@ describe("a crowd that comes back at once", () => {
 test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
   const told: (number | null)[] = [];
   class Told extends SqliteStore {
-    override attend(_channel?: string, _device?: string, joined: number | null = null): void {
+    override setPresence(_channel?: string, _device?: string, joined: number | null = null): void {
       told.push(joined);
     }
   }

@@ -7,7 +7,7 @@ import { existsSync, lstatSync, mkdirSync, readFileSync, symlinkSync, writeFileS
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { readAllowed } from "../engine/hooks/call.ts";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { BAD_ANSWERS } from "./bad-answers.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, give, openStream, push, SECRET, startWith, temporary, until } from "./harness.ts";
@@ -296,7 +296,7 @@ pythonTest(
   async () => {
     const pere = await startWith();
     cleanup.push(() => pere.stop());
-    const good = await mint({ secret: SECRET }, { sub: "till-7", push: ["orders"], feed: ["orders"], days: 1 });
+    const good = await issueToken({ secret: SECRET }, { sub: "till-7", push: ["orders"], feed: ["orders"], days: 1 });
     const id = await push(pere.url, "orders", 1).catch(() => "");
     expect(id).toBe("");
     const publisher = new Python(["publish", pere.url, "orders", "1"], { PERE_TOKEN: `\r\n ${good}\r\n` });
@@ -458,7 +458,7 @@ pythonTest("listen: without a name it has the token's, or one that is made once 
 
   const pere = await startWith();
   cleanup.push(() => pere.stop());
-  const token = await mint({ secret: SECRET }, { sub: "till-9", push: ["orders"], feed: ["orders"], days: 1 });
+  const token = await issueToken({ secret: SECRET }, { sub: "till-9", push: ["orders"], feed: ["orders"], days: 1 });
   new Python(["listen", pere.url, "orders"], { PERE_TOKEN: token, XDG_STATE_HOME: "/dev/null" });
   const headers = { Authorization: `Bearer ${token}` };
   expect((await ask(`${pere.url}/push/orders`, { body: "1", headers })).status).toBe(201);

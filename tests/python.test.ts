@@ -6,7 +6,7 @@ import { expect } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
 import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
 
@@ -227,7 +227,7 @@ pythonTest("listen: receipts that are refused for good are reported and let go, 
 pythonTest("listen: one who is not let in, and has no other token, says why and ends", async () => {
   const pere = await startWith();
   cleanup.push(() => pere.stop());
-  const token = (feed: string[]) => mint({ secret: SECRET }, { sub: "till-7", push: [], feed, days: 1 });
+  const token = (feed: string[]) => issueToken({ secret: SECRET }, { sub: "till-7", push: [], feed, days: 1 });
   for (const [given, pattern] of [
     ["", /token/],
     ["nonsense", /token/],

@@ -11,9 +11,9 @@ import {
   RATES,
   rateHeaders,
   type RateLimits,
-  Rates,
+  RateLimiter,
   TooMany,
-  type Work,
+  type RateKind,
 } from "../engine/http/rate-limit.ts";
 import { PATIENCE_MS, until } from "./harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
@@ -30,14 +30,19 @@ const openRates = (
   limits: RateLimits,
   redis: readonly string[] | null = null,
   warn?: (message: string, cause: unknown) => void,
-): Rates => {
-  const rates = new Rates(limits, redis, warn);
+): RateLimiter => {
+  const rates = new RateLimiter(limits, redis, warn);
   closing.push(() => rates.close());
   return rates;
 };
 
 /** Takes, in memory or in Redis; null when it may, else why not. */
-const refusal = async (rates: Rates, work: Work, caller: string, points?: number): Promise<TooMany | null> => {
+const refusal = async (
+  rates: RateLimiter,
+  work: RateKind,
+  caller: string,
+  points?: number,
+): Promise<TooMany | null> => {
   try {
     await rates.take(work, caller, points);
     return null;
@@ -47,7 +52,7 @@ const refusal = async (rates: Rates, work: Work, caller: string, points?: number
   }
 };
 /** How often he may before he is refused. */
-const timesUntilRefused = async (rates: Rates, work: Work, caller: string): Promise<number> => {
+const timesUntilRefused = async (rates: RateLimiter, work: RateKind, caller: string): Promise<number> => {
   for (let times = 0; ; times++) if (await refusal(rates, work, caller)) return times;
 };
 
@@ -182,7 +187,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     return server;
   };
   /** Waits until Redis counts; until then, and a while after it failed, each instance does. */
-  const isShared = (server: RedisServer, rates: Rates): Promise<unknown> => {
+  const isShared = (server: RedisServer, rates: RateLimiter): Promise<unknown> => {
     const probe = crypto.randomUUID();
     return until(async () => {
       await refusal(rates, "feed", probe);

@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SignJWT } from "jose";
-import { fileKeeper, listen, type ListenOptions, publish, receipts } from "../clients/pere.ts";
+import { fileStorage, listen, type ListenOptions, publish, receipts } from "../clients/pere.ts";
 import { ask, SECRET, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 
@@ -269,8 +269,8 @@ test("a file's link stays one, its mode too; what is no file, or something else'
   writeFileSync(place, "{}", { mode: 0o640 });
   symlinkSync("kept.json", link);
   symlinkSync("later.json", loose);
-  await fileKeeper(link).set("a", "1");
-  await fileKeeper(loose).set("b", "2");
+  await fileStorage(link).set("a", "1");
+  await fileStorage(loose).set("b", "2");
   expect(readlinkSync(link)).toBe("kept.json");
   expect(readlinkSync(loose)).toBe("later.json");
   expect(readFileSync(place, "utf8")).toBe('{"a":"1"}');
@@ -281,7 +281,7 @@ test("a file's link stays one, its mode too; what is no file, or something else'
   writeFileSync(notes, "buy milk\n");
   mkdirSync(join(folder, "folder"));
   for (const path of ["/dev/null", notes, join(folder, "folder")]) {
-    const listener = opened({ url: "http://127.0.0.1:1", storage: fileKeeper(path) });
+    const listener = opened({ url: "http://127.0.0.1:1", storage: fileStorage(path) });
     await expect(listener.closed).rejects.toThrow(/what was kept can't be read: .*(is no file|holds something else)/);
   }
   expect(readFileSync(notes, "utf8")).toBe("buy milk\n");

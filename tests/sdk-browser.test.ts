@@ -4,7 +4,7 @@
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { publish, publishMany } from "../clients/pere.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { browserTest, closeBrowser, openTab } from "./browser.ts";
@@ -15,7 +15,7 @@ afterAll(closeBrowser);
 /** The page listens with what its address says, and shows what it hears to whoever looks at `seen`. */
 const PAGE = `<!doctype html><title>till</title><button style="width: 200px; height: 100px">another tab</button>
 <script type="module">
-  import { browserKeeper, listen } from "/pere.js";
+  import { browserStorage, listen } from "/pere.js";
   const query = new URLSearchParams(location.search);
   const seen = (window.seen = { worked: [], elsewhere: [], statuses: [] });
   document.querySelector("button").onclick = () => (window.other = open(location.href, "other", "popup"));
@@ -25,7 +25,7 @@ const PAGE = `<!doctype html><title>till</title><button style="width: 200px; hei
       channels: "orders",
       device: query.get("device") ?? undefined,
       token: query.get("token") ?? undefined,
-      storage: browserKeeper(),
+      storage: browserStorage(),
       timing: { firstByteMs: 1000, againMs: 3000, pauseMsMax: 100 },
       onEvent: ({ data }) => void seen.worked.push(data),
       onElsewhere: ({ data }) => void seen.elsewhere.push(data),
@@ -90,7 +90,7 @@ browserTest(
     const pere = cleanup.adopt(await startWith({ origins: [pages.origin] }), (service) => service.stop());
     const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
     const of = (sub: string, push: string[], feed: string[]): Promise<string> =>
-      mint({ secret: SECRET }, { sub, push, feed, days: 1 });
+      issueToken({ secret: SECRET }, { sub, push, feed, days: 1 });
     const [token, office] = [await of("till-7", [], ["orders"]), await of("office", ["orders"], [])];
     proxy.weather = ({ errand, head }) => (errand === "sse" && !head.startsWith("OPTIONS") ? "buffer" : "pass");
     using tab = new Tab();

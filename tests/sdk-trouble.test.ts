@@ -7,7 +7,7 @@ import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { SignJWT } from "jose";
 import {
-  fileKeeper,
+  fileStorage,
   type Gap,
   listen,
   type ListenOptions,
@@ -274,7 +274,7 @@ test(
     const cut: Fetch = (url, init) =>
       isCut && init.method === "POST" ? Promise.reject(new Error("no way")) : fetch(url, init);
     const options = { url: pere.url, fetch: cut, timing: { ...TIMING, flushMs: 0 } };
-    const first = device({ ...options, storage: fileKeeper(path), onEvent: ({ data }) => ({ printed: data }) });
+    const first = device({ ...options, storage: fileStorage(path), onEvent: ({ data }) => ({ printed: data }) });
     await until(() => first.status().state === "connected");
     const { id } = await publish(pere.url, "orders", 1);
     await until(() => first.status().unsent === 2);
@@ -283,7 +283,7 @@ test(
     const { id: next } = await publish(pere.url, "orders", 2);
 
     isCut = false;
-    const second = device({ ...options, storage: fileKeeper(path) });
+    const second = device({ ...options, storage: fileStorage(path) });
     cleanup.defer(() => second.listener.close());
     await settled(pere.url, 2);
     expect(second.worked).toEqual([2]);
@@ -401,16 +401,16 @@ test(
 
 test("a file keeps what several listeners remember, of this process and of one before", async () => {
   const path = join(temporary(), "kept.json");
-  const first = fileKeeper(path);
+  const first = fileStorage(path);
   expect(await first.get("a")).toBeNull();
   await Promise.all([first.set("a", "1"), first.set("b", "2"), first.set("a", "3")]);
-  const second = fileKeeper(path);
+  const second = fileStorage(path);
   expect([await second.get("a"), await second.get("b"), await second.get("c")]).toEqual(["3", "2", null]);
   await second.set("c", "4");
-  const third = fileKeeper(path);
+  const third = fileStorage(path);
   expect([await third.get("b"), await third.get("c")]).toEqual(["2", "4"]);
   // What can't be read is not taken for nothing, and nothing takes its place.
-  const folder = device({ url: "http://127.0.0.1:1", storage: fileKeeper(join(path, "..")) });
+  const folder = device({ url: "http://127.0.0.1:1", storage: fileStorage(join(path, "..")) });
   await expect(folder.listener.closed).rejects.toThrow("what was kept can't be read");
 });
 

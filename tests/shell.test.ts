@@ -5,7 +5,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
 
@@ -116,7 +116,7 @@ shellTest(
   async () => {
     const pere = await startWith();
     cleanup.push(() => pere.stop());
-    const token = (feed: string[]) => mint({ secret: SECRET }, { sub: "till-7", push: [], feed, days: 1 });
+    const token = (feed: string[]) => issueToken({ secret: SECRET }, { sub: "till-7", push: [], feed, days: 1 });
     for (const [given, status] of [
       ["", 401],
       ["nonsense", 401],

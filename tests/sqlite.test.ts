@@ -19,7 +19,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { Counts } from "../engine/counters.ts";
+import { Counters } from "../engine/counters.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/sqlite/schema.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
@@ -267,7 +267,7 @@ describe("a file", () => {
         { event: 3, device: "kiosk", status: "working", deviceAt: T, completes: null },
       ]);
       await expectTalliesToEqualRows(store, "orders");
-      expect(await store.miss(T)).toBeNull();
+      expect(await store.recordMissing(T)).toBeNull();
       expect(await store.reminders("orders", T)).toEqual([]);
       expect(await store.hooks(null)).toEqual([]);
       await store.close();
@@ -453,7 +453,7 @@ describe("the group commit", () => {
   });
 
   test("waits for what the next turns bring, and not for long turns", async () => {
-    const counts = new Counts();
+    const counts = new Counters();
     const store = new SqliteStore({ path: ":memory:", counts });
     await store.open("orders");
     /** Each of 20 turns of at least so many milliseconds brings a change, before the commit looks. @returns how many commits there were */

@@ -16,7 +16,7 @@ import {
   RING_ENTRIES_MAX,
   type Sink,
   SLICE_FOLLOWERS,
-  type Source,
+  type LogSource,
   WRITE_CHARACTERS,
 } from "../engine/feeds/log.ts";
 import { until } from "./harness.ts";
@@ -55,7 +55,7 @@ function gate(): Gate {
 }
 
 /** A log's past in memory. Like a store it gives about as much as one write may carry; it keeps a list of what was asked of it. */
-class Past implements Source {
+class Past implements LogSource {
   kept: Entry[];
   time = 0;
   readonly asked: number[] = [];
@@ -128,7 +128,7 @@ class Reader implements Sink {
   }
 }
 
-const logOf = (source: Source, head = 0): Log => {
+const logOf = (source: LogSource, head = 0): Log => {
   const log = new Log("events", "c", source);
   log.reach(EPOCH, head);
   return log;

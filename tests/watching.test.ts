@@ -2,11 +2,11 @@
  * Watching: how things stand, what changes, and what it costs where nobody does.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { Counts } from "../engine/counters.ts";
-import { mint } from "../engine/auth/issue.ts";
+import { Counters } from "../engine/counters.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { Presence } from "../engine/feeds/presence.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { type Screen, WATCHERS_MAX, Watching } from "../engine/feeds/watch.ts";
+import { type Screen, WATCHERS_MAX, Watch } from "../engine/feeds/watch.ts";
 import type { Service } from "../index.ts";
 import {
   ask,
@@ -184,7 +184,7 @@ test("a watcher who does not read is told when its right ends, or after a while,
     () => now,
     () => {},
   );
-  const watching = new Watching(store, presence, new Counts(), () => now);
+  const watching = new Watch(store, presence, new Counters(), () => now);
   const told: string[] = [];
   /** A reader that takes the first frame, and reads on when it is let to. */
   const stuck = (name: string) => {
@@ -219,7 +219,7 @@ test("a watcher sees the channels of its token, on none else, and no longer than
   let now = Date.now();
   const pere = await startWith({}, { now: () => now });
   const token = async (push: string[], feed: string[] = []) => ({
-    Authorization: `Bearer ${await mint({ secret: SECRET, now: () => now }, { sub: "x", push, feed, days: 1 })}`,
+    Authorization: `Bearer ${await issueToken({ secret: SECRET, now: () => now }, { sub: "x", push, feed, days: 1 })}`,
   });
   for (const channel of ["a", "shop.1", "shop.2"])
     await ask(`${pere.url}/push/${channel}`, { body: "1", headers: await token(["*"]) });

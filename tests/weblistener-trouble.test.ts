@@ -9,7 +9,7 @@ import jsQR from "jsqr";
 import { BadProxy, type Seen } from "./bad-proxy.ts";
 import { browserTest, closeBrowser } from "./browser.ts";
 import { Page, row } from "./device-page.ts";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 import { lastingPort } from "./ports.ts";
 import { Proxy } from "./proxy.ts";
@@ -217,7 +217,7 @@ browserTest("more than it can show, or more than the deadline allows, and it is 
 browserTest("it can be installed, and then starts as what it was installed as, its token too", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith(), (service) => service.stop());
-  const token = await mint({ secret: SECRET }, { sub: "till-7", push: [], feed: ["kitchen"], days: 1 });
+  const token = await issueToken({ secret: SECRET }, { sub: "till-7", push: [], feed: ["kitchen"], days: 1 });
   using page = await new Page().open(pere.url, `channel=kitchen&auto=1&token=${token}`);
   const { errors, data } = (await page.view.cdp("Page.getAppManifest")) as { errors: unknown[]; data: string };
   expect(errors).toEqual([]);
@@ -237,7 +237,7 @@ browserTest("it can be installed, and then starts as what it was installed as, i
   await page.read("dispatchEvent(new Event('appinstalled'))");
   await page.view.navigate("about:blank");
   using app = new Page();
-  await app.view.navigate(pere.url + start_url);
+  await app.view.navigate(new URL(start_url, `${pere.url}/`).href);
   await app.becomes("till-7", "/weblistener.html?installed=&channel=kitchen&device=till-7&auto=1");
   expect(await app.text("#channel-name")).toBe("kitchen");
   expect(await app.read<boolean>("document.querySelector('[name=auto]').checked")).toBe(true);

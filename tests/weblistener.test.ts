@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { BadProxy } from "./bad-proxy.ts";
 import { browserTest, closeBrowser } from "./browser.ts";
 import { Page, row } from "./device-page.ts";
-import { mint } from "../engine/auth/issue.ts";
+import { issueToken } from "../engine/auth/issue.ts";
 import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
 
 afterAll(closeBrowser);
@@ -227,11 +227,11 @@ browserTest("at most 200 cards are kept; the oldest answered one goes first", as
 
 /** A token for a device that may follow orders. */
 const till = (sub: string, feed: readonly string[] = ["orders"], days = 1): Promise<string> =>
-  mint({ secret: SECRET }, { sub, push: [], feed, days });
+  issueToken({ secret: SECRET }, { sub, push: [], feed, days });
 
 /** A publisher's headers, and the rows of an event as he reads them. */
 const office = async (): Promise<Record<string, string>> => ({
-  Authorization: `Bearer ${await mint({ secret: SECRET }, { sub: "office", push: ["*"], feed: ["*"], days: 1 })}`,
+  Authorization: `Bearer ${await issueToken({ secret: SECRET }, { sub: "office", push: ["*"], feed: ["*"], days: 1 })}`,
 });
 async function rowsOf(url: string, id: string): Promise<string[]> {
   const { receipts } = (await ask(`${url}/events/orders/${id}/receipts`, { headers: await office() })).body;

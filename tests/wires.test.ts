@@ -3,7 +3,7 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import type { Server, Socket } from "bun";
-import { type DirectController, farewell } from "../engine/http/transports.ts";
+import { type DirectController, closeStream } from "../engine/http/transports.ts";
 import { until } from "./harness.ts";
 
 let server: Server<undefined>;
@@ -43,14 +43,14 @@ async function open(bytes: number, reads: boolean) {
 
 test("a reader who keeps up is told why, and the stream ends", async () => {
   const { out, peer } = await open(10, true);
-  farewell(out, "renew", () => 0);
+  closeStream(out, "renew", () => 0);
   await until(() => peer.isClosed);
   expect(peer.read).toContain('retry: 50\nevent: pere.bye\ndata: {"reason":"renew"}\n\n');
 });
 
 test("a reader who is behind and reads again is told as well", async () => {
   const { out, peer, socket } = await open(8_000_000, false);
-  farewell(out, "renew", () => 0);
+  closeStream(out, "renew", () => 0);
   socket.resume();
   await until(() => peer.isClosed);
   expect(peer.read).toContain('event: pere.bye\ndata: {"reason":"renew"}\n\n');
@@ -58,7 +58,7 @@ test("a reader who is behind and reads again is told as well", async () => {
 
 test("a reader who does not read is cut off after a while, and holds nothing any more", async () => {
   const { out, peer, socket } = await open(8_000_000, false);
-  farewell(out, "renew", () => 0, 100);
+  closeStream(out, "renew", () => 0, 100);
   await until(() => server.pendingRequests === 0);
   socket.resume();
   await until(() => peer.isClosed);

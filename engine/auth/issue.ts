@@ -29,7 +29,7 @@ export interface TokenDraft {
  * A token signed with the configured secret, with the `aud` and `iss` that this PERE asks for.
  * @throws Error with the one line to print, when no PERE would take such a token
  */
-export async function mint(
+export async function issueToken(
   { secret, audience, issuer, now = Date.now }: Pick<AccessOptions, "secret" | "audience" | "issuer" | "now">,
   { sub, push, feed, days }: TokenDraft,
 ): Promise<string> {
@@ -58,7 +58,7 @@ export async function mint(
  * The arguments of `bun run index.ts token`: `--push` and `--feed` take patterns, comma separated, and may be repeated.
  * @throws Error with the one line to print
  */
-export function readMint(argv: readonly string[]): TokenDraft {
+export function readTokenDraft(argv: readonly string[]): TokenDraft {
   const list = { type: "string", multiple: true } as const;
   const { values } = parseArgs({
     args: [...argv],

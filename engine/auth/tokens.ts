@@ -214,7 +214,7 @@ export class Access {
  * The value of `WWW-Authenticate` for an error about a token (RFC 6750, 3). Without a token there is no `error` in it, as the RFC asks;
  * a token that was refused is `invalid_token`, one that doesn't go far enough `insufficient_scope`, all else `invalid_request`.
  */
-export function challenge({ code, faults, message }: PereError): string {
+export function wwwAuthenticate({ code, faults, message }: PereError): string {
   if (code === "unauthorized" && faults.length === 0) return 'Bearer realm="PERE"';
   const error =
     code === "unauthorized" ? "invalid_token" : code === "forbidden" ? "insufficient_scope" : "invalid_request";

@@ -19,10 +19,10 @@ const EVENTS_MAX = 200_000;
 
 type Follow = (request: FeedRequest, wire: Wire) => Feed;
 
-export class Waiting {
+export class Completion {
   readonly #store: Store;
   readonly #follow: Follow;
-  readonly #watchers = new Map<string, Watcher>();
+  readonly #watchers = new Map<string, TallyFollower>();
   /** How many events are waited for. */
   #events = 0;
 
@@ -53,7 +53,7 @@ export class Waiting {
     if (signal.aborted) resolve(true);
     let watcher = this.#watchers.get(channel);
     if (!watcher) {
-      watcher = new Watcher(channel, this.#follow, () => this.#watchers.delete(channel));
+      watcher = new TallyFollower(channel, this.#follow, () => this.#watchers.delete(channel));
       this.#watchers.set(channel, watcher);
     }
     const place = watcher.enter(epoch, events);
@@ -79,7 +79,7 @@ export class Waiting {
 }
 
 /** One push that waits. */
-class Place {
+class WaitingPush {
   readonly epoch: string;
   readonly events: readonly number[];
   /** Events that are not known to be complete, or gone. */
@@ -128,11 +128,11 @@ class Place {
 }
 
 /** The cursor of all who wait at one channel. */
-class Watcher implements Wire {
+class TallyFollower implements Wire {
   readonly #channel: string;
   readonly #follow: Follow;
   readonly #end: () => void;
-  readonly #places = new Map<number, Set<Place>>();
+  readonly #places = new Map<number, Set<WaitingPush>>();
   #feed: Feed | undefined;
   #waiting = 0;
   #stopped = false;
@@ -150,8 +150,8 @@ class Watcher implements Wire {
     this.#feed = this.#follow({ ...OWN, ...request }, this);
   }
 
-  enter(epoch: string, events: readonly number[]): Place {
-    const place = new Place(epoch, events);
+  enter(epoch: string, events: readonly number[]): WaitingPush {
+    const place = new WaitingPush(epoch, events);
     this.#waiting++;
     for (const event of events) {
       const places = this.#places.get(event);
@@ -162,7 +162,7 @@ class Watcher implements Wire {
     return place;
   }
 
-  leave(place: Place): void {
+  leave(place: WaitingPush): void {
     for (const event of place.events) {
       const places = this.#places.get(event);
       places?.delete(place);

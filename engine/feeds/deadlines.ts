@@ -55,7 +55,7 @@ export class Deadlines {
     this.#at = Number.POSITIVE_INFINITY; // What is pushed from here on is told by `ahead`.
     try {
       let next: number | null;
-      do next = await this.#store.miss(this.#now());
+      do next = await this.#store.recordMissing(this.#now());
       while (!this.#stopped && next !== null && next <= this.#now());
       this.ahead(next ?? Number.POSITIVE_INFINITY);
     } catch (error) {

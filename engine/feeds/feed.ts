@@ -5,7 +5,7 @@
 import type { Report } from "../faults.ts";
 import type { Kind, PereError, Position } from "../model.ts";
 import type { Heads, Joined } from "../store.ts";
-import { type Batch, type Follower, hold, type Log, type Sink } from "./log.ts";
+import { type Batch, type Follower, blockUntilDrained, type Log, type Sink } from "./log.ts";
 
 /** Why the server ends a feed: it is going away, the feed is due for renewal, the device may not go on, there is trouble that passes. */
 export type Bye = "drain" | "renew" | "expired" | "busy";
@@ -64,7 +64,7 @@ export const OWN = {
 } as const satisfies Partial<FeedRequest>;
 
 /** What a feed needs of those who keep all of them. */
-interface House {
+interface FeedOwner {
   /** Turns of the wheel so far. */
   readonly tick: number;
   /** The device of a feed was really heard from. */
@@ -94,11 +94,11 @@ export class Feed implements Sink {
   wroteAt = 0;
   renewAt = Number.POSITIVE_INFINITY;
   readonly wire: Wire;
-  readonly #house: House;
+  readonly #house: FeedOwner;
   /** The addresses that its reader was told of. */
   #sharedBy = "";
 
-  constructor(house: House, { device, caller, address = "", expires }: FeedRequest, logs: Log[], wire: Wire) {
+  constructor(house: FeedOwner, { device, caller, address = "", expires }: FeedRequest, logs: Log[], wire: Wire) {
     this.#house = house;
     this.device = device;
     this.caller = caller;
@@ -126,7 +126,7 @@ export class Feed implements Sink {
     if (!this.open || this.blocked || !follower || follower.cursor < batch.entries[0]!.seq) return;
     this.wroteAt = this.#house.tick;
     const drained = this.wire.remind(batch);
-    if (drained) hold(this, drained);
+    if (drained) blockUntilDrained(this, drained);
   }
 
   /** Where the event is still to come, it is passed over. */

@@ -3,13 +3,13 @@
  *
  * What a feed costs at rest is its place in a wheel that turns once in a while for all of them: no timer, no promise, no queue a feed.
  */
-import type { Counts } from "../counters.ts";
+import type { Counters } from "../counters.ts";
 import { attempt, type Report, unexpected } from "../faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
 import { type Event, isShared, type Kind, PereError, type Position } from "../model.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
-import { Batch, eventEntry, Log, receiptEntry, type Source } from "./log.ts";
+import { Batch, eventEntry, Log, receiptEntry, type LogSource } from "./log.ts";
 
 /** Times in milliseconds. */
 export interface FeedLimits {
@@ -49,7 +49,7 @@ export class Feeds {
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
-  readonly #counts: Counts;
+  readonly #counts: Counters;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
   /** How many of them are connections, and how many of those each caller has. */
@@ -71,7 +71,7 @@ export class Feeds {
     limits: FeedLimits,
     now: () => number,
     random: () => number,
-    counts: Counts,
+    counts: Counters,
     attended: (channel: string, isAttended: boolean) => void,
     report: Report,
   ) {
@@ -296,7 +296,7 @@ export class Feeds {
     }
   }
 
-  #source(kind: Kind, channel: string): Source {
+  #source(kind: Kind, channel: string): LogSource {
     const store = this.#store;
     /** Where what was read is of a life that has ended, the log is told of the present one, and its followers read again. */
     const present = async <Found>(found: Found | null): Promise<Found> => {
@@ -316,7 +316,8 @@ export class Feeds {
           : (await present(await store.receipts(channel, epoch, after, limit))).map((receipt) =>
               receiptEntry(channel, epoch, receipt),
             ),
-      settled: async (device, after, upTo, epoch) => present(await store.settled(channel, epoch, device, after, upTo)),
+      finalized: async (device, after, upTo, epoch) =>
+        present(await store.finalized(channel, epoch, device, after, upTo)),
     };
   }
 

@@ -9,7 +9,7 @@
  *
  * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
  */
-import { SharedBreath } from "../yield.ts";
+import { SharedTurn } from "../yield.ts";
 import { onConsole, type Report, unexpected } from "../faults.ts";
 import {
   completeText,
@@ -103,7 +103,7 @@ export interface Sink {
 }
 
 /** Marks a sink as behind until its reader has drained. */
-export function hold(sink: Sink, drained: Promise<unknown>): void {
+export function blockUntilDrained(sink: Sink, drained: Promise<unknown>): void {
   const release = (): void => {
     if (sink.blocked === drained) sink.blocked = undefined;
   };
@@ -112,14 +112,14 @@ export function hold(sink: Sink, drained: Promise<unknown>): void {
 }
 
 /** Ten thousand who come back together, each with pages of his own, leave room for everything else. */
-const breath = new SharedBreath();
+const breath = new SharedTurn();
 
 /** How a log's older entries are read. */
-export interface Source {
+export interface LogSource {
   /** Entries of one life of the log. @throws PereError away: they can't be had now, but later; or that life is over, and the log knows */
   read(after: number, limit: number, epoch: string): Promise<readonly Entry[]>;
   /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. @throws PereError as `read` */
-  settled?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
+  finalized?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
   readonly now: () => number;
   /** Told of what should never happen. */
   readonly report?: Report;
@@ -165,7 +165,7 @@ export class Log {
   head = 0;
   /** Feeds and requests that hold the log; at 0 its owner lets go of it. */
   users = 0;
-  readonly #source: Source;
+  readonly #source: LogSource;
   /** Where it is counted how much was written. */
   readonly #work: { deliveries: number };
   readonly #followers = new Set<Follower>();
@@ -183,7 +183,7 @@ export class Log {
   #unfinished = false;
   #shared: Cut | undefined;
 
-  constructor(kind: Kind, channel: string, source: Source, work = { deliveries: 0 }) {
+  constructor(kind: Kind, channel: string, source: LogSource, work = { deliveries: 0 }) {
     this.kind = kind;
     this.channel = channel;
     this.#source = source;
@@ -446,7 +446,7 @@ export class Log {
     const drained = sink.write(this, batch);
     this.#work.deliveries += batch.entries.length;
     if (!drained) return false;
-    hold(sink, drained);
+    blockUntilDrained(sink, drained);
     return true;
   }
 
@@ -498,7 +498,7 @@ export class Log {
         continue; // What is settled from here on is remembered from here on.
       }
       const given =
-        device !== null && this.#source.settled ? await this.#source.settled(device, cursor, last, epoch) : null;
+        device !== null && this.#source.finalized ? await this.#source.finalized(device, cursor, last, epoch) : null;
       if (follower.stopped) return;
       if (sink.blocked || epoch !== this.epoch) continue;
       const now = this.#source.now();

@@ -102,7 +102,7 @@ export class Presence<Feed> {
       here.devices.set(device, { feeds: [feed], joined });
       here.both = null;
     }
-    this.#store.attend(channel, device, joined, this.addresses(channel, device));
+    this.#store.setPresence(channel, device, joined, this.addresses(channel, device));
     this.heard(channel, device);
   }
 
@@ -113,12 +113,12 @@ export class Presence<Feed> {
     feeds.splice(feeds.indexOf(feed), 1);
     if (feeds.length > 0) {
       if (this.#addressOf(feed) !== this.#addressOf(feeds[0]!))
-        this.#store.attend(channel, device, here.devices.get(device)!.joined, this.addresses(channel, device));
+        this.#store.setPresence(channel, device, here.devices.get(device)!.joined, this.addresses(channel, device));
       return;
     }
     here.devices.delete(device);
     here.both = null;
-    this.#store.attend(channel, device, null);
+    this.#store.setPresence(channel, device, null);
     if (here.devices.size > 0) return;
     this.#channels.delete(channel);
     this.#attended(channel, false);
@@ -132,7 +132,7 @@ export class Presence<Feed> {
     const { joined } = await this.#store.join(channel, device, this.#now());
     if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
     present.joined = joined;
-    this.#store.attend(channel, device, joined, this.addresses(channel, device));
+    this.#store.setPresence(channel, device, joined, this.addresses(channel, device));
   }
 
   /** The devices with a feed of the channel open here. */

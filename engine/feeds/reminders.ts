@@ -5,7 +5,7 @@
  * reads those there are when the first device of a channel comes, or when something may have passed unheard. When one is due follows
  * from the time of its event, so it is the same at every instance, before and after a restart.
  */
-import { Breath } from "../yield.ts";
+import { Turn } from "../yield.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
 import type { Feeds } from "./feeds.ts";
 import { remindedUntil } from "../model.ts";
@@ -23,7 +23,7 @@ const EVENTS_AT_ONCE = 16;
 const SLACK = 1_000;
 
 /** One reminder, and when it is due. */
-interface Entry {
+interface DueReminder {
   readonly channel: string;
   readonly reminder: Reminder;
   due: number;
@@ -31,7 +31,7 @@ interface Entry {
 
 /** What is known of a channel that a device follows here: by the event's `seq`, at most so many. */
 interface Known {
-  readonly entries: Map<number, Entry>;
+  readonly entries: Map<number, DueReminder>;
   most: number;
 }
 
@@ -46,7 +46,7 @@ export class Reminders {
   readonly #report: Report;
   readonly #channels = new Map<string, Known>();
   /** Whose turn is to come. */
-  readonly #queue = new Set<Entry>();
+  readonly #queue = new Set<DueReminder>();
   #isWorking = false;
   readonly #timer: Timer;
   #earliest = Number.POSITIVE_INFINITY;
@@ -82,10 +82,10 @@ export class Reminders {
         const epoch = found[0]?.epoch;
         for (const [seq, { reminder }] of entries)
           if (seq < oldest || (epoch !== undefined && reminder.epoch !== epoch)) entries.delete(seq);
-        const breath = new Breath();
+        const breath = new Turn();
         for (let from = 0; from < found.length; from += ADDED_AT_ONCE) {
           for (const reminder of found.slice(from, from + ADDED_AT_ONCE)) this.#add(channel, entries, reminder);
-          await breath.take();
+          await breath.yieldToEventLoop();
         }
         known.most = 2 * entries.size + SLACK;
       })
@@ -147,20 +147,20 @@ export class Reminders {
   /** Reminds of what is due, some at a time; who is due again before his turn came has one turn. */
   async #work(): Promise<void> {
     this.#isWorking = true;
-    const breath = new Breath();
+    const breath = new Turn();
     try {
       while (this.#queue.size > 0) {
         const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
         for (const entry of some) this.#queue.delete(entry);
         await Promise.all(some.map((entry) => this.#takeTurn(entry)));
-        await breath.take();
+        await breath.yieldToEventLoop();
       }
     } finally {
       this.#isWorking = false;
     }
   }
 
-  async #takeTurn(entry: Entry): Promise<void> {
+  async #takeTurn(entry: DueReminder): Promise<void> {
     const entries = this.#channels.get(entry.channel)?.entries;
     const { seq, until } = entry.reminder;
     if (entries?.get(seq) !== entry) return; // Nobody follows the channel any more.
@@ -181,13 +181,13 @@ export class Reminders {
     const [event] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
     if (event?.seq !== seq) return true;
     const addressees = this.#feeds.presence.addressed(channel, event);
-    const breath = new Breath();
+    const breath = new Turn();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
       // The store has the last word on whom it is addressed to: a device may have been retired, and be back, without having been heard of here.
-      const silent = await this.#store.silent(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
+      const silent = await this.#store.unanswered(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
       if (silent === null || (until !== null && until <= this.#now())) return true;
       this.#feeds.remind(channel, epoch, event, silent);
-      await breath.take();
+      await breath.yieldToEventLoop();
     }
     return false;
   }

@@ -8,8 +8,8 @@
  * What it never does: show an event's data or a receipt's detail, which are read where they are looked at; wait in front of a reader who is
  * behind. It has no positions: who comes back is shown how things stand now.
  */
-import { Breath } from "../yield.ts";
-import type { Counts, Spread } from "../counters.ts";
+import { Turn } from "../yield.ts";
+import type { Counters, Distribution } from "../counters.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
 import type { Bye } from "./feed.ts";
 import {
@@ -72,16 +72,16 @@ export interface Screen {
 /** What watchers need to know of who is connected. */
 type Connected = Pick<Presence<unknown>, "connected">;
 
-export class Watching {
+export class Watch {
   readonly #store: Store;
   readonly #presence: Connected;
-  readonly #counts: Counts;
+  readonly #counts: Counters;
   readonly #now: () => number;
   readonly #report: Report;
   readonly #watchers = new Set<Watcher>();
   #stopped = false;
 
-  constructor(store: Store, presence: Connected, counts: Counts, now: () => number, report: Report = onConsole) {
+  constructor(store: Store, presence: Connected, counts: Counters, now: () => number, report: Report = onConsole) {
     this.#store = store;
     this.#report = report;
     this.#presence = presence;
@@ -152,7 +152,7 @@ class Watcher {
   isBehind = false;
   readonly #store: Store;
   readonly #presence: Connected;
-  readonly #counts: Counts;
+  readonly #counts: Counters;
   readonly #request: WatchRequest;
   readonly #sums = new Map<string, Sums>();
   /** The buckets of final receipts' latency at the last overviews. */
@@ -163,7 +163,7 @@ class Watcher {
   /** How far the logs of the channel were shown; null: not at all yet. */
   #shown: { readonly epoch: string; readonly events: number; readonly receipts: number } | null = null;
 
-  constructor(store: Store, presence: Connected, counts: Counts, request: WatchRequest, screen: Screen) {
+  constructor(store: Store, presence: Connected, counts: Counters, request: WatchRequest, screen: Screen) {
     this.#store = store;
     this.#presence = presence;
     this.#counts = counts;
@@ -209,9 +209,9 @@ class Watcher {
     const { found, more } = await this.#channels();
     let counted = 0;
     const channels = [];
-    const breath = new Breath();
+    const breath = new Turn();
     for (const item of found) {
-      await breath.take();
+      await breath.yieldToEventLoop();
       const { channel, epoch, events, devices } = item;
       const mark = `${epoch} ${events.head} ${events.floor} ${item.receipts.head}`;
       let sums = this.#sums.get(channel);
@@ -222,7 +222,7 @@ class Watcher {
       }
       if (!sums?.mark.startsWith(`${epoch} `)) sums = undefined; // Of another life of the channel.
       if (sums) this.#sums.set(channel, sums);
-      const elsewhere = await this.#store.elsewhere(channel);
+      const elsewhere = await this.#store.remotePresence(channel);
       channels.push({
         channel,
         events: events.head - events.floor,
@@ -241,7 +241,7 @@ class Watcher {
   async #channels() {
     const found: ChannelEntry[] = [];
     let after: string | null = "";
-    const breath = new Breath();
+    const breath = new Turn();
     for (let looked = 0; after !== null && looked < CHANNELS_LOOKED_AT && found.length <= CHANNELS;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, CHANNELS + 1);
       for (const entry of page.items)
@@ -249,13 +249,13 @@ class Watcher {
           found.push(entry);
       looked += page.items.length;
       after = page.next;
-      await breath.take();
+      await breath.yieldToEventLoop();
     }
     return { found: found.slice(0, CHANNELS), more: after !== null || found.length > CHANNELS };
   }
 
   async #isAttended(channel: string): Promise<boolean> {
-    return this.#presence.connected(channel, null, await this.#store.elsewhere(channel)) > 0;
+    return this.#presence.connected(channel, null, await this.#store.remotePresence(channel)) > 0;
   }
 
   /** Null: the log begins anew. */
@@ -271,7 +271,7 @@ class Watcher {
   }
 
   /** How long final receipts took lately, in seconds; null: there were none. */
-  #latency({ bounds, counts }: Spread): { p50: number; p99: number } | null {
+  #latency({ bounds, counts }: Distribution): { p50: number; p99: number } | null {
     this.#past.push([...counts]);
     if (this.#past.length > WINDOW) this.#past.shift();
     const lately = counts.map((count, place) => count - this.#past[0]![place]!);

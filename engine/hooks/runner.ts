@@ -10,7 +10,7 @@
 import { createHash } from "node:crypto";
 import { type Report, unexpected } from "../faults.ts";
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "../feeds/feed.ts";
-import type { Counts, HookResult } from "../counters.ts";
+import type { Counters, HookResult } from "../counters.ts";
 import { type Allowed, type CallOptions, callHook } from "./call.ts";
 import { completeText, id, iso, PereError, type Position } from "../model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "../store.ts";
@@ -36,7 +36,7 @@ const AGAIN_MS = 1_000;
 /** What hooks need of the engine. */
 export interface HookOptions {
   /** Where tries are counted. */
-  readonly counts: Counts;
+  readonly counts: Counters;
   readonly follow: (request: FeedRequest, wire: Wire) => Feed;
   /** An event's state as its publisher's JSON text. @throws PereError unknown */
   readonly state: (channel: string, id: string) => Promise<string>;

@@ -13,7 +13,7 @@
 import { type Access, tokenOf } from "../auth/tokens.ts";
 import type { Allowed } from "../hooks/call.ts";
 import { PereError } from "../model.ts";
-import { addressOf, type Rates, type Work } from "./rate-limit.ts";
+import { addressOf, type RateLimiter, type RateKind } from "./rate-limit.ts";
 import { demand, type Grant, OPEN, type Right } from "../auth/rights.ts";
 
 /** A name or an address, perhaps with a port: RFC 9110, 7.2. */
@@ -62,28 +62,28 @@ function proxyField(headers: Headers): string | undefined {
   return undefined;
 }
 
-export interface DoorOptions {
+export interface AdmissionOptions {
   /** Null: everybody may do everything. */
   readonly access: Access | null;
   readonly origins: Origins;
   /** Whether it is for this machine alone: requests come to a loopback name, and through no proxy. */
   readonly isLocal: boolean;
   /** How much one caller may do. */
-  readonly rates: Rates;
+  readonly rates: RateLimiter;
   /** Proxies whose word is taken for whose request they pass on. */
   readonly proxies: readonly Allowed[];
   readonly now: () => number;
 }
 
 /** Who knows from which address a request came. */
-interface Addresses {
+interface PeerAddresses {
   requestIP(request: Request): { readonly address: string } | null;
 }
 
-export class Door {
-  readonly #options: DoorOptions;
+export class Admission {
+  readonly #options: AdmissionOptions;
 
-  constructor(options: DoorOptions) {
+  constructor(options: AdmissionOptions) {
     this.#options = options;
   }
 
@@ -171,25 +171,30 @@ export class Door {
   }
 
   /** The grant of a request that needs a right on some channels. @throws PereError unauthorized, forbidden, malformed, away */
-  async admit(request: Request, right: Right, channels: readonly string[]): Promise<Grant> {
+  async authorize(request: Request, right: Right, channels: readonly string[]): Promise<Grant> {
     const grant = this.#options.access === null ? this.#open(request.headers) : await this.grant(request);
     for (const channel of channels) demand(grant, right, channel);
     return grant;
   }
 
   /** Whose request it is: a token's bearer, or an address. Not after an upgrade: then a request has no address. */
-  caller({ subject }: Grant, request: Request, server: Addresses): string {
+  caller({ subject }: Grant, request: Request, server: PeerAddresses): string {
     return subject !== null ? `token ${subject}` : this.address(request, server);
   }
 
   /** From where a request comes: an address, of IPv6 the network; empty where that is not known. Not after an upgrade. */
-  address(request: Request, server: Addresses): string {
+  address(request: Request, server: PeerAddresses): string {
     const address = server.requestIP(request)?.address ?? "";
     return addressOf(address, request.headers.get("x-forwarded-for"), this.#options.proxies);
   }
 
   /** Counts what a caller of this request does. The caller is found now; what it gives throws `TooMany`, or rejects with it. */
-  counter(work: Work, grant: Grant, request: Request, server: Addresses): (points: number) => Promise<void> | void {
+  counter(
+    work: RateKind,
+    grant: Grant,
+    request: Request,
+    server: PeerAddresses,
+  ): (points: number) => Promise<void> | void {
     const { rates } = this.#options;
     if (!rates.counts(work)) return UNCOUNTED;
     const caller = this.caller(grant, request, server);

@@ -13,7 +13,7 @@ import { type CertificateFiles, readCertificate } from "./certificate.ts";
 const FAREWELL_MS = 1_000;
 
 /** A port that is listened at. */
-export interface Listening {
+export interface Listener {
   readonly port: number;
   /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
   renew(): void;
@@ -31,7 +31,7 @@ const UNHEARD: Readonly<Record<string, string>> = {
 };
 
 /** Where connections are taken, and with which certificate. */
-export interface Place {
+export interface ListenAddress {
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
@@ -73,8 +73,8 @@ const PORTS_TRIED = 20;
 export function listen<Data>(
   addresses: readonly string[],
   open: (opening: Opening, nth: number) => Server<Data>,
-  { host, port, tls }: Place,
-): Listening {
+  { host, port, tls }: ListenAddress,
+): Listener {
   const serverAt = (nth: number, at: number, certificate: CertificateFiles | null): Server<Data> => {
     try {
       const hostname = addresses[nth]!;

@@ -19,7 +19,7 @@ import { PereError } from "../model.ts";
 import type { Client, RedisLink } from "../redis/connection.ts";
 
 /** What is counted, each by itself: events pushed, receipts given, feeds opened, which count once for each of their channels. */
-export type Work = "push" | "receipt" | "feed";
+export type RateKind = "push" | "receipt" | "feed";
 
 /** How much of each a caller may do in a minute; 0 is no limit. */
 export interface RateLimits {
@@ -51,11 +51,11 @@ const PREFIX = "rate:";
 
 /** A caller did more than he may. `limit` is what he may do in `WINDOW_SECONDS`. */
 export class TooMany extends PereError {
-  readonly work: Work;
+  readonly work: RateKind;
   readonly limit: number;
   readonly retryAfterSeconds: number;
 
-  constructor(work: Work, limit: number, retryAfterMs: number) {
+  constructor(work: RateKind, limit: number, retryAfterMs: number) {
     const seconds = Math.max(1, Math.ceil(retryAfterMs / 1000));
     super("tooMany", `more than ${limit} ${PLURAL[work]} in ${WINDOW_SECONDS} s; try again in ${seconds} s`);
     this.work = work;
@@ -64,7 +64,11 @@ export class TooMany extends PereError {
   }
 }
 
-const PLURAL: Record<Work, string> = { push: "events pushed", receipt: "receipts", feed: "channels of feeds opened" };
+const PLURAL: Record<RateKind, string> = {
+  push: "events pushed",
+  receipt: "receipts",
+  feed: "channels of feeds opened",
+};
 
 /**
  * The headers that an answer to this error has: `Retry-After` (RFC 9110, 10.2.3), and how the limit stands (draft-ietf-httpapi-ratelimit-headers-11,
@@ -82,17 +86,17 @@ export function rateHeaders(error: PereError): Record<string, string> {
 
 // --------------------------------------------------------------------------------------------------------------- counting
 
-const each = <Value>(make: (work: Work) => Value): Record<Work, Value> => ({
+const each = <Value>(make: (work: RateKind) => Value): Record<RateKind, Value> => ({
   push: make("push"),
   receipt: make("receipt"),
   feed: make("feed"),
 });
 
 /** Counts, for one instance or with others. */
-export class Rates {
+export class RateLimiter {
   readonly #limits: RateLimits;
-  readonly #here: Readonly<Record<Work, RateLimiterMemory>>;
-  #shared: Readonly<Record<Work, RateLimiterRedis>> | undefined;
+  readonly #here: Readonly<Record<RateKind, RateLimiterMemory>>;
+  #shared: Readonly<Record<RateKind, RateLimiterRedis>> | undefined;
   readonly #opening: Promise<RedisLink> | undefined;
   readonly #warn: (message: string, cause: unknown) => void;
   /** Until when Redis is not asked; on the clock of `performance.now`. */
@@ -118,7 +122,7 @@ export class Rates {
     if (redisUrls?.length === 1) this.#opening = this.#share(redisUrls, prefix + PREFIX);
   }
 
-  #rule(work: Work): { points: number; duration: number } {
+  #rule(work: RateKind): { points: number; duration: number } {
     return { points: this.#limits[work], duration: WINDOW_SECONDS };
   }
 
@@ -140,7 +144,7 @@ export class Rates {
   }
 
   /** Whether there is a limit. */
-  counts(work: Work): boolean {
+  counts(work: RateKind): boolean {
     return this.#limits[work] > 0;
   }
 
@@ -148,7 +152,7 @@ export class Rates {
    * Takes from what a caller may do: `points` events, receipts or feeds. Where it is counted in memory the answer is there at once, and there is no
    * promise; with Redis it is there within `REDIS_MS`. @throws TooMany, or rejects with it
    */
-  take(work: Work, caller: string, points = 1): Promise<void> | void {
+  take(work: RateKind, caller: string, points = 1): Promise<void> | void {
     const limit = this.#limits[work];
     if (limit === 0) return;
     const cost = Math.min(points, limit);
@@ -156,7 +160,7 @@ export class Rates {
     return this.#takeShared(this.#shared[work], work, caller, cost);
   }
 
-  async #takeShared(limiter: RateLimiterRedis, work: Work, caller: string, cost: number): Promise<void> {
+  async #takeShared(limiter: RateLimiterRedis, work: RateKind, caller: string, cost: number): Promise<void> {
     try {
       await limiter.consume(caller, cost);
     } catch (error) {
@@ -167,7 +171,7 @@ export class Rates {
     }
   }
 
-  #takeHere(work: Work, caller: string, cost: number): void {
+  #takeHere(work: RateKind, caller: string, cost: number): void {
     const limiter = this.#here[work];
     if (this.#isCrowded() && Bun.peek(limiter.get(caller)) === null) return;
     const taken = limiter.consume(caller, cost);

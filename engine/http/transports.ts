@@ -93,7 +93,7 @@ export interface DirectController {
 const LINGER_MS = 10_000;
 
 /** The last words on a stream. */
-export function farewell(out: DirectController, reason: Bye, random: () => number, lingerMs = LINGER_MS): void {
+export function closeStream(out: DirectController, reason: Bye, random: () => number, lingerMs = LINGER_MS): void {
   const result = out.write(
     `retry: ${retryMs(reason, random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
   );
@@ -178,7 +178,7 @@ export class EventStream implements Wire {
   }
 
   bye(reason: Bye): void {
-    farewell(this.#out, reason, this.#random);
+    closeStream(this.#out, reason, this.#random);
   }
 }
 
@@ -203,7 +203,7 @@ export class WatchStream implements Screen {
   }
 
   bye(reason: Bye): void {
-    farewell(this.#out, reason, this.#random);
+    closeStream(this.#out, reason, this.#random);
   }
 }
 

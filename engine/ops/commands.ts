@@ -3,7 +3,7 @@
  * what it did in a line, and says in one line what is wrong with its arguments.
  */
 import { backup, compact, restore } from "../sqlite/backup.ts";
-import { mint, readMint } from "../auth/issue.ts";
+import { issueToken, readTokenDraft } from "../auth/issue.ts";
 import { foundSecret } from "../sqlite/secret-file.ts";
 import { type Setting, SETTINGS, type Settings } from "./settings.ts";
 
@@ -47,7 +47,7 @@ function fileOf({ redis, db }: Settings): string {
 const size = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
-function mintKeys({ access, db, redis }: Settings): Parameters<typeof mint>[0] {
+function mintKeys({ access, db, redis }: Settings): Parameters<typeof issueToken>[0] {
   if (typeof access !== "string") return access;
   const secret = redis === null ? foundSecret(db) : null;
   return secret === null ? {} : { secret };
@@ -55,7 +55,7 @@ function mintKeys({ access, db, redis }: Settings): Parameters<typeof mint>[0] {
 
 export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact" | "help", Command>> = {
   async token(args, settings) {
-    console.log(await mint(mintKeys(settings), readMint(args)));
+    console.log(await issueToken(mintKeys(settings), readTokenDraft(args)));
     return 0;
   },
 

@@ -40,7 +40,7 @@ export interface Destination {
   write(line: string): void;
 }
 
-export interface Log {
+export interface Logger {
   debug(message: string, fields?: Fields): void;
   info(message: string, fields?: Fields): void;
   warn(message: string, fields?: Fields): void;
@@ -120,7 +120,7 @@ export function openLog(
   level: Level = "info",
   // Not synchronous: a write to a pipe that nobody reads would hold the whole service.
   destination: Destination = pino.destination({ dest: DESTINATION, sync: false, maxLength: UNWRITTEN_BYTES_MAX }),
-): Log {
+): Logger {
   const lines = pino(
     {
       level,

@@ -7,9 +7,9 @@
  * What it never does: label by device, or by a channel that the operator did not name. The number of series is known beforehand.
  */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
-import { type Counts, Spread, STORE_SECONDS, type Work } from "../counters.ts";
+import { type Counters, Distribution, STORE_SECONDS, type ChannelCounters } from "../counters.ts";
 import type { Engine } from "../engine.ts";
-import { Owed } from "./outstanding.ts";
+import { OutstandingReceipts } from "./outstanding.ts";
 import type { Store } from "../store.ts";
 
 /** How often it is looked how late a timer comes: often enough to meet a stall, too seldom to be one. */
@@ -20,9 +20,14 @@ type Sample = readonly [labels: Labels, value: number];
 
 /** A histogram whose buckets are filled elsewhere. */
 class Filled extends Histogram {
-  readonly #read: () => readonly (readonly [Labels, Spread])[];
+  readonly #read: () => readonly (readonly [Labels, Distribution])[];
 
-  constructor(registry: Registry, name: string, help: string, read: () => readonly (readonly [Labels, Spread])[]) {
+  constructor(
+    registry: Registry,
+    name: string,
+    help: string,
+    read: () => readonly (readonly [Labels, Distribution])[],
+  ) {
     super({ name, help, registers: [registry] });
     this.#read = read;
   }
@@ -63,12 +68,12 @@ export interface MetricsOptions {
 /** The metrics of one running service. */
 export class Metrics {
   readonly #registry = new Registry();
-  readonly #owed: Owed;
-  readonly #lag = new Spread(STORE_SECONDS);
+  readonly #owed: OutstandingReceipts;
+  readonly #lag = new Distribution(STORE_SECONDS);
   readonly #timer: Timer;
 
   constructor({ engine, store, version }: MetricsOptions) {
-    this.#owed = new Owed(store, engine.counts.named.keys());
+    this.#owed = new OutstandingReceipts(store, engine.counts.named.keys());
     let expected = performance.now() + LAG_MS;
     this.#timer = setInterval(() => {
       const now = performance.now();
@@ -101,13 +106,13 @@ export class Metrics {
 
   // ------------------------------------------------------------------------------------------------------------ what was done
 
-  #work(counts: Counts): void {
+  #work(counts: Counters): void {
     /** One sample for each named channel, and one without the label for all others. */
-    const works: readonly (readonly [Labels, Work])[] = [
+    const works: readonly (readonly [Labels, ChannelCounters])[] = [
       [{}, counts.rest],
       ...[...counts.named].map(([channel, work]) => [{ channel }, work] as const),
     ];
-    const each = (read: (work: Work) => readonly Sample[]) => (): Sample[] =>
+    const each = (read: (work: ChannelCounters) => readonly Sample[]) => (): Sample[] =>
       works.flatMap(([channel, work]) =>
         read(work).map(([labels, value]) => [{ ...channel, ...labels }, value] as const),
       );
@@ -253,7 +258,7 @@ export class Metrics {
     });
   }
 
-  #filled(name: string, help: string, read: () => readonly (readonly [Labels, Spread])[]): void {
+  #filled(name: string, help: string, read: () => readonly (readonly [Labels, Distribution])[]): void {
     new Filled(this.#registry, name, help, read);
   }
 }

@@ -4,7 +4,7 @@
  * Nobody keeps that sum: it would be one more number to move with each receipt. The tallies are added up now and then while
  * somebody asks, a page at a time, and never more often than makes it a small part of the work; so what is told may be a minute old.
  */
-import { Breath } from "../yield.ts";
+import { Turn } from "../yield.ts";
 import { PAGE_DEFAULT, PAGE_MAX } from "../model.ts";
 import type { Store } from "../store.ts";
 
@@ -13,15 +13,15 @@ const REST_MS = 15_000;
 const REST_TIMES = 50;
 
 /** What is owed, on one channel by name or on all others together. */
-export interface Debt {
+export interface OutstandingCount {
   readonly channel: { readonly channel?: string };
   open: number;
   missing: number;
 }
 
-export class Owed {
+export class OutstandingReceipts {
   /** What the last look found; nothing before there was one. */
-  found: readonly Debt[] = [];
+  found: readonly OutstandingCount[] = [];
   readonly #store: Store;
   readonly #named: readonly string[];
   #nextAt = 0;
@@ -47,16 +47,16 @@ export class Owed {
       });
   }
 
-  async #sum(): Promise<Debt[]> {
-    const breath = new Breath();
-    const rest: Debt = { channel: {}, open: 0, missing: 0 };
+  async #sum(): Promise<OutstandingCount[]> {
+    const breath = new Turn();
+    const rest: OutstandingCount = { channel: {}, open: 0, missing: 0 };
     const named = new Map(this.#named.map((channel) => [channel, { channel: { channel }, open: 0, missing: 0 }]));
     for (let after: string | null = ""; after !== null && !this.#stopped;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
       for (const { channel, epoch, events } of page.items) {
         const debt = named.get(channel) ?? rest;
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
-          await breath.take();
+          await breath.yieldToEventLoop();
           const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
           if (tallies === null) break; // The log begins anew; the next look finds what it has then.
           for (const { addressed, done, failed, missing } of tallies.values()) {

@@ -16,8 +16,8 @@ import {
   RedisLink,
   type Reply,
   scripted,
-  type Spread,
-  type Work,
+  type ReplicaQuorum,
+  type RedisCall,
 } from "./connection.ts";
 import type { Script } from "./scripts.ts";
 
@@ -137,12 +137,17 @@ export class RedisCluster implements Redis {
     return this.#route(command[1]!, (send) => send(command));
   }
 
-  run(script: Script, keys: readonly string[], values: readonly (string | number)[], spread?: Spread): Promise<Reply> {
+  run(
+    script: Script,
+    keys: readonly string[],
+    values: readonly (string | number)[],
+    spread?: ReplicaQuorum,
+  ): Promise<Reply> {
     return this.#route(keys[0]!, scripted(script, keys, values), spread);
   }
 
   /** Follows a call to where its slot is. Only what was turned away is tried again, so nothing is done twice. */
-  async #route(key: string, work: Work, spread?: Spread): Promise<Reply> {
+  async #route(key: string, work: RedisCall, spread?: ReplicaQuorum): Promise<Reply> {
     const end = performance.now() + CALL_MS;
     const slot = slotOf(key);
     let link = this.#owners[slot];

@@ -46,7 +46,7 @@ const messageOf = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)).replace(IN_SCRIPT, "");
 
 /** How many replicas must have what was stored, and a key in the same slot that can be written to find out. */
-export interface Spread {
+export interface ReplicaQuorum {
   readonly replicas: number;
   readonly key: string;
 }
@@ -58,7 +58,12 @@ export interface Redis {
   /** One command; its first argument is its key. */
   send(...command: readonly string[]): Promise<Reply>;
   /** One script, by its name; where Redis has forgotten it, by its text. It resolves when so many replicas have what it did, and what it repeats. */
-  run(script: Script, keys: readonly string[], values: readonly (string | number)[], spread?: Spread): Promise<Reply>;
+  run(
+    script: Script,
+    keys: readonly string[],
+    values: readonly (string | number)[],
+    spread?: ReplicaQuorum,
+  ): Promise<Reply>;
   /** The servers that take writes. */
   masters(): readonly RedisLink[];
   /** Waits for what was asked before, as long as a call may take, and closes. */
@@ -66,10 +71,10 @@ export interface Redis {
 }
 
 /** What a call does once there is a connection. */
-export type Work = (send: (command: readonly string[]) => Promise<Reply>) => Promise<Reply>;
+export type RedisCall = (send: (command: readonly string[]) => Promise<Reply>) => Promise<Reply>;
 
 export const scripted =
-  ({ sha, text }: Script, keys: readonly string[], values: readonly (string | number)[]): Work =>
+  ({ sha, text }: Script, keys: readonly string[], values: readonly (string | number)[]): RedisCall =>
   (send) => {
     const rest = [String(keys.length), ...keys, ...values.map(String)];
     return send(["EVALSHA", sha, ...rest]).catch((error: unknown) => {
@@ -78,8 +83,8 @@ export const scripted =
     });
   };
 
-export interface WorkOptions {
-  readonly spread?: Spread | undefined;
+export interface RedisCallOptions {
+  readonly spread?: ReplicaQuorum | undefined;
   /** Each command follows an `ASKING`: this server is about to take the slot over. */
   readonly asking?: boolean;
   readonly timeoutMs?: number;
@@ -125,7 +130,7 @@ function trustAdvice(trouble: unknown): string {
 const SWEEP_MS = 50;
 
 /** Calls and how long each may take. One timer looks after all of them: a timer a call costs more than what it guards. */
-class Patience {
+class CallTimeouts {
   readonly #waiting = new Set<{ readonly until: number; readonly late: () => void }>();
   #timer: Timer | undefined;
 
@@ -157,7 +162,7 @@ class Patience {
 export class RedisLink implements Redis {
   readonly #urls: readonly string[];
   readonly #ready: (client: Client) => void;
-  readonly #patience = new Patience();
+  readonly #patience = new CallTimeouts();
   #client: Client;
   /** Where it leads. */
   #url = "";
@@ -261,11 +266,16 @@ export class RedisLink implements Redis {
     return this.work((send) => send(command));
   }
 
-  run(script: Script, keys: readonly string[], values: readonly (string | number)[], spread?: Spread): Promise<Reply> {
+  run(
+    script: Script,
+    keys: readonly string[],
+    values: readonly (string | number)[],
+    spread?: ReplicaQuorum,
+  ): Promise<Reply> {
     return this.work(scripted(script, keys, values), { spread });
   }
 
-  async work(work: Work, { spread, asking = false, timeoutMs = CALL_MS }: WorkOptions = {}): Promise<Reply> {
+  async work(work: RedisCall, { spread, asking = false, timeoutMs = CALL_MS }: RedisCallOptions = {}): Promise<Reply> {
     const end = performance.now() + timeoutMs;
     const client = this.#client;
     const send = (command: readonly string[]): Promise<Reply> => {
@@ -285,7 +295,7 @@ export class RedisLink implements Redis {
   }
 
   /** Resolves when so many replicas have all that was sent on this connection until now. One wait at a time, for all that came meanwhile. */
-  #have(client: Client, { replicas, key }: Spread): Promise<void> {
+  #have(client: Client, { replicas, key }: ReplicaQuorum): Promise<void> {
     if (client !== this.#client)
       return Promise.reject(
         away("stored, but the connection broke before its replicas were heard of; repeating is safe"),

@@ -116,7 +116,7 @@ const reasonOf = (error: unknown): string => {
 };
 
 /** What the servers promise together. @throws PereError away */
-export async function readPromise(
+export async function readDurability(
   links: readonly RedisLink[],
   replicas: number,
 ): Promise<Readiness & { readonly facts: readonly Facts[] }> {

@@ -24,8 +24,11 @@ const numberOrNull = (text: string): number | null => (text === "" ? null : Numb
 type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
 /** `at expires deadline remind type to data` */
-export const eventText = ({ type, to, data }: EventDraft, at: number, { expires, deadline, remind }: Times): string =>
-  `${at} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
+export const eventEntryText = (
+  { type, to, data }: EventDraft,
+  at: number,
+  { expires, deadline, remind }: Times,
+): string => `${at} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
 export function eventOf(seq: number, text: string): Event {
   const [at, expires, deadline, remind, type, to, data] = split(text, 6) as Seven;

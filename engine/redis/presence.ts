@@ -72,7 +72,7 @@ export class RedisPresence {
   }
 
   /** There is a new connection to Redis. */
-  doubt(): void {
+  markUnverified(): void {
     this.#isDoubted = true;
   }
 

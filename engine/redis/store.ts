@@ -10,7 +10,7 @@
  */
 import {
   afterSeconds,
-  type Enrolment,
+  type EnrolledDevice,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
@@ -26,14 +26,14 @@ import {
   type State,
   type Tally,
 } from "../model.ts";
-import { RedisEar } from "./subscriber.ts";
+import { RedisSubscriber } from "./subscriber.ts";
 import { RedisCluster } from "./cluster.ts";
-import { type Client, type Redis, RedisLink, type Reply, type Spread } from "./connection.ts";
-import { eventOf, eventText, receiptHead, receiptOf } from "./entries.ts";
+import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
+import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisPresence } from "./presence.ts";
-import { check, readPromise } from "./durability.ts";
+import { check, readDurability } from "./durability.ts";
 import { type Keys, keysWith, toldIn } from "./keys.ts";
 import { type Script, type SCRIPTS, scriptsTelling } from "./scripts.ts";
 import {
@@ -121,7 +121,7 @@ export class RedisStore implements Store {
   readonly #epoch: () => string;
   readonly #replicas: number;
   readonly #link: Redis;
-  readonly #ear: RedisEar;
+  readonly #ear: RedisSubscriber;
   readonly #presence: RedisPresence;
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
@@ -144,8 +144,8 @@ export class RedisStore implements Store {
       for (const { text } of Object.values(this.#scripts)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
       // What is behind it may be in another state than what was behind the one before.
       this.#listed.clear();
-      this.#presence.doubt();
-      this.#ear.doubt();
+      this.#presence.markUnverified();
+      this.#ear.markUnverified();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
     this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
@@ -156,7 +156,7 @@ export class RedisStore implements Store {
     );
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // What is published at one node of a Cluster is heard at all of them.
-    this.#ear = new RedisEar(urls, {
+    this.#ear = new RedisSubscriber(urls, {
       name: (kind, channel) => this.#keys(channel).told[kind],
       heads: (channel) => this.heads(channel),
       heard: (kind, channel, epoch, seq) => this.#know(channel, epoch, { [kind]: seq }),
@@ -171,7 +171,7 @@ export class RedisStore implements Store {
     const store = new RedisStore(options);
     try {
       await Promise.all([store.#link.start(), store.#ear.start()]);
-      check((await readPromise(store.#link.masters(), store.#replicas)).facts, options.urls.length > 1);
+      check((await readDurability(store.#link.masters(), store.#replicas)).facts, options.urls.length > 1);
       await store.#presence.beat();
       return store;
     } catch (error) {
@@ -184,7 +184,7 @@ export class RedisStore implements Store {
     script: Script,
     channel: string,
     values: readonly (string | number)[],
-    spread?: Spread,
+    spread?: ReplicaQuorum,
   ): Promise<readonly Reply[]> {
     const reply = await this.#link.run(script, this.#keys(channel).all, values, spread);
     return Array.isArray(reply) ? (reply as readonly Reply[]) : [reply];
@@ -196,7 +196,7 @@ export class RedisStore implements Store {
     channel: string,
     values: readonly (string | number)[],
     keys: readonly string[] = [],
-    spread?: Spread,
+    spread?: ReplicaQuorum,
   ): Promise<readonly Reply[]> {
     const made = this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], spread);
     if (!this.#listed.has(channel)) return (await Promise.all([made, this.#list(channel)]))[0] as readonly Reply[];
@@ -206,7 +206,7 @@ export class RedisStore implements Store {
   }
 
   /** What the answer to a push or a receipt waits for. */
-  #spread(channel: string): Spread | undefined {
+  #spread(channel: string): ReplicaQuorum | undefined {
     return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).spread };
   }
 
@@ -297,7 +297,7 @@ export class RedisStore implements Store {
       const expires = afterSeconds(now, draft.ttl);
       const deadline = afterSeconds(now, draft.deadline);
       const remind = afterSeconds(0, draft.remind);
-      const text = eventText(draft, now, { expires, deadline, remind });
+      const text = eventEntryText(draft, now, { expires, deadline, remind });
       const until = remindedUntil({ expires, deadline });
       values.push(
         expires ?? 0,
@@ -432,7 +432,7 @@ export class RedisStore implements Store {
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
 
-  async settled(
+  async finalized(
     channel: string,
     epoch: string,
     device: string,
@@ -469,7 +469,12 @@ export class RedisStore implements Store {
     return page(found, limit, ({ device }) => device);
   }
 
-  async silent(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+  async unanswered(
+    channel: string,
+    epoch: string,
+    event: number,
+    devices: readonly string[],
+  ): Promise<string[] | null> {
     return (await this.#readOf(this.#scripts.silent, channel, epoch, [event, ...devices])) as string[] | null;
   }
 
@@ -496,7 +501,7 @@ export class RedisStore implements Store {
     }
   }
 
-  miss(now: number): Promise<number | null> {
+  recordMissing(now: number): Promise<number | null> {
     return this.#deadlines.miss(now);
   }
 
@@ -548,10 +553,10 @@ export class RedisStore implements Store {
     if (unused === 1) await this.#note(channel, Math.max(...times.values()));
   }
 
-  async devices(channel: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
+  async devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>> {
     const names = await this.#names(this.#keys(channel).names, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
-    const enrolments: Enrolment[] = [];
+    const enrolments: EnrolledDevice[] = [];
     // One script after another, each as far as it may look: what a thousand devices owe must not hold everybody up.
     for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
       const some = items.slice(at, at + DEBTORS_AT_ONCE);
@@ -660,7 +665,7 @@ export class RedisStore implements Store {
     this.#ear.unfollow(kind, channel);
   }
 
-  attend(channel: string, device: string, joined: number | null, addresses: readonly string[] = []): void {
+  setPresence(channel: string, device: string, joined: number | null, addresses: readonly string[] = []): void {
     this.#presence.attend(channel, device, joined, addresses);
   }
 
@@ -668,7 +673,7 @@ export class RedisStore implements Store {
     return this.#presence.addresses(channel, devices);
   }
 
-  elsewhere(channel: string): Promise<ReadonlyMap<string, number>> {
+  remotePresence(channel: string): Promise<ReadonlyMap<string, number>> {
     return this.#presence.elsewhere(channel);
   }
 
@@ -684,7 +689,7 @@ export class RedisStore implements Store {
   }
 
   async ready(): Promise<Readiness> {
-    const { facts, ...readiness } = await readPromise(this.#link.masters(), this.#replicas);
+    const { facts, ...readiness } = await readDurability(this.#link.masters(), this.#replicas);
     const refusals = facts.flatMap(({ refusal }) => refusal ?? []);
     if (refusals.length === facts.length) throw refusals[0]!;
     return readiness;

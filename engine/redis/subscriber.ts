@@ -24,7 +24,7 @@ const LOOK_MS = 2_000;
 const LOOKS_AT_ONCE = 500;
 
 /** What the ear needs of the store. */
-export interface Source {
+export interface SubscriberSource {
   /** The name under which a log's messages are published. */
   name(kind: Kind, channel: string): string;
   heads(channel: string): Promise<Heads | null>;
@@ -64,8 +64,8 @@ interface Followed {
   isSure: boolean;
 }
 
-export class RedisEar {
-  readonly #source: Source;
+export class RedisSubscriber {
+  readonly #source: SubscriberSource;
   readonly #link: RedisLink;
   readonly #followed = new Map<string, Followed>();
   readonly #timer: Timer;
@@ -81,10 +81,10 @@ export class RedisEar {
   #connections = 0;
 
   /** @param urls of servers that hear each other; it listens at one of them */
-  constructor(urls: readonly string[], source: Source) {
+  constructor(urls: readonly string[], source: SubscriberSource) {
     this.#source = source;
     this.#link = new RedisLink(urls, (client) => {
-      this.doubt();
+      this.markUnverified();
       const keys = [...this.#followed.values()].filter(({ subscribed }) => subscribed).map(({ key }) => key);
       const back = keys.length === 0 ? Promise.resolve() : client.subscribe(keys, this.#message);
       back.then(
@@ -101,7 +101,7 @@ export class RedisEar {
   }
 
   /** There is a new connection to Redis, this one's or the store's. What is behind it may be in another state than what was heard. */
-  doubt(): void {
+  markUnverified(): void {
     this.#connections++;
     for (const followed of this.#followed.values()) followed.isSure = false;
     void this.#look(true);

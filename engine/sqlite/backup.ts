@@ -14,7 +14,7 @@ import { Database } from "bun:sqlite";
 import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { destination } from "./links.ts";
-import { checkReadable, hold } from "./lock.ts";
+import { checkReadable, lockFile } from "./lock.ts";
 import { PereError } from "../model.ts";
 import { SCHEMA } from "./schema.ts";
 import { foundSecret, keptSecret } from "./secret-file.ts";
@@ -130,7 +130,7 @@ export const backup = (db: string, file: string): Content => copy(db, file);
  * @throws PereError conflict: there is a file already, or a service works there; away
  */
 export function restore(file: string, db: string): Content {
-  const lock = hold(db);
+  const lock = lockFile(db);
   try {
     // A log that is left of a file that is gone is not this file's.
     if (existsSync(`${db}-wal`))
@@ -150,7 +150,7 @@ export function restore(file: string, db: string): Content {
  * @throws PereError conflict: a service works with it; away
  */
 export function compact(db: string): { before: number; after: number } {
-  const lock = hold(db);
+  const lock = lockFile(db);
   try {
     return within(db, { readwrite: true }, (file) => {
       check(file, db);

@@ -44,7 +44,7 @@ self.onmessage = ({ data }) => {
 };
 `;
 
-export class Mover {
+export class Checkpointer {
   readonly #path: string;
   readonly #pages: number;
   readonly #failed: (error: unknown) => void;

@@ -5,14 +5,14 @@
  * owes nothing; it only ever grows, so what a device owes is found from there and never by going through its whole past.
  * All functions but `list`, `stint` and `unreleased` run within a transaction. None looks at more than some thousand events: what goes on is called again.
  */
-import { Breath } from "../yield.ts";
+import { Turn } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
-import { type Enrolment, FINAL } from "../model.ts";
+import { type EnrolledDevice, FINAL } from "../model.ts";
 import type { Channel, Leaving } from "./schema.ts";
 import type { Joined } from "../store.ts";
 
 /** A device's current enrolment. */
-export interface Stint {
+export interface Enrolment {
   readonly joined: number;
   readonly settled: number;
   readonly lost: number;
@@ -42,7 +42,7 @@ export class Enrolments {
   readonly #changed: (channel: Channel) => void;
   readonly #stintsMost: number;
   /** Current enrolments as they are in the file, or will be after the running transaction. */
-  readonly #stints = new Map<string, Stint>();
+  readonly #stints = new Map<string, Enrolment>();
 
   /** @param stintsMost how many current enrolments are held in memory */
   constructor(file: SqliteFile, stintsMost: number, changed: (channel: Channel) => void) {
@@ -52,11 +52,11 @@ export class Enrolments {
   }
 
   /** The device's current enrolment. */
-  stint(channel: Channel, device: string): Stint | null {
+  enrolment(channel: Channel, device: string): Enrolment | null {
     const name = `${channel.id} ${device}`;
     const known = this.#stints.get(name);
     if (known) return known;
-    const found = this.#file.get<Stint>(
+    const found = this.#file.get<Enrolment>(
       `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
       channel.id,
       device,
@@ -89,7 +89,7 @@ export class Enrolments {
 
   /** False when it was enrolled already. */
   enrol(channel: Channel, device: string, now: number): boolean {
-    if (this.stint(channel, device)) return false;
+    if (this.enrolment(channel, device)) return false;
     // Who left and comes back before another event was pushed has its row still.
     this.#file.run(
       `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
@@ -106,7 +106,7 @@ export class Enrolments {
 
   /** Where an enrolled device stands as it opens a feed; from now on it counts as told what it lost. */
   join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> & Settled {
-    const stint = this.stint(channel, device)!;
+    const stint = this.enrolment(channel, device)!;
     const { joined, lost, told } = stint;
     const { settled, more } = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
     if (settled > stint.settled || told !== lost) this.#set(channel, device, "settled = ?3, told = lost", settled);
@@ -115,7 +115,7 @@ export class Enrolments {
 
   /** Goes on to find how far an enrolled device owes nothing. */
   settle(channel: Channel, device: string, now: number): Settled | null {
-    const stint = this.stint(channel, device);
+    const stint = this.enrolment(channel, device);
     if (!stint) return null;
     const found = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
     if (found.settled > stint.settled) this.#set(channel, device, "settled = ?3", found.settled);
@@ -126,7 +126,7 @@ export class Enrolments {
   seen(channel: Channel, times: ReadonlyMap<string, number>): void {
     let left = SETTLE_EVENTS;
     for (const [device, at] of times) {
-      const stint = this.stint(channel, device);
+      const stint = this.enrolment(channel, device);
       if (!stint) continue;
       const { settled } = left > 0 ? this.#settle(channel, device, stint, at, left) : stint;
       left -= Math.max(0, settled - Math.max(stint.settled, stint.joined));
@@ -135,7 +135,7 @@ export class Enrolments {
   }
 
   /** How far the device owes nothing: up to before the first event that it owes a final word on, or as far as about `most` events were looked at. */
-  #settle(channel: Channel, device: string, stint: Stint, now: number, most: number): Settled {
+  #settle(channel: Channel, device: string, stint: Enrolment, now: number, most: number): Settled {
     const { joined } = stint;
     const after = this.#after(channel, device, stint);
     // The names of a channel of commands to single devices are looked at by this device's alone.
@@ -170,7 +170,7 @@ export class Enrolments {
   }
 
   /** Up to here a device owes nothing: it settled it, it is no longer kept, or it left and came back. */
-  #after({ floor, leaving }: Channel, device: string, { settled }: Stint): number {
+  #after({ floor, leaving }: Channel, device: string, { settled }: Enrolment): number {
     return Math.max(settled, floor, leaving?.device === device ? leaving.upTo : 0);
   }
 
@@ -178,7 +178,7 @@ export class Enrolments {
 
   /** Ends an enrolment: from now on the device has left, and `release` tidies up behind it. False when it was not enrolled. Nobody else may be leaving. */
   leave(channel: Channel, device: string, at: number): boolean {
-    const stint = this.stint(channel, device);
+    const stint = this.enrolment(channel, device);
     if (!stint) return false;
     const { joined } = stint;
     const [upTo, released] = [channel.head, channel.floor];
@@ -245,16 +245,16 @@ export class Enrolments {
   }
 
   /** Enrolled devices by name, after the device `after`, at most `limit`. */
-  async list(channel: Channel, after: string, limit: number, now: number): Promise<Enrolment[]> {
-    const rows = this.#file.all<Omit<Enrolment, "pending"> & Stint>(
+  async list(channel: Channel, after: string, limit: number, now: number): Promise<EnrolledDevice[]> {
+    const rows = this.#file.all<Omit<EnrolledDevice, "pending"> & Enrolment>(
       `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
        WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
       channel.id,
       after,
       limit,
     );
-    const items: Enrolment[] = [];
-    const breath = new Breath(); // A thousand devices may owe thousands each.
+    const items: EnrolledDevice[] = [];
+    const breath = new Turn(); // A thousand devices may owe thousands each.
     for (const { device, enrolledAt, seenAt, ...stint } of rows) {
       items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, stint, now, breath) });
     }
@@ -262,10 +262,10 @@ export class Enrolments {
   }
 
   /** Some events at a time: it may owe very many. */
-  async #pending(channel: Channel, device: string, stint: Stint, now: number, breath: Breath): Promise<number> {
+  async #pending(channel: Channel, device: string, stint: Enrolment, now: number, breath: Turn): Promise<number> {
     let pending = 0;
     for (let from = this.#after(channel, device, stint); from < channel.head; from += PENDING_EVENTS) {
-      await breath.take();
+      await breath.yieldToEventLoop();
       pending += this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq <= ?6 AND ${alive(5)} AND ${unsettled(3)} AND
          CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,

@@ -23,7 +23,7 @@ function look(path: string): BigIntStats | null {
   }
 }
 
-export class Place {
+export class FileLocation {
   readonly #names: readonly Name[];
 
   /** Remembers what stands at these paths now. */

@@ -14,12 +14,12 @@
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
 import { statfsSync, statSync } from "node:fs";
 import { basename, dirname } from "node:path";
-import type { Counts } from "../counters.ts";
+import type { Counters } from "../counters.ts";
 import { libc } from "./libc.ts";
-import { type Hold, hold, unopened } from "./lock.ts";
+import { type FileLock, lockFile, unopened } from "./lock.ts";
 import { PereError } from "../model.ts";
-import { Mover } from "./checkpointer.ts";
-import { Place } from "./file-location.ts";
+import { Checkpointer } from "./checkpointer.ts";
+import { FileLocation } from "./file-location.ts";
 
 /** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
 const CHECKPOINT_PAGES = 2_000;
@@ -89,10 +89,10 @@ export class SqliteFile {
   readonly path: string;
   #db: Database;
   #alone = false;
-  readonly #lock: Hold;
+  readonly #lock: FileLock;
   readonly #tell: Tell;
   /** Null: it is kept in memory. */
-  #place: Place | null = null;
+  #place: FileLocation | null = null;
   /** Where the file is not, as it was last told. */
   #misplaced: string | null = null;
   #looking: Timer | undefined;
@@ -101,8 +101,8 @@ export class SqliteFile {
   #damage: string | null = null;
   #unwritten: string | null = null;
   readonly #owner: Transactions;
-  readonly #counts: Counts;
-  readonly #mover: Mover;
+  readonly #counts: Counters;
+  readonly #mover: Checkpointer;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
   /** How many changes the queue held when the last turn ended, how many turns it has waited, and until when it may. */
@@ -114,13 +114,13 @@ export class SqliteFile {
   #closed = false;
 
   /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
-  constructor(path: string, schema: Schema, owner: Transactions, counts: Counts, tell: Tell = () => {}) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, tell: Tell = () => {}) {
     this.path = path;
     this.#owner = owner;
-    this.#lock = hold(path, true);
+    this.#lock = lockFile(path, true);
     this.#counts = counts;
     this.#tell = tell;
-    this.#mover = new Mover(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
+    this.#mover = new Checkpointer(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
     try {
       this.#db = open(path);
     } catch (error) {
@@ -196,7 +196,7 @@ export class SqliteFile {
   #settle(): void {
     if (this.path === ":memory:") return;
     const { real, weak } = this.#lock;
-    this.#place = new Place([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
+    this.#place = new FileLocation([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
     if (this.#free() === 0) this.#touch().catch(() => {}); // What the log has room for is taken all the same; so it is tried.
     this.#looking = setInterval(() => {
       this.#look();

@@ -53,7 +53,7 @@ const identityOf = ({ dev, ino }: BigIntStats): Identity => `${dev}:${ino}`;
 const held = new Set<Identity>();
 
 /** Locks an open file: true; false: another process has it; null: files can't be locked here. */
-function lockFile(file: number, path: string, how: number): boolean | null {
+function flockFile(file: number, path: string, how: number): boolean | null {
   const calls = libc();
   if (calls === null || SHARED_KINDS.includes(statfsSync(path).type)) return null;
   if (calls.flock(file, how | LOCK_NO_WAIT) === 0) return true;
@@ -87,8 +87,8 @@ function checkNames(path: string, stats: BigIntStats): void {
     );
 }
 
-/** What `hold` gives. */
-export interface Hold {
+/** A file that this process has locked. */
+export interface FileLock {
   /** Where the file is, links followed. */
   readonly real: string;
   /** The name's lock, where removing it would let another process in; null: the file itself is locked. */
@@ -101,7 +101,7 @@ export interface Hold {
  * @param make makes an empty file where there is none, so that the file itself can be held
  * @throws PereError conflict: another process holds it, or it has several names; away: there can be no lock
  */
-export function hold(path: string, make = false): Hold {
+export function lockFile(path: string, make = false): FileLock {
   if (path === ":memory:") return { real: path, weak: null, release() {} };
   const names: Database[] = [];
   let file: number | null = null;
@@ -124,7 +124,7 @@ export function hold(path: string, make = false): Hold {
     file = openSync(found, constants.O_RDWR | (make ? constants.O_CREAT : 0), 0o644);
     const opened = fstatSync(file, { bigint: true });
     checkNames(path, opened);
-    const isLocked = lockFile(file, found, LOCK_EXCLUSIVE);
+    const isLocked = flockFile(file, found, LOCK_EXCLUSIVE);
     if (isLocked === false) throw inUse(path);
     held.add((identity = identityOf(opened)));
     return { real: found, weak: isLocked ? null : name, release };
@@ -147,7 +147,7 @@ export function checkReadable(path: string): void {
   if (existsSync(`${found}-shm`) || held.has(identityOf(stats))) return;
   const file = openSync(found, "r");
   try {
-    if (lockFile(file, found, LOCK_SHARED) === false)
+    if (flockFile(file, found, LOCK_SHARED) === false)
       throw new PereError(
         "conflict",
         `${path} is in use under another name, which has its write-ahead log; name that one in PERE_DB`,

@@ -4,12 +4,12 @@
  * The audience follows from enrolments, or from the names that were written down, and is never counted to answer a question. All functions
  * only read; those that may have to look at very many devices do so a window at a time, and let others have their turn.
  */
-import { Breath } from "../yield.ts";
+import { Turn } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
 import { FINAL, type Row, rank, type State, STATES } from "../model.ts";
 import { type Channel, isLeaving } from "./schema.ts";
 import { type Page, page } from "../store.ts";
-import type { Words } from "./receipts.ts";
+import type { Receipts } from "./receipts.ts";
 
 /** Devices that one statement looks at. */
 const WINDOW_DEVICES = 1_000;
@@ -18,11 +18,11 @@ const NOTHING: Page<Row, string> = { items: [], next: null };
 
 type Found = Omit<Row, "status" | "late"> & { status: number; late: number | null };
 
-export class Standings {
+export class ReceiptRows {
   readonly #file: SqliteFile;
-  readonly #words: Words;
+  readonly #words: Receipts;
 
-  constructor(file: SqliteFile, words: Words) {
+  constructor(file: SqliteFile, words: Receipts) {
     this.#file = file;
     this.#words = words;
   }
@@ -68,7 +68,7 @@ export class Standings {
     limit: number,
   ): Promise<Page<Row, string>> {
     const found: Row[] = [];
-    const breath = new Breath();
+    const breath = new Turn();
     for (let from = after; found.length <= limit;) {
       if (event <= channel.floor || event > channel.head) return NOTHING; // Looked at anew after each breath.
       const [audience, belongs] = this.#words.isTargeted(channel, event)
@@ -86,7 +86,7 @@ export class Standings {
       found.push(...this.#window(channel, event, status, [from, last], limit + 1 - found.length));
       if (looked < WINDOW_DEVICES) break;
       from = last;
-      await breath.take();
+      await breath.yieldToEventLoop();
     }
     return page(found, limit, ({ device }) => device);
   }

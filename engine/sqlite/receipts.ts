@@ -9,9 +9,9 @@
  * All functions run within a transaction, and move the counters of the channel they are given. Rows are gathered and written many to a
  * statement: who reads `receipts` or `latest` in the same transaction calls `write` before.
  */
-import type { Answer, Answers } from "./tallies.ts";
+import type { CachedTally, TallyCache } from "./tallies.ts";
 import type { SqliteFile } from "./group-commit.ts";
-import type { Enrolments, Stint } from "./enrolments.ts";
+import type { Enrolments, Enrolment } from "./enrolments.ts";
 import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "../model.ts";
 import { type Channel, isLeaving, type Leaving } from "./schema.ts";
 import type { Verdict } from "../store.ts";
@@ -38,14 +38,14 @@ const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
 /** What a column holds. */
 type Value = string | number | null;
 
-const outcome = ({ tally: { done, failed } }: Answer): Outcome => ({ done, failed });
+const outcome = ({ tally: { done, failed } }: CachedTally): Outcome => ({ done, failed });
 /** How many devices an event is waiting for. */
-const owed = ({ tally: { addressed, done, failed } }: Answer): number => addressed - done - failed;
+const owed = ({ tally: { addressed, done, failed } }: CachedTally): number => addressed - done - failed;
 
-export class Words {
+export class Receipts {
   readonly #file: SqliteFile;
   readonly #enrolments: Enrolments;
-  readonly #answers: Answers;
+  readonly #answers: TallyCache;
   /** Rows of `receipts` and of `latest` to be written, value by value. */
   #receipts: Value[] = [];
   #latest: Value[] = [];
@@ -55,7 +55,7 @@ export class Words {
   constructor(
     file: SqliteFile,
     enrolments: Enrolments,
-    answers: Answers,
+    answers: TallyCache,
     told: (channel: Channel, receipt: Receipt) => void,
   ) {
     this.#file = file;
@@ -74,7 +74,7 @@ export class Words {
     const answer = this.#answers.of(channel, event);
     const said = this.#answers.rank(answer, device);
     if (said >= FINAL) return "duplicate";
-    const stint = this.#enrolments.stint(channel, device);
+    const stint = this.#enrolments.enrolment(channel, device);
     if (!this.#isAddressed(channel, answer, device, stint)) return "unaddressed";
     const before = this.#judge(channel, answer, device, said, now);
     if (rank(status) <= before) return "duplicate";
@@ -87,20 +87,27 @@ export class Words {
   }
 
   /** Where a device of an event's audience stands, by the deadline too: past it, who owes a final word is recorded as missing here and now. */
-  #judge(channel: Channel, answer: Answer, device: string, before: number, now: number): number {
+  #judge(channel: Channel, answer: CachedTally, device: string, before: number, now: number): number {
     if (answer.deadline === null || answer.deadline > now || before >= MISSING) return before;
     this.#miss(channel, answer, device, before, null, now);
     return MISSING;
   }
 
-  #miss(channel: Channel, answer: Answer, device: string, before: number, detail: string | null, now: number): void {
+  #miss(
+    channel: Channel,
+    answer: CachedTally,
+    device: string,
+    before: number,
+    detail: string | null,
+    now: number,
+  ): void {
     this.#answers.step(answer, device, before, MISSING);
     const said = { event: answer.event, device, status: "missing", detail } as const;
     this.#keep(channel, { ...said, at: now, deviceAt: null, late: false, completes: null });
   }
 
   /** The entry that says that an event is complete, with the device whose word or leaving made it so. */
-  #complete(channel: Channel, answer: Answer, device: string, now: number): void {
+  #complete(channel: Channel, answer: CachedTally, device: string, now: number): void {
     const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
     this.#keep(channel, { event: answer.event, device, ...nothing, at: now, completes: outcome(answer) });
   }
@@ -141,7 +148,7 @@ export class Words {
     return this.#answers.of(channel, event).targeted;
   }
 
-  #isAddressed(channel: Channel, { event, targeted }: Answer, device: string, stint: Stint | null): boolean {
+  #isAddressed(channel: Channel, { event, targeted }: CachedTally, device: string, stint: Enrolment | null): boolean {
     if (!targeted) return stint !== null && stint.joined < event;
     if (isLeaving(channel, event) && channel.leaving!.device === device) return false;
     return (

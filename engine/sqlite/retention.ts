@@ -10,7 +10,7 @@ import type { Enrolments } from "./enrolments.ts";
 import { FINAL } from "../model.ts";
 import type { Channel } from "./schema.ts";
 import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
-import type { Words } from "./receipts.ts";
+import type { Receipts } from "./receipts.ts";
 
 /** Rows that one slice touches, or kibibytes that it frees, about. */
 const TRIM_ROWS = 2_000;
@@ -26,7 +26,7 @@ const MARK_DEVICES = 500;
 /** One slice of a channel's retention. @param now milliseconds since 1970 */
 export function trimChannel(
   file: SqliteFile,
-  words: Words,
+  words: Receipts,
   enrolments: Enrolments,
   channel: Channel,
   retention: Retention,
@@ -81,7 +81,7 @@ export function trimUnused(
 /** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
 function raiseFloor(
   file: SqliteFile,
-  words: Words,
+  words: Receipts,
   enrolments: Enrolments,
   channel: Channel,
   { count, before }: Retention,

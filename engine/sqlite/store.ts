@@ -6,20 +6,20 @@
  *
  * What is told to watchers is gathered in the transaction and told after it.
  */
-import { Answers, talliesOf } from "./tallies.ts";
+import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./group-commit.ts";
-import { Breath } from "../yield.ts";
-import { Counts } from "../counters.ts";
+import { Turn } from "../yield.ts";
+import { Counters } from "../counters.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
 import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
-import { Standings } from "./receipt-rows.ts";
+import { ReceiptRows } from "./receipt-rows.ts";
 import { trimChannel, trimKeys, trimUnused } from "./retention.ts";
-import { Words } from "./receipts.ts";
+import { Receipts } from "./receipts.ts";
 import {
   afterSeconds,
-  type Enrolment,
+  type EnrolledDevice,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
@@ -112,7 +112,7 @@ export interface SqliteOptions {
   /** How many of each are held in memory at most. */
   readonly held?: typeof HELD;
   /** Where it is counted how long commits take. */
-  readonly counts?: Counts;
+  readonly counts?: Counters;
   /** Takes what the operator is to know. */
   readonly tell?: Tell;
 }
@@ -136,9 +136,9 @@ export class SqliteStore implements Store {
   readonly #epoch: () => string;
   readonly #channelsMost: number;
   readonly #enrolments: Enrolments;
-  readonly #answers: Answers;
-  readonly #words: Words;
-  readonly #standings: Standings;
+  readonly #answers: TallyCache;
+  readonly #words: Receipts;
+  readonly #standings: ReceiptRows;
   readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
   /** Epochs that were told of channels that are not there, the oldest first: the next change makes them with it. */
@@ -150,7 +150,7 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counts(), tell }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counters(), tell }: SqliteOptions) {
     this.#epoch = epoch;
     this.#channelsMost = held.channels;
     this.#file = new SqliteFile(
@@ -190,11 +190,11 @@ export class SqliteStore implements Store {
     );
     this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
-    this.#answers = new Answers(this.#file, held);
-    this.#words = new Words(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
+    this.#answers = new TallyCache(this.#file, held);
+    this.#words = new Receipts(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
       this.#tell(channel, receipt),
     );
-    this.#standings = new Standings(this.#file, this.#words);
+    this.#standings = new ReceiptRows(this.#file, this.#words);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -463,7 +463,7 @@ export class SqliteStore implements Store {
     );
   }
 
-  settled(
+  finalized(
     name: string,
     epoch: string,
     device: string,
@@ -484,13 +484,13 @@ export class SqliteStore implements Store {
     return this.#readOf(name, epoch, (channel) => this.#standings.rows(channel, event, status, after, limit));
   }
 
-  silent(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+  unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
     return this.#readOf(name, epoch, (channel) => this.#standings.silent(channel, event, devices));
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
 
-  async miss(now: number): Promise<number | null> {
+  async recordMissing(now: number): Promise<number | null> {
     const next = await this.#file.read(() =>
       this.#file.get<{ at: number }>("SELECT at FROM deadlines ORDER BY at LIMIT 1"),
     );
@@ -512,7 +512,7 @@ export class SqliteStore implements Store {
   reminders(name: string, now: number): Promise<Reminder[]> {
     return this.#read<Reminder[]>(name, [], async (channel) => {
       const found: Reminder[] = [];
-      const breath = new Breath();
+      const breath = new Turn();
       for (let after = channel.floor; ;) {
         const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
           "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
@@ -527,7 +527,7 @@ export class SqliteStore implements Store {
         }
         if (read.length < READ_REMINDERS) return found;
         after = Math.max(read.at(-1)!.seq, channel.floor);
-        await breath.take();
+        await breath.yieldToEventLoop();
       }
     });
   }
@@ -599,8 +599,8 @@ export class SqliteStore implements Store {
     });
   }
 
-  devices(name: string, after: string, limit: number, now: number): Promise<Page<Enrolment, string>> {
-    return this.#read<Page<Enrolment, string>>(name, { items: [], next: null }, async (channel) => {
+  devices(name: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>> {
+    return this.#read<Page<EnrolledDevice, string>>(name, { items: [], next: null }, async (channel) => {
       const rows = await this.#enrolments.list(channel, after, limit + 1, now);
       return page(rows, limit, ({ device }) => device);
     });
@@ -648,8 +648,8 @@ export class SqliteStore implements Store {
   unfollow(): void {}
 
   /** There is no other instance: who is connected is connected here, and every lease is this one's. */
-  attend(): void {}
-  async elsewhere(): Promise<ReadonlyMap<string, number>> {
+  setPresence(): void {}
+  async remotePresence(): Promise<ReadonlyMap<string, number>> {
     return NOBODY;
   }
   async addresses(): Promise<ReadonlyMap<string, readonly string[]>> {

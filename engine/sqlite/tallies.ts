@@ -10,21 +10,21 @@ import { type State, STATES, type Tally } from "../model.ts";
 import type { Channel } from "./schema.ts";
 
 /** How many are held at most: events, answered or not, and words on them, some 100 bytes each. */
-export interface AnswersHeld {
+export interface TallyCacheLimits {
   readonly answers: number;
   readonly words: number;
 }
 
-type Counts = { -readonly [Name in keyof Tally]: number };
+type MutableTally = { -readonly [Name in keyof Tally]: number };
 
 /** One event. */
-export interface Answer {
+export interface CachedTally {
   readonly channel: number;
   readonly event: number;
   readonly targeted: boolean;
   /** Milliseconds since 1970; null: it has none. */
   readonly deadline: number | null;
-  readonly tally: Counts;
+  readonly tally: MutableTally;
   /** Ranks of the devices' latest words, as far as they were looked at or came since. */
   words: Map<string, number> | null;
   /** A device that is not among `words` said nothing. */
@@ -63,15 +63,15 @@ export function talliesOf(file: SqliteFile, channel: number, first: number, last
   return found;
 }
 
-export class Answers {
+export class TallyCache {
   readonly #file: SqliteFile;
-  readonly #most: AnswersHeld;
-  readonly #known = new Map<string, Answer>();
+  readonly #most: TallyCacheLimits;
+  readonly #known = new Map<string, CachedTally>();
   /** Those that the running transaction moved. */
-  readonly #moved = new Set<Answer>();
+  readonly #moved = new Set<CachedTally>();
   #words = 0;
 
-  constructor(file: SqliteFile, most: AnswersHeld) {
+  constructor(file: SqliteFile, most: TallyCacheLimits) {
     this.#file = file;
     this.#most = most;
   }
@@ -97,7 +97,7 @@ export class Answers {
   }
 
   /** @param event of the channel, and not yet swept by retention */
-  of(channel: Channel, event: number): Answer {
+  of(channel: Channel, event: number): CachedTally {
     const known = this.#known.get(`${channel.id} ${event}`);
     if (known) return known;
     const { targeted, deadline } = this.#file.get<{ targeted: number; deadline: number | null }>(
@@ -105,7 +105,7 @@ export class Answers {
       channel.id,
       event,
     )!;
-    const tally: Counts = talliesOf(this.#file, channel.id, event, event).get(event)!;
+    const tally: MutableTally = talliesOf(this.#file, channel.id, event, event).get(event)!;
     const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
     return this.#hold({ channel: channel.id, event, targeted: targeted === 1, deadline, tally, words: null, isWhole });
   }
@@ -114,14 +114,14 @@ export class Answers {
     return this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
   }
 
-  #hold(answer: Answer): Answer {
+  #hold(answer: CachedTally): CachedTally {
     if (this.#isFull && this.#moved.size === 0) this.clear();
     this.#known.set(`${answer.channel} ${answer.event}`, answer);
     return answer;
   }
 
   /** The rank of a device's latest word, 0 when it said nothing. */
-  rank(answer: Answer, device: string): number {
+  rank(answer: CachedTally, device: string): number {
     const { channel, event, words, isWhole } = answer;
     const known = words?.get(device);
     if (known !== undefined || isWhole) return known ?? 0;
@@ -135,13 +135,13 @@ export class Answers {
     return found?.status ?? 0;
   }
 
-  #remember(answer: Answer, device: string, rank: number): void {
+  #remember(answer: CachedTally, device: string, rank: number): void {
     (answer.words ??= new Map()).set(device, rank);
     this.#words++;
   }
 
   /** A device's step in the tally, from the rank `before` to `rank`. */
-  step(answer: Answer, device: string, before: number, rank: number): void {
+  step(answer: CachedTally, device: string, before: number, rank: number): void {
     this.#count(answer, before, -1);
     this.#count(answer, rank, 1);
     this.#remember(answer, device, rank);
@@ -149,14 +149,14 @@ export class Answers {
   }
 
   /** A device that stood at `before` owes no word any more. */
-  release(answer: Answer, before: number): void {
+  release(answer: CachedTally, before: number): void {
     this.#count(answer, before, -1);
     answer.tally.addressed--;
     this.#moved.add(answer);
   }
 
   /** `pending` is what is left of `addressed`, and has no count of its own. */
-  #count({ tally }: Answer, rank: number, by: number): void {
+  #count({ tally }: CachedTally, rank: number, by: number): void {
     const state = STATES[rank] as State;
     if (state !== "pending") tally[state] += by;
   }

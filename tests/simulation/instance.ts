@@ -6,17 +6,17 @@ import { copyFileSync, existsSync, rmSync } from "node:fs";
 import type { Server } from "bun";
 import { bodyReader, BODY_MS } from "../../engine/http/body.ts";
 import { Clock as HeldClock } from "../../engine/clock.ts";
-import { Counts } from "../../engine/counters.ts";
-import { Door } from "../../engine/http/admission.ts";
+import { Counters } from "../../engine/counters.ts";
+import { Admission } from "../../engine/http/admission.ts";
 import { Engine, type Limits } from "../../engine/engine.ts";
 import type { Send } from "../../engine/hooks/call.ts";
 import { PereError } from "../../engine/model.ts";
-import { Rates } from "../../engine/http/rate-limit.ts";
+import { RateLimiter } from "../../engine/http/rate-limit.ts";
 import { RedisStore } from "../../engine/redis/store.ts";
 import { SqliteStore } from "../../engine/sqlite/store.ts";
 import type { Store } from "../../engine/store.ts";
 import type { SocketData } from "../../engine/http/transports.ts";
-import { handlers, type Parts } from "../../index.ts";
+import { handlers, type HandlerContext } from "../../index.ts";
 import { type Clock, Machine, PlainResponse } from "./clock.ts";
 import type { Host, SocketHandlers } from "./line.ts";
 
@@ -46,7 +46,7 @@ export function remove(path: string): void {
 }
 
 /** Nobody reads these; one for all instances, as each takes megabytes. */
-const counts = new Counts();
+const counts = new Counters();
 
 /** A fault that a plan put in: the service is to survive it. */
 export class Tripped extends Error {}
@@ -59,7 +59,7 @@ export class Instance implements Host {
   readonly #options: InstanceOptions;
   #engine: Engine | null = null;
   #store: Store | null = null;
-  #parts: Parts | null = null;
+  #parts: HandlerContext | null = null;
   #lives = 0;
   /** When it was up, milliseconds of the world. */
   readonly lives: { from: number; to: number }[] = [];
@@ -127,8 +127,8 @@ export class Instance implements Host {
       },
       hookCall: { resolve: async () => ["93.184.216.34"], send },
     });
-    const rates = new Rates(OPEN, null);
-    const door = new Door({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
+    const rates = new RateLimiter(OPEN, null);
+    const door = new Admission({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
     this.lives.push({ from: clock.now, to: Number.POSITIVE_INFINITY });
     this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}), basePath: "" };
   }
@@ -195,7 +195,7 @@ export class Instance implements Host {
     }
   }
 
-  #route(parts: Parts, request: Request, server: Server<SocketData>): Promise<Response | undefined> {
+  #route(parts: HandlerContext, request: Request, server: Server<SocketData>): Promise<Response | undefined> {
     const [, verb, channel = "", name = ""] = new URL(request.url).pathname.split("/").map(decodeURIComponent);
     const { engine } = parts;
     const made = (status: number): Response => new Response("{}", { status });

@@ -11,7 +11,7 @@ import {
   publish,
   publishMany,
   receipts,
-  type Said,
+  type ReceiptMessage,
   type SocketLike,
 } from "../../clients/pere.ts";
 import { backup, restore } from "../../engine/sqlite/backup.ts";
@@ -65,7 +65,7 @@ export class World {
   readonly pushes: Push[] = [];
   readonly witness: Witness;
   /** What each follower was told, in order. */
-  readonly told = new Map<string, Said[]>();
+  readonly told = new Map<string, ReceiptMessage[]>();
   readonly hooks: { channel: string; at: number }[] = [];
   /** Redis was flushed, saved, put back. */
   flushedAt: number | null = null;

@@ -6,7 +6,7 @@
  * Components read signals; everything that changes them is here.
  */
 import { batch, computed, signal } from "@preact/signals";
-import { browserKeeper, type Context, type Gap, listen, type Listener } from "../../clients/pere.ts";
+import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/pere.ts";
 import type { PushedEvent, Receipt, Status, Transport } from "../../clients/pere.ts";
 import { some } from "../console/words.ts";
 import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
@@ -167,7 +167,7 @@ function follow(): void {
     // A token says who its bearer is.
     ...(token === null ? { device: setup.device } : { token }),
     concurrency: CARDS_MAX,
-    storage: browserKeeper(),
+    storage: browserStorage(),
     onEvent: work,
     onReceipt: sent,
     onRejected: rejected,
