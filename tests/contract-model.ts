@@ -498,7 +498,9 @@ function noteAll(model: ModelChannel, log: readonly Receipt[], expected: readonl
 async function compareAll(store: Store, model: ModelChannel, now: number): Promise<void> {
   const { name, kept, floor, events, receipts } = model;
   const head = events.length;
-  const heads = (await store.heads(name))!;
+  const heads = await store.heads(name);
+  // A channel without an event, a device or a hook may be dropped.
+  if (heads === null) return void expect([head, receipts.length, model.devices.size]).toEqual([0, 0, 0]);
   expect(heads).toMatchObject(model.heads);
   // Whether `to` still has the names of those who were released is the store's choice.
   const stillNamed = (event: Event): Event => {
