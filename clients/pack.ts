@@ -1,6 +1,6 @@
 #!/usr/bin/env bun
 /**
- * `bun run pack [folder]`: makes the SDK's npm package: `pere.ts` as an ES module with its types, its section of the README, the licence, and a
+ * `bun run pack [folder]`: makes the SDK's npm package: `pere.ts` as an ES module with its types, its document, the licence, and a
  * package.json that says so. `publint` looks at it as those who install it will; what it finds fails the run. It publishes nothing: that is
  * `npm publish` with the file that it names.
  */
@@ -21,15 +21,12 @@ async function run(command: readonly string[], cwd: string): Promise<string> {
   return said;
 }
 
-/** The README's section of that name, as a page of its own. */
-async function section(name: string): Promise<string> {
-  const text = await Bun.file(join(root, "README.md")).text();
-  const start = text.indexOf(`\n## ${name}\n`);
-  if (start === -1) throw new Error(`README.md has no section "${name}"`);
-  const end = text.indexOf("\n## ", start + 1);
+/** The SDK's document as the package's page. Links to other documents become text: they are not in the package. */
+async function page(): Promise<string> {
+  const text = await Bun.file(join(root, "docs", "sdk-javascript.md")).text();
   return text
-    .slice(start + 1, end === -1 ? undefined : end)
-    .replace(/^## .*/, `# pere-client\n\n${packageJson.description}.`);
+    .replace(/^# .*/, `# pere-client\n\n${packageJson.description}.`)
+    .replace(/\[([^\]]+)\]\(\w[\w-]*\.md[^)]*\)/g, "$1");
 }
 
 const args = process.argv.slice(2);
@@ -53,7 +50,7 @@ await mkdir(folder, { recursive: true });
 const options = ["--target", "es2022", "--lib", "es2022,dom", "--module", "esnext", "--moduleResolution", "bundler"];
 const tsc = [join(root, "node_modules", ".bin", "tsc"), join(root, "clients", "pere.ts"), "--ignoreConfig", "--strict"];
 await run([process.execPath, ...tsc, ...options, "--types", "", "--declaration", "--outDir", folder], root);
-await Bun.write(join(folder, "README.md"), await section("The SDK"));
+await Bun.write(join(folder, "README.md"), await page());
 await cp(join(root, "LICENSE"), join(folder, "LICENSE"));
 const manifest = {
   name: "pere-client",

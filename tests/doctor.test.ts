@@ -1,6 +1,6 @@
 /**
  * The doctor and its patients: a real nginx that collects answers, packs them, cuts them off or knows no WebSockets; a clock that is wrong, tokens
- * that are not good; and proxies set up as README says, at which it finds nothing.
+ * that are not good; and proxies set up as docs/deployment.md says, at which it finds nothing.
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
@@ -188,10 +188,10 @@ describe("of the service itself", () => {
   });
 });
 
-describe("README's proxies", () => {
-  /** The block of README's section of that language. */
+describe("the proxies of docs/deployment.md", () => {
+  /** The block of the section in that language. */
   async function snippet(language: string): Promise<string> {
-    const text = await Bun.file(join(import.meta.dir, "..", "README.md")).text();
+    const text = await Bun.file(join(import.meta.dir, "..", "docs", "deployment.md")).text();
     const section = text.slice(text.indexOf("\n## Behind a proxy\n"));
     const [, block] = new RegExp(`\\n\`\`\`${language}\\n(.*?)\\n\`\`\`\\n`, "s").exec(section)!;
     return block!;
@@ -203,7 +203,7 @@ describe("README's proxies", () => {
       return changed.replace(from, to);
     }, text);
 
-  /** A service behind a proxy, with tokens as README says, and a token for the doctor. */
+  /** A service behind a proxy, with tokens as the document says, and a token for the doctor. */
   async function behind(): Promise<{ service: Service; token: string }> {
     const service = await also(startWith({ proxies: readAllowed("127.0.0.1/32") }));
     const args = ["token", "--sub", "till", "--feed", "*", "--push", "*"];

@@ -1,19 +1,19 @@
 /**
- * What people read of settings: README's table and `.env.example`, made of the table in `engine/ops/settings.ts` that the service reads by.
+ * What people read of settings: the table of `docs/configuration.md` and `.env.example`, made of the table in `engine/ops/settings.ts` that the service reads by.
  *
- *   bun tests/settings-texts.ts     writes both anew; `settings.test.ts` holds them to it
+ *   bun tests/settings-texts.ts     writes both again; `settings.test.ts` holds them to it
  */
 import { join } from "node:path";
 import { usualOf } from "../engine/ops/commands.ts";
 import { type Setting, SETTINGS } from "../engine/ops/settings.ts";
 
 const ROOT = join(import.meta.dir, "..");
-export const README = join(ROOT, "README.md");
+export const CONFIGURATION = join(ROOT, "docs", "configuration.md");
 export const EXAMPLE = join(ROOT, ".env.example");
 
 const settings: readonly (readonly [string, Setting])[] = Object.entries(SETTINGS);
 
-/** Two lines of README between which its table is. */
+/** Two lines between which the table is. */
 const BEFORE = "<!-- Made from engine/ops/settings.ts by tests/settings-texts.ts: change it there. -->";
 const AFTER = "<!-- The end of what is made. -->";
 
@@ -32,10 +32,10 @@ function table(): string {
   return [head, `| ${widths.map((width) => "-".repeat(width)).join(" | ")} |`, ...body].join("\n");
 }
 
-/** README as it is, with the table as it must be. */
-export function readme(text: string): string {
+/** The document as it is, with the table as it must be. */
+export function configuration(text: string): string {
   const [from, to] = [text.indexOf(BEFORE), text.indexOf(AFTER)];
-  if (from === -1 || to === -1) throw new Error("README has no place for the table of settings");
+  if (from === -1 || to === -1) throw new Error("docs/configuration.md has no place for the table of settings");
   return `${text.slice(0, from)}${BEFORE}\n\n${table()}\n\n${text.slice(to)}`;
 }
 
@@ -49,6 +49,6 @@ export function example(): string {
 }
 
 if (import.meta.main) {
-  await Bun.write(README, readme(await Bun.file(README).text()));
+  await Bun.write(CONFIGURATION, configuration(await Bun.file(CONFIGURATION).text()));
   await Bun.write(EXAMPLE, example());
 }

@@ -7,7 +7,7 @@ import { USAGE } from "../engine/ops/commands.ts";
 import { readSettings, SETTINGS } from "../engine/ops/settings.ts";
 import { command } from "./commands.ts";
 import { ask, spawn, temporary } from "./harness.ts";
-import { EXAMPLE, example, README, readme } from "./settings-texts.ts";
+import { CONFIGURATION, configuration, EXAMPLE, example } from "./settings-texts.ts";
 
 test("defaults need nothing", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
@@ -78,9 +78,9 @@ test("PERE_REDIS_REPLICAS says how many replicas must have what is acknowledged"
   expect(readSettings([], { REDIS_URL, PERE_REDIS_REPLICAS: "2" }).replicas).toBe(2);
 });
 
-test("README's table and .env.example are what the settings are; `bun tests/settings-texts.ts` writes them", async () => {
-  const text = await Bun.file(README).text();
-  expect(text).toBe(readme(text));
+test("docs/configuration.md and .env.example say what the settings are; `bun tests/settings-texts.ts` writes them", async () => {
+  const text = await Bun.file(CONFIGURATION).text();
+  expect(text).toBe(configuration(text));
   expect(await Bun.file(EXAMPLE).text()).toBe(example());
 });
 

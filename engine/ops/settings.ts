@@ -16,7 +16,7 @@ import { CHANNEL } from "../model.ts";
 import { type RateLimits, RATES } from "../http/rate-limit.ts";
 import { KEPT_EVENTS_MAX, KEPT_SECONDS_MAX, readKeep } from "../retention-rules.ts";
 
-/** What the operator set; see README, "Settings". */
+/** What the operator set; see docs/configuration.md. */
 export interface Settings {
   readonly host: string;
   /** 0 takes a free one. */
@@ -67,7 +67,7 @@ export interface Setting {
   readonly meaning: string;
 }
 
-/** All that may be set, in the order in which it is shown: by README, `--help` and `.env.example`. */
+/** All that may be set, in the order in which it is shown: by docs/configuration.md, `--help` and `.env.example`. */
 export const SETTINGS = {
   HOST: {
     usual: "127.0.0.1",
@@ -82,14 +82,14 @@ export const SETTINGS = {
   },
   PERE_TLS_CERT: {
     usual: "",
-    meaning: 'PEM file with a certificate and its chain; PERE then speaks TLS itself, see "TLS"',
+    meaning: "PEM file with a certificate and its chain; PERE then speaks TLS itself",
   },
   PERE_TLS_KEY: { usual: "", meaning: "PEM file with its key" },
   PERE_DB: { usual: "pere.db", meaning: "the SQLite file, held by one process; `:memory:` keeps nothing" },
   REDIS_URL: {
     usual: "",
     meaning:
-      'use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; for a CA of your own set `NODE_EXTRA_CA_CERTS`; see "Many instances"',
+      "use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; for a CA of your own set `NODE_EXTRA_CA_CERTS`",
   },
   REDIS_URL_FILE: { usual: "", meaning: "the path of a file that holds `REDIS_URL`" },
   PERE_REDIS_PREFIX: {
