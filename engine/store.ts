@@ -16,7 +16,7 @@
  * - **All or nothing** for each call, also when it names many events or receipts.
  * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.
  *
- * `tests/contract.ts` holds every store to this page.
+ * `tests/contract/contract.ts` holds every store to this page.
  */
 import {
   type EnrolledDevice,

@@ -8,7 +8,7 @@ import { SignJWT, exportJWK, exportSPKI, generateKeyPair } from "jose";
 import { deviceOfGrant, wwwAuthenticate, openAccess, redact, tokenOf } from "../engine/auth/tokens.ts";
 import { PereError } from "../engine/model.ts";
 import type { Grant } from "../engine/auth/rights.ts";
-import { seed } from "./chance.ts";
+import { seed } from "./support/chance.ts";
 import {
   SECRET,
   NOW,
@@ -30,7 +30,7 @@ import {
   bySet,
   open,
   access,
-} from "./tokens.ts";
+} from "./support/tokens.ts";
 
 describe("a good token", () => {
   test("says whose it is, until when, and what it allows", async () => {

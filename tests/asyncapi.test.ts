@@ -12,8 +12,8 @@ import { readAllowed } from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
-import { strictCopy } from "./described.ts";
-import { ask, connect, listen, openStream, SECRET, start, startWith, type Stream, until } from "./harness.ts";
+import { strictCopy } from "./support/described.ts";
+import { ask, connect, listen, openStream, SECRET, start, startWith, type Stream, until } from "./support/harness.ts";
 
 interface Pointer {
   readonly $ref: string;

@@ -8,10 +8,10 @@ import { issueToken } from "../engine/auth/issue.ts";
 import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { publish } from "../clients/pere.ts";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { type Front, NGINX, startNginx } from "./front.ts";
-import { ask, connect, give, listen, SECRET, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
+import { type Front, NGINX, startNginx } from "./support/front.ts";
+import { ask, connect, give, listen, SECRET, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeBrowser);
 

@@ -6,8 +6,8 @@
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
-import { ask, connect, give, listen, push, start, startOn, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, connect, give, listen, push, start, startOn, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 interface Given {
   readonly id: string;

@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import { join } from "node:path";
 import { eventData, Feeds } from "./bench/feeds.ts";
-import { push, start, until } from "./harness.ts";
+import { push, start, until } from "./support/harness.ts";
 
 const BENCH = join(import.meta.dir, "bench", "bench.ts");
 const DEVICES = 20;

@@ -5,8 +5,8 @@ import { afterEach, expect, test } from "bun:test";
 import { Terminal } from "@xterm/headless";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { ask, give, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");
 /** A test here waits for several things, each with the harness's patience. */

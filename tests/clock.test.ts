@@ -8,8 +8,8 @@ import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "
 import { join } from "node:path";
 import { Clock } from "../engine/clock.ts";
 import type { Service } from "../index.ts";
-import { ask, give, push, start, startOn, temporary, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, give, push, start, startOn, temporary, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(60_000);
 

@@ -3,8 +3,8 @@
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { gzipSync } from "node:zlib";
-import { ask, start } from "./harness.ts";
-import { say } from "./raw.ts";
+import { ask, start } from "./support/harness.ts";
+import { say } from "./support/raw.ts";
 import type { Service } from "../index.ts";
 
 let pere: Service;

@@ -5,10 +5,10 @@
 import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import packageJson from "../package.json";
-import { ask, connect, give, listen, push, startOn, temporary, until } from "./harness.ts";
-import { type Front, NGINX, startNginx } from "./front.ts";
-import { lastingPort } from "./ports.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, connect, give, listen, push, startOn, temporary, until } from "./support/harness.ts";
+import { type Front, NGINX, startNginx } from "./support/front.ts";
+import { lastingPort } from "./support/ports.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 import type { Service } from "../index.ts";
 
 /** Why the proxy is not run, or null. */

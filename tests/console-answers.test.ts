@@ -3,10 +3,10 @@
  * is not taken for a push that was stored.
  */
 import { afterAll, expect } from "bun:test";
-import { BadProxy } from "./bad-proxy.ts";
-import { browserTest, closeBrowser } from "./browser.ts";
-import { Page } from "./device-page.ts";
-import { ask, start, until } from "./harness.ts";
+import { BadProxy } from "./support/bad-proxy.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Page } from "./support/device-page.ts";
+import { ask, start, until } from "./support/harness.ts";
 
 afterAll(closeBrowser);
 

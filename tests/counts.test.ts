@@ -3,7 +3,7 @@
  */
 import { expect, test } from "bun:test";
 import { Counters, Distribution } from "../engine/counters.ts";
-import { ask, give, listen, push, start, until } from "./harness.ts";
+import { ask, give, listen, push, start, until } from "./support/harness.ts";
 
 test("each push, delivery and word is counted once, and how long the word took", async () => {
   let now = Date.now();

@@ -6,7 +6,7 @@ import { afterEach, expect, test } from "bun:test";
 import { closeSync, openSync, readFileSync, statSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { ask, connect, logOf, openStream, type Process, push, spawn, temporary, until } from "./harness.ts";
+import { ask, connect, logOf, openStream, type Process, push, spawn, temporary, until } from "./support/harness.ts";
 
 const PAGE = 4096;
 const started: Process[] = [];

@@ -8,7 +8,16 @@ import { connect as connectTo, type Socket } from "node:net";
 import { join } from "node:path";
 import { Descriptors, isOutOfDescriptors } from "../engine/descriptors.ts";
 import { checkHookUrl } from "../engine/hooks/call.ts";
-import { ask, connect, logOf, openStream, type Process, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import {
+  ask,
+  connect,
+  logOf,
+  openStream,
+  type Process,
+  spawn as spawnProcess,
+  temporary,
+  until,
+} from "./support/harness.ts";
 
 const LIMIT = 64;
 const started: Process[] = [];

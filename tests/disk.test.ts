@@ -4,8 +4,8 @@
 import { expect, test } from "bun:test";
 import { closeSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { command } from "./commands.ts";
-import { type Answer, ask, give, listen, push, spawn, Stream, temporary, until } from "./harness.ts";
+import { command } from "./support/commands.ts";
+import { type Answer, ask, give, listen, push, spawn, Stream, temporary, until } from "./support/harness.ts";
 
 /** Mounts a file system of 32 mebibytes there; false where that can't be done. */
 const mount = (folder: string): boolean =>

@@ -6,11 +6,11 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { readAllowed } from "../engine/hooks/call.ts";
 import type { Service } from "../index.ts";
-import { lastingPort } from "./ports.ts";
-import { noRedis, startRedis, type RedisServer } from "./redis-server.ts";
-import { command } from "./commands.ts";
-import { ask, SECRET, spawn, start, startOn, startWith, temporary, until } from "./harness.ts";
-import { CADDY, type Front, NGINX, startCaddy, startNginx } from "./front.ts";
+import { lastingPort } from "./support/ports.ts";
+import { noRedis, startRedis, type RedisServer } from "./support/redis-server.ts";
+import { command } from "./support/commands.ts";
+import { ask, SECRET, spawn, start, startOn, startWith, temporary, until } from "./support/harness.ts";
+import { CADDY, type Front, NGINX, startCaddy, startNginx } from "./support/front.ts";
 
 /** A test of a program that others made. With `CI=true` a missing one is a failure, not a reason. */
 const testOf = (program: string | null, name: string) => (what: string, run: () => Promise<void>) =>

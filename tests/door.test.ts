@@ -7,7 +7,7 @@ import { EventSource } from "eventsource";
 import { SignJWT } from "jose";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { issueToken } from "../engine/auth/issue.ts";
-import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
+import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
 import {
   DAY_SECONDS,
   closing,
@@ -21,7 +21,7 @@ import {
   handshake,
   statusFor,
   run,
-} from "./callers.ts";
+} from "./support/callers.ts";
 
 afterEach(closeAll);
 

@@ -6,9 +6,9 @@ import { expect, test } from "bun:test";
 import { connect as dial, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { EventSource } from "eventsource";
-import { ask, give, type Process, push, spawn, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
+import { ask, give, type Process, push, spawn, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
 
 /** So long nobody waits for a feed when an instance is restarted. */
 const WAIT_MS_MAX = 5_000;

@@ -12,8 +12,17 @@ import { afterEach, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { rank, type State } from "../engine/model.ts";
-import { chance, seed } from "./chance.ts";
-import { type Answer, ask, give, listen, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
+import { chance, seed } from "./support/chance.ts";
+import {
+  type Answer,
+  ask,
+  give,
+  listen,
+  type Process,
+  push,
+  spawn as spawnProcess,
+  temporary,
+} from "./support/harness.ts";
 
 /** Every process of the running test, and whether strace runs it. */
 const started: { readonly running: Process; readonly traced: boolean }[] = [];

@@ -9,10 +9,21 @@ import type { EngineOptions } from "../engine/engine.ts";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { readSettings, type Settings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
-import { ask, connect, listen, SECRET, temporary, until } from "./harness.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
-import { frameOf, handshake as opening, TEXT } from "./raw.ts";
-import { DAY_SECONDS, closing, closeAll, start, token, bearer, JSON_ONLY, GOOD, handshake, run } from "./callers.ts";
+import { ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
+import { frameOf, handshake as opening, TEXT } from "./support/raw.ts";
+import {
+  DAY_SECONDS,
+  closing,
+  closeAll,
+  start,
+  token,
+  bearer,
+  JSON_ONLY,
+  GOOD,
+  handshake,
+  run,
+} from "./support/callers.ts";
 
 afterEach(closeAll);
 

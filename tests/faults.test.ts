@@ -17,8 +17,8 @@ import {
   SKIP_ENTRIES_MAX,
   type LogSource,
 } from "../engine/feeds/log.ts";
-import { reads } from "./contract-calls.ts";
-import { until } from "./harness.ts";
+import { reads } from "./contract/calls.ts";
+import { until } from "./support/harness.ts";
 
 const entry = (seq: number): Entry => ({
   seq,

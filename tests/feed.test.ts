@@ -7,7 +7,7 @@ import { EventSource } from "eventsource";
 import { WebSocket as NodeWebSocket } from "ws";
 import { RING_ENTRIES_MAX } from "../engine/feeds/log.ts";
 import type { Service } from "../index.ts";
-import { ask, connect, give, listen, push, start, until } from "./harness.ts";
+import { ask, connect, give, listen, push, start, until } from "./support/harness.ts";
 
 let pere: Service;
 beforeAll(async () => void (pere = await start()));

@@ -5,7 +5,7 @@ import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { ServiceOptions, Service } from "../index.ts";
-import { ask, connect, listen, openStream, push, start, temporary, until } from "./harness.ts";
+import { ask, connect, listen, openStream, push, start, temporary, until } from "./support/harness.ts";
 
 const services: Service[] = [];
 afterEach(() => Promise.all(services.splice(0).map((service) => service.stop())));

@@ -10,12 +10,12 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { connect as dial, type Socket } from "node:net";
 import { createParser } from "eventsource-parser";
 import type { Service } from "../index.ts";
-import { chance, seed } from "./chance.ts";
-import { ask, give, until } from "./harness.ts";
+import { chance, seed } from "./support/chance.ts";
+import { ask, give, until } from "./support/harness.ts";
 
 let pere: Service;
 beforeAll(async () => {
-  const { start } = await import("./harness.ts");
+  const { start } = await import("./support/harness.ts");
   pere = await start({ limits: { beatMs: 50, renewMs: 400 } });
 });
 afterAll(() => pere.stop());

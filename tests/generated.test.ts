@@ -8,7 +8,7 @@ import { expect, test } from "bun:test";
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, SECRET, startWith, temporary } from "./harness.ts";
+import { ask, SECRET, startWith, temporary } from "./support/harness.ts";
 
 const PACKAGES = join(import.meta.dir, "..", "node_modules");
 /** A generator and a compiler are started, and the machine may be busy. */

@@ -47,7 +47,7 @@ import {
   WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
 import { frame } from "../engine/http/transports.ts";
-import { seed } from "./chance.ts";
+import { seed } from "./support/chance.ts";
 import {
   type Answer,
   ask,
@@ -60,7 +60,7 @@ import {
   start,
   temporary,
   until,
-} from "./harness.ts";
+} from "./support/harness.ts";
 import {
   BINARY,
   CLOSE,
@@ -73,7 +73,7 @@ import {
   say,
   sayFrames,
   TEXT,
-} from "./raw.ts";
+} from "./support/raw.ts";
 
 const MEBIBYTE = 1024 * 1024;
 /** What the heap may have more than before: code that was compiled since. It grows by some 3 MiB in the first group, and no more. */
@@ -100,7 +100,7 @@ beforeAll(async () => {
     PERE_DB: join(folder, "pere.db"),
     PERE_HOOKS_ALLOW: "127.0.0.0/8",
     HEAP_FILE: heapFile,
-    BUN_OPTIONS: `--preload=${join(import.meta.dir, "witness.ts")}`,
+    BUN_OPTIONS: `--preload=${join(import.meta.dir, "support", "witness.ts")}`,
   });
   void (async () => {
     const decoder = new TextDecoder();

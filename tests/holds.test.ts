@@ -12,9 +12,9 @@ import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
-import { draft, reads, SECOND, T, word } from "./contract-calls.ts";
-import { until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { draft, reads, SECOND, T, word } from "./contract/calls.ts";
+import { until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(300_000);
 

@@ -16,8 +16,8 @@ import {
   readSecret,
 } from "../engine/hooks/call.ts";
 import { PereError } from "../engine/model.ts";
-import { temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 const LOOPBACK = readAllowed("127.0.0.0/8, ::1/128");
 const NONE = readAllowed("");

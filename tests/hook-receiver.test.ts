@@ -8,7 +8,7 @@ import { Webhook } from "standardwebhooks";
 import { callHook, makeSecret, readRetryAfter } from "../engine/hooks/call.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import type { Service } from "../index.ts";
-import { ask, start, startOn, temporary, until } from "./harness.ts";
+import { ask, start, startOn, temporary, until } from "./support/harness.ts";
 import {
   type Call,
   failing,
@@ -22,8 +22,8 @@ import {
   services,
   tidyUp,
   well,
-} from "./hook-cases.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+} from "./contract/hook-cases.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const SECOND = 1_000;
 const HOUR = 3600 * SECOND;

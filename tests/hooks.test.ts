@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
-import { ask, start, temporary, until } from "./harness.ts";
+import { ask, start, temporary, until } from "./support/harness.ts";
 import {
   door,
   failing,
@@ -23,7 +23,7 @@ import {
   tidyUp,
   well,
   type World,
-} from "./hook-cases.ts";
+} from "./contract/hook-cases.ts";
 
 afterEach(tidyUp);
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
 import { takeIn } from "../engine/http/body.ts";
 import type { Service } from "../index.ts";
-import { SECRET, startWith, temporary } from "./harness.ts";
+import { SECRET, startWith, temporary } from "./support/harness.ts";
 
 const folder = temporary();
 const [cert, key] = [join(folder, "certificate.pem"), join(folder, "key.pem")];

@@ -3,7 +3,7 @@
  */
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
-import { ask, connect, listen, start, until } from "./harness.ts";
+import { ask, connect, listen, start, until } from "./support/harness.ts";
 
 let pere: Service;
 beforeAll(async () => void (pere = await start()));

@@ -9,9 +9,9 @@ import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tally } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { reads } from "./contract-calls.ts";
-import { command } from "./commands.ts";
-import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { reads } from "./contract/calls.ts";
+import { command } from "./support/commands.ts";
+import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./support/harness.ts";
 
 const running: Process[] = [];
 const spawn = async (env: Record<string, string>): Promise<Process> => {

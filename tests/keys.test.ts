@@ -6,7 +6,7 @@ import { generateKeyPairSync } from "node:crypto";
 import { join } from "node:path";
 import { SignJWT, exportJWK, generateKeyPair } from "jose";
 import { type Access, openAccess } from "../engine/auth/tokens.ts";
-import { ask, connect, startWith, until } from "./harness.ts";
+import { ask, connect, startWith, until } from "./support/harness.ts";
 import {
   SECRET,
   NOW,
@@ -25,7 +25,7 @@ import {
   file,
   folder,
   bySet,
-} from "./tokens.ts";
+} from "./support/tokens.ts";
 
 describe("a key set", () => {
   const openSet = async (content: unknown): Promise<string> =>

@@ -13,9 +13,9 @@ import { SCRIPTS } from "../engine/redis/scripts.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
-import { reads, countRows, draft, EVERYTHING, missAll, rowsOf, SECOND, T, trimAll, word } from "./contract-calls.ts";
-import { temporary } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { reads, countRows, draft, EVERYTHING, missAll, rowsOf, SECOND, T, trimAll, word } from "./contract/calls.ts";
+import { temporary } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** More than one slice of either store. */
 const EVENTS = 5_000;

@@ -3,11 +3,11 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { networkInterfaces } from "node:os";
-import { closeAll, closing, handshake, JSON_ONLY, start } from "./callers.ts";
-import { command } from "./commands.ts";
-import { NGINX, startNginx } from "./front.ts";
-import { ask, spawn } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { closeAll, closing, handshake, JSON_ONLY, start } from "./support/callers.ts";
+import { command } from "./support/commands.ts";
+import { NGINX, startNginx } from "./support/front.ts";
+import { ask, spawn } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 afterEach(closeAll);
 

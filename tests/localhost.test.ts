@@ -7,8 +7,8 @@ import type { Server } from "bun";
 import { addressesOf, listen } from "../engine/http/listener.ts";
 import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
-import { ask, connect, give, listen as listenTo, push, startWith, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { ask, connect, give, listen as listenTo, push, startWith, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 const found = await addressesOf("localhost");
 const hasBoth = found.length === 2;

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { SignJWT } from "jose";
 import { type Level, type Logger, openLog, QUIET_MS } from "../engine/ops/logger.ts";
 import { PereError } from "../engine/model.ts";
-import { PATIENCE_MS, temporary } from "./harness.ts";
+import { PATIENCE_MS, temporary } from "./support/harness.ts";
 
 /** A line, looked at field by field; a wrong one fails the test. */
 type Line = Record<string, any>;

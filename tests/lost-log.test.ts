@@ -4,8 +4,8 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { Service } from "../index.ts";
-import { ask, connect, give, listen, push, startOn, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, connect, give, listen, push, startOn, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(60_000);
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;

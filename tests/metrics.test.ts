@@ -5,9 +5,21 @@ import { describe, expect, test } from "bun:test";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { issueToken } from "../engine/auth/issue.ts";
 import { Counters } from "../engine/counters.ts";
-import { ask, connect, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
+import {
+  ask,
+  connect,
+  give,
+  listen,
+  push,
+  SECRET,
+  start,
+  startOn,
+  startWith,
+  temporary,
+  until,
+} from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
 
 const PROMTOOL = Bun.which("promtool");
 const noPromtool = PROMTOOL || process.env.CI === "true" ? null : "there is no promtool on this machine";

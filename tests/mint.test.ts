@@ -3,7 +3,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import { issueToken, readTokenDraft } from "../engine/auth/issue.ts";
-import { SECRET, NOW, now, open, access } from "./tokens.ts";
+import { SECRET, NOW, now, open, access } from "./support/tokens.ts";
 
 describe("minting", () => {
   const draft = { sub: "till-7", push: ["orders", "shop.*"], feed: ["*"], days: 30 };

@@ -5,10 +5,10 @@
 import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import { buildPages } from "../web/build.ts";
-import { browserTest, closeBrowser } from "./browser.ts";
-import { Page, row } from "./device-page.ts";
-import { ask, push, start, temporary, until } from "./harness.ts";
-import { REFUSALS, WITHOUT } from "./old-browsers.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Page, row } from "./support/device-page.ts";
+import { ask, push, start, temporary, until } from "./support/harness.ts";
+import { REFUSALS, WITHOUT } from "./support/old-browsers.ts";
 
 afterAll(closeBrowser);
 

@@ -45,7 +45,7 @@ import {
   startWith,
   temporary,
   until,
-} from "./harness.ts";
+} from "./support/harness.ts";
 import {
   type Asking as Plain,
   describedRequest,
@@ -55,7 +55,7 @@ import {
   type Place,
   type Reply,
   strictCopy,
-} from "./described.ts";
+} from "./support/described.ts";
 
 // ----------------------------------------------------------------------------------------------------- the document, as served
 

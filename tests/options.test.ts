@@ -5,8 +5,8 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { issueToken } from "../engine/auth/issue.ts";
 import type { Service } from "../index.ts";
-import { ask, connect, listen, openStream, push, SECRET, start, startOn, startWith } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, connect, listen, openStream, push, SECRET, start, startOn, startWith } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 let pere: Service;
 let event: string;

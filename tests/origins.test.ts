@@ -2,8 +2,8 @@
  * The door, from outside: what pages of others get and what pages of strangers, and which names this service answers to.
  */
 import { afterEach, describe, expect, test } from "bun:test";
-import { ask, listen } from "./harness.ts";
-import { closeAll, start, bearer, GOOD, JSON_ONLY, raw, statusOf, handshake } from "./callers.ts";
+import { ask, listen } from "./support/harness.ts";
+import { closeAll, start, bearer, GOOD, JSON_ONLY, raw, statusOf, handshake } from "./support/callers.ts";
 
 afterEach(closeAll);
 

@@ -2,8 +2,8 @@
 import { Database } from "bun:sqlite";
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { ask, give, listen, push, start, temporary, until } from "./harness.ts";
-import { outcomes } from "./outcome-cases.ts";
+import { ask, give, listen, push, start, temporary, until } from "./support/harness.ts";
+import { outcomes } from "./contract/outcome-cases.ts";
 
 outcomes("SQLite", 1, async () => {
   const path = join(temporary(), "pere.db");

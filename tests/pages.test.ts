@@ -4,7 +4,7 @@
 import { expect, test } from "bun:test";
 import { chmodSync, cpSync, mkdirSync, readdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { ask, PATIENCE_MS, temporary, until } from "./harness.ts";
+import { ask, PATIENCE_MS, temporary, until } from "./support/harness.ts";
 
 const ROOT = join(import.meta.dir, "..");
 

@@ -16,8 +16,18 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join, relative } from "node:path";
-import { command } from "./commands.ts";
-import { ask, give, listen, logOf, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { command } from "./support/commands.ts";
+import {
+  ask,
+  give,
+  listen,
+  logOf,
+  type Process,
+  push,
+  spawn as spawnProcess,
+  temporary,
+  until,
+} from "./support/harness.ts";
 
 const started: Process[] = [];
 const spawn = async (db: string): Promise<Process> => {

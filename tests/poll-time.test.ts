@@ -5,8 +5,8 @@ import { afterEach, describe, expect, setDefaultTimeout, spyOn, test } from "bun
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
-import { ask, push, start, startOn, until } from "./harness.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
+import { ask, push, start, startOn, until } from "./support/harness.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(60_000);
 const services: Service[] = [];

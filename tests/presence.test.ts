@@ -17,8 +17,8 @@ import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import type { Batch } from "../engine/feeds/log.ts";
 import type { Service } from "../index.ts";
-import { hear } from "./contract-calls.ts";
-import { ask, connect, give, listen, push, start, Stream, temporary, until } from "./harness.ts";
+import { hear } from "./contract/calls.ts";
+import { ask, connect, give, listen, push, start, Stream, temporary, until } from "./support/harness.ts";
 
 const EMPTY = { feeds: 0, logs: 0, live: 0, present: 0, spokes: 0 };
 const T = Date.UTC(2026, 10, 22, 10);

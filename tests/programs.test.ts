@@ -5,8 +5,8 @@
 import { afterEach, expect, test } from "bun:test";
 import { existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ask, push, start, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { ask, push, start, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 const CLIENTS = join(import.meta.dir, "..", "clients");
 const LIMIT_MS = 60_000;

@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { connect as dial } from "node:net";
 import type { Service } from "../index.ts";
-import { ask, listen, push, start, until } from "./harness.ts";
+import { ask, listen, push, start, until } from "./support/harness.ts";
 
 let pere: Service;
 beforeAll(async () => void (pere = await start()));

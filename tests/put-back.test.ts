@@ -4,9 +4,9 @@
 import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
-import { draft, hear, heardAll, missAll, SECOND, T, type Told, word } from "./contract-calls.ts";
-import { until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { draft, hear, heardAll, missAll, SECOND, T, type Told, word } from "./contract/calls.ts";
+import { until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(60_000);
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;

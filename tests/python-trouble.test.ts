@@ -8,10 +8,10 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { issueToken } from "../engine/auth/issue.ts";
-import { BAD_ANSWERS } from "./bad-answers.ts";
-import { BadProxy } from "./bad-proxy.ts";
-import { ask, give, openStream, push, SECRET, startWith, temporary, until } from "./harness.ts";
-import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
+import { BAD_ANSWERS } from "./support/bad-answers.ts";
+import { BadProxy } from "./support/bad-proxy.ts";
+import { ask, give, openStream, push, SECRET, startWith, temporary, until } from "./support/harness.ts";
+import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./support/python.ts";
 
 const listen = (url: string, command: string, ...more: string[]): Python =>
   new Python(["listen", url, "orders", "--device", "till-7", "--exec", command, ...more]);

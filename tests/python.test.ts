@@ -7,8 +7,8 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, give, push, SECRET, startWith, temporary, until } from "./harness.ts";
-import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./python.ts";
+import { ask, give, push, SECRET, startWith, temporary, until } from "./support/harness.ts";
+import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./support/python.ts";
 
 /** A device whose handler is these lines of Python, with `event` to work on. */
 const device = (url: string, handler: string, more = ""): Python =>

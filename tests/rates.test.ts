@@ -15,8 +15,8 @@ import {
   TooMany,
   type RateKind,
 } from "../engine/http/rate-limit.ts";
-import { PATIENCE_MS, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { PATIENCE_MS, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const closing: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
@@ -147,7 +147,7 @@ describe("counted in memory, what a caller may do", () => {
 
   test("keeps no process alive", async () => {
     const file = new URL("../engine/http/rate-limit.ts", import.meta.url).pathname;
-    const text = `import { Rates, RATES } from ${JSON.stringify(file)}; new Rates(RATES, null).take("push", "shop");`;
+    const text = `import { RateLimiter, RATES } from ${JSON.stringify(file)}; new RateLimiter(RATES, null).take("push", "shop");`;
     const child = Bun.spawn([process.execPath, "-e", text], { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
     const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE_MS);
     expect(await child.exited).toBe(0);

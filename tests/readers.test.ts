@@ -9,9 +9,9 @@ import { afterAll, expect, test } from "bun:test";
 import { join } from "node:path";
 import { EventSource } from "eventsource";
 import { WebSocket as NodeSocket } from "ws";
-import { closeBrowser, isInstalled as isBrowserInstalled, openTab } from "./browser.ts";
-import { ask, spawn, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { closeBrowser, isInstalled as isBrowserInstalled, openTab } from "./support/browser.ts";
+import { ask, spawn, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeBrowser);
 

@@ -4,7 +4,7 @@
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
 import type { Service } from "../index.ts";
 import { readKeep } from "../engine/retention-rules.ts";
-import { ask, give, listen, push, start, until } from "./harness.ts";
+import { ask, give, listen, push, start, until } from "./support/harness.ts";
 
 let pere: Service;
 beforeAll(async () => void (pere = await start()));

@@ -4,10 +4,10 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { ask, spawn, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { type Cluster, startCluster } from "./redis-cluster-server.ts";
-import { noRedis } from "./redis-server.ts";
+import { ask, spawn, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { type Cluster, startCluster } from "./support/redis-cluster-server.ts";
+import { noRedis } from "./support/redis-server.ts";
 
 const closing: (() => Promise<unknown>)[] = [];
 afterEach(async () => {

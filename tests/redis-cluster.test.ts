@@ -5,10 +5,10 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { slotOf } from "../engine/redis/cluster.ts";
 import { RedisStore } from "../engine/redis/store.ts";
-import { storeContract } from "./contract.ts";
-import { type Answer, ask, give, listen, push, spawn, startOn, type Stream, until } from "./harness.ts";
-import { type Cluster, type Node, startCluster } from "./redis-cluster-server.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
+import { storeContract } from "./contract/contract.ts";
+import { type Answer, ask, give, listen, push, spawn, startOn, type Stream, until } from "./support/harness.ts";
+import { type Cluster, type Node, startCluster } from "./support/redis-cluster-server.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
 
 /** The promise is 3 s; the rest is for a machine that does other things as well. */
 const ANSWER_MS = 5_500;

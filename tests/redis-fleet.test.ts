@@ -7,10 +7,10 @@
  */
 import { afterAll, expect, test } from "bun:test";
 import { createParser } from "eventsource-parser";
-import { chance, seed } from "./chance.ts";
-import { type Answer, ask, type Process, spawn } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { chance, seed } from "./support/chance.ts";
+import { type Answer, ask, type Process, spawn } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const DURATION_MS = 30_000;
 const INSTANCES = 3;

@@ -6,8 +6,8 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { PereError } from "../engine/model.ts";
 import { RedisLink } from "../engine/redis/connection.ts";
-import { until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** What does not wait for anything is over within this, also on a slow machine: a call waits for 3 s. */
 const AT_ONCE_MS = 2_500;

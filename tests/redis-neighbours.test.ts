@@ -7,8 +7,8 @@
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
 import { RedisStore } from "../engine/redis/store.ts";
-import { ask, give, listen, push, startWith, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, give, listen, push, startWith, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 describe.skipIf(noRedis !== null)("on one Redis", () => {
   let redis: RedisServer;

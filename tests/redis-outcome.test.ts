@@ -4,11 +4,11 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { RedisStore } from "../engine/redis/store.ts";
-import { reads, draft, missAll, SECOND, T, word } from "./contract-calls.ts";
-import { ask, give, push, spawn, startOn, until } from "./harness.ts";
-import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./hook-cases.ts";
-import { outcomes } from "./outcome-cases.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { reads, draft, missAll, SECOND, T, word } from "./contract/calls.ts";
+import { ask, give, push, spawn, startOn, until } from "./support/harness.ts";
+import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./contract/hook-cases.ts";
+import { outcomes } from "./contract/outcome-cases.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 setDefaultTimeout(60_000);
 const DEVICES = Array.from({ length: 700 }, (_, n) => `device-${n}`).sort();

@@ -5,8 +5,8 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { RedisStore } from "../engine/redis/store.ts";
-import { ask, spawn, startOn, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, spawn, startOn, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const closing: (() => Promise<unknown>)[] = [];
 afterEach(async () => {

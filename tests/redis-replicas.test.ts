@@ -2,9 +2,9 @@
  * `PERE_REDIS_REPLICAS`: a push and a receipt are answered only when so many replicas have them. A real Redis with a real replica, which is stalled.
  */
 import { afterEach, describe, expect, test } from "bun:test";
-import { ask, give, push, startOn, until } from "./harness.ts";
-import { startCluster } from "./redis-cluster-server.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, give, push, startOn, until } from "./support/harness.ts";
+import { startCluster } from "./support/redis-cluster-server.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** The promise is 3 s, whatever the replicas do; the rest is for a machine that does other things as well. */
 const ANSWER_MS = 5_500;

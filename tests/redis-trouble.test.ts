@@ -10,10 +10,21 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { type EventDraft, PereError } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent } from "../engine/store.ts";
-import { draft, T } from "./contract-calls.ts";
-import { type Answer, ask, connect, give, listen, push, spawn, startOn, type Stream, until } from "./harness.ts";
-import { Proxy } from "./proxy.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { draft, T } from "./contract/calls.ts";
+import {
+  type Answer,
+  ask,
+  connect,
+  give,
+  listen,
+  push,
+  spawn,
+  startOn,
+  type Stream,
+  until,
+} from "./support/harness.ts";
+import { Proxy } from "./support/proxy.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** The promise is 3 s; the rest is for a machine that does other things as well. Who waits twice is found out all the same. */
 const ANSWER_MS = 5_500;

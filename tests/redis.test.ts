@@ -9,10 +9,10 @@ import type { EventDraft } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent, Wake } from "../engine/store.ts";
 import type { Service } from "../index.ts";
-import { reads } from "./contract-calls.ts";
-import { storeContract } from "./contract.ts";
-import { ask, give, listen, push, spawn, startOn, type Stream, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { reads } from "./contract/calls.ts";
+import { storeContract } from "./contract/contract.ts";
+import { ask, give, listen, push, spawn, startOn, type Stream, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** The longest that a test takes which starts processes, on a slow machine. */
 const PROCESS_MS = 40_000;

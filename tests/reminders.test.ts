@@ -1,13 +1,13 @@
 /**
  * What an instance knows of reminders is a copy, and does not grow with what was pushed. How reminders reach devices is in
- * `outcome-cases.ts`.
+ * `contract/outcome-cases.ts`.
  */
 import { expect, test } from "bun:test";
 import type { Feeds } from "../engine/feeds/feeds.ts";
 import type { Event } from "../engine/model.ts";
 import { Reminders } from "../engine/feeds/reminders.ts";
 import type { Reminder, Store, Wake } from "../engine/store.ts";
-import { until } from "./harness.ts";
+import { until } from "./support/harness.ts";
 
 const SECOND = 1_000;
 

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, expect, test } from "bun:test";
 import { heapStats } from "bun:jsc";
 import { readFileSync } from "node:fs";
 import { connect as dial, type Socket } from "node:net";
-import { ask, type Process, push, spawn, start, temporary, until } from "./harness.ts";
+import { ask, type Process, push, spawn, start, temporary, until } from "./support/harness.ts";
 
 const FEEDS = 5_000;
 const MEBIBYTE = 1024 * 1024;

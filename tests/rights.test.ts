@@ -4,8 +4,8 @@
 import { describe, expect, test } from "bun:test";
 import fc from "fast-check";
 import { type Grant, OPEN, demand } from "../engine/auth/rights.ts";
-import { seed } from "./chance.ts";
-import { signed, refusal, access } from "./tokens.ts";
+import { seed } from "./support/chance.ts";
+import { signed, refusal, access } from "./support/tokens.ts";
 
 describe("a right", () => {
   const grantOf = (push: readonly string[], feed: readonly string[] = []): Promise<Grant> =>

@@ -7,8 +7,8 @@
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { closeBrowser, openTab } from "./browser.ts";
-import { ask, listen, start, type Stream, until } from "./harness.ts";
+import { closeBrowser, openTab } from "./support/browser.ts";
+import { ask, listen, start, type Stream, until } from "./support/harness.ts";
 
 if (process.argv.length > 3 || /^(-|$)/.test(process.argv[2] ?? ".")) {
   console.error("usage: bun tests/screenshots.ts [folder]");

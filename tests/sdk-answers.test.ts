@@ -1,14 +1,14 @@
 /**
  * What the SDK believes, and what it does not: texts as they came, redirects, tokens and addresses that can't be right, clocks that are set, and an
- * application whose own functions throw. Bad answers in all their kinds are the bad day's (`badday-sdk-answers.test.ts`).
+ * application whose own functions throw. Bad answers in all their kinds are the bad day's (`badday/sdk-answers.test.ts`).
  */
 import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SignJWT } from "jose";
 import { fileStorage, listen, type ListenOptions, publish, receipts } from "../clients/pere.ts";
-import { ask, SECRET, start, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import { ask, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 const LIMIT_MS = 60_000;
 const TIMING = { pauseMsMax: 50 };

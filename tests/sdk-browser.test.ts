@@ -1,14 +1,14 @@
 /**
  * The SDK in pages of a real Chromium, which come from elsewhere than the service, as a shop's pages do: with a token, through a proxy that holds
- * event streams back, and in several tabs of one device. The bad day does the rest (`badday-sdk.test.ts`).
+ * event streams back, and in several tabs of one device. The bad day does the rest (`badday/sdk.test.ts`).
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
 import { publish, publishMany } from "../clients/pere.ts";
-import { BadProxy } from "./bad-proxy.ts";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { ask, SECRET, startWith, until } from "./harness.ts";
+import { BadProxy } from "./support/bad-proxy.ts";
+import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
+import { ask, SECRET, startWith, until } from "./support/harness.ts";
 
 afterAll(closeBrowser);
 

@@ -3,7 +3,7 @@
  */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
-import { start, temporary } from "./harness.ts";
+import { start, temporary } from "./support/harness.ts";
 
 const root = join(import.meta.dir, "..");
 const node = Bun.which("node");

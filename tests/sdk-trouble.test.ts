@@ -16,10 +16,10 @@ import {
   type Receipt,
   receipts,
 } from "../clients/pere.ts";
-import { chance, seed } from "./chance.ts";
-import { give, push, ask, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { Proxy } from "./proxy.ts";
+import { chance, seed } from "./support/chance.ts";
+import { give, push, ask, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { Proxy } from "./support/proxy.ts";
 
 /** A test here waits for several things, each with the harness's patience. */
 const LIMIT_MS = 60_000;

@@ -15,7 +15,7 @@ import {
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import fc from "fast-check";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, SECRET, start, startWith, until } from "./harness.ts";
+import { ask, SECRET, start, startWith, until } from "./support/harness.ts";
 
 /** What the service knows of an event: each device's last word and its detail. */
 async function rows(url: string, id: string): Promise<Record<string, [status: string, detail: unknown]>> {

@@ -5,8 +5,8 @@ import { expect, test } from "bun:test";
 import { LIMITS } from "../engine/engine.ts";
 import { USAGE } from "../engine/ops/commands.ts";
 import { readSettings, SETTINGS } from "../engine/ops/settings.ts";
-import { command } from "./commands.ts";
-import { ask, spawn, temporary } from "./harness.ts";
+import { command } from "./support/commands.ts";
+import { ask, spawn, temporary } from "./support/harness.ts";
 import { CONFIGURATION, configuration, EXAMPLE, example } from "./settings-texts.ts";
 
 test("defaults need nothing", () => {

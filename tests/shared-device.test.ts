@@ -6,8 +6,8 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readAllowed } from "../engine/hooks/call.ts";
 import { isShared } from "../engine/model.ts";
 import type { Service } from "../index.ts";
-import { ask, give, listen, push, startWith, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, give, listen, push, startWith, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** What the test's own proxy, which is on this machine, says of who asked it. */
 const from = (address: string): Record<string, string> => ({ "X-Forwarded-For": address });

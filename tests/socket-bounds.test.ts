@@ -3,8 +3,8 @@
  */
 import { afterEach, describe, expect, spyOn, test } from "bun:test";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { closeAll, closing, start } from "./callers.ts";
-import { push, until } from "./harness.ts";
+import { closeAll, closing, start } from "./support/callers.ts";
+import { push, until } from "./support/harness.ts";
 
 afterEach(closeAll);
 

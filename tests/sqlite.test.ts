@@ -23,9 +23,9 @@ import { Counters } from "../engine/counters.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/sqlite/schema.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { reads, draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract-calls.ts";
-import { storeContract } from "./contract.ts";
-import { ask, type Process, push, spawn as spawnProcess, temporary } from "./harness.ts";
+import { reads, draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract/calls.ts";
+import { storeContract } from "./contract/contract.ts";
+import { ask, type Process, push, spawn as spawnProcess, temporary } from "./support/harness.ts";
 
 /** Every process of the running test; what a failed one left is ended. */
 const started: Process[] = [];
@@ -231,7 +231,7 @@ describe("a file", () => {
   test("of the first version is taken with all that it has, and has deadlines from then on", async () => {
     const path = join(temporary(), "pere.db");
     const first = new Database(path);
-    first.run(readFileSync(join(import.meta.dir, "schema-1.sql"), "utf8"));
+    first.run(readFileSync(join(import.meta.dir, "support", "schema-1.sql"), "utf8"));
     first.run(`PRAGMA application_id = ${SCHEMA.applicationId}`);
     first.run("PRAGMA user_version = 1");
     first.run("INSERT INTO channels VALUES (1, 'orders', 'epoch', 3, 1, 1, 2, 0, 2)");

@@ -7,9 +7,9 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readAllowed } from "../engine/hooks/call.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH } from "../web/openapi-schemas.ts";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
-import { type Asking, describedRequest, type Document, operationsOf, type Place } from "./described.ts";
-import { ask, start, until } from "./harness.ts";
+import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
+import { type Asking, describedRequest, type Document, operationsOf, type Place } from "./support/described.ts";
+import { ask, start, until } from "./support/harness.ts";
 
 let pere: Service;
 let operations: Map<string, Place>;

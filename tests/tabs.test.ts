@@ -2,9 +2,9 @@
  * Tabs of one device where the one that leads is frozen, stands still, or comes back: another one goes on with its events, and each receipt is given.
  */
 import { afterAll, expect } from "bun:test";
-import { browserTest, closeBrowser } from "./browser.ts";
-import { Page, row } from "./device-page.ts";
-import { push, start, until } from "./harness.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Page, row } from "./support/device-page.ts";
+import { push, start, until } from "./support/harness.ts";
 
 afterAll(closeBrowser);
 

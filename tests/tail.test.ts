@@ -19,7 +19,7 @@ import {
   type LogSource,
   WRITE_CHARACTERS,
 } from "../engine/feeds/log.ts";
-import { until } from "./harness.ts";
+import { until } from "./support/harness.ts";
 
 const EPOCH = "epoch";
 /** More than two slices. */

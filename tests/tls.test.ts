@@ -6,11 +6,11 @@ import { appendFileSync, copyFileSync } from "node:fs";
 import { connect as connectHttp2, constants } from "node:http2";
 import { join } from "node:path";
 import { connect as connectTls } from "node:tls";
-import { browserTest, closeBrowser, openTab } from "./browser.ts";
+import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
 import { readCertificate } from "../engine/http/certificate.ts";
-import { command } from "./commands.ts";
-import { ask, push, spawn, startWith, temporary, until } from "./harness.ts";
-import { Proxy } from "./proxy.ts";
+import { command } from "./support/commands.ts";
+import { ask, push, spawn, startWith, temporary, until } from "./support/harness.ts";
+import { Proxy } from "./support/proxy.ts";
 
 const folder = temporary();
 const file = (name: string): string => join(folder, `${name}.pem`);

@@ -8,7 +8,7 @@ import { Engine } from "../engine/engine.ts";
 import { type EventDraft, PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
-import { temporary, until } from "./harness.ts";
+import { temporary, until } from "./support/harness.ts";
 
 const KEPT_MS = 1_000;
 const draft: EventDraft = { type: null, data: "1", to: null, ttl: null, deadline: null, remind: null };

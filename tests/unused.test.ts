@@ -9,8 +9,8 @@ import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { type Store, UNUSED_MS_MIN } from "../engine/store.ts";
 import type { Service } from "../index.ts";
-import { ask, connect, listen, push, spawn, start, startOn, temporary, until } from "./harness.ts";
-import { noRedis, type RedisServer, startRedis } from "./redis-server.ts";
+import { ask, connect, listen, push, spawn, start, startOn, temporary, until } from "./support/harness.ts";
+import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const T = Date.UTC(2026, 0, 1);
 const DAY = 24 * 3_600_000;

@@ -6,7 +6,7 @@ import { Database } from "bun:sqlite";
 import { afterEach, expect, test } from "bun:test";
 import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { ask, logOf, type Process, push, spawn as spawnProcess, temporary, until } from "./harness.ts";
+import { ask, logOf, type Process, push, spawn as spawnProcess, temporary, until } from "./support/harness.ts";
 
 const started: Process[] = [];
 const spawn: typeof spawnProcess = async (env, before) => {

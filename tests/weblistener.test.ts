@@ -4,11 +4,11 @@
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { BadProxy } from "./bad-proxy.ts";
-import { browserTest, closeBrowser } from "./browser.ts";
-import { Page, row } from "./device-page.ts";
+import { BadProxy } from "./support/bad-proxy.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Page, row } from "./support/device-page.ts";
 import { issueToken } from "../engine/auth/issue.ts";
-import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./harness.ts";
+import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
 
 afterAll(closeBrowser);
 

@@ -4,7 +4,7 @@
 import { afterEach, expect, test } from "bun:test";
 import type { Server, Socket } from "bun";
 import { type DirectController, closeStream } from "../engine/http/transports.ts";
-import { until } from "./harness.ts";
+import { until } from "./support/harness.ts";
 
 let server: Server<undefined>;
 afterEach(() => server.stop(true));

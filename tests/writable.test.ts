@@ -6,8 +6,8 @@ import { chmodSync, chownSync, mkdirSync, readdirSync, statSync, writeFileSync }
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { command } from "./commands.ts";
-import { temporary } from "./harness.ts";
+import { command } from "./support/commands.ts";
+import { temporary } from "./support/harness.ts";
 
 /** The service runs as this user; the folder is root's. */
 const USER = 65_534;

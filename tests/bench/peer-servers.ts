@@ -7,7 +7,7 @@
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { lastingPort } from "../ports.ts";
+import { lastingPort } from "../support/ports.ts";
 import { type Dialect, now } from "./feeds.ts";
 import { HOST, onCore, type Service } from "./service.ts";
 

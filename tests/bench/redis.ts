@@ -5,7 +5,7 @@
  * With four cores, both instances, the generator and Redis have one each. With two, the instances share one, and Redis has the other
  * together with the generator; the notes say how busy each of them was.
  */
-import { startRedis as startServer } from "../redis-server.ts";
+import { startRedis as startServer } from "../support/redis-server.ts";
 import { eventData, Feeds } from "./feeds.ts";
 import { Requests } from "./requests.ts";
 import {

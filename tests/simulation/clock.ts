@@ -7,7 +7,7 @@
  */
 import { AsyncLocalStorage } from "node:async_hooks";
 import { drainMicrotasks } from "bun:jsc";
-import { chance } from "../chance.ts";
+import { chance } from "../support/chance.ts";
 
 /** When each world begins, milliseconds since 1970. */
 export const START_MS = Date.UTC(2026, 10, 22, 10);

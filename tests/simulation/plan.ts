@@ -2,7 +2,7 @@
  * What is going to happen in a world: who takes part, how bad the lines are, and a list of steps. All of it follows from the seed; leaving steps
  * out makes a smaller world of the same kind, which is how a failure is made short.
  */
-import { chance } from "../chance.ts";
+import { chance } from "../support/chance.ts";
 import type { Weather } from "./line.ts";
 
 export type Way = "sse" | "websocket" | "poll" | "any";

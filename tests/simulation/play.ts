@@ -2,7 +2,7 @@
  * Plays seeds, and makes a failure short: steps are left out, by halves and then one by one, as long as the same promise is broken.
  */
 import { rmSync } from "node:fs";
-import { chance } from "../chance.ts";
+import { chance } from "../support/chance.ts";
 import { type Plan, planOf, type Step } from "./plan.ts";
 import { RealRedis } from "./redis.ts";
 import { World } from "./world.ts";

@@ -4,7 +4,7 @@
  * Devices, publishers and followers are the SDK's own code. At the end of the trouble all lines are good, every instance and device is up and the
  * clocks are right; after a while what was promised must have come true.
  */
-import { chance } from "../chance.ts";
+import { chance } from "../support/chance.ts";
 import {
   type Listener,
   listen,

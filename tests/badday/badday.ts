@@ -1,6 +1,6 @@
 /**
  * The bad day: one suite that every client passes, whatever it is written in. Between it and the service stands a proxy that does what networks
- * do (`bad-proxy.ts`); it is killed, its token ends, its server is replaced. At the end of each case the books are compared:
+ * do (`support/bad-proxy.ts`); it is killed, its token ends, its server is replaced. At the end of each case the books are compared:
  *
  * - nothing lost: every event that was addressed to the device was worked on, and had the publisher's data;
  * - once an id: none was worked on twice, also not by a client that was killed between work and receipt and started again;
@@ -18,17 +18,17 @@
  *
  * It keeps what must survive it in `state` (a path of its own, nothing is there at first), reads its token from `tokenFile` whenever it needs a new
  * one, and takes `patience` for its own where it can. It runs until it is killed. For programs that run a command for each event
- * `badday-worker.sh` is that command: data on its input, `PERE_EVENT_ID` and `PERE_RECORD` in its environment.
+ * `worker.sh` is that command: data on its input, `PERE_EVENT_ID` and `PERE_RECORD` in its environment.
  */
 import { describe, expect, test } from "bun:test";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { issueToken } from "../engine/auth/issue.ts";
-import type { EngineOptions } from "../engine/engine.ts";
-import type { Service } from "../index.ts";
-import { BadProxy, type Errand, type Fate, type Seen } from "./bad-proxy.ts";
-import { chance, seed } from "./chance.ts";
-import { ask, SECRET, startWith, temporary, until } from "./harness.ts";
+import { issueToken } from "../../engine/auth/issue.ts";
+import type { EngineOptions } from "../../engine/engine.ts";
+import type { Service } from "../../index.ts";
+import { BadProxy, type Errand, type Fate, type Seen } from "../support/bad-proxy.ts";
+import { chance, seed } from "../support/chance.ts";
+import { ask, SECRET, startWith, temporary, until } from "../support/harness.ts";
 
 /** How long a client waits for what, instead of its own 5 s, 40 s and a minute. Whole seconds, since `sleep` knows no others. */
 export interface Patience {

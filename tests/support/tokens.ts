@@ -5,8 +5,8 @@ import { expect } from "bun:test";
 import { createHmac } from "node:crypto";
 import { join } from "node:path";
 import { type JWK, SignJWT, exportJWK, generateKeyPair } from "jose";
-import { type Access, type AccessOptions, openAccess } from "../engine/auth/tokens.ts";
-import { PereError } from "../engine/model.ts";
+import { type Access, type AccessOptions, openAccess } from "../../engine/auth/tokens.ts";
+import { PereError } from "../../engine/model.ts";
 import { temporary } from "./harness.ts";
 
 export const SECRET = "a secret of thirty-two bytes, ok";

@@ -6,12 +6,12 @@
  */
 import { describe, expect, setSystemTime, spyOn, test } from "bun:test";
 import { Webhook } from "standardwebhooks";
-import type { EngineOptions } from "../engine/engine.ts";
-import { makeSecret, readAllowed } from "../engine/hooks/call.ts";
-import { PereError } from "../engine/model.ts";
-import type { Service } from "../index.ts";
-import { type Answer, ask, give, type Process, push, spawn, until } from "./harness.ts";
-import { lastingPort } from "./ports.ts";
+import type { EngineOptions } from "../../engine/engine.ts";
+import { makeSecret, readAllowed } from "../../engine/hooks/call.ts";
+import { PereError } from "../../engine/model.ts";
+import type { Service } from "../../index.ts";
+import { type Answer, ask, give, type Process, push, spawn, until } from "../support/harness.ts";
+import { lastingPort } from "../support/ports.ts";
 
 /** One memory. A service that is started in it finds what was left by the one before. */
 export interface World {

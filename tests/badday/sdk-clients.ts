@@ -5,10 +5,10 @@
 import { beforeAll } from "bun:test";
 import { join } from "node:path";
 import type { Client } from "./badday.ts";
-import { isInstalled } from "./browser.ts";
-import { temporary } from "./harness.ts";
+import { isInstalled } from "../support/browser.ts";
+import { temporary } from "../support/harness.ts";
 
-const PROGRAM = join(import.meta.dir, "badday-sdk.ts");
+const PROGRAM = join(import.meta.dir, "sdk.ts");
 const folder = temporary();
 const node = Bun.which("node");
 
@@ -42,7 +42,7 @@ export const clients: readonly Client[] = [
     missing: isInstalled ? null : "no Chromium is installed",
     hasSockets: true,
     command: (job) => ({
-      argv: [process.execPath, join(import.meta.dir, "badday-browser.ts")],
+      argv: [process.execPath, join(import.meta.dir, "browser.ts")],
       env: { JOB: JSON.stringify(job) },
     }),
   },

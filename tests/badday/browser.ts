@@ -5,14 +5,14 @@
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Job } from "./badday.ts";
-import { openTab } from "./browser.ts";
+import { openTab } from "../support/browser.ts";
 
 const job = JSON.parse(process.env.JOB!) as Job;
 
 /** The page's script. @param job as it was given @param clients the SDK */
 async function run(
   { url, channels, device, tokenFile, patience }: Job,
-  { listen }: typeof import("../clients/pere.ts"),
+  { listen }: typeof import("../../clients/pere.ts"),
 ) {
   const ask = async (path: string, body?: string): Promise<string> =>
     (await fetch(path, body === undefined ? {} : { method: "POST", body })).text();
@@ -38,7 +38,10 @@ async function run(
   listener.status().subscribe(({ state, transport, error, unsent }) => console.error(state, transport, error, unsent));
 }
 
-const built = await Bun.build({ entrypoints: [join(import.meta.dir, "..", "clients", "pere.ts")], target: "browser" });
+const built = await Bun.build({
+  entrypoints: [join(import.meta.dir, "..", "..", "clients", "pere.ts")],
+  target: "browser",
+});
 const script = await built.outputs[0]!.text();
 const javascript = new Bun.Transpiler({ loader: "ts" }).transformSync(run.toString());
 const page = `<!doctype html><script type="module">import * as clients from "/pere.js"; ${javascript}; run(${JSON.stringify(job)}, clients);</script>`;

@@ -1,8 +1,8 @@
 /**
  * Bad answers to the SDK, `clients/pere.ts`, on Bun, on Node and in a page in Chromium.
  */
-import { badAnswersDay } from "./badday-answers.ts";
-import { built, clients } from "./badday-sdk-clients.ts";
+import { badAnswersDay } from "./answers.ts";
+import { built, clients } from "./sdk-clients.ts";
 
 built();
 for (const client of clients) badAnswersDay(client);

@@ -14,9 +14,9 @@ import {
   type Status,
   type Tally,
   tallyCounts,
-} from "../engine/model.ts";
-import type { Page, Store, Wake } from "../engine/store.ts";
-import { until } from "./harness.ts";
+} from "../../engine/model.ts";
+import type { Page, Store, Wake } from "../../engine/store.ts";
+import { until } from "../support/harness.ts";
 
 export const T = Date.UTC(2026, 0, 1);
 export const SECOND = 1000;

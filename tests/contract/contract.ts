@@ -20,7 +20,7 @@ import {
   type State,
   type Status,
   tallyCounts,
-} from "../engine/model.ts";
+} from "../../engine/model.ts";
 import {
   all,
   bySeq,
@@ -41,8 +41,8 @@ import {
   type Told,
   trimAll,
   word,
-} from "./contract-calls.ts";
-import { compare, HISTORY } from "./contract-model.ts";
+} from "./calls.ts";
+import { compare, HISTORY } from "./model.ts";
 import {
   type Appended,
   type Delivery,
@@ -52,8 +52,8 @@ import {
   type Idempotency,
   type Store,
   type Verdict,
-} from "../engine/store.ts";
-import { until } from "./harness.ts";
+} from "../../engine/store.ts";
+import { until } from "../support/harness.ts";
 
 /** A store made for one test. */
 export interface Opened {

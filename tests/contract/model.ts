@@ -18,8 +18,8 @@ import {
   STATES,
   type Status,
   tallyCounts,
-} from "../engine/model.ts";
-import type { Appended, Heads, Joined, Reminder, Store, Verdict } from "../engine/store.ts";
+} from "../../engine/model.ts";
+import type { Appended, Heads, Joined, Reminder, Store, Verdict } from "../../engine/store.ts";
 import {
   all,
   bySeq,
@@ -37,7 +37,7 @@ import {
   trimAll,
   word,
   type Told,
-} from "./contract-calls.ts";
+} from "./calls.ts";
 
 // ------------------------------------------------------------------------------------------------------------- the model
 

@@ -6,9 +6,9 @@ import { mkdtempSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
-import type { EngineOptions } from "../engine/engine.ts";
-import type { Settings } from "../engine/ops/settings.ts";
-import { type Service, type ServiceOptions, serve } from "../index.ts";
+import type { EngineOptions } from "../../engine/engine.ts";
+import type { Settings } from "../../engine/ops/settings.ts";
+import { type Service, type ServiceOptions, serve } from "../../index.ts";
 
 /** The longest that a test waits for one thing. */
 export const PATIENCE_MS = 10_000;
@@ -93,7 +93,7 @@ export interface Process {
   end(signal: NodeJS.Signals): Promise<number>;
 }
 
-const INDEX = join(import.meta.dir, "..", "index.ts");
+const INDEX = join(import.meta.dir, "..", "..", "index.ts");
 
 /** @param before words before the command, such as `strace` and its flags. @throws Error with what it said when it does not start */
 export async function spawn(

@@ -2,10 +2,10 @@
  * Who comes to the door in tests: services that ask for tokens, the tokens, and requests down to their bytes.
  */
 import { join } from "node:path";
-import { issueToken } from "../engine/auth/issue.ts";
-import type { EngineOptions } from "../engine/engine.ts";
-import type { Settings } from "../engine/ops/settings.ts";
-import type { Service } from "../index.ts";
+import { issueToken } from "../../engine/auth/issue.ts";
+import type { EngineOptions } from "../../engine/engine.ts";
+import type { Settings } from "../../engine/ops/settings.ts";
+import type { Service } from "../../index.ts";
 import { SECRET, startWith, until } from "./harness.ts";
 
 export const DAY_SECONDS = 24 * 3600;
@@ -92,7 +92,7 @@ export async function statusFor(url: string, method: string, path: string, init:
 
 /** A service in a process of its own, or a command that ends, and all that it says on both of its outputs. */
 export async function run(env: Record<string, string>, args: readonly string[] = []) {
-  const child = Bun.spawn([process.execPath, "run", join(import.meta.dir, "..", "index.ts"), ...args], {
+  const child = Bun.spawn([process.execPath, "run", join(import.meta.dir, "..", "..", "index.ts"), ...args], {
     env: { PATH: process.env.PATH, HOME: process.env.HOME, TMPDIR: process.env.TMPDIR, PORT: "0", ...env },
     stdin: "ignore",
     stdout: "pipe",

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, start, until } from "./harness.ts";
 
-const CLIENTS = join(import.meta.dir, "..", "clients");
+const CLIENTS = join(import.meta.dir, "..", "..", "clients");
 const python = Bun.which("python3");
 const isSkipped = python === null && process.env.CI !== "true";
 

@@ -9,12 +9,12 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { once } from "node:events";
 import { connect as dial } from "node:net";
 import { EventSource } from "eventsource";
-import type { EngineOptions } from "../engine/engine.ts";
-import { OWN, type Wire } from "../engine/feeds/feed.ts";
-import { iso } from "../engine/model.ts";
-import type { Service } from "../index.ts";
-import { chance, seed } from "./chance.ts";
-import { type Answer, ask, connect, give, listen, push, type Stream, until } from "./harness.ts";
+import type { EngineOptions } from "../../engine/engine.ts";
+import { OWN, type Wire } from "../../engine/feeds/feed.ts";
+import { iso } from "../../engine/model.ts";
+import type { Service } from "../../index.ts";
+import { chance, seed } from "../support/chance.ts";
+import { type Answer, ask, connect, give, listen, push, type Stream, until } from "../support/harness.ts";
 
 const T = Date.UTC(2026, 10, 22, 10);
 const EMPTY = { feeds: 0, logs: 0, live: 0, present: 0, spokes: 0 };

@@ -1,11 +1,11 @@
 /**
- * The bad answers of `bad-answers.ts`, given to a client of the bad day. Several of them run at once, since they mostly wait for their time to come
+ * The bad answers of `support/bad-answers.ts`, given to a client of the bad day. Several of them run at once, since they mostly wait for their time to come
  * back; each has a service and a proxy of its own, and its share of the answers.
  */
 import { expect, test } from "bun:test";
-import { type Asked, BAD_ANSWERS, type BadAnswer } from "./bad-answers.ts";
-import type { Fate } from "./bad-proxy.ts";
-import { ask } from "./harness.ts";
+import { type Asked, BAD_ANSWERS, type BadAnswer } from "../support/bad-answers.ts";
+import type { Fate } from "../support/bad-proxy.ts";
+import { ask } from "../support/harness.ts";
 import { type Client, Day, isFeed, isFinalWord, isSkipped, LIMIT_MS } from "./badday.ts";
 
 /** Bad answers that are still to be given, in turn: each to one request, or to all that come within its time. */

@@ -2,7 +2,7 @@
  * The bad day of `clients/pere.py`, the program, which is the module's `listen` with a command for a handler.
  */
 import { join } from "node:path";
-import { badAnswersDay } from "./badday-answers.ts";
+import { badAnswersDay } from "./answers.ts";
 import { badDay, type Client } from "./badday.ts";
 
 const python = Bun.which("python3");
@@ -14,9 +14,9 @@ const client: Client = {
   command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
     argv: [
       python ?? "python3",
-      join(import.meta.dir, "..", "clients", "pere.py"),
+      join(import.meta.dir, "..", "..", "clients", "pere.py"),
       ...["listen", url, channels, "--device", device, "--state", state],
-      ...["--exec", `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
+      ...["--exec", `sh '${join(import.meta.dir, "worker.sh")}'`],
       ...["--first-byte", String(patience.firstByteMs / 1_000), "--silence", String(patience.silenceMs / 1_000)],
       ...["--return", String(patience.returnMs / 1_000)],
       ...(tokenFile === null ? [] : ["--token-file", tokenFile]),

@@ -4,9 +4,9 @@
  */
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { badAnswersDay } from "./badday-answers.ts";
+import { badAnswersDay } from "./answers.ts";
 import { badDay, type Client } from "./badday.ts";
-import { temporary } from "./harness.ts";
+import { temporary } from "../support/harness.ts";
 
 const lack = (name: string): string | null => (Bun.which(name) === null ? `no ${name} is installed` : null);
 
@@ -18,8 +18,8 @@ const clientBy = (shell: string, path: string): Client => ({
   command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
     argv: [
       shell === "busybox" ? "sh" : shell,
-      join(import.meta.dir, "..", "clients", "pere.sh"),
-      ...[url, channels, device, `sh '${join(import.meta.dir, "badday-worker.sh")}'`],
+      join(import.meta.dir, "..", "..", "clients", "pere.sh"),
+      ...[url, channels, device, `sh '${join(import.meta.dir, "worker.sh")}'`],
     ],
     env: {
       PATH: path,

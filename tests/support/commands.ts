@@ -3,7 +3,7 @@
  */
 import { join } from "node:path";
 
-const INDEX = join(import.meta.dir, "..", "index.ts");
+const INDEX = join(import.meta.dir, "..", "..", "index.ts");
 
 export interface Ran {
   readonly code: number;
