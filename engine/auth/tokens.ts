@@ -222,39 +222,6 @@ export function wwwAuthenticate({ code, faults, message }: PereError): string {
   return `Bearer realm="PERE", error="${error}", error_description="${description}"`;
 }
 
-// ----------------------------------------------------------------------------------------------------- a token on its way
-
-const COOKIE = "pere_token=";
-const SUBPROTOCOL = "pere.token.";
-
-/** The elements of a header that is a list, without the space around them. */
-const elements = (headers: Headers, name: string, separator: string): string[] =>
-  (headers.get(name) ?? "").split(separator).map((element) => element.trim());
-
-/** What follows `beginning` in each text that begins so. */
-const after = (texts: readonly string[], beginning: string): string[] =>
-  texts.filter((text) => text.startsWith(beginning)).map((text) => text.slice(beginning.length));
-
-/**
- * The token of a request, unread, or null. It may stand in `Authorization: Bearer`, in a WebSocket subprotocol `pere.token.<jwt>` or as
- * `token` in the query; in several of them only if it is the same one (RFC 6750, 2). The cookie `pere_token` counts where there is no
- * other, because a browser sends it unasked. An empty token is one, and a bad one, save in the cookie, where that is none.
- * @throws PereError malformed when there are two different ones
- */
-export function tokenOf(headers: Headers, query: URLSearchParams): string | null {
-  const bearer = /^bearer(?: +(.*))?$/is.exec(headers.get("authorization") ?? "");
-  const given = [
-    ...(bearer ? [bearer[1] ?? ""] : []),
-    ...after(elements(headers, "sec-websocket-protocol", ","), SUBPROTOCOL),
-    ...query.getAll("token"),
-  ];
-  const [token, another] = new Set(given);
-  const message = "a request has one token, in one place";
-  if (another !== undefined) throw new PereError("malformed", `token: ${message}`, [{ path: "token", message }]);
-  const [cookie] = after(elements(headers, "cookie", ";"), COOKIE);
-  return token ?? (cookie || null);
-}
-
 /** `token` as the name of a query's field, in a URL or in a URL within one, percent-encoded here or there; and its value. */
 const TOKEN_FIELD =
   /(^|[?&]|%(?:25){0,3}(?:3f|26))((?:t|%74)(?:o|%6f)(?:k|%6b)(?:e|%65)(?:n|%6e)(?:=|%(?:25){0,3}3d))[^&#\s"]*/gi;

@@ -10,10 +10,11 @@
  *
  * It knows no route: which right a request needs is said by whoever asks.
  */
-import { type Access, tokenOf } from "../auth/tokens.ts";
+import type { Access } from "../auth/tokens.ts";
 import type { Allowed } from "../hooks/call.ts";
 import { PereError } from "../model.ts";
 import { addressOf, type RateLimiter, type RateKind } from "./rate-limit.ts";
+import { tokenOf } from "./request.ts";
 import { demand, type Grant, OPEN, type Right } from "../auth/rights.ts";
 
 /** A name or an address, perhaps with a port: RFC 9110, 7.2. */

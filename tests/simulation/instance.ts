@@ -7,6 +7,13 @@ import type { Server } from "bun";
 import { bodyReader, BODY_MS } from "../../engine/http/body.ts";
 import { Clock as HeldClock } from "../../engine/clock.ts";
 import { Counters } from "../../engine/counters.ts";
+import { feedback } from "../../engine/http/feedback.ts";
+import { followEvents, followReceipts } from "../../engine/http/follow.ts";
+import { putHook } from "../../engine/http/hooks.ts";
+import { toResponse } from "../../engine/http/problem.ts";
+import { push } from "../../engine/http/push.ts";
+import type { HandlerContext, Params } from "../../engine/http/context.ts";
+import { openLog } from "../../engine/ops/logger.ts";
 import { Admission } from "../../engine/http/admission.ts";
 import { Engine, type Limits } from "../../engine/engine.ts";
 import type { Send } from "../../engine/hooks/call.ts";
@@ -16,7 +23,6 @@ import { RedisStore } from "../../engine/redis/store.ts";
 import { SqliteStore } from "../../engine/sqlite/store.ts";
 import type { Store } from "../../engine/store.ts";
 import type { SocketData } from "../../engine/http/transports.ts";
-import { handlers, type HandlerContext } from "../../index.ts";
 import { type Clock, Machine, PlainResponse } from "./clock.ts";
 import type { Host, SocketHandlers } from "./line.ts";
 
@@ -50,6 +56,9 @@ const counts = new Counters();
 
 /** A fault that a plan put in: the service is to survive it. */
 export class Tripped extends Error {}
+
+/** One for all instances. */
+const log = openLog();
 
 const OPEN = { push: 0, receipt: 0, feed: 0 } as const;
 
@@ -128,9 +137,11 @@ export class Instance implements Host {
       hookCall: { resolve: async () => ["93.184.216.34"], send },
     });
     const rates = new RateLimiter(OPEN, null);
-    const door = new Admission({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
+    const admission = new Admission({ access: null, origins: [], isLocal: false, rates, proxies: [], now });
     this.lives.push({ from: clock.now, to: Number.POSITIVE_INFINITY });
-    this.#parts = { engine: this.#engine, door, random, bodyOf: bodyReader(BODY_MS, () => {}), basePath: "" };
+    const metrics = () => Promise.reject(new Error("nobody scrapes here"));
+    const bodyOf = bodyReader(BODY_MS, () => {});
+    this.#parts = { engine: this.#engine, admission, random, bodyOf, basePath: "", log, metrics };
   }
 
   /** A power cut: what was not durable is gone, and nothing of it runs any more. */
@@ -191,29 +202,32 @@ export class Instance implements Host {
         error instanceof PereError
           ? new PereError(error.code, error.message, error.faults)
           : new PereError("inside", "something went wrong in PERE");
-      return handlers.toResponse(told) as unknown as PlainResponse;
+      return toResponse(log, told) as unknown as PlainResponse;
     }
   }
 
   #route(parts: HandlerContext, request: Request, server: Server<SocketData>): Promise<Response | undefined> {
     const [, verb, channel = "", name = ""] = new URL(request.url).pathname.split("/").map(decodeURIComponent);
     const { engine } = parts;
+    const params = { channel, name } as Params;
+    const publisher = { ...parts, right: "push" } as const;
+    const device = { ...parts, right: "feed" } as const;
     const made = (status: number): Response => new Response("{}", { status });
     switch (`${request.method} ${verb}`) {
       case "POST push":
-        return handlers.push(parts, channel, request, server);
+        return push(publisher, params, request, server);
       case "GET feed":
-        return handlers.follow(parts, "events", channel, request, server);
+        return followEvents(device, params, request, server);
       case "GET feedback":
-        return handlers.follow(parts, "receipts", channel, request, server);
+        return followReceipts(publisher, params, request, server);
       case "POST feedback":
-        return handlers.feedback(parts, channel, request, server);
+        return feedback(device, params, request, server);
       case "PUT devices":
         return engine.enrol(channel, name).then((isNew) => made(isNew ? 201 : 200));
       case "DELETE devices":
         return engine.retire(channel, name).then(() => made(204));
       case "PUT hooks":
-        return handlers.putHook(parts, { channel, name }, request);
+        return putHook(publisher, params, request);
       case "GET events":
         return engine.event(channel, name).then((text) => new Response(text));
     }

@@ -1,0 +1,49 @@
+/**
+ * A feed by long-poll: one answer, as soon as there is an event or the time is up.
+ */
+import type { Server } from "bun";
+import type { Engine } from "../engine.ts";
+import type { FeedRequest } from "../feeds/feed.ts";
+import { PereError, POLL_SECONDS_MAX, readSeconds } from "../model.ts";
+import { problem } from "./problem.ts";
+import { closing } from "./refusal.ts";
+import { jsonText } from "./response.ts";
+import { Poll, type SocketData } from "./transports.ts";
+
+/** A poll whose time is up waits so long for a store that does not answer; one that waits for nothing gives it as long as a call to Redis may take. */
+const POLL_GRACE_MS = 1_000;
+const POLL_MS_MIN = 2_500;
+
+export async function poll(
+  engine: Engine,
+  asked: FeedRequest,
+  query: ReadonlyMap<string, string>,
+  request: Request,
+  server: Server<SocketData>,
+) {
+  const wait = readSeconds(query.get("wait") ?? "0", "wait", 0, POLL_SECONDS_MAX);
+  if (request.method === "HEAD") return jsonText("");
+  if (asked.refused !== null) {
+    const response = problem(asked.refused);
+    for (const [name, value] of Object.entries(closing(request, asked.refused))) response.headers.set(name, value);
+    return response;
+  }
+  server.timeout(request, 0);
+  const wire = new Poll();
+  const feed = engine.follow(asked, wire);
+  wire.of(feed);
+  request.signal.addEventListener("abort", () => feed.stop());
+  const waitMs = wait * 1000;
+  const timers = [
+    setTimeout(() => wire.timeUp(), waitMs),
+    setTimeout(() => wire.giveUp(), Math.max(waitMs + POLL_GRACE_MS, POLL_MS_MIN)),
+  ];
+  const answer = await wire.answer;
+  timers.forEach(clearTimeout);
+  // Without a place to go on from, an answer would lose what comes until the next one.
+  if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
+  const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
+  const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";
+  const shared = answer.shared === null ? "" : `,"shared":${JSON.stringify(answer.shared)}`;
+  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}${shared}}`);
+}

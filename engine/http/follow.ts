@@ -1,0 +1,96 @@
+/**
+ * `GET /feed/:channel` and `GET /feedback/:channel`: following a log by whichever transport the request asks for.
+ */
+import type { Server } from "bun";
+import type { FeedRequest } from "../feeds/feed.ts";
+import { type Kind, PereError, type Position, readChannels, readPositions } from "../model.ts";
+import type { Params, RouteContext } from "./context.ts";
+import { poll } from "./feed-poll.ts";
+import { socket, upgraded } from "./feed-socket.ts";
+import { ended, stream } from "./feed-stream.ts";
+import { isPoll, isSocket, passing, refusal } from "./refusal.ts";
+import { deviceOf, queryOf } from "./request.ts";
+import { EventStream, Socket, type SocketData } from "./transports.ts";
+
+/** Of a feed, in the order in which they are named to who gives another. The receipts' has no device: they are all devices'. */
+const FEED_OPTIONS: Record<Kind, readonly string[]> = {
+  events: ["device", "since", "last-event-id", "lastEventId", "wait"],
+  receipts: ["since", "last-event-id", "lastEventId", "wait"],
+};
+
+/** Where the reader was, by its query; EventSource polyfills have a spelling of their own. @throws PereError malformed */
+function lastOf(query: ReadonlyMap<string, string>): string | undefined {
+  const [last, polyfill] = [query.get("last-event-id"), query.get("lastEventId")];
+  if (last === undefined || polyfill === undefined) return last ?? polyfill;
+  const message = "last-event-id and lastEventId are the same option; give one of them";
+  throw new PereError("malformed", message, [{ path: "lastEventId", message }]);
+}
+
+/** A feed by whichever transport the request asks for: the same URL, the same cursor. */
+async function follow(
+  kind: Kind,
+  context: RouteContext,
+  { channel: channelsText }: Params,
+  request: Request,
+  server: Server<SocketData>,
+) {
+  const { engine, admission, random, log, right } = context;
+  const query = queryOf(request, FEED_OPTIONS[kind]);
+  const channels = readChannels(channelsText);
+  const grant = await admission.authorize(request, right, channels).catch((error: unknown) => passing(error, request));
+  if (grant === null) return comeBack(random, request, server);
+  const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
+    text ? readPositions(text, path) : null;
+  const since = query.get("since") ?? "now";
+  // After an upgrade nobody knows any more where a request came from.
+  const countFeed = admission.counter("feed", grant, request, server);
+  const countReceipts = admission.counter("receipt", grant, request, server);
+  const asked: FeedRequest = {
+    kind,
+    channels,
+    device: kind === "events" ? deviceOf(grant, request, query) : null,
+    expires: grant.expires,
+    caller: admission.caller(grant, request, server),
+    address: admission.address(request, server),
+    refused: await refusal(log, () => countFeed(channels.length)),
+    last: positions(request.headers.get("last-event-id") || lastOf(query), "last-event-id"),
+    since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
+    renew: false,
+  };
+  if (isSocket(request)) return socket(context, asked, countReceipts, request, server);
+  if (isPoll(request)) return poll(engine, asked, query, request, server);
+  return stream(request, server, asked.refused, (out) =>
+    engine.follow({ ...asked, renew: true }, new EventStream(out, random)),
+  );
+}
+
+/** Tells a reader to come back later. */
+function comeBack(random: () => number, request: Request, server: Server<SocketData>): Response | undefined {
+  if (!isSocket(request)) return stream(request, server, null, (out) => ended(new EventStream(out, random)));
+  const data: SocketData = {
+    open: (ws) => new Socket(ws, nothing).bye("busy"),
+    message() {},
+    drain() {},
+    pong() {},
+    close() {},
+  };
+  return upgraded(request, server, data);
+}
+
+const nothing = (): void => {};
+
+/** Events, for devices. */
+export const followEvents = (
+  context: RouteContext,
+  params: Params,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response | undefined> => follow("events", context, params, request, server);
+
+/** Receipts, for publishers. */
+export const followReceipts = (
+  context: RouteContext,
+  params: Params,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response | undefined> => follow("receipts", context, params, request, server);

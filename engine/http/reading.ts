@@ -1,0 +1,106 @@
+/**
+ * What publishers read of a channel: its events, their receipts, its devices; and which channels there are.
+ */
+import type { Engine } from "../engine.ts";
+import { iso, PereError, readDevice, readPosition, type Row, type State, STATES } from "../model.ts";
+import { Turn } from "../yield.ts";
+import { channelOf, plainChannelOf } from "./channel.ts";
+import type { Params, RouteContext } from "./context.ts";
+import { accepts, demandPlain, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
+import { json, jsonText, PLAIN } from "./response.ts";
+
+export async function listChannels(
+  { engine, admission, right }: RouteContext,
+  _params: Params,
+  request: Request,
+): Promise<Response> {
+  const grant = await admission.grant(request);
+  const query = queryOf(request, PAGE_OPTIONS);
+  const { after, limit } = pageOf(query);
+  const may = (channel: string): boolean => grant.may(right, channel);
+  return json(await engine.channels(after, query.has("limit") ? limit : null, may));
+}
+
+export async function listEvents(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await channelOf(context, params, request);
+  const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
+  const { texts, next } = await context.engine.events(channel, after ? readPosition(after, "after") : null, limit);
+  return jsonText(`{"events":[${texts.join(",")}],"next":${JSON.stringify(next)}}`);
+}
+
+export async function readEvent(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  return jsonText(await context.engine.event(await plainChannelOf(context, params, request), params.id));
+}
+
+const rowJson = ({ device, status, detail, at, deviceAt, late }: Row): string =>
+  `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
+  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late}}`;
+
+/** RFC 4180. Only `detail` can hold anything that needs quotes. */
+const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
+  `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
+  `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late}`;
+
+/** Rows that an export reads at once: with the longest details a mebibyte, which is what a reader who stops costs. */
+const EXPORT_ROWS = 250;
+
+export async function receiptRows(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await channelOf(context, params, request);
+  const { id: event } = params;
+  const query = queryOf(request, ["status", ...PAGE_OPTIONS]);
+  const { after, limit } = pageOf(query);
+  const status = query.get("status") ?? null;
+  if (status !== null && !STATES.includes(status as State)) {
+    const message = `must be one of ${STATES.join(", ")}`;
+    throw new PereError("malformed", `status: ${message}`, [{ path: "status", message }]);
+  }
+  const read = (from: string, size: number) => context.engine.rows(channel, event, status as State | null, from, size);
+  const asCsv = accepts(request, "text/csv");
+  if (!asCsv && !accepts(request, "application/x-ndjson")) {
+    const { items, next } = await read(after, limit);
+    return jsonText(`{"receipts":[${items.map(rowJson).join(",")}],"next":${JSON.stringify(next)}}`);
+  }
+  // An export: all rows unless a limit was named, a page at a time, as fast as the reader takes them.
+  let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
+  let page = await read(after, Math.min(left, EXPORT_ROWS));
+  async function* lines() {
+    if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
+    for (const breath = new Turn(); ;) {
+      yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
+      left -= page.items.length;
+      if (page.next === null || left <= 0) return;
+      await breath.yieldToEventLoop();
+      page = await read(page.next, Math.min(left, EXPORT_ROWS));
+    }
+  }
+  const type = asCsv ? "text/csv; charset=utf-8; header=present" : "application/x-ndjson";
+  return new Response(lines() as unknown as BodyInit, {
+    headers: { "Content-Type": type, ...PLAIN },
+  });
+}
+
+const deviceJson = (device: Awaited<ReturnType<Engine["devices"]>>["devices"][number]) => ({
+  ...device,
+  enrolledAt: iso(device.enrolledAt),
+  seenAt: device.seenAt === null ? null : iso(device.seenAt),
+});
+
+export async function listDevices(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await channelOf(context, params, request);
+  const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
+  const { devices, next } = await context.engine.devices(channel, after, limit);
+  return json({ devices: devices.map(deviceJson), next });
+}
+
+export async function enrolDevice(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await plainChannelOf(context, params, request);
+  const device = readDevice(params.device);
+  demandPlain(request);
+  const enrolled = await context.engine.enrol(channel, device);
+  return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
+}
+
+export async function retireDevice(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  await context.engine.retire(await plainChannelOf(context, params, request), readDevice(params.device));
+  return new Response(null, { status: 204 });
+}
