@@ -28,7 +28,8 @@ import {
   rank,
   type State,
 } from "./model.ts";
-import type { Allowed, CallOptions } from "./hooks/call.ts";
+import type { AddressRange } from "./addresses.ts";
+import type { CallOptions } from "./hooks/call.ts";
 import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
 import { fits, type KeepRule } from "./retention-rules.ts";
@@ -68,7 +69,7 @@ export interface EngineOptions {
   /** From 0 up to 1. */
   readonly random?: () => number;
   /** Private addresses that hooks may call. */
-  readonly hooksAllowed?: readonly Allowed[];
+  readonly hooksAllowed?: readonly AddressRange[];
   readonly hookCall?: CallOptions;
   /** Where it is counted what was done. */
   readonly counts?: Counters;

@@ -56,7 +56,7 @@ export const KEY_CHARACTERS_MAX = 255;
 
 // ---------------------------------------------------------------------------------------------------------------- errors
 
-/** What went wrong, for the machine. `index.ts` has the one table from these to HTTP statuses. */
+/** What went wrong, for the machine. `http/problem.ts` has the one table from these to HTTP statuses. */
 export type Code =
   | "malformed"
   | "unauthorized"

@@ -8,7 +8,7 @@ import { Parser } from "@asyncapi/parser";
 import Ajv from "ajv";
 import packageJson from "../package.json";
 import { issueToken } from "../engine/auth/issue.ts";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { SAMPLE_EPOCH, SAMPLE_TIME_MS, samples } from "../web/openapi-schemas.ts";
@@ -171,7 +171,7 @@ const cameOn = ({ streams, sockets }: Listening): (readonly [key: string, said: 
 /** One order of the story, from the first feed to the service's end. @returns all that came, with ids as the examples have them */
 async function play(): Promise<(readonly [key: string, said: Said])[]> {
   const now = (): number => SAMPLE_TIME_MS;
-  const pere = await startWith({ proxies: readAllowed("127.0.0.1/32") }, { now });
+  const pere = await startWith({ proxies: readRanges("127.0.0.1/32") }, { now });
   const rights = { push: ["orders"], feed: ["orders"], days: 1 };
   const token = await issueToken({ secret: SECRET, now }, { sub: samples.device, ...rights });
   const listening = await listenEverywhere(

@@ -4,7 +4,7 @@
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import { lastingPort } from "./support/ports.ts";
 import { noRedis, startRedis, type RedisServer } from "./support/redis-server.ts";
@@ -205,7 +205,7 @@ describe("the proxies of docs/deployment.md", () => {
 
   /** A service behind a proxy, with tokens as the document says, and a token for the doctor. */
   async function behind(): Promise<{ service: Service; token: string }> {
-    const service = await also(startWith({ proxies: readAllowed("127.0.0.1/32") }));
+    const service = await also(startWith({ proxies: readRanges("127.0.0.1/32") }));
     const args = ["token", "--sub", "till", "--feed", "*", "--push", "*"];
     return { service, token: (await command(args, { PERE_JWT_SECRET: SECRET })).stdout.trim() };
   }

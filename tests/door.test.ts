@@ -5,7 +5,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
 import { SignJWT } from "jose";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { issueToken } from "../engine/auth/issue.ts";
 import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
 import {
@@ -67,7 +67,7 @@ const ROUTES: readonly (readonly [
 
 describe("a right", () => {
   test("is asked for on every route, and the other right, another channel's, or another key's does not do", async () => {
-    const pere = await start({ hooksAllowed: readAllowed("127.0.0.0/8") });
+    const pere = await start({ hooksAllowed: readRanges("127.0.0.0/8") });
     const all = await token({ sub: "boss", push: ["*"], feed: ["*"] });
     const id = (await ask(`${pere.url}/push/orders`, { body: 0, headers: bearer(all) })).body.id as string;
     const bearers = {
@@ -223,7 +223,7 @@ describe("a publisher's sub is any text", () => {
   const SUB = "auth0|5f7c 8ä\n";
 
   test("with which everything is done that push allows, and nothing as a device", async () => {
-    const pere = await start({ hooksAllowed: readAllowed("127.0.0.0/8") });
+    const pere = await start({ hooksAllowed: readRanges("127.0.0.0/8") });
     const text = await issueToken({ secret: SECRET }, { sub: SUB, push: ["orders"], feed: [], days: 1 });
     const boss = bearer(await token({ push: ["*"], feed: ["*"] }));
     const { id } = (await ask(`${pere.url}/push/orders`, { body: 0, headers: boss })).body;

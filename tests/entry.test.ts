@@ -6,7 +6,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import { chmodSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { EngineOptions } from "../engine/engine.ts";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { readSettings, type Settings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
 import { ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
@@ -400,11 +400,11 @@ describe("a caller who does too much", () => {
   });
 
   test("is told apart by his address where there are no tokens, and a stranger's word on that is not believed", async () => {
-    const { url } = await start({ access: "open", rates, proxies: readAllowed("10.0.0.0/8") });
+    const { url } = await start({ access: "open", rates, proxies: readRanges("10.0.0.0/8") });
     const from = (address: string) => ask(`${url}/push/orders`, { body: 1, headers: { "X-Forwarded-For": address } });
     for (const address of ["192.0.2.1", "192.0.2.2", "192.0.2.3"]) expect((await from(address)).status).toBe(201);
     expect((await from("192.0.2.4")).status).toBe(429);
-    const behind = await start({ access: "open", rates, proxies: readAllowed("127.0.0.0/8") });
+    const behind = await start({ access: "open", rates, proxies: readRanges("127.0.0.0/8") });
     const through = (address: string) =>
       ask(`${behind.url}/push/orders`, { body: 1, headers: { "X-Forwarded-For": address } });
     for (let n = 0; n < 3; n++) expect((await through("192.0.2.1")).status).toBe(201);
@@ -415,7 +415,7 @@ describe("a caller who does too much", () => {
   test("is told apart by his address on a socket too, the proxy's word where that is believed", async () => {
     const few = { push: 0, receipt: 3, feed: 0 };
     const direct = await start({ access: "open", rates: few });
-    const behind = await start({ access: "open", rates: few, proxies: readAllowed("127.0.0.0/8") });
+    const behind = await start({ access: "open", rates: few, proxies: readRanges("127.0.0.0/8") });
     /** What a socket from there is answered: four receipts, one after the other. */
     const answers = async (url: string, from: string, headers: Record<string, string>): Promise<string[]> => {
       const { hostname, port } = new URL(url);

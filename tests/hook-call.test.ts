@@ -6,21 +6,14 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { type Server, type Socket, createServer } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { Webhook } from "standardwebhooks";
-import {
-  type HookAnswer,
-  callHook,
-  checkHookUrl,
-  makeSecret,
-  readAllowed,
-  readHookUrl,
-  readSecret,
-} from "../engine/hooks/call.ts";
+import { type HookAnswer, callHook, checkHookUrl, makeSecret, readHookUrl, readSecret } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { PereError } from "../engine/model.ts";
 import { temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";
 
-const LOOPBACK = readAllowed("127.0.0.0/8, ::1/128");
-const NONE = readAllowed("");
+const LOOPBACK = readRanges("127.0.0.0/8, ::1/128");
+const NONE = readRanges("");
 const PUBLIC = "93.184.216.34";
 const SECRET = makeSecret();
 const BODY = '{"type":"pere.receipt","data":"Grüße 🎉"}';
@@ -318,11 +311,12 @@ describe("TLS", () => {
     const folder = temporary();
     await Bun.write(`${folder}/certificate.pem`, CERTIFICATE);
     const script = `
-      import { callHook, readAllowed } from ${JSON.stringify(new URL("../engine/hooks/call.ts", import.meta.url).pathname)};
+      import { callHook } from ${JSON.stringify(new URL("../engine/hooks/call.ts", import.meta.url).pathname)};
+      import { readRanges } from ${JSON.stringify(new URL("../engine/addresses.ts", import.meta.url).pathname)};
       for (const host of ["hook.example", "hook.example.", "other.example", "127.0.0.1"]) {
         const url = "https://" + host + ":${receiver.port}/";
         const call = { id: "1", url, secret: ${JSON.stringify(SECRET)}, body: ${JSON.stringify(BODY)}, at: Date.now() };
-        console.log(JSON.stringify(await callHook(call, readAllowed("127.0.0.1/32"), { resolve: async () => ["127.0.0.1"] })));
+        console.log(JSON.stringify(await callHook(call, readRanges("127.0.0.1/32"), { resolve: async () => ["127.0.0.1"] })));
       }`;
     const child = Bun.spawn([process.execPath, "-e", script], {
       env: { PATH: process.env.PATH, NODE_EXTRA_CA_CERTS: `${folder}/certificate.pem` },
@@ -474,7 +468,7 @@ describe("a name", () => {
       body: BODY,
       at: Date.now(),
     };
-    expect(await callHook(hook, readAllowed("127.0.0.3/32"), { resolve })).toEqual({ status: 200, error: null });
+    expect(await callHook(hook, readRanges("127.0.0.3/32"), { resolve })).toEqual({ status: 200, error: null });
     expect({ questions, right: right.connections, wrong: wrong.connections }).toEqual({
       questions: 1,
       right: 1,
@@ -498,7 +492,7 @@ describe("a name", () => {
 
 describe("PERE_HOOKS_ALLOW", () => {
   test("lets its ranges through and nothing beside them", () => {
-    const allowed = readAllowed(" 10.1.0.0/16,fd00:1::/32 , 192.168.7.7/32");
+    const allowed = readRanges(" 10.1.0.0/16,fd00:1::/32 , 192.168.7.7/32");
     for (const host of ["10.1.255.255", "[::ffff:10.1.2.3]", "[fd00:1:ffff::1]", "192.168.7.7"])
       expect(refusal(() => readHookUrl(`http://${host}/`, allowed))).toBe("taken");
     for (const host of ["10.2.0.0", "10.0.255.255", "[fd00:2::1]", "192.168.7.6", "127.0.0.1", "[::a01:203]"])
@@ -506,10 +500,10 @@ describe("PERE_HOOKS_ALLOW", () => {
   });
 
   test("counts for what an IPv6 address carries: allowing NAT64's ranges lets no IPv4 address in that is not allowed", () => {
-    const ranges = readAllowed("64:ff9b::/96,64:ff9b:1::/48,2002::/16,2001::/32");
+    const ranges = readRanges("64:ff9b::/96,64:ff9b:1::/48,2002::/16,2001::/32");
     for (const host of ["[64:ff9b::7f00:1]", "[64:ff9b:1::a00:1]", "[2002:7f00:1::]", "[2001:0:808:808::f5ff:fffe]"])
       expect(refusal(() => readHookUrl(`http://${host}/`, ranges))).toBe(`refused url: ${NOT_PUBLIC}`);
-    const office = readAllowed("10.1.0.0/16");
+    const office = readRanges("10.1.0.0/16");
     for (const host of ["[64:ff9b::a01:203]", "[64:ff9b:1::10.1.2.3]", "[2002:a01:203::1]"])
       expect(refusal(() => readHookUrl(`http://${host}/`, office))).toBe("taken");
     expect(refusal(() => readHookUrl("http://[64:ff9b::a02:203]/", office))).toBe(`refused url: ${NOT_PUBLIC}`);
@@ -526,7 +520,7 @@ describe("PERE_HOOKS_ALLOW", () => {
     "lan",
     "10.0.0.0/-1",
   ])("%s is not understood, in a line that names the setting", (text) => {
-    expect(() => readAllowed(`127.0.0.0/8,${text}`)).toThrow(
+    expect(() => readRanges(`127.0.0.0/8,${text}`)).toThrow(
       `PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`,
     );
   });

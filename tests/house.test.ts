@@ -78,6 +78,20 @@ test("no imports in engine/ go round in a circle", async () => {
   for (const file of engineFiles) expect(walk(file, [])).toBeNull();
 });
 
+test("in engine/ only http/ names the types of HTTP", async () => {
+  const wrong: string[] = [];
+  for (const file of engineFiles) {
+    if (file.startsWith("engine/http/")) continue;
+    const code = (await Bun.file(file).text()).replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, "");
+    for (const [name] of code.matchAll(/\b(Request|Response|Headers|Elysia)\b/g)) wrong.push(`${file}: ${name}`);
+  }
+  expect(wrong).toEqual([]);
+});
+
+test("index.ts can be read in one go: at most 450 lines", async () => {
+  expect((await Bun.file("index.ts").text()).split("\n").length).toBeLessThanOrEqual(450);
+});
+
 test("clients and the pages use the public contract only", async () => {
   for (const file of new Glob("clients/*.ts").scanSync("."))
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);

@@ -2,7 +2,7 @@
  * `/metrics` as a scraper sees it, and the dashboard and alert rules that read it, held to Prometheus' own checker.
  */
 import { describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { issueToken } from "../engine/auth/issue.ts";
 import { Counters } from "../engine/counters.ts";
 import {
@@ -115,7 +115,7 @@ test("calls to hooks are counted by what became of them", async () => {
     port,
     fetch: () => new Response(null, { status: answers.shift()! }),
   });
-  const service = await startWith({ access: "open", hooksAllowed: readAllowed("127.0.0.0/8") });
+  const service = await startWith({ access: "open", hooksAllowed: readRanges("127.0.0.0/8") });
   const { url } = service;
   const body = { url: `http://127.0.0.1:${port}/`, on: ["receipt"] };
   const hook = () => ask(`${url}/hooks/orders/h`, { method: "PUT", body });

@@ -17,7 +17,7 @@ import { createParser } from "eventsource-parser";
 import packageJson from "../package.json";
 import { issueToken } from "../engine/auth/issue.ts";
 import type { Engine } from "../engine/engine.ts";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { readHookName } from "../engine/hooks/hooks.ts";
 import {
   HOOK_BYTES_MAX,
@@ -74,7 +74,7 @@ let operations: Map<string, Place>;
 beforeAll(async () => {
   const using = spyOn(Elysia.prototype, "use");
   // The example's hook leads to nobody.
-  const hooks = { hooksAllowed: readAllowed("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } };
+  const hooks = { hooksAllowed: readRanges("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } };
   pere = await start({ now: () => SAMPLE_TIME_MS, random: () => 0.5, ...hooks }, join(temporary(), "pere.db"));
   guarded = await startWith({}, { now: () => SAMPLE_TIME_MS });
   const claims = { sub: "till-7", push: [], feed: [], days: 1 };
@@ -689,7 +689,7 @@ test("hooks are called with what is described", async () => {
     },
   });
   let now = SAMPLE_TIME_MS;
-  const own = await start({ now: () => now, hooksAllowed: readAllowed("127.0.0.0/8") });
+  const own = await start({ now: () => now, hooksAllowed: readRanges("127.0.0.0/8") });
   const heard = (type: string): Promise<unknown> => until(() => bodies.some((body) => body.type === type), type);
   await ask(`${own.url}/hooks/c/h`, { method: "PUT", body: { url: `http://127.0.0.1:${receiver.port}/` } });
   const pushed = await ask(`${own.url}/push/c?to=a,b&type=x&deadline=60`, { body: "1" });

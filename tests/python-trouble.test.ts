@@ -6,7 +6,7 @@ import { expect } from "bun:test";
 import { existsSync, lstatSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { join } from "node:path";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { issueToken } from "../engine/auth/issue.ts";
 import { BAD_ANSWERS } from "./support/bad-answers.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
@@ -466,7 +466,7 @@ pythonTest("listen: without a name it has the token's, or one that is made once 
 });
 
 pythonTest("listen: a device that is open at two addresses says so, on an event stream and on long-polls", async () => {
-  const pere = await startWith({ access: "open", origins: "*", proxies: readAllowed("127.0.0.1/32") });
+  const pere = await startWith({ access: "open", origins: "*", proxies: readRanges("127.0.0.1/32") });
   cleanup.push(() => pere.stop());
   const proxy = await BadProxy.to(pere.url);
   cleanup.push(() => proxy.stop());

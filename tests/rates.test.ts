@@ -4,17 +4,9 @@
 import { afterEach, describe, expect, jest, setSystemTime, test } from "bun:test";
 import { heapStats } from "bun:jsc";
 import fc from "fast-check";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { addressOf, readRanges } from "../engine/addresses.ts";
 import { PereError } from "../engine/model.ts";
-import {
-  addressOf,
-  RATES,
-  rateHeaders,
-  type RateLimits,
-  RateLimiter,
-  TooMany,
-  type RateKind,
-} from "../engine/http/rate-limit.ts";
+import { RATES, rateHeaders, type RateLimits, RateLimiter, TooMany, type RateKind } from "../engine/http/rate-limit.ts";
 import { PATIENCE_MS, until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
@@ -275,7 +267,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
 });
 
 describe("the address of a caller", () => {
-  const proxies = readAllowed("10.0.0.0/8, 2001:db8:ffff::/48");
+  const proxies = readRanges("10.0.0.0/8, 2001:db8:ffff::/48");
 
   test("is the socket's, whatever a stranger writes into X-Forwarded-For", () => {
     expect(addressOf("192.0.2.1", null, proxies)).toBe("192.0.2.1");

@@ -3,7 +3,7 @@
  * and so is who reads `/devices`. Many tabs of one browser, which have one address, are nothing to tell.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import { isShared } from "../engine/model.ts";
 import type { Service } from "../index.ts";
 import { ask, give, listen, push, startWith, until } from "./support/harness.ts";
@@ -41,7 +41,7 @@ for (const [store, count] of [
     /** Where one machine is connected, and the other. */
     let [one, other] = ["", ""];
     beforeAll(async () => {
-      const settings = { access: "open", origins: "*", proxies: readAllowed("127.0.0.1/32") } as const;
+      const settings = { access: "open", origins: "*", proxies: readRanges("127.0.0.1/32") } as const;
       for (let n = 0; n < count; n++)
         instances.push(
           await startWith({ ...settings, host: "127.0.0.1", ...(store === "Redis" ? { redis: [redis.url] } : {}) }),

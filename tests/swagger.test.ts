@@ -4,7 +4,7 @@
  * from the service, and nothing asks anybody else.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import { SAMPLE_EPOCH } from "../web/openapi-schemas.ts";
 import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
@@ -16,7 +16,7 @@ let operations: Map<string, Place>;
 
 /** A service as people run it, save that it finds a host where the example's hook leads: to nobody. */
 const startThere = (): Promise<Service> =>
-  start({ hooksAllowed: readAllowed("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } });
+  start({ hooksAllowed: readRanges("127.0.0.0/8"), hookCall: { resolve: async () => ["127.0.0.1"] } });
 
 beforeAll(async () => {
   pere = await startThere();

@@ -129,8 +129,14 @@ class BadSet extends Error {
   }
 }
 
-/** Asks for a URL; the tests' own where they bring one. */
-export type Fetch = (url: string, init: RequestInit) => Promise<Response>;
+/** What a key server answers. */
+export interface KeyServerReply {
+  readonly status: number;
+  readonly body: AsyncIterable<Uint8Array> | null;
+}
+
+/** Asks a key server; tests bring their own. */
+export type Fetch = (url: string, init: RequestInit) => Promise<KeyServerReply>;
 
 /** What a URL gives, at most `KEYS_BYTES_MAX` of it. A redirect is no answer: it could lead away from TLS. @throws Error */
 async function fetchText(url: string, fetch: Fetch): Promise<string> {

@@ -13,8 +13,8 @@ import { lookup } from "node:dns/promises";
 import { request as httpRequest } from "node:http";
 import { request as httpsRequest } from "node:https";
 import { type LookupFunction, isIP } from "node:net";
-import ipaddr from "ipaddr.js";
 import { Webhook } from "standardwebhooks";
+import { type AddressRange, isCallable, literalAddress } from "../addresses.ts";
 import { descriptors } from "../descriptors.ts";
 import { PereError } from "../model.ts";
 
@@ -35,9 +35,6 @@ const QUIET_MS_MAX = 24 * 3600 * 1000;
 const ANSWER_BYTES_MAX = 64 * 1024;
 /** Answers that only announce an answer (RFC 9110, 15.2): a receiver has one or two of them, and a joker has no end. */
 const ANNOUNCEMENTS_MAX = 8;
-
-/** An address range that hooks may call although it is private: its beginning, and how many leading bits count. */
-export type Allowed = readonly [ipaddr.IPv4 | ipaddr.IPv6, number];
 
 /** The addresses of a name, as texts. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
@@ -89,69 +86,15 @@ const malformed = (path: string, message: string): PereError =>
 
 // -------------------------------------------------------------------------------------------------------------- addresses
 
-/** Address ranges in CIDR notation, comma separated; an empty text is none. @param name of the setting; @throws Error with the one line to print */
-export function readAllowed(text: string, name = "PERE_HOOKS_ALLOW"): readonly Allowed[] {
-  const entries = text.split(",").map((entry) => entry.trim());
-  return entries.filter((entry) => entry !== "").map((entry) => readRange(entry, name));
-}
-
-function readRange(text: string, name: string): Allowed {
-  if (ipaddr.IPv4.isValidCIDRFourPartDecimal(text)) return ipaddr.IPv4.parseCIDR(text);
-  const range = ipaddr.IPv6.isValidCIDR(text) ? ipaddr.IPv6.parseCIDR(text) : null;
-  // Addresses are compared as the IPv4 that they are, so a range in this form would let nobody through.
-  if (range && !range[0].isIPv4MappedAddress()) return range;
-  throw new Error(`${name} must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`);
-}
-
-/** What the registries have given out of IPv6 so far (RFC 4291, 2.4); ipaddr.js calls all the rest unicast, `::127.0.0.1` too. */
-const GLOBAL_UNICAST = ipaddr.IPv6.parseCIDR("2000::/3");
-
-/** Four bytes as an IPv4 address. */
-const ipv4 = (bytes: readonly number[]): ipaddr.IPv4 => new ipaddr.IPv4([...bytes]);
-
-/** IPv6 ranges whose addresses lead to an IPv4 one, and where that stands among the bytes. */
-const CARRIERS: readonly (readonly [[ipaddr.IPv6, number], (bytes: readonly number[]) => readonly ipaddr.IPv4[]])[] = [
-  // NAT64: what DNS64 makes of a name that has IPv4 alone (RFC 6052, 2.1), and the prefix for a network's own (RFC 8215), as its /96 form.
-  [ipaddr.IPv6.parseCIDR("64:ff9b::/96"), (bytes) => [ipv4(bytes.slice(12))]],
-  [ipaddr.IPv6.parseCIDR("64:ff9b:1::/48"), (bytes) => [ipv4(bytes.slice(12))]],
-  // 6to4 (RFC 3056, 2).
-  [ipaddr.IPv6.parseCIDR("2002::/16"), (bytes) => [ipv4(bytes.slice(2, 6))]],
-  // Teredo: the server, and the client with its bits turned over (RFC 4380, 4).
-  [
-    ipaddr.IPv6.parseCIDR("2001::/32"),
-    (bytes) => [ipv4(bytes.slice(4, 8)), ipv4(bytes.slice(12).map((byte) => byte ^ 0xff))],
-  ],
-];
-
-/** The addresses that one leads to: itself, or the IPv4 addresses that an IPv6 one carries. */
-function leadsTo(address: ipaddr.IPv4 | ipaddr.IPv6): readonly (ipaddr.IPv4 | ipaddr.IPv6)[] {
-  if (address.kind() === "ipv4") return [address];
-  const carrier = CARRIERS.find(([range]) => address.match(range));
-  return carrier ? carrier[1](address.toByteArray()) : [address];
-}
-
-/** Public, or allowed. An IPv6 address that carries an IPv4 one is judged by that one alone, whatever IPv6 ranges are allowed. */
-const isCallable = (text: string, allowed: readonly Allowed[]): boolean =>
-  ipaddr.isValid(text) && leadsTo(ipaddr.process(text)).every((address) => isGood(address, allowed));
-
-function isGood(address: ipaddr.IPv4 | ipaddr.IPv6, allowed: readonly Allowed[]): boolean {
-  if (allowed.some(([range, bits]) => range.kind() === address.kind() && address.match(range, bits))) return true;
-  return address.range() === "unicast" && (address.kind() === "ipv4" || address.match(GLOBAL_UNICAST));
-}
-
-/** The address that a host is without anybody being asked, or null when it is a name. */
-function literalAddress({ hostname }: URL): string | null {
-  const host = hostname.replace(/^\[|\]$|\.+$/g, "");
-  // No resolver needs to agree: RFC 6761, 6.3.
-  if (host === "localhost" || host.endsWith(".localhost")) return "127.0.0.1";
-  return ipaddr.isValid(host) ? host : null;
-}
-
 const notPublic = (): PereError =>
   refused("leads to an address that is not public; hooks may call such a one only where PERE_HOOKS_ALLOW says so");
 
 /** Every address of the URL's host, all of them good to call. @throws PereError refused */
-async function checkedAddresses(url: URL, allowed: readonly Allowed[], resolve: Resolve): Promise<readonly string[]> {
+async function checkedAddresses(
+  url: URL,
+  allowed: readonly AddressRange[],
+  resolve: Resolve,
+): Promise<readonly string[]> {
   const literal = literalAddress(url);
   const addresses = literal === null ? await resolve(url.hostname).catch(unknownName) : [literal];
   if (addresses.length === 0) unknownName();
@@ -181,7 +124,7 @@ const within = <Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Va
  * A hook's URL: http or https, without user and password, at most 2,048 characters. An address that may not be called is refused
  * at once; a name is not looked up. @throws PereError malformed or refused
  */
-export function readHookUrl(text: string, allowed: readonly Allowed[]): URL {
+export function readHookUrl(text: string, allowed: readonly AddressRange[]): URL {
   const url = URL.canParse(text) ? new URL(text) : null;
   if (!url || (url.protocol !== "http:" && url.protocol !== "https:"))
     throw malformed("url", "must be a URL that begins with http:// or https://");
@@ -196,7 +139,7 @@ export function readHookUrl(text: string, allowed: readonly Allowed[]): URL {
 /** Refuses a URL whose host has no address, or any that may not be called; its name is looked up. @throws PereError refused */
 export async function checkHookUrl(
   url: URL,
-  allowed: readonly Allowed[],
+  allowed: readonly AddressRange[],
   { timeoutMs = CHECK_MS, resolve = resolveName }: CallOptions = {},
 ): Promise<void> {
   const deadline = AbortSignal.timeout(timeoutMs);
@@ -229,7 +172,7 @@ export const makeSecret = (): string =>
  */
 export async function callHook(
   call: HookCall,
-  allowed: readonly Allowed[],
+  allowed: readonly AddressRange[],
   { timeoutMs = CALL_MS, resolve = resolveName, send = post }: CallOptions = {},
 ): Promise<HookAnswer> {
   // No AbortSignal.timeout: that would hold the body until its time comes, seconds after the call.

@@ -7,7 +7,8 @@
  * slept is refused by the store. Where a hook is stored anew, the call in flight comes to its end and its outcome is kept; only then the next
  * runner reads from where to go on.
  */
-import { type Allowed, checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
+import type { AddressRange } from "../addresses.ts";
+import { checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
 import { attempt, unexpected } from "../faults.ts";
 import { type HookOptions, nameOf, Runner } from "./runner.ts";
 import { CHANNEL, id, iso, PereError } from "../model.ts";
@@ -29,7 +30,7 @@ export function readHookName(text: string): string {
 }
 
 /** What a publisher asks for. @throws PereError malformed or refused */
-export function readHook(name: string, body: unknown, allowed: readonly Allowed[]): HookDraft {
+export function readHook(name: string, body: unknown, allowed: readonly AddressRange[]): HookDraft {
   const fail = (path: string, message: string): never => {
     throw malformed(path, message);
   };

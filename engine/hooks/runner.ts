@@ -11,7 +11,8 @@ import { createHash } from "node:crypto";
 import { type Report, unexpected } from "../faults.ts";
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "../feeds/feed.ts";
 import type { Counters, HookResult } from "../counters.ts";
-import { type Allowed, type CallOptions, callHook } from "./call.ts";
+import type { AddressRange } from "../addresses.ts";
+import { type CallOptions, callHook } from "./call.ts";
 import { completeText, id, iso, PereError, type Position } from "../model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "../store.ts";
 import type { Batch, Entry } from "../feeds/log.ts";
@@ -40,7 +41,7 @@ export interface HookOptions {
   readonly follow: (request: FeedRequest, wire: Wire) => Feed;
   /** An event's state as its publisher's JSON text. @throws PereError unknown */
   readonly state: (channel: string, id: string) => Promise<string>;
-  readonly allowed: readonly Allowed[];
+  readonly allowed: readonly AddressRange[];
   readonly call: CallOptions;
   readonly now: () => number;
   readonly random: () => number;

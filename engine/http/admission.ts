@@ -11,9 +11,9 @@
  * It knows no route: which right a request needs is said by whoever asks.
  */
 import type { Access } from "../auth/tokens.ts";
-import type { Allowed } from "../hooks/call.ts";
+import { type AddressRange, addressOf } from "../addresses.ts";
 import { PereError } from "../model.ts";
-import { addressOf, type RateLimiter, type RateKind } from "./rate-limit.ts";
+import type { RateKind, RateLimiter } from "./rate-limit.ts";
 import { tokenOf } from "./request.ts";
 import { demand, type Grant, OPEN, type Right } from "../auth/rights.ts";
 
@@ -72,7 +72,7 @@ export interface AdmissionOptions {
   /** How much one caller may do. */
   readonly rates: RateLimiter;
   /** Proxies whose word is taken for whose request they pass on. */
-  readonly proxies: readonly Allowed[];
+  readonly proxies: readonly AddressRange[];
   readonly now: () => number;
 }
 

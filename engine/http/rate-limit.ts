@@ -12,9 +12,7 @@
  *
  * This file has no timer that keeps a process alive, never asks Redis about callers that it knows to be refused, and knows no route.
  */
-import ipaddr from "ipaddr.js";
 import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from "rate-limiter-flexible";
-import type { Allowed } from "../hooks/call.ts";
 import { PereError } from "../model.ts";
 import type { Client, RedisLink } from "../redis/connection.ts";
 
@@ -194,50 +192,4 @@ export class RateLimiter {
   async close(): Promise<void> {
     await (await this.#opening)?.close();
   }
-}
-
-// -------------------------------------------------------------------------------------------------------------- addresses
-
-/** What one household, office or machine is given of IPv6, to take addresses from as it likes (RFC 6177, RFC 8981). */
-const IPV6_BITS = 64;
-
-/** An address as proxies write it, with a port or without: `192.0.2.1:443`, `[2001:db8::1]:443`. */
-const WITH_PORT = /^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$/;
-
-/** An IPv6 address that carries an IPv4 one is that one. Null: it is none. */
-function readAddress(text: string): ipaddr.IPv4 | ipaddr.IPv6 | null {
-  const [, inBrackets, plain] = WITH_PORT.exec(text) ?? [];
-  const bare = inBrackets ?? plain ?? text;
-  const good = ipaddr.IPv4.isValidFourPartDecimal(bare) || ipaddr.IPv6.isValid(bare);
-  return good ? ipaddr.process(bare) : null;
-}
-
-const isAmong = (address: ipaddr.IPv4 | ipaddr.IPv6, ranges: readonly Allowed[]): boolean =>
-  ranges.some(([range, bits]) => range.kind() === address.kind() && address.match(range, bits));
-
-/** IPv6 by its network, as `2001:db8:1:2::/64`. */
-function callerOf(address: ipaddr.IPv4 | ipaddr.IPv6): string {
-  if (address.kind() === "ipv4") return address.toString();
-  const { parts } = address as ipaddr.IPv6;
-  const network = parts.map((part, n) => (n < IPV6_BITS / 16 ? part : 0));
-  return `${new ipaddr.IPv6(network).toString()}/${IPV6_BITS}`;
-}
-
-/**
- * Whose address a request has, as the name of a caller: the socket's, or where that is a trusted proxy, the address that it was asked from. Each
- * proxy adds to the right of X-Forwarded-For who asked it, and anybody may have written what stands to the left of that: so the caller is
- * the rightmost one that is not itself a trusted proxy. Where it can't be read, the last proxy that could be is the caller.
- *
- * @param forwardedFor the header, as it came; several are one, comma separated
- */
-export function addressOf(socketAddress: string, forwardedFor: string | null, proxies: readonly Allowed[]): string {
-  let address = readAddress(socketAddress);
-  if (address === null) return socketAddress;
-  const forwarded = proxies.length === 0 || forwardedFor === null ? [] : forwardedFor.split(",");
-  while (forwarded.length > 0 && isAmong(address, proxies)) {
-    const before = readAddress(forwarded.pop()!.trim());
-    if (before === null) break;
-    address = before;
-  }
-  return callerOf(address);
 }

@@ -10,7 +10,7 @@ import type { AccessOptions } from "../auth/tokens.ts";
 import type { CertificateFiles } from "../http/certificate.ts";
 import { isDistant, type Origins, readOrigins } from "../http/admission.ts";
 import { type Limits, LIMITS } from "../engine.ts";
-import { type Allowed, readAllowed } from "../hooks/call.ts";
+import { type AddressRange, readRanges } from "../addresses.ts";
 import type { Level } from "./logger.ts";
 import { CHANNEL } from "../model.ts";
 import { type RateLimits, RATES } from "../http/rate-limit.ts";
@@ -34,7 +34,7 @@ export interface Settings {
   /** How many replicas of Redis must have a push or a receipt before it is answered. */
   readonly replicas: number;
   /** Address ranges that hooks may call although they are private. */
-  readonly hooksAllowed: readonly Allowed[];
+  readonly hooksAllowed: readonly AddressRange[];
   readonly limits: Partial<Limits>;
   /**
    * Where the keys are that tokens are checked with; `own`: PERE makes a secret; `local`: no tokens, for programs on this machine alone; `open`: no
@@ -45,7 +45,7 @@ export interface Settings {
   /** How much one caller may do in a minute. */
   readonly rates: RateLimits;
   /** Proxies whose `X-Forwarded-For` is believed. */
-  readonly proxies: readonly Allowed[];
+  readonly proxies: readonly AddressRange[];
   /** From what on the log is written. */
   readonly log: Level;
   /** Channels that `/metrics` tells apart. */
@@ -239,7 +239,7 @@ function accessOf(env: Environment, host: string): Settings["access"] {
  * A service without tokens is for its own machine; what is set for callers from elsewhere says that it is not meant so.
  * @throws Error with the one line to print
  */
-function checkLocal(origins: Origins, proxies: readonly Allowed[]): void {
+function checkLocal(origins: Origins, proxies: readonly AddressRange[]): void {
   const advice =
     "but nothing asks for tokens: set PERE_JWT_SECRET or PERE_JWKS, or PERE_OPEN=1 to let everybody do everything";
   const distant = origins === "*" ? "*" : origins.find(isDistant);
@@ -302,7 +302,7 @@ export function readSettings(
   const host = values.host ?? env.HOST;
   const access = accessOf(env, host);
   const origins = readOrigins(env.PERE_ORIGINS);
-  const proxies = readAllowed(env.PERE_PROXIES, "PERE_PROXIES");
+  const proxies = readRanges(env.PERE_PROXIES, "PERE_PROXIES");
   if (access === "local") checkLocal(origins, proxies);
   const isOneCaller = typeof access === "string" && isLoopback(host) && proxies.length === 0;
   const rate = (name: Name): number => (!variables[name] && isOneCaller ? 0 : whole(name, 0, 1_000_000_000));
@@ -322,7 +322,7 @@ export function readSettings(
     redis: redis === "" ? null : redisUrls(redis),
     redisPrefix: prefixOf(env.PERE_REDIS_PREFIX),
     replicas: whole("PERE_REDIS_REPLICAS", 0, 99),
-    hooksAllowed: readAllowed(env.PERE_HOOKS_ALLOW),
+    hooksAllowed: readRanges(env.PERE_HOOKS_ALLOW),
     access,
     origins,
     rates: { push: rate("PERE_RATE_PUSHES"), receipt: rate("PERE_RATE_RECEIPTS"), feed: rate("PERE_RATE_FEEDS") },

@@ -7,7 +7,8 @@
 import { describe, expect, setSystemTime, spyOn, test } from "bun:test";
 import { Webhook } from "standardwebhooks";
 import type { EngineOptions } from "../../engine/engine.ts";
-import { makeSecret, readAllowed } from "../../engine/hooks/call.ts";
+import { readRanges } from "../../engine/addresses.ts";
+import { makeSecret } from "../../engine/hooks/call.ts";
 import { PereError } from "../../engine/model.ts";
 import type { Service } from "../../index.ts";
 import { type Answer, ask, give, type Process, push, spawn, until } from "../support/harness.ts";
@@ -20,7 +21,7 @@ export interface World {
   readonly env: Record<string, string>;
 }
 
-export const LOOPBACK = readAllowed("127.0.0.0/8");
+export const LOOPBACK = readRanges("127.0.0.0/8");
 const SECOND = 1_000;
 const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
