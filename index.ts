@@ -197,10 +197,10 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const steady = options.steady ?? (options.now ? wall : () => performance.now());
   const slept = options.now || options.steady ? {} : { uptime: () => 1000 * uptime() };
   const clock = new Clock({ wall, steady, ...slept, tell: (sentence) => log.warn(sentence) });
-  const { now } = clock;
+  const { now, stamp } = clock;
   // Wrong keys stop the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
-  const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now });
+  const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now, stamp });
   const counts = new Counters(settings.metricsChannels);
   const store =
     redis === null
@@ -211,7 +211,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
         })
       : await openRedis(redis, replicas, settings.redisPrefix);
   const own = settings.access === "own" ? await ownSecret(store) : null;
-  const access = own === null ? given : await openAccess({ secret: own, now });
+  const access = own === null ? given : await openAccess({ secret: own, now, stamp });
   const report = (fault: unknown): void => void log.incident(fault);
   const all = { ...limits, ...options.limits };
   const engine = new Engine(store, {

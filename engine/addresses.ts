@@ -33,32 +33,23 @@ const GLOBAL_UNICAST = ipaddr.IPv6.parseCIDR("2000::/3");
 /** Four bytes as an IPv4 address. */
 const ipv4 = (bytes: readonly number[]): ipaddr.IPv4 => new ipaddr.IPv4([...bytes]);
 
-/** IPv6 ranges whose addresses lead to an IPv4 one, and where that stands among the bytes. */
-const CARRIERS: readonly (readonly [[ipaddr.IPv6, number], (bytes: readonly number[]) => readonly ipaddr.IPv4[]])[] = [
-  // NAT64: what DNS64 makes of a name that has IPv4 alone (RFC 6052, 2.1), and the prefix for a network's own (RFC 8215), as its /96 form.
-  [ipaddr.IPv6.parseCIDR("64:ff9b::/96"), (bytes) => [ipv4(bytes.slice(12))]],
-  [ipaddr.IPv6.parseCIDR("64:ff9b:1::/48"), (bytes) => [ipv4(bytes.slice(12))]],
-  // 6to4 (RFC 3056, 2).
-  [ipaddr.IPv6.parseCIDR("2002::/16"), (bytes) => [ipv4(bytes.slice(2, 6))]],
-  // Teredo: the server, and the client with its bits turned over (RFC 4380, 4).
-  [
-    ipaddr.IPv6.parseCIDR("2001::/32"),
-    (bytes) => [ipv4(bytes.slice(4, 8)), ipv4(bytes.slice(12).map((byte) => byte ^ 0xff))],
-  ],
-];
+/**
+ * NAT64: what DNS64 makes of a name that has IPv4 alone (RFC 6052, 2.1). Prefixes of a network's own (RFC 8215), 6to4 and Teredo also carry IPv4
+ * addresses, but where and which depends on that network: they are not public.
+ */
+const NAT64 = ipaddr.IPv6.parseCIDR("64:ff9b::/96");
+const CARRIERS = ["64:ff9b:1::/48", "2002::/16", "2001::/32"].map((range) => ipaddr.IPv6.parseCIDR(range));
 
-/** The addresses that one leads to: itself, or the IPv4 addresses that an IPv6 one carries. */
-function leadsTo(address: Address): readonly Address[] {
-  if (address.kind() === "ipv4") return [address];
-  const carrier = CARRIERS.find(([range]) => address.match(range));
-  return carrier ? carrier[1](address.toByteArray()) : [address];
-}
+/** The address that is judged: a NAT64 address leads to the IPv4 address in it, whatever IPv6 ranges are allowed. */
+const leadsTo = (address: Address): Address =>
+  address.kind() === "ipv6" && address.match(NAT64) ? ipv4(address.toByteArray().slice(12)) : address;
 
-/** Public, or allowed. An IPv6 address that carries an IPv4 one is judged by that one alone, whatever IPv6 ranges are allowed. */
+/** Public, or allowed. */
 export const isCallable = (text: string, allowed: readonly AddressRange[]): boolean =>
-  ipaddr.isValid(text) && leadsTo(ipaddr.process(text)).every((address) => isGood(address, allowed));
+  ipaddr.isValid(text) && isGood(leadsTo(ipaddr.process(text)), allowed);
 
 function isGood(address: Address, allowed: readonly AddressRange[]): boolean {
+  if (address.kind() === "ipv6" && CARRIERS.some((range) => address.match(range))) return false;
   if (isAmong(address, allowed)) return true;
   return address.range() === "unicast" && (address.kind() === "ipv4" || address.match(GLOBAL_UNICAST));
 }

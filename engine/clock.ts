@@ -3,7 +3,7 @@
  *
  * A wall clock that leaps (a battery that is empty, a wrong time server, a hand that slips) would drop everything that is kept, let each deadline
  * pass and each event expire, in a second. So it is held against the monotonic clock. Where the two part by more than seconds, PERE goes on from where
- * it was, second by second, in all that it judges and writes down, and says so; the leap is believed when the wall clock has stood by it for minutes,
+ * it was, second by second, in all that it judges, and says so; the leap is believed when the wall clock has stood by it for minutes,
  * or when PERE is started again. Where it comes back before, nothing has happened. Time that the machine slept for has passed, and is no leap.
  */
 
@@ -84,6 +84,12 @@ export class Clock {
     this.#wall += ahead - this.#ahead;
     this.#ahead = ahead;
   }
+
+  /**
+   * The time that is written down with what begins now: an event's `at`, and what counts from there. It is never behind the wall clock, so what is
+   * pushed after a wrong clock was put right is not old when that is believed.
+   */
+  readonly stamp = (): number => Math.max(this.now(), this.#options.wall());
 
   #agree(wall: number, steady: number): number {
     [this.#wall, this.#steady] = [wall, steady];

@@ -74,7 +74,7 @@ export interface EngineOptions {
   /** Where it is counted what was done. */
   readonly counts?: Counters;
   /** Whether the wall clock leapt: `Clock`. */
-  readonly clock?: Pick<Clock, "leapMs" | "advice">;
+  readonly clock?: Pick<Clock, "leapMs" | "advice" | "stamp">;
   /** Told of what should never happen, in work that nobody waits for. */
   readonly report?: Report;
 }
@@ -108,7 +108,7 @@ export class Engine {
   /** Who is called when there are receipts. */
   readonly hooks: Hooks;
   /** Whether the wall clock leapt. */
-  readonly clock: Pick<Clock, "leapMs" | "advice">;
+  readonly clock: Pick<Clock, "leapMs" | "advice" | "stamp">;
   /** What was done since the start. */
   readonly counts: Counters;
   readonly #store: Store;
@@ -132,7 +132,7 @@ export class Engine {
     const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
     const { counts = new Counters(), report = onConsole } = options;
     this.counts = counts;
-    this.clock = options.clock ?? { leapMs: 0, advice: [] };
+    this.clock = options.clock ?? { leapMs: 0, advice: [], stamp: now };
     this.#store = store;
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
@@ -148,6 +148,7 @@ export class Engine {
       call: hookCall,
       counts,
       now,
+      stamp: this.clock.stamp,
       random,
       report,
     });
@@ -203,7 +204,7 @@ export class Engine {
     const work = this.counts.of(channel);
     const startedAt = performance.now();
     const [appended, elsewhere] = await Promise.all([
-      this.#store.append(channel, drafts, this.#now(), key),
+      this.#store.append(channel, drafts, this.clock.stamp(), key && { ...key, now: this.#now() }),
       this.#store.remotePresence(channel),
     ]).catch((error: unknown) => {
       if (!(error instanceof PereError) || error.code !== "refused") work.pushFailures++;
@@ -324,20 +325,20 @@ export class Engine {
     for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
       const open = page.items.filter(({ channel }) => may(channel));
-      const elsewhere = await Promise.all(open.map(({ channel }) => this.#store.remotePresence(channel)));
-      const found = open
-        .map((entry, index) => ({
-          ...entry,
-          connected: this.#feeds.presence.connected(entry.channel, null, elsewhere[index]!),
-        }))
-        .filter(({ isUnused, connected }) => !isUnused || connected > 0);
+      const connected = async (channel: string): Promise<number> =>
+        this.#feeds.presence.connected(channel, null, await this.#store.remotePresence(channel));
+      const isShown = await Promise.all(
+        open.map(async ({ channel, isUnused }) => !isUnused || (await connected(channel)) > 0),
+      );
+      const found = open.filter((_, index) => isShown[index]);
       const shown = limit === null ? found : found.slice(0, limit - channels.length);
-      for (const { channel, epoch, events, devices, connected } of shown)
+      const counts = await Promise.all(shown.map(({ channel }) => connected(channel)));
+      for (const [index, { channel, epoch, events, devices }] of shown.entries())
         channels.push({
           channel,
           events: events.head - events.floor,
           devices,
-          connected,
+          connected: counts[index]!,
           last: events.head === 0 ? null : `${epoch}-${events.head}`,
         });
       isMore = shown.length < found.length;
@@ -362,7 +363,9 @@ export class Engine {
     const texts: string[] = [];
     let last = after?.seq ?? 0;
     // A read is short where events are large or name many devices; a page is not.
+    const turn = new Turn();
     for (let characters = 0; texts.length < limit && characters < PAGE_CHARACTERS_MAX;) {
+      await turn.yieldToEventLoop();
       const found = await this.#store.events(channel, epoch, last, limit - texts.length);
       const read = found && (await this.#stateTexts(channel, epoch, found));
       if (!read) throw new PereError("away", `the log of channel ${channel} was lost or put back just now; ask again`);

@@ -82,6 +82,8 @@ export interface Idempotency {
   readonly digest: string;
   /** The name that earlier versions kept the key under; absent: it is the same. */
   readonly earlier?: string;
+  /** The time by which the key is remembered and forgotten, milliseconds since 1970; absent: the events' own. */
+  readonly now?: number;
 }
 
 /** The part of a digest that earlier versions kept. */
@@ -368,7 +370,7 @@ export interface Store {
   putHook(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }>;
 
   /** Removes a hook with its deliveries; false: there was none. */
-  dropHook(channel: string, name: string): Promise<boolean>;
+  dropHook(channel: string, name: string, now: number): Promise<boolean>;
 
   /** The hooks of a channel, by name; of all channels, when it is null. */
   hooks(channel: string | null): Promise<Hook[]>;

@@ -272,6 +272,11 @@ describe("what is put back", () => {
     rmSync(db);
     expect(await refused(["restore", file], { PERE_DB: db })).toContain(`${db}-wal is there already`);
     expect(existsSync(db)).toBe(false);
+    // The log that SQLite would find is the one where links lead.
+    const link = join(temporary(), "link.db");
+    symlinkSync(db, link);
+    expect(await refused(["restore", file], { PERE_DB: link })).toContain(`${db}-wal is there already`);
+    expect(existsSync(db)).toBe(false);
     writeFileSync(join(folder, "list"), "a shopping list");
     const other = join(folder, "other.db");
     expect(await refused(["restore", join(folder, "list")], { PERE_DB: other })).toContain("not a database");

@@ -17,6 +17,28 @@ const poll = (url: string, path: string) => ask(`${url}${path}`, { headers: { Ac
 const never = (): Promise<never> => new Promise(() => {});
 
 describe("while SQLite does not answer", () => {
+  test("a poll that was looking through what is for others says how far it has come, and the next goes on there", async () => {
+    const pere = await start();
+    services.push(pere);
+    await ask(`${pere.url}/devices/c/a`, { method: "PUT" });
+    const to = { body: "1\n".repeat(1_000), type: "application/x-ndjson" };
+    for (let batch = 0; batch < 3; batch++) await ask(`${pere.url}/push/c?to=b`, to);
+    const [{ id }] = (await ask(`${pere.url}/events/c?limit=1`)).body.events;
+    const { events } = SqliteStore.prototype;
+    let reads = 0;
+    const spy = spyOn(SqliteStore.prototype, "events").mockImplementation(function (this: SqliteStore, ...asked) {
+      return reads++ === 0 ? events.apply(this, asked) : never();
+    });
+    try {
+      const { status, body } = await poll(pere.url, `/feed/c?device=a&last-event-id=${id}`);
+      expect([status, body.events]).toEqual([200, []]);
+      expect(Number(body.last.split("-")[1])).toBeGreaterThan(1);
+      expect((await poll(pere.url, `/feed/c?device=a&last-event-id=${body.last}`)).status).toBe(503);
+    } finally {
+      spy.mockRestore();
+    }
+  });
+
   test.each([
     ["join", "/feed/c?device=a"],
     ["open", "/feed/c"],

@@ -444,6 +444,19 @@ describe("what the ring does not have", () => {
     expect(reader!.told.slice(-2)).toEqual([head, head + 1]);
   });
 
+  test("an entry that overtakes a read which finds nothing lies behind the gap, and is given", async () => {
+    const past = new Past();
+    past.gate = gate();
+    const log = logOf(past, 10);
+    const reader = new Reader();
+    follow(log, reader, 5);
+    await until(() => past.asked.length > 0);
+    log.announce([entry(11)]);
+    past.gate.open();
+    await until(() => reader.rests > 0);
+    expect(reader.told).toEqual(["gap 5 11", 11]);
+  });
+
   test("where nothing is kept the gap ends with what comes next", async () => {
     const log = logOf(new Past(), 8);
     const [reader] = readers(log, 1, 3);

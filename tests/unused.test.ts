@@ -95,8 +95,8 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
       expect(await store.retire("a", "till", T)).toBe(true);
       expect(await store.retire("c", "till", T)).toBe(true);
       expect(await listed(store)).toEqual(["a", "b", "c"]);
-      expect(await store.dropHook("a", "h")).toBe(true);
-      expect(await store.dropHook("b", "h")).toBe(true);
+      expect(await store.dropHook("a", "h", Date.now())).toBe(true);
+      expect(await store.dropHook("b", "h", Date.now())).toBe(true);
       await until(async () => (await listed(store)).join() === "c", "the others to be unused");
       const later = Date.now() + 8 * DAY;
       while (await store.trim(null, week(later), later));

@@ -314,7 +314,7 @@ export const start = (since: "now" | "earliest"): Parameter[] => [
   {
     name: "lastEventId",
     in: "query",
-    description: "The same again, as EventSource polyfills spell it; with `last-event-id` beside it 400.",
+    description: "The same again, as EventSource polyfills add it when they reconnect; it wins over `last-event-id`.",
     schema: ref("Position"),
   },
   {

@@ -483,13 +483,14 @@ export class Log {
         return sink.rest();
       }
       await breath.take();
-      const { epoch } = this;
+      // What is stored while the page is read may overtake it: what is missing then lies below this head.
+      const { epoch, head } = this;
       const { cursor } = follower;
-      if (follower.stopped || sink.blocked || follower.lost || cursor >= this.head) continue;
+      if (follower.stopped || sink.blocked || follower.lost || cursor >= head) continue;
       const batch = await this.#page(cursor);
       const { entries } = batch;
-      const first = entries[0]?.seq ?? this.head + 1;
-      const last = entries.at(-1)?.seq ?? this.head;
+      const first = entries[0]?.seq ?? head + 1;
+      const last = entries.at(-1)?.seq ?? head;
       if (follower.stopped) return;
       if (first > cursor + 1) {
         if (sink.blocked || epoch !== this.epoch) continue;

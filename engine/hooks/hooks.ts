@@ -85,7 +85,7 @@ export class Hooks {
 
   /** @throws PereError unknown */
   async drop(channel: string, name: string): Promise<void> {
-    if (!(await this.#store.dropHook(channel, name))) throw unknown(channel, name);
+    if (!(await this.#store.dropHook(channel, name, this.#options.now()))) throw unknown(channel, name);
     await this.#changed();
   }
 

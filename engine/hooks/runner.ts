@@ -44,6 +44,8 @@ export interface HookOptions {
   readonly allowed: readonly AddressRange[];
   readonly call: CallOptions;
   readonly now: () => number;
+  /** The time that a call says it was made at. */
+  readonly stamp: () => number;
   readonly random: () => number;
   /** Told of what should never happen. */
   readonly report: Report;
@@ -277,9 +279,9 @@ export class Runner implements Wire {
   /** One try. @returns null: it is done; the delivery to keep; gone: the receiver wants no more of them */
   async #try(delivery: Delivery): Promise<Delivery | null | "gone"> {
     const { url, secret } = this.hook;
-    const { allowed, call, now, random, counts } = this.#options;
+    const { allowed, call, now, stamp, random, counts } = this.#options;
     const formerSecrets = this.#formerSecrets(delivery, now());
-    const hookCall = { ...delivery, url, secret, formerSecrets, at: now() };
+    const hookCall = { ...delivery, url, secret, formerSecrets, at: stamp() };
     const { status, error, quietMs = 0 } = await callHook(hookCall, allowed, call);
     const result = resultOf(status);
     counts.hookTries[result]++;

@@ -3,7 +3,7 @@
  */
 import type { Server } from "bun";
 import type { FeedRequest } from "../feeds/feed.ts";
-import { type Kind, PereError, type Position, readChannels, readPositions } from "../model.ts";
+import { type Kind, type Position, readChannels, readPositions } from "../model.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
 import { socket, upgraded } from "./feed-socket.ts";
@@ -18,13 +18,9 @@ const FEED_OPTIONS: Record<Kind, readonly string[]> = {
   receipts: ["since", "last-event-id", "lastEventId", "wait"],
 };
 
-/** Where the reader was, by its query; EventSource polyfills have a spelling of their own. @throws PereError malformed */
-function lastOf(query: ReadonlyMap<string, string>): string | undefined {
-  const [last, polyfill] = [query.get("last-event-id"), query.get("lastEventId")];
-  if (last === undefined || polyfill === undefined) return last ?? polyfill;
-  const message = "last-event-id and lastEventId are the same option; give one of them";
-  throw new PereError("malformed", message, [{ path: "lastEventId", message }]);
-}
+/** Where the reader was, by its query. EventSource polyfills add `lastEventId` when they reconnect, which is then the later place. */
+const lastOf = (query: ReadonlyMap<string, string>): string | undefined =>
+  query.get("lastEventId") ?? query.get("last-event-id");
 
 /** A feed by whichever transport the request asks for: the same URL, the same cursor. */
 async function follow(

@@ -305,6 +305,8 @@ export class Poll implements Wire {
   readonly #gaps: { channel: string; after: string; from: string }[] = [];
   readonly #settle: (answer: PollAnswer | null) => void;
   #shared: PollAnswer["shared"] = null;
+  /** Where it began; null: that is not known yet. */
+  #from: string | null = null;
   #feed: Feed | undefined;
   #characters = 0;
   #resting = false;
@@ -329,7 +331,9 @@ export class Poll implements Wire {
 
   /** It is not known in time either, for the store is away or does not answer: that is told, unless there is something to say. */
   giveUp(): void {
-    if (this.#isSomething) return this.#finish();
+    // How far it was looked is an answer as well: the next poll goes on from there.
+    const isFurther = this.#from !== null && positionsText(this.#feed!.positions()) !== this.#from;
+    if (this.#isSomething || isFurther) return this.#finish();
     this.#settle(null);
     this.#feed?.stop();
   }
@@ -345,7 +349,9 @@ export class Poll implements Wire {
     this.#feed.stop();
   }
 
-  ready(): void {}
+  ready(_device: string | null, starts: readonly { readonly position: Position }[]): void {
+    this.#from = positionsText(starts.map(({ position }) => position));
+  }
 
   write(_channel: string, { entries }: Batch): undefined {
     for (const { text, complete } of entries) {

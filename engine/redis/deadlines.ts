@@ -6,6 +6,7 @@
  * back itself. The mark has a time of its own: when the instance dies between the two, the mark is due shortly after, and another takes the
  * channel up. Two that work on one channel do no harm, for each device is recorded once.
  */
+import { PereError } from "../model.ts";
 import type { Keys } from "./keys.ts";
 import type { Redis } from "./connection.ts";
 import type { SCRIPTS } from "./scripts.ts";
@@ -15,6 +16,9 @@ const DUE_AT_ONCE = 16;
 const MISS_DEVICES = 500;
 /** So long an instance has for a channel before it is taken for dead, and others are not kept waiting by one channel. */
 const CLAIM_MS = 500;
+
+/** Trouble that passes: what was not done now is due again soon. */
+const isAway = (error: unknown): boolean => error instanceof PereError && error.code === "away";
 
 export class RedisDeadlines {
   readonly #link: Redis;
@@ -61,7 +65,8 @@ export class RedisDeadlines {
     const [next, ...due] = (await this.#link.run(this.#scripts.claim, [this.#due], values)) as readonly string[];
     if (due.length === 0) return next === "" ? null : Number(next);
     const work = Promise.allSettled(due.map((channel) => this.#missIn(channel, now, until)));
-    await Promise.race([work, Bun.sleep(CLAIM_MS)]);
+    const ended = (await Promise.race([work, Bun.sleep(CLAIM_MS)])) ?? [];
+    for (const outcome of ended) if (outcome.status === "rejected" && !isAway(outcome.reason)) throw outcome.reason;
     return now; // There may be more.
   }
 

@@ -284,7 +284,7 @@ local function release(channel, entries, now)
   local leaving = channel.leaving
   if not leaving then return false end
   local device = leaving.device
-  leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 2, function(seq, rank, isNamed)
+  leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 8, function(seq, rank, isNamed)
     local event = text(seq)
     if rank >= FINAL then
       if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
@@ -415,7 +415,7 @@ export const SCRIPTS = {
   append: script(`
     local channel, made = make(ARGV[1])
     guard(channel, ARGV[#ARGV])
-    local now, digest = tonumber(ARGV[2]), ARGV[3]
+    local now, digest, keyNow = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[#ARGV - 1])
     local life = digest ~= '' and redis.call('HGET', counters, 'life') or channel.epoch
     if digest ~= '' then
       -- What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
@@ -423,7 +423,7 @@ export const SCRIPTS = {
       for at = 13, 14 do
         local kept = redis.call('GET', KEYS[at])
         kept = kept and cjson.decode(kept)
-        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > now and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
+        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > keyNow and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
           known = kept
         end
       end
@@ -587,11 +587,12 @@ export const SCRIPTS = {
     local channel, now, found, left, finished = look(), tonumber(ARGV[1]), {}, 2 * MOST, 0
     if not channel then return { found, #ARGV - 3, '', 0 } end
     for n = 4, #ARGV do
+      if left <= 0 then break end
       local stint = stintOf(ARGV[n])
       if stint then
         local pending, from = 0, owesAfter(channel, ARGV[n], stint.settled)
         if n == 4 and ARGV[2] ~= '' then pending, from = tonumber(ARGV[3]), tonumber(ARGV[2]) end
-        local at, _, looked = walk(channel, ARGV[n], stint.joined, from, channel.head, math.max(left, 1), function(_, rank, _, expires)
+        local at, _, looked = walk(channel, ARGV[n], stint.joined, from, channel.head, left, function(_, rank, _, expires)
           if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
         end)
         left = left - looked

@@ -288,7 +288,7 @@ export class RedisStore implements Store {
     const values: (string | number)[] = [
       now,
       key?.digest ?? "",
-      now + KEY_MEMORY_MS,
+      (key?.now ?? now) + KEY_MEMORY_MS,
       KEY_MEMORY_MS + KEY_SLACK_MS,
       drafts[0]!.type ?? "",
       drafts.length,
@@ -309,7 +309,7 @@ export class RedisStore implements Store {
         ...(draft.to ?? []),
       );
     }
-    values.push(this.#known(channel));
+    values.push(key?.now ?? now, this.#known(channel));
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
     const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#spread(channel));
@@ -629,9 +629,9 @@ export class RedisStore implements Store {
     return this.#hooks.put(channel, draft, fresh, now);
   }
 
-  async dropHook(channel: string, name: string): Promise<boolean> {
+  async dropHook(channel: string, name: string, now: number): Promise<boolean> {
     const isDropped = await this.#hooks.drop(channel, name);
-    if (isDropped) await this.#idle(channel, Date.now());
+    if (isDropped) await this.#idle(channel, now);
     return isDropped;
   }
 

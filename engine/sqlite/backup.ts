@@ -133,10 +133,11 @@ export function restore(file: string, db: string): Content {
   const lock = lockFile(db);
   try {
     // A log that is left of a file that is gone is not this file's.
-    if (existsSync(`${db}-wal`))
+    const log = `${lock.real}-wal`; // Where links lead: SQLite looks for it there.
+    if (existsSync(log))
       throw new PereError(
         "conflict",
-        `${db}-wal is there already, and may hold what ${db} lacks; nothing is written over`,
+        `${log} is there already, and may hold what ${db} lacks; nothing is written over`,
       );
     return copy(file, db);
   } finally {

@@ -141,10 +141,11 @@ export class Enrolments {
     // The names of a channel of commands to single devices are looked at by this device's alone.
     const end =
       this.#file.get<{ event: number }>(
-        `SELECT event FROM targets WHERE channel = +?1 AND device = +?2 AND event > ?3 ORDER BY event LIMIT 1 OFFSET ${most}`,
+        `SELECT event FROM targets WHERE channel = +?1 AND device = +?2 AND event > ?3 ORDER BY event LIMIT 1 OFFSET ?4`,
         channel.id,
         device,
         after,
+        most,
       )?.event ?? channel.head;
     const toIt = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event

@@ -150,7 +150,7 @@ export function checkReadable(path: string): void {
     if (flockFile(file, found, LOCK_SHARED) === false)
       throw new PereError(
         "conflict",
-        `${path} is in use under another name, which has its write-ahead log; name that one in PERE_DB`,
+        `${path} is in use, and its write-ahead log can't be read from here: it is in use under another name, which PERE_DB must name, or the service was started on a full disk and must be started again`,
       );
   } finally {
     closeSync(file);

@@ -329,7 +329,7 @@ export class SqliteStore implements Store {
           channel.id,
           key.key,
           key.earlier ?? key.key,
-          now,
+          key.now ?? now,
         );
         if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
         if (known) return { epoch: channel.epoch, ...known, replayed: true };
@@ -350,7 +350,7 @@ export class SqliteStore implements Store {
           now,
           addressed,
           type,
-          now + KEY_MEMORY_MS,
+          (key.now ?? now) + KEY_MEMORY_MS,
         );
       return { epoch: channel.epoch, first, count: drafts.length, at: now, addressed, type, replayed: false };
     });
@@ -664,11 +664,11 @@ export class SqliteStore implements Store {
   putHook(name: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
     return this.#file.change(() => this.#hooks.put(this.#make(name), draft, fresh, now));
   }
-  dropHook(name: string, hook: string): Promise<boolean> {
+  dropHook(name: string, hook: string, now: number): Promise<boolean> {
     return this.#file.change(() => {
       const channel = this.#find(name);
       const isDropped = this.#hooks.drop(channel, hook);
-      if (channel && isDropped) this.#idle(channel, Date.now());
+      if (channel && isDropped) this.#idle(channel, now);
       return isDropped;
     });
   }

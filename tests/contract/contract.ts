@@ -206,7 +206,7 @@ export function storeContract(
         for (const channel of ["orders", null]) expect(await store.hooks(channel)).toEqual([]);
         expect(await store.deliveries("orders", "till")).toEqual([]);
         expect(await store.progress("orders", "till", null, {})).toBe(false);
-        expect(await store.dropHook("orders", "till")).toBe(false);
+        expect(await store.dropHook("orders", "till", T)).toBe(false);
         expect(await store.retire("orders", "till", T)).toBe(false);
         expect(await store.record("orders", [word("none", 1, "till", "done")], T)).toEqual(["unknown"]);
         await store.seen("orders", new Map([["till", T]]));
@@ -1546,7 +1546,7 @@ export function storeContract(
             { secret: "two", until: T + 4 },
           ],
         });
-        await store.dropHook("orders", "a");
+        await store.dropHook("orders", "a", T);
         expect((await put(hook("a", { secret: "one" }))).hook.former).toEqual([]);
       });
 
@@ -1557,7 +1557,7 @@ export function storeContract(
         expect((await put(hook("hook-0"))).created).toBe(false);
         expect((await put(hook("more"), "others")).created).toBe(true);
         expect((await store.hooks("orders")).map(({ name }) => name)).toEqual([...names].sort());
-        await store.dropHook("orders", "hook-3");
+        await store.dropHook("orders", "hook-3", T);
         expect((await put(hook("more"))).created).toBe(true);
         // Also when they come at once.
         const codes = await Promise.all(
@@ -1581,9 +1581,9 @@ export function storeContract(
         const { hook: made } = await put(hook("a"));
         await put(hook("b"));
         for (const name of ["a", "b"]) await store.progress("orders", name, 7, { keep: [delivery("d1")] });
-        expect(await store.dropHook("orders", "a")).toBe(true);
-        expect(await store.dropHook("orders", "a")).toBe(false);
-        expect(await store.dropHook("others", "b")).toBe(false);
+        expect(await store.dropHook("orders", "a", T)).toBe(true);
+        expect(await store.dropHook("orders", "a", T)).toBe(false);
+        expect(await store.dropHook("others", "b", T)).toBe(false);
         expect((await store.hooks("orders")).map(({ name }) => name)).toEqual(["b"]);
         expect(await store.deliveries("orders", "a")).toEqual([]);
         expect(await store.deliveries("orders", "b")).toEqual([delivery("d1")]);
@@ -1769,7 +1769,7 @@ export function storeContract(
           trim: () => store.trim("orders", EVERYTHING, T),
           putHook: () =>
             store.putHook("orders", { name: "a", url: "https://a", secret: null, on: ["receipt"] }, "s", T),
-          dropHook: () => store.dropHook("orders", "a"),
+          dropHook: () => store.dropHook("orders", "a", T),
           hooks: () => store.hooks("orders"),
           "hooks of all": () => store.hooks(null),
           deliveries: () => store.deliveries("orders", "a"),
