@@ -9,7 +9,7 @@ import { chmodSync, existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { Webhook } from "standardwebhooks";
 import packageJson from "../package.json";
-import { readAllowed } from "../engine/hooks/call.ts";
+import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import {
   anchorsOf,
@@ -29,7 +29,7 @@ import { noRedis, startRedis } from "./support/redis-server.ts";
 // Programs are started, one after the other.
 setDefaultTimeout(60_000);
 
-const LOOPBACK = readAllowed("127.0.0.0/8");
+const LOOPBACK = readRanges("127.0.0.0/8");
 
 const endings: (() => unknown)[] = [];
 afterEach(async () => {
