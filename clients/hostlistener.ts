@@ -11,10 +11,17 @@
  * An event counts as received here when its line was printed: where nothing more can be printed, it ends, and what it had not printed stays open. INT and
  * TERM end it when what it has begun is done and told; a second one at once.
  *
- * All that a device must do is in the SDK, `pere.ts`; this is an example of what is left to do.
+ * All that a device must do is in the SDK, `clients/sdk/`; this is an example of what is left to do.
  */
-import { fileStorage, type DeviceStorage, listen, type Listener, type ListenOptions, type PereError } from "./pere.ts";
-import type { PushedEvent, Status } from "./pere.ts";
+import {
+  fileStorage,
+  type DeviceStorage,
+  listen,
+  type Listener,
+  type ListenOptions,
+  type PereError,
+} from "./sdk/index.ts";
+import type { PushedEvent, Status } from "./sdk/index.ts";
 import { fail as failAs, proxyOf, nameOf, onEnd, onOneLine, ownName, Printer } from "./program.ts";
 import { readArgs, UsageError, wholeOf, withText } from "./program.ts";
 

@@ -1,32 +1,26 @@
 #!/usr/bin/env bun
 /**
- * `bun run pack [folder]`: makes the SDK's npm package: `pere.ts` as an ES module with its types, its document, the licence, and a
- * package.json that says so. `publint` looks at it as those who install it will; what it finds fails the run. It publishes nothing: that is
- * `npm publish` with the file that it names.
+ * `bun run pack [folder]`: makes the npm package of the SDK: one ES module, its types, a README, the licence and a package.json. `publint` and
+ * `@arethetypeswrong/core` check it the way that its users' tools will read it; a finding fails the run. It publishes nothing: to publish, run
+ * `npm publish` with the file that this prints.
  */
+import { checkPackage, createPackageFromTarballData, type Problem } from "@arethetypeswrong/core";
 import { cp, mkdir, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { publint } from "publint";
 import { formatMessage } from "publint/utils";
 import packageJson from "../package.json";
+import { sdkModule, sdkTypes } from "./bundle.ts";
 
 const root = join(import.meta.dir, "..");
 const folder = resolve(process.argv[2] ?? join(root, "dist"));
 
-/** Runs a program to its end. @returns what it printed. @throws Error with what it said when it fails */
+/** Runs a program to its end. @returns what it printed @throws Error with its output when it fails */
 async function run(command: readonly string[], cwd: string): Promise<string> {
   const child = Bun.spawn([...command], { cwd, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
   const [said, complained] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   if ((await child.exited) !== 0) throw new Error(`${command.join(" ")}: ${said}${complained}`);
   return said;
-}
-
-/** The SDK's document as the package's page. Links to other documents become text: they are not in the package. */
-async function page(): Promise<string> {
-  const text = await Bun.file(join(root, "docs", "sdk-javascript.md")).text();
-  return text
-    .replace(/^# .*/, `# pere-client\n\n${packageJson.description}.`)
-    .replace(/\[([^\]]+)\]\(\w[\w-]*\.md[^)]*\)/g, "$1");
 }
 
 const args = process.argv.slice(2);
@@ -46,17 +40,29 @@ if (args.length > 1 || args[0] === "" || args[0]?.startsWith("-") || !(isOurs ||
 }
 await rm(folder, { recursive: true, force: true });
 await mkdir(folder, { recursive: true });
-// What every supported runtime can do: Node 20 is the oldest.
-const options = ["--target", "es2022", "--lib", "es2022,dom", "--module", "esnext", "--moduleResolution", "bundler"];
-const tsc = [join(root, "node_modules", ".bin", "tsc"), join(root, "clients", "pere.ts"), "--ignoreConfig", "--strict"];
-await run([process.execPath, ...tsc, ...options, "--types", "", "--declaration", "--outDir", folder], root);
-await Bun.write(join(folder, "README.md"), await page());
+await Bun.write(join(folder, "pere.js"), await sdkModule());
+await Bun.write(join(folder, "pere.d.ts"), await sdkTypes());
+await cp(join(root, "clients", "sdk", "README.md"), join(folder, "README.md"));
 await cp(join(root, "LICENSE"), join(folder, "LICENSE"));
+// Known once package.json names one; JSON leaves out what is undefined.
+const repository: unknown = "repository" in packageJson ? packageJson.repository : undefined;
 const manifest = {
   name: "pere-client",
   version: packageJson.version,
-  description: packageJson.description,
+  description: "Listen to PERE's events and answer with receipts, or publish: for browsers, Node, Bun and Deno",
+  keywords: [
+    "pere",
+    "push",
+    "events",
+    "receipts",
+    "server-sent-events",
+    "sse",
+    "websocket",
+    "realtime",
+    "notifications",
+  ],
   license: packageJson.license,
+  repository,
   type: "module",
   exports: { ".": { types: "./pere.d.ts", default: "./pere.js" } },
   files: ["pere.js", "pere.d.ts"],
@@ -69,4 +75,14 @@ const { messages } = await publint({ pkgDir: folder, strict: true, pack: "bun" }
 for (const message of messages) console.error(formatMessage(message, manifest));
 if (messages.length > 0) process.exit(1);
 const packed = await run([process.execPath, "pm", "pack", "--quiet"], folder);
-console.log(join(folder, packed.trim().split("/").at(-1)!));
+const file = join(folder, packed.trim().split("/").at(-1)!);
+
+/** Ways to resolve the package that it does not serve: it is an ES module, and is found by `exports`, as Node ≥ 12.7 and TypeScript ≥ 4.7 do. */
+const UNSUPPORTED = ["node10", "node16-cjs"];
+const isSupported = (problem: Problem): boolean =>
+  !("resolutionKind" in problem && UNSUPPORTED.includes(problem.resolutionKind));
+const analysis = await checkPackage(createPackageFromTarballData(await Bun.file(file).bytes()));
+const problems = analysis.types === false ? [{ kind: "NoTypes" }] : analysis.problems.filter(isSupported);
+for (const problem of problems) console.error(`types: ${JSON.stringify(problem)}`);
+if (problems.length > 0) process.exit(1);
+console.log(file);

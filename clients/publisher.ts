@@ -13,12 +13,12 @@
  * On a terminal it keeps a table with a bar for each event; elsewhere it prints a line for each change, with `--json` an object. Where nothing more can be
  * printed it pushes nothing more. INT and TERM end it when the push under way was answered; a second one at once.
  *
- * All that a publisher must do is in the SDK, `pere.ts`; this is an example of what is left to do. One thing is worth a look: receipts are
+ * All that a publisher must do is in the SDK, `clients/sdk/`; this is an example of what is left to do. One thing is worth a look: receipts are
  * followed from before the first push, so that none is missed.
  */
 import { fstatSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { PereError, publish, receipts, type DeviceReceipt, type Receipts } from "./pere.ts";
+import { PereError, publish, receipts, type DeviceReceipt, type Receipts } from "./sdk/index.ts";
 import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf } from "./program.ts";
 import { UsageError, withText } from "./program.ts";
 

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
 import { readSettings } from "../engine/ops/settings.ts";
 import type { Service } from "../index.ts";
-import { publish } from "../clients/pere.ts";
+import { publish } from "../clients/sdk/index.ts";
 import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
 import { type Front, NGINX, startNginx } from "./support/front.ts";
 import { ask, connect, give, listen, SECRET, startWith, temporary, until } from "./support/harness.ts";

@@ -57,12 +57,13 @@ test("imports in engine/ go down, or stay in their room", async () => {
   expect(wrong).toEqual([]);
 });
 
-test("no imports in engine/ go round in a circle", async () => {
+test("no imports in engine/ or in the SDK go round in a circle", async () => {
+  const files = [...engineFiles, ...new Glob("clients/sdk/*.ts").scanSync(".")];
   const imports = new Map<string, string[]>();
-  for (const file of engineFiles)
+  for (const file of files)
     imports.set(
       file,
-      (await importsOf(file)).filter((path) => path.startsWith("engine/")),
+      (await importsOf(file)).filter((path) => /^(engine|clients)\//.test(path)),
     );
   const done = new Set<string>();
   const walk = (file: string, way: readonly string[]): string[] | null => {
@@ -75,7 +76,7 @@ test("no imports in engine/ go round in a circle", async () => {
     done.add(file);
     return null;
   };
-  for (const file of engineFiles) expect(walk(file, [])).toBeNull();
+  for (const file of files) expect(walk(file, [])).toBeNull();
 });
 
 test("in engine/ only http/ names the types of HTTP", async () => {
@@ -93,8 +94,10 @@ test("index.ts can be read in one go: at most 450 lines", async () => {
 });
 
 test("clients and the pages use the public contract only", async () => {
-  for (const file of new Glob("clients/*.ts").scanSync("."))
+  for (const file of new Glob("clients/**/*.ts").scanSync("."))
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);
+  for (const file of new Glob("clients/sdk/*.ts").scanSync("."))
+    for (const path of await importsOf(file)) expect(`${file} → ${path}`).toMatch(/→ clients\/sdk\//);
   for (const file of new Glob("web/console/*.{ts,tsx}").scanSync("."))
     for (const path of await importsOf(file))
       expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/console)(engine|index|web|tests)/);

@@ -139,7 +139,7 @@ for (const [name, program] of [
     const pere = cleanup.adopt(await start(), (service) => service.stop());
     const folder = temporary();
     const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, "..", "clients", "pere.ts")],
+      entrypoints: [join(import.meta.dir, "..", "clients", "sdk", "index.ts")],
       target: "node",
     });
     await Bun.write(join(folder, "pere.mjs"), built.outputs[0]!);

@@ -227,7 +227,7 @@ test(
         ["--state="],
         ["--state=/dev/null"],
         [`--state=${CLIENTS}`],
-        [`--state=${join(CLIENTS, "pere.ts")}`],
+        [`--state=${join(CLIENTS, "program.ts")}`],
         ["--flaky=often"],
         ["not a url"],
         ["http://x/?a=b"],
@@ -266,7 +266,7 @@ test(
       expect(said.out).toBe("");
       expect(said.err).not.toContain("secret");
     }
-    expect(existsSync(join(CLIENTS, "pere.ts"))).toBe(true);
+    expect(existsSync(join(CLIENTS, "program.ts"))).toBe(true);
     for (const token of ["a.b.c\nd.e.f", `${long}"`, "é"])
       for (const name of ["hostlistener", "publisher", "doctor"]) {
         const { ended, said } = run(name, ["http://127.0.0.1:1"], { env: { PERE_TOKEN: token } });

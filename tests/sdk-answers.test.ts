@@ -6,7 +6,7 @@ import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, readlinkSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { SignJWT } from "jose";
-import { fileStorage, listen, type ListenOptions, publish, receipts } from "../clients/pere.ts";
+import { fileStorage, listen, type ListenOptions, publish, receipts } from "../clients/sdk/index.ts";
 import { ask, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";
 
@@ -292,7 +292,7 @@ test.skipIf(Bun.which("node") === null)(
   "on Node too an error says what caused it: the code and the address",
   async () => {
     const built = await Bun.build({
-      entrypoints: [join(import.meta.dir, "..", "clients", "pere.ts")],
+      entrypoints: [join(import.meta.dir, "..", "clients", "sdk", "index.ts")],
       target: "node",
     });
     const file = join(temporary(), "pere.mjs");

@@ -5,7 +5,7 @@
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
-import { publish, publishMany } from "../clients/pere.ts";
+import { publish, publishMany } from "../clients/sdk/index.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
 import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
 import { ask, SECRET, startWith, until } from "./support/harness.ts";
@@ -38,7 +38,7 @@ const PAGE = `<!doctype html><title>till</title><button style="width: 200px; hei
 /** A web server with the page, elsewhere than PERE. */
 async function shop(): Promise<{ origin: string; stop: () => Promise<void> }> {
   const built = await Bun.build({
-    entrypoints: [join(import.meta.dir, "..", "clients", "pere.ts")],
+    entrypoints: [join(import.meta.dir, "..", "clients", "sdk", "index.ts")],
     target: "browser",
   });
   const script = await built.outputs[0]!.text();

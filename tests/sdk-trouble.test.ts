@@ -15,7 +15,7 @@ import {
   publishMany,
   type Receipt,
   receipts,
-} from "../clients/pere.ts";
+} from "../clients/sdk/index.ts";
 import { chance, seed } from "./support/chance.ts";
 import { give, push, ask, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";

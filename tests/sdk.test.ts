@@ -3,7 +3,6 @@
  */
 import { expect, test } from "bun:test";
 import {
-  EventStreamReader,
   type DeviceReceipt,
   listen,
   PereError,
@@ -11,7 +10,8 @@ import {
   publishMany,
   type Receipt,
   receipts,
-} from "../clients/pere.ts";
+} from "../clients/sdk/index.ts";
+import { EventStreamReader } from "../clients/sdk/event-stream.ts";
 import { type EventSourceMessage, createParser } from "eventsource-parser";
 import fc from "fast-check";
 import { issueToken } from "../engine/auth/issue.ts";

@@ -12,7 +12,7 @@ const job = JSON.parse(process.env.JOB!) as Job;
 /** The page's script. @param job as it was given @param clients the SDK */
 async function run(
   { url, channels, device, tokenFile, patience }: Job,
-  { listen }: typeof import("../../clients/pere.ts"),
+  { listen }: typeof import("../../clients/sdk/index.ts"),
 ) {
   const ask = async (path: string, body?: string): Promise<string> =>
     (await fetch(path, body === undefined ? {} : { method: "POST", body })).text();
@@ -39,7 +39,7 @@ async function run(
 }
 
 const built = await Bun.build({
-  entrypoints: [join(import.meta.dir, "..", "..", "clients", "pere.ts")],
+  entrypoints: [join(import.meta.dir, "..", "..", "clients", "sdk", "index.ts")],
   target: "browser",
 });
 const script = await built.outputs[0]!.text();

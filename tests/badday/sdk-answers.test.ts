@@ -1,5 +1,5 @@
 /**
- * Bad answers to the SDK, `clients/pere.ts`, on Bun, on Node and in a page in Chromium.
+ * Bad answers to the SDK, `clients/sdk/`, on Bun, on Node and in a page in Chromium.
  */
 import { badAnswersDay } from "./answers.ts";
 import { built, clients } from "./sdk-clients.ts";

@@ -26,19 +26,19 @@ export const built = (): void =>
 
 export const clients: readonly Client[] = [
   {
-    name: "pere.ts on Bun",
+    name: "the SDK on Bun",
     missing: null,
     hasSockets: true,
     command: (job) => ({ argv: [process.execPath, PROGRAM], env: { JOB: JSON.stringify(job) } }),
   },
   {
-    name: "pere.ts on Node",
+    name: "the SDK on Node",
     missing: node === null ? "no node is installed" : null,
     hasSockets: true,
     command: (job) => ({ argv: [node ?? "node", join(folder, "device.mjs")], env: { JOB: JSON.stringify(job) } }),
   },
   {
-    name: "pere.ts in Chromium",
+    name: "the SDK in Chromium",
     missing: isInstalled ? null : "no Chromium is installed",
     hasSockets: true,
     command: (job) => ({

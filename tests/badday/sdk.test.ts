@@ -1,5 +1,5 @@
 /**
- * The bad day of the SDK, `clients/pere.ts`, on Bun, on Node and in a page in Chromium.
+ * The bad day of the SDK, `clients/sdk/`, on Bun, on Node and in a page in Chromium.
  */
 import { badDay } from "./badday.ts";
 import { built, clients } from "./sdk-clients.ts";

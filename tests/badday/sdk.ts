@@ -3,7 +3,7 @@
  */
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { WebSocket as NodeSocket } from "ws";
-import { fileStorage, listen } from "../../clients/pere.ts";
+import { fileStorage, listen } from "../../clients/sdk/index.ts";
 import type { Job } from "./badday.ts";
 
 const { url, channels, device, tokenFile, state, record, patience } = JSON.parse(process.env.JOB!) as Job;

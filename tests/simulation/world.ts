@@ -13,7 +13,7 @@ import {
   receipts,
   type ReceiptMessage,
   type SocketLike,
-} from "../../clients/pere.ts";
+} from "../../clients/sdk/index.ts";
 import { backup, restore } from "../../engine/sqlite/backup.ts";
 import type { HookCall } from "../../engine/hooks/call.ts";
 import { begin, type Clock, Machine } from "./clock.ts";

@@ -3,7 +3,7 @@
  * browser's offer to install it. None of it is there on a page without TLS that is not on this machine, and the page does without.
  */
 import { signal } from "@preact/signals";
-import type { PushedEvent } from "../../clients/pere.ts";
+import type { PushedEvent } from "../../clients/sdk/index.ts";
 import { prettyJson } from "../console/words.ts";
 import { HERE } from "./setup.ts";
 

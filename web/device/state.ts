@@ -1,13 +1,13 @@
 /**
  * What the device page knows: how its feed is, and its events as cards, each with the receipt that was given. The work is the SDK's
- * (`clients/pere.ts`): it follows, falls back, remembers, and sends receipts until they have arrived. A card is one call of `onEvent`, which ends
+ * (`clients/sdk/`): it follows, falls back, remembers, and sends receipts until they have arrived. A card is one call of `onEvent`, which ends
  * when somebody presses a button.
  *
  * Components read signals; everything that changes them is here.
  */
 import { batch, computed, signal } from "@preact/signals";
-import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/pere.ts";
-import type { PushedEvent, Receipt, Status, Transport } from "../../clients/pere.ts";
+import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/sdk/index.ts";
+import type { PushedEvent, Receipt, Status, Transport } from "../../clients/sdk/index.ts";
 import { some } from "../console/words.ts";
 import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
 import { announce } from "./notices.ts";
