@@ -54,7 +54,7 @@ import { freshSecret } from "./engine/sqlite/secret-file.ts";
 import { SqliteStore } from "./engine/sqlite/store.ts";
 import type { Store } from "./engine/store.ts";
 import { asyncapi } from "./web/asyncapi.ts";
-import { BUILT } from "./web/build.ts";
+import { BUILT, SDK, SDK_TYPES } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
 import { file, PAGE, pagesOf } from "./web/pages.ts";
 
@@ -117,6 +117,8 @@ const ROUTES: readonly Route[] = [
   ["GET", "/", null, home, HIDDEN],
   ["GET", "/weblistener.html", null, page("/weblistener.html"), HIDDEN],
   ["GET", "/weblistener-worker.js", null, page("/weblistener-worker.js"), HIDDEN],
+  ["GET", SDK, null, page(SDK), HIDDEN],
+  ["GET", SDK_TYPES, null, page(SDK_TYPES), HIDDEN],
   ["GET", `${BUILT}:file`, null, (_context, params, request) => built(BUILT + params.file, request), HIDDEN],
   ["GET", "/swagger/ui.js", null, () => file(swaggerScript, "text/javascript"), HIDDEN],
   ["GET", "/swagger/ui.css", null, () => file(swaggerStyle, "text/css"), HIDDEN],

@@ -184,7 +184,8 @@ describe("the document", () => {
     const documents = ["/swagger/json", "/asyncapi.json"];
     const device = ["/weblistener.html", "/weblistener-worker.js"];
     const swagger = ["/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js"];
-    const pages = ["/", "/pages/:file", ...device, ...swagger, ...documents];
+    const sdk = ["/pere.js", "/pere.d.ts"];
+    const pages = ["/", "/pages/:file", ...device, ...sdk, ...swagger, ...documents];
     const files = (await Array.fromAsync(new Bun.Glob("**").scan(join(import.meta.dir, "..", "web")))).map(
       (name) => `/${name}`,
     );

@@ -60,6 +60,8 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
     for (const path of [
       "/weblistener.html",
       "/weblistener-worker.js",
+      "/pere.js",
+      "/pere.d.ts",
       "/swagger",
       "/swagger/ui.js",
       "/swagger/ui.css",

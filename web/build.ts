@@ -8,6 +8,7 @@
  * It loads nothing from anywhere but this house and the packages that package.json pins.
  */
 import { join } from "node:path";
+import { sdkModule, sdkTypes } from "../clients/bundle.ts";
 
 /** The pages, and the script that keeps one for when there is no network, each by its path and its source in `web/`. */
 const PAGES: Readonly<Record<string, string>> = {
@@ -16,8 +17,18 @@ const PAGES: Readonly<Record<string, string>> = {
   "/weblistener-worker.js": "device/worker.ts",
 };
 
+/** The SDK, for pages of others to import, and its types. */
+export const SDK = "/pere.js";
+export const SDK_TYPES = "/pere.d.ts";
+
 /** Under this path is what pages load. */
 export const BUILT = "/pages/";
+
+/** Media types of files that are not named by Bun. */
+const TYPES: Readonly<Record<string, string>> = {
+  [SDK]: "text/javascript;charset=utf-8",
+  [SDK_TYPES]: "application/typescript;charset=utf-8",
+};
 
 /** One file as it is served. */
 export interface PageFile {
@@ -48,7 +59,7 @@ const typed = (type: string, bytes: Uint8Array<ArrayBuffer>): PageFile => ({
 /** The name of a built page's file: its source's, without folders. */
 const nameOf = (source: string): string => source.replace(/^.*\//, "").replace(/\.ts$/, ".js");
 
-/** Bundles all pages. @returns files by name: pages as their sources are called, what they load under `pages/` */
+/** Bundles all pages and the SDK. @returns files by name: pages as their sources are called, what they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
   const built = await Bun.build({
     entrypoints: Object.values(PAGES).map((source) => join(web, source)),
@@ -60,7 +71,9 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     jsx: { runtime: "automatic", importSource: "preact", development: false },
     plugins: [packages],
   });
-  return new Map(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
+  const files = new Map<string, Blob>(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
+  files.set(SDK.slice(1), new Blob([await sdkModule()]));
+  return files.set(SDK_TYPES.slice(1), new Blob([await sdkTypes()]));
 }
 
 /** What `write` wrote. */
@@ -73,10 +86,10 @@ async function readBuilt(folder: string): Promise<Map<string, Blob>> {
 export async function buildPages(web: string): Promise<ReadonlyMap<string, PageFile>> {
   const files = Bun.isStandaloneExecutable ? await readBuilt(join(web, "built")) : await bundle(web);
   const pathOf = new Map(Object.entries(PAGES).map(([path, source]) => [nameOf(source), path]));
-  const served = [...files].map(
-    async ([name, blob]) =>
-      [pathOf.get(name) ?? `/${name}`, typed(blob.type, new Uint8Array(await blob.arrayBuffer()))] as const,
-  );
+  const served = [...files].map(async ([name, blob]) => {
+    const path = pathOf.get(name) ?? `/${name}`;
+    return [path, typed(TYPES[path] ?? blob.type, new Uint8Array(await blob.arrayBuffer()))] as const;
+  });
   return new Map(await Promise.all(served));
 }
 

@@ -2,7 +2,7 @@
  * Pages as they are served: bundled when the first is asked for, with the headers that keep them to themselves.
  */
 import { PereError } from "../engine/model.ts";
-import { BUILT, buildPages, type PageFile } from "./build.ts";
+import { BUILT, buildPages, SDK, SDK_TYPES, type PageFile } from "./build.ts";
 
 /** What pages carry: they load from here alone, nobody frames them, and whoever is linked does not learn where from. */
 export const PAGE = {
@@ -34,7 +34,9 @@ export function pagesOf(folder: string): Pages {
     if (!found) throw new PereError("unknown", `there is nothing at ${path}`);
     // What a page loads has its content in its name, and may be kept for ever.
     const caching = path.startsWith(BUILT) ? "public, max-age=31536000, immutable" : "no-cache";
-    const headers = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
+    const headers: Record<string, string> = { ETag: found.etag, "Cache-Control": caching, ...PAGE };
+    // Deno asks for types this way.
+    if (path === SDK) headers["X-TypeScript-Types"] = `.${SDK_TYPES}`;
     if (request.headers.get("if-none-match") === found.etag) return new Response(null, { status: 304, headers });
     return new Response(found.bytes, { headers: { "Content-Type": found.type, ...headers } });
   };
