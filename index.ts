@@ -234,8 +234,8 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
     (scraped ??= import("./engine/ops/metrics.ts").then(
       ({ Metrics }) => new Metrics({ engine, store, version: packageJson.version }),
     ));
-  const [isWatched, isTls] = [settings.log === "debug", settings.tls !== null];
-  const served = { engine, admission, random, basePath, log, metrics, bodyMs, isWatched, isTls };
+  const [logsRequests, isTls] = [settings.log === "debug", settings.tls !== null];
+  const served = { engine, admission, random, basePath, log, metrics, bodyMs, logsRequests, isTls };
   let listening: Listener;
   try {
     // An app knows one server; what is behind them all is the same.

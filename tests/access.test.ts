@@ -509,7 +509,7 @@ describe("a request's token", () => {
       } catch (thrown) {
         error = thrown;
       }
-      expect(error).toMatchObject({ code: "malformed", message: "token: a request has one token, in one place" });
+      expect(error).toMatchObject({ code: "malformed", message: "token: a request may carry one token, in one place" });
     }
   });
 

@@ -497,7 +497,7 @@ describe("a token", () => {
     const pere = await start();
     const other = await token({ sub: "till-8", feed: ["orders"] });
     const answer = await ask(`${pere.url}/feed/orders?token=${other}`, { headers: bearer(GOOD) });
-    expect([answer.status, answer.body.detail]).toEqual([400, "token: a request has one token, in one place"]);
+    expect([answer.status, answer.body.detail]).toEqual([400, "token: a request may carry one token, in one place"]);
     expect(answer.headers.get("www-authenticate")).toContain('error="invalid_request"');
     expect((await ask(`${pere.url}/feed/orders?token=${GOOD}&token=${other}`)).status).toBe(400);
     const protocols = { "Sec-WebSocket-Protocol": `pere.v1, pere.token.${GOOD}, pere.token.${other}` };

@@ -48,7 +48,7 @@ describe("an option that a route does not have", () => {
     const answer = await ask(url, { method, headers: POLL, ...(isRead ? {} : { body: "1" }) });
     expect(answer.status).toBe(name === undefined ? 200 : 400);
     if (name === undefined) return;
-    expect(answer.body.detail).toStartWith(`${name}: there is no such option here`);
+    expect(answer.body.detail).toStartWith(`${name}: unknown option`);
     expect(answer.body.errors).toEqual([{ path: name, message: expect.any(String) }]);
   });
 

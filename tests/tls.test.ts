@@ -170,7 +170,7 @@ test("on SIGHUP a replaced certificate is shown to whoever comes; a bad one chan
   use("second");
   appendFileSync(file("used"), "-----BEGIN CERTIFICATE-----\nMIIB");
   service.child.kill("SIGHUP");
-  expect((await log.read()).value).toContain("PERE_TLS_CERT can't be shown");
+  expect((await log.read()).value).toContain("PERE_TLS_CERT can't be used");
   expect((await shake(url, ["h2"])).name).toBe("first");
 
   use("second");

@@ -132,7 +132,7 @@ export const failures = {
       "The body took longer than 30 s and what its length needs at 10 kB/s. Send it again.",
       one(
         problemBody("slow", "Too slow", 408, {
-          detail: "the body came too slowly; send it again, in smaller parts on a bad line",
+          detail: "the request body arrived too slowly; send it again, in smaller parts on a slow connection",
         }),
       ),
     ),

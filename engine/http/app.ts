@@ -6,7 +6,7 @@ import { Elysia } from "elysia";
 import { DETAIL_BYTES_MAX, PereError, RECEIPTS_MAX } from "../model.ts";
 import type { Right } from "../auth/rights.ts";
 import { NOTHING } from "./admission.ts";
-import { bodyReader, takeIn } from "./body.ts";
+import { bodyReader, discardBody } from "./body.ts";
 import type { Handler, HandlerContext, Params } from "./context.ts";
 import { problem, toResponse } from "./problem.ts";
 import { health, ready } from "./probes.ts";
@@ -24,35 +24,35 @@ export type Route = readonly [
 
 /** How the routes are served. */
 export interface AppOptions extends Omit<HandlerContext, "bodyOf"> {
-  /** What a body may take, milliseconds beside what its length needs. */
+  /** Milliseconds that a body may take, on top of the time that its length needs. */
   readonly bodyMs: number;
-  /** Each request is written to the log. */
-  readonly isWatched: boolean;
-  /** URLs begin with https. */
+  /** Whether each request is written to the log. */
+  readonly logsRequests: boolean;
+  /** Whether URLs begin with https. */
   readonly isTls: boolean;
 }
 
-/** Seconds that a connection may rest between two requests: what Elysia sets. */
+/** Seconds that a connection may be idle between two requests: what Elysia sets. */
 const IDLE_SECONDS = 30;
 
-/** Where the process is looked at: these answer whoever asks, whatever name they ask it by. Without a Host a URL is a path. */
+/** Probes are answered under any `Host`, or none. Without a `Host` a URL is a path. */
 const PROBED = /^(?:https?:\/\/[^/]*)?\/(health|ready)(?:\?|$)/;
 
 const PROBES: Readonly<Record<string, (context: HandlerContext) => Promise<Response>>> = { health, ready };
 
 /** An app that serves these routes; not yet under the base path. */
-export function appOf(routes: readonly Route[], { bodyMs, isWatched, isTls, ...given }: AppOptions): Elysia {
+export function appOf(routes: readonly Route[], { bodyMs, logsRequests, isTls, ...given }: AppOptions): Elysia {
   const { admission, log } = given;
   const app = new Elysia({
     normalize: false,
-    // Elysia looks for a path behind the 7th character of a URL, or else behind the 11th: one is too early in https://, the other too late in
-    // http:// with a short host. What has a route is found by Bun, whatever is said here.
+    // Elysia looks for the path after the 7th character of a URL, or with this option after the 11th. The 7th is too early for https://, the 11th is too
+    // late for http:// with a short host. Bun itself finds paths that have a route, whatever is set here.
     handler: { standardHostname: isTls },
     serve: {
       reusePort: false,
-      maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own, and says so. */,
+      maxRequestBodySize: Number.MAX_SAFE_INTEGER /* Each route has its own limit, with a problem document. */,
       development: false,
-      error: (error) => toResponse(log, error), // Of what Bun does by itself: a file of a page that can't be opened.
+      error: (error) => toResponse(log, error), // For what Bun does by itself, such as a file of a page that can't be opened.
     },
     websocket: {
       maxPayloadLength: RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024),
@@ -64,13 +64,13 @@ export function appOf(routes: readonly Route[], { bodyMs, isWatched, isTls, ...g
   });
   const bodyOf = bodyReader(bodyMs, (request, isLeft) => app.server?.timeout(request, isLeft ? 0 : IDLE_SECONDS));
   const context: HandlerContext = { ...given, bodyOf };
-  if (isWatched)
+  if (logsRequests)
     app.onAfterResponse(({ request, responseValue }) => {
       const status = responseValue instanceof Response ? responseValue.status : null;
       log.debug("answered", { request: crypto.randomUUID(), method: request.method, url: request.url, status });
     });
-  // What is answered without a look at the body, a GET or DELETE that brings one.
-  if (isTls) app.onAfterHandle(({ request }) => takeIn(request));
+  // Reads the body of a GET or DELETE, which its handler ignores.
+  if (isTls) app.onAfterHandle(({ request }) => discardBody(request));
   app
     .onRequest(({ request, set }) => {
       try {
@@ -79,15 +79,15 @@ export function appOf(routes: readonly Route[], { bodyMs, isWatched, isTls, ...g
         if (answer) return new Response(null, { status: 204, headers: answer });
         if (allowed !== NOTHING) Object.assign(set.headers, allowed);
       } catch (error) {
-        // Balancers and supervisors name no host, or one of their own.
+        // Load balancers and supervisors send no Host, or one of their own.
         const probe = request.method === "GET" || request.method === "HEAD" ? PROBED.exec(request.url)?.[1] : undefined;
         if (probe) return PROBES[probe]!(context).catch((fault: unknown) => toResponse(log, fault));
-        return isTls ? takeIn(request).then(() => toResponse(log, error)) : toResponse(log, error);
+        return isTls ? discardBody(request).then(() => toResponse(log, error)) : toResponse(log, error);
       }
       return undefined;
     })
     .onError(async ({ code, error, request, path }) => {
-      if (isTls) await takeIn(request);
+      if (isTls) await discardBody(request);
       if (code !== "NOT_FOUND") return toResponse(log, error);
       const allowed = methodsAt(app.routes, path);
       if (allowed.length === 0) return problem(new PereError("unknown", `there is nothing at ${path}`));
@@ -96,7 +96,7 @@ export function appOf(routes: readonly Route[], { bodyMs, isWatched, isTls, ...g
       return response;
     });
   for (const [method, path, right, handler, detail] of routes) {
-    // A route that is open to everybody has a handler that looks at no right.
+    // The handler of an open route ignores the right.
     const own = { ...context, right: right ?? "push" } as const;
     const body = method === "GET" ? {} : ({ parse: "none" } as const);
     app.route(
@@ -109,7 +109,7 @@ export function appOf(routes: readonly Route[], { bodyMs, isWatched, isTls, ...g
   return app;
 }
 
-/** Serves all routes under a path as well. @throws Error with the one line to print, where that is the path of one of them */
+/** Serves all routes under a base path too. @throws Error with the one line to print when the base path collides with a route */
 export function mount(app: Elysia, basePath: string): void {
   const all = [...app.routes];
   const [, first] = basePath.split("/");
@@ -119,7 +119,7 @@ export function mount(app: Elysia, basePath: string): void {
     const hidden = { ...(hooks as object), detail: { hide: true } };
     if (path !== "/") app.route(method, basePath + path, handler as () => unknown, hidden as object);
   }
-  // Without the slash what the page loads would be looked for beside it.
+  // Without the trailing slash, the relative URLs in the page would lead elsewhere.
   app.get(
     `${basePath}/`,
     ({ request, ...context }) => {
@@ -135,7 +135,7 @@ export function mount(app: Elysia, basePath: string): void {
   );
 }
 
-/** The methods that some route takes at a path. */
+/** The methods that routes accept at a path. */
 function methodsAt(routes: readonly { method: string; path: string }[], path: string): string[] {
   const parts = path.split("/");
   return routes

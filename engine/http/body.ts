@@ -1,20 +1,18 @@
 /**
- * A request's body, within bounds: so many bytes, so much time. Whoever drips one byte a second, announces one length and sends another, or leaves in
- * mid-body holds neither memory nor a connection for long.
- *
- * It knows a `Request` as the web has it, and nothing of routes or of the server behind it.
+ * Reads a request's body with a limit on its size and its time. A client that sends one byte per second, sends another length than it announced, or
+ * leaves before the end holds neither memory nor a connection for long.
  */
 import { PereError } from "../model.ts";
 
-/** The time that a body may take on any line, and beside it what a slow one needs: bytes a millisecond. Nobody drips one for hours. */
+/** Milliseconds that any body may take; its length adds time at the rate below, in bytes per millisecond. So nobody sends one for hours. */
 export const BODY_MS = 30_000;
 const BODY_BYTES_PER_MS = 10;
-/** A server cuts a request of more than 30 s, also while its body is coming. Before that it is told to leave the time to us. */
+/** Bun closes a request after 30 s, even while its body is arriving. Before that, this file takes over the time limit. */
 const BODY_LEAVE_MS = 10_000;
 
 const ignore = (): void => {};
 
-/** The end of this turn of the event loop: one promise for all who wait for it. */
+/** Resolves at the end of this turn of the event loop: one promise for all callers. */
 let turn: Promise<void> | undefined;
 const endOfTurn = (): Promise<void> =>
   (turn ??= new Promise((resolve) =>
@@ -24,23 +22,23 @@ const endOfTurn = (): Promise<void> =>
     }),
   ));
 
-/** Reads a body of at most so many bytes. @throws PereError tooLarge, slow, malformed */
+/** Reads a body of at most `bytesMax` bytes. @throws PereError tooLarge, slow, malformed */
 export type BodyReader = (request: Request, bytesMax: number) => Promise<Uint8Array>;
 
 /**
- * Bodies within bounds, also where their length was not announced, and within a time: `bodyMs` and what `BODY_BYTES_PER_MS` allows
- * for the length that was announced, or else for what has come.
- * @param leave lifts the server's own limit for a request, or puts it back
+ * Makes a reader that also limits bodies of unannounced length. The time limit is `bodyMs` plus what `BODY_BYTES_PER_MS` allows for the announced
+ * length, or else for the bytes that have arrived.
+ * @param leave lifts the server's own time limit for a request, or restores it
  */
 export const bodyReader =
   (bodyMs: number, leave: (request: Request, isLeft: boolean) => void): BodyReader =>
   async (request, bytesMax) => {
-    const tooLarge = (): PereError => new PereError("tooLarge", `the body is larger than ${bytesMax} bytes`);
+    const tooLarge = (): PereError => new PereError("tooLarge", `the request body is larger than ${bytesMax} bytes`);
     const announced = request.headers.get("content-length");
     if (Number(announced ?? 0) > bytesMax) throw tooLarge();
     const whole = announced === null ? null : request.bytes();
     if (whole) {
-      // Most come with the head, and need no clock; but the server gives them a moment after it. One that breaks off is told so below.
+      // Most bodies arrive with the head and need no timer, but the server delivers them a moment later. A truncated one is reported below.
       const early = await Promise.race([whole.catch(ignore), endOfTurn()]);
       if (early) return early;
     }
@@ -53,7 +51,10 @@ export const bodyReader =
       const leftMs = startedAt + bodyMs + length / BODY_BYTES_PER_MS - performance.now();
       if (leftMs <= 0)
         return slow.reject(
-          new PereError("slow", "the body came too slowly; send it again, in smaller parts on a bad line"),
+          new PereError(
+            "slow",
+            "the request body arrived too slowly; send it again, in smaller parts on a slow connection",
+          ),
         );
       if (!isLeft) leave(request, true);
       isLeft = true;
@@ -61,7 +62,7 @@ export const bodyReader =
     };
     let timer = setTimeout(watch, Math.min(bodyMs, BODY_LEAVE_MS));
     const gather = async (): Promise<Uint8Array> => {
-      // One buffer that grows: a list of chunks of a byte each would take a hundred times as much.
+      // One growing buffer: a list of one-byte chunks would take a hundred times the memory.
       const bytes = new Bun.ArrayBufferSink();
       bytes.start({ asUint8Array: true });
       for (;;) {
@@ -75,23 +76,24 @@ export const bodyReader =
       return await Promise.race([whole ?? gather(), slow.promise]);
     } catch (error) {
       if (error instanceof PereError) throw error;
-      throw new PereError("malformed", "the body ended before its end"); // Its sender is gone, and reads this no more.
+      throw new PereError("malformed", "request body was truncated"); // The client is gone and won't read this.
     } finally {
       clearTimeout(timer);
       if (isLeft) leave(request, false);
-      reader?.cancel().catch(ignore); // What still comes is dropped, not kept.
+      reader?.cancel().catch(ignore); // The rest is dropped.
     }
   };
 
-/** A body that is taken in unread, none of which is kept, and the time that it has for that. Larger ones are not sent by mistake. */
+/** Limits on a body that is read and dropped. Nobody sends a larger one by mistake. */
 const UNREAD_BYTES_MAX = 1024 * 1024;
 const UNREAD_MS = 1_000;
 
 /**
- * Takes in a small body that nobody read. Over HTTP/2 an answer before its request has come to its end is cut off by Bun's server (measured with 1.4.5), and
- * many clients then report that and not the status. Resolves when the body is in, when it is larger than that, or after a moment; never rejects.
+ * Reads and drops a small body that no handler has read. Over HTTP/2, Bun's server cuts off an answer that comes before the end of its request
+ * (measured with 1.4.5), and many clients then report the cut instead of the status. Resolves at the end of the body, at the limits, or at an error;
+ * never rejects.
  */
-export async function takeIn(request: Request): Promise<void> {
+export async function discardBody(request: Request): Promise<void> {
   if (request.bodyUsed || request.body === null) return;
   if (Number(request.headers.get("content-length") ?? 0) > UNREAD_BYTES_MAX) return;
   const reader = request.body.getReader();
@@ -104,7 +106,7 @@ export async function takeIn(request: Request): Promise<void> {
       left -= value.length;
     }
   } catch {
-    // Its sender is gone.
+    // The client is gone.
   } finally {
     clearTimeout(timer);
     reader.cancel().catch(ignore);

@@ -1,28 +1,28 @@
 /**
- * The certificate that PERE shows where it speaks TLS itself: two PEM files, read at the start and again when they were replaced.
+ * The certificate for TLS: two PEM files, read at the start and again after they were replaced.
  *
- * What does not fit together is found here, in one sentence, and not by the first browser.
+ * A certificate and a key that don't match are found here and reported in one sentence, not by the first browser.
  */
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { createSecureContext } from "node:tls";
 
-/** Where the files are: the certificate, followed by those that vouch for it, and its key. */
+/** The paths of the files: the certificate with its chain, and its key. */
 export interface CertificateFiles {
   readonly cert: string;
   readonly key: string;
 }
 
-/** What the files hold. @throws Error with the one line to print */
+/** The content of the files. @throws Error with the one line to print */
 export function readCertificate({ cert, key }: CertificateFiles): CertificateFiles {
   const texts = { cert: read("PERE_TLS_CERT", cert), key: read("PERE_TLS_KEY", key) };
   const certificate = parsed("PERE_TLS_CERT", "certificate", () => new X509Certificate(texts.cert));
   const privateKey = parsed("PERE_TLS_KEY", "private key without a passphrase", () => createPrivateKey(texts.key));
   if (!certificate.checkPrivateKey(privateKey)) throw new Error("PERE_TLS_KEY is not the key of PERE_TLS_CERT");
   try {
-    createSecureContext(texts); // As who shows it will: all that is in it, not the first one alone.
+    createSecureContext(texts); // As the server will do it: checks the whole chain.
   } catch (error) {
-    throw new Error(`PERE_TLS_CERT can't be shown: ${(error as Error).message}`);
+    throw new Error(`PERE_TLS_CERT can't be used: ${(error as Error).message}`);
   }
   return texts;
 }

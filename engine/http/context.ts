@@ -1,5 +1,5 @@
 /**
- * What handlers work with.
+ * What handlers get: the context that all routes share, and the types of a handler.
  */
 import type { Server } from "bun";
 import type { Right } from "../auth/rights.ts";

@@ -6,11 +6,11 @@ import type { Engine } from "../engine.ts";
 import type { FeedRequest } from "../feeds/feed.ts";
 import { PereError, POLL_SECONDS_MAX, readSeconds } from "../model.ts";
 import { problem } from "./problem.ts";
-import { closing } from "./refusal.ts";
+import { closeHeader } from "./refusal.ts";
 import { jsonText } from "./response.ts";
 import { Poll, type SocketData } from "./transports.ts";
 
-/** A poll whose time is up waits so long for a store that does not answer; one that waits for nothing gives it as long as a call to Redis may take. */
+/** Milliseconds that a poll waits for the store after its time is up; and at least in all, as long as a call to Redis may take. */
 const POLL_GRACE_MS = 1_000;
 const POLL_MS_MIN = 2_500;
 
@@ -25,7 +25,7 @@ export async function poll(
   if (request.method === "HEAD") return jsonText("");
   if (asked.refused !== null) {
     const response = problem(asked.refused);
-    for (const [name, value] of Object.entries(closing(request, asked.refused))) response.headers.set(name, value);
+    for (const [name, value] of Object.entries(closeHeader(request, asked.refused))) response.headers.set(name, value);
     return response;
   }
   server.timeout(request, 0);
@@ -40,7 +40,7 @@ export async function poll(
   ];
   const answer = await wire.answer;
   timers.forEach(clearTimeout);
-  // Without a place to go on from, an answer would lose what comes until the next one.
+  // Without a position to resume from, events would be lost before the next poll.
   if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
   const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";

@@ -11,20 +11,20 @@ import { receiptItems } from "./feedback.ts";
 import { sentenceOf } from "./problem.ts";
 import { Socket, type SocketData } from "./transports.ts";
 
-/** @throws PereError malformed */
+/** Upgrades to a WebSocket. @throws PereError malformed */
 export function upgraded(request: Request, server: Server<SocketData>, data: SocketData): undefined {
   if (server.upgrade(request, { data, headers: protocolOf(request) })) return undefined;
   throw new PereError("malformed", "the WebSocket handshake is incomplete");
 }
 
-/** A longer message brings no token. */
+/** Longer messages are not checked for a token. */
 const MESSAGE_WITH_TOKEN_MAX = 16 * 1024;
-/** Characters of a socket's messages that wait for their answers, before its feed is ready or for the store: one message of the longest, and some more. */
+/** Characters of unanswered messages on one socket, waiting for the feed or the store: one message of maximum length and some more. */
 const UNANSWERED_MAX = 8 * 1024 * 1024;
-/** What a message costs beside its characters. */
+/** What each message counts in addition to its characters. */
 const MESSAGE_COST = 256;
 
-/** A fresh token for an open socket, instead of the one that it came with: `{"pere":"token","token":…}`. */
+/** The token in a message that renews the token of an open socket: `{"pere":"token","token":…}`. Null: it is another message. */
 function freshToken(message: string | Buffer): string | null {
   if (typeof message !== "string" || message.length > MESSAGE_WITH_TOKEN_MAX || !message.includes('"pere"'))
     return null;
@@ -36,15 +36,12 @@ function freshToken(message: string | Buffer): string | null {
   }
 }
 
-/** The answer to the subprotocols that a client offers (RFC 6455, section 4.2.2): ours, or none where none was offered. @throws PereError malformed */
+/** The header that accepts our subprotocol, or none where the client offers none (RFC 6455, section 4.2.2). @throws PereError malformed */
 function protocolOf(request: Request): Record<string, string> {
   const offered = request.headers.get("sec-websocket-protocol") ?? "";
   if (offered.split(",").some((name) => name.trim() === "pere.v1")) return { "Sec-WebSocket-Protocol": "pere.v1" };
   if (offered.split(",", 1)[0]!.trim() === "") return {};
-  throw new PereError(
-    "malformed",
-    "of the subprotocols that were offered PERE speaks none; offer pere.v1 among them, or none",
-  );
+  throw new PereError("malformed", "no supported subprotocol was offered; offer pere.v1, or no subprotocol at all");
 }
 
 export function socket(
@@ -56,9 +53,9 @@ export function socket(
 ): Response | undefined {
   let wire: Socket;
   let feed: ReturnType<Engine["follow"]>;
-  /** What came before the feed was ready: only then is it known which channel an event is of. */
+  /** Messages that came before the feed was ready; only then is the channel of each event known. Null: it is ready. */
   let early: (string | Buffer)[] | null = [];
-  /** What is not answered yet. */
+  /** Characters of messages that are not answered yet. */
   let unanswered = 0;
   const take = (message: string | Buffer): void => {
     feed.heard();
@@ -71,12 +68,12 @@ export function socket(
     await work.catch((error: unknown) => wire.say("error", { detail: sentenceOf(log, error) }));
     unanswered -= message.length + MESSAGE_COST;
   };
-  /** Puts the feed's end off to the fresh token's; one that allows less, or is somebody else's, changes nothing. */
+  /** Extends the feed to the new token's expiry. A token with fewer rights or of another device changes nothing. */
   const renew = async (token: string): Promise<void> => {
     const grant = await admission.renewed(token);
     for (const channel of asked.channels) demand(grant, right, channel);
     if (asked.device !== null && grant.subject !== null && grant.subject !== asked.device)
-      throw new PereError("forbidden", "token: it is another device's");
+      throw new PereError("forbidden", `token: it belongs to another device; the feed is ${asked.device}'s`);
     feed.expires = grant.expires;
     wire.say("token", { expires: Number.isFinite(grant.expires) ? iso(grant.expires) : null });
   };
@@ -96,8 +93,8 @@ export function socket(
         return wire.say("error", { detail: "this feed is read-only; receipts go to /feed" });
       unanswered += message.length + MESSAGE_COST;
       if (unanswered > UNANSWERED_MAX) {
-        const when = early === null ? "the answers to those before" : "ready";
-        wire.say("error", { detail: `too many messages at once; wait for ${when}, and send these again` });
+        const fault = early === null ? "unanswered messages; wait for answers" : "messages before `ready`; wait for it";
+        wire.say("error", { detail: `too many ${fault}, then send these again` });
         return feed.end("busy");
       }
       if (token !== null) void answered(message, renew(token));
@@ -115,7 +112,7 @@ export function socket(
   return upgraded(request, server, data);
 }
 
-/** Receipts in a WebSocket message: as in `POST /feedback`, from the feed's own device. An event's epoch tells its channel. */
+/** Stores the receipts in a WebSocket message, as `POST /feedback` does, for the feed's own device. An event's epoch identifies its channel. */
 async function socketFeedback(
   engine: Engine,
   { device, channels }: FeedRequest,
@@ -123,9 +120,10 @@ async function socketFeedback(
   logs: readonly { channel: string; epoch: string }[],
   message: string | Buffer,
 ): Promise<Feedback> {
-  if (typeof message !== "string") throw new PereError("malformed", "a message is a JSON text, not bytes");
+  if (typeof message !== "string")
+    throw new PereError("malformed", "messages must be text frames with JSON, not binary frames");
   if (device === null)
-    throw new PereError("refused", "this feed is anonymous: it owes no receipts; open it with ?device=");
+    throw new PereError("refused", "this feed is anonymous and can't give receipts; open it with ?device=");
   const items = receiptItems(
     readReceiptsJson(message, "message"),
     device,

@@ -3,7 +3,7 @@
  */
 import type { Server } from "bun";
 import type { PereError } from "../model.ts";
-import { closing } from "./refusal.ts";
+import { closeHeader } from "./refusal.ts";
 import type { DirectController, SocketData } from "./transports.ts";
 
 const STREAM_HEADERS = {
@@ -13,10 +13,10 @@ const STREAM_HEADERS = {
   "X-Accel-Buffering": "no",
 };
 
-/** Writes to a stream from now on; gives what is to be stopped when the reader is gone. */
+/** Starts writing to a stream; returns what to stop when the reader is gone. */
 type Begin = (out: DirectController) => { stop(): void };
 
-/** What Bun asks of an open stream. A class, and nothing of the request in it: a quiet feed should cost next to nothing. */
+/** The source of an open stream. A class that holds nothing of the request, so that a quiet feed costs next to nothing. */
 class OpenStream {
   readonly type = "direct";
   #begin: Begin | null;
@@ -27,7 +27,7 @@ class OpenStream {
   }
 
   pull(out: DirectController): void {
-    // Without a promise the stream stays open until it is closed.
+    // `pull` returns no promise, so the stream stays open until it is closed.
     this.#running = this.#begin!(out);
     this.#begin = null;
   }
@@ -37,6 +37,7 @@ class OpenStream {
   }
 }
 
+/** Answers with an event stream. `refused`: why the feed will end at once. */
 export function stream(
   request: Request,
   server: Server<SocketData>,
@@ -46,10 +47,10 @@ export function stream(
   if (request.method === "HEAD") return new Response(null, { headers: STREAM_HEADERS });
   server.timeout(request, 0);
   const body = new ReadableStream(new OpenStream(begin) as unknown as UnderlyingDefaultSource);
-  return new Response(body, { headers: { ...STREAM_HEADERS, ...closing(request, refused) } });
+  return new Response(body, { headers: { ...STREAM_HEADERS, ...closeHeader(request, refused) } });
 }
 
-/** A feed that ends as it begins. */
+/** A feed that ends at once. */
 export function ended(wire: { bye(reason: "busy"): void }): { stop(): void } {
   wire.bye("busy");
   return { stop() {} };

@@ -23,7 +23,7 @@ import type { SocketData } from "./transports.ts";
 
 type ReceiptItem = { channel: string; draft: ReceiptDraft } | { event: string | null; reason: string };
 
-/** One receipt or an array of them. @throws PereError */
+/** A body of one receipt or an array of them. @throws PereError */
 export function receiptItems(
   body: unknown,
   device: string | null,
@@ -39,7 +39,7 @@ export function receiptItems(
   });
 }
 
-/** The form that the clients of 2014 send: `id`, `device` and `status`, each where they put it. @throws PereError */
+/** The form that the clients of 2014 send, with `id`, `device` and `status` in the places where they put them. @throws PereError */
 function oldReceipt(
   text: string,
   request: Request,
@@ -69,7 +69,10 @@ export async function feedback(
   const take = admission.counter("receipt", grant, request, server);
   const form = contentType(request);
   if (form !== "application/json" && form !== "application/x-www-form-urlencoded")
-    throw new PereError("wrongType", "feedback takes application/json, or a form as the first PERE clients sent it");
+    throw new PereError(
+      "wrongType",
+      "feedback takes application/json, or the form of the first PERE clients (application/x-www-form-urlencoded)",
+    );
   const text = readText(await bodyOf(request, RECEIPTS_MAX * (DETAIL_BYTES_MAX + 1024)));
   const items =
     form === "application/json"

@@ -8,21 +8,21 @@ import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
 import { socket, upgraded } from "./feed-socket.ts";
 import { ended, stream } from "./feed-stream.ts";
-import { isPoll, isSocket, passing, refusal } from "./refusal.ts";
+import { isPoll, isSocket, nullIfTemporary, refusal } from "./refusal.ts";
 import { deviceOf, queryOf } from "./request.ts";
 import { EventStream, Socket, type SocketData } from "./transports.ts";
 
-/** Of a feed, in the order in which they are named to who gives another. The receipts' has no device: they are all devices'. */
+/** Query options of a feed, in the order of the error message. A feed of receipts has no device: it holds those of all devices. */
 const FEED_OPTIONS: Record<Kind, readonly string[]> = {
   events: ["device", "since", "last-event-id", "lastEventId", "wait"],
   receipts: ["since", "last-event-id", "lastEventId", "wait"],
 };
 
-/** Where the reader was, by its query. EventSource polyfills add `lastEventId` when they reconnect, which is then the later place. */
+/** The last event id in the query. EventSource polyfills add `lastEventId` when they reconnect, which is then the later position. */
 const lastOf = (query: ReadonlyMap<string, string>): string | undefined =>
   query.get("lastEventId") ?? query.get("last-event-id");
 
-/** A feed by whichever transport the request asks for: the same URL, the same cursor. */
+/** Follows by the transport that the request asks for. The URL and the positions are the same for all transports. */
 async function follow(
   kind: Kind,
   context: RouteContext,
@@ -33,12 +33,14 @@ async function follow(
   const { engine, admission, random, log, right } = context;
   const query = queryOf(request, FEED_OPTIONS[kind]);
   const channels = readChannels(channelsText);
-  const grant = await admission.authorize(request, right, channels).catch((error: unknown) => passing(error, request));
-  if (grant === null) return comeBack(random, request, server);
+  const grant = await admission
+    .authorize(request, right, channels)
+    .catch((error: unknown) => nullIfTemporary(error, request));
+  if (grant === null) return closeAsBusy(random, request, server);
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
   const since = query.get("since") ?? "now";
-  // After an upgrade nobody knows any more where a request came from.
+  // After an upgrade the address of a request is not known any more.
   const countFeed = admission.counter("feed", grant, request, server);
   const countReceipts = admission.counter("receipt", grant, request, server);
   const asked: FeedRequest = {
@@ -60,8 +62,8 @@ async function follow(
   );
 }
 
-/** Tells a reader to come back later. */
-function comeBack(random: () => number, request: Request, server: Server<SocketData>): Response | undefined {
+/** Tells a reader to reconnect later, by closing its feed as `busy`. */
+function closeAsBusy(random: () => number, request: Request, server: Server<SocketData>): Response | undefined {
   if (!isSocket(request)) return stream(request, server, null, (out) => ended(new EventStream(out, random)));
   const data: SocketData = {
     open: (ws) => new Socket(ws, nothing).bye("busy"),

@@ -1,11 +1,11 @@
 /**
- * A channel's webhooks: listed, set, deleted, called again.
+ * The routes of webhooks: list, set, delete and retry those of a channel.
  */
 import { readHookName } from "../hooks/hooks.ts";
 import { HOOK_BYTES_MAX, PereError, readChannel, readReceiptsJson, readText } from "../model.ts";
 import { plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
-import { contentType, demandPlain, queryOf } from "./request.ts";
+import { contentType, refuseEncodedBody, queryOf } from "./request.ts";
 import { json } from "./response.ts";
 
 export async function listHooks(context: RouteContext, params: Params, request: Request): Promise<Response> {
@@ -21,7 +21,7 @@ export async function putHook(
   const name = readHookName(params.name);
   await admission.authorize(request, right, [channel]);
   queryOf(request);
-  if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook is application/json");
+  if (contentType(request) !== "application/json") throw new PereError("wrongType", "a hook takes application/json");
   const body = readReceiptsJson(readText(await bodyOf(request, HOOK_BYTES_MAX)));
   const { hook, created } = await engine.hooks.put(channel, name, body);
   return json(hook, created ? 201 : 200);
@@ -34,7 +34,7 @@ export async function dropHook(context: RouteContext, params: Params, request: R
 
 export async function retryHook(context: RouteContext, params: Params, request: Request): Promise<Response> {
   const channel = await plainChannelOf(context, params, request);
-  demandPlain(request);
+  refuseEncodedBody(request);
   const retried = await context.engine.hooks.retry(channel, readHookName(params.name));
   return json({ retried });
 }

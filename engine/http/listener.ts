@@ -1,6 +1,6 @@
 /**
- * The port that is listened at, for as long as the service runs: what was in the way when it can't be had, a certificate that is replaced
- * under way, and an end that lets those go first who are in the middle of something.
+ * The listening port: clear errors when it can't be opened, a certificate that can be replaced while the service runs, and a stop that lets requests
+ * in progress finish.
  *
  * It starts and stops servers, and knows nothing of what they serve.
  */
@@ -9,31 +9,31 @@ import { networkInterfaces } from "node:os";
 import type { Server } from "bun";
 import { type CertificateFiles, readCertificate } from "./certificate.ts";
 
-/** Milliseconds in which requests under way may end, and feeds that were told to go may read that they were. */
+/** Milliseconds for requests in progress to finish, and for closed feeds to read why. */
 const FAREWELL_MS = 1_000;
 
-/** A port that is listened at. */
+/** A listening port. */
 export interface Listener {
   readonly port: number;
-  /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
+  /** Uses the certificate that is in the files now, for new connections. @throws Error when it can't be used; nothing changes then */
   renew(): void;
-  /** Takes no more connections, lets requests under way end, and cuts what is left. */
+  /** Accepts no more connections, lets requests in progress finish, and cuts the rest. */
   stop(): Promise<void>;
 }
 
-/** Why nothing can be listened at, for those who set it. */
+/** Why the port can't be opened, by error code. */
 const NO_ADDRESS = "this machine has no such address";
-const UNHEARD: Readonly<Record<string, string>> = {
-  EADDRINUSE: "another program listens there; --port names another",
-  EACCES: "a port below 1024 needs rights that PERE was not given",
+const LISTEN_ERRORS: Readonly<Record<string, string>> = {
+  EADDRINUSE: "another program listens there; choose another port with --port",
+  EACCES: "PERE has no permission for a port below 1024; choose another port with --port",
   EADDRNOTAVAIL: NO_ADDRESS,
   EINVAL: NO_ADDRESS,
 };
 
-/** Where connections are taken, and with which certificate. */
+/** Where connections are accepted, and with which certificate. */
 export interface ListenAddress {
   readonly host: string;
-  /** 0 takes a free one. */
+  /** 0 chooses a free port. */
   readonly port: number;
   readonly tls: CertificateFiles | null;
 }
@@ -47,9 +47,9 @@ export interface Opening {
 }
 
 /**
- * The addresses that are listened at for a host. `localhost` is both of this machine's, where it has both: which of them a program takes for it
- * differs, and a resolver names one of them first, which is all that a server would listen at.
- * @throws Error for a name that nobody knows: what Bun 1.4.5 says of such a one is whatever went wrong before
+ * The addresses to listen on for a host. `localhost` is 127.0.0.1 and ::1, where the machine has both: programs differ in which one they use, and a
+ * server by itself would listen only on the one that the resolver names first.
+ * @throws Error for an unknown name; Bun 1.4.5 reports an unrelated earlier error for those
  */
 export async function addressesOf(host: string): Promise<readonly string[]> {
   if (host !== "localhost") {
@@ -63,12 +63,12 @@ export async function addressesOf(host: string): Promise<readonly string[]> {
   return found.length > 0 ? found : [host];
 }
 
-/** How often a free port is taken that must be free at two addresses. */
+/** How often to look for a port that is free on both addresses. */
 const PORTS_TRIED = 20;
 
 /**
- * Takes connections; with TLS those who offer it, browsers among them, get HTTP/2.
- * @param addresses those of the host @param open starts a server for the nth of them @throws Error when the port can't be had
+ * Accepts connections. With TLS, clients that offer HTTP/2, such as browsers, get it.
+ * @param addresses of the host @param open starts a server for the nth address @throws Error when the port can't be opened
  */
 export function listen<Data>(
   addresses: readonly string[],
@@ -81,10 +81,10 @@ export function listen<Data>(
       return open({ hostname, port: at, ...(certificate ? { tls: certificate, http2: true } : {}) }, nth);
     } catch (error) {
       const { code = "", message } = error as NodeJS.ErrnoException;
-      throw new Error(`${host}, port ${at}: ${UNHEARD[code] ?? message}`, { cause: error });
+      throw new Error(`${host}, port ${at}: ${LISTEN_ERRORS[code] ?? message}`, { cause: error });
     }
   };
-  /** One for each address, at the same port. */
+  /** One server per address, all on the same port. */
   const serversAt = (first: number, certificate: CertificateFiles | null): Server<Data>[] => {
     for (let tries = 1; ; tries++) {
       const servers: Server<Data>[] = [];
@@ -97,7 +97,7 @@ export function listen<Data>(
       }
     }
   };
-  /** Those that listen now, and those before them that showed other certificates, and have connections left. */
+  /** The servers that listen now; `servers` also holds earlier ones, with older certificates, that still have connections. */
   let current = serversAt(port, tls && readCertificate(tls));
   const servers = [...current];
   const taken = servers[0]!.port!;
@@ -105,13 +105,13 @@ export function listen<Data>(
     port: taken,
     renew() {
       if (tls === null) return;
-      const certificate = readCertificate(tls); // Before the port is let go.
+      const certificate = readCertificate(tls); // Before the port is released.
       for (const server of current) void server.stop();
       current = serversAt(taken, certificate);
       servers.push(...current);
     },
     async stop() {
-      for (const server of servers) void server.stop(); // Connections that are idle may stay open for ever.
+      for (const server of servers) void server.stop(); // This promise would wait for idle connections indefinitely.
       const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
       for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
       await Promise.all(servers.map((server) => server.stop(true)));

@@ -1,7 +1,7 @@
 /**
- * What went wrong, as the caller is told: a problem document (RFC 9457) with the status of the error's code.
+ * Errors as answers: a problem document (RFC 9457) with the status for the error's code.
  *
- * A fault of PERE's own is written to the log, and the caller gets the id of that line only.
+ * Internal errors are written to the log; the caller gets only the id of the log line.
  */
 import { wwwAuthenticate } from "../auth/tokens.ts";
 import { KeyUnknown } from "../auth/key-set.ts";
@@ -20,7 +20,7 @@ export interface Log {
   cause(message: string, cause: unknown): void;
 }
 
-/** The one table from what went wrong to an HTTP status. */
+/** The one table from error codes to HTTP statuses. */
 const STATUS: Record<Code, readonly [number, string]> = {
   malformed: [400, "Malformed request"],
   unauthorized: [401, "Unauthorized"],
@@ -45,7 +45,7 @@ export class EncodedBody extends PereError {
   }
 }
 
-/** A problem document (RFC 9457). `more` stands beside the standard members. */
+/** A problem document (RFC 9457). `more` adds members to the standard ones. */
 export function problem(error: PereError, more: object = {}): Response {
   const [status, title] = STATUS[error.code];
   const body = {
@@ -59,26 +59,26 @@ export function problem(error: PereError, more: object = {}): Response {
   const headers = new Headers({ "Content-Type": "application/problem+json", ...PLAIN, ...rateHeaders(error) });
   if (status === 503) headers.set("Retry-After", String(error instanceof KeyUnknown ? error.retryAfterSeconds : 2));
   if (error instanceof EncodedBody) headers.set("Accept-Encoding", "identity"); // RFC 9110, 12.5.3.
-  if (status === 507) headers.set("Retry-After", "30"); // Somebody has to make room.
-  // What is still to come of the body is not waited for.
+  if (status === 507) headers.set("Retry-After", "30"); // An operator has to free space.
+  // The rest of the body is not read.
   if (status === 408) headers.set("Connection", "close");
   if (status === 401 || error.faults.some(({ path }) => path === "token"))
     headers.set("WWW-Authenticate", wwwAuthenticate(error));
   return new Response(JSON.stringify(body), { status, headers });
 }
 
-/** What went wrong, for whom it happened to. What is not ours to explain goes to the log, and only the id to find it by goes out. */
+/** The message for the caller. An internal error is logged, and the message gives only the id of the log line. */
 export const sentenceOf = (log: Log, error: unknown): string =>
   error instanceof PereError && error.code !== "inside"
     ? error.message
     : `something went wrong in PERE; the log has it as ${log.incident(error)}`;
 
-/** Causes go to the log and stay there. */
+/** The answer to an error. Its cause is logged, not sent. */
 export function toResponse(log: Log, error: unknown): Response {
   if (isOutOfDescriptors(error) && !(error instanceof PereError))
     return toResponse(
       log,
-      new PereError("away", "too many connections or files are open; come again in a moment", [], error),
+      new PereError("away", "too many connections or files are open; try again in a moment", [], error),
     );
   if (!(error instanceof PereError) || error.code === "inside")
     return problem(new PereError("inside", sentenceOf(log, error)));

@@ -1,5 +1,5 @@
 /**
- * `POST /push/:channel`: stores one event or many, and with `Prefer: wait` answers when all their devices are done.
+ * `POST /push/:channel`: stores one event or many, and with `Prefer: wait` answers when all their devices are done, or after that time.
  */
 import type { Server } from "bun";
 import { unexpected } from "../faults.ts";
@@ -37,7 +37,7 @@ import type { SocketData } from "./transports.ts";
 
 const PUSH_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
 
-/** What became of an event until now. */
+/** The receipts of an event until now. */
 const outcomeJson = (tally: Tally | undefined) =>
   tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
 
@@ -73,7 +73,10 @@ export async function push(
   const text = readText(bytes);
   const drafts = (many ? readLines(text) : [readData(text)]).map((data) => ({ ...options, data }));
   if ((options.to?.length ?? 0) * drafts.length > TARGETS_MAX)
-    throw new PereError("tooLarge", `to: names times lines may be at most ${TARGETS_MAX}; send several requests`);
+    throw new PereError(
+      "tooLarge",
+      `to: device names times lines must be at most ${TARGETS_MAX}; send several requests`,
+    );
   await take(drafts.length);
   const pushed = await engine.push(
     channel,
@@ -94,16 +97,16 @@ export async function push(
   let outcomes: ReadonlyMap<number, Tally> = new Map();
   if (waitMs !== null) {
     server.timeout(request, 0);
-    // What was stored is acknowledged, also where its tally can't be read now.
+    // A stored event is acknowledged even when its tally can't be read now.
     const found = await engine.outcome(pushed, channel, waitMs, request.signal).catch((error: unknown) => {
       unexpected(log.incident, error);
       return outcomes;
     });
-    // What was stored and lost is not.
+    // A stored event that was lost since is not.
     if (found === null)
       throw new PereError(
         "away",
-        `the log of channel ${channel} was lost or put back while this push waited, and event ${id(epoch, first)} with it; push again`,
+        `the log of channel ${channel} was lost or restored from a backup while this push waited, and event ${id(epoch, first)} is gone; push again`,
       );
     outcomes = found;
     if (outcomes.size > 0) headers["Preference-Applied"] = "wait";

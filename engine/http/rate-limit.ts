@@ -1,53 +1,52 @@
 /**
- * How much one caller may do in a minute, so that one who runs wild (a device that opens its feed in a loop, a publisher's endless retry) does not
- * take the service from all others. A caller is a token's subject, or an address where there is no token.
+ * Rate limits per caller and minute, so that one faulty caller (a device that opens its feed in a loop, a publisher that retries endlessly) does not
+ * block all others. A caller is the subject of a token, or an address where there is no token.
  *
- * The counting is `rate-limiter-flexible`'s: a minute begins with a caller's first work and is over for him alone, so callers who were refused do not
- * come back all at once. What was refused counts, too. Nothing costs more than a whole minute's worth: a batch that is larger than the limit passes as
- * the first thing in a minute, instead of never.
+ * `rate-limiter-flexible` counts. Each caller has its own minute, which begins with its first request, so refused callers do not return all at once.
+ * Refused requests count too. A batch larger than the limit costs one minute's limit: it passes as the first request of a minute, instead of never.
  *
- * Where instances share one Redis they share the counts. But a limit is a courtesy, and no request waits for it: an answer that does not come
- * soon is done without, Redis is left in peace for a while, and each instance counts for itself, as it does with a Cluster or with no Redis at all.
- * In memory, callers are counted up to a number; beyond that no limit by caller holds anybody back, and newcomers pass uncounted.
+ * Instances that share one Redis share the counts. But no request waits long for a rate limit: when Redis does not answer soon, it is not asked for a
+ * while, and each instance counts by itself, as it does with a Redis Cluster or without Redis. In memory the number of callers is bounded; beyond it,
+ * new callers pass uncounted.
  *
- * This file has no timer that keeps a process alive, never asks Redis about callers that it knows to be refused, and knows no route.
+ * This file has no timer that keeps a process alive, and never asks Redis about a caller that is known to be over its limit.
  */
 import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from "rate-limiter-flexible";
 import { PereError } from "../model.ts";
 import type { Client, RedisLink } from "../redis/connection.ts";
 
-/** What is counted, each by itself: events pushed, receipts given, feeds opened, which count once for each of their channels. */
+/** What is counted, separately: events pushed, receipts given, and feeds opened, which count once per channel. */
 export type RateKind = "push" | "receipt" | "feed";
 
-/** How much of each a caller may do in a minute; 0 is no limit. */
+/** The limits per caller and minute; 0: no limit. */
 export interface RateLimits {
   readonly push: number;
   readonly receipt: number;
   readonly feed: number;
 }
 
-/** Beyond loopback, when nothing else is set. Honest use stays far below: what goes on above is a loop, or a load test that can raise them. */
+/** The defaults beyond loopback. Normal use stays far below them; above is a loop, or a load test, which can raise them. */
 export const RATES: RateLimits = {
-  /** A hundred events a second from one publisher, and six full batches of lines. */
+  /** A hundred events per second from one publisher, or six full batches of lines. */
   push: 6_000,
-  /** A thousand a second: whatever one publisher's hundred events a second make ten devices say, were they behind one address; sixty full outboxes. */
+  /** A thousand per second: the receipts of ten devices behind one address for a hundred events per second; or sixty full outboxes. */
   receipt: 60_000,
-  /** A site of 1,200 devices with a channel each behind one address, all coming back within a minute. A browser that can't stay connected tries twenty times a minute. */
+  /** 1,200 devices behind one address, each with one channel, that reconnect within a minute. A browser that can't stay connected tries twenty times per minute. */
   feed: 1_200,
 };
 
-/** The time in which limits count. Short enough that nobody who was refused gives up, and long enough for a burst. */
+/** The period of the limits: short enough that refused callers don't give up, long enough for a burst. */
 const WINDOW_SECONDS = 60;
-/** Callers that are new within a minute, over all works, and still counted in memory: at 650 bytes each, and two minutes at most, 130 MB. */
+/** New callers per minute, over all kinds, that are counted in memory. At 650 bytes each and for two minutes at most, that is 130 MB. */
 const CALLERS_MAX = 100_000;
-/** An answer of Redis is there within a few milliseconds; nobody's request waits longer than this for a courtesy. */
+/** How long a request waits for Redis, which normally answers within a few milliseconds. */
 const REDIS_MS = 100;
-/** So long Redis is not asked after it failed to answer. */
+/** How long Redis is not asked after it failed to answer. */
 const REST_MS = 1_000;
-/** Ahead of a caller's name in Redis, beside the keys of the store. */
+/** The prefix of these keys in Redis, after the prefix of the store. */
 const PREFIX = "rate:";
 
-/** A caller did more than he may. `limit` is what he may do in `WINDOW_SECONDS`. */
+/** A caller is over its limit. `limit` is what it may do in `WINDOW_SECONDS`. */
 export class TooMany extends PereError {
   readonly work: RateKind;
   readonly limit: number;
@@ -69,7 +68,7 @@ const PLURAL: Record<RateKind, string> = {
 };
 
 /**
- * The headers that an answer to this error has: `Retry-After` (RFC 9110, 10.2.3), and how the limit stands (draft-ietf-httpapi-ratelimit-headers-11,
+ * The headers of an answer to this error: `Retry-After` (RFC 9110, 10.2.3), and the state of the limit (draft-ietf-httpapi-ratelimit-headers-11,
  * 3 and 4); none for any other error.
  */
 export function rateHeaders(error: PereError): Record<string, string> {
@@ -90,7 +89,7 @@ const each = <Value>(make: (work: RateKind) => Value): Record<RateKind, Value> =
   feed: make("feed"),
 });
 
-/** Counts, for one instance or with others. */
+/** Counts for this instance alone, or together with others through Redis. */
 export class RateLimiter {
   readonly #limits: RateLimits;
   readonly #here: Readonly<Record<RateKind, RateLimiterMemory>>;
@@ -99,14 +98,14 @@ export class RateLimiter {
   readonly #warn: (message: string, cause: unknown) => void;
   /** Until when Redis is not asked; on the clock of `performance.now`. */
   #restsUntil = 0;
-  /** Callers that came new into memory since a time less than a minute ago, milliseconds since 1970. */
+  /** New callers in memory since `#since`, which is less than a minute ago; milliseconds since 1970. */
   #newcomers = 0;
   #since = 0;
 
   /**
-   * @param redisUrls one address: counted there, for all instances together; several are a Cluster's, and not used
-   * @param warn is told each time that Redis was done without
-   * @param prefix what all keys in Redis begin with
+   * @param redisUrls one URL: all instances count there together; several URLs are a Cluster, which is not used
+   * @param warn is called each time that Redis does not answer
+   * @param prefix of all keys in Redis
    */
   constructor(
     limits: RateLimits,
@@ -124,17 +123,17 @@ export class RateLimiter {
     return { points: this.#limits[work], duration: WINDOW_SECONDS };
   }
 
-  /** Redis is loaded only when it is asked for. */
+  /** The Redis client is loaded only when needed. */
   async #share(urls: readonly string[], prefix: string): Promise<RedisLink> {
     const { RedisLink } = await import("../redis/connection.ts");
     const link = new RedisLink(urls);
-    /** As much of node-redis as the limiter uses. */
+    /** The part of node-redis that the limiter uses. */
     const storeClient = {
       eval: (...script: Parameters<Client["eval"]>) => link.call((client) => client.eval(...script), REDIS_MS),
     };
     this.#shared = each((work) => {
       const rule = this.#rule(work);
-      // Who is over the limit is refused from memory until his minute is over.
+      // A caller over its limit is refused from memory until its minute ends.
       const refuse = { inMemoryBlockOnConsumed: rule.points + 1 };
       return new RateLimiterRedis({ ...rule, ...refuse, keyPrefix: prefix + work, storeClient, useRedisPackage: true });
     });
@@ -147,8 +146,8 @@ export class RateLimiter {
   }
 
   /**
-   * Takes from what a caller may do: `points` events, receipts or feeds. Where it is counted in memory the answer is there at once, and there is no
-   * promise; with Redis it is there within `REDIS_MS`. @throws TooMany, or rejects with it
+   * Counts `points` events, receipts or feeds of a caller. In memory it returns at once and makes no promise; with Redis it resolves within
+   * `REDIS_MS`. @throws TooMany, or rejects with it
    */
   take(work: RateKind, caller: string, points = 1): Promise<void> | void {
     const limit = this.#limits[work];
@@ -164,7 +163,7 @@ export class RateLimiter {
     } catch (error) {
       if (error instanceof RateLimiterRes) throw new TooMany(work, this.#limits[work], error.msBeforeNext);
       this.#restsUntil = performance.now() + REST_MS;
-      this.#warn("the limits on callers are counted by each instance for itself: Redis can't be asked", error);
+      this.#warn("Redis does not answer, so each instance counts rate limits by itself", error);
       this.#takeHere(work, caller, cost);
     }
   }
@@ -173,22 +172,22 @@ export class RateLimiter {
     const limiter = this.#here[work];
     if (this.#isCrowded() && Bun.peek(limiter.get(caller)) === null) return;
     const taken = limiter.consume(caller, cost);
-    // The limiter in memory settles its promise before it gives it away; waiting for it would be a turn of the loop for each request.
+    // The limiter in memory returns a settled promise; awaiting it would cost each request a turn of the event loop.
     const { consumedPoints, isFirstInDuration, msBeforeNext } = Bun.peek(taken) as RateLimiterRes;
     if (isFirstInDuration) this.#newcomers++;
     if (consumedPoints <= this.#limits[work]) return;
-    taken.catch(() => {}); // It is refused, and we know.
+    taken.catch(() => {}); // Handled here: the rejection must not count as unhandled.
     throw new TooMany(work, this.#limits[work], msBeforeNext);
   }
 
-  /** Whether more callers have come within the minute than are counted. */
+  /** Whether there are more new callers within the minute than are counted. */
   #isCrowded(): boolean {
     const now = Date.now();
     if (Math.abs(now - this.#since) >= WINDOW_SECONDS * 1000) [this.#since, this.#newcomers] = [now, 0];
     return this.#newcomers >= CALLERS_MAX;
   }
 
-  /** Lets go of Redis. */
+  /** Closes the connection to Redis. */
   async close(): Promise<void> {
     await (await this.#opening)?.close();
   }

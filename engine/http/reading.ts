@@ -1,12 +1,12 @@
 /**
- * What publishers read of a channel: its events, their receipts, its devices; and which channels there are.
+ * The routes for reading: channels, their events, the receipts of an event, and devices, which can also be enrolled and retired here.
  */
 import type { Engine } from "../engine.ts";
 import { iso, PereError, readDevice, readPosition, type Row, type State, STATES } from "../model.ts";
 import { Turn } from "../yield.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
-import { accepts, demandPlain, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
+import { accepts, refuseEncodedBody, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
 import { json, jsonText, PLAIN } from "./response.ts";
 
 export async function listChannels(
@@ -36,12 +36,12 @@ const rowJson = ({ device, status, detail, at, deviceAt, late }: Row): string =>
   `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
   `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late}}`;
 
-/** RFC 4180. Only `detail` can hold anything that needs quotes. */
+/** A line of CSV (RFC 4180). Only `detail` can need quotes. */
 const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
   `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late}`;
 
-/** Rows that an export reads at once: with the longest details a mebibyte, which is what a reader who stops costs. */
+/** Rows that an export reads at once. With details of maximum length that is 1 MiB, the cost of a client that stops reading. */
 const EXPORT_ROWS = 250;
 
 export async function receiptRows(context: RouteContext, params: Params, request: Request): Promise<Response> {
@@ -60,16 +60,16 @@ export async function receiptRows(context: RouteContext, params: Params, request
     const { items, next } = await read(after, limit);
     return jsonText(`{"receipts":[${items.map(rowJson).join(",")}],"next":${JSON.stringify(next)}}`);
   }
-  // An export: all rows unless a limit was named, a page at a time, as fast as the reader takes them.
+  // An export: all rows unless a limit was given, page by page, as fast as the client reads.
   let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
     if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
-    for (const breath = new Turn(); ;) {
+    for (const turn = new Turn(); ;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;
       if (page.next === null || left <= 0) return;
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
       page = await read(page.next, Math.min(left, EXPORT_ROWS));
     }
   }
@@ -95,7 +95,7 @@ export async function listDevices(context: RouteContext, params: Params, request
 export async function enrolDevice(context: RouteContext, params: Params, request: Request): Promise<Response> {
   const channel = await plainChannelOf(context, params, request);
   const device = readDevice(params.device);
-  demandPlain(request);
+  refuseEncodedBody(request);
   const enrolled = await context.engine.enrol(channel, device);
   return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
 }

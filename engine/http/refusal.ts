@@ -1,5 +1,6 @@
 /**
- * Why a caller gets no feed now. It is told on the feed where it can be, for an EventSource that gets any status but 200 never comes back.
+ * Feeds that are refused for now. The refusal is sent on the feed itself where possible, because an EventSource never reconnects after a status
+ * other than 200.
  */
 import { descriptors } from "../descriptors.ts";
 import { PereError } from "../model.ts";
@@ -7,21 +8,21 @@ import type { Log } from "./problem.ts";
 import { TooMany } from "./rate-limit.ts";
 import { accepts } from "./request.ts";
 
-let toldOfDescriptors = false;
+let warnedOfDescriptors = false;
 
-/** Why there may be no feed more: too many connections and files are open; null: there is room. */
+/** Refuses feeds while too many connections and files are open; null: there is room. */
 function shortage(log: Log): PereError | null {
   if (!descriptors().short) return null;
-  if (!toldOfDescriptors)
+  if (!warnedOfDescriptors)
     log.warn(
-      `nearly all ${descriptors().limit} files and connections that this process may have are open: new feeds are told to come later; ` +
+      `nearly all ${descriptors().limit} file descriptors of this process are in use, so new feeds are refused for now; ` +
         "raise the limit (ulimit -n, LimitNOFILE=)",
     );
-  toldOfDescriptors = true;
-  return new PereError("away", "too many connections are open; come again in a moment");
+  warnedOfDescriptors = true;
+  return new PereError("away", "too many connections are open; try again in a moment");
 }
 
-/** Why a caller may not have a feed now; null: he may. */
+/** Why a caller gets no feed now; null: it gets one. `take` counts it against the rate limit. */
 export async function refusal(log: Log, take: () => Promise<void> | void): Promise<PereError | null> {
   const short = shortage(log);
   if (short !== null) return short;
@@ -34,16 +35,16 @@ export async function refusal(log: Log, take: () => Promise<void> | void): Promi
   }
 }
 
-/** Where there are too many connections, one that is refused is not kept for what comes next; HTTP/2 has other words for that. */
-export const closing = (request: Request, refused: PereError | null): Record<string, string> =>
+/** Closes the connection of a refused feed when there are too many connections. HTTP/2 has no such header. */
+export const closeHeader = (request: Request, refused: PereError | null): Record<string, string> =>
   refused?.code === "away" && request.url.startsWith("http:") ? { Connection: "close" } : {};
 
 export const isSocket = (request: Request): boolean => request.headers.get("upgrade")?.toLowerCase() === "websocket";
 export const isPoll = (request: Request): boolean =>
   accepts(request, "application/json") && !accepts(request, "text/event-stream");
 
-/** Null for trouble that passes, where it is told on the feed: an EventSource that gets any other status than 200 never comes back. @throws all else */
-export function passing(error: unknown, request: Request): null {
+/** Null for temporary trouble that the feed itself can report: all but that of a long-poll. @throws every other error */
+export function nullIfTemporary(error: unknown, request: Request): null {
   if (!(error instanceof PereError) || error.code !== "away" || (isPoll(request) && !isSocket(request))) throw error;
   return null;
 }

@@ -1,12 +1,12 @@
 /**
- * Reading a request: its query, its headers, the token and the device that it names.
+ * Reading a request: its query, headers, content type, preferences, token and device.
  */
 import { deviceOfGrant } from "../auth/tokens.ts";
 import type { Grant } from "../auth/rights.ts";
 import { PAGE_DEFAULT, PereError, readDevice, readLimit, readSeconds, WAIT_SECONDS_MAX } from "../model.ts";
 import { EncodedBody } from "./problem.ts";
 
-/** The query, each name once; a token may always stand there. @param known the names that mean something here. @throws PereError malformed */
+/** The query. Each option may be given once; `token` is always allowed. @param known the options of this URL @throws PereError malformed */
 export function queryOf(request: Request, known: readonly string[] = []): Map<string, string> {
   const query = new Map<string, string>();
   const start = request.url.indexOf("?");
@@ -14,7 +14,7 @@ export function queryOf(request: Request, known: readonly string[] = []): Map<st
   for (const [name, value] of new URLSearchParams(request.url.slice(start))) {
     if (!known.includes(name) && name !== "token") {
       const path = name.slice(0, 40);
-      const message = `there is no such option here; ${known.length === 0 ? "none is taken" : `those are ${known.join(", ")}`}`;
+      const message = `unknown option; this URL takes ${known.length === 0 ? "none" : known.join(", ")}`;
       throw new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
     }
     if (query.has(name))
@@ -24,43 +24,44 @@ export function queryOf(request: Request, known: readonly string[] = []): Map<st
   return query;
 }
 
-/** Elysia takes a path with a slash behind it for the same path. */
+/** The path as it was sent: Elysia ignores a trailing slash. */
 export const pathOf = (request: Request): string => new URL(request.url).pathname;
 
-/** Of a list that is read page by page. */
+/** Query options of a list that is read page by page. */
 export const PAGE_OPTIONS = ["after", "limit"];
 
+/** Where a page begins, and how long it is. @throws PereError malformed */
 export const pageOf = (query: ReadonlyMap<string, string>): { after: string; limit: number } => ({
   after: query.get("after") ?? "",
   limit: query.has("limit") ? readLimit(query.get("limit")!) : PAGE_DEFAULT,
 });
 
-/** Whether the request names a media type among those that it takes. Wildcards do not count: they leave the choice to us. */
+/** Whether `Accept` names a media type. Wildcards don't count: they leave the choice to the server. */
 export const accepts = (request: Request, type: string): boolean =>
   (request.headers.get("accept") ?? "")
     .toLowerCase()
     .split(",")
     .some((range) => range.split(";", 1)[0]!.trim() === type);
 
-/** What a message may repeat of a header. */
-const quotable = (text: string): string => JSON.stringify(text.slice(0, 40));
+/** A header's value as an error message may quote it. */
+const quoted = (text: string): string => JSON.stringify(text.slice(0, 40));
 
-/** Looks at what a body is packed with, before it is read. @throws PereError wrongType */
-export function demandPlain(request: Request): void {
+/** Refuses a body with a content coding, before it is read. @throws PereError wrongType */
+export function refuseEncodedBody(request: Request): void {
   const header = request.headers.get("content-encoding");
   if (header === null) return;
   const codings = header.split(",").map((coding) => coding.trim().toLowerCase());
   const coding = codings.find((one) => one !== "" && one !== "identity");
   if (coding !== undefined)
-    throw new EncodedBody(`Content-Encoding: ${quotable(coding)} is not taken; send the body as it is`);
+    throw new EncodedBody(`Content-Encoding: ${quoted(coding)} is not supported; send the body without compression`);
 }
 
-/** A parameter of a media type, its value quoted or not: RFC 9110, 5.6.6. */
+/** A parameter of a media type, with its value quoted or not (RFC 9110, 5.6.6). */
 const PARAMETER = /;\s*([^\s=;]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)/g;
 
-/** What a request's body is, which is plain UTF-8. @throws PereError wrongType, before anything of it is read */
+/** The media type of a request's body, without parameters. @throws PereError wrongType for a content coding or a charset other than UTF-8 */
 export function contentType(request: Request): string {
-  demandPlain(request);
+  refuseEncodedBody(request);
   const type = request.headers.get("content-type") ?? "";
   if (type === "application/json") return type;
   for (const [, name, value] of type.matchAll(PARAMETER)) {
@@ -70,12 +71,12 @@ export function contentType(request: Request): string {
       .replace(/^"(.*)"$/s, "$1")
       .replace(/\\(.)/gs, "$1");
     if (!/^utf-?8$/i.test(charset))
-      throw new PereError("wrongType", `Content-Type: charset ${quotable(charset)} is not taken; send UTF-8`);
+      throw new PereError("wrongType", `Content-Type: charset ${quoted(charset)} is not supported; send UTF-8`);
   }
   return type.split(";", 1)[0]!.trim().toLowerCase();
 }
 
-/** The device that a request speaks for: its token's, else what it says beside its body, `device` in the query or in a header. */
+/** The device of a request: the subject of its token, else `device` in the query, else the header `device`. Null: none. @throws PereError */
 export function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<string, string>): string | null {
   const own = deviceOfGrant(grant);
   if (own !== null) return own;
@@ -83,7 +84,7 @@ export function deviceOf(grant: Grant, request: Request, query: ReadonlyMap<stri
   return name ? readDevice(name) : null;
 }
 
-/** `Prefer: wait=<seconds>` (RFC 7240, section 4.3) in milliseconds; null: nobody waits. Other preferences are left alone. @throws PereError */
+/** `Prefer: wait=<seconds>` (RFC 7240, section 4.3) in milliseconds; null: not given. Other preferences are ignored. @throws PereError malformed */
 export function waitOf(request: Request): number | null {
   const prefer = request.headers.get("prefer");
   if (prefer === null) return null;
@@ -98,18 +99,18 @@ export function waitOf(request: Request): number | null {
 const COOKIE = "pere_token=";
 const SUBPROTOCOL = "pere.token.";
 
-/** The elements of a header that is a list, without the space around them. */
+/** The elements of a header that holds a list, trimmed. */
 const elements = (headers: Headers, name: string, separator: string): string[] =>
   (headers.get(name) ?? "").split(separator).map((element) => element.trim());
 
-/** What follows `beginning` in each text that begins so. */
+/** The rest of each text that starts with `beginning`. */
 const after = (texts: readonly string[], beginning: string): string[] =>
   texts.filter((text) => text.startsWith(beginning)).map((text) => text.slice(beginning.length));
 
 /**
  * The token of a request, unread, or null. It may stand in `Authorization: Bearer`, in a WebSocket subprotocol `pere.token.<jwt>` or as
- * `token` in the query; in several of them only if it is the same one (RFC 6750, 2). The cookie `pere_token` counts where there is no
- * other, because a browser sends it unasked. An empty token is one, and a bad one, save in the cookie, where that is none.
+ * `token` in the query; in several of them only if they are equal (RFC 6750, 2). The cookie `pere_token` counts where there is no
+ * other, because browsers send it unasked. An empty token counts as a bad token, except in the cookie, where it counts as none.
  * @throws PereError malformed when there are two different ones
  */
 export function tokenOf(headers: Headers, query: URLSearchParams): string | null {
@@ -120,7 +121,7 @@ export function tokenOf(headers: Headers, query: URLSearchParams): string | null
     ...query.getAll("token"),
   ];
   const [token, another] = new Set(given);
-  const message = "a request has one token, in one place";
+  const message = "a request may carry one token, in one place";
   if (another !== undefined) throw new PereError("malformed", `token: ${message}`, [{ path: "token", message }]);
   const [cookie] = after(elements(headers, "cookie", ";"), COOKIE);
   return token ?? (cookie || null);

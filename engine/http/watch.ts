@@ -6,11 +6,11 @@ import { demand } from "../auth/rights.ts";
 import { readChannel } from "../model.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { ended, stream } from "./feed-stream.ts";
-import { passing, refusal } from "./refusal.ts";
+import { nullIfTemporary, refusal } from "./refusal.ts";
 import { queryOf } from "./request.ts";
 import { type SocketData, WatchStream } from "./transports.ts";
 
-/** What goes on, in all channels that the caller may push to, and in one of them event by event. */
+/** Shows activity in all channels that the caller may push to, and in one of them event by event. */
 export async function watch(
   { engine, admission, random, log, right }: RouteContext,
   _params: Params,
@@ -19,7 +19,9 @@ export async function watch(
 ): Promise<Response> {
   const name = queryOf(request, ["channel"]).get("channel");
   const channel = name === undefined ? null : readChannel(name);
-  const grant = await admission.authorize(request, right, []).catch((error: unknown) => passing(error, request));
+  const grant = await admission
+    .authorize(request, right, [])
+    .catch((error: unknown) => nullIfTemporary(error, request));
   if (grant === null) return stream(request, server, null, (out) => ended(new WatchStream(out, random)));
   demand(grant, right, channel);
   const asked = {
