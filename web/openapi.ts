@@ -2,7 +2,7 @@
  * How PERE is described to programs: one OpenAPI 3.1 operation for each route of `index.ts`, and the document around them.
  *
  * It says what this version does, and nothing that it will do. Limits are the engine's own constants; shapes and examples are in
- * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
+ * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi-answers.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
  * stands here and is not true ends as a failing test.
  *
  * Two things that OpenAPI has no words for are told in prose, and for programs in `asyncapi.ts`: what is inside an event stream, and that the URL of a

@@ -35,7 +35,7 @@ export function say(
       resolve({ text, status: statuses[0] ?? 0, answers: statuses.filter((status) => status >= 200).length, closed });
     };
     let timer = setTimeout(() => finish(false), PATIENCE_MS);
-    const closes = [parts].flat().some((part) => part.includes("Connection: close"));
+    const closes = end || [parts].flat().some((part) => part.includes("Connection: close"));
     const listen = (): void => {
       clearTimeout(timer);
       timer = setTimeout(() => finish(false), closes ? PATIENCE_MS : quietMs);
