@@ -1,16 +1,16 @@
 /**
- * Addresses of IPv4 and IPv6: ranges of them, which of them webhooks may call, and from which one a request comes.
+ * IPv4 and IPv6 addresses: ranges, which of them hooks may call, and the address of a request's caller.
  *
- * `ipaddr.js` reads and compares them. Nothing here looks up a name.
+ * `ipaddr.js` parses and compares them. Nothing here resolves names.
  */
 import ipaddr from "ipaddr.js";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
-/** An address range: its first address, and how many leading bits count. */
+/** An address range: its first address, and the number of leading bits that count. */
 export type AddressRange = readonly [Address, number];
 
-/** Address ranges in CIDR notation, comma separated; an empty text is none. @param name of the setting; @throws Error with the one line to print */
+/** Address ranges in CIDR notation, separated by commas; an empty text has none. @param name of the setting; @throws Error with a one-line message */
 export function readRanges(text: string, name = "PERE_HOOKS_ALLOW"): readonly AddressRange[] {
   const entries = text.split(",").map((entry) => entry.trim());
   return entries.filter((entry) => entry !== "").map((entry) => readRange(entry, name));
@@ -19,7 +19,7 @@ export function readRanges(text: string, name = "PERE_HOOKS_ALLOW"): readonly Ad
 function readRange(text: string, name: string): AddressRange {
   if (ipaddr.IPv4.isValidCIDRFourPartDecimal(text)) return ipaddr.IPv4.parseCIDR(text);
   const range = ipaddr.IPv6.isValidCIDR(text) ? ipaddr.IPv6.parseCIDR(text) : null;
-  // Addresses are compared as the IPv4 that they are, so a range in this form would let nobody through.
+  // Mapped addresses are compared as IPv4, so a range in this form would match nothing.
   if (range && !range[0].isIPv4MappedAddress()) return range;
   throw new Error(`${name} must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`);
 }
@@ -27,24 +27,24 @@ function readRange(text: string, name: string): AddressRange {
 const isAmong = (address: Address, ranges: readonly AddressRange[]): boolean =>
   ranges.some(([range, bits]) => range.kind() === address.kind() && address.match(range, bits));
 
-/** What the registries have given out of IPv6 so far (RFC 4291, 2.4); ipaddr.js calls all the rest unicast, `::127.0.0.1` too. */
+/** The part of IPv6 that registries have assigned so far (RFC 4291, 2.4). ipaddr.js calls all the rest unicast, even `::127.0.0.1`. */
 const GLOBAL_UNICAST = ipaddr.IPv6.parseCIDR("2000::/3");
 
 /** Four bytes as an IPv4 address. */
 const ipv4 = (bytes: readonly number[]): ipaddr.IPv4 => new ipaddr.IPv4([...bytes]);
 
 /**
- * NAT64: what DNS64 makes of a name that has IPv4 alone (RFC 6052, 2.1). Prefixes of a network's own (RFC 8215), 6to4 and Teredo also carry IPv4
- * addresses, but where and which depends on that network: they are not public.
+ * NAT64: the prefix that DNS64 uses for names that only have IPv4 (RFC 6052, 2.1). Local prefixes (RFC 8215), 6to4 and Teredo also embed IPv4
+ * addresses, but which ones depends on the network: they are not public.
  */
 const NAT64 = ipaddr.IPv6.parseCIDR("64:ff9b::/96");
 const CARRIERS = ["64:ff9b:1::/48", "2002::/16", "2001::/32"].map((range) => ipaddr.IPv6.parseCIDR(range));
 
-/** The address that is judged: a NAT64 address leads to the IPv4 address in it, whatever IPv6 ranges are allowed. */
+/** The address to check: for a NAT64 address, the IPv4 address in it, whatever IPv6 ranges are allowed. */
 const leadsTo = (address: Address): Address =>
   address.kind() === "ipv6" && address.match(NAT64) ? ipv4(address.toByteArray().slice(12)) : address;
 
-/** Public, or allowed. */
+/** Whether it is public or allowed. */
 export const isCallable = (text: string, allowed: readonly AddressRange[]): boolean =>
   ipaddr.isValid(text) && isGood(leadsTo(ipaddr.process(text)), allowed);
 
@@ -54,23 +54,23 @@ function isGood(address: Address, allowed: readonly AddressRange[]): boolean {
   return address.range() === "unicast" && (address.kind() === "ipv4" || address.match(GLOBAL_UNICAST));
 }
 
-/** The address that a host is without anybody being asked, or null when it is a name. */
+/** The address of a host that needs no lookup; null: it is a name. */
 export function literalAddress({ hostname }: URL): string | null {
   const host = hostname.replace(/^\[|\]$|\.+$/g, "");
-  // No resolver needs to agree: RFC 6761, 6.3.
+  // `localhost` needs no resolver: RFC 6761, 6.3.
   if (host === "localhost" || host.endsWith(".localhost")) return "127.0.0.1";
   return ipaddr.isValid(host) ? host : null;
 }
 
 // -------------------------------------------------------------------------------------------------------------- callers
 
-/** What one household, office or machine is given of IPv6, to take addresses from as it likes (RFC 6177, RFC 8981). */
+/** The IPv6 prefix of one household, office or machine, which may use any address in it (RFC 6177, RFC 8981). */
 const IPV6_BITS = 64;
 
-/** An address as proxies write it, with a port or without: `192.0.2.1:443`, `[2001:db8::1]:443`. */
+/** An address as proxies write it, with or without a port: `192.0.2.1:443`, `[2001:db8::1]:443`. */
 const WITH_PORT = /^(?:\[([^\]]*)\]|([^:]*))(?::\d+)?$/;
 
-/** An IPv6 address that carries an IPv4 one is that one. Null: it is none. */
+/** Parses an address; an IPv6 address that maps an IPv4 one becomes that one. Null: it is not an address. */
 function readAddress(text: string): Address | null {
   const [, inBrackets, plain] = WITH_PORT.exec(text) ?? [];
   const bare = inBrackets ?? plain ?? text;
@@ -78,7 +78,7 @@ function readAddress(text: string): Address | null {
   return good ? ipaddr.process(bare) : null;
 }
 
-/** IPv6 by its network, as `2001:db8:1:2::/64`. */
+/** IPv6 as its network, for example `2001:db8:1:2::/64`. */
 function callerOf(address: Address): string {
   if (address.kind() === "ipv4") return address.toString();
   const { parts } = address as ipaddr.IPv6;
@@ -87,11 +87,11 @@ function callerOf(address: Address): string {
 }
 
 /**
- * Whose address a request has, as the name of a caller: the socket's, or where that is a trusted proxy, the address that it was asked from. Each
- * proxy adds to the right of X-Forwarded-For who asked it, and anybody may have written what stands to the left of that: so the caller is
- * the rightmost one that is not itself a trusted proxy. Where it can't be read, the last proxy that could be is the caller.
+ * The address of a request's caller: the socket's, or if that is a trusted proxy, the address that the proxy reports. Each proxy appends its client
+ * to X-Forwarded-For, and the part to the left of that may be forged. So the caller is the rightmost address that is not a trusted proxy. If an
+ * address can't be parsed, the last parsed proxy is the caller.
  *
- * @param forwardedFor the header, as it came; several are one, comma separated
+ * @param forwardedFor the header as received; several are joined by commas
  */
 export function addressOf(
   socketAddress: string,

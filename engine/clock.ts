@@ -1,25 +1,25 @@
 /**
- * What time it is, for PERE: the wall clock as long as it goes on as time does, and its own count while it does not.
+ * The time for PERE: the wall clock as long as it runs normally, and PERE's own count while it does not.
  *
- * A wall clock that leaps (a battery that is empty, a wrong time server, a hand that slips) would drop everything that is kept, let each deadline
- * pass and each event expire, in a second. So it is held against the monotonic clock. Where the two part by more than seconds, PERE goes on from where
- * it was, second by second, in all that it judges, and says so; the leap is believed when the wall clock has stood by it for minutes,
- * or when PERE is started again. Where it comes back before, nothing has happened. Time that the machine slept for has passed, and is no leap.
+ * A wall clock that leaps (an empty battery, a wrong time server, a typo) would make all retention, deadlines and expiries take effect within a
+ * second. So it is checked against the monotonic clock. If the two differ by more than seconds, PERE continues from the old time, second by second,
+ * in everything it decides, and reports the leap. It accepts the new time when the wall clock has kept it for minutes, or after a restart. If the
+ * clock comes back before, nothing has happened. Time during which the machine slept is real and not a leap.
  */
 
-/** Further than this no clock is set while it is in order: time servers slew, and step by less. */
+/** A clock in order is never corrected by more than this: time servers slew, and their steps are smaller. */
 const LEAP_MS = 5_000;
-/** A wall clock that has stood so long by what it leapt to is right: whoever set it wrong has had time to see. */
+/** A wall clock that has kept its new time for this long is right: a mistake would have been noticed. */
 const STAND_MS = 5 * 60_000;
 
 export interface ClockOptions {
   /** Milliseconds since 1970. */
   readonly wall: () => number;
-  /** Milliseconds since some moment, and never back. */
+  /** Milliseconds since some moment; never goes back. */
   readonly steady: () => number;
-  /** Milliseconds since the machine started, to the second. It goes on while the machine sleeps; the monotonic clock of Linux does not. */
+  /** Milliseconds since the machine started, to the second. Continues during sleep, unlike Linux's monotonic clock. */
   readonly uptime?: () => number;
-  /** Told of a leap, and of its end. */
+  /** Called when a leap begins and when it ends. */
   readonly tell: (sentence: string) => void;
 }
 
@@ -34,11 +34,11 @@ const seconds = (ms: number): string => `${(ms / 1000).toFixed(1)} s`;
 
 export class Clock {
   readonly #options: ClockOptions;
-  /** Where both clocks stood when they last agreed. */
+  /** Both clocks when they last agreed. */
   #wall: number;
   #steady: number;
   #leap: Leap | null = null;
-  /** How far the uptime was ahead of the monotonic clock when that was last looked at. */
+  /** How far the uptime was ahead of the monotonic clock at the last check. */
   #ahead: number;
 
   constructor(options: ClockOptions) {
@@ -62,7 +62,7 @@ export class Clock {
       this.#leap = { ms, since: steady };
       this.#options.tell(this.#sentence(ms));
     } else if (steady - this.#leap.since >= STAND_MS) {
-      this.#end(`The clock has stood for ${STAND_MS / 60_000} minutes by what it leapt to, and is believed.`);
+      this.#end(`The system clock has kept its new time for ${STAND_MS / 60_000} minutes and is trusted again.`);
       return this.#agree(wall, steady);
     }
     return Math.round(counted);
@@ -77,7 +77,7 @@ export class Clock {
     return uptime === undefined ? 0 : uptime() - steady();
   }
 
-  /** A laptop that was closed, a virtual machine that was paused: that time has passed, and is no leap. */
+  /** A laptop was closed or a virtual machine paused: that time has passed and is not a leap. */
   #wake(): void {
     const ahead = this.#uptimeAhead();
     if (ahead - this.#ahead <= LEAP_MS) return;
@@ -101,13 +101,13 @@ export class Clock {
     this.#options.tell(sentence);
   }
 
-  /** How far the wall clock is ahead of what PERE goes by, in milliseconds; 0: not at all. */
+  /** How far the wall clock is ahead of PERE's time, in milliseconds; 0 when they agree. */
   get leapMs(): number {
     this.now();
     return this.#leap?.ms ?? 0;
   }
 
-  /** For the operator, while it matters. */
+  /** For the operator, while the leap lasts. */
   get advice(): readonly string[] {
     this.now();
     return this.#leap ? [this.#sentence(this.#leap.ms)] : [];
@@ -115,6 +115,6 @@ export class Clock {
 
   #sentence(ms: number): string {
     const [way, from] = [ms > 0 ? "ahead" : "back", new Date(this.#wall).toISOString()];
-    return `The clock leapt ${seconds(Math.abs(ms))} ${way}. PERE counts on from ${from} by itself and lets nothing expire for it. Set the clock right; where it is right now, wait ${STAND_MS / 60_000} minutes or start PERE again.`;
+    return `The clock leapt ${seconds(Math.abs(ms))} ${way}. PERE continues from ${from} on its own clock, so nothing expires early. Correct the system clock; if it is right now, wait ${STAND_MS / 60_000} minutes or restart PERE.`;
   }
 }

@@ -1,27 +1,27 @@
 /**
- * What the service did since it started: plain numbers, for `/metrics` and for whoever watches.
+ * What the service did since it started: plain numbers for `/metrics` and `/watch`.
  *
- * A number is moved once an event, a batch of receipts or a write, never once a device; nothing is looked up for it unless the
- * operator named channels to be told apart. Reading is free: whoever asks reads the fields as they are, and nobody is told of a change.
- * All of it is this instance's own, and is lost with it, as counters are.
+ * A counter changes once per event, batch of receipts or write, never once per device. Channels are only looked up if the operator named channels to
+ * count separately. Reading is free: readers use the fields directly, and there are no change notifications. All counters are this instance's own and
+ * are lost when it stops.
  */
 import type { Status } from "./model.ts";
 
-/** Upper bounds in seconds of what a person or a machine takes to answer: from a millisecond to a day. */
+/** Upper bounds in seconds of the time a person or a machine takes to answer: from a millisecond to a day. */
 export const LATENCY_SECONDS = [
   0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1_800, 7_200, 21_600, 86_400,
 ] as const;
-/** Upper bounds in seconds of what a store takes: from a fast disk's sync to the time that a call to Redis has. */
+/** Upper bounds in seconds of a store's latency: from a fast disk's sync to the timeout of a Redis call. */
 export const STORE_SECONDS = [
   0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 ] as const;
-/** Upper bounds of changes in one commit. */
+/** Upper bounds of changes per commit. */
 export const BATCH_CHANGES = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 4_096] as const;
 
-/** How many values fell where: a histogram with fixed buckets. */
+/** A histogram with fixed buckets. */
 export class Distribution {
   readonly bounds: readonly number[];
-  /** How many were at most as large as the bound at this place, and larger than the one before; in the last place those beyond all bounds. */
+  /** Values at most as large as the bound at this index and larger than the one before; the last bucket is for values beyond all bounds. */
   readonly counts: number[];
   sum = 0;
   count = 0;
@@ -33,38 +33,38 @@ export class Distribution {
   }
 
   note(value: number): void {
-    let place = 0;
-    while (place < this.bounds.length && value > this.bounds[place]!) place++;
-    this.counts[place]!++;
+    let slot = 0;
+    while (slot < this.bounds.length && value > this.bounds[slot]!) slot++;
+    this.counts[slot]!++;
     this.sum += value;
     this.count++;
   }
 
-  /** Adds what another one of the same bounds has. */
+  /** Adds another distribution with the same bounds. */
   add({ counts, sum, count }: Distribution): void {
-    for (const [place, more] of counts.entries()) this.counts[place]! += more;
+    for (const [slot, more] of counts.entries()) this.counts[slot]! += more;
     this.sum += sum;
     this.count += count;
   }
 }
 
-/** What was done for some channels. */
+/** Counters of one channel, or of several together. */
 export class ChannelCounters {
-  /** Events that were stored, each line of a batch counted. */
+  /** Stored events; each line of a batch counts. */
   pushes = 0;
-  /** Pushes that a known `Idempotency-Key` answered with the events of before. */
+  /** Pushes answered with the earlier events of a known `Idempotency-Key`. */
   replays = 0;
-  /** Events written to followers, as often as there were followers. */
+  /** Events written to followers, once per follower. */
   deliveries = 0;
-  /** Receipts that moved a device forward, by what they say. */
+  /** Receipts that advanced a device, by status. */
   readonly receipts: Record<Status, number> = { received: 0, working: 0, done: 0, failed: 0 };
-  /** Receipts that said nothing new, and those that were refused. */
+  /** Receipts that changed nothing, and receipts that were refused. */
   duplicates = 0;
   rejections = 0;
-  /** Pushes, and requests with receipts, that the store did not take. */
+  /** Pushes, and requests with receipts, that the store did not accept. */
   pushFailures = 0;
   receiptFailures = 0;
-  /** Seconds from a push to a device's `received`, and to its final word, where the push is remembered. */
+  /** Seconds from a push to a device's `received` and to its final receipt, if the push time is still remembered. */
   readonly received = new Distribution(LATENCY_SECONDS);
   readonly final = new Distribution(LATENCY_SECONDS);
 
@@ -82,90 +82,95 @@ export class ChannelCounters {
   }
 }
 
-/** What became of a call to a hook: 2xx, another status, none at all, 410. */
+/** The result of a call to a hook: 2xx, another status, no answer, 410. */
 export type HookResult = "delivered" | "refused" | "unreachable" | "gone";
 
-/** Events whose time is remembered: the last half minute of a busy instance, in 1.5 MB. A power of two. */
+/** Events whose push time is remembered: the last half minute of a busy instance, in 1.5 MB. A power of two. */
 const TIMES = 65_536;
 
 /**
- * When recent events were pushed. A table of fixed size without chains: an event takes the place of whichever was there before. So a latency may go
- * uncounted, and is never a wrong one.
+ * When recent events were pushed. A fixed-size table without chains: an event replaces whatever was in its slot. So a latency may be missing, but
+ * never wrong.
  */
 class PushTimes {
   readonly #epochs = new Array<string>(TIMES).fill("");
   readonly #seqs = new Float64Array(TIMES);
   readonly #times = new Float64Array(TIMES);
 
-  /** The place of the event after an epoch's first: an epoch's events stand side by side. */
-  #place(epoch: string, seq: number): number {
+  /** Consecutive events of an epoch have adjacent slots. */
+  #slot(epoch: string, seq: number): number {
     return (Bun.hash.xxHash32(epoch) + seq) % TIMES;
   }
 
   keep(epoch: string, first: number, count: number, at: number): void {
-    let place = this.#place(epoch, first);
-    for (let seq = first; seq < first + count; seq++, place = (place + 1) % TIMES) {
-      this.#epochs[place] = epoch;
-      this.#seqs[place] = seq;
-      this.#times[place] = at;
+    let slot = this.#slot(epoch, first);
+    for (let seq = first; seq < first + count; seq++, slot = (slot + 1) % TIMES) {
+      this.#epochs[slot] = epoch;
+      this.#seqs[slot] = seq;
+      this.#times[slot] = at;
     }
   }
 
-  /** Milliseconds since 1970, or null where that is not remembered. */
+  /** Milliseconds since 1970, or null if unknown. */
   find(epoch: string, seq: number): number | null {
-    const place = this.#place(epoch, seq);
-    return this.#epochs[place] === epoch && this.#seqs[place] === seq ? this.#times[place]! : null;
+    const slot = this.#slot(epoch, seq);
+    return this.#epochs[slot] === epoch && this.#seqs[slot] === seq ? this.#times[slot]! : null;
   }
 }
 
 export class Counters {
-  /** Channels that are told apart, and all others together. */
+  /** Channels that are counted separately, and all others together. */
   readonly named: ReadonlyMap<string, ChannelCounters>;
   readonly rest = new ChannelCounters();
-  /** Feeds that ended, by the word that they were told; those whose reader left are not among them. */
+  /** Feeds that ended, by reason; feeds that the reader closed are not included. */
   readonly byes = { drain: 0, renew: 0, expired: 0, busy: 0 };
-  /** Calls to hooks, each try for itself, by what became of it. */
+  /** Calls to hooks, each attempt counted, by result. */
   readonly hookTries: Record<HookResult, number> = { delivered: 0, refused: 0, unreachable: 0, gone: 0 };
-  /** Calls that were given up after the last try. */
+  /** Calls given up after the last attempt. */
   hookGivenUp = 0;
-  /** Seconds that the store took for a push and for a request's receipts: what their sender waits for. */
+  /** Seconds that the store took for a push, and for a request's receipts: what the sender waits for. */
   readonly pushStored = new Distribution(STORE_SECONDS);
   readonly receiptsStored = new Distribution(STORE_SECONDS);
-  /** Seconds that a commit of the SQLite file took, and how many changes were in it. */
+  /** Seconds per commit of the SQLite file, and changes per commit. */
   readonly commits = new Distribution(STORE_SECONDS);
   readonly batches = new Distribution(BATCH_CHANGES);
-  /** Length of the SQLite file's write-ahead log when it was last looked at; null: there is none. */
+  /** Length of the SQLite file's write-ahead log at the last check; null: there is none. */
   logBytes: number | null = null;
   readonly #times = new PushTimes();
 
-  /** @param channels those that are told apart */
+  /** @param channels counted separately */
   constructor(channels: readonly string[] = []) {
     this.named = new Map(channels.map((channel) => [channel, new ChannelCounters()]));
   }
 
-  /** Where the work on a channel is counted. */
+  /** The counters for a channel. */
   of(channel: string): ChannelCounters {
     return this.named.size === 0 ? this.rest : (this.named.get(channel) ?? this.rest);
   }
 
-  /** The work on all channels, added up at this moment. */
+  /** The sum over all channels, computed now. */
   total(): ChannelCounters {
     const total = new ChannelCounters();
-    for (const work of [this.rest, ...this.named.values()]) total.add(work);
+    for (const counters of [this.rest, ...this.named.values()]) total.add(counters);
     return total;
   }
 
-  /** Events were pushed, here or elsewhere: from now on their receipts' latency is known. @param at milliseconds since 1970 */
+  /** Remembers the time of a push, at any instance, to measure the latency of its receipts. @param at milliseconds since 1970 */
   pushed(epoch: string, first: number, count: number, at: number): void {
     this.#times.keep(epoch, first, count, at);
   }
 
-  /** A receipt moved its device forward. @param now milliseconds since 1970 */
-  recorded(work: ChannelCounters, status: Status, { epoch, seq }: { epoch: string; seq: number }, now: number): void {
-    work.receipts[status]++;
-    const spread = status === "received" ? work.received : status === "working" ? null : work.final;
-    const at = spread && this.#times.find(epoch, seq);
-    // Clocks of two instances may differ; nothing is answered before it was pushed.
-    if (spread && at !== null) spread.note(Math.max(0, now - at) / 1000);
+  /** Counts a receipt that advanced its device. @param now milliseconds since 1970 */
+  recorded(
+    counters: ChannelCounters,
+    status: Status,
+    { epoch, seq }: { epoch: string; seq: number },
+    now: number,
+  ): void {
+    counters.receipts[status]++;
+    const distribution = status === "received" ? counters.received : status === "working" ? null : counters.final;
+    const at = distribution && this.#times.find(epoch, seq);
+    // Clocks of two instances may differ; a latency is never negative.
+    if (distribution && at !== null) distribution.note(Math.max(0, now - at) / 1000);
   }
 }

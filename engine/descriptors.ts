@@ -1,25 +1,25 @@
 /**
- * How many files and connections the process may have open, and whether that is nearly so many.
+ * How many files and connections the process may open, and whether the limit is close.
  *
- * A process without a free descriptor can take no connection, read no file and look up no name, and the connections that it can't take keep it
- * busy. So feeds, which stay, are refused well before that, and what is left is for whatever comes and goes.
+ * A process without free descriptors can accept no connection, read no file and look up no name, and the pending connections keep it busy. So feeds,
+ * which are long-lived, are refused well before the limit; the rest is for short requests.
  */
 import { closeSync, openSync, readdirSync, readFileSync } from "node:fs";
 
-/** Descriptors that feeds leave to others: an eighth of all, within these. */
+/** Descriptors reserved for other uses than feeds: an eighth of the limit, within these bounds. */
 const KEPT_MIN = 16;
 const KEPT_MAX = 1_024;
-/** What the process itself has open, where that can't be counted. */
+/** The process's own descriptors, if they can't be counted. */
 const OWN = 32;
 
-/** Errors that say that there is no descriptor left: of this process, of the machine. */
+/** Errors that mean that no descriptor is left: in this process, in the system. */
 const CODES: readonly unknown[] = ["EMFILE", "ENFILE"];
 
-/** Whether an error, or what caused it, is that no descriptor was left. */
+/** Whether an error or one of its causes is a lack of descriptors. */
 export const isOutOfDescriptors = (error: unknown): boolean =>
   error instanceof Error && (CODES.includes((error as NodeJS.ErrnoException).code) || isOutOfDescriptors(error.cause));
 
-/** How many descriptors this process may have. */
+/** How many descriptors this process may open. */
 function limitOfProcess(): number {
   try {
     const text =
@@ -32,7 +32,7 @@ function limitOfProcess(): number {
   }
 }
 
-/** How many it has now. */
+/** How many are open now. */
 function open(): number {
   try {
     return readdirSync("/proc/self/fd").length;
@@ -43,19 +43,19 @@ function open(): number {
 
 export class Descriptors {
   readonly limit: number;
-  /** The lowest that is kept for others than feeds. */
+  /** The lowest descriptor that is reserved for other uses than feeds. */
   readonly #kept: number;
-  /** Feeds that there may be at most. */
+  /** Maximum number of feeds. */
   readonly feeds: number;
 
-  /** @param limit as the system says, unless a test says otherwise */
+  /** @param limit the system's, except in tests */
   constructor(limit = limitOfProcess()) {
     this.limit = limit;
     this.#kept = limit - Math.min(KEPT_MAX, Math.max(KEPT_MIN, Math.floor(limit / 8)));
     this.feeds = Math.max(1, this.#kept - open());
   }
 
-  /** Whether only those are left that are kept. The system gives the lowest that is free, so one that is opened tells. */
+  /** Whether only reserved descriptors are left. The system assigns the lowest free one, so opening a file shows it. */
   get short(): boolean {
     if (!Number.isFinite(this.limit)) return false;
     try {
@@ -69,5 +69,5 @@ export class Descriptors {
 }
 
 let own: Descriptors | undefined;
-/** Those of this process. Asked for at the start, while the limit can be read. */
+/** Those of this process. Created at startup, while the limit can be read. */
 export const descriptors = (): Descriptors => (own ??= new Descriptors());

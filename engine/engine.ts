@@ -1,9 +1,8 @@
 /**
- * The verbs of PERE: push, follow, feedback, and reading what became of it. Both wires of a device (HTTP and WebSocket) and both
- * directions meet here; this file knows no HTTP.
+ * The operations of PERE: push, follow, feedback and queries, for both transports of a device (HTTP and WebSocket). This file knows no HTTP.
  *
- * The engine joins a store, which remembers, with tails, which deliver. What it holds itself can be lost at any moment: who is connected
- * here, and signs of life that are written down every few seconds.
+ * The engine connects a store, which remembers, with feeds, which deliver. Its own state can be lost at any moment: connected devices, and signs of
+ * life that are stored every few seconds.
  */
 import { Turn } from "./yield.ts";
 import type { Clock } from "./clock.ts";
@@ -37,16 +36,16 @@ import { Completion } from "./feeds/completion.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
-/** How long things last and how much there may be. Times in milliseconds. */
+/** Durations and limits. Times in milliseconds. */
 export interface Limits extends FeedLimits {
-  /** Signs of life are written down at this interval. */
+  /** Signs of life are stored at this interval. */
   readonly seenMs: number;
-  /** What retention no longer keeps is looked for at this interval. */
+  /** Retention runs at this interval. */
   readonly trimMs: number;
-  /** Kept events a channel, by number and by age. */
+  /** Kept events per channel, by number and by age. */
   readonly keptEvents: number;
   readonly keptMs: number;
-  /** Channels of which more or less is kept; the first rule that fits holds. */
+  /** Channels with other limits; the first matching rule applies. */
   readonly keep: readonly KeepRule[];
 }
 
@@ -71,11 +70,11 @@ export interface EngineOptions {
   /** Private addresses that hooks may call. */
   readonly hooksAllowed?: readonly AddressRange[];
   readonly hookCall?: CallOptions;
-  /** Where it is counted what was done. */
+  /** The counters. */
   readonly counts?: Counters;
   /** Whether the wall clock leapt: `Clock`. */
   readonly clock?: Pick<Clock, "leapMs" | "advice" | "stamp">;
-  /** Told of what should never happen, in work that nobody waits for. */
+  /** Receives unexpected errors of background work. */
   readonly report?: Report;
 }
 
@@ -84,19 +83,19 @@ export interface Audience {
   readonly connected: number;
 }
 
-/** What a push was answered with: `count` events from `first` on. */
+/** The result of a push: `count` events from `first` on. */
 export interface Pushed extends Appended {
   readonly audience: Audience;
 }
 
-/** What became of a request's receipts. */
+/** The result of a request with receipts. */
 export interface Feedback {
   readonly recorded: number;
   readonly duplicate: number;
   readonly rejected: readonly Rejection[];
 }
 
-/** Characters in one page of events, about: what an answer may hold in memory. */
+/** Approximate characters per page of events: limits the memory of an answer. */
 const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
 
 const REASONS = {
@@ -105,7 +104,7 @@ const REASONS = {
 } as const;
 
 export class Engine {
-  /** Who is called when there are receipts. */
+  /** Calls hooks when there are receipts. */
   readonly hooks: Hooks;
   /** Whether the wall clock leapt. */
   readonly clock: Pick<Clock, "leapMs" | "advice" | "stamp">;
@@ -122,10 +121,10 @@ export class Engine {
   readonly #watching: Watch;
   readonly #timers: Timer[];
   readonly #trimming = new Set<string | null>();
-  /** A process before this one, or a failure, may have stopped between an event's going and its rows' deletion. */
+  /** An earlier process, or a failure, may have stopped between dropping an event and deleting its rows. */
   #leftovers = true;
   #draining = false;
-  /** While the store is asked what it promises. */
+  /** The running check of the store. */
   #looking: Promise<Readiness> | undefined;
 
   constructor(store: Store, options: EngineOptions = {}) {
@@ -157,7 +156,7 @@ export class Engine {
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
-        // What is stored is stored: each is told, whatever becomes of the other.
+        // The data is stored: notify each of them, even if another one fails.
         attempt(report, () => this.#feeds.woken(wake));
         attempt(report, () => this.#reminders.woken(wake));
       },
@@ -188,7 +187,7 @@ export class Engine {
     return this.#feeds.readers;
   }
 
-  /** How many watch this instance. */
+  /** The number of watchers. */
   get watchers(): number {
     return this.#watching.size;
   }
@@ -196,8 +195,8 @@ export class Engine {
   // ------------------------------------------------------------------------------------------------------------------ push
 
   /**
-   * Stores events, one or many in one commit, and wakes whoever follows. All drafts share one audience.
-   * @throws PereError refused (the key came with another body), away (nothing was stored, or it can't be known)
+   * Stores events, one or many in one commit, and wakes all followers. All drafts share one audience.
+   * @throws PereError refused (the key was used with another body), away (nothing was stored, or the result is unknown)
    */
   async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
     if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
@@ -213,7 +212,7 @@ export class Engine {
     this.counts.pushStored.note((performance.now() - startedAt) / 1000);
     if (appended.replayed) work.replays++;
     else work.pushes += appended.count;
-    // It may be followed at other instances alone, and its receipts come here all the same.
+    // Its receipts may arrive here even if only other instances have followers.
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
     const { events: kept } = this.#retention(channel);
     const slack = Math.floor(kept / 100);
@@ -230,8 +229,8 @@ export class Engine {
   }
 
   /**
-   * Waits until every device that an event was addressed to gave a final receipt, wherever that came in; at most for so long, or until `signal`.
-   * @returns the events' tallies then, by `seq`; one that is no longer kept has none; null: the channel's log was lost or put back meanwhile
+   * Waits until every addressed device has sent a final receipt, at any instance; until the time is over; or until `signal`.
+   * @returns the events' tallies by `seq`; an event that is no longer kept has none; null: the channel's log was lost or restored meanwhile
    * @throws PereError away: they can't be read
    */
   outcome({ epoch, first, count }: Pushed, channel: string, waitMs: number, signal: AbortSignal) {
@@ -244,7 +243,7 @@ export class Engine {
     return this.#feeds.follow(request, wire);
   }
 
-  /** Shows what goes on; see `Watching.watch`. */
+  /** Opens a watcher; see `Watch.watch`. */
   watch(request: WatchRequest, screen: Screen): () => void {
     return this.#watching.watch(request, screen);
   }
@@ -252,8 +251,8 @@ export class Engine {
   // -------------------------------------------------------------------------------------------------------------- feedback
 
   /**
-   * Records receipts. Each item is a draft with its channel, or the sentence that says why it can't be taken.
-   * @throws PereError away (nothing was recorded, or it can't be known; repeating is harmless)
+   * Records receipts. Each item is a draft with its channel, or the message that says why it is rejected.
+   * @throws PereError away (nothing was recorded, or the result is unknown; it is safe to repeat the call)
    */
   async feedback(
     items: readonly ({ channel: string; draft: ReceiptDraft } | { event: string | null; reason: string })[],
@@ -313,15 +312,15 @@ export class Engine {
   }
 
   /**
-   * Channels by name, with how many devices have a feed open: a page, or all of them when `limit` is null. One that only feeds have made is there as long
-   * as a device is connected.
+   * Channels by name, with the number of connected devices: a page, or all of them if `limit` is null. Unused channels are included only while a
+   * device is connected.
    */
   async channels(after: string, limit: number | null, may: (channel: string) => boolean = () => true) {
     const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
     let from: string | null = after;
     let isMore = false;
-    const breath = new Turn();
-    // One more than was asked for tells whether there are more; names that the reader may not know are in no answer, also not in `next`.
+    const turn = new Turn();
+    // One extra row shows whether there are more. Names that the reader may not see must not appear, not even in `next`.
     for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
       const open = page.items.filter(({ channel }) => may(channel));
@@ -343,7 +342,7 @@ export class Engine {
         });
       isMore = shown.length < found.length;
       from = page.next;
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
     }
     return { channels, next: isMore ? channels.at(-1)!.channel : null };
   }
@@ -362,13 +361,14 @@ export class Engine {
       throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
     const texts: string[] = [];
     let last = after?.seq ?? 0;
-    // A read is short where events are large or name many devices; a page is not.
+    // A single read may be short if events are large or name many devices; a page is not.
     const turn = new Turn();
     for (let characters = 0; texts.length < limit && characters < PAGE_CHARACTERS_MAX;) {
       await turn.yieldToEventLoop();
       const found = await this.#store.events(channel, epoch, last, limit - texts.length);
       const read = found && (await this.#stateTexts(channel, epoch, found));
-      if (!read) throw new PereError("away", `the log of channel ${channel} was lost or put back just now; ask again`);
+      if (!read)
+        throw new PereError("away", `the log of channel ${channel} was lost or restored just now; repeat the request`);
       for (const text of read) {
         texts.push(text);
         characters += text.length;
@@ -388,7 +388,7 @@ export class Engine {
     throw new PereError("unknown", `event ${id} is no longer kept`);
   }
 
-  /** The place of a kept event. @throws PereError unknown */
+  /** The position of a kept event. @throws PereError unknown */
   async #kept(channel: string, id: string): Promise<Position> {
     const { epoch, events } = await this.#heads(channel);
     const position = parsePosition(id);
@@ -397,7 +397,7 @@ export class Engine {
     throw new PereError("unknown", was ? `event ${id} is no longer kept` : `channel ${channel} has no event ${id}`);
   }
 
-  /** Null: they are of a life of the log that has ended. */
+  /** Null: its epoch has ended. */
   async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[] | null> {
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, epoch, events[0]!.seq, events.at(-1)!.seq);
@@ -406,14 +406,14 @@ export class Engine {
     const joined = this.#feeds.presence.joined(channel, elsewhere);
     return events.flatMap((event) => {
       const tally = tallies.get(event.seq);
-      if (!tally) return []; // Retention took it between the two reads.
+      if (!tally) return []; // Retention deleted it between the two reads.
       const { seq, to } = event;
       const connected = to === null ? countBelow(joined, seq) : this.#feeds.presence.connected(channel, to, elsewhere);
       return [eventStateText(channel, epoch, event, tally, connected)];
     });
   }
 
-  /** One row a device that the event was addressed to. @throws PereError unknown */
+  /** One row per addressed device. @throws PereError unknown */
   async rows(
     channel: string,
     id: string,
@@ -423,7 +423,7 @@ export class Engine {
   ): Promise<Page<Row, string>> {
     const { epoch, seq } = await this.#kept(channel, id);
     const page = await this.#store.rows(channel, epoch, seq, status, after, limit);
-    await this.#kept(channel, id); // Else some of the rows may have gone while they were read.
+    await this.#kept(channel, id); // Otherwise rows may have been deleted during the read.
     if (page !== null) return page;
     throw new PereError("unknown", `event ${id} is no longer kept`);
   }
@@ -448,18 +448,18 @@ export class Engine {
     return { devices, next };
   }
 
-  /** Enrols a device ahead of its first feed; false when it was enrolled already. */
+  /** Enrols a device before its first feed; false: it was enrolled already. */
   enrol(channel: string, device: string): Promise<boolean> {
     return this.#store.enrol(channel, device, this.#now());
   }
 
-  /** Ends an enrolment, and with it the device's feeds, wherever they are. @throws PereError unknown */
+  /** Ends an enrolment and the device's feeds, at all instances. @throws PereError unknown */
   async retire(channel: string, device: string): Promise<void> {
     if (!(await this.#store.retire(channel, device, this.#now())))
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
   }
 
-  /** What the store promises. Who asks while it is looked at is answered with the same look. @throws PereError away */
+  /** What the store guarantees. Concurrent callers share one check. @throws PereError away */
   ready(): Promise<Readiness> {
     return (this.#looking ??= this.#store
       .ready()
@@ -469,7 +469,7 @@ export class Engine {
 
   // ------------------------------------------------------------------------------------------------------------- retention
 
-  /** How much is kept of a channel. */
+  /** How much of a channel is kept. */
   #retention(channel: string): { events: number; ms: number } {
     const { keptEvents, keptMs, keep } = this.#limits;
     const rule = keep.length === 0 ? undefined : keep.find(({ pattern }) => fits(pattern, channel));
@@ -477,7 +477,7 @@ export class Engine {
   }
 
   async #trimAll(): Promise<void> {
-    // What fails from here on, in a trimming of this round or beside it, sets it again.
+    // A failure from here on sets it again.
     const all = this.#leftovers;
     this.#leftovers = false;
     try {
@@ -494,7 +494,7 @@ export class Engine {
     }
   }
 
-  /** Trims one channel, slice by slice; other work goes on between the slices. */
+  /** Trims one channel in slices; other work runs in between. */
   async #trim(channel: string | null): Promise<void> {
     if (this.#trimming.has(channel)) return;
     this.#trimming.add(channel);
@@ -513,7 +513,7 @@ export class Engine {
 
   // ----------------------------------------------------------------------------------------------------------------- drain
 
-  /** Takes no more pushes and tells every feed. Reading and receipts go on. */
+  /** Accepts no more pushes and ends all feeds. Reading and receipts continue. */
   async drain(): Promise<void> {
     this.#draining = true;
     for (const timer of this.#timers) clearInterval(timer);
@@ -523,13 +523,13 @@ export class Engine {
     await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 
-  /** Makes everything acknowledged durable and lets go of the store. */
+  /** Makes everything acknowledged durable and closes the store. */
   close(): Promise<void> {
     return this.#store.close();
   }
 }
 
-/** How many of ascending numbers are below `bound`. */
+/** How many of these ascending numbers are below `bound`. */
 function countBelow(ascending: Float64Array, bound: number): number {
   let low = 0;
   let high = ascending.length;

@@ -1,53 +1,52 @@
 /**
- * The nouns of PERE, their limits, and how they are read from what strangers send.
+ * The data types of PERE, their limits, and the parsing of untrusted input.
  *
- * A channel is two logs. `Event`s go down to devices, `Receipt`s come back to publishers; both are numbered by `seq`, from 1,
- * without holes, and addressed from outside as `<epoch>-<seq>`. Everything that enters PERE passes one of the `read…` functions
- * below exactly once; what they return can be trusted by everybody behind them. What they refuse is a `PereError`, the only error
- * type of the house.
+ * A channel is two logs. `Event`s go to devices, `Receipt`s come back to publishers. Both are numbered by `seq`, from 1, without gaps, and identified
+ * outside as `<epoch>-<seq>`. All input passes one of the `read…` functions below exactly once; code behind them can trust the result. They reject
+ * input with a `PereError`, the only error type.
  *
- * This file imports nothing, knows no store and no HTTP.
+ * This file imports nothing and knows neither stores nor HTTP.
  */
 
 // ---------------------------------------------------------------------------------------------------------------- limits
 
-/** An event's JSON text. Push carries news, not files; 64 KiB is what a till on a bad line still takes in a second. */
+/** An event's JSON text. Push carries news, not files; over a bad connection 64 KiB still take about a second. */
 export const EVENT_BYTES_MAX = 64 * 1024;
-/** A receipt's detail: an outcome, an error message, a number; never a document. */
+/** A receipt's detail: an outcome, an error message, a number; not a document. */
 export const DETAIL_BYTES_MAX = 4 * 1024;
-/** Receipts in one request: a full outbox after an hour offline, and still one short commit. */
+/** Receipts per request: a full outbox after an hour offline, and still one short commit. */
 export const RECEIPTS_MAX = 1_000;
-/** Lines in one NDJSON push: they are stored in one commit. */
+/** Lines per NDJSON push; they are stored in one commit. */
 export const LINES_MAX = 1_000;
-/** A request body: a batch of ordinary events. A batch of 64 KiB ones goes in several requests. */
+/** A request body: a batch of ordinary events. A batch of 64 KiB events needs several requests. */
 export const BODY_BYTES_MAX = 8 * 1024 * 1024;
-/** Names in `to`; long ones meet the limit of a request's head, 16 KiB, before. More than that is a channel of its own. */
+/** Names in `to`; long names reach the 16 KiB limit of request headers first. For more devices, use a separate channel. */
 export const TO_MAX = 1_000;
-/** Names in `to` times lines of the batch: each is a row in one commit, and others wait for it. */
+/** Names in `to` times lines of the batch: each is a row in one commit, which other requests wait for. */
 export const TARGETS_MAX = 20_000;
 /** A hook's URL, secret and kinds. */
 export const HOOK_BYTES_MAX = 8 * 1024;
-/** Channels on one feed: what a browser page watches over one connection. */
+/** Channels per feed: what a browser page watches over one connection. */
 export const CHANNELS_MAX = 16;
-/** Rows a page. */
+/** Rows per page. */
 export const PAGE_MAX = 1_000;
-/** Rows a page when nothing was asked for. */
+/** Default number of rows per page. */
 export const PAGE_DEFAULT = 100;
-/** Nesting of a JSON text: deeper ones overflow somebody's parser, if not ours. */
+/** Nesting of a JSON text: deeper texts overflow some parsers. */
 export const JSON_DEPTH_MAX = 64;
-/** A long-poll holds its connection no longer than proxies do. */
+/** A long-poll must end before proxies close the connection. */
 export const POLL_SECONDS_MAX = 60;
-/** A time to live below the clock's resolution is none either. */
+/** Less than the clock's resolution is meaningless. */
 export const TTL_SECONDS_MIN = 0.001;
-/** A time to live beyond a year is no time to live. */
+/** A year; longer than any sensible time to live. */
 export const TTL_SECONDS_MAX = 366 * 24 * 3600;
-/** A deadline or a time between reminders: as with a time to live. */
+/** A deadline or a reminder interval: same limits as a time to live. */
 export const DEADLINE_SECONDS_MIN = TTL_SECONDS_MIN;
 export const DEADLINE_SECONDS_MAX = TTL_SECONDS_MAX;
-/** Nobody answers faster than he is reminded; a second is a short breath already. */
+/** Shorter reminder intervals would arrive before a device can answer. */
 export const REMIND_SECONDS_MIN = 1;
 export const REMIND_SECONDS_MAX = TTL_SECONDS_MAX;
-/** A push that waits for receipts holds its connection; proxies are told to allow that long. */
+/** A push that waits for receipts holds its connection; proxies must allow this long. */
 export const WAIT_SECONDS_MAX = 120;
 /** How long an idempotency key is remembered. */
 export const KEY_MEMORY_MS = 24 * 3600 * 1000;
@@ -56,7 +55,7 @@ export const KEY_CHARACTERS_MAX = 255;
 
 // ---------------------------------------------------------------------------------------------------------------- errors
 
-/** What went wrong, for the machine. `http/problem.ts` has the one table from these to HTTP statuses. */
+/** Error codes. `http/problem.ts` maps them to HTTP statuses. */
 export type Code =
   | "malformed"
   | "unauthorized"
@@ -73,13 +72,13 @@ export type Code =
   | "full"
   | "inside";
 
-/** One field that is wrong: where (a query name, a header, or a JSON pointer) and why. */
+/** One invalid field: its path (a query parameter, a header, or a JSON pointer) and the reason. */
 export interface Fault {
   readonly path: string;
   readonly message: string;
 }
 
-/** The one error type: a code for the machine, a sentence for the person; the inside stays in `cause`, for the log. */
+/** The only error type: a code for programs, a message for people. The underlying error is in `cause`, for the log. */
 export class PereError extends Error {
   readonly code: Code;
   readonly faults: readonly Fault[];
@@ -99,16 +98,16 @@ const refused = (path: string, message: string): PereError =>
 
 // ------------------------------------------------------------------------------------------------------------- the nouns
 
-/** Which of a channel's two logs. */
+/** One of a channel's two logs. */
 export type Kind = "events" | "receipts";
 
-/** A place in a log: after entry `seq`. An `epoch` names one life of one channel, so a place in another life never fits. */
+/** A position in a log: after entry `seq`. Each epoch of a channel is unique, so a position from another epoch never matches. */
 export interface Position {
   readonly epoch: string;
   readonly seq: number;
 }
 
-/** What a publisher asks to be pushed. `data` is his own JSON text, never re-encoded. `ttl`, `deadline` and `remind` in seconds. */
+/** A push request. `data` is the publisher's own JSON text, never re-encoded. `ttl`, `deadline` and `remind` are in seconds. */
 export interface EventDraft {
   readonly type: string | null;
   readonly data: string;
@@ -118,10 +117,7 @@ export interface EventDraft {
   readonly remind: number | null;
 }
 
-/**
- * An event as stored. Times are milliseconds since 1970, `remind` is milliseconds. `to` names its audience, in no order, when that is not
- * everybody enrolled.
- */
+/** A stored event. Times are milliseconds since 1970, `remind` is milliseconds. `to` lists the audience, in no order; null: all enrolled devices. */
 export interface Event {
   readonly seq: number;
   readonly at: number;
@@ -138,20 +134,20 @@ export const remindedUntil = ({ deadline, expires }: Pick<Event, "deadline" | "e
   deadline === null || expires === null ? (deadline ?? expires) : Math.min(deadline, expires);
 
 /**
- * What is known of one device and one event, in the order in which it moves forward. `pending` is the absence of a word,
- * `missing` is the server's own; `done` and `failed` are equal and final.
+ * The status of a device on an event, in the order in which it advances. `pending`: no receipt; `missing` is set by the server; `done` and `failed`
+ * are equal and final.
  */
 export const STATES = ["pending", "received", "working", "missing", "done", "failed"] as const;
 export type State = (typeof STATES)[number];
-/** A word that a device can give. */
+/** A status that a device can send. */
 export type Status = "received" | "working" | "done" | "failed";
 
-/** The place of a state in `STATES`: how a state is stored, and how two are compared. */
+/** The index of a state in `STATES`: how states are stored and compared. */
 export const rank = (state: State): number => STATES.indexOf(state);
-/** The least rank that is final. */
+/** The lowest final rank. */
 export const FINAL = rank("done");
 
-/** A device's word on one event, as it was given. `detail` is a JSON text; `deviceAt` the device's own clock in milliseconds. */
+/** A receipt as sent by a device. `detail` is a JSON text; `deviceAt` is the device's own clock in milliseconds. */
 export interface ReceiptDraft {
   readonly event: Position;
   readonly device: string;
@@ -160,16 +156,16 @@ export interface ReceiptDraft {
   readonly deviceAt: number | null;
 }
 
-/** How many devices gave which final word. */
+/** How many devices sent each final status. */
 export interface Outcome {
   readonly done: number;
   readonly failed: number;
 }
 
 /**
- * An entry of the receipts log: a word that counted; or, with the status `pending` and `completes`, that every addressed device has given a final one.
- * That stands right behind the word that was the last, or is there because the last device that owed one has left. `event` is the event's `seq`.
- * Logs of before have `completes` in the word itself.
+ * An entry of the receipts log: a recorded receipt; or, with the status `pending` and `completes`, a note that every addressed device has sent a
+ * final receipt. The note follows the last receipt, or the retirement of the last device that owed one. `event` is the event's `seq`. In logs of
+ * earlier versions, `completes` is part of the receipt itself.
  */
 export interface Receipt {
   readonly seq: number;
@@ -183,7 +179,7 @@ export interface Receipt {
   readonly completes: Outcome | null;
 }
 
-/** How many devices an event was addressed to, and how many of them stand where; `pending` is what the others leave. */
+/** How many devices an event was addressed to, and how many have each status; `pending` is the rest. */
 export interface Tally {
   readonly addressed: number;
   readonly received: number;
@@ -193,7 +189,7 @@ export interface Tally {
   readonly failed: number;
 }
 
-/** One device's standing on one event. Fields other than `device` and `status` are null while it is `pending`. */
+/** A device's status on an event. Fields other than `device` and `status` are null while it is `pending`. */
 export interface Row {
   readonly device: string;
   readonly status: State;
@@ -203,7 +199,7 @@ export interface Row {
   readonly late: boolean;
 }
 
-/** One enrolled device. `pending`: how many kept, unexpired events it owes a final receipt. */
+/** An enrolled device. `pending`: how many kept, unexpired events it owes a final receipt for. */
 export interface EnrolledDevice {
   readonly device: string;
   readonly enrolledAt: number;
@@ -212,9 +208,9 @@ export interface EnrolledDevice {
 }
 
 /**
- * Whether a device is open at several places: two machines that have one name, as a rule. Many tabs of a browser have one address. A machine may have one of
- * IPv4 and one of IPv6, so these are not compared. Behind a proxy that is not in PERE_PROXIES, or behind one NAT, all have one address; and a device that
- * changed its network counts at both until the link that it left is given up.
+ * Whether a device's addresses belong to several machines, usually two devices configured with the same name. Tabs of a browser share one address. A
+ * machine may have one IPv4 and one IPv6 address, so these are not compared. Behind one NAT, or a proxy that is not in PERE_PROXIES, all devices have
+ * the same address. A device that changed networks counts at both until its old connection is closed.
  */
 export function isShared(addresses: readonly string[]): boolean {
   const ipv6 = addresses.filter((address) => address.includes(":")).length;
@@ -223,17 +219,17 @@ export function isShared(addresses: readonly string[]): boolean {
 
 // ------------------------------------------------------------------------------------------------------- writing them out
 
-/** A time so many seconds after another, in milliseconds. */
+/** A time this many seconds after another, in milliseconds. */
 export const afterSeconds = (at: number, seconds: number | null): number | null =>
   seconds === null ? null : at + Math.round(seconds * 1000);
 
-/** A name for a life of a channel: 41 random bits, so that no other life of any channel has it. */
+/** A new epoch: 41 random bits, unique among all channels. */
 export function newEpoch(): string {
   const [a, b] = crypto.getRandomValues(new Uint32Array(2)) as unknown as [number, number];
   return ((a & 0x1ff) * 2 ** 32 + b).toString(36).padStart(8, "0");
 }
 
-/** The time that was written last: what happens at once is written often. */
+/** The last formatted time: the same time is often formatted repeatedly. */
 let written = { ms: 0, text: new Date(0).toISOString() };
 
 /** ISO 8601, UTC, milliseconds. */
@@ -242,7 +238,7 @@ export function iso(ms: number): string {
   return written.text;
 }
 
-/** `<epoch>-<seq>`: an event's id, a receipt's id, a position. */
+/** `<epoch>-<seq>`: the id of an event or receipt, or a position. */
 export const id = (epoch: string, seq: number): string => `${epoch}-${seq}`;
 
 const head = (channel: string, epoch: string, event: Event): string =>
@@ -250,21 +246,21 @@ const head = (channel: string, epoch: string, event: Event): string =>
   (event.type === null ? "" : `,"type":"${event.type}"`) +
   (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`);
 
-/** The event as devices get it: one JSON object, with the publisher's bytes as they were. Whom else it went to is not in it. */
+/** The event as devices get it: one JSON object with the publisher's unchanged bytes, without its audience. */
 export const eventText = (channel: string, epoch: string, event: Event): string =>
   `${head(channel, epoch, event)},"data":${event.data}}`;
 
-/** The tally as the contract writes it, all six states; they add up to `addressed`. */
+/** The tally as in the API, all six states; they add up to `addressed`. */
 export function tallyCounts(tally: Tally): Record<State, number> {
   const { addressed, received, working, missing, done, failed } = tally;
   const pending = addressed - received - working - missing - done - failed;
   return { pending, received, working, done, failed, missing };
 }
 
-/** Every addressed device gave a final receipt. */
+/** Whether every addressed device sent a final receipt. */
 export const isComplete = (tally: Tally): boolean => tally.done + tally.failed === tally.addressed;
 
-/** The event as its publisher reads it: with audience, tally and expiry. `connected`: how many of the addressed are, now. */
+/** The event as its publisher gets it: with audience, tally and expiry. `connected`: how many of the addressed devices are connected now. */
 export function eventStateText(channel: string, epoch: string, event: Event, tally: Tally, connected: number): string {
   const about = {
     ...(event.expires === null ? {} : { expiresAt: iso(event.expires) }),
@@ -277,14 +273,14 @@ export function eventStateText(channel: string, epoch: string, event: Event, tal
   return `${head(channel, epoch, event)},${JSON.stringify(about).slice(1, -1)},"data":${event.data}}`;
 }
 
-/** That an event is complete, as publishers get it: with the tally, in which only final words are left. */
+/** The note that an event is complete, as publishers get it: with the tally, which has only final statuses. */
 export function completeText(channel: string, epoch: string, { event, at, completes }: Receipt): string {
   const { done, failed } = completes!;
   const receipts = tallyCounts({ addressed: done + failed, received: 0, working: 0, missing: 0, done, failed });
   return JSON.stringify({ event: id(epoch, event), channel, at: iso(at), receipts, complete: true });
 }
 
-/** A word of the receipts log as publishers get it. */
+/** A receipt as publishers get it. */
 export const receiptText = (channel: string, epoch: string, receipt: Receipt): string =>
   `{"id":"${epoch}-${receipt.seq}","event":"${epoch}-${receipt.event}","channel":"${channel}",` +
   `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +
@@ -295,7 +291,10 @@ export const receiptText = (channel: string, epoch: string, receipt: Receipt): s
 export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
 const TYPE = /^[A-Za-z0-9._-]{1,64}$/;
-/** Names that an EventSource fires by itself (WHATWG HTML, 9.2): under `error` an event would look like a broken line, under `message` like one without a type. */
+/**
+ * Event names that EventSource fires itself (WHATWG HTML, 9.2): an event of type `error` would look like a broken connection, one of type `message`
+ * like an event without a type.
+ */
 export const EVENT_SOURCE_TYPES: readonly string[] = ["open", "message", "error"];
 export const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
 const KEY = /^[\x20-\x7e]{1,255}$/;
@@ -308,7 +307,7 @@ export function readChannel(text: string): string {
   throw malformed("channel", "a channel's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit");
 }
 
-/** Several channels, comma separated, at most `CHANNELS_MAX`; a name given twice counts once. @throws PereError */
+/** Channel names, separated by commas, at most `CHANNELS_MAX`; duplicates are removed. @throws PereError */
 export function readChannels(text: string): string[] {
   const names = [...new Set(text.split(","))];
   if (names.length > CHANNELS_MAX) throw refused("channel", `a feed takes at most ${CHANNELS_MAX} channels`);
@@ -321,21 +320,22 @@ export function readDevice(text: string, path = "device"): string {
   throw malformed(path, "a device's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
 }
 
-/** Device names, comma separated; a name given twice counts once. @throws PereError */
+/** Device names, separated by commas; duplicates are removed. @throws PereError */
 export function readTo(text: string): string[] {
   const names = [...new Set(text.split(","))];
-  if (names.length > TO_MAX) throw refused("to", `at most ${TO_MAX} devices can be named; use a channel for them`);
+  if (names.length > TO_MAX)
+    throw refused("to", `at most ${TO_MAX} devices can be named; use a separate channel for more`);
   return names.map((name) => readDevice(name, "to"));
 }
 
-/** @throws PereError malformed; refused for the server's own prefix `pere.`, and for what EventSource fires by itself */
+/** @throws PereError malformed; refused for the reserved prefix `pere.` and for EventSource's own names */
 export function readType(text: string): string {
   if (!TYPE.test(text)) throw malformed("type", "a type is 1 to 64 of A-Z a-z 0-9 . _ -");
-  if (text.startsWith("pere.")) throw refused("type", "types that begin with pere. are the server's own");
+  if (text.startsWith("pere.")) throw refused("type", "types that begin with pere. are reserved");
   if (EVENT_SOURCE_TYPES.includes(text))
     throw refused(
       "type",
-      `"${text}" is an event of EventSource itself; choose another name, order.${text} for example`,
+      `"${text}" is a reserved name of EventSource; choose another type, for example order.${text}`,
     );
   return text;
 }
@@ -357,7 +357,7 @@ export function readLimit(text: string): number {
   return limit;
 }
 
-/** An event's id, or null when the text has not its form. */
+/** Parses an event's id; null if it is malformed. */
 export function parsePosition(text: string): Position | null {
   const match = POSITION.exec(text);
   return match ? { epoch: match[1]!, seq: Number(match[2]) } : null;
@@ -371,8 +371,8 @@ export function readPosition(text: string, path: string): Position {
 }
 
 /**
- * The positions of a feed: ids joined by `.`, in any order. An epoch belongs to one channel alone, so each channel finds its own
- * among them, whatever else the list holds. @throws PereError malformed
+ * The positions of a feed: ids joined by `.`, in any order. An epoch belongs to one channel only, so each channel finds its own position in the list.
+ * @throws PereError malformed
  */
 export function readPositions(text: string, path: string): Position[] {
   const parts = text.split(".");
@@ -391,18 +391,18 @@ export function readKey(text: string): string {
 }
 
 /**
- * An idempotency key as it is kept, so that two publishers never meet in one. No key holds the separator. @param subject whose token it came with;
- * null: nobody's in particular
+ * An idempotency key as stored, so that keys of two publishers never collide. A key can't contain the separator. @param subject of the token; null:
+ * no token
  */
 export const keyOf = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
 
-/** What was asked for with an event, in one form, however it was written: options that were not given are not in it. */
+/** The options of a push in canonical form; absent options are left out. */
 export function optionsText({ to, ...options }: Omit<EventDraft, "data">): string {
   const given = Object.entries({ ...options, to: to && [...to].sort() }).filter(([, value]) => value !== null);
   return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
 }
 
-/** How deep a JSON text nests, strings left out; it need not be valid. */
+/** The nesting depth of a JSON text, ignoring strings; the text need not be valid. */
 function jsonDepth(text: string): number {
   let depth = 0;
   let deepest = 0;
@@ -421,7 +421,7 @@ function jsonDepth(text: string): number {
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/** Bytes as text. @throws PereError malformed when they are not UTF-8 */
+/** Decodes UTF-8. @throws PereError malformed: not UTF-8 */
 export function readText(bytes: Uint8Array): string {
   try {
     return utf8.decode(bytes);
@@ -430,10 +430,10 @@ export function readText(bytes: Uint8Array): string {
   }
 }
 
-/** How a value is taken from its text; JSON.parse's second argument. */
+/** The reviver, JSON.parse's second argument. */
 type Reviver = (key: string, value: unknown, context: { source?: string }) => unknown;
 
-/** One JSON value. The depth is checked before the parser sees it. @throws PereError malformed or refused */
+/** Parses one JSON value. The depth is checked before parsing. @throws PereError malformed or refused */
 function readJson(text: string, path: string, reviver?: Reviver): unknown {
   if (jsonDepth(text) > JSON_DEPTH_MAX) throw refused(path, `nests deeper than ${JSON_DEPTH_MAX} levels`);
   try {
@@ -444,28 +444,28 @@ function readJson(text: string, path: string, reviver?: Reviver): unknown {
   }
 }
 
-/** What JavaScript has for a number that must go out again as it came in (ECMAScript, JSON.rawJSON). */
+/** JavaScript's way to keep a number's source text (ECMAScript, JSON.rawJSON). */
 const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
 const exactNumber: Reviver = (_key, value, { source }) =>
   typeof value === "number" && source !== undefined && String(value) !== source ? rawJSON(source) : value;
 
 /**
- * What a request brings as receipts. Numbers in a `detail` are kept so that `JSON.stringify` gives them back as they were written:
- * 12345678901234567890, 1e400, -0. @throws PereError malformed or refused
+ * Parses a request's receipts. Numbers in a `detail` keep their source text, so that `JSON.stringify` returns them unchanged: 12345678901234567890,
+ * 1e400, -0. @throws PereError malformed or refused
  */
 export const readReceiptsJson = (text: string, path = "body"): unknown =>
   readJson(text, path, text.includes('"detail"') ? exactNumber : undefined);
 
-/** The data of one event: a JSON text, checked and returned as it is. @throws PereError */
+/** One event's data: a valid JSON text, returned unchanged. @throws PereError */
 export function readData(text: string, path = "body"): string {
-  // UTF-16 units are at most as many as UTF-8 bytes, so only a text of middling length is counted.
+  // A text has at most as many UTF-16 units as UTF-8 bytes, so only texts near the limit are measured.
   if (text.length > EVENT_BYTES_MAX || (text.length * 3 > EVENT_BYTES_MAX && Buffer.byteLength(text) > EVENT_BYTES_MAX))
     throw new PereError("tooLarge", `${path}: an event's data is at most ${EVENT_BYTES_MAX} bytes`);
   readJson(text, path);
   return text;
 }
 
-/** The data of many events, one JSON value a line; empty lines do not count. @throws PereError, naming every bad line */
+/** The data of many events, one JSON value per line; empty lines are ignored. @throws PereError listing the bad lines */
 export function readLines(text: string): string[] {
   const data: string[] = [];
   const faults: Fault[] = [];
@@ -490,7 +490,7 @@ export function readLines(text: string): string[] {
   return data;
 }
 
-/** A receipt that can't be taken, with its place in the request. */
+/** A rejected receipt, with its index in the request. */
 export interface Rejection {
   readonly index: number;
   readonly event: string | null;
@@ -498,8 +498,8 @@ export interface Rejection {
 }
 
 /**
- * One receipt as a device sends it in JSON. `device` fills in where the receipt names none.
- * @returns the draft, or in one sentence why not
+ * Parses one JSON receipt. `device` is the default device.
+ * @returns the draft, or a message that says why it is rejected
  */
 export function readReceipt(value: unknown, device: string | null): ReceiptDraft | string {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "a receipt is a JSON object";
@@ -508,7 +508,7 @@ export function readReceipt(value: unknown, device: string | null): ReceiptDraft
   if (!position) return "event: must be an event's id, as PERE gave it";
   if (typeof named !== "string" || !DEVICE.test(named))
     return "device: must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -";
-  if (device !== null && named !== device) return "device: this connection speaks for another device";
+  if (device !== null && named !== device) return "device: this connection belongs to another device";
   if (status !== "received" && status !== "working" && status !== "done" && status !== "failed")
     return "status: must be received, working, done or failed";
   const text = detail === null ? null : JSON.stringify(detail);
@@ -519,8 +519,8 @@ export function readReceipt(value: unknown, device: string | null): ReceiptDraft
 }
 
 /**
- * The status of an old client's form: the four words as they are, `ok` and `rx ok` as `done`, anything else as `received`. What
- * was not one of the four words is kept in `detail`.
+ * The status from the form of older clients: the four statuses unchanged, `ok` and `rx ok` as `done`, anything else as `received` with the original
+ * text in `detail`.
  */
 export function readOldStatus(text: string): { status: Status; detail: string | null } {
   const word = text.trim().toLowerCase();

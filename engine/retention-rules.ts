@@ -1,46 +1,46 @@
 /**
- * How much is kept of which channels, as the operator says it: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`.
+ * Retention per channel, as configured: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`.
  *
- * A rule is a channel, a beginning followed by `.*`, or `*`, and what is kept of those: so many events, or as many seconds as they are
- * old, or both. The first rule that fits a channel holds; what it leaves open, and channels that none fits, are as everywhere.
+ * A rule is a pattern (a channel, a prefix followed by `.*`, or `*`) with a number of events, an age in seconds, or both. The first matching rule
+ * applies. Where a rule sets no value, or no rule matches, the general settings apply.
  */
 import { CHANNEL } from "./model.ts";
 
-/** The most that may be kept: some years of a busy channel. */
+/** Upper limits: some years of a busy channel. */
 export const KEPT_EVENTS_MAX = 100_000_000;
 export const KEPT_SECONDS_MAX = 999_999_999;
 
-/** What is kept of the channels that a pattern fits; null: as everywhere. */
+/** Retention of the channels that match a pattern; null: the general setting. */
 export interface KeepRule {
   readonly pattern: string;
   readonly events: number | null;
   readonly ms: number | null;
 }
 
-/** Whether a pattern (a channel, a beginning followed by `.*`, or `*`) is for this channel. */
+/** Whether a pattern (a channel, a prefix followed by `.*`, or `*`) matches this channel. */
 export const fits = (pattern: string, channel: string): boolean =>
   pattern.endsWith("*") ? channel.startsWith(pattern.slice(0, -1)) : channel === pattern;
 
-/** Reads `PERE_KEEP`. @throws Error with the one line to print */
+/** Parses `PERE_KEEP`. @throws Error with a one-line message */
 export function readKeep(text: string): KeepRule[] {
   const rules: KeepRule[] = [];
   for (const part of text.split(";").map((one) => one.trim())) {
     if (part === "") continue;
     const rule = readRule(part);
-    const before = rules.find(({ pattern }) => fits(pattern, rule.pattern)); // A beginning fits those that go on from it, too.
-    if (before) throw new Error(`PERE_KEEP: ${rule.pattern} never holds, for ${before.pattern} stands before it`);
+    const before = rules.find(({ pattern }) => fits(pattern, rule.pattern)); // A prefix also matches longer prefixes.
+    if (before) throw new Error(`PERE_KEEP: ${rule.pattern} never applies, because ${before.pattern} comes before it`);
     rules.push(rule);
   }
   return rules;
 }
 
 function readRule(part: string): KeepRule {
-  const colon = part.lastIndexOf(":"); // A channel's name may hold some.
+  const colon = part.lastIndexOf(":"); // A channel's name may contain colons.
   const pattern = part.slice(0, colon).trim();
   const isPattern = pattern === "*" || CHANNEL.test(pattern.endsWith(".*") ? pattern.slice(0, -1) : pattern);
   if (colon === -1 || !isPattern)
     throw new Error(
-      `PERE_KEEP must be rules like orders.*:events=1000,seconds=86400 with a ; between them, not "${part}"`,
+      `PERE_KEEP: "${part}" is not a rule; write rules like orders.*:events=1000,seconds=86400, separated by ;`,
     );
   const found = new Map<string, number>();
   for (const setting of part.slice(colon + 1).split(",")) {

@@ -1,22 +1,22 @@
 /**
- * The seam: what any memory of PERE promises, whether it is one SQLite file or a Redis that many instances share.
+ * The interface of a store, implemented by a SQLite file and by a Redis that many instances share.
  *
- * A store keeps, for each channel, two logs (events and receipts) with positions from 1 without holes, who is enrolled, where each
- * device stands on each event, and a tally an event that moves in the same change as the receipt that moves it.
+ * For each channel a store keeps two logs (events and receipts) with positions from 1 without gaps, the enrolled devices, each device's status on
+ * each event, and a tally per event that changes in the same transaction as its receipts.
  *
- * The promises that hold for every method:
+ * Guarantees of every method:
  *
- * - **Durable, then resolved.** A promise of a method that writes resolves after what it wrote survives a power cut. When it rejects, nothing of
- *   that call was written, except where the disk or the connection to the store failed in the middle: then it can't be known, and the error says so.
- * - **Durable, then told.** Watchers hear of an entry in a log that they follow after it is durable, in the order of its log, exactly once while all
- *   is well, also when another instance stored it. A wake-up is a hint all the same: who misses one finds the entry by reading.
- * - **Feeds make no channel.** A channel is made by an event, by a device that is enrolled, or by a hook. A device that opens a feed before that is
- *   enrolled all the same, and its channel is *unused* until then, as is one that nothing was pushed to when its last device and hook are gone: it goes when none of its devices was heard from for a while. A feed that names no
- *   device leaves nothing behind.
- * - **All or nothing** for each call, also when it names many events or receipts.
- * - Errors are `PereError`s: `away` when the store can't take it now and trying again makes sense; others as said at the method.
+ * - **Durable before resolved.** A method that writes resolves after its data would survive a power cut. If it rejects, nothing of that call was
+ *   written, unless the disk or the connection to the store failed in the middle: then the result is unknown, and the error says so.
+ * - **Durable before notified.** Watchers are notified of an entry in a log that they follow after it is durable, in log order, normally exactly
+ *   once, also if another instance stored it. A missed notification loses nothing: the entry is found by reading the log.
+ * - **Feeds do not create channels.** A channel is created by an event, by enrolling a device through the API, or by a hook. A device that opens a
+ *   feed before that is enrolled, but its channel is *unused*. A channel without events whose last device and hook are gone is unused too. An unused
+ *   channel is deleted when its devices have given no sign of life for a while. A feed without a device stores nothing.
+ * - **All or nothing** for each call, including calls with many events or receipts.
+ * - Errors are `PereError`s: `away` if the store can't do it now and a retry makes sense; others as documented at the method.
  *
- * `tests/contract/contract.ts` holds every store to this page.
+ * `tests/contract/contract.ts` tests every store against this file.
  */
 import {
   type EnrolledDevice,
@@ -32,36 +32,36 @@ import {
   type Tally,
 } from "./model.ts";
 
-/** The two logs' extent in a channel: the newest entry's `seq`, and the newest one that is no longer kept (0: none). */
+/** The extent of a channel's two logs: `head` is the newest entry's `seq`, `floor` the newest one that is no longer kept (0: none). */
 export interface Heads {
   readonly epoch: string;
-  /** Nothing was ever stored in it, as far as this memory goes back; absent where that can't be known. */
+  /** Nothing was ever stored in it, as far as is known; absent if unknown. */
   readonly isUnborn?: true;
   readonly events: { readonly head: number; readonly floor: number };
   readonly receipts: { readonly head: number; readonly floor: number };
 }
 
-/** A channel in the list of all. */
+/** An entry of the list of channels. */
 export interface ChannelEntry extends Heads {
   readonly channel: string;
   readonly devices: number;
-  /** Only feeds of devices have made it. */
+  /** Only feeds of devices have created it. */
   readonly isUnused: boolean;
 }
 
-/** How a device stands in a channel when it opens a feed. */
+/** A device's state in a channel as it opens a feed. */
 export interface Joined extends Heads {
   /** It was enrolled before this call. */
   readonly enrolled: boolean;
-  /** Events pushed up to here were not addressed to it, save those that name it in `to`. */
+  /** Events up to here were not addressed to it, except those that name it in `to`. */
   readonly joined: number;
-  /** It owes nothing at or below this `seq`. */
+  /** It owes nothing up to this `seq`. */
   readonly settled: number;
-  /** The newest event that retention dropped while the device still owed it and was not yet told; 0: none. */
+  /** The newest event that retention dropped while the device still owed it a receipt, and that the device was not told of; 0: none. */
   readonly lost: number;
 }
 
-/** What `append` did. `replayed`: the key was known, and these are the first call's events. */
+/** The result of `append`. `replayed`: the key was known, and these are the first call's events. */
 export interface Appended {
   readonly epoch: string;
   readonly first: number;
@@ -73,49 +73,49 @@ export interface Appended {
 }
 
 /**
- * An idempotency key, and a digest of what came with it. A digest of a body and its options holds a `?` between the two; up to there it is what
- * earlier versions kept, which looked at the body alone.
+ * An idempotency key, and a digest of its request. The digest of a body with options has a `?` between the two; the part before it is what earlier
+ * versions stored, which ignored the options.
  */
 export interface Idempotency {
-  /** The key, and whose it is. */
+  /** The key, with its owner. */
   readonly key: string;
   readonly digest: string;
-  /** The name that earlier versions kept the key under; absent: it is the same. */
+  /** The name under which earlier versions stored the key; absent: the same. */
   readonly earlier?: string;
   /** The time by which the key is remembered and forgotten, milliseconds since 1970; absent: the events' own. */
   readonly now?: number;
 }
 
-/** The part of a digest that earlier versions kept. */
+/** The part of a digest that earlier versions stored. */
 export const earlierDigest = (digest: string): string => digest.split("?", 1)[0]!;
 
-/** What a key that came with something else before is refused with, whatever the store. */
+/** The error for a key that was used with another request before. */
 export const otherRequest = (): PereError => {
   const message = "it came with another body or other options before";
   return new PereError("refused", `Idempotency-Key: ${message}`, [{ path: "Idempotency-Key", message }]);
 };
 
-/** What became of one receipt: it moved the device forward, it said nothing new, there is no such event, it went to others. */
+/** The result of one receipt: it advanced the device, it changed nothing, there is no such event, or the event is not addressed to the device. */
 export type Verdict = "recorded" | "duplicate" | "unknown" | "unaddressed";
 
-/** A page of something. `next` goes back in as `after`; null: there is no more. */
+/** A page. Pass `next` as `after` to continue; null: there is no more. */
 export interface Page<Item, Key> {
   readonly items: readonly Item[];
   readonly next: Key | null;
 }
 
-/** An unused channel stays for this long after a device of it was heard from, at least: longer than a feed of a device that lives is silent. */
+/** Minimum time that an unused channel is kept after its last sign of life: longer than the feed of a live device is ever silent. */
 export const UNUSED_MS_MIN = 3_600_000;
-/** Unused channels beyond this number go when they may, those first whose devices were heard from longest ago. */
+/** If there are more unused channels than this, those with the oldest sign of life are deleted early. */
 export const UNUSED_MAX = 100_000;
 
-/** How much of a log is kept: at most `count` events, none pushed before `before` (milliseconds since 1970). */
+/** How much of a log to keep: at most `count` events, none pushed before `before` (milliseconds since 1970). */
 export interface Retention {
   readonly count: number;
   readonly before: number;
 }
 
-/** What `watch` tells: entries of one log, in order, just made durable; or that a device was retired. */
+/** A notification from `watch`: entries of one log, in order, that just became durable; or a retired device. */
 export type Wake =
   | { readonly kind: "events"; readonly channel: string; readonly epoch: string; readonly entries: readonly Event[] }
   | {
@@ -126,7 +126,7 @@ export type Wake =
     }
   | { readonly kind: "retired"; readonly channel: string; readonly device: string };
 
-/** How far a log has come, when that was found by asking. An `epoch` other than before: the log that was is lost. */
+/** A log's extent, as read from the store. If `epoch` has changed, the previous log is lost. */
 export interface Extent {
   readonly kind: Kind;
   readonly channel: string;
@@ -135,19 +135,19 @@ export interface Extent {
 }
 
 /**
- * What an operator can rely on. `fsync`: what was acknowledged survives a power cut. `second`: all but the last second or so. `memory`: it is lost when
- * the store's process ends.
+ * Durability guarantees. `fsync`: acknowledged data survives a power cut. `second`: all but about the last second. `memory`: it is lost when the
+ * store's process ends.
  */
 export interface Readiness {
   readonly store: string;
-  /** What it is kept in, by name and version. */
+  /** Name and version of the database. */
   readonly version: string;
   readonly durability: "fsync" | "second" | "memory";
-  /** Sentences for the operator: what to change, and what it costs not to. */
+  /** Sentences for the operator: what to change, and what happens otherwise. */
   readonly advice: readonly string[];
 }
 
-/** An event that is sent again, every so many milliseconds since `at`, until a time or until it is no longer kept (null). */
+/** An event that is sent again, every `every` milliseconds after `at`, until `until`, or as long as it is kept (null). */
 export interface Reminder {
   readonly epoch: string;
   readonly seq: number;
@@ -156,14 +156,14 @@ export interface Reminder {
   readonly until: number | null;
 }
 
-/** Hooks a channel: each is a call for each batch of receipts. */
+/** Hooks per channel: each batch of receipts is one call per hook. */
 export const HOOKS_MAX = 16;
 
-/** What a hook can be called for. */
+/** The events that a hook can be called for. */
 export const HOOK_KINDS = ["receipt", "complete", "missing"] as const;
 export type HookKind = (typeof HOOK_KINDS)[number];
 
-/** What a publisher asks for: where he is called, and for what. Without a secret a known hook keeps its own. */
+/** A publisher's hook settings: URL and kinds. Without a secret an existing hook keeps its own. */
 export interface HookDraft {
   readonly name: string;
   readonly url: string;
@@ -171,115 +171,115 @@ export interface HookDraft {
   readonly on: readonly HookKind[];
 }
 
-/** A secret that another took the place of, milliseconds since 1970. */
+/** A replaced secret, and when it was replaced, milliseconds since 1970. */
 export interface FormerSecret {
   readonly secret: string;
   readonly until: number;
 }
 
-/** Former secrets that a hook keeps: whoever changes it more often while calls wait knows which of them it has in use. */
+/** How many former secrets a hook keeps. */
 export const FORMER_SECRETS_MAX = 4;
 
-/** Former secrets as a store writes them: `<secret>:<until>`, one after the other, newest first. */
+/** Former secrets as stored: `<secret>:<until>`, separated by spaces, newest first. */
 export const readFormer = (text: string | null): FormerSecret[] =>
   (text ?? "").split(" ").flatMap((one) => {
     const at = one.lastIndexOf(":");
     return at === -1 ? [] : [{ secret: one.slice(0, at), until: Number(one.slice(at + 1)) }];
   });
 
-/** A hook as kept. It is a cursor on its channel's receipts log: everything up to there was delivered, or is among its deliveries. */
+/** A stored hook. It is a cursor on its channel's receipts log: everything up to there was delivered or is among its deliveries. */
 export interface Hook extends HookDraft {
   readonly channel: string;
   readonly secret: string;
-  /** The secrets before it, newest first, `FORMER_SECRETS_MAX` at most. */
+  /** Its former secrets, newest first, at most `FORMER_SECRETS_MAX`. */
   readonly former: readonly FormerSecret[];
   readonly createdAt: number;
   readonly cursor: Position;
-  /** Why it is called no more, in a sentence. */
+  /** Why it is disabled, in a sentence; null: it is enabled. */
   readonly disabled: string | null;
   /** Grows with each change that its runner did not make. */
   readonly revision: number;
 }
 
-/** A call that did not succeed at once. Times in milliseconds since 1970. */
+/** A call that failed at first. Times in milliseconds since 1970. */
 export interface Delivery {
-  /** The `webhook-id`, the same on every try. */
+  /** The `webhook-id`, the same for every attempt. */
   readonly id: string;
   readonly body: string;
   readonly createdAt: number;
   readonly attempts: number;
-  /** When it is tried again; null: it was given up. */
+  /** The next attempt; null: given up. */
   readonly nextAt: number | null;
-  /** Of the last try: the HTTP status, or why there was none. */
+  /** Of the last attempt: the HTTP status, or why there was none. */
   readonly status: number | null;
   readonly error: string | null;
 }
 
-/** What a hook's runner has done, in one change. */
+/** What a hook's runner has done, stored in one change. */
 export interface Progress {
-  /** When the hook was created of which this is said: another of its name is another. */
+  /** The creation time of the hook; a hook with the same name and another time is a different hook. */
   readonly of?: number;
   readonly cursor?: Position;
   readonly disabled?: string | null;
-  /** Deliveries that are new or that were tried. */
+  /** Deliveries that are new or were tried. */
   readonly keep?: readonly Delivery[];
-  /** Deliveries that are done, by id. */
+  /** Finished deliveries, by id. */
   readonly drop?: readonly string[];
 }
 
 export interface Store {
   /**
-   * Appends events to a channel, creating it on first use. Their audience is whoever is enrolled at that moment, or the devices in `to`.
-   * A known key with the same digest answers the first call's events and appends nothing.
+   * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, or the devices in `to`.
+   * A known key with the same digest returns the first call's events and appends nothing.
    * @param now milliseconds since 1970
-   * @throws PereError refused when the key came with another digest before
+   * @throws PereError refused: the key was used with another digest
    */
   append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended>;
 
   /**
-   * Records words of devices, each counted only when it moves its device forward on its event. One verdict a draft, in order. A word on an event whose
-   * deadline has passed finds its device `missing`: where it owed a final word and that was not recorded yet, it is recorded here, before the word.
-   * That every device has given its final word is an entry of its own, right behind the word that was the last.
+   * Records receipts; each counts only if it advances its device's status on its event. Returns one verdict per draft, in order. If the event's
+   * deadline has passed and the device owes a final receipt, `missing` is recorded before the receipt, unless it already was. When all devices have
+   * sent a final receipt, a separate entry says so, right behind the last receipt.
    * @param now the server's time, milliseconds since 1970
    */
   record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]>;
 
-  /** The channel's extent. Of one that is not there it is what it would begin with, for a while: the epoch that the next change makes it with. */
+  /** The channel's extent. For a channel that does not exist, the extent it would begin with; its epoch stays reserved for a while. */
   open(channel: string): Promise<Heads>;
 
-  /** Enrols a device (when it is not enrolled) and tells where it stands. `lost` counts as told once a receipt of the device is recorded after this call. */
+  /** Enrols a device, if needed, and returns its state. `lost` is not returned again once a receipt of the device was recorded after this call. */
   join(channel: string, device: string, now: number): Promise<Joined>;
 
-  /** Enrols a device; false when it was already. */
+  /** Enrols a device. @returns false: it was enrolled already */
   enrol(channel: string, device: string, now: number): Promise<boolean>;
 
   /**
-   * Ends an enrolment: later events are not addressed to the device, and those without its final word no longer are; where their deadline has passed,
-   * it is recorded as missing before. Whoever follows the channel's events is told. That is decided at once and seen of all events together, also
-   * where it is written down in slices. An event that is complete thereby has an entry in the receipts log that says so, by the end of the last slice,
-   * with the device's name and no word of it (`pending`).
+   * Ends an enrolment: the device is no longer addressed by later events, nor by those without its final receipt; where a deadline has passed, it is
+   * recorded as missing first. Followers of the channel's events are notified. This takes effect at once for all events, although it is stored in
+   * slices. For events that become complete, the receipts log has an entry that says so by the end of the last slice, with the device's name and the
+   * status `pending`.
    * @returns false: it was not enrolled
    */
   retire(channel: string, device: string, now: number): Promise<boolean>;
 
-  /** Keeps the last signs of life of a channel's devices, milliseconds since 1970. */
+  /** Stores the last signs of life of a channel's devices, milliseconds since 1970. */
   seen(channel: string, times: ReadonlyMap<string, number>): Promise<void>;
 
-  /** The channel's extent, or null when it was never used. */
+  /** The channel's extent, or null if it was never used. */
   heads(channel: string): Promise<Heads | null>;
 
   /*
-   * What is read by `seq` is read of one life of the log, by its epoch: a `seq` alone is another entry's in another life. Where the channel has another
-   * epoch by now, or is gone, these give null and nothing of what stands there instead; a caller that waits for an event leaves.
+   * Reading by `seq` needs the epoch, because in another epoch the same `seq` is another entry. If the channel has another epoch by now, or does not
+   * exist, these return null. A caller that waits for an event must then stop waiting.
    */
 
-  /** Kept entries after `after`, oldest first and without a hole between them, at most `limit` and about `bytesMax` of data, at least one when there is one. */
+  /** Kept entries after `after`, oldest first and without gaps, at most `limit` and about `bytesMax` of data; at least one if there is one. */
   events(channel: string, epoch: string, after: number, limit: number, bytesMax?: number): Promise<Event[] | null>;
   receipts(channel: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null>;
 
   /**
-   * Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. Events that name others may be among them; those that
-   * named it until it was retired are, where `events` still gives its name.
+   * Among the events with `after` < seq ≤ `upTo`: those that the device sent a final receipt for. May include events that name other devices;
+   * includes those that named it until it was retired, if `events` still returns its name.
    */
   finalized(
     channel: string,
@@ -292,19 +292,19 @@ export interface Store {
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
   tallies(channel: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null>;
 
-  /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
+  /** Among these devices: those that the event is addressed to and that sent no receipt for it. */
   unanswered(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
 
-  /** Kept events that are sent again to who is silent, and that are neither expired nor past their deadline. */
+  /** Kept events with reminders that have neither expired nor passed their deadline. */
   reminders(channel: string, now: number): Promise<Reminder[]>;
 
   /**
-   * Records as `missing`, a bounded slice a call, the devices that owe a final word on an event whose deadline has passed; each once.
-   * @returns when to ask again, milliseconds since 1970 (`now` or before: at once), too early perhaps but never too late; null: no deadline is ahead
+   * Records as `missing`, in a bounded slice per call, the devices that owe a final receipt past a deadline; each once.
+   * @returns when to call again, milliseconds since 1970 (`now` or earlier: at once); may be too early, never too late; null: no deadline is ahead
    */
   recordMissing(now: number): Promise<number | null>;
 
-  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. Null as with `events`. */
+  /** One row per addressed device, by name, after the device `after`, of one status or of all. Null as with `events`. */
   rows(
     channel: string,
     epoch: string,
@@ -317,21 +317,21 @@ export interface Store {
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>>;
 
-  /** All channels by name, after the channel `after`; with how many devices are enrolled. */
+  /** All channels by name, after the channel `after`, with the number of enrolled devices. */
   channels(after: string, limit: number): Promise<Page<ChannelEntry, string>>;
 
   /**
-   * Drops what retention no longer keeps, a bounded slice a call, and remembers for each device what it lost unanswered. Where an event goes
-   * before its deadline, who owes it a final word is recorded as `missing` first, with the reason `expired`. True: call again.
-   * @param channel one channel, or null for what belongs to none (idempotency keys) and for channels that are unused
+   * Deletes what retention no longer keeps, in a bounded slice per call, and notes for each device what it lost unanswered. If an event is deleted
+   * before its deadline, devices that owe it a final receipt are recorded as `missing` first, with the reason `expired`. True: call again.
+   * @param channel one channel, or null for idempotency keys and unused channels
    */
   trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
 
   /**
-   * Hears of every entry that becomes durable in a log that is followed, whoever stored it, and of retired devices where events are followed.
-   * One watcher a store.
-   * @param reached told where entries may have passed unheard; what is missing is to be read
-   * @param shared told where a device is connected at several instances, from which addresses in all
+   * Sets the watcher, which is notified of every entry that becomes durable in a followed log, by any instance, and of retired devices in followed
+   * event logs. One watcher per store.
+   * @param reached called when notifications may have been missed; read what is missing
+   * @param shared called when a device is connected at several instances, with all of its addresses
    */
   watch(
     listener: (wake: Wake) => void,
@@ -339,69 +339,71 @@ export interface Store {
     shared?: (channel: string, device: string, addresses: readonly string[]) => void,
   ): void;
 
-  /** From when it resolves until `unfollow`, the watcher hears of this log. Asked twice it is the same. @throws PereError away */
+  /** After it resolves, and until `unfollow`, the watcher is notified of this log. Repeated calls have no effect. @throws PereError away */
   follow(kind: Kind, channel: string): Promise<void>;
   unfollow(kind: Kind, channel: string): void;
 
   /**
-   * A device, which joined the channel after `joined`, is connected to this instance from now on, from these addresses; null: it is no longer. Other
-   * instances know it soon.
+   * A device that joined the channel after `joined` is connected to this instance from these addresses; null: no longer. Other instances know it
+   * soon.
    */
   setPresence(channel: string, device: string, joined: number | null, addresses?: readonly string[]): void;
 
-  /** From where these devices are connected at other instances, those that are known; right within seconds. Never rejects. */
+  /** Addresses of these devices at other instances, as far as known; up to date within seconds. Never rejects. */
   addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>>;
 
-  /** Devices that are connected at other instances, each with where it joined; right within seconds, nobody where it can't be known. Never rejects. */
+  /** Devices connected at other instances, each with its `joined`; up to date within seconds, empty if unknown. Never rejects. */
   remotePresence(channel: string): Promise<ReadonlyMap<string, number>>;
 
   /**
-   * Takes or renews a lease, for work that one instance must do; for 0 ms its holder gives it back.
-   * @returns its number, which grows each time that it changes hands, so that a holder who woke up late is known by an old one; null: another holds it
+   * Takes or renews a lease, for work that only one instance may do. With 0 ms the holder releases it.
+   * @returns its number, which grows with each change of holder, so that an outdated holder is recognised; null: another instance holds it
    * @throws PereError away
    */
   lease(name: string, holder: string, ms: number): Promise<number | null>;
 
   /**
-   * Stores a hook. A new one starts at the receipts log's end; a known one goes on from where it is, and is no longer disabled. A secret that
-   * differs from the hook's takes its place; the hook's is a former one from `now` on.
-   * @param fresh the secret of a new hook that came with none
+   * Stores a hook. A new hook starts at the end of the receipts log. An existing one continues from its cursor and is enabled. A new secret replaces
+   * the hook's, which becomes a former secret at `now`.
+   * @param fresh the secret of a new hook if the draft has none
    */
   putHook(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }>;
 
   /** Removes a hook with its deliveries; false: there was none. */
   dropHook(channel: string, name: string, now: number): Promise<boolean>;
 
-  /** The hooks of a channel, by name; of all channels, when it is null. */
+  /** The hooks of a channel, by name; of all channels if it is null. */
   hooks(channel: string | null): Promise<Hook[]>;
 
   /** A hook's deliveries, oldest first. */
   deliveries(channel: string, name: string): Promise<Delivery[]>;
 
   /**
-   * Keeps what a hook's runner has done.
-   * @param fence the number of the runner's lease: one that is older than the last that was kept is refused; null: it is not the runner who asks,
-   * and the runner is to look again
-   * @returns false: nothing was kept, for the hook is gone, or another runs it
+   * Stores what a hook's runner has done.
+   * @param fence the number of the runner's lease; refused if it is older than the last stored one; null: the change is not by the runner, which must
+   * reload the hook
+   * @returns false: nothing was stored, because the hook was removed or another instance runs it
    */
   progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean>;
 
-  /** A secret that all instances on this memory share: `fresh`, unless there is one. It is kept where nobody else reads it. @throws PereError away */
+  /**
+   * A secret shared by all instances of this store: `fresh`, unless there is one already. Stored where only PERE can read it. @throws PereError away
+   */
   secret(fresh: string): Promise<string>;
 
   /** What the operator can rely on, for `/ready`. @throws PereError away */
   ready(): Promise<Readiness>;
 
-  /** Makes everything acknowledged durable and lets go of the store. */
+  /** Makes everything acknowledged durable and closes the store. */
   close(): Promise<void>;
 }
 
-/** A page of what was read one beyond its limit. */
+/** Makes a page from rows that were read with one row more than the limit. */
 export function page<Item, Key>(found: readonly Item[], limit: number, keyOf: (item: Item) => Key): Page<Item, Key> {
   if (found.length <= limit) return { items: found, next: null };
   const items = found.slice(0, limit);
   return { items, next: keyOf(items.at(-1)!) };
 }
 
-/** Which log a follower reads, for messages and keys. */
+/** A log's name, for messages and keys. */
 export const logName = (kind: Kind, channel: string): string => `${kind}/${channel}`;

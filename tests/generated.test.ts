@@ -121,8 +121,8 @@ test(
     expect(told).toEqual({
       ...{ id: expect.stringMatching(/-1$/), done: 1, pending: 1, complete: false, deviceAt: null, path: "type" },
       ...{
-        reason: "device: this connection speaks for another device",
-        detail: "type: types that begin with pere. are the server's own",
+        reason: "device: this connection belongs to another device",
+        detail: "type: types that begin with pere. are reserved",
       },
       receipts: [["till-7", "done", false]],
     });

@@ -62,7 +62,7 @@ describe("a link", () => {
     // What is no file is left alone.
     const other = join(folder, "other.db");
     symlinkSync("/dev/null", `${other}.secret`);
-    await expect(spawn({ PERE_DB: other, HOST: "0.0.0.0" })).rejects.toThrow("is no file");
+    await expect(spawn({ PERE_DB: other, HOST: "0.0.0.0" })).rejects.toThrow("is not a regular file");
     expect(statSync("/dev/null").isCharacterDevice()).toBe(true);
     expect(readlinkSync(`${other}.secret`)).toBe("/dev/null");
   });
@@ -157,7 +157,7 @@ describe("a backup", () => {
     new Database(other).run("CREATE TABLE channels (name TEXT)");
     const file = join(folder, "backup.db");
     for (const [args, env, words] of [
-      [[there], { PERE_DB: db }, `${there} is there already`],
+      [[there], { PERE_DB: db }, `${there} already exists`],
       [["/nowhere/backup.db"], { PERE_DB: db }, "/nowhere/backup.db can't be written"],
       [[file], { PERE_DB: join(folder, "none.db") }, "there is no such file"],
       [[file], { PERE_DB: other }, `${other} is not a file that PERE wrote`],
@@ -268,14 +268,14 @@ describe("what is put back", () => {
     expect(await refused(["restore", file], { PERE_DB: db })).toContain("in use by another process");
     renameSync(join(folder, "away"), db);
     await service.end("SIGKILL");
-    expect(await refused(["restore", file], { PERE_DB: db })).toContain("is there already");
+    expect(await refused(["restore", file], { PERE_DB: db })).toContain("already exists");
     rmSync(db);
-    expect(await refused(["restore", file], { PERE_DB: db })).toContain(`${db}-wal is there already`);
+    expect(await refused(["restore", file], { PERE_DB: db })).toContain(`${db}-wal already exists`);
     expect(existsSync(db)).toBe(false);
     // The log that SQLite would find is the one where links lead.
     const link = join(temporary(), "link.db");
     symlinkSync(db, link);
-    expect(await refused(["restore", file], { PERE_DB: link })).toContain(`${db}-wal is there already`);
+    expect(await refused(["restore", file], { PERE_DB: link })).toContain(`${db}-wal already exists`);
     expect(existsSync(db)).toBe(false);
     writeFileSync(join(folder, "list"), "a shopping list");
     const other = join(folder, "other.db");

@@ -114,7 +114,7 @@ test("a type that an EventSource fires by itself is refused; one like it is not"
     ] as const) {
       const refused = await ask(`${pere.url}/push/typed?type=${type}`, { body, type: as });
       expect(`${type} ${refused.status}`).toBe(`${type} 422`);
-      expect(refused.body.detail).toContain(`"${type}" is an event of EventSource itself`);
+      expect(refused.body.detail).toContain(`"${type}" is a reserved name of EventSource`);
     }
   }
   for (const type of ["Error", "order.error", "messages", "opened", "close"])

@@ -261,7 +261,9 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
     async () => {
       const url = cluster.masters[0]!.url;
       const said = await spawn({ REDIS_URL: url }).catch((error: Error) => error.message);
-      expect(said).toMatch(/^PERE can't start: Redis there is a Cluster: name several of its addresses [^\n]*$/);
+      expect(said).toMatch(
+        /^PERE can't start: this Redis is a Cluster: set REDIS_URL to several of its addresses, [^\n]*$/,
+      );
       const single = await startRedis();
       closing.push(() => single.end());
       const none = await spawn({ REDIS_URL: `${single.url},${single.url}` }).catch((error: Error) => error.message);

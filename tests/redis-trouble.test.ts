@@ -37,7 +37,7 @@ const AT_ONCE_MS = 2_500;
 /** So long a publisher waits before it repeats a push. */
 const PAUSE_MS = 25;
 /** What an answer says when the push may have been stored all the same. */
-const UNKNOWN = /can't be known/;
+const UNKNOWN = /is unknown whether/;
 
 /** What the running test opened. What lies beneath goes first, so that nothing that stands on it waits for it. */
 const closing: (() => Promise<unknown>)[] = [];

@@ -44,7 +44,10 @@ storeContract("SqliteStore in memory", async () => ({ store: new SqliteStore({ p
 storeContract(
   "SqliteStore in a file",
   async () => {
-    const options = { path: join(temporary(), "pere.db"), held: { channels: 1, answers: 1, words: 1, stints: 1 } };
+    const options = {
+      path: join(temporary(), "pere.db"),
+      held: { channels: 1, tallies: 1, receipts: 1, enrolments: 1 },
+    };
     const store = new SqliteStore(options);
     return {
       store,
@@ -102,7 +105,7 @@ describe("a file", () => {
     await store.append("orders", [draft(1)], T);
     expect(refusal(path)).toMatchObject({
       code: "conflict",
-      message: `${path} is in use by another process; one PERE a file`,
+      message: `${path} is in use by another process; a file can be used by only one PERE`,
     });
     expectOneLine(await said(path), path);
     // Whoever was refused has harmed nothing.
@@ -160,7 +163,10 @@ describe("a file", () => {
     other.run("PRAGMA user_version = 1");
     other.close();
     const before = readFileSync(path);
-    expect(refusal(path)).toEqual({ code: "conflict", message: `${path} is a database of another program` });
+    expect(refusal(path)).toEqual({
+      code: "conflict",
+      message: `${path} is a database of another program; set PERE_DB to another path`,
+    });
     expectOneLine(await said(path), path);
     expect(readFileSync(path)).toEqual(before);
   });

@@ -1,45 +1,44 @@
 /**
- * The keys that tokens are checked with: the operator's secret, and key sets from a file or a URL.
+ * The keys that verify tokens: the configured secret, and key sets from a file or a URL.
  *
- * A key knows the one algorithm it is for, and a token's header only picks among such keys (RFC 8725, 3.1): a public key never checks an
- * HMAC, and nothing in a header brings a key along. A file is read once, a URL again and again; while its server is away, its last word
- * stands for a while.
+ * A key is for a single algorithm, and a token's header only selects among these keys (RFC 8725, 3.1): a public key never verifies an HMAC, and no
+ * key is taken from a header. A file is read once, a URL repeatedly. While its server is away, the last key set stays valid for a while.
  *
- * This file never writes a secret into a message, asks no key server that a token names, and reads no token.
+ * Never writes a secret into a message, never contacts a server named by a token, and does not read tokens.
  */
 import { readFile } from "node:fs/promises";
 import { type CryptoKey, type JWK, importJWK } from "jose";
 import { PereError } from "../model.ts";
 
-/** An HMAC key is as long as its hash: RFC 7518, 3.2. */
+/** An HMAC key must be as long as its hash: RFC 7518, 3.2. */
 const SECRET_BYTES_MIN = 32;
 /** RFC 7518, 3.3. */
 const RSA_BITS_MIN = 2_048;
-/** A key set names the keys of today, yesterday and tomorrow. */
+/** A key set holds current, previous and next keys. */
 const KEYS_MAX = 32;
 const KEYS_BYTES_MAX = 256 * 1024;
-/** Somebody waits for the answer. */
+/** A request waits for the answer. */
 const KEYS_FETCH_MS = 5_000;
-/** After this time the key server is asked again, so that a key that was withdrawn is soon none. */
+/** After this time the key set is read again, so that a withdrawn key stops working soon. */
 const KEYS_FRESH_MS = 10 * 60_000;
-/** While the key server is away, its last word stands so long. */
+/** How long the last key set stays valid while its server is away. */
 const KEYS_STALE_MS = 60 * 60_000;
-/** Strangers can invent key names as fast as they like; the key server hears of it this often. */
+/** Anyone can invent key ids; they cause at most one request to the key server in this time. */
 const KEYS_UNKNOWN_MS = 30_000;
-/** How soon a key server that gave no good answer is asked again. */
+/** Delay before a key server that failed is asked again. */
 const KEYS_RETRY_MS = 5_000;
 
-/** Why a token is turned down, for the person who holds it. */
+/** Why a token is rejected, for its owner. */
 export const refused = (reason: string, cause?: unknown): PereError =>
   new PereError("unauthorized", `token: ${reason}`, [{ path: "token", message: reason }], cause);
 
 const UNKNOWN = (): PereError => refused("it is signed with a key that PERE doesn't know");
 
-/** What is said where the key set can't be had: the token may well be good. */
+/** The error while the key set is not available: the token may well be valid. */
 const noKeys = (cause: unknown): PereError =>
   new PereError("away", "the keys that tokens are checked with can't be had at the moment", [], cause);
 
-/** A token is signed with a key that PERE doesn't know, and may not ask for before so many seconds: it may well be a new one. */
+/** The token's key is unknown, and the key set may not be read again for this many seconds: the key may be new. */
 export class KeyUnknown extends PereError {
   readonly retryAfterSeconds: number;
 
@@ -53,10 +52,10 @@ export class KeyUnknown extends PereError {
   }
 }
 
-/** What a token may be signed with. */
+/** The accepted signature algorithms. */
 export type Algorithm = "HS256" | "EdDSA" | "ES256" | "RS256";
 
-/** A key, its name in its set, and the one algorithm it is for. */
+/** A key, its id in the set, and its algorithm. */
 interface Key {
   readonly kid: string | undefined;
   readonly algorithm: Algorithm;
@@ -66,7 +65,7 @@ interface Key {
 /** Members that only private and symmetric keys have: RFC 7518, 6.2.2, 6.3.2 and 6.4.1; RFC 9964 for `priv`. */
 const SECRET_MEMBERS = ["d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"] as const;
 
-/** What a key is for, by its type; null where PERE has no use for it, which is no fault: RFC 7517, 5. */
+/** The algorithm of a key, by its type; null: PERE does not use it, which is allowed: RFC 7517, 5. */
 function algorithmOf({ kty, crv, alg, use, key_ops }: JWK): Algorithm | null {
   if (use !== undefined && use !== "sig") return null;
   if (key_ops !== undefined && !(Array.isArray(key_ops) && key_ops.includes("verify"))) return null;
@@ -81,7 +80,7 @@ function algorithmOf({ kty, crv, alg, use, key_ops }: JWK): Algorithm | null {
   return alg === undefined || alg === algorithm ? algorithm : null;
 }
 
-/** One member of a key set, or null when it is not for PERE. @throws Error with a sentence that begins with its name */
+/** One member of a key set, or null if PERE does not use it. @throws Error with a message that begins with its name */
 async function readKey(jwk: JWK, name: string): Promise<Key | null> {
   if (jwk.kty === "oct" || SECRET_MEMBERS.some((member) => member in jwk))
     throw new Error(`${name} is secret, and a key set for checking tokens holds public keys only`);
@@ -98,7 +97,7 @@ async function readKey(jwk: JWK, name: string): Promise<Key | null> {
   return { kid: jwk.kid, algorithm, key };
 }
 
-/** A key set (RFC 7517, 5) as the keys that PERE can use, one at least. @throws Error with a sentence that says what is wrong with it */
+/** The usable keys of a key set (RFC 7517, 5), at least one. @throws Error with a message that says what is wrong with it */
 async function readKeys(text: string): Promise<readonly Key[]> {
   let set: unknown;
   try {
@@ -122,23 +121,23 @@ async function readKeys(text: string): Promise<readonly Key[]> {
   return keys;
 }
 
-/** A key set that came, and is none that PERE goes by. */
+/** An invalid key set was received. */
 class BadSet extends Error {
   constructor(cause: unknown) {
     super(`PERE_JWKS can't be used: ${cause instanceof Error ? cause.message : String(cause)}`, { cause });
   }
 }
 
-/** What a key server answers. */
+/** Fetches a URL; tests inject their own. */
 export interface KeyServerReply {
   readonly status: number;
   readonly body: AsyncIterable<Uint8Array> | null;
 }
 
-/** Asks a key server; tests bring their own. */
+/** Reads a URL, at most `KEYS_BYTES_MAX`. Redirects are errors: they could lead away from TLS. @throws Error */
 export type Fetch = (url: string, init: RequestInit) => Promise<KeyServerReply>;
 
-/** What a URL gives, at most `KEYS_BYTES_MAX` of it. A redirect is no answer: it could lead away from TLS. @throws Error */
+/** Whether two times are closer than this, in either order: clocks may be set back. */
 async function fetchText(url: string, fetch: Fetch): Promise<string> {
   const signal = AbortSignal.timeout(KEYS_FETCH_MS);
   const response = await fetch(url, { signal, redirect: "manual", headers: { Accept: "application/json" } });
@@ -154,20 +153,20 @@ async function fetchText(url: string, fetch: Fetch): Promise<string> {
   return text + decoder.decode();
 }
 
-/** Two moments are closer than that, whichever comes first: clocks are set back, too. */
+/** A key set and its source. A file is read on request, a URL repeatedly. */
 const isWithin = (ms: number, one: number, other: number): boolean => Math.abs(one - other) < ms;
 
-/** The keys of a set, and where they come from. A file is read when it is said, a URL again and again. */
+/** When `#keys` was received, when the source was last asked, and when it was last asked because of an unknown key; milliseconds since 1970. */
 export class KeySet {
   #keys: readonly Key[] = [];
-  /** When `#keys` came, when an answer was last asked for, and when so because of an unknown key; all milliseconds since 1970. */
+  /** Why the last request failed; null: it succeeded. */
   #keysAt = -Infinity;
   #askedAt = -Infinity;
   #unknownAt = -Infinity;
-  /** Why the last answer was none; null when it was one. */
+  /** Ids of the keys that the last change removed. */
   #failure: Error | null = null;
   #asking: Promise<void> | null = null;
-  /** Names of keys that were in the set and are no longer: of the last change alone. */
+  /** Reads the key set for the first time. An unavailable server does not prevent the start. @throws Error with a one-line message */
   #withdrawn: ReadonlySet<string> = new Set();
   readonly #from: string;
   readonly #now: () => number;
@@ -181,7 +180,7 @@ export class KeySet {
     this.#onChange = onChange;
   }
 
-  /** Reads it for the first time. That a server is away now is no reason not to start. @throws Error with the one line to print */
+  /** Uses these keys from now on. */
   async open(): Promise<void> {
     if (this.#fetch) {
       if (!URL.canParse(this.#from)) throw new Error("PERE_JWKS is not a URL, nor the path of a file");
@@ -201,7 +200,7 @@ export class KeySet {
     });
   }
 
-  /** Goes by these keys from now on. */
+  /** Reads the file again, or asks the server now. @throws Error with a one-line message; the keys stay as they were */
   #take(keys: readonly Key[]): void {
     const names = (set: readonly Key[]): Set<string> => new Set(set.flatMap(({ kid }) => kid ?? []));
     const withdrawn = names(this.#keys).difference(names(keys));
@@ -210,7 +209,7 @@ export class KeySet {
     this.#onChange();
   }
 
-  /** Reads the file again, or asks the server now. @throws Error with the one line to print; the keys are as they were */
+  /** Whether the keys are too old to use. If they are merely old, starts a request for new ones. */
   async reload(): Promise<void> {
     if (!this.#fetch) return this.#take(await this.#readFile());
     await this.#asking;
@@ -219,7 +218,10 @@ export class KeySet {
     if (this.#failure) throw this.#failure;
   }
 
-  /** Whether the keys are too old to go by. Where they are only old, new ones are asked for meanwhile. */
+  /**
+   * The key that a token's header selects. Without `kid`, it is the only key of the algorithm; if there are several, `kid` is required (OpenID
+   * Connect Core, 10.1). @throws PereError unauthorized; away: the keys are not available
+   */
   isStale(): boolean {
     if (!this.#fetch) return false;
     const now = this.#now();
@@ -227,10 +229,7 @@ export class KeySet {
     return !isWithin(KEYS_STALE_MS, now, this.#keysAt);
   }
 
-  /**
-   * The one key that a token's header leads to. A header without `kid` leads to the only key of its algorithm; with several of them it
-   * must say (OpenID Connect Core, 10.1). @throws PereError unauthorized; away when the keys can't be had
-   */
+  /** Asks the server, once for all callers. Never throws; a valid answer replaces the keys. */
   async find(algorithm: Algorithm, kid: string | undefined): Promise<CryptoKey> {
     if (this.isStale()) await this.#ask();
     if (this.isStale()) throw noKeys(this.#failure);
@@ -257,7 +256,7 @@ export class KeySet {
     return this.#keys.filter(({ algorithm, kid }) => algorithm === wanted && (name === undefined || kid === name));
   }
 
-  /** Asks the server, once for all who wait. Never throws; a good answer replaces the keys. */
+  /** The key for HS256. @throws Error with a one-line message that does not contain the secret */
   #ask(): Promise<void> {
     if (this.#failure && isWithin(KEYS_RETRY_MS, this.#now(), this.#askedAt)) return Promise.resolve();
     this.#asking ??= this.#fetchKeys().finally(() => {

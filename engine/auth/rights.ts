@@ -1,33 +1,33 @@
 /**
  * Rights: what a token's `pere` claim allows on which channels.
  *
- * A right is a list of patterns: channels, beginnings followed by `.*`, or `*` alone. Whatever isn't understood is refused with a reason, so
- * that nobody believes in a right that doesn't work.
+ * A right is a list of patterns: channels, prefixes followed by `.*`, or `*` alone. Anything else is rejected with a reason, so that a mistyped right
+ * does not go unnoticed.
  *
- * This file knows no token, no key and no route.
+ * This file knows no tokens, keys or routes.
  */
 import { CHANNEL, PereError } from "../model.ts";
 
-/** Patterns a right; what needs more is a pattern of its own. */
+/** Patterns per right; use a common prefix for more channels. */
 const PATTERNS_MAX = 100;
 
-/** On a channel: `push` is all that a publisher does, `feed` is following it and giving receipts. */
+/** On a channel: `push` allows everything a publisher does; `feed` allows following it and sending receipts. */
 export type Right = "push" | "feed";
 
 /** What a token allows, to whom, and until when: milliseconds since 1970. */
 export interface Grant {
-  /** Whose token it is: a device's name, or any text where no device is meant; null: the bearer is whichever device it says. */
+  /** The token's subject: a device's name, or any text if no device is meant; null: the bearer may act as any device. */
   readonly subject: string | null;
-  /** The token's `exp` as it stands, without the tolerance; `Infinity` where nothing expires. */
+  /** The token's `exp`, without the tolerance; `Infinity`: it does not expire. */
   readonly expires: number;
-  /** On this channel; null: on some channel or other. */
+  /** Whether it has the right on this channel; null: on any channel. */
   may(right: Right, channel: string | null): boolean;
 }
 
-/** Everybody may everything: no key is configured. */
+/** No key is configured: everything is allowed. */
 export const OPEN: Grant = { subject: null, expires: Infinity, may: () => true };
 
-/** A list of patterns, made ready: every channel, or these names and what begins with one of these. */
+/** Parsed patterns: all channels, or these names and prefixes. */
 interface Patterns {
   readonly every: boolean;
   readonly names: readonly string[];
@@ -38,7 +38,7 @@ const NO_PATTERNS: Patterns = { every: false, names: [], beginnings: [] };
 
 const quoted = (text: string): string => JSON.stringify(text.length > 40 ? `${text.slice(0, 40)}…` : text);
 
-/** A list of `*`, channels and `beginning.*`. @returns it made ready, or in one sentence why not */
+/** Parses a list of `*`, channels and `prefix.*`. @returns the parsed list, or a message that says what is wrong */
 function readPatterns(right: Right, list: unknown): Patterns | string {
   if (list === undefined) return NO_PATTERNS;
   if (!Array.isArray(list)) return `pere.${right} must be a list of channels`;
@@ -56,14 +56,14 @@ function readPatterns(right: Right, list: unknown): Patterns | string {
   return { every, names, beginnings };
 }
 
-/** Compares no more characters than the patterns have. Null: there is any pattern. */
+/** Compares no more characters than the patterns have. Null: whether there is any pattern. */
 const matches = ({ every, names, beginnings }: Patterns, channel: string | null): boolean =>
   every ||
   (channel === null
     ? names.length + beginnings.length > 0
     : names.includes(channel) || beginnings.some((beginning) => channel.startsWith(beginning)));
 
-/** The `pere` claim. @returns the question that a grant answers, or in one sentence why not */
+/** Parses the `pere` claim. @returns the function that a grant uses, or a message that says what is wrong */
 export function readRights(claim: unknown): Grant["may"] | string {
   if (claim === undefined) return () => false;
   if (typeof claim !== "object" || claim === null || Array.isArray(claim)) return "pere must be an object";
@@ -77,7 +77,7 @@ export function readRights(claim: unknown): Grant["may"] | string {
   return (right, channel) => matches(right === "push" ? push : feed, channel);
 }
 
-/** @throws PereError forbidden, unless the grant has the right on the channel; null: on any at all */
+/** @throws PereError forbidden: the grant does not have the right on the channel; null: on any channel */
 export function demand(grant: Grant, right: Right, channel: string | null): void {
   if (grant.may(right, channel)) return;
   const message = `gives no right to ${right} on ${channel ?? "any channel"}`;

@@ -1,36 +1,36 @@
 /**
- * Reading a token: where it stands in a request, whether it is a good one, and what it must not leave in a log.
+ * Reads tokens: where a request has one, whether it is valid, and how to keep it out of logs.
  *
- * A token is a JWT (RFC 7519) that somebody else may have signed; PERE only asks three things of it: is it signed with a key that the
- * operator named (`key-set.ts`), is it in its time, and what does its `pere` claim allow its `sub` (`rights.ts`). Signatures are `jose`'s
- * work; what a claim means to PERE is decided here. Whatever isn't understood is refused with a reason.
+ * A token is a JWT (RFC 7519), possibly signed by another party. PERE checks whether it is signed with a configured key (`key-set.ts`), whether it is
+ * valid now, and what its `pere` claim allows its `sub` (`rights.ts`). `jose` verifies signatures; the claims are interpreted here. Anything that is
+ * not understood is rejected with a reason.
  *
- * A device sends the same token with every receipt, and its signature is checked once: what was found is remembered by the token's
- * text, as long as the token and the keys live and the memory is small.
+ * A device sends the same token with every receipt, and its signature is verified once: the result is cached by the token's text while the token and
+ * the keys are valid and the cache has room.
  *
- * This file never writes a token or a secret into a message, and knows no route.
+ * Never writes a token or a secret into a message, and knows no routes.
  */
 import { type CryptoKey, type JWTPayload, decodeProtectedHeader, errors, jwtVerify } from "jose";
 import { type Algorithm, type Fetch, KeySet, refused, secretKey } from "./key-set.ts";
 import { DEVICE, PereError } from "../model.ts";
 import { type Grant, readRights } from "./rights.ts";
 
-/** Longer ones are not read at all; with cookies and all, a request's head has 16 KiB. */
+/** Longer tokens are not read; with cookies, a request's headers have 16 KiB. */
 export const TOKEN_BYTES_MAX = 8 * 1024;
-/** Clocks of good will differ by less: RFC 7519, 4.1.4, speaks of "no more than a few minutes". */
+/** Clock tolerance; RFC 7519, 4.1.4: "no more than a few minutes". */
 const TOLERANCE_SECONDS = 30;
-/** The last second of the year 9999. Times in milliseconds, where seconds belong, are all beyond it. */
+/** The last second of the year 9999. Any time given in milliseconds by mistake is beyond it. */
 const TIME_SECONDS_MAX = 253_402_300_799;
-/** Verified tokens that are remembered, by the length of their texts: 20,000 devices with ordinary tokens, in some 20 MB. */
+/** Limit of the token cache, by the length of tokens: 20,000 devices with ordinary tokens, in about 20 MB. */
 const REMEMBERED_CHARACTERS_MAX = 4 * 1024 * 1024;
 
-/** Where keys come from and what tokens must hold besides; at least one of `secret` and `jwks`, and both may be. */
+/** Where keys come from and what tokens must contain. At least one of `secret` and `jwks`; both are allowed. */
 export interface AccessOptions {
-  /** For HS256, at least 32 bytes; a text counts as its UTF-8. */
+  /** For HS256, at least 32 bytes; a text counts as UTF-8. */
   readonly secret?: string | Uint8Array;
   /** A key set: the path of a file, or an http or https URL. */
   readonly jwks?: string;
-  /** What `aud` must be or hold. */
+  /** What `aud` must be or contain. */
   readonly audience?: string;
   /** What `iss` must be. */
   readonly issuer?: string;
@@ -41,7 +41,7 @@ export interface AccessOptions {
   readonly fetch?: Fetch;
 }
 
-/** Makes tokens readable. A key set behind a URL is asked for. @throws Error with the one line to print */
+/** Prepares reading tokens; fetches the key set if it has a URL. @throws Error with a one-line message */
 export async function openAccess(options: AccessOptions): Promise<Access> {
   if (options.secret === undefined && options.jwks === undefined)
     throw new Error("tokens need PERE_JWT_SECRET or PERE_JWKS");
@@ -54,10 +54,10 @@ export async function openAccess(options: AccessOptions): Promise<Access> {
 /** Three texts in base64url (RFC 7515, 7.1), none of them empty. */
 const COMPACT = /^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+$/;
 
-/** The one way to write these bytes: without that, one signature has several texts (RFC 4648, 3.5). */
+/** Whether base64url is canonical: otherwise one signature would have several texts (RFC 4648, 3.5). */
 const isCanonical = (part: string): boolean => Buffer.from(part, "base64url").toString("base64url") === part;
 
-/** What a token's header says that PERE listens to. @throws PereError unauthorized */
+/** The fields that PERE uses from a token's header. @throws PereError unauthorized */
 function readHeader(token: string): { algorithm: Algorithm; kid: string | undefined } {
   if (token.length > TOKEN_BYTES_MAX) throw refused(`it is longer than ${TOKEN_BYTES_MAX} bytes`);
   if (!COMPACT.test(token) || !token.split(".").every(isCanonical)) throw refused("it is not a signed JWT");
@@ -68,7 +68,7 @@ function readHeader(token: string): { algorithm: Algorithm; kid: string | undefi
     throw refused("its header can't be read", cause);
   }
   const { alg, kid, crit } = header;
-  // PERE knows no extension, so whatever is critical is not understood: RFC 7515, 4.1.11.
+  // PERE knows no extensions, so it rejects any critical one: RFC 7515, 4.1.11.
   if (crit !== undefined) throw refused("its header has crit, and PERE knows no extensions");
   if (alg !== "HS256" && alg !== "EdDSA" && alg !== "ES256" && alg !== "RS256")
     throw refused("its alg must be HS256, EdDSA, ES256 or RS256");
@@ -76,7 +76,7 @@ function readHeader(token: string): { algorithm: Algorithm; kid: string | undefi
   return { algorithm: alg, kid };
 }
 
-/** Why `jose` turned a token down, for the person who holds it. What isn't its refusal is an error of ours, and thrown on. */
+/** Why `jose` rejected a token, for its owner. Other errors are faults and are thrown on. */
 function reason(error: unknown): string {
   if (error instanceof errors.JWTExpired) return "it has expired";
   if (error instanceof errors.JWTClaimValidationFailed)
@@ -96,12 +96,12 @@ const CLAIM_REASONS: Readonly<Record<string, string>> = {
 };
 
 /**
- * The `sub` of who is no device, as an operator with a browser: such a bearer is whichever device it says, or none. Only the secret's owner may
- * say so; in a key set of somebody else's, who knows who chooses names.
+ * The `sub` of a bearer that is not a device, such as an operator with a browser, who may act as any device or none. Only tokens signed with the
+ * secret may use it; in a third party's key set, users might choose that name.
  */
 export const NO_DEVICE = "*";
 
-/** The device that a grant's bearer is; null: whichever they say. A publisher's `sub` may be any text, a device's is its name. @throws PereError unauthorized */
+/** The device of a grant's bearer; null: any. A publisher's `sub` may be any text, a device's is its name. @throws PereError unauthorized */
 export function deviceOfGrant({ subject }: Grant): string | null {
   if (subject === null || DEVICE.test(subject)) return subject;
   throw refused("its sub must be a device's name here, 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
@@ -119,21 +119,21 @@ function readClaims({ sub, exp, iat, pere }: JWTPayload, algorithm: Algorithm, n
   return { subject: isNoDevice ? null : sub, expires: exp * 1000, may };
 }
 
-/** Reads tokens. `openAccess` makes one. */
+/** Reads tokens. Create one with `openAccess`. */
 export class Access {
   readonly #secret: CryptoKey | null;
   readonly #set: KeySet | null;
   readonly #now: () => number;
   readonly #stamp: () => number;
-  /** The claims that tokens must have, for `jose`. */
+  /** The required claims, for `jose`. */
   readonly #demands: { readonly audience?: string; readonly issuer?: string };
-  /** Grants by the texts of their tokens, oldest first, and how long these texts are together. */
+  /** Grants by token, oldest first, and the total length of these tokens. */
   readonly #remembered = new Map<string, Grant>();
   #characters = 0;
-  /** Counts the changes of the keys: what was verified with the keys before one isn't remembered after it. */
+  /** Counts changes of the keys: results from before a change are not cached after it. */
   #changes = 0;
 
-  /** `secret` is the key of `options.secret`. */
+  /** `secret` is the key from `options.secret`. */
   constructor(
     secret: CryptoKey | null,
     { jwks, audience, issuer, now = Date.now, stamp = now, fetch = globalThis.fetch }: AccessOptions,
@@ -145,19 +145,19 @@ export class Access {
     this.#demands = { ...(audience === undefined ? {} : { audience }), ...(issuer === undefined ? {} : { issuer }) };
   }
 
-  /** Reads the key set for the first time. @throws Error with the one line to print */
+  /** Reads the key set for the first time. @throws Error with a one-line message */
   async open(): Promise<void> {
     await this.#set?.open();
   }
 
-  /** Reads the key set again, where there is one. @throws Error with the one line to print; the keys are as they were */
+  /** Reads the key set again, if there is one. @throws Error with a one-line message; the keys stay as they were */
   async reload(): Promise<void> {
     await this.#set?.reload();
   }
 
   /**
-   * What a token allows; null is no token at all. A token is taken until 30 s after its `exp`.
-   * @throws PereError unauthorized, with a reason; away when the key set can't be had
+   * What a token allows; null: no token was sent. A token is accepted until 30 s after its `exp`.
+   * @throws PereError unauthorized, with a reason; away: the key set is not available
    */
   async read(token: string | null): Promise<Grant> {
     if (token === null) throw new PereError("unauthorized", "a token is needed here");
@@ -184,12 +184,12 @@ export class Access {
       });
     const verified = await verifyAt(latest)
       .catch((error: unknown) => {
-        // Where the clock leapt, a token that is new by the one time may have expired by the other.
+        // If the clock leapt, a token that is new by one time may have expired by the other.
         if (error instanceof errors.JWTExpired && now < latest) return verifyAt(now);
         throw error;
       })
       .catch((error: unknown) => {
-        // Without its cause: that holds the claims, which are nobody's business but the bearer's, and the reason says it all.
+        // Without its cause, which contains the claims; the reason says everything needed.
         throw refused(reason(error));
       });
     return readClaims(verified.payload, algorithm, latest);
@@ -223,8 +223,8 @@ export class Access {
 }
 
 /**
- * The value of `WWW-Authenticate` for an error about a token (RFC 6750, 3). Without a token there is no `error` in it, as the RFC asks;
- * a token that was refused is `invalid_token`, one that doesn't go far enough `insufficient_scope`, all else `invalid_request`.
+ * The value of `WWW-Authenticate` for a token error (RFC 6750, 3). Without a token it has no `error`, as the RFC requires; a rejected token is
+ * `invalid_token`, insufficient rights are `insufficient_scope`, anything else is `invalid_request`.
  */
 export function wwwAuthenticate({ code, faults, message }: PereError): string {
   if (code === "unauthorized" && faults.length === 0) return 'Bearer realm="PERE"';
@@ -234,11 +234,11 @@ export function wwwAuthenticate({ code, faults, message }: PereError): string {
   return `Bearer realm="PERE", error="${error}", error_description="${description}"`;
 }
 
-/** `token` as the name of a query's field, in a URL or in a URL within one, percent-encoded here or there; and its value. */
+/** A query field named `token`, in a URL or in a URL within one, percent-encoded or not; and its value. */
 const TOKEN_FIELD =
   /(^|[?&]|%(?:25){0,3}(?:3f|26))((?:t|%74)(?:o|%6f)(?:k|%6b)(?:e|%65)(?:n|%6e)(?:=|%(?:25){0,3}3d))[^&#\s"]*/gi;
-/** What looks like a JWT anywhere: base64url of what begins with `{` and a quote or space, twice followed by a dot. */
+/** Anything that looks like a JWT: base64url of a text that begins with `{` and a quote or space, twice, each followed by a dot. */
 const TOKEN_LOOK = /(?<=%(?:25){0,3}[0-9a-f]{2}|(?<![\w-]))e[wy][\w-]{14,}\.[\w-]+\.[\w-]*/gi;
 
-/** A URL, a path, a query or a `Referer` as it may be written to a log: tokens are replaced by `…`. Takes linear time. */
+/** A URL, path, query or `Referer` for a log: tokens are replaced by `…`. Takes linear time. */
 export const redact = (url: string): string => url.replace(TOKEN_FIELD, "$1$2…").replace(TOKEN_LOOK, "…");

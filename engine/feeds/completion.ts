@@ -1,20 +1,22 @@
 /**
- * Pushes that wait until every addressed device gave a final receipt.
+ * Pushes that wait until every addressed device has sent a final receipt.
  *
- * For each channel where somebody waits there is one cursor on the receipts log, whoever waits and for whatever: the entry with which an event became
- * complete says so, also when the receipt came in at another instance. A waiting push costs a place in a map and one timer.
- * What was complete before the cursor stood shows in the tally, which is read once the place is taken; so nothing falls between.
- * An event is known by its epoch as well: in another life of the log its number is another's, and who waits for it leaves.
+ * Each channel with waiting pushes has one cursor on the receipts log, shared by all of them. The log says when an event becomes complete, also when
+ * the receipt arrived at another instance. A waiting push costs one map entry and one timer. An event may have completed before the cursor was set;
+ * the tally, read after the push is registered, shows that. So no completion is missed.
+ *
+ * An event is identified by epoch and number: in another epoch of the log the number belongs to another event, so pushes that wait for the old one
+ * stop waiting.
  */
 import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts";
 import { isComplete, PereError, type Tally } from "../model.ts";
 import type { Store } from "../store.ts";
 import type { Batch } from "./log.ts";
 
-/** A cursor that broke is set again after this. */
+/** Delay before a broken cursor is set again. */
 const AGAIN_MS = 500;
 
-/** Events that are waited for at once, each push for its own: some hundred bytes each, and as many as there may be feeds, twice. */
+/** Maximum number of waited-for events, counted per push: a few hundred bytes each; twice the maximum number of feeds. */
 const EVENTS_MAX = 200_000;
 
 type Follow = (request: FeedRequest, wire: Wire) => Feed;
@@ -32,10 +34,10 @@ export class Completion {
   }
 
   /**
-   * Waits until events are complete, at most for so long, or until `signal`.
-   * @param events their `seq`s in the log of this epoch, ascending, without holes
-   * @returns their tallies then; an event that is no longer kept has none; null: the log was lost or put back meanwhile
-   * @throws PereError away: they can't be read, or so many wait that nobody else can
+   * Waits until events are complete, until the time is over, or until `signal`.
+   * @param events their `seq`s in the log of this epoch, ascending, without gaps
+   * @returns their tallies; an event that is no longer kept has none; null: the log was lost or restored meanwhile
+   * @throws PereError away: the tallies can't be read, or too many pushes are waiting
    */
   async until(
     channel: string,
@@ -56,33 +58,33 @@ export class Completion {
       watcher = new TallyFollower(channel, this.#follow, () => this.#watchers.delete(channel));
       this.#watchers.set(channel, watcher);
     }
-    const place = watcher.enter(epoch, events);
+    const waiting = watcher.enter(epoch, events);
     try {
       for (let isOver = false; ;) {
-        const changed = place.changed(); // Taken before the look: what changes during it is looked at again.
-        // Where all have completed by the log there is nothing to ask.
-        const tallies = place.tallies() ?? (await this.#store.tallies(channel, epoch, first, last));
-        if (tallies === null || isOver || place.saw(tallies)) return tallies;
+        const changed = waiting.changed(); // Taken before the read, so that changes during the read cause another one.
+        // If the log showed that all are complete, no read is needed.
+        const tallies = waiting.tallies() ?? (await this.#store.tallies(channel, epoch, first, last));
+        if (tallies === null || isOver || waiting.saw(tallies)) return tallies;
         isOver = await Promise.race([changed, timeUp]);
       }
     } finally {
       clearTimeout(timer);
       this.#events -= events.length;
-      watcher.leave(place);
+      watcher.leave(waiting);
     }
   }
 
-  /** Everybody is answered with what is there. */
+  /** Answer all of them with the current tallies. */
   stop(): void {
     for (const watcher of [...this.#watchers.values()]) watcher.stop();
   }
 }
 
-/** One push that waits. */
+/** One waiting push. */
 class WaitingPush {
   readonly epoch: string;
   readonly events: readonly number[];
-  /** Events that are not known to be complete, or gone. */
+  /** Events that are neither complete nor deleted, as far as known. */
   readonly #open: Set<number>;
   readonly #complete = new Map<number, Tally>();
   #change = Promise.withResolvers<boolean>();
@@ -93,17 +95,17 @@ class WaitingPush {
     this.#open = new Set(events);
   }
 
-  /** Resolves when the tally is worth a look; true: there is nothing to wait for any more. */
+  /** Resolves when the tally must be read; true: there is nothing left to wait for. */
   changed(): Promise<boolean> {
     return this.#change.promise;
   }
 
-  /** The tallies, once there is nothing more to learn. */
+  /** The tallies, once they are final. */
   tallies(): ReadonlyMap<number, Tally> | null {
     return this.#open.size === 0 ? this.#complete : null;
   }
 
-  /** Tallies as they were read. True: there is nothing left to wait for. */
+  /** Notes tallies that were read. True: there is nothing left to wait for. */
   saw(tallies: ReadonlyMap<number, Tally>): boolean {
     for (const event of this.#open) {
       const tally = tallies.get(event);
@@ -127,12 +129,12 @@ class WaitingPush {
   }
 }
 
-/** The cursor of all who wait at one channel. */
+/** The cursor shared by all waiting pushes of a channel. */
 class TallyFollower implements Wire {
   readonly #channel: string;
   readonly #follow: Follow;
   readonly #end: () => void;
-  readonly #places = new Map<number, Set<WaitingPush>>();
+  readonly #pushes = new Map<number, Set<WaitingPush>>();
   #feed: Feed | undefined;
   #waiting = 0;
   #stopped = false;
@@ -151,22 +153,22 @@ class TallyFollower implements Wire {
   }
 
   enter(epoch: string, events: readonly number[]): WaitingPush {
-    const place = new WaitingPush(epoch, events);
+    const waiting = new WaitingPush(epoch, events);
     this.#waiting++;
     for (const event of events) {
-      const places = this.#places.get(event);
-      if (places) places.add(place);
-      else this.#places.set(event, new Set([place]));
+      const sameEvent = this.#pushes.get(event);
+      if (sameEvent) sameEvent.add(waiting);
+      else this.#pushes.set(event, new Set([waiting]));
     }
-    if (this.#stopped) place.look(true); // Who comes last is told as well.
-    return place;
+    if (this.#stopped) waiting.look(true); // It may have stopped just before.
+    return waiting;
   }
 
-  leave(place: WaitingPush): void {
-    for (const event of place.events) {
-      const places = this.#places.get(event);
-      places?.delete(place);
-      if (places?.size === 0) this.#places.delete(event);
+  leave(waiting: WaitingPush): void {
+    for (const event of waiting.events) {
+      const sameEvent = this.#pushes.get(event);
+      sameEvent?.delete(waiting);
+      if (sameEvent?.size === 0) this.#pushes.delete(event);
     }
     if (--this.#waiting > 0) return;
     this.#stopped = true;
@@ -174,9 +176,10 @@ class TallyFollower implements Wire {
     this.#end();
   }
 
-  /** All who wait look at the tally. */
+  /** Makes all waiting pushes read the tally. */
   #look(isOver: boolean): void {
-    for (const place of new Set([...this.#places.values()].flatMap((places) => [...places]))) place.look(isOver);
+    for (const waiting of new Set([...this.#pushes.values()].flatMap((sameEvent) => [...sameEvent])))
+      waiting.look(isOver);
   }
 
   stop(): void {
@@ -194,8 +197,8 @@ class TallyFollower implements Wire {
       if (!receipt?.completes) continue;
       const { done, failed } = receipt.completes;
       const tally = { addressed: done + failed, received: 0, working: 0, missing: 0, done, failed };
-      for (const place of this.#places.get(receipt.event) ?? [])
-        if (place.epoch === epoch) place.complete(receipt.event, tally);
+      for (const waiting of this.#pushes.get(receipt.event) ?? [])
+        if (waiting.epoch === epoch) waiting.complete(receipt.event, tally);
     }
   }
 

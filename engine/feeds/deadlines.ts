@@ -1,16 +1,16 @@
 /**
- * Deadlines: when one passes, whoever owes a final receipt is recorded as missing.
+ * Deadlines: when one passes, devices that owe a final receipt are recorded as missing.
  *
- * The store knows the deadlines and records each device once, however often and by how many instances it is asked, so nothing here must be
- * remembered: a process that comes up after a deadline finds it, and where one dies the others go on. A word that comes past a deadline is judged by
- * the store, so nothing depends on when it is looked at here but how soon the missing are told.
+ * The store knows the deadlines and records each device once, however often and by however many instances it is asked. So nothing needs to be
+ * remembered here: a process that starts after a deadline finds it, and if one instance dies, the others continue. The store also judges receipts
+ * that arrive after a deadline. The timing here only affects how soon missing devices are reported.
  *
- * The clock is looked at twice a second at least, so it may jump: what has passed by then is recorded then.
+ * The clock is checked at least twice a second, so it may jump: whatever has passed by then is recorded then.
  */
 import { onConsole, type Report, unexpected } from "../faults.ts";
 import type { Store } from "../store.ts";
 
-/** How often the store is asked at least: what another instance left undone is found within two of these. */
+/** Maximum interval between two queries: work that another instance left undone is found within two of these. */
 const LOOK_MS = 500;
 
 export class Deadlines {
@@ -18,9 +18,9 @@ export class Deadlines {
   readonly #now: () => number;
   readonly #report: Report;
   #timer: Timer | undefined;
-  /** When the store is to be asked next, by the clock. */
+  /** The time of the next query. */
   #at = Number.POSITIVE_INFINITY;
-  /** The look that is under way. */
+  /** The running query. */
   #looking: Promise<void> | undefined;
   #stopped = false;
 
@@ -52,19 +52,19 @@ export class Deadlines {
   }
 
   async #look(): Promise<void> {
-    this.#at = Number.POSITIVE_INFINITY; // What is pushed from here on is told by `ahead`.
+    this.#at = Number.POSITIVE_INFINITY; // Events pushed from here on call `ahead`.
     try {
       let next: number | null;
       do next = await this.#store.recordMissing(this.#now());
       while (!this.#stopped && next !== null && next <= this.#now());
       this.ahead(next ?? Number.POSITIVE_INFINITY);
     } catch (error) {
-      unexpected(this.#report, error); // Where the store is away, the timer looks again.
+      unexpected(this.#report, error); // The store is away; the timer tries again.
       this.ahead(this.#now() + LOOK_MS);
     }
   }
 
-  /** Looks no more. @returns when the look that is under way has ended */
+  /** Stops. @returns when the running query has ended */
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);

@@ -1,7 +1,7 @@
 /**
- * All open feeds: how each is opened, what it hears when nothing happens, and when it ends.
+ * All open feeds: how they are opened, kept alive and ended.
  *
- * What a feed costs at rest is its place in a wheel that turns once in a while for all of them: no timer, no promise, no queue a feed.
+ * An idle feed costs only an entry in a timer wheel that all feeds share: no per-feed timer, promise or queue.
  */
 import type { Counters } from "../counters.ts";
 import { attempt, type Report, unexpected } from "../faults.ts";
@@ -13,37 +13,37 @@ import { Batch, eventEntry, Log, receiptEntry, type LogSource } from "./log.ts";
 
 /** Times in milliseconds. */
 export interface FeedLimits {
-  /** A quiet feed gets a sign of life at this interval. Proxies cut after 60 s, some after 30. */
+  /** A quiet feed gets a keep-alive at this interval. Proxies close a connection after 60 s, some after 30. */
   readonly beatMs: number;
-  /** A feed that is renewed lives this long, ± 20 %: so long can a dead link pass for a device. */
+  /** A renewed feed lives this long, ± 20 %; a dead connection counts as connected no longer than this. */
   readonly renewMs: number;
-  /** Open feeds an instance, its own left out. */
+  /** Maximum number of feeds per instance, internal ones excluded. */
   readonly feeds: number;
-  /** Open feeds a caller. */
+  /** Maximum number of feeds per caller. */
   readonly feedsACaller: number;
 }
 
-/** Turns of the wheel in one beat: how exactly a beat is kept. */
+/** Ticks per beat: the resolution of a beat. */
 const BEAT_TICKS = 15;
 
-/** How long feeds are told of a drain, one after the other; fewer than two thousand in less. What is told is looked at this often. */
+/** Over how long a drain tells feeds one after the other; fewer than two thousand take less. Checked at this interval. */
 const DRAIN_MS_MAX = 3_000;
 const DRAIN_MS_A_FEED = 1.5;
 const DRAIN_STEP_MS = 10;
 
-/** A device whose enrolment was lost with its log is enrolled again; where that can't be done now, it is tried again after this. */
+/** Delay before enrolling a device again is retried, after its enrolment was lost with its log. */
 const REJOIN_MS = 1_000;
 
-/** A device that is being enrolled for a feed that starts. */
+/** A device that is being enrolled for a starting feed. */
 interface Joining {
   readonly channels: readonly string[];
   readonly device: string;
-  /** It was retired in one of them meanwhile: before or after it was enrolled can't be known. */
+  /** It was retired in one of the channels meanwhile, before or after it was enrolled. */
   isRetired: boolean;
 }
 
 export class Feeds {
-  /** Which devices are therefore connected here. */
+  /** Which devices these feeds connect. */
   readonly presence: Presence<Feed>;
   readonly #store: Store;
   readonly #limits: FeedLimits;
@@ -52,20 +52,20 @@ export class Feeds {
   readonly #counts: Counters;
   readonly #logs = new Map<string, Log>();
   readonly #open = new Set<Feed>();
-  /** How many of them are connections, and how many of those each caller has. */
+  /** How many of them are connections, in total and per caller. */
   #connections = 0;
   readonly #callers = new Map<string, number>();
-  /** Those of them that end at some time, however much there is to say. */
+  /** Those that end at some time, even when busy. */
   readonly #expiring = new Set<Feed>();
   readonly #joining = new Set<Joining>();
   readonly report: Report;
   readonly #wheel: Set<Feed>[] = Array.from({ length: BEAT_TICKS + 1 }, () => new Set());
   readonly #timer: Timer;
   #closing = false;
-  /** Turns of the wheel so far, `BEAT_TICKS` in each `beatMs`. */
+  /** Ticks so far, `BEAT_TICKS` per `beatMs`. */
   tick = 0;
 
-  /** @param attended told when the first device follows a channel here, and when none does any more */
+  /** @param attended called when a channel gets its first device here and when it loses its last one */
   constructor(
     store: Store,
     limits: FeedLimits,
@@ -98,7 +98,7 @@ export class Feeds {
     };
   }
 
-  /** How readers are connected, and how many followers of logs there are, PERE's own included; for metrics. */
+  /** Readers by transport, and the number of followers of logs, internal ones included; for metrics. */
   get readers(): { transports: Record<Transport, number>; followers: number } {
     const transports: Record<Transport, number> = { sse: 0, websocket: 0, poll: 0 };
     for (const { wire } of this.#open) if (wire.transport) transports[wire.transport]++;
@@ -110,12 +110,12 @@ export class Feeds {
   // --------------------------------------------------------------------------------------------------------------- opening
 
   /**
-   * Opens a feed: enrols the device, finds where it starts, tells it, and delivers from there on for as long as it is open. The feed is
-   * returned at once and may be stopped at any time; when something can't be had later (the store is away) it ends with `busy`.
+   * Opens a feed: enrols the device, finds the start position, sends it, and delivers from there until the feed ends. Returns the feed at once; it
+   * may be stopped at any time. If something fails later (the store is away), it ends with `busy`.
    */
   follow(request: FeedRequest, wire: Wire): Feed {
-    // The logs are held from here on: what is stored after the reads below is announced to them, so nothing falls between.
-    const logs = request.channels.map((channel) => this.#hold(request.kind, channel));
+    // Acquire the logs first: entries stored after the reads below are announced to them, so none is missed.
+    const logs = request.channels.map((channel) => this.#acquireLog(request.kind, channel));
     const feed = new Feed(this, request, logs, wire);
     this.#open.add(feed);
     if (request.caller !== null) {
@@ -128,7 +128,7 @@ export class Feeds {
   }
 
   async #start(feed: Feed, request: FeedRequest): Promise<void> {
-    await null; // The caller has the feed before its wire hears anything.
+    await null; // The caller must have the feed before its wire is called.
     if (!feed.open) return;
     try {
       if (this.#closing) return feed.end("drain");
@@ -137,7 +137,7 @@ export class Feeds {
         caller !== null &&
         (this.#connections > this.#limits.feeds || this.#feedsOf(caller) > this.#limits.feedsACaller);
       if (request.refused !== null || isFull) return feed.end("busy");
-      // Heard before it is read, so that nothing falls between.
+      // Follow before reading, so that no entry is missed.
       await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));
       if (!feed.open) return;
       const found =
@@ -149,8 +149,8 @@ export class Feeds {
         this.reached({ kind, channel: request.channels[index]!, epoch: heads.epoch, head: heads[kind].head }),
       );
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
-      const strangers = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
-      const starts = found.map((heads) => startOf(heads, request, strangers));
+      const unknown = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
+      const starts = found.map((heads) => startOf(heads, request, unknown));
       if (kind === "events" && device !== null) {
         feed.entered = true;
         (found as Joined[]).forEach(({ joined }, index) =>
@@ -180,7 +180,7 @@ export class Feeds {
     }
   }
 
-  /** Enrols a device for a feed that starts. Where it is retired meanwhile, the feed counts as one that came after that. */
+  /** Enrols a device for a starting feed. If it is retired meanwhile, the feed counts as opened after that. */
   async #join(channels: readonly string[], device: string): Promise<Joined[]> {
     const joining: Joining = { channels, device, isRetired: false };
     this.#joining.add(joining);
@@ -226,7 +226,7 @@ export class Feeds {
     }
   }
 
-  #hold(kind: Kind, channel: string): Log {
+  #acquireLog(kind: Kind, channel: string): Log {
     const name = logName(kind, channel);
     let log = this.#logs.get(name);
     if (!log) {
@@ -258,22 +258,22 @@ export class Feeds {
           : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
       ),
     );
-    if (!isTold) log.reach(epoch, wake.entries.at(-1)!.seq); // Followers read it.
+    if (!isTold) log.reach(epoch, wake.entries.at(-1)!.seq); // Followers read it from the store.
   }
 
-  /** A device's enrolment was ended, here or elsewhere: so are its feeds. One that it opened anew meanwhile may end as well; it comes back. */
+  /** A device was retired, at this or another instance: end its feeds. A feed that it opened meanwhile may end too; it reconnects. */
   #retired(channel: string, device: string): void {
     for (const joining of this.#joining)
       if (joining.device === device && joining.channels.includes(channel)) joining.isRetired = true;
     for (const feed of [...this.presence.feeds(channel, device)]) feed.end("expired");
   }
 
-  /** A device is open at these addresses, here or elsewhere; where these are several, its feeds are told. */
+  /** A device is open at these addresses, at any instance. If there are several machines, its feeds are told. */
   shared(channel: string, device: string, addresses: readonly string[]): void {
     if (isShared(addresses)) for (const feed of this.presence.feeds(channel, device)) feed.shared(addresses);
   }
 
-  /** A log has come so far; entries may have passed unheard. */
+  /** A log has grown to here; notifications may have been missed. */
   reached({ kind, channel, epoch, head }: Extent): void {
     const log = this.#logs.get(logName(kind, channel));
     if (!log) return;
@@ -283,7 +283,7 @@ export class Feeds {
     for (const device of this.presence.devices(channel)) void this.#rejoin(log, device);
   }
 
-  /** In a new life of its channel nobody knows a device that was there all the time: it is enrolled again. */
+  /** In a new epoch of its channel, a connected device is not enrolled: enrols it again. */
   async #rejoin({ channel, epoch }: Log, device: string): Promise<void> {
     for (;;) {
       if (this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
@@ -298,12 +298,12 @@ export class Feeds {
 
   #source(kind: Kind, channel: string): LogSource {
     const store = this.#store;
-    /** Where what was read is of a life that has ended, the log is told of the present one, and its followers read again. */
+    /** If the epoch that was read has ended, updates the log to the current one; its followers read again. */
     const present = async <Found>(found: Found | null): Promise<Found> => {
       if (found !== null) return found;
       const heads = await store.heads(channel);
       if (heads) this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
-      throw new PereError("away", `the log of channel ${channel} begins anew`);
+      throw new PereError("away", `the log of channel ${channel} has a new epoch; read again`);
     };
     return {
       now: this.#now,
@@ -323,18 +323,18 @@ export class Feeds {
 
   // --------------------------------------------------------------------------------------------- what became of an event
 
-  /** A device gave a final word on an event: its feeds that have not come to it yet pass it over. */
+  /** A device sent a final receipt: its feeds skip the event if they have not reached it yet. */
   settle(channel: string, device: string, event: Position): void {
     for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, event);
   }
 
-  /** Gives an event once more to those of these devices that have a feed open here and were given it before. */
+  /** Sends an event again to those of these devices that have a feed here and were sent it before. */
   remind(channel: string, epoch: string, event: Event, devices: readonly string[]): void {
     const log = this.#logs.get(logName("events", channel));
     if (log?.epoch !== epoch) return;
     const batch = new Batch([eventEntry(channel, epoch, event)]);
     for (const device of devices) {
-      const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event, and leaves the list.
+      const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event and leaves the list.
       for (const feed of feeds) if (!attempt(this.report, () => feed.remind(log, batch))) feed.end("busy");
     }
   }
@@ -345,7 +345,7 @@ export class Feeds {
     return Math.max(1, Math.round((ms * BEAT_TICKS) / this.#limits.beatMs));
   }
 
-  /** Puts a feed where the wheel will meet it when its next beat is due. */
+  /** Puts a feed where the wheel reaches it when its next beat is due. */
   #spin(feed: Feed): void {
     const due = Math.max(this.tick + 1, feed.wroteAt + BEAT_TICKS);
     this.#wheel[due % this.#wheel.length]!.add(feed);
@@ -375,19 +375,19 @@ export class Feeds {
     }
   }
 
-  /** Tells every feed, so many at a time that their readers do not all come to another instance in one moment, and takes no new ones. */
+  /** Ends all feeds, spread over time so that readers do not all move to another instance at once. Accepts no new ones. */
   async close(): Promise<void> {
     this.#closing = true;
     const feeds = [...this.#open].filter(({ caller }) => caller !== null);
-    const spreadMs = Math.min(DRAIN_MS_MAX, feeds.length * DRAIN_MS_A_FEED);
+    const drainMs = Math.min(DRAIN_MS_MAX, feeds.length * DRAIN_MS_A_FEED);
     const startedAt = performance.now();
     for (let told = 0; told < feeds.length;) {
-      const share = (performance.now() - startedAt) / spreadMs;
+      const share = (performance.now() - startedAt) / drainMs;
       for (const upTo = Math.min(feeds.length, 1 + share * feeds.length); told < upTo; told++)
         feeds[told]!.end("drain");
       if (told < feeds.length) await Bun.sleep(DRAIN_STEP_MS);
     }
-    for (const feed of [...this.#open]) feed.end("drain"); // PERE's own cursors.
+    for (const feed of [...this.#open]) feed.end("drain"); // Internal cursors.
     clearInterval(this.#timer);
     await this.presence.writeHeard();
   }

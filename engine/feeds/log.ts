@@ -1,13 +1,13 @@
 /**
- * Followers of a log: how what one commit stored reaches everybody who listens, and how who fell behind catches up.
+ * Followers of a log: how the entries of a commit reach all followers, and how a follower that fell behind catches up.
  *
- * A follower is a cursor. One rule serves catch-up and live: give it what is after its cursor; when there is nothing, let it rest until
- * the log grows. There is no queue a follower. Who keeps up is in the `live` set and is served by a plain synchronous loop: entries that came
- * since the last turn are cut from the ring once, encoded once (by the sink, into the batch that all share) and written once to each.
- * Who pushes back leaves the set, waits for its drain, reads on from the ring or the store, and joins again; between the last
- * look at the head and the joining nothing can happen, because nothing is awaited there. So there is no seam.
+ * A follower is a cursor. The same rule serves history and live entries: send what is after the cursor; if there is nothing, wait until the log
+ * grows. There is no per-follower queue. Followers that keep up are in the `live` set, which a synchronous loop serves: entries since the last turn
+ * are cut from the ring once, encoded once (by the sink, into the shared batch) and written once to each follower. A follower that pushes back is
+ * removed from the set. It waits for its drain, reads on from the ring or the store, and joins again. Nothing is awaited between the last look at the
+ * head and joining, so no entry can be missed there.
  *
- * What it never does: hold a promise or a copy a follower and entry, write to a sink that pushes back, pass over a hole in silence.
+ * Never keeps a promise or a copy per follower and entry, never writes to a sink that pushes back, and never skips missing entries silently.
  */
 import { SharedTurn } from "../yield.ts";
 import { onConsole, type Report, unexpected } from "../faults.ts";
@@ -24,38 +24,38 @@ import {
   EVENT_SOURCE_TYPES,
 } from "../model.ts";
 
-/** Entries that a ring keeps: what devices on bad lines miss in a moment. */
+/** Ring size in entries: what devices on bad connections miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
-/** The same in characters of text. */
+/** Ring size in characters of text. */
 export const RING_CHARACTERS_MAX = 1024 * 1024;
-/** Followers served in one turn of the event loop: requests must not wait for a whole fan-out. */
+/** Followers served per turn of the event loop, so that requests do not wait for a whole fan-out. */
 export const SLICE_FOLLOWERS = 128;
-/** Characters in one write, about: what a reader who stops costs. */
+/** Approximate characters per write: the cost of a reader that stops reading. */
 export const WRITE_CHARACTERS = 256 * 1024;
-/** A read that failed because the store is away is tried again after this, give or take a half. */
+/** Delay before a read is retried when the store is away, ± 50 %. */
 export const RETRY_MS = 500;
-/** Entries in one catch-up read. */
+/** Entries per catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
-/** How far ahead of a follower it is remembered what its device gave a final word on: no page is longer. Of what lies beyond, the store is asked. */
+/** How far ahead of a follower its device's final receipts are remembered; no page is longer. Beyond that, the store is asked. */
 export const SKIP_ENTRIES_MAX = 4 * RING_ENTRIES_MAX;
 
 /**
- * One entry of a log, as followers see it. `to` and `expires` (milliseconds since 1970) are null for most. `complete` says that an event is complete;
- * the text is empty then, but in logs of before, where it is said after the text.
+ * A log entry as followers see it. `to` and `expires` (milliseconds since 1970) are usually null. `complete` says that an event is complete; the text
+ * is then empty, except in logs of earlier versions, where it follows the text.
  */
 export interface Entry {
   readonly seq: number;
   readonly id: string;
   readonly text: string;
   readonly complete: string | null;
-  /** What a receipts log's entry is made of; null in a log of events. */
+  /** The receipt, in a receipts log; null in an event log. */
   readonly receipt: Receipt | null;
   readonly type: string | null;
   readonly to: readonly string[] | null;
   readonly expires: number | null;
 }
 
-/** An event as followers get it. One that an earlier version took under a name of EventSource's own has no name on a stream. */
+/** An event as followers get it. If an earlier version accepted a type that EventSource reserves, the frame has no type. */
 export const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
   seq: event.seq,
   id: id(epoch, event.seq),
@@ -79,7 +79,7 @@ export const receiptEntry = (channel: string, epoch: string, receipt: Receipt): 
   expires: null,
 });
 
-/** Entries on their way to followers. Followers with one cursor share one batch; `encoded` is the sinks' own memo. */
+/** Entries to be sent. Followers at the same cursor share one batch; `encoded` is a cache for the sinks. */
 export class Batch {
   readonly entries: readonly Entry[];
   encoded: unknown;
@@ -88,15 +88,15 @@ export class Batch {
   }
 }
 
-/** Where a follower's entries go. One sink may serve several followers (a feed of several channels). */
+/** Receives a follower's entries. One sink may serve several followers (a feed of several channels). */
 export interface Sink {
-  /** Takes the batch. A promise: it was taken, and the reader is behind; nothing more is to be written until it resolves. */
+  /** Takes the batch. A promise: the batch was taken, and the reader is behind; do not write until it resolves. */
   write(log: Log, batch: Batch): Promise<unknown> | undefined;
-  /** Entries after `after` and before `from` are no longer kept, or they were in another life of the log. */
+  /** Entries after `after` and before `from` are no longer kept, or were in another epoch of the log. */
   gap(log: Log, after: Position, from: Position): void;
-  /** A follower has everything there is and rests. */
+  /** A follower has everything and waits. */
   rest(): void;
-  /** The log can't be read now. The sink ends. */
+  /** The log can't be read now. The sink must end. */
   fail(error: unknown): void;
   /** Set while the reader is behind. */
   blocked: Promise<unknown> | undefined;
@@ -111,42 +111,42 @@ export function blockUntilDrained(sink: Sink, drained: Promise<unknown>): void {
   drained.then(release, release);
 }
 
-/** Ten thousand who come back together, each with pages of his own, leave room for everything else. */
-const breath = new SharedTurn();
+/** Shared by all catch-ups: ten thousand reconnecting followers leave time for other work. */
+const catchUpTurn = new SharedTurn();
 
-/** How a log's older entries are read. */
+/** Reads a log's older entries. */
 export interface LogSource {
-  /** Entries of one life of the log. @throws PereError away: they can't be had now, but later; or that life is over, and the log knows */
+  /** Reads entries of one epoch. @throws PereError away: temporarily unreadable; or the epoch has ended, and the log was told */
   read(after: number, limit: number, epoch: string): Promise<readonly Entry[]>;
-  /** Events with `after` < seq ≤ `upTo` that the device gave a final word on: they are never sent to it again. @throws PereError as `read` */
+  /** Events with `after` < seq ≤ `upTo` that the device sent a final receipt for; they are not sent to it again. @throws PereError as `read` */
   finalized?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
   readonly now: () => number;
-  /** Told of what should never happen. */
+  /** Receives unexpected errors. */
   readonly report?: Report;
 }
 
 export interface Follower {
   readonly sink: Sink;
-  /** A device's name: it sees what is addressed to it. Null: only what is addressed to nobody in particular. */
+  /** A device's name: it also gets what is addressed to it. Null: only what is addressed to all. */
   readonly device: string | null;
-  /** Everything up to here was given, or was not for it. */
+  /** Everything up to here was sent, or was not for it. */
   cursor: number;
-  /** Of events to everybody, only those after this one. */
+  /** Events for all devices are sent only after this one. */
   floor: number;
-  /** Where it was in a life of the log that ended, until it is told. */
+  /** Its position in an epoch that ended, until the gap is sent. */
   lost: Position | null;
   stopped: boolean;
-  /** Of the next `SKIP_ENTRIES_MAX` entries, those that its device gave a final word on meanwhile. */
+  /** Among the next `SKIP_ENTRIES_MAX` entries: those that its device has sent a final receipt for meanwhile. */
   skip?: Set<number> | undefined;
   /** The last of them. */
   skipTo?: number;
-  /** The last one beyond those that its device gave a final word on: up to there the store is asked for each page. */
+  /** The last finally answered entry beyond those: up to here the store is asked for each page. */
   askTo?: number;
 }
 
 /**
- * Entries after `from` up to `to`, for all who stand at `from`. `full`: one write carries no more, whatever comes; until `toAllUntil` none of
- * the entries needs a look at who gets it.
+ * Entries after `from` up to `to`, for all followers at `from`. `full`: one write carries no more. Up to `toAllUntil`, every entry is for every
+ * follower.
  */
 interface Cut {
   readonly from: number;
@@ -163,31 +163,31 @@ export class Log {
   /** Set by `reach`. */
   epoch = "";
   head = 0;
-  /** Feeds and requests that hold the log; at 0 its owner lets go of it. */
+  /** Feeds and requests that use the log; at 0 its owner drops it. */
   users = 0;
   readonly #source: LogSource;
-  /** Where it is counted how much was written. */
-  readonly #work: { deliveries: number };
+  /** Counts deliveries. */
+  readonly #counters: { deliveries: number };
   readonly #followers = new Set<Follower>();
   readonly #live = new Set<Follower>();
   #ring: Entry[] = [];
   #ringCharacters = 0;
   #filling: Promise<void> | undefined;
-  /** The ring was extended back to here; only who is further back makes it try again. */
+  /** The ring was extended back to here; only a follower further back triggers another try. */
   #filledFrom = Number.POSITIVE_INFINITY;
-  /** The head when `age` was last called. */
+  /** The head at the last call of `age`. */
   #agedHead = 0;
   #pass: Iterator<Follower> | undefined;
   #passHead = 0;
-  /** Whether the running pass left somebody with more to come. */
+  /** Whether the running pass left a follower with more to send. */
   #unfinished = false;
   #shared: Cut | undefined;
 
-  constructor(kind: Kind, channel: string, source: LogSource, work = { deliveries: 0 }) {
+  constructor(kind: Kind, channel: string, source: LogSource, counters = { deliveries: 0 }) {
     this.kind = kind;
     this.channel = channel;
     this.#source = source;
-    this.#work = work;
+    this.#counters = counters;
   }
 
   /** Followers, for metrics. */
@@ -195,12 +195,12 @@ export class Log {
     return this.#followers.size;
   }
 
-  /** Those of them at rest or being served, for tests and metrics. */
+  /** Those in the live set, for tests and metrics. */
   get live(): number {
     return this.#live.size;
   }
 
-  /** What the store says of the log's extent. It may have grown since. Another epoch: what there was is lost, and its followers are told. */
+  /** Updates the log's extent from the store; it may have grown since. With another epoch, the old log is lost and its followers get a gap. */
   reach(epoch: string, head: number): void {
     if (this.epoch !== "" && epoch !== this.epoch) this.#renew(epoch);
     this.epoch = epoch;
@@ -209,7 +209,7 @@ export class Log {
     this.#grow(head);
   }
 
-  /** Entries that became durable, in order. */
+  /** Announces entries that became durable, in order. */
   announce(entries: readonly Entry[]): void {
     const first = entries[0];
     const last = entries.at(-1);
@@ -219,7 +219,7 @@ export class Log {
     this.#grow(last.seq);
   }
 
-  /** The log begins anew: everybody starts again at its beginning, with a gap from where they were. */
+  /** The log has a new epoch: all followers restart at its beginning, after a gap from their old position. */
   #renew(epoch: string): void {
     const before = this.epoch;
     this.epoch = epoch;
@@ -239,7 +239,7 @@ export class Log {
     void this.#catchUp(follower);
   }
 
-  /** A follower's device gave a final word on an entry: if it was not given that entry yet, it won't be, also when the log has not come to it here. */
+  /** A follower's device sent a final receipt: if the entry was not sent yet, it never will be, even if it has not been announced here. */
   settle(follower: Follower, seq: number): void {
     const { cursor } = follower;
     if (seq <= cursor) return;
@@ -264,7 +264,7 @@ export class Log {
   #keep(entry: Entry): void {
     this.#ring.push(entry);
     this.#ringCharacters += entry.text.length;
-    // Cut in chunks: shifting one by one costs the ring's length each time.
+    // Cut in chunks: each single shift would cost the ring's length.
     if (this.#ring.length < 2 * RING_ENTRIES_MAX && this.#ringCharacters <= 2 * RING_CHARACTERS_MAX) return;
     let drop = Math.max(0, this.#ring.length - RING_ENTRIES_MAX);
     let characters = this.#ringCharacters;
@@ -278,8 +278,8 @@ export class Log {
   }
 
   /**
-   * Called from time to time: lets go of what was there the last time already. The ring is for who is a moment behind; ten thousand channels
-   * would otherwise hold a megabyte each for nobody.
+   * Called periodically: drops entries that were already there at the last call. The ring serves followers that are a moment behind; without aging,
+   * ten thousand channels would each keep a megabyte for no one.
    */
   age(): void {
     const drop = this.#ring.findIndex(({ seq }) => seq > this.#agedHead);
@@ -297,7 +297,7 @@ export class Log {
     this.#shared = undefined;
   }
 
-  /** Entries after `cursor`, as many as one write may carry, or null when the ring does not reach back so far. */
+  /** Entries after `cursor` for one write, or null if the ring does not reach back that far. */
   #cut(cursor: number): Entry[] | null {
     const first = this.#ring[0];
     if (!first || cursor < first.seq - 1) return null;
@@ -308,7 +308,7 @@ export class Log {
     return this.#ring.slice(from, to);
   }
 
-  /** Extends the ring back to `cursor` from the store, once for all who are behind: ten thousand who come back together cost one read. */
+  /** Extends the ring back to `cursor` from the store, once for all followers that are behind: ten thousand reconnecting followers cost one read. */
   #fill(cursor: number): Promise<void> {
     this.#filling ??= (async () => {
       const { epoch } = this;
@@ -323,13 +323,13 @@ export class Log {
           after = read.at(-1)!.seq;
         }
         if (epoch !== this.epoch) return;
-        this.#filledFrom = cursor; // Not before: who stands there as well waits for this read.
+        this.#filledFrom = cursor; // Set only now: other followers at this cursor wait for this read.
         if (older.at(-1)?.seq !== this.#start() - 1) return;
         let keep = older.length;
         let characters = this.#ringCharacters;
         while (keep > 0 && characters + older[keep - 1]!.text.length <= RING_CHARACTERS_MAX)
           characters += older[--keep]!.text.length;
-        if (keep > 0) this.#filledFrom = 0; // It is as large as it may be: older ones are read by each for itself.
+        if (keep > 0) this.#filledFrom = 0; // The ring is full: each follower reads older entries for itself.
         older = older.slice(keep);
         this.#ring = [...older, ...this.#ring];
         this.#ringCharacters = characters;
@@ -340,7 +340,7 @@ export class Log {
     return this.#filling;
   }
 
-  /** The `seq` of the ring's oldest entry, or of the next to come. */
+  /** The `seq` of the ring's oldest entry, or of the next one to come. */
   #start(): number {
     return this.#ring[0]?.seq ?? this.head + 1;
   }
@@ -360,7 +360,7 @@ export class Log {
     this.#unfinished = false;
   }
 
-  /** Serves a slice of the live followers; goes on in the next turn until all of them have everything. */
+  /** Serves a slice of the live followers; continues in the next turn until all have everything. */
   readonly #turn = (): void => {
     let served = 0;
     while (this.#pass) {
@@ -372,7 +372,7 @@ export class Log {
     }
   };
 
-  /** What fails at one follower ends that one: the pass goes on. */
+  /** An error at one follower ends only that follower. */
   #tryServe(follower: Follower): boolean {
     try {
       return this.#serve(follower);
@@ -394,7 +394,7 @@ export class Log {
     }
   }
 
-  /** False when there was nothing to do. */
+  /** False: there was nothing to send. */
   #serve(follower: Follower): boolean {
     if (follower.cursor >= this.head) return false;
     const mustAsk = (follower.askTo ?? 0) > follower.cursor;
@@ -417,7 +417,7 @@ export class Log {
     return true;
   }
 
-  /** What followers with this cursor get next, cut once for all of them; null when the ring does not have it. */
+  /** What followers at this cursor get next, cut once for all; null: the ring does not reach back that far. */
   #share(cursor: number): Cut | null {
     const shared = this.#shared;
     if (shared?.from === cursor && (shared.to === this.head || shared.full)) return shared;
@@ -441,10 +441,10 @@ export class Log {
     return new Batch(entries.filter((entry) => isFor(entry, follower, now) && !skip?.has(entry.seq)));
   }
 
-  /** True when the sink pushes back. */
+  /** True: the sink pushes back. */
   #give({ sink }: Follower, batch: Batch): boolean {
     const drained = sink.write(this, batch);
-    this.#work.deliveries += batch.entries.length;
+    this.#counters.deliveries += batch.entries.length;
     if (!drained) return false;
     blockUntilDrained(sink, drained);
     return true;
@@ -461,12 +461,13 @@ export class Log {
         if (!(error instanceof PereError) || error.code !== "away") return this.#fail(follower, error);
         unexpected(this.#source.report ?? onConsole, error);
       }
-      // What is away comes back, and the reader goes on from where it is; thousands of them not all in one moment.
+      // The store will come back, and the reader continues from its position. The delay is random, so that thousands of followers do not retry at
+      // once.
       await Bun.sleep(RETRY_MS * (0.5 + Math.random()));
     }
   }
 
-  /** Gives a follower all that it has not, until it rests among the live ones or is stopped. */
+  /** Sends a follower everything it lacks, until it joins the live set or is stopped. */
   async #advance(follower: Follower): Promise<void> {
     const { sink, device } = follower;
     while (!follower.stopped) {
@@ -482,7 +483,7 @@ export class Log {
         this.#live.add(follower);
         return sink.rest();
       }
-      await breath.take();
+      await catchUpTurn.yieldToEventLoop();
       // What is stored while the page is read may overtake it: what is missing then lies below this head.
       const { epoch, head } = this;
       const { cursor } = follower;
@@ -496,7 +497,7 @@ export class Log {
         if (sink.blocked || epoch !== this.epoch) continue;
         sink.gap(this, { epoch, seq: cursor }, { epoch, seq: first });
         follower.cursor = first - 1;
-        continue; // What is settled from here on is remembered from here on.
+        continue; // Final receipts are remembered from here on.
       }
       const given =
         device !== null && this.#source.finalized ? await this.#source.finalized(device, cursor, last, epoch) : null;
@@ -511,7 +512,7 @@ export class Log {
     }
   }
 
-  /** The next entries after `cursor`, in one batch with others who stand there where the ring has them; none: nothing is kept. */
+  /** The next entries after `cursor`, in a batch shared with other followers there if the ring has them; empty: nothing is kept. */
   async #page(cursor: number): Promise<Batch> {
     const near = cursor >= this.head - RING_ENTRIES_MAX;
     while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
@@ -519,6 +520,6 @@ export class Log {
   }
 }
 
-/** Whether an entry is for a follower: addressed to it or to all, since it follows, and not expired. */
+/** Whether an entry is for a follower: addressed to it or to all, after its floor, and not expired. */
 const isFor = ({ to, expires, seq }: Entry, { device, floor }: Follower, now: number): boolean =>
   (expires === null || expires > now) && (to === null ? seq > floor : device !== null && to.includes(device));

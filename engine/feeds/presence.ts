@@ -1,29 +1,29 @@
 /**
- * Presence: which devices have a feed of a channel open here, and when each was last heard from.
+ * Presence: which devices have a feed of a channel open here, and when each last gave a sign of life.
  *
- * `connected` is an open feed, here or at another instance; a sign of life is more than that, because a dead link looks open for minutes. All of this
- * can be lost at any moment: other instances are told of who comes and goes, and signs of life are written down every few seconds.
+ * `connected` means an open feed, at this or another instance. A sign of life says more, because a dead connection looks open for minutes. All of
+ * this may be lost at any moment: other instances are told of changes, and signs of life are stored every few seconds.
  *
- * What a feed is, is of no interest here: it is only kept, for those who look for a device's feeds.
+ * Feeds are opaque here: they are only kept for lookup by device.
  */
 import { type Report, onConsole } from "../faults.ts";
 import type { Event } from "../model.ts";
 import type { Store } from "../store.ts";
 
-/** Signs of life in one commit: others want to commit as well. */
+/** Signs of life per commit, to leave room for other commits. */
 const HEARD_AT_ONCE = 200;
 
-/** A device with open feeds of a channel, and the `seq` after which it joined the channel. */
+/** A device with open feeds of a channel, and the `seq` after which it joined. */
 interface Present<Feed> {
-  /** An array: nearly always there is one. */
+  /** An array: almost always with one element. */
   readonly feeds: Feed[];
   joined: number;
 }
 
-/** Who has a feed of a channel open here. */
+/** Devices with a feed of a channel open here. */
 interface Here<Feed> {
   readonly devices: Map<string, Present<Feed>>;
-  /** How many of them are at other instances too; counted once for what is known of those, as long as nobody comes or goes here. */
+  /** How many of them are connected at other instances too; cached until presence here or there changes. */
   both: { readonly elsewhere: ReadonlyMap<string, number>; readonly count: number } | null;
 }
 
@@ -36,14 +36,14 @@ export class Presence<Feed> {
   readonly #attended: (channel: string, isAttended: boolean) => void;
   readonly #report: Report;
   readonly #channels = new Map<string, Here<Feed>>();
-  /** Signs of life not yet written down, by channel. */
+  /** Signs of life not yet stored, by channel. */
   readonly #heard = new Map<string, Map<string, number>>();
-  /** The last writing of them. Never rejects. */
+  /** The last write of them. Never rejects. */
   #written: Promise<void> = Promise.resolve();
 
   /**
-   * @param attended told when the first device follows a channel here, and when none does any more
-   * @param addressOf from where a feed was opened; empty: that is not known
+   * @param attended called when a channel gets its first device here and when it loses its last one
+   * @param addressOf the address a feed was opened from; empty: unknown
    */
   constructor(
     store: Store,
@@ -59,14 +59,14 @@ export class Presence<Feed> {
     this.#attended = attended;
   }
 
-  /** How many devices have a feed open here, channel by channel. */
+  /** How many devices have a feed open here, summed over channels. */
   get size(): number {
     return [...this.#channels.values()].reduce((total, { devices }) => total + devices.size, 0);
   }
 
   // -------------------------------------------------------------------------------------------------------- who is connected
 
-  /** How many devices have a feed of the channel open, here or elsewhere; of those in `to`, when it is given. */
+  /** How many devices have a feed of the channel open at any instance; only those in `to`, if given. */
   connected(channel: string, to: readonly string[] | null, elsewhere: ReadonlyMap<string, number>): number {
     if (to !== null) return to.filter((device) => this.isConnected(channel, device, elsewhere)).length;
     const here = this.#channels.get(channel);
@@ -87,7 +87,7 @@ export class Presence<Feed> {
     return Float64Array.from(joined).sort();
   }
 
-  /** A device opens a feed of the channel, and joined it after `joined`. */
+  /** A device that joined the channel after `joined` opens a feed. */
   enter(channel: string, device: string, feed: Feed, joined: number): void {
     let here = this.#channels.get(channel);
     if (!here) {
@@ -106,7 +106,7 @@ export class Presence<Feed> {
     this.heard(channel, device);
   }
 
-  /** A feed that was entered is closed. */
+  /** An entered feed was closed. */
   leave(channel: string, device: string, feed: Feed): void {
     const here = this.#channels.get(channel)!;
     const { feeds } = here.devices.get(device)!;
@@ -124,13 +124,13 @@ export class Presence<Feed> {
     this.#attended(channel, false);
   }
 
-  /** Enrols a device that is here again, in a new life of its channel. @throws PereError away */
+  /** Enrols a connected device again, in a new epoch of its channel. @throws PereError away */
   async rejoin(channel: string, device: string): Promise<void> {
     const here = () => this.#channels.get(channel)?.devices.get(device);
     const present = here();
     if (!present) return;
     const { joined } = await this.#store.join(channel, device, this.#now());
-    if (here() !== present) return; // It left meanwhile; where it came again it said where it joined.
+    if (here() !== present) return; // It left meanwhile; if it returned, its new feed has set `joined`.
     present.joined = joined;
     this.#store.setPresence(channel, device, joined, this.addresses(channel, device));
   }
@@ -140,7 +140,7 @@ export class Presence<Feed> {
     return [...(this.#channels.get(channel)?.devices.keys() ?? [])];
   }
 
-  /** From where a device's feeds of the channel here are opened, each address once, ascending. */
+  /** The addresses of a device's feeds of the channel here, without duplicates, ascending. */
   addresses(channel: string, device: string): readonly string[] {
     const feeds = this.feeds(channel, device);
     return [...new Set(feeds.map(this.#addressOf))].filter((address) => address !== "").sort();
@@ -151,7 +151,7 @@ export class Presence<Feed> {
     return this.#channels.get(channel)?.devices.get(device)?.feeds ?? NONE;
   }
 
-  /** Whether a device has a feed of the channel open, here or elsewhere. */
+  /** Whether a device has a feed of the channel open at any instance. */
   isConnected(channel: string, device: string, elsewhere: ReadonlyMap<string, number>): boolean {
     return this.#channels.get(channel)?.devices.has(device) || elsewhere.has(device);
   }
@@ -165,24 +165,24 @@ export class Presence<Feed> {
 
   // ----------------------------------------------------------------------------------------------------------- signs of life
 
-  /** A device was really heard from: it opened a feed, gave a receipt, answered a ping, polled. */
+  /** A device gave a sign of life: it opened a feed, sent a receipt, answered a ping, or polled. */
   heard(channel: string, device: string): void {
     let devices = this.#heard.get(channel);
     if (!devices) this.#heard.set(channel, (devices = new Map()));
     devices.set(device, this.#now());
   }
 
-  /** The last sign of life that is not yet written down, milliseconds since 1970. */
+  /** The last sign of life that is not stored yet, milliseconds since 1970. */
   heardAt(channel: string, device: string): number | null {
     return this.#heard.get(channel)?.get(device) ?? null;
   }
 
-  /** Writes signs of life down, after those that are being written: where that takes long, there is one writer and not ever more. */
+  /** Stores signs of life, one write at a time: if the store is slow, writes do not pile up. */
   writeHeard(): Promise<void> {
     return (this.#written = this.#written.then(() => this.#write()).catch(this.#report));
   }
 
-  /** Some at a time. One that can't be written now is followed by others. */
+  /** In slices. A failed write is made up for by later ones. */
   async #write(): Promise<void> {
     const heard = [...this.#heard];
     this.#heard.clear();

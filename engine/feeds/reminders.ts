@@ -1,9 +1,9 @@
 /**
- * Reminders: an event is given again to devices that are connected here and have said nothing of it.
+ * Reminders: an event is sent again to devices that are connected here and have not answered it at all.
  *
- * Each instance reminds the devices of its own feeds. What it knows of reminders is only a copy: it hears of new ones as they are pushed, and
- * reads those there are when the first device of a channel comes, or when something may have passed unheard. When one is due follows
- * from the time of its event, so it is the same at every instance, before and after a restart.
+ * Each instance reminds the devices of its own feeds. It keeps only a copy of the reminders: it is notified of new ones as they are pushed, and reads
+ * the existing ones when a channel gets its first device, or when notifications may have been missed. When a reminder is due follows from the event's
+ * time, so it is the same at every instance, before and after a restart.
  */
 import { Turn } from "../yield.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
@@ -11,15 +11,15 @@ import type { Feeds } from "./feeds.ts";
 import { remindedUntil } from "../model.ts";
 import type { Reminder, Store, Wake } from "../store.ts";
 
-/** How exactly a reminder keeps its time. */
+/** Resolution of reminders. */
 const TICK_MS = 250;
-/** Devices that the store is asked about at once. */
+/** Devices per query of the store. */
 const DEVICES_AT_ONCE = 500;
-/** Reminders that were read and are taken in between two looks at the clock. */
+/** Reminders processed between two checks of the time slice. */
 const ADDED_AT_ONCE = 1_000;
-/** Events that are reminded of at once: more would only wait for each other in the store. */
+/** Events reminded concurrently: more would only wait for each other in the store. */
 const EVENTS_AT_ONCE = 16;
-/** Reminders of a channel that may come before it is looked for those that retention took; twice as many as there are, and these. */
+/** New reminders of a channel that trigger a search for deleted ones: as many as there are, plus this many. */
 const SLACK = 1_000;
 
 /** One reminder, and when it is due. */
@@ -29,13 +29,13 @@ interface DueReminder {
   due: number;
 }
 
-/** What is known of a channel that a device follows here: by the event's `seq`, at most so many. */
+/** The reminders of a channel that a device follows here, by the event's `seq`. */
 interface Known {
   readonly entries: Map<number, DueReminder>;
   most: number;
 }
 
-/** When a reminder is due next after a time. */
+/** When a reminder is next due after a time. */
 const dueAfter = ({ at, every }: Reminder, time: number): number =>
   at + Math.max(1, Math.floor((time - at) / every) + 1) * every;
 
@@ -45,7 +45,7 @@ export class Reminders {
   readonly #now: () => number;
   readonly #report: Report;
   readonly #channels = new Map<string, Known>();
-  /** Whose turn is to come. */
+  /** Reminders waiting to be processed. */
   readonly #queue = new Set<DueReminder>();
   #isWorking = false;
   readonly #timer: Timer;
@@ -61,20 +61,20 @@ export class Reminders {
     this.#timer.unref();
   }
 
-  /** A device follows this channel here, or none does any more. */
+  /** The channel got its first device here, or lost its last one. */
   attended(channel: string, isAttended: boolean): void {
     if (!isAttended) return void this.#channels.delete(channel);
     this.#channels.set(channel, { entries: new Map(), most: Number.POSITIVE_INFINITY });
     this.read(channel);
   }
 
-  /** Reads a channel's reminders, where a device follows it, and forgets those that are no longer kept. */
+  /** Reads a channel's reminders if a device follows it, and drops those that are no longer kept. */
   read(channel: string): void {
     const known = this.#channels.get(channel);
     if (!known) return;
     const { entries } = known;
     const newest = [...entries.keys()].at(-1) ?? 0;
-    known.most = Number.POSITIVE_INFINITY; // Until it is known, it is not asked again.
+    known.most = Number.POSITIVE_INFINITY; // Do not read again until this is known.
     this.#store
       .reminders(channel, this.#now())
       .then(async (found) => {
@@ -82,10 +82,10 @@ export class Reminders {
         const epoch = found[0]?.epoch;
         for (const [seq, { reminder }] of entries)
           if (seq < oldest || (epoch !== undefined && reminder.epoch !== epoch)) entries.delete(seq);
-        const breath = new Turn();
+        const turn = new Turn();
         for (let from = 0; from < found.length; from += ADDED_AT_ONCE) {
           for (const reminder of found.slice(from, from + ADDED_AT_ONCE)) this.#add(channel, entries, reminder);
-          await breath.yieldToEventLoop();
+          await turn.yieldToEventLoop();
         }
         known.most = 2 * entries.size + SLACK;
       })
@@ -114,7 +114,7 @@ export class Reminders {
   }
 
   #add(channel: string, entries: Known["entries"], reminder: Reminder): void {
-    // In a new life of the channel the number is another event's.
+    // In a new epoch, the number belongs to another event.
     if (entries.get(reminder.seq)?.reminder.epoch === reminder.epoch) return;
     const due = dueAfter(reminder, this.#now());
     entries.set(reminder.seq, { channel, reminder, due });
@@ -144,16 +144,16 @@ export class Reminders {
     if (!this.#isWorking) void this.#work().catch(this.#report);
   }
 
-  /** Reminds of what is due, some at a time; who is due again before his turn came has one turn. */
+  /** Processes what is due, a few at a time. A reminder that is due again before it was processed is sent once. */
   async #work(): Promise<void> {
     this.#isWorking = true;
-    const breath = new Turn();
+    const turn = new Turn();
     try {
       while (this.#queue.size > 0) {
         const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
         for (const entry of some) this.#queue.delete(entry);
         await Promise.all(some.map((entry) => this.#takeTurn(entry)));
-        await breath.yieldToEventLoop();
+        await turn.yieldToEventLoop();
       }
     } finally {
       this.#isWorking = false;
@@ -163,16 +163,16 @@ export class Reminders {
   async #takeTurn(entry: DueReminder): Promise<void> {
     const entries = this.#channels.get(entry.channel)?.entries;
     const { seq, until } = entry.reminder;
-    if (entries?.get(seq) !== entry) return; // Nobody follows the channel any more.
+    if (entries?.get(seq) !== entry) return; // No device follows the channel any more.
     if (until !== null && until <= this.#now()) return;
     try {
       if ((await this.#remind(entry.channel, entry.reminder)) && entries.get(seq) === entry) entries.delete(seq);
     } catch (error) {
-      unexpected(this.#report, error); // Where the store is away, there is another reminder.
+      unexpected(this.#report, error); // If the store is away, the next reminder tries again.
     }
   }
 
-  /** True: there is nobody left to remind, nowhere. */
+  /** True: there is no device left to remind at any instance. */
   async #remind(channel: string, { epoch, seq, until }: Reminder): Promise<boolean> {
     const tally = (await this.#store.tallies(channel, epoch, seq, seq))?.get(seq);
     if (!tally) return true;
@@ -181,13 +181,13 @@ export class Reminders {
     const [event] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
     if (event?.seq !== seq) return true;
     const addressees = this.#feeds.presence.addressed(channel, event);
-    const breath = new Turn();
+    const turn = new Turn();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
-      // The store has the last word on whom it is addressed to: a device may have been retired, and be back, without having been heard of here.
+      // The store decides whom it is addressed to: a device may have been retired and enrolled again without notice here.
       const silent = await this.#store.unanswered(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
       if (silent === null || (until !== null && until <= this.#now())) return true;
       this.#feeds.remind(channel, epoch, event, silent);
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
     }
     return false;
   }

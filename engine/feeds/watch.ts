@@ -1,12 +1,12 @@
 /**
- * Who watches: a console, or whatever draws what goes on.
+ * Watchers: consoles and other dashboards.
  *
- * A watcher is a cursor on a channel's two logs that reads at its own pace: four times a second it asks how far they have come, and is shown
- * what is new, in one frame. So a thousand receipts a second cost it as much as four reads, no device costs anything, and where nobody watches nothing is done.
- * Where more came than anybody can look at, it is shown the tallies instead, and told that this is not all.
+ * A watcher is a cursor on a channel's two logs that reads at its own pace: four times a second it checks how far they have come and sends what is
+ * new in one frame. So a thousand receipts per second cost it four reads, devices cost nothing, and without watchers there is no work. If more
+ * arrived than a person can follow, it sends only tallies and says that there is more.
  *
- * What it never does: show an event's data or a receipt's detail, which are read where they are looked at; wait in front of a reader who is
- * behind. It has no positions: who comes back is shown how things stand now.
+ * Never sends an event's data or a receipt's detail, and never queues frames for a slow reader. There are no positions: a watcher that reconnects
+ * gets the current state.
  */
 import { Turn } from "../yield.ts";
 import type { Counters, Distribution } from "../counters.ts";
@@ -26,50 +26,50 @@ import {
 import type { Presence } from "./presence.ts";
 import type { ChannelEntry, Store } from "../store.ts";
 
-/** What is new is shown at this interval: an eye takes it for at once. */
+/** Interval of updates: looks immediate. */
 const TURN_MS = 250;
-/** The overview is looked at each so many turns. */
+/** The overview is updated every this many turns. */
 const OVERVIEW_TURNS = 4;
-/** A quiet watcher gets a sign of life after so many turns, as quiet feeds do. */
+/** A quiet watcher gets a keep-alive after this many turns, as quiet feeds do. */
 const BEAT_TURNS = 60;
-/** Events shown when a watcher comes, and at most at once. */
+/** Events sent when a watcher connects, and maximum per frame. */
 const EVENTS = 200;
-/** Receipts shown one by one; of more only the tallies are. */
+/** Maximum number of single receipts per frame; beyond that only tallies are sent. */
 const RECEIPTS = 300;
-/** Channels in the overview: nobody reads more at a glance, and `GET /channels` has the rest. */
+/** Channels in the overview; `GET /channels` has the rest. */
 const CHANNELS = 200;
-/** Channels looked at to find them, for a watcher who may see few of many. */
+/** Channels searched for the overview, for a watcher that may see few of many. */
 const CHANNELS_LOOKED_AT = 4 * PAGE_MAX;
-/** Channels whose open receipts are counted in one turn; the others' are as they were. */
+/** Channels whose open receipts are counted per turn; the other counts stay as they were. */
 const SUMS = 20;
-/** Overviews that the latency is taken over: some ten seconds. */
+/** Number of overviews that the latency covers: about ten seconds. */
 const WINDOW = 10;
-/** A watcher who was behind for so many milliseconds makes room for another. */
+/** A watcher that is behind for this long is disconnected to make room. */
 const BEHIND_MS = 60_000;
-/** Watchers an instance: each costs a handful of reads a second. */
+/** Watchers per instance: each costs a few reads per second. */
 export const WATCHERS_MAX = 64;
 
-/** What is watched, by whom. */
+/** What is watched. */
 export interface WatchRequest {
-  /** Null: the overview alone. */
+  /** Null: the overview only. */
   readonly channel: string | null;
-  /** Whether the watcher may know of a channel. */
+  /** Whether the watcher may see a channel. */
   readonly may: (channel: string) => boolean;
   /** When the right to it ends, milliseconds since 1970. */
   readonly expires: number;
-  /** Why it may not be had now; null: it may. */
+  /** Why it is refused for now; null: it is allowed. */
   readonly refused: PereError | null;
 }
 
-/** Where it is shown. A promise: the reader is behind until it resolves. */
+/** The watcher's connection. A promise: the reader is behind until it resolves. */
 export interface Screen {
   show(name: "overview" | "changes" | "away", body: object): Promise<unknown> | undefined;
   beat(): void;
-  /** Tells why and closes. */
+  /** Sends the reason and closes. */
   bye(reason: Bye): void;
 }
 
-/** What watchers need to know of who is connected. */
+/** The part of presence that watchers need. */
 type Connected = Pick<Presence<unknown>, "connected">;
 
 export class Watch {
@@ -89,12 +89,12 @@ export class Watch {
     this.#now = now;
   }
 
-  /** How many watch. */
+  /** The number of watchers. */
   get size(): number {
     return this.#watchers.size;
   }
 
-  /** Shows how things stand, and from then on what changes. @returns what ends it when its connection is gone */
+  /** Sends the current state and then the changes. @returns a function that ends it when the connection is closed */
   watch(request: WatchRequest, screen: Screen): () => void {
     const isFull = this.#watchers.size >= WATCHERS_MAX;
     if (this.#stopped || isFull || request.refused !== null) {
@@ -110,7 +110,7 @@ export class Watch {
     return () => void this.#end(watcher);
   }
 
-  /** Turn by turn; a reader who is behind is let read first. */
+  /** One turn after the other; a reader that is behind skips turns. */
   async #run(watcher: Watcher, expires: number): Promise<void> {
     let keptUpAt = this.#now();
     for (let turn = 0; this.#watchers.has(watcher); turn++) {
@@ -130,14 +130,14 @@ export class Watch {
     if (reason !== undefined) attempt(this.#report, () => watcher.screen.bye(reason));
   }
 
-  /** Tells every watcher and takes no new ones. */
+  /** Tells every watcher and accepts no new ones. */
   stop(): void {
     this.#stopped = true;
     for (const watcher of [...this.#watchers]) this.#end(watcher, "drain");
   }
 }
 
-/** How many receipts are open and how many are missing, of a channel's newest events, and what that was counted at. */
+/** How many receipts of a channel's newest events are open and missing, and the extent of the logs at that count. */
 interface Sums {
   readonly mark: string;
   readonly open: number;
@@ -146,21 +146,21 @@ interface Sums {
 
 class Watcher {
   readonly screen: Screen;
-  /** Its reader is there. */
+  /** The connection is open. */
   open = true;
-  /** Its reader has not read the last frame yet. */
+  /** The reader has not read the last frame yet. */
   isBehind = false;
   readonly #store: Store;
   readonly #presence: Connected;
   readonly #counts: Counters;
   readonly #request: WatchRequest;
   readonly #sums = new Map<string, Sums>();
-  /** The buckets of final receipts' latency at the last overviews. */
+  /** The latency buckets of final receipts at the last overviews. */
   readonly #past: number[][] = [];
   #overview = "";
   #shownAt = 0;
   #isAway = false;
-  /** How far the logs of the channel were shown; null: not at all yet. */
+  /** How far the channel's logs were sent; null: not at all yet. */
   #shown: { readonly epoch: string; readonly events: number; readonly receipts: number } | null = null;
 
   constructor(store: Store, presence: Connected, counts: Counters, request: WatchRequest, screen: Screen) {
@@ -171,7 +171,7 @@ class Watcher {
     this.screen = screen;
   }
 
-  /** Looks, and shows what is new. Where the store is away that is shown, once. */
+  /** Checks, and sends what is new. Says once if the store is away. */
   async turn(turn: number): Promise<void> {
     const { channel } = this.#request;
     try {
@@ -209,9 +209,9 @@ class Watcher {
     const { found, more } = await this.#channels();
     let counted = 0;
     const channels = [];
-    const breath = new Turn();
+    const turn = new Turn();
     for (const item of found) {
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
       const { channel, epoch, events, devices } = item;
       const mark = `${epoch} ${events.head} ${events.floor} ${item.receipts.head}`;
       let sums = this.#sums.get(channel);
@@ -220,7 +220,7 @@ class Watcher {
         const sum = await this.#sum(channel, epoch, events.head);
         sums = sum ? { mark, ...sum } : undefined;
       }
-      if (!sums?.mark.startsWith(`${epoch} `)) sums = undefined; // Of another life of the channel.
+      if (!sums?.mark.startsWith(`${epoch} `)) sums = undefined; // From another epoch of the channel.
       if (sums) this.#sums.set(channel, sums);
       const elsewhere = await this.#store.remotePresence(channel);
       channels.push({
@@ -237,11 +237,11 @@ class Watcher {
     return { channels, more, counts: { pushes, deliveries, receipts: { ...receipts }, latency: this.#latency(final) } };
   }
 
-  /** The channels that are shown, by name. */
+  /** The channels in the overview, by name. */
   async #channels() {
     const found: ChannelEntry[] = [];
     let after: string | null = "";
-    const breath = new Turn();
+    const turn = new Turn();
     for (let looked = 0; after !== null && looked < CHANNELS_LOOKED_AT && found.length <= CHANNELS;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, CHANNELS + 1);
       for (const entry of page.items)
@@ -249,7 +249,7 @@ class Watcher {
           found.push(entry);
       looked += page.items.length;
       after = page.next;
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
     }
     return { found: found.slice(0, CHANNELS), more: after !== null || found.length > CHANNELS };
   }
@@ -258,7 +258,7 @@ class Watcher {
     return this.#presence.connected(channel, null, await this.#store.remotePresence(channel)) > 0;
   }
 
-  /** Null: the log begins anew. */
+  /** Null: the log has a new epoch. */
   async #sum(channel: string, epoch: string, head: number): Promise<{ open: number; missing: number } | null> {
     let [open, missing] = [0, 0];
     const tallies = await this.#store.tallies(channel, epoch, Math.max(1, head - EVENTS + 1), head);
@@ -270,11 +270,11 @@ class Watcher {
     return { open, missing };
   }
 
-  /** How long final receipts took lately, in seconds; null: there were none. */
+  /** Recent latency of final receipts, in seconds; null: there were none. */
   #latency({ bounds, counts }: Distribution): { p50: number; p99: number } | null {
     this.#past.push([...counts]);
     if (this.#past.length > WINDOW) this.#past.shift();
-    const lately = counts.map((count, place) => count - this.#past[0]![place]!);
+    const lately = counts.map((count, index) => count - this.#past[0]![index]!);
     const total = lately.reduce((sum, count) => sum + count, 0);
     return total === 0
       ? null
@@ -283,7 +283,7 @@ class Watcher {
 
   // ------------------------------------------------------------------------------------------------------------ one channel
 
-  /** What came in the channel since the last look; null: nothing. */
+  /** The channel's changes since the last turn; null: none. */
   async #changes(channel: string) {
     const heads = await this.#store.heads(channel);
     // A channel that was never used has an empty board.
@@ -303,7 +303,7 @@ class Watcher {
     if (fresh === null || words === null) return null;
     const touched = isMuch ? null : new Set(words.map(({ event }) => event));
     const tallies = await this.#tallies(channel, epoch, fresh, touched, oldest, events.head);
-    if (tallies === null) return null; // The log begins anew; the next look finds what it has then.
+    if (tallies === null) return null; // The log has a new epoch; the next turn reads that.
     this.#shown = { epoch, events: events.head, receipts: words.at(-1)?.seq ?? receipts.head };
     const known = new Set(fresh.map(({ seq }) => seq));
     return {
@@ -317,19 +317,19 @@ class Watcher {
     };
   }
 
-  /** Events after a place up to another; a read brings as many as their data allows. */
+  /** Events after one `seq` up to another; each read is limited by its data. */
   async #events(channel: string, epoch: string, after: number, upTo: number): Promise<Event[] | null> {
     const found: Event[] = [];
-    for (let place = after; place < upTo; place = found.at(-1)!.seq) {
-      const read = await this.#store.events(channel, epoch, place, upTo - place);
+    for (let index = after; index < upTo; index = found.at(-1)!.seq) {
+      const read = await this.#store.events(channel, epoch, index, upTo - index);
       if (read === null) return null;
-      if (read.length === 0) break; // Retention took them between the two reads.
+      if (read.length === 0) break; // Retention deleted them between the two reads.
       found.push(...read);
     }
     return found;
   }
 
-  /** The tallies of what is new and of what was touched; of all that is shown where that is not known. */
+  /** The tallies of new events and of those with new receipts; if these are unknown, all that are shown. */
   async #tallies(
     channel: string,
     epoch: string,
@@ -346,12 +346,12 @@ class Watcher {
 
 const NONE = { head: 0, floor: 0 };
 
-/** A value below which so many are, by their buckets; between two bounds they count as evenly spread. */
+/** A quantile from bucket counts; values within a bucket count as evenly distributed. */
 function quantile(counts: readonly number[], bounds: readonly number[], rank: number): number {
   let below = 0;
-  for (const [place, count] of counts.entries()) {
+  for (const [index, count] of counts.entries()) {
     if (below + count >= rank && count > 0) {
-      const [low, high] = [bounds[place - 1] ?? 0, bounds[place] ?? bounds.at(-1)!];
+      const [low, high] = [bounds[index - 1] ?? 0, bounds[index] ?? bounds.at(-1)!];
       return low + ((high - low) * (rank - below)) / count;
     }
     below += count;
@@ -359,7 +359,7 @@ function quantile(counts: readonly number[], bounds: readonly number[], rank: nu
   return bounds.at(-1)!;
 }
 
-/** An event without its data; none where retention took it between two reads. */
+/** An event without its data; empty if retention deleted it between two reads. */
 const eventBody = (epoch: string, { seq, at, type, deadline }: Event, tally: Tally | undefined) =>
   tally
     ? [

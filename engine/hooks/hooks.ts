@@ -1,11 +1,11 @@
 /**
- * Hooks: the publisher is called when there are receipts, when an event is complete, when devices are missing.
+ * Hooks: call the publisher when there are receipts, when an event is complete, or when devices are missing.
  *
- * Here is what publishers ask for, and who runs it; a hook at work is in `runner.ts`, one call in `call.ts`.
+ * This file stores hooks and assigns them to an instance; `runner.ts` runs one hook, `call.ts` makes one call.
  *
- * One instance at a time runs the hooks, by a lease. Its number goes with everything that is kept, so what a runner says that was overtaken while it
- * slept is refused by the store. Where a hook is stored anew, the call in flight comes to its end and its outcome is kept; only then the next
- * runner reads from where to go on.
+ * A lease makes sure that one instance at a time runs the hooks. Its number is stored with every change, so the store refuses changes from a runner
+ * that was replaced while it was suspended. When a hook is changed, the current call finishes and its result is stored; only then does the next
+ * runner read where to continue.
  */
 import type { AddressRange } from "../addresses.ts";
 import { checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
@@ -14,13 +14,13 @@ import { type HookOptions, nameOf, Runner } from "./runner.ts";
 import { CHANNEL, id, iso, PereError } from "../model.ts";
 import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "../store.ts";
 
-/** How often the lease is renewed and the list of hooks is looked at. */
+/** How often the lease is renewed and the list of hooks is read. */
 const LOOK_MS = 1_000;
-/** So long an instance that died is waited for. */
+/** After this time another instance takes over from one that died. */
 const LEASE_MS = 5_000;
-/** How often it is looked for deliveries that are due. */
+/** How often due deliveries are looked for. */
 const TICK_MS = 250;
-/** So long a service that stops waits for calls in flight: what was delivered need not be delivered again. */
+/** How long a stopping service waits for calls in flight, so that delivered calls are not repeated. */
 const FAREWELL_MS = 2_000;
 
 /** @throws PereError malformed */
@@ -29,7 +29,7 @@ export function readHookName(text: string): string {
   throw malformed("name", "1 to 128 of A-Z a-z 0-9 . _ : ~ - that begin with a letter or digit");
 }
 
-/** What a publisher asks for. @throws PereError malformed or refused */
+/** A publisher's hook settings. @throws PereError malformed or refused */
 export function readHook(name: string, body: unknown, allowed: readonly AddressRange[]): HookDraft {
   const fail = (path: string, message: string): never => {
     throw malformed(path, message);
@@ -73,7 +73,7 @@ export class Hooks {
 
   // --------------------------------------------------------------------------------------------------------- what is asked for
 
-  /** Stores a hook. The secret is given back only when it was made here. @throws PereError malformed, refused, away */
+  /** Stores a hook. The secret is returned only if it was created here. @throws PereError malformed, refused, away */
   async put(channel: string, name: string, body: unknown) {
     const draft = readHook(name, body, this.#options.allowed);
     await checkHookUrl(new URL(draft.url), this.#options.allowed, this.#options.call);
@@ -89,7 +89,7 @@ export class Hooks {
     await this.#changed();
   }
 
-  /** A channel's hooks, each with what waits for another try and what was given up. */
+  /** A channel's hooks, each with its pending and given-up deliveries. */
   async list(channel: string) {
     const hooks = await this.#store.hooks(channel);
     return Promise.all(
@@ -106,8 +106,8 @@ export class Hooks {
   }
 
   /**
-   * Sends again at once what was given up, from the first try on, and what waits for another try; enables a disabled hook.
-   * @returns how many calls that is; @throws PereError unknown
+   * Restarts all given-up and pending deliveries from the first attempt, and enables a disabled hook.
+   * @returns the number of deliveries; @throws PereError unknown
    */
   async retry(channel: string, name: string): Promise<number> {
     const now = this.#options.now();
@@ -124,7 +124,7 @@ export class Hooks {
 
   // ------------------------------------------------------------------------------------------------------------ who runs them
 
-  /** A look that began before the change may have missed it. */
+  /** A read that began before the change may have missed it. */
   async #changed(): Promise<void> {
     await this.#looking;
     await this.#look();
@@ -135,9 +135,9 @@ export class Hooks {
     return this.#looking;
   }
 
-  /** Renews the lease, and brings what runs to what is stored. */
+  /** Renews the lease and updates the runners to the stored hooks. */
   async #lookOnce(): Promise<void> {
-    // What these did is kept, so what is read from here on is where their successors begin.
+    // Their results are stored, so their successors start from what is read below.
     for (const [name, { ended }] of this.#runners) if (ended) this.#runners.delete(name);
     try {
       const asked = performance.now();
@@ -157,18 +157,18 @@ export class Hooks {
         if (hook.disabled === null && !this.#runners.has(name))
           this.#runners.set(name, new Runner(this.#store, this.#options, hook, fence!, asked + LEASE_MS));
     } catch (error) {
-      // Where the store is away, the timer looks again. A runner makes no call after its lease.
+      // If the store is away, the timer tries again. A runner makes no call after its lease.
       unexpected(this.#options.report, error);
     }
   }
 
-  /** Begins no call any more, and waits a moment for those in flight. */
+  /** Begins no more calls, and waits a moment for those in flight. */
   async stop(): Promise<void> {
     this.#stopped = true;
     for (const timer of this.#timers) clearInterval(timer);
     const ends = [...this.#runners.values()].map((runner) => runner.stop());
     await Promise.race([Promise.all(ends), Bun.sleep(FAREWELL_MS)]);
-    // Others need not wait until the lease is over.
+    // Other instances need not wait for the lease to expire.
     if (this.#isHolder) await this.#store.lease("hooks", this.#holder, 0).catch(() => {});
   }
 }

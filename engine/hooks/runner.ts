@@ -1,11 +1,11 @@
 /**
- * One hook at work: a cursor on its channel's receipts log, and a feed like any other.
+ * Runs one hook: a cursor on its channel's receipts log, with a feed like any other follower.
  *
- * What comes is gathered into calls, each is tried at once, and then, in one change, the cursor moves on and the calls that failed are kept as
- * deliveries. So a crash between commit and call loses nothing: the entries are read again. A delivery is tried again by the schedule
- * below, beside what is new; a receiver that is down holds up only itself, and its hook stops reading when too much waits for it.
+ * Entries are grouped into calls. Each call is tried at once; then, in one change, the cursor advances and the failed calls are stored as deliveries.
+ * So a crash between a call and the commit loses nothing: the entries are read again. Deliveries are retried by the schedule below, independently of
+ * new calls. A receiver that is down delays only its own hook, which stops reading when too many deliveries are pending.
  *
- * A runner begins no call after its lease, and keeps nothing once it was overtaken: its fence goes with all that it writes.
+ * A runner begins no call after its lease, and stores nothing after another instance took over: its fence is part of every change.
  */
 import { createHash } from "node:crypto";
 import { type Report, unexpected } from "../faults.ts";
@@ -17,26 +17,26 @@ import { completeText, id, iso, PereError, type Position } from "../model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "../store.ts";
 import type { Batch, Entry } from "../feeds/log.ts";
 
-/** Milliseconds before each try: Standard Webhooks' schedule. */
+/** Milliseconds before each attempt: the schedule of Standard Webhooks. */
 const SCHEDULE_MS = [0, 5_000, 5 * 60_000, 30 * 60_000, 2 * 3600_000, 5 * 3600_000, 10 * 3600_000] as const;
-/** A time of the schedule, give or take: what failed together need not come back together. */
+/** Random variation of the schedule, so that calls that failed together are not retried together. */
 const JITTER = 0.1;
-/** Receipts in one call: contract. */
+/** Receipts per call: contract. */
 const RECEIPTS_A_CALL = 100;
-/** The same in characters: details may be long, and what waits for another try is held in memory. */
+/** The same limit in characters: details may be long, and pending deliveries are held in memory. */
 const CHARACTERS_A_CALL = 64 * 1024;
-/** Deliveries that wait for another try; with so many a hook reads no further. */
+/** Pending deliveries; at this number the hook stops reading. */
 const WAITING_MAX = 100;
-/** Deliveries that were given up. Who lets so many of them go by has gone himself. */
+/** Given-up deliveries that are kept. */
 const GIVEN_UP_MAX = 1_000;
-/** So long after a change of its secret all that a hook sends is signed with both, so that the receiver may change when it likes. */
+/** For this long after a change of its secret, a hook signs with both secrets, so that the receiver can switch at any time. */
 const HANDOVER_MS = 24 * 3600_000;
-/** After this, what did not go is tried again: a feed is opened, something is kept. */
+/** Delay before a failed step is retried: opening a feed, storing a result. */
 const AGAIN_MS = 1_000;
 
-/** What hooks need of the engine. */
+/** What hooks need from the engine. */
 export interface HookOptions {
-  /** Where tries are counted. */
+  /** Counts attempts. */
   readonly counts: Counters;
   readonly follow: (request: FeedRequest, wire: Wire) => Feed;
   /** An event's state as its publisher's JSON text. @throws PereError unknown */
@@ -47,41 +47,41 @@ export interface HookOptions {
   /** The time that a call says it was made at. */
   readonly stamp: () => number;
   readonly random: () => number;
-  /** Told of what should never happen. */
+  /** Receives unexpected errors. */
   readonly report: Report;
 }
 
-/** A call that is to be made. */
+/** A call to be made. */
 interface Message {
   readonly kind: HookKind | "gap";
-  /** Where its entries are in the receipts log. */
+  /** Its entries' positions in the receipts log. */
   readonly first: Position;
   readonly last: number;
   readonly body: string;
 }
 
-/** One hook at work. */
+/** A running hook. */
 export class Runner implements Wire {
   readonly hook: Hook;
   readonly fence: number;
-  /** Until when the lease holds, by the monotonic clock. */
+  /** When the lease ends, by the monotonic clock. */
   until: number;
   stopped = false;
-  /** It was stopped, and keeps nothing any more: what became of its calls is kept, or is of no interest. */
+  /** It was stopped and stores nothing more: the results of its calls are stored or no longer needed. */
   ended = false;
   readonly #store: Store;
   readonly #options: HookOptions;
   #abandoned = false;
   #feed: Feed | undefined;
   #cursor: Position;
-  /** What waits for another try, in the order of its first one. */
+  /** Pending deliveries, in the order of their first attempt. */
   readonly #waiting = new Map<string, Delivery>();
   #given = 0;
-  /** What is new is worked off one after the other, so that the cursor only moves on. Never rejects. */
+  /** New entries are processed one after the other, so that the cursor only advances. Never rejects. */
   #work: Promise<void>;
   #retrying: Promise<void> | undefined;
   #room = Promise.withResolvers<void>();
-  /** Until when the receiver asked to be left alone, milliseconds since 1970; a hook that is stored anew or retried does not wait for that. */
+  /** Until when the receiver asked not to be called, milliseconds since 1970; a hook that is changed or retried ignores it. */
   #quietUntil = 0;
 
   constructor(store: Store, options: HookOptions, hook: Hook, fence: number, until: number) {
@@ -91,7 +91,7 @@ export class Runner implements Wire {
     this.fence = fence;
     this.until = until;
     this.#cursor = hook.cursor;
-    // Where the store is away, whoever looks next begins anew.
+    // If the store is away, the next check starts again.
     this.#work = this.#start().catch((error: unknown) => {
       unexpected(options.report, error);
       void this.stop();
@@ -114,7 +114,7 @@ export class Runner implements Wire {
     );
   }
 
-  /** Begins no call any more. @returns when those in flight have ended, and their outcome is kept */
+  /** Begins no more calls. @returns when those in flight have ended and their results are stored */
   async stop(): Promise<void> {
     this.stopped = true;
     this.#room.resolve();
@@ -123,7 +123,7 @@ export class Runner implements Wire {
     this.ended = true;
   }
 
-  /** The hook is gone: of what becomes of its calls nothing is kept. Its name may belong to another by then. */
+  /** The hook was removed: nothing more is stored, because a new hook may have its name. */
   abandon(): void {
     this.#abandoned = this.ended = true;
     void this.stop();
@@ -133,7 +133,7 @@ export class Runner implements Wire {
 
   write(_channel: string, { entries }: Batch): Promise<unknown> {
     const feed = this.#feed!;
-    const { epoch } = feed.logs[0]!; // Of these entries; by the time that they are sent the log may begin anew.
+    const { epoch } = feed.logs[0]!; // From these entries; the log may have a new epoch by the time they are sent.
     return this.#then(feed, async () => {
       for (let from = 0; from < entries.length && feed.open;) {
         const upTo = endOfCall(entries, from);
@@ -163,7 +163,7 @@ export class Runner implements Wire {
   beat(): void {}
   remind(): undefined {}
 
-  /** Work that came from a feed; left out once that feed is closed, for the next one brings it again. */
+  /** Work from a feed; skipped once that feed is closed, because the next feed brings it again. */
   #then(feed: Feed, work: () => Promise<void>): Promise<unknown> {
     this.#work = this.#work
       .then(() => (feed.open ? work() : undefined))
@@ -174,13 +174,13 @@ export class Runner implements Wire {
     return this.#work;
   }
 
-  /** Once more from where the cursor is, a little later. */
+  /** Restarts from the cursor, after a delay. */
   #again(): void {
     this.#feed?.stop();
     setTimeout(() => (this.#work = this.#work.then(() => this.#open()).catch(this.#options.report)), AGAIN_MS).unref();
   }
 
-  /** What is to be said of some entries. */
+  /** The calls for some entries. */
   async #messages(epoch: string, entries: readonly Entry[]): Promise<Message[]> {
     const { channel, on } = this.hook;
     const messages: Message[] = [];
@@ -209,7 +209,7 @@ export class Runner implements Wire {
     return messages;
   }
 
-  /** Makes the calls, and then, in one change, moves the cursor and keeps what failed. @throws PereError away: the cursor is where it was */
+  /** Makes the calls; then, in one change, advances the cursor and stores what failed. @throws PereError away: the cursor did not move */
   async #send(messages: readonly Message[], cursor: Position): Promise<void> {
     while (this.#waiting.size >= WAITING_MAX && !this.stopped) await this.#room.promise;
     if (!this.#mayCall()) throw new PereError("away", "the lease has run out");
@@ -226,9 +226,9 @@ export class Runner implements Wire {
         status: null,
         error: null,
       };
-      // Who is stopped between two calls leaves the second to whoever comes next; and a receiver that asked to be left alone is.
+      // If it was stopped between two calls, the next runner makes the second one. A receiver that asked not to be called is not called.
       const left = this.#mayCall() && now >= this.#quietUntil ? await this.#try(fresh) : fresh;
-      if (left === "gone") return; // The cursor stays; who enables the hook again misses nothing.
+      if (left === "gone") return; // The cursor stays, so enabling the hook again misses nothing.
       if (left) keep.push(left);
     }
     if (!(await this.#progress({ cursor, keep }))) return;
@@ -238,7 +238,7 @@ export class Runner implements Wire {
 
   // ------------------------------------------------------------------------------------------------------------- what failed before
 
-  /** Called from time to time: tries again what is due, one after the other. */
+  /** Called periodically: retries what is due, one after the other. */
   tick(): void {
     if (this.#retrying || !this.#mayCall()) return;
     const now = this.#options.now();
@@ -251,7 +251,7 @@ export class Runner implements Wire {
         this.tick();
       },
       (error: unknown) => {
-        // Where the store was away until the runner was stopped, whoever comes next tries it again.
+        // If the store was away until the runner was stopped, the next runner retries it.
         this.#retrying = undefined;
         unexpected(this.#options.report, error);
       },
@@ -276,7 +276,7 @@ export class Runner implements Wire {
     return !this.stopped && performance.now() < this.until;
   }
 
-  /** One try. @returns null: it is done; the delivery to keep; gone: the receiver wants no more of them */
+  /** One attempt. @returns null: done; the delivery to store; gone: the receiver wants no more calls */
   async #try(delivery: Delivery): Promise<Delivery | null | "gone"> {
     const { url, secret } = this.hook;
     const { allowed, call, now, stamp, random, counts } = this.#options;
@@ -300,8 +300,8 @@ export class Runner implements Wire {
   }
 
   /**
-   * The secrets that a delivery is signed with beside the hook's. One from before a change is signed with what held then for as long as it is tried
-   * again; any other for a while.
+   * The former secrets that a delivery is also signed with. A delivery from before a change is signed with the old secret as long as it is retried;
+   * others for a while.
    */
   #formerSecrets({ createdAt }: Delivery, now: number): string[] {
     const { secret, former } = this.hook;
@@ -309,7 +309,7 @@ export class Runner implements Wire {
     return [...new Set(both.map((one) => one.secret))].filter((one) => one !== secret);
   }
 
-  /** Whether the hook is as it was when the runner began: what an old place answers says nothing of a new one. */
+  /** Whether the hook is unchanged since the runner began: an answer from an old URL says nothing about a new one. */
   async #isCurrent(): Promise<boolean> {
     const { channel, name, revision } = this.hook;
     const hooks = await this.#store.hooks(channel).catch(() => []);
@@ -322,8 +322,8 @@ export class Runner implements Wire {
   }
 
   /**
-   * Keeps what was done. While the store is away it is asked again and again: the calls were made, and must not be made anew for that.
-   * @returns false: another runs the hook, or it is gone; @throws PereError away, when the runner was stopped meanwhile
+   * Stores results. While the store is away, retries until it succeeds: the calls were made and must not be repeated.
+   * @returns false: another instance runs the hook, or it was removed; @throws PereError away: the runner was stopped meanwhile
    */
   async #progress(progress: Progress): Promise<boolean> {
     const { channel, name } = this.hook;
@@ -343,7 +343,7 @@ export class Runner implements Wire {
   }
 }
 
-/** Where the call ends that begins with this entry: it takes so many receipts, and so many characters. */
+/** Where the call that begins with this entry ends: it has a limit of receipts and of characters. */
 function endOfCall(entries: readonly Entry[], from: number): number {
   let upTo = from;
   for (let characters = 0; upTo < entries.length && upTo - from < RECEIPTS_A_CALL; upTo++) {
@@ -353,7 +353,7 @@ function endOfCall(entries: readonly Entry[], from: number): number {
   return upTo;
 }
 
-/** A hook among all of them. */
+/** A hook's name among all hooks. */
 const resultOf = (status: number | null): HookResult => {
   if (status === null) return "unreachable";
   return status >= 200 && status < 300 ? "delivered" : status === 410 ? "gone" : "refused";

@@ -48,7 +48,7 @@ export class OutstandingReceipts {
   }
 
   async #sum(): Promise<OutstandingCount[]> {
-    const breath = new Turn();
+    const turn = new Turn();
     const rest: OutstandingCount = { channel: {}, open: 0, missing: 0 };
     const named = new Map(this.#named.map((channel) => [channel, { channel: { channel }, open: 0, missing: 0 }]));
     for (let after: string | null = ""; after !== null && !this.#stopped;) {
@@ -56,7 +56,7 @@ export class OutstandingReceipts {
       for (const { channel, epoch, events } of page.items) {
         const debt = named.get(channel) ?? rest;
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
-          await breath.yieldToEventLoop();
+          await turn.yieldToEventLoop();
           const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
           if (tallies === null) break; // The log begins anew; the next look finds what it has then.
           for (const { addressed, done, failed, missing } of tallies.values()) {

@@ -1,12 +1,12 @@
 /**
- * The way to a Redis Cluster: each call goes to the node that has its key's slot, on a connection of its own to each node.
+ * Access to a Redis Cluster: each call goes to the node that has its key's slot, over one connection per node.
  *
- * Which node has which slot is asked once a second, of one node that is reachable and sees a majority; and a node that gave a slot away says so itself
- * (`MOVED`, `ASK`), and the call goes on to where it was sent. So a slot that moves and a node whose replica takes over are got over
- * without anybody doing anything. While a node is away, only the calls to its slots are refused.
+ * Once a second, a reachable node that sees a majority is asked which node has which slot. A node that no longer has a slot says so itself (`MOVED`,
+ * `ASK`), and the call is redirected. So moving slots and failovers need no action by an operator. While a node is away, only calls to its slots are
+ * refused.
  *
- * The library has a client for this as well. Measured with 6.3.1, it does not keep the promises of `connection.ts`: connecting to a cluster of which one
- * node is away does not end, a call to such a node waits and is sent later, and a node that was never reached is not given up for its replica.
+ * The library has a Cluster client. Measured with 6.3.1, it does not meet the guarantees of `connection.ts`: connecting while one node is away never
+ * ends, a call to such a node waits and is sent later, and a node that was never reached is not replaced by its replica.
  */
 import { PereError } from "../model.ts";
 import {
@@ -23,19 +23,19 @@ import type { Script } from "./scripts.ts";
 
 /** Slots of a Cluster; https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/, "Key distribution model". */
 const SLOTS = 16_384;
-/** How often it is asked which node has which slot. */
+/** How often the slot map is read. */
 const LOOK_MS = 1_000;
-/** Before a call that was turned away is tried again. */
+/** Delay before a redirected call is tried again. */
 const PAUSE_MS = 20;
 
-/** CRC-16/XMODEM of each byte, as the specification of Redis Cluster has it. */
+/** CRC-16/XMODEM of each byte, as in the Redis Cluster specification. */
 const CRC16 = Uint16Array.from({ length: 256 }, (_, byte) => {
   let crc = byte << 8;
   for (let bit = 0; bit < 8; bit++) crc = crc & 0x8000 ? (crc << 1) ^ 0x1021 : crc << 1;
   return crc;
 });
 
-/** The slot of a key: of what is between its first `{` and the next `}`, when that is something. */
+/** A key's slot: from the text between its first `{` and the next `}`, if not empty. */
 export function slotOf(key: string): number {
   const from = key.indexOf("{");
   const to = key.indexOf("}", from + 1);
@@ -47,13 +47,13 @@ export function slotOf(key: string): number {
 
 const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
 
-/** What Redis itself answered, where an error comes from there. */
+/** The error text from Redis itself, if an error comes from there. */
 const answerOf = (error: unknown): string =>
   error instanceof PereError && error.cause instanceof Error ? error.cause.message : "";
 
 export class RedisCluster implements Redis {
   readonly #ready: (client: Client) => void;
-  /** A connection to one of the nodes that the operator named, for asking the way. */
+  /** A connection to one of the configured nodes, used to read the slot map. */
   readonly #guide: RedisLink;
   readonly #nodes = new Map<string, RedisLink>();
   #owners: (RedisLink | undefined)[] = [];
@@ -62,8 +62,8 @@ export class RedisCluster implements Redis {
   #closed = false;
 
   /**
-   * @param urls addresses of some nodes; name and password are the first one's
-   * @param ready called each time that there is a connection to a node, before anything else is sent on it
+   * @param urls addresses of some nodes; user name and password are taken from the first
+   * @param ready called for each new connection to a node, before anything else is sent on it
    */
   constructor(urls: readonly string[], ready: (client: Client) => void) {
     this.#ready = ready;
@@ -72,7 +72,7 @@ export class RedisCluster implements Redis {
     this.#timer.unref();
   }
 
-  /** Resolves once it is known which node has which slot. @throws PereError away, when that is not known in time */
+  /** Resolves once the slot map is known. @throws PereError away: not within the timeout */
   async start(): Promise<void> {
     const end = performance.now() + CALL_MS;
     await this.#guide.start();
@@ -86,7 +86,7 @@ export class RedisCluster implements Redis {
     }
   }
 
-  /** One look at a time. */
+  /** One read at a time. */
   #look(): Promise<void> {
     this.#looking ??= this.#ask().finally(() => (this.#looking = undefined));
     return this.#looking;
@@ -98,9 +98,9 @@ export class RedisCluster implements Redis {
       this.#guide.send("CLUSTER", "SLOTS"),
     ]);
     if (!String(state).includes("cluster_state:ok")) {
-      // Cut off from the others, it knows only what was: another is asked next.
+      // A node that is cut off from the others has an old slot map: ask another node next.
       this.#guide.renew();
-      throw away("the Redis Cluster is not whole");
+      throw away("the Redis Cluster has slots without a node");
     }
     const known = new Set(this.#nodes.values());
     const owners = new Array<RedisLink | undefined>(SLOTS);
@@ -117,7 +117,7 @@ export class RedisCluster implements Redis {
       }
   }
 
-  /** The connection to a node. One that does not know its own name is called as the guide is. */
+  /** The connection to a node. A node that does not know its own name gets the guide's. */
   #node(host: string, port: number): RedisLink {
     if (this.#closed) throw away("the store was closed; nothing was stored");
     const guide = new URL(this.#guide.url);
@@ -141,28 +141,28 @@ export class RedisCluster implements Redis {
     script: Script,
     keys: readonly string[],
     values: readonly (string | number)[],
-    spread?: ReplicaQuorum,
+    quorum?: ReplicaQuorum,
   ): Promise<Reply> {
-    return this.#route(keys[0]!, scripted(script, keys, values), spread);
+    return this.#route(keys[0]!, scripted(script, keys, values), quorum);
   }
 
-  /** Follows a call to where its slot is. Only what was turned away is tried again, so nothing is done twice. */
-  async #route(key: string, work: RedisCall, spread?: ReplicaQuorum): Promise<Reply> {
+  /** Follows redirects. Only calls that were not executed are tried again, so nothing is done twice. */
+  async #route(key: string, call: RedisCall, quorum?: ReplicaQuorum): Promise<Reply> {
     const end = performance.now() + CALL_MS;
     const slot = slotOf(key);
     let link = this.#owners[slot];
     for (let asking = false, turns = 0; ; turns++) {
       if (!link) throw away("no node of the Redis Cluster has this channel's slot; nothing was stored");
       try {
-        return await link.work(work, { spread, asking, timeoutMs: end - performance.now() });
+        return await link.runCall(call, { quorum, asking, timeoutMs: end - performance.now() });
       } catch (error) {
         const [, word, host, port] = /^(TRYAGAIN|MOVED|ASK)(?: \d+ (\S*):(\d+)$)?/.exec(answerOf(error)) ?? [];
         if (!word || performance.now() + PAUSE_MS > end) throw error;
-        // While a slot is on its way, the keys of a channel are apart: that is over soon.
+        // While a slot moves, a channel's keys are split between two nodes for a moment.
         if (word === "TRYAGAIN" || turns > 0) await Bun.sleep(PAUSE_MS);
         link = word === "TRYAGAIN" ? this.#owners[slot] : this.#node(host!, Number(port));
         asking = word === "ASK";
-        // Which address a node announces is for the log, and not for whoever pushes.
+        // Addresses announced by nodes go to the log, not to publishers.
         await link?.start(end - performance.now()).catch((error: PereError) => {
           throw away("Redis can't be reached; nothing was stored", error.cause);
         });

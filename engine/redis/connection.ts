@@ -1,72 +1,75 @@
 /**
- * Connections to Redis that never hang, never give up, and never queue without bound.
+ * Connections to Redis that never hang, never give up, and never queue without a limit.
  *
- * A Redis that stalls keeps its connections open and says nothing, so every call has its time; when it is up, the caller is told that the
- * store is away, and the connection is thrown away with all that waits on it: whatever comes back later comes back on a new one.
- * Calls made while there is no connection are refused at once, not kept for later: their callers were told that they failed. Reconnecting goes on
- * for ever, with full jitter (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+ * A stalled Redis keeps its connections open and sends nothing, so every call has a timeout. After it, the caller is told that the store is away, and
+ * the connection is discarded with everything that waits on it; late replies are lost with it. Calls without a connection are refused at once and not
+ * queued: their callers were told that they failed. Reconnecting never stops and uses full jitter
+ * (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
  *
- * All calls made in one turn of the event loop leave together and are carried out in the order in which they were made.
+ * All calls made in one turn of the event loop are sent together and executed in order.
  *
- * A client of the library is one connection here, from its making to its end: so what was sent on the same client went to the same server, and only
- * there does `WAIT` say which replicas have it.
+ * Here, one client of the library is one connection for its whole life. So everything sent on a client went to the same server, and only there does
+ * `WAIT` say which replicas have it.
  */
 import { tracingChannel } from "node:diagnostics_channel";
 import { createClient } from "redis";
 import { PereError } from "../model.ts";
 import type { Script } from "./scripts.ts";
 
-/** A call that takes longer has failed: the contract's answer of 503 comes within 3 s. */
+/** Timeout of a call: the contract requires a 503 within 3 s. */
 export const CALL_MS = 2_500;
-/** Silence after which a connection is dead. Longer than the interval of pings, shorter than patience. */
+/** Silence after which a connection is dead. Longer than the ping interval, shorter than a call's timeout. */
 const SILENCE_MS = 2_000;
 const PING_MS = 700;
-/** The longest wait between two tries to connect. */
+/** The longest delay between two attempts to connect. */
 const RETRY_MS_MAX = 1_000;
 /** Calls in flight: several seconds' worth of a busy instance. */
 const CALLS_MAX = 50_000;
 /**
- * So long replicas have for what was stored. Meanwhile the connection does nothing else, and a call may have to be there for three waits: the one
- * that it comes behind, the one that began before it was stored, and its own. All three are over before its time is.
+ * How long replicas may take. Meanwhile the connection does nothing else, and a call may have to wait for three of these: the one queued before it,
+ * the one that began before it was stored, and its own. All three must fit into its timeout.
  */
 const REPLICAS_MS = 700;
 
-/** What Redis answers, as far as PERE asks. */
+/** Replies of Redis, as far as PERE uses them. */
 export type Reply = string | number | null | readonly Reply[];
 
-/** Errors of Redis that pass: it has no room, starts, changes its master, moves its slots, waits for its disk or its replicas. */
+/** Temporary errors of Redis: out of memory, loading, failover, moving slots, waiting for its disk or its replicas. */
 const PASSES =
   /^(OOM|BUSY|LOADING|READONLY|MISCONF|MASTERDOWN|CLUSTERDOWN|MOVED|ASK|TRYAGAIN|NOREPLICAS|NOAUTH|NOPERM)\b/;
 
-/** What Redis before 7.0 puts before the error of a command that a script gave. */
+/** Redis before 7.0 puts this before the error of a command in a script. */
 const IN_SCRIPT = /^ERR Error running script \(call to \w+\): (@user_script: ?\d+: )+-/;
 
-/** What Redis said was wrong, beginning with its word for it; other errors as they are. */
+/** The error text from Redis, beginning with its code; other errors unchanged. */
 const messageOf = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)).replace(IN_SCRIPT, "");
 
-/** How many replicas must have what was stored, and a key in the same slot that can be written to find out. */
+/** How many replicas must have the data, and a key in the same slot that can be written to check. */
 export interface ReplicaQuorum {
   readonly replicas: number;
   readonly key: string;
 }
 
-/** How calls reach Redis, one server or many. @throws PereError, and `away` in time when it can't be reached */
+/** How calls reach Redis, one server or many. @throws PereError `away`, within the timeout, if it can't be reached */
 export interface Redis {
-  /** Resolves once it can be reached. */
+  /** Resolves once Redis can be reached. */
   start(): Promise<void>;
   /** One command; its first argument is its key. */
   send(...command: readonly string[]): Promise<Reply>;
-  /** One script, by its name; where Redis has forgotten it, by its text. It resolves when so many replicas have what it did, and what it repeats. */
+  /**
+   * Runs a script by its hash, or by its text if Redis does not have it. Resolves when the required replicas have its changes, and those that it
+   * repeats.
+   */
   run(
     script: Script,
     keys: readonly string[],
     values: readonly (string | number)[],
-    spread?: ReplicaQuorum,
+    quorum?: ReplicaQuorum,
   ): Promise<Reply>;
-  /** The servers that take writes. */
+  /** The servers that accept writes. */
   masters(): readonly RedisLink[];
-  /** Waits for what was asked before, as long as a call may take, and closes. */
+  /** Waits for pending calls, within their timeout, and closes. */
   close(): Promise<void>;
 }
 
@@ -84,16 +87,16 @@ export const scripted =
   };
 
 export interface RedisCallOptions {
-  readonly spread?: ReplicaQuorum | undefined;
-  /** Each command follows an `ASKING`: this server is about to take the slot over. */
+  readonly quorum?: ReplicaQuorum | undefined;
+  /** Sends `ASKING` before each command: this server is about to take over the slot. */
   readonly asking?: boolean;
   readonly timeoutMs?: number;
 }
 
 export type Client = ReturnType<typeof connect>;
 
-// Node's `TracingChannel.hasSubscribers`, which Bun 1.4.5 lacks: without it the library takes it that somebody traces each command, and copies
-// its arguments for him.
+// Node's `TracingChannel.hasSubscribers` is missing in Bun 1.4.5. Without it the library assumes that every command is traced, and copies its
+// arguments.
 const tracing: object = Object.getPrototypeOf(tracingChannel("pere"));
 if (!("hasSubscribers" in tracing))
   Object.defineProperty(tracing, "hasSubscribers", {
@@ -107,7 +110,7 @@ const connect = (url: string) =>
     url,
     disableOfflineQueue: true,
     commandsQueueMaxLength: CALLS_MAX,
-    // A call has its time here; the library's own would be one more timer a call, which stays until it is over.
+    // Calls have a timeout here. The library's own would cost a timer per call, which stays until it fires.
     commandOptions: { timeout: 0 },
     pingInterval: PING_MS,
     maintNotifications: "disabled",
@@ -116,32 +119,32 @@ const connect = (url: string) =>
 
 const away = (what: string, cause?: unknown): PereError => new PereError("away", what, [], cause);
 
-/** Why a certificate is not trusted, as OpenSSL has it: whoever signed it is not known here. */
+/** OpenSSL's codes for a certificate with an unknown issuer. */
 const UNTRUSTED = /SELF_SIGNED|UNABLE_TO_(?:GET_ISSUER|VERIFY_LEAF)|self[- ]signed|unable to (?:get|verify)/i;
 
-/** What to do about a certificate that a CA of one's own signed; empty for any other trouble. */
+/** What to do about a certificate from a private CA; empty for other errors. */
 function trustAdvice(trouble: unknown): string {
   const { code = "", message = "" } = (trouble ?? {}) as { code?: unknown; message?: unknown };
   if (!UNTRUSTED.test(`${String(code)} ${String(message)}`)) return "";
   return "; set NODE_EXTRA_CA_CERTS to a PEM file with the certificate of the CA that signed it";
 }
 
-/** How exactly a time is kept. */
+/** Resolution of timeouts. */
 const SWEEP_MS = 50;
 
-/** Calls and how long each may take. One timer looks after all of them: a timer a call costs more than what it guards. */
+/** Timeouts of calls. One timer serves all of them: a timer per call would cost more than the call. */
 class CallTimeouts {
   readonly #waiting = new Set<{ readonly until: number; readonly late: () => void }>();
   #timer: Timer | undefined;
 
-  /** Becomes what the work becomes, or is rejected with what `late` says where that takes longer. */
-  within<Value>(timeoutMs: number, work: Promise<Value>, late: () => PereError): Promise<Value> {
+  /** Settles as the promise does, or rejects with the error from `late` when the time is over. */
+  limit<Value>(timeoutMs: number, promise: Promise<Value>, late: () => PereError): Promise<Value> {
     this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS);
     return new Promise((resolve, reject) => {
       const waiting = { until: performance.now() + timeoutMs, late: () => reject(late()) };
       this.#waiting.add(waiting);
       const over = (): unknown => this.#waiting.delete(waiting);
-      work.finally(over).then(resolve, reject);
+      promise.finally(over).then(resolve, reject);
     });
   }
 
@@ -158,28 +161,28 @@ class CallTimeouts {
   }
 }
 
-/** One connection to one of some addresses; replaced when it is dead, by one to the next of them. */
+/** One connection to one of several addresses. A dead one is replaced by a connection to the next address. */
 export class RedisLink implements Redis {
   readonly #urls: readonly string[];
   readonly #ready: (client: Client) => void;
-  readonly #patience = new CallTimeouts();
+  readonly #timeouts = new CallTimeouts();
   #client: Client;
-  /** Where it leads. */
+  /** Index of the current address. */
   #url = "";
-  /** Counts on from a random one, so that many instances spread over the addresses. */
+  /** Counts on from a random start, so that many instances spread over the addresses. */
   #connections: number;
-  /** Tries to connect since there was a connection. */
+  /** Attempts since the last connection. */
   #tries = 0;
   #readyAt = 0;
   #closed = false;
   #closing: Promise<void> | undefined;
-  /** Why there is no connection, as far as is known. */
+  /** Why there is no connection, as far as known. */
   #trouble: unknown;
-  /** The wait for replicas that is under way, and the one after it, for all that is stored until it begins. */
+  /** The running wait for replicas, and the next one, for everything stored until it begins. */
   #waiting: Promise<unknown> = Promise.resolve();
   #next: Promise<void> | undefined;
 
-  /** @param ready called each time that there is a connection, before anything else is sent on it */
+  /** @param ready called for each new connection, before anything else is sent on it */
   constructor(urls: readonly string[], ready: (client: Client) => void = () => {}) {
     this.#urls = urls;
     this.#connections = Math.floor(Math.random() * urls.length);
@@ -187,17 +190,17 @@ export class RedisLink implements Redis {
     this.#client = this.#connect();
   }
 
-  /** The address of the server that it leads to. */
+  /** The address of the server it leads to. */
   get url(): string {
     return this.#url;
   }
 
-  /** Its host and port, which may be told. */
+  /** Its host and port, without secrets. */
   get address(): string {
     return new URL(this.#url).host;
   }
 
-  /** Why there is no connection, with the address that there is none to: in a Cluster a node announces it, and nobody set it. */
+  /** Why there is no connection, with the address: in a Cluster, nodes announce addresses that the operator did not set. */
   #why(): Error {
     const trouble = this.#trouble;
     const why = trouble instanceof Error && trouble.message !== "" ? trouble.message : "no answer";
@@ -211,7 +214,7 @@ export class RedisLink implements Redis {
       if (client === this.#client) this.#trouble = error;
     });
     client.on("ready", () => {
-      // One that was thrown away while it was being connected is connected all the same.
+      // A client that was discarded while connecting still connects.
       if (client !== this.#client || this.#closed) return client.destroy();
       this.#trouble = undefined;
       this.#tries = 0;
@@ -225,11 +228,11 @@ export class RedisLink implements Redis {
     this.#client = client;
     this.#waiting = Promise.resolve();
     this.#next = undefined;
-    client.connect().catch(() => {}); // The reason came as an error, and the next try is on its way.
+    client.connect().catch(() => {}); // The reason was reported as an error event, and the next attempt is scheduled.
     return client;
   }
 
-  /** Resolves once there is a connection. @throws PereError away, when there is none in time */
+  /** Resolves once there is a connection. @throws PereError away: there was none within the timeout */
   async start(timeoutMs = CALL_MS): Promise<void> {
     for (const end = performance.now() + timeoutMs; !this.#client.isReady;) {
       if (performance.now() > end || this.#closed) {
@@ -240,52 +243,55 @@ export class RedisLink implements Redis {
     }
   }
 
-  /** One call, in its time. @throws PereError away: it was not sent, or it can't be known what became of it */
+  /** One call with its timeout. @throws PereError away: it was not sent, or its result is unknown */
   async call<Value>(run: (client: Client) => Promise<Value>, timeoutMs = CALL_MS): Promise<Value> {
     if (this.#closed) throw away("the store was closed; nothing was stored");
     const client = this.#client;
     if (!client.isReady) throw away("Redis can't be reached; nothing was stored", this.#why());
     try {
-      return await this.#patience.within(timeoutMs, run(client), () => {
-        // A call that was tried elsewhere before has little time: that is not the connection's fault.
+      return await this.#timeouts.limit(timeoutMs, run(client), () => {
+        // A call that was tried elsewhere before has little time left: that is not this connection's fault.
         if (timeoutMs > SILENCE_MS) this.#replace(client);
         return away(
-          "Redis does not answer; whether it was stored can't be known",
+          "Redis does not answer; it is unknown whether this was stored",
           new Error(`${this.address}: no answer`),
         );
       });
     } catch (error) {
       const isOld = performance.now() - this.#readyAt > RETRY_MS_MAX;
-      // It was made a replica. The connection would stay; a new one may find the master, where the address has moved with it.
+      // The server became a replica and would keep this connection. A new one may find the master, if the address moved with it.
       if (messageOf(error).startsWith("READONLY") && isOld) this.renew(client);
       throw explain(error, this.address);
     }
   }
 
   send(...command: readonly string[]): Promise<Reply> {
-    return this.work((send) => send(command));
+    return this.runCall((send) => send(command));
   }
 
   run(
     script: Script,
     keys: readonly string[],
     values: readonly (string | number)[],
-    spread?: ReplicaQuorum,
+    quorum?: ReplicaQuorum,
   ): Promise<Reply> {
-    return this.work(scripted(script, keys, values), { spread });
+    return this.runCall(scripted(script, keys, values), { quorum });
   }
 
-  async work(work: RedisCall, { spread, asking = false, timeoutMs = CALL_MS }: RedisCallOptions = {}): Promise<Reply> {
+  async runCall(
+    call: RedisCall,
+    { quorum, asking = false, timeoutMs = CALL_MS }: RedisCallOptions = {},
+  ): Promise<Reply> {
     const end = performance.now() + timeoutMs;
     const client = this.#client;
     const send = (command: readonly string[]): Promise<Reply> => {
       if (asking) client.sendCommand(["ASKING"]).catch(() => {});
       return client.sendCommand(command) as unknown as Promise<Reply>;
     };
-    const reply = await this.call(() => work(send), timeoutMs);
-    if (spread)
-      await this.#patience.within(end - performance.now(), this.#have(client, spread), () =>
-        away("stored, but its replicas were not heard of in time; repeating is safe"),
+    const reply = await this.call(() => call(send), timeoutMs);
+    if (quorum)
+      await this.#timeouts.limit(end - performance.now(), this.#have(client, quorum), () =>
+        away("stored, but the replicas did not confirm in time; it is safe to repeat the request"),
       );
     return reply;
   }
@@ -294,43 +300,43 @@ export class RedisLink implements Redis {
     return [this];
   }
 
-  /** Resolves when so many replicas have all that was sent on this connection until now. One wait at a time, for all that came meanwhile. */
+  /** Resolves when enough replicas have everything sent on this connection so far. One wait at a time serves all calls made meanwhile. */
   #have(client: Client, { replicas, key }: ReplicaQuorum): Promise<void> {
     if (client !== this.#client)
       return Promise.reject(
-        away("stored, but the connection broke before its replicas were heard of; repeating is safe"),
+        away("stored, but the connection broke before the replicas confirmed; it is safe to repeat the request"),
       );
     this.#next ??= this.#waiting.then(async () => {
       await new Promise(setImmediate); // The turn is over.
       this.#next = undefined;
-      // WAIT is promised for what its own connection wrote (7.0 happens to wait for all). A call that repeats another wrote nothing; what is
-      // written here comes after what it repeats.
+      // WAIT is only guaranteed to cover writes of its own connection (7.0 happens to cover all). A repeated call wrote nothing, so a write here
+      // follows what it repeats.
       const wait = Promise.all([
         client.sendCommand(["SET", key, ""]),
         client.sendCommand(["WAIT", String(replicas), String(REPLICAS_MS)]),
       ]);
       this.#waiting = wait.catch(() => {});
       const [, have] = await wait.catch((error: unknown) => {
-        // Whatever the cause, it is not that the call was turned away.
+        // Whatever the cause, the call itself was executed.
         throw away(
-          "stored, but whether its replicas have it can't be known; repeating is safe",
+          "stored, but it is unknown whether the replicas have it; it is safe to repeat the request",
           explain(error, this.address),
         );
       });
       if (Number(have) < replicas)
-        throw away(`stored, but only ${have} of ${replicas} replicas have it; repeating is safe`);
+        throw away(`stored, but only ${have} of ${replicas} replicas have it; it is safe to repeat the request`);
     });
     return this.#next;
   }
 
-  /** Throws a dead connection away. What waits on it is told so. */
+  /** Discards a dead connection. Pending calls fail. */
   #replace(client: Client): void {
     if (this.#closed || client !== this.#client) return;
     this.#connect();
     client.destroy();
   }
 
-  /** Takes a new connection; what waits on the one before is still answered. */
+  /** Switches to a new connection; calls on the old one are still answered. */
   renew(client = this.#client): void {
     if (this.#closed || client !== this.#client) return;
     this.#connect();
@@ -344,24 +350,24 @@ export class RedisLink implements Redis {
 }
 
 /**
- * Waits for what was asked on a connection, as long as a call may take and the connection lives, and ends it. Answers come in order, so the last one
- * comes after all; the library's own `close` does not notice when the connection dies first.
+ * Waits for the pending calls of a connection, within their timeout and the connection's life, and closes it. Replies come in order, so the last one
+ * comes after all others. The library's own `close` does not notice if the connection dies first.
  */
 async function end(client: Client): Promise<void> {
   if (client.isReady) await Promise.race([client.sendCommand(["PING"]).catch(() => {}), Bun.sleep(CALL_MS)]);
   client.destroy();
 }
 
-/** An error of Redis or of the way to it, as the house says it. @param address of the server that was asked */
+/** Turns an error of Redis or the network into a PereError. @param address of the server that was called */
 function explain(error: unknown, address: string): PereError {
   if (error instanceof PereError) return error;
   const message = messageOf(error);
   const answered = /^[A-Z]+ /.test(message);
   if (answered && !PASSES.test(message))
     return new PereError("inside", `Redis refused a command: ${message}`, [], error);
-  if (answered) return away(`Redis can't take it now: ${message}`, error);
+  if (answered) return away(`Redis can't store this now: ${message}`, error);
   return away(
-    "Redis is away; whether it was stored can't be known",
+    "Redis is away; it is unknown whether this was stored",
     new Error(`${address}: ${message}`, { cause: error }),
   );
 }

@@ -1,20 +1,20 @@
 /**
- * Which channels have a deadline ahead, told among the instances that share one Redis.
+ * The list of channels with a deadline ahead, shared by the instances on one Redis.
  *
- * One list beside the channels says when each is due. An instance that takes a channel up puts a mark in its place, deals with what is due in one
- * script, puts the channel back to where its next deadline is, and removes the mark. A push that comes meanwhile finds the channel gone and puts it
- * back itself. The mark has a time of its own: when the instance dies between the two, the mark is due shortly after, and another takes the
- * channel up. Two that work on one channel do no harm, for each device is recorded once.
+ * The list is sorted by when each channel is due. An instance that claims a channel replaces it by a mark, processes what is due in one script, puts
+ * the channel back at its next deadline, and removes the mark. A push in between finds the channel missing and adds it again. The mark has a due time
+ * itself: if the instance dies in between, the mark comes due shortly after and another instance claims the channel. Two instances that process the
+ * same channel do no harm, because each device is recorded once.
  */
 import { PereError } from "../model.ts";
 import type { Keys } from "./keys.ts";
 import type { Redis } from "./connection.ts";
 import type { SCRIPTS } from "./scripts.ts";
 
-/** Channels that are dealt with at once, and devices that one script looks at for them. */
+/** Channels processed at once, and devices per script. */
 const DUE_AT_ONCE = 16;
 const MISS_DEVICES = 500;
-/** So long an instance has for a channel before it is taken for dead, and others are not kept waiting by one channel. */
+/** How long an instance may take for a channel before it counts as dead; also limits how long one channel delays the others. */
 const CLAIM_MS = 500;
 
 /** Trouble that passes: what was not done now is due again soon. */
@@ -27,7 +27,10 @@ export class RedisDeadlines {
   readonly #scripts: typeof SCRIPTS;
   readonly #known: (channel: string) => string;
 
-  /** @param due where the list is kept; @param known what is known of a channel, for the scripts' `guard` */
+  /**
+   * @param due key of the list
+   * @param known what is known of a channel, for `guard` in the scripts
+   */
   constructor(
     link: Redis,
     due: string,
@@ -42,14 +45,14 @@ export class RedisDeadlines {
     this.#known = known;
   }
 
-  /** A channel has a deadline then, if not before. */
+  /** Adds a deadline of a channel, unless it has an earlier one. */
   ahead(channel: string, at: number | string): Promise<unknown> {
     return this.#link.send("ZADD", this.#due, "LT", String(at), channel);
   }
 
   /**
-   * Stores an event whose deadline is `ms` from now. The list is told first: what is stored is never without its place there. A deadline so short that
-   * somebody may have looked between the two is told again.
+   * Stores an event whose deadline is `ms` from now. The list is updated first, so that no stored event is without its place there. A deadline so
+   * short that an instance may have checked in between is added again.
    */
   async append<Value>(channel: string, now: number, ms: number, store: () => Promise<Value>): Promise<Value> {
     const startedAt = performance.now();
@@ -58,7 +61,7 @@ export class RedisDeadlines {
     return stored;
   }
 
-  /** As `Store.miss`. */
+  /** Implements `Store.recordMissing`. */
   async miss(now: number): Promise<number | null> {
     const until = now + CLAIM_MS;
     const values = [now, until, DUE_AT_ONCE];

@@ -1,35 +1,35 @@
 /**
- * What a Redis or Valkey can promise, read from the server itself: how durable an answer is, and what its operator should change.
+ * What a Redis or Valkey guarantees, read from the server itself: how durable an answer is, and what its operator should change.
  *
- * Its settings can change while it runs, so they are read each time that somebody asks. In a Cluster each master is asked, and the worst one counts.
+ * Settings can change at run time, so they are read on each request. In a Cluster each master is asked, and the worst one counts.
  */
 import { PereError } from "../model.ts";
 import type { RedisLink } from "./connection.ts";
 import type { Readiness } from "../store.ts";
 
-/** The first version with all that the scripts need: `XTRIM` with `MINID`. */
+/** The first version with everything that the scripts need: `XTRIM` with `MINID`. */
 const VERSION_MIN = [6, 2] as const;
 
-/** What one server says of itself. */
+/** What one server reports about itself. */
 interface Facts {
   /** Its name and version, as in "Redis 7.0.15". */
   readonly server: string;
-  /** The version of Redis that it is, or is compatible with. */
+  /** The version of Redis that it is or is compatible with. */
   readonly version: string;
   readonly isCluster: boolean;
   readonly replicas: number;
-  /** Null: they may not be read. */
+  /** Null: not permitted to read them. */
   readonly settings: ReadonlyMap<string, string> | null;
-  /** Why it takes no changes now; null: it takes them. */
+  /** Why it refuses writes now; null: it accepts them. */
   readonly refusal: PereError | null;
 }
 
-/** A script that writes nothing, and that Redis from 7.0 on runs only where it would take a change. */
+/** A script without effect that Redis 7.0 and later runs only if it would accept a write. */
 const PROBE = "#!lua\nreturn 1";
-/** No room; a disk that can't be written; a replica that only tells; too few replicas. */
+/** Out of memory; a disk error; a read-only replica; too few replicas. */
 const REFUSED = /\b(OOM|MISCONF|READONLY|NOREPLICAS)\b/;
 
-/** Why a server takes no changes now; null: it takes them, or is too old to say. */
+/** Why a server refuses writes now; null: it accepts them, or is too old to say. */
 const refusalOf = (link: RedisLink): Promise<PereError | null> =>
   link.send("EVAL", PROBE, "0").then(
     () => null,
@@ -63,7 +63,7 @@ async function settingsOf(link: RedisLink): Promise<ReadonlyMap<string, string> 
     );
     return new Map(found.flatMap((settings) => Object.entries(settings)));
   } catch (error) {
-    // Where Redis is somebody else's, its settings may not be read: forbidden, renamed, or left out.
+    // A managed Redis may not allow reading its settings: forbidden, renamed, or omitted.
     if (error instanceof PereError && (error.code === "inside" || /NOPERM/.test(error.message))) return null;
     throw error;
   }
@@ -73,13 +73,13 @@ type Durability = Readiness["durability"];
 /** From worst to best. */
 const DURABILITIES: readonly Durability[] = ["memory", "second", "fsync"];
 
-/** What one server promises, and why that is no more. */
+/** What one server guarantees, and why it is not more. */
 function promiseOf({ settings }: Facts): { readonly durability: Durability; readonly advice: readonly string[] } {
   if (!settings)
     return {
       durability: "memory",
       advice: [
-        "Let PERE's user read the settings of Redis (ACL +config|get): without them PERE can't tell whether what it acknowledged survives a restart.",
+        "Allow PERE's user to read the settings of Redis (ACL +config|get): without them PERE can't tell whether acknowledged data survives a restart.",
       ],
     };
   const advice: string[] = [];
@@ -87,25 +87,27 @@ function promiseOf({ settings }: Facts): { readonly durability: Durability; read
   const appendfsync = settings.get("appendfsync");
   if (settings.get("appendonly") !== "yes")
     advice.push(
-      "Set appendonly yes and appendfsync always: now all that was acknowledged is lost when Redis restarts.",
+      "Set appendonly yes and appendfsync always: with the current settings all acknowledged data is lost when Redis restarts.",
     );
   else if (appendfsync === "always") durability = "fsync";
   else if (appendfsync === "everysec") {
     durability = "second";
-    advice.push("Set appendfsync always: now a power cut loses the last second or so of what was acknowledged.");
+    advice.push(
+      "Set appendfsync always: with the current setting a power cut loses about the last second of acknowledged data.",
+    );
   } else
     advice.push(
-      "Set appendfsync always: now a power cut loses what the system had not written yet, often half a minute.",
+      "Set appendfsync always: with the current setting a power cut loses what the system has not written yet, often half a minute.",
     );
   const policy = settings.get("maxmemory-policy") ?? "noeviction";
   if (Number(settings.get("maxmemory")) > 0 && policy.startsWith("allkeys")) {
     durability = "memory";
     advice.push(
-      `Set maxmemory-policy noeviction: with ${policy} a full Redis drops channels, acknowledged events and all.`,
+      `Set maxmemory-policy noeviction: with ${policy} a full Redis drops channels, including acknowledged events.`,
     );
   } else if (Number(settings.get("maxmemory")) > 0 && policy.startsWith("volatile"))
     advice.push(
-      `Set maxmemory-policy noeviction: with ${policy} a full Redis forgets idempotency keys, and a push that is repeated is stored twice.`,
+      `Set maxmemory-policy noeviction: with ${policy} a full Redis drops idempotency keys, and a repeated push is stored twice.`,
     );
   return { durability, advice };
 }
@@ -115,7 +117,7 @@ const reasonOf = (error: unknown): string => {
   return inner instanceof Error ? inner.message : String(inner);
 };
 
-/** What the servers promise together. @throws PereError away */
+/** What the servers guarantee together. @throws PereError away */
 export async function readDurability(
   links: readonly RedisLink[],
   replicas: number,
@@ -124,7 +126,7 @@ export async function readDurability(
   const facts = found.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
   const failed = found.find((answer) => answer.status === "rejected");
   if (facts.length === 0) {
-    // The addresses are the operator's, or those that the nodes of a Cluster announce.
+    // The addresses are configured, or announced by the nodes of a Cluster.
     const reasons = new Set(found.map((answer) => (answer.status === "rejected" ? reasonOf(answer.reason) : "")));
     throw new PereError(
       "away",
@@ -138,15 +140,15 @@ export async function readDurability(
   if (failed) {
     const away = links.filter((_, n) => found[n]!.status === "rejected").map(({ address }) => address);
     advice.add(
-      `Bring the masters back that are away, or have them announce addresses that can be reached from here (cluster-announce-ip, cluster-announce-port): ` +
-        `${facts.length} of ${links.length} answer, ${away.join(" and ")} ${away.length === 1 ? "does" : "do"} not, and the channels there are refused.`,
+      `Restart the masters that do not answer, or have them announce addresses that PERE can reach (cluster-announce-ip, cluster-announce-port): ` +
+        `${facts.length} of ${links.length} answer, ${away.join(" and ")} ${away.length === 1 ? "does" : "do"} not, and requests for their channels are refused.`,
     );
   }
-  for (const { refusal } of facts) if (refusal) advice.add(`${refusal.message} What is stored there is refused.`);
+  for (const { refusal } of facts) if (refusal) advice.add(`${refusal.message} Requests that write there are refused.`);
   const copies = Math.min(...facts.map((fact) => fact.replicas));
   if (replicas === 0 && copies > 0)
     advice.add(
-      "Set PERE_REDIS_REPLICAS=1: now what was acknowledged and has not reached a replica is lost when a replica takes over.",
+      "Set PERE_REDIS_REPLICAS=1: with the current setting, acknowledged data that has not reached a replica is lost in a failover.",
     );
   if (replicas > copies)
     advice.add(
@@ -162,7 +164,7 @@ export async function readDurability(
   };
 }
 
-/** Whether PERE can work with these servers as it was told to. @throws Error with the one line to print */
+/** Checks whether PERE can work with these servers as configured. @throws Error with a one-line message */
 export function check(facts: readonly Facts[], severalAddresses: boolean): void {
   for (const { server, version, isCluster } of facts) {
     const [major = 0, minor = 0] = version.split(".").map(Number);
@@ -170,6 +172,6 @@ export function check(facts: readonly Facts[], severalAddresses: boolean): void 
     if (major < majorMin || (major === majorMin && minor < minorMin))
       throw new Error(`${server} is too old: PERE needs Redis ${VERSION_MIN.join(".")} or newer, or Valkey`);
     if (isCluster && !severalAddresses)
-      throw new Error("Redis there is a Cluster: name several of its addresses in REDIS_URL, comma separated");
+      throw new Error("this Redis is a Cluster: set REDIS_URL to several of its addresses, separated by commas");
   }
 }

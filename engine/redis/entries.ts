@@ -1,10 +1,10 @@
 /**
- * How entries of the two logs are written in Redis: a few words, a space after each, and then the text that may hold spaces. A field that is
- * absent is empty. The data of an event is the publisher's own text, so it is written and read without a look inside.
+ * The format of log entries in Redis: some fields, each followed by a space, and a last field that may contain spaces. An absent field is empty. An
+ * event's data is the publisher's own text and is stored and read without parsing.
  */
 import { type Event, type EventDraft, rank, type Receipt, type ReceiptDraft, STATES } from "../model.ts";
 
-/** The words before the last field, and that field. */
+/** Splits off the fields before the last one. */
 function split(text: string, words: number): string[] {
   const parts: string[] = [];
   let from = 0;
@@ -20,7 +20,7 @@ function split(text: string, words: number): string[] {
 type Seven = [string, string, string, string, string, string, string];
 const numberOrNull = (text: string): number | null => (text === "" ? null : Number(text));
 
-/** When an event is over, and how often it is sent again. */
+/** When an event expires, its deadline, and its reminder interval. */
 type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
 /** `at expires deadline remind type to data` */
@@ -46,7 +46,7 @@ export function eventOf(seq: number, text: string): Event {
 
 /**
  * `event device rank at deviceAt`; the script adds ` late outcome detail`. An entry of rank 0 says that its event is complete, with the outcome as
- * `done/failed`; words that were stored before such entries were have their event's outcome with them.
+ * `done/failed`. Receipts stored by versions without such entries carry their event's outcome themselves.
  */
 export const receiptHead = ({ event, device, status, deviceAt }: ReceiptDraft, at: number): string =>
   `${event.seq} ${device} ${rank(status)} ${at} ${deviceAt ?? ""}`;

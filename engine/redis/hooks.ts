@@ -1,7 +1,6 @@
 /**
- * Hooks in Redis: where publishers want to be called, how far each hook has come in its channel's receipts log, and the calls that did not succeed
- * at once. Each hook is a hash, its deliveries are another, and both are in their channel's slot. Which channels have hooks is in one set beside them;
- * what that says too much is found out.
+ * Hooks in Redis: their settings, their cursors in the receipts log, and the calls that are pending or were given up. Each hook is a hash and its
+ * deliveries are another one, both in their channel's slot. A separate set lists the channels with hooks; outdated members are ignored.
  */
 import { PereError } from "../model.ts";
 import type { Keys } from "./keys.ts";
@@ -18,7 +17,7 @@ import {
   readFormer,
 } from "../store.ts";
 
-/** Runs a script that may make its channel, with more keys than those of the channel. */
+/** Runs a script that may create its channel, with keys in addition to the channel's. */
 type Make = (
   script: Script,
   channel: string,
@@ -48,7 +47,7 @@ export class RedisHooks {
   readonly #keys: (channel: string) => Keys;
   readonly #make: Make;
 
-  /** @param hooked where the channels with hooks are kept */
+  /** @param hooked key of the set of channels with hooks */
   constructor(link: Redis, hooked: string, keys: (channel: string) => Keys, make: Make) {
     this.#link = link;
     this.#hooked = hooked;
@@ -56,7 +55,7 @@ export class RedisHooks {
     this.#make = make;
   }
 
-  /** @throws PereError refused, when the channel has as many as it may have */
+  /** @throws PereError refused: the channel has the maximum number of hooks */
   async put(channel: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
     const { name, url, secret, on } = draft;
     const { hooks, hook } = this.#keys(channel);
@@ -74,7 +73,7 @@ export class RedisHooks {
     return (await this.#link.run(SCRIPTS.dropHook, [hooks, hook(name), deliveries(name)], [name])) === 1;
   }
 
-  /** The hooks of a channel, by name; of all, when it is null. */
+  /** The hooks of a channel, by name; all hooks if `channel` is null. */
   async list(channel: string | null): Promise<Hook[]> {
     if (channel === null)
       return (await Promise.all((await this.#members(this.#hooked)).map((one) => this.list(one)))).flat();
@@ -99,7 +98,7 @@ export class RedisHooks {
       .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
   }
 
-  /** As `Store.progress`. */
+  /** Implements `Store.progress`. */
   async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
     const { of = "", cursor, disabled, keep = [], drop = [] } = progress;
     const { hook, deliveries } = this.#keys(channel);

@@ -1,6 +1,6 @@
 /**
- * The names under which a channel is kept in Redis. All of one channel's share a hash tag, so they live in one slot, where one script may touch them
- * all. What is in them: `scripts.ts`.
+ * The keys of a channel in Redis. All of one channel's keys share a hash tag, so they are in one slot and one script may use all of them.
+ * `scripts.ts` describes their content.
  */
 
 /** The parts of a channel, in the order of `KEYS`. */
@@ -23,7 +23,10 @@ const PARTS = [
 export interface Keys {
   readonly all: readonly string[];
   readonly counters: string;
-  /** The names under which what the two logs get is published: a server's databases share them, so all but the first are in the name. */
+  /**
+   * The names under which each log's messages are published. All databases of a server share these names, so every database except the first is part
+   * of the name.
+   */
   readonly told: { readonly events: string; readonly receipts: string };
   readonly events: string;
   readonly receipts: string;
@@ -36,14 +39,14 @@ export interface Keys {
   readonly deliveries: (name: string) => string;
   /** Connected devices, as `presence.ts` writes them. */
   readonly present: string;
-  /** From where they are. */
+  /** Their addresses. */
   readonly places: string;
-  /** Written to find out what replicas have. */
-  readonly spread: string;
+  /** Written to check which replicas are up to date. */
+  readonly replicaProbe: string;
   readonly idempotency: (key: string) => string;
 }
 
-/** What follows a key where it is the name of messages. */
+/** Suffix of a key that makes it a message name. */
 export const toldIn = (database: number): string => (database === 0 ? "" : `@${database}`);
 
 function keysOf(prefix: string, database: number, channel: string): Keys {
@@ -63,15 +66,15 @@ function keysOf(prefix: string, database: number, channel: string): Keys {
     deliveries: (name) => key(`deliveries:${name}`),
     present: key("present"),
     places: key("places"),
-    spread: key("spread"),
+    replicaProbe: key("spread"),
     idempotency: (name) => key(`key:${name}`),
   };
 }
 
-/** Channels whose keys are remembered: making a dozen names anew costs as much as sending them. */
+/** Cache limit: building a dozen names costs as much as sending them. */
 const REMEMBERED_MAX = 5_000;
 
-/** Gives a channel's keys in a database, all of which begin with `prefix`. */
+/** Returns a function that gives a channel's keys, all with this prefix. */
 export function keysWith(prefix: string, database = 0): (channel: string) => Keys {
   const remembered = new Map<string, Keys>();
   return (channel) => {

@@ -1,16 +1,16 @@
 /**
- * Which devices are connected where, told among the instances that share one Redis.
+ * Presence across instances that share one Redis.
  *
- * Each instance gives a sign of life every second, and writes down which devices come to it and leave it. A device counts as connected
- * elsewhere when some other instance that lives has it; so when an instance dies, all of its devices are gone a few seconds later, and
- * nobody has to tidy up for that. What a dead one left is removed by whoever comes across it much later.
+ * Each instance sends a heartbeat every second and writes which devices connect to it and leave it. A device counts as connected elsewhere if another
+ * live instance has it. So when an instance dies, all of its devices disappear a few seconds later without any cleanup. Entries of a dead instance
+ * are deleted by the instance that finds them much later.
  *
- * What is true here is kept here: when Redis has lost it, the next sign of life shows that this instance is not known, and it is all written again.
- * A new connection may lead to an older state, a snapshot or a replica that lagged behind, and what that says of this instance is anybody's guess: so
- * it goes on under another name, and what stands under the old one is a dead instance's.
+ * Each instance keeps its own presence in memory. If Redis has lost it, the next heartbeat shows that this instance is unknown, and everything is
+ * written again. A new connection may lead to an older state, a snapshot or a lagging replica, whose entries for this instance may be wrong: so the
+ * instance continues under a new id, and the entries of the old id belong to a dead instance.
  *
- * From where its devices are connected an instance writes down as well, and looks whether living ones have the same device from elsewhere; then it tells
- * all of them, by the channel's messages.
+ * An instance also writes the addresses of its devices and checks whether other live instances have the same device with another address. If so, it
+ * notifies all instances through the channel's messages.
  */
 import { isShared } from "../model.ts";
 import type { Keys } from "./keys.ts";
@@ -18,20 +18,20 @@ import type { Redis, Reply } from "./connection.ts";
 import { SCRIPTS, SHARED } from "./scripts.ts";
 
 const BEAT_MS = 1_000;
-/** Without a sign of life for so long, an instance is dead. */
+/** An instance without a heartbeat for this long is dead. */
 const LIFE_MS = 4_000;
-/** For so long a dead one is remembered, before what it left is removed. */
+/** How long a dead instance is remembered before its entries are deleted. */
 const MEMORY_MS = 60_000;
-/** For so long it is remembered that something is left of an instance: many reads may have to remove it. */
-const STRANGER_MS = 10 * MEMORY_MS;
-/** For so long it is good enough to know who was connected elsewhere. */
+/** How long leftover entries of an instance are remembered: deleting them may take many reads. */
+const UNKNOWN_INSTANCE_MS = 10 * MEMORY_MS;
+/** How long presence at other instances is cached. */
 const FRESH_MS = 1_000;
-/** Devices in one command. */
+/** Devices per command. */
 const DEVICES_AT_ONCE = 500;
 
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
-/** A device that is connected here: the `seq` after which it joined the channel, and from where it is. */
+/** A device connected here: the `seq` after which it joined the channel, and its addresses. */
 interface Here {
   readonly joined: number;
   readonly addresses: readonly string[];
@@ -49,17 +49,17 @@ interface Known {
 
 export class RedisPresence {
   #instance = crypto.randomUUID();
-  #isDoubted = false;
+  #isUnverified = false;
   readonly #link: Redis;
   readonly #instances: string;
   readonly #keys: (channel: string) => Keys;
   readonly #here = new Map<string, Map<string, Here>>();
-  /** What is not yet written down. */
+  /** Not yet written. */
   readonly #changed = new Map<string, Set<string>>();
   readonly #known = new Map<string, Known>();
   #living: ReadonlySet<string> = new Set();
-  /** Instances of which something is left and nothing is known, and since when. */
-  readonly #strangers = new Map<string, number>();
+  /** Unknown instances with leftover entries, and since when. */
+  readonly #unknownInstances = new Map<string, number>();
   readonly #timer: Timer;
   #writing: Promise<void> | undefined;
 
@@ -73,13 +73,13 @@ export class RedisPresence {
 
   /** There is a new connection to Redis. */
   markUnverified(): void {
-    this.#isDoubted = true;
+    this.#isUnverified = true;
   }
 
-  /** A sign of life; and who else lives. */
+  /** Sends a heartbeat and reads which other instances live. */
   async beat(): Promise<void> {
     try {
-      if (this.#isDoubted) await this.#rename();
+      if (this.#isUnverified) await this.#rename();
       const values = [this.#instance, LIFE_MS, MEMORY_MS];
       const [isNew, ...living] = (await this.#link.run(SCRIPTS.beat, [this.#instances], values)) as readonly Reply[];
       this.#living = new Set(living as readonly string[]);
@@ -87,8 +87,8 @@ export class RedisPresence {
         for (const [channel, devices] of this.#here) for (const device of devices.keys()) this.#change(channel, device);
       if (this.#changed.size > 0) await this.#write();
       for (const [channel, { at }] of this.#known) if (performance.now() - at > FRESH_MS) this.#known.delete(channel);
-      for (const [stranger, since] of this.#strangers)
-        if (performance.now() - since > STRANGER_MS) this.#strangers.delete(stranger);
+      for (const [instance, since] of this.#unknownInstances)
+        if (performance.now() - since > UNKNOWN_INSTANCE_MS) this.#unknownInstances.delete(instance);
     } catch {
       // Redis is away; the timer tries again.
     }
@@ -96,12 +96,12 @@ export class RedisPresence {
 
   async #rename(): Promise<void> {
     const before = this.#instance;
-    this.#isDoubted = false;
+    this.#isUnverified = false;
     this.#instance = crypto.randomUUID();
     await this.#link.send("ZREM", this.#instances, before);
   }
 
-  /** A device is connected here from now on, from these addresses; null: it is no longer. */
+  /** A device is connected here from now on, from these addresses; null: it is no longer connected. */
   attend(channel: string, device: string, joined: number | null, addresses: readonly string[]): void {
     let devices = this.#here.get(channel);
     if (joined !== null) {
@@ -120,7 +120,7 @@ export class RedisPresence {
     else this.#changed.set(channel, new Set([device]));
   }
 
-  /** One write at a time, so that the last word stands. What can't be written now is kept for the next sign of life. */
+  /** One write at a time, so that the last state wins. What can't be written now is kept for the next heartbeat. */
   #write(): Promise<void> {
     this.#writing ??= (async () => {
       try {
@@ -160,11 +160,11 @@ export class RedisPresence {
       left.length > 0 ? this.#link.send("HDEL", present, ...left) : null,
       left.length > 0 ? this.#link.send("HDEL", places, ...left) : null,
     ]);
-    // What is written next need not wait for it.
+    // The next write need not wait for it.
     this.#compare(channel, came).catch(() => {});
   }
 
-  /** Tells all instances of devices that are open at another one as well, from another address. */
+  /** Notifies all instances of devices that are also open at another instance, with another address. */
   async #compare(channel: string, came: readonly { device: string; addresses: readonly string[] }[]): Promise<void> {
     const there = await this.addresses(
       channel,
@@ -177,7 +177,7 @@ export class RedisPresence {
     }
   }
 
-  /** From where devices are connected at other instances, those of them that are known; nowhere, when that can't be known now. */
+  /** Addresses of devices at other instances, as far as known; none if Redis is away. */
   async addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
     const others = [...this.#living].filter((instance) => instance !== this.#instance);
     if (others.length === 0 || devices.length === 0) return NOWHERE;
@@ -194,12 +194,12 @@ export class RedisPresence {
       };
       await Promise.all(others.flatMap((instance) => parts.map((some) => read(instance, some))));
     } catch {
-      return NOWHERE; // Redis is away; who is connected counts for what is written.
+      return NOWHERE; // Redis is away; presence is checked again with the next write.
     }
     return found;
   }
 
-  /** Devices that are connected at other instances, as of a second ago or so; nobody, when that can't be known now. */
+  /** Devices connected at other instances, up to about a second old; none if Redis is away. */
   elsewhere(channel: string): Promise<Devices> {
     if (this.#living.size <= 1) return Promise.resolve(NOBODY);
     const known = this.#known.get(channel);
@@ -220,9 +220,9 @@ export class RedisPresence {
       if (instance === this.#instance) continue;
       if (this.#living.has(instance)) {
         devices.set(member.slice(at + 1), Number(joined));
-        this.#strangers.delete(instance);
-      } else if (!this.#strangers.has(instance)) this.#strangers.set(instance, performance.now());
-      else if (performance.now() - this.#strangers.get(instance)! > 2 * MEMORY_MS) left.push(member);
+        this.#unknownInstances.delete(instance);
+      } else if (!this.#unknownInstances.has(instance)) this.#unknownInstances.set(instance, performance.now());
+      else if (performance.now() - this.#unknownInstances.get(instance)! > 2 * MEMORY_MS) left.push(member);
     }
     if (left.length > 0)
       for (const hash of [key, places])
@@ -230,13 +230,13 @@ export class RedisPresence {
     return devices;
   }
 
-  /** Says good-bye: the others need not wait until this instance is dead. */
+  /** Removes this instance, so that the others need not wait for it to expire. */
   async close(): Promise<void> {
     clearInterval(this.#timer);
     try {
       await this.#link.send("ZREM", this.#instances, this.#instance);
     } catch {
-      // Then it is gone when its life is over.
+      // Then its heartbeat expires.
     }
   }
 }

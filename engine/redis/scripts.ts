@@ -1,70 +1,75 @@
 /**
- * What PERE keeps in Redis, and the scripts that change it.
+ * The data that PERE keeps in Redis, and the scripts that change it.
  *
- * A channel's keys share one hash tag, so they live in one slot and one script may touch them all. Each change is one script: it appends,
- * counts and publishes, or does nothing; Redis runs it alone, so nothing is ever seen half done. Every script of a channel gets the same keys in the
- * same order (`KEYS`), and names from outside come in as arguments, never as text of a script.
+ * A channel's keys share one hash tag, so they are in one slot and one script may use all of them. Each change is one script: it appends, counts and
+ * publishes, or does nothing. Redis runs scripts one at a time, so no reader sees a half-done change. Every script of a channel gets the same keys in
+ * the same order (`KEYS`). Names from outside are passed as arguments, never as script text.
  *
- *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch there is no such channel; `leaving`, see below;
- *                        unused: when a device of a channel was last heard from that only feeds have made; reserved: the epoch of one that is not there;
- *                        life: the epoch that it began with, where it goes on under another
+ *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch the channel does not exist; `leaving`, see below;
+ *                        unused: last sign of life of a device, in a channel that only feeds have created; reserved: the epoch of a channel that does
+ *                        not exist yet; life: the first epoch, if the channel continues under another
  *     events    stream   `<seq>-0`: v = the entry
  *     receipts  stream   `<seq>-0`: v = the entry, k = its field in `latest`
- *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices stand there
+ *     tallies   hash     `<seq>:n` addressed, `<seq>:at` when, `<seq>:<rank>` how many devices have this status
  *     latest    hash     `<seq>:<device>` = `<rank> <receipt>`
  *     devices   hash     device = `joined enrolledAt settled lost told seenAt` (seenAt -1: never)
  *     names     zset     the enrolled devices, all with score 0, for pages by name
  *     special   zset     the events with an expiry or with names: `<seq>:<expires or 0>:<1 when named>`, scored by seq
- *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: who was named
- *     gone      zset     the same form: who left after a final word on an event to everybody, and so stays in its audience
- *     deadlines zset     the events whose deadline is ahead or being dealt with, scored by it; `<seq>:after` in tallies: the last device that was
+ *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: the named devices
+ *     gone      zset     the same form: devices retired after a final receipt for an event to all, which stay in its audience
+ *     deadlines zset     the events whose deadline is ahead or being processed, scored by it; `<seq>:after` in tallies: the last processed device
  *     reminded  zset     the events that are sent again: `<seq>:<at>:<every>:<until or 0>`, scored by seq
  *
- * Idempotency keys have a key each, in the same slot; so has each hook, a hash, and its deliveries, another one. Which channels have a deadline ahead
- * or hooks is in two keys beside the channels, `due` and `hooked`; what they say too much is found out, and what `due` has lost comes back with
- * the next round of trimming. There is no index of receipts by device: what a device owes is found from `settled`,
- * the place below which it owes nothing, by looking each later event up in `latest`; and `settled` follows the device every few seconds.
+ * In the code, `special` is called filteredEvents and `gone` retiredAnswered.
  *
- * A device that is retired leaves in two steps. The first says so: it is enrolled no more, and `leaving` in the counters has
- * `joined upTo released at device`. From then on no script gives it as one who owes a word on the events after `released`, up to `upTo`. The second takes
- * it out of tallies and names, some events a script, by whoever comes next: the one who retired it, who retires another, a deadline, retention. So one
- * device a channel leaves at a time, and nothing is lost where an instance dies.
+ * Each idempotency key has its own key in the same slot; so does each hook, a hash, and its deliveries, another hash. Two keys outside the channels,
+ * `due` and `hooked`, list the channels with a deadline ahead and with hooks. Outdated members are ignored, and the next round of trimming restores
+ * what `due` has lost. There is no index of receipts by device: what a device owes is found by looking up the events after `settled`, up to which it
+ * owes nothing, in `latest`; `settled` follows the device every few seconds.
  *
- * Where a channel has no counters, whatever else is left of it belongs to a life that ended: it is removed, and the channel begins anew with
- * an epoch of its own. So a Redis that was flushed, or that dropped keys for want of memory, is never taken for the one that was.
+ * A device is retired in two steps. The first ends its enrolment and sets `leaving` in the counters to `joined upTo released at device`. From then on
+ * every script excludes it from the audience of events after `released`, up to `upTo`, that it sent no final receipt for. The second step removes it
+ * from tallies and names, a few events per script, whichever comes next: the same call, another retirement, a deadline, or retention. So at most one
+ * device per channel is leaving at a time, and nothing is lost if an instance dies.
+ *
+ * If a channel has no counters, its other keys are left over from a lost epoch: they are deleted, and the channel gets a new epoch. So a Redis that was
+ * flushed, or that evicted keys, is never mistaken for the old one.
  */
 import { createHash } from "node:crypto";
 
-/** Between the parts of a message. Entries are JSON texts and names, so it is never in one. */
+/** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
 export const SEPARATOR = "\x1e";
-/** The second word of a message that tells of no entries: who was retired is the third. */
+/** Second field of a message without entries: a device was retired; the third field is its name. */
 export const RETIRED = "retired";
 
-/** The same of one that tells of no entries: the third word is a device that is open at several places, the fourth its addresses, comma separated. */
+/**
+ * Second field of a message without entries: a device is open at several addresses; the third field is its name, the fourth the addresses, separated
+ * by commas.
+ */
 export const SHARED = "shared";
 
-/** A script, and the name that Redis knows it by. */
+/** A script, and the hash that Redis knows it by. */
 export interface Script {
   readonly text: string;
   readonly sha: string;
 }
 
-/** The rank from which a word is final, and that of the server's own word; `engine/model.ts` has the list. */
+/** The first final rank, and the rank of `missing`; the list is in `engine/model.ts`. */
 const RANKS = "local FINAL, MISSING = 4, 3";
 
-/** What scripts may use: paragraphs, each with one function at most. */
+/** The library for scripts: paragraphs, each with at most one function. */
 const COMMON = `
 ${RANKS}
 local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local devices, names, special, targets, gone = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local devices, names, filteredEvents, targets, retiredAnswered = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local deadlines, reminded = KEYS[11], KEYS[12]
 local CHUNK = 500
--- Messages are named as their log's key, and as the database where that is not the first.
+-- A message's name is its log's key, plus the database unless that is the first.
 local TOLD = ''
--- Events that one script looks at for a device's sake, about: some milliseconds.
+-- Approximate number of events that one script searches for a device: a few milliseconds.
 local MOST = 4000
 
--- Numbers stay below 10^15, so that each is exact and written in full.
+-- Numbers stay below 10^15, so they are exact and written in full.
 local function text(number) return string.format('%.0f', number) end
 
 local function named(seq, device) return string.format('%015.0f/', seq) .. device end
@@ -82,14 +87,14 @@ local function look()
     receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil) }
 end
 
--- The same, where the channel is in this life.
+-- The same, if the channel has this epoch.
 local function lookIn(epoch)
   local channel = look()
   return channel and channel.epoch == epoch and channel or nil
 end
 
--- The same, made when there is none: with the epoch that was told of it, else with this one. It is in use from now on; only a feed of a device leaves
--- it unused, as of 'touched'. The second result: whether it was made, or is newly in use.
+-- The same, created if needed: with its reserved epoch, or with this one. It is in use from now on; only a device's feed leaves
+-- it unused, as of 'touched'. The second result: whether it was created, or is newly in use.
 local function make(epoch, touched)
   local found = look()
   if found and (touched or not found.unused) then return found, 0 end
@@ -101,14 +106,14 @@ local function make(epoch, touched)
   return look(), 1
 end
 
--- The log goes on under another epoch. What it began with stays in 'life': idempotency keys are put back with their events, and hold for them.
+-- The log continues under another epoch. The first one stays in 'life': idempotency keys are restored with their events and stay valid for them.
 local function renew(lost, epoch)
   redis.call('HSETNX', counters, 'life', lost)
   redis.call('HSET', counters, 'epoch', epoch)
 end
 
--- Before numbers are given out: where the logs are shorter than the caller knows them to have been ('epoch head receiptsHead', then another epoch; or
--- nothing), they were put back to an older state, and what they are given now must not pass for what they had. They go on under another epoch.
+-- Called before numbers are assigned. If the logs are shorter than the caller knows ('epoch head receiptsHead', then a new epoch; or
+-- nothing), they were restored to an older state. They get a new epoch, so that new entries are not mistaken for lost ones.
 local function guard(channel, known)
   local epoch, head, receiptsHead, fresh = (known or ''):match('^(%w+) (%d+) (%d+) (%w+)$')
   if not epoch or not channel or channel.epoch ~= epoch then return end
@@ -117,7 +122,7 @@ local function guard(channel, known)
   renew(epoch, fresh)
 end
 
--- The epoch that a channel begins with which is not there: told to its followers, who ask again and again, and remembered for half an hour at least.
+-- The epoch reserved for a channel that does not exist yet. Its followers know it and ask repeatedly; kept for at least half an hour.
 local function reserve(epoch)
   redis.call('HSETNX', counters, 'reserved', epoch)
   if redis.call('TTL', counters) < 1800 then redis.call('EXPIRE', counters, 3600) end
@@ -137,7 +142,7 @@ local function keepStint(device, s)
     text(s.told), text(s.seenAt) }, ' '))
 end
 
--- False when it was enrolled already.
+-- False: it was enrolled already.
 local function enrol(channel, device, now)
   if redis.call('HEXISTS', devices, device) == 1 then return false end
   keepStint(device, { joined = channel.head, enrolledAt = now, settled = 0, lost = 0, told = 0, seenAt = -1 })
@@ -146,10 +151,10 @@ local function enrol(channel, device, now)
   return true
 end
 
--- Of the events from first to last, or of the first CHUNK of them, those with an expiry or with names: seq = { expires or 0, named }; their seqs.
-local function specials(first, last)
+-- Among the events from first to last, at most CHUNK of them: those with an expiry or with names: seq = { expires or 0, named }; their seqs.
+local function filtered(first, last)
   local found, order = {}, {}
-  for _, member in ipairs(redis.call('ZRANGEBYSCORE', special, text(first), text(last), 'LIMIT', 0, CHUNK)) do
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', filteredEvents, text(first), text(last), 'LIMIT', 0, CHUNK)) do
     local seq, expires, to = member:match('^(%d+):(%d+):(%d)$')
     order[#order + 1] = tonumber(seq)
     found[order[#order]] = { expires = tonumber(expires), named = to == '1' }
@@ -157,7 +162,7 @@ local function specials(first, last)
   return found, order
 end
 
--- Whether who leaves is still to be taken out of an event.
+-- Whether the leaving device is still to be removed from an event.
 local function isLeaving(channel, event)
   return channel.leaving and event > channel.leaving.released and event <= channel.leaving.upTo
 end
@@ -167,18 +172,18 @@ local function rankOf(word)
 end
 
 -- Calls visit(seq, rank, named, expires) for each kept event after 'after', up to 'upTo', that is addressed to a device that joined after 'joined',
--- oldest first, until it returns true or about 'most' were looked at. How far it came; whether it was told to stop there; how many it looked at.
+-- oldest first, until it returns true or about 'most' were searched. Returns how far it came, whether visit stopped it, how many it searched.
 local function walk(channel, device, joined, after, upTo, most, visit)
   local at, looked = math.max(after, channel.floor), 0
   while at < upTo and looked < most do
     local last, candidates, fields, found, order = math.min(at + CHUNK, upTo), {}, {}, nil, nil
     if at < joined then
-      -- Of what came before it joined, only what names it.
+      -- Before it joined: only events that name it.
       last = math.min(joined, upTo)
-      found, order = specials(at + 1, last)
+      found, order = filtered(at + 1, last)
       if #order == CHUNK then last = order[CHUNK] end
     else
-      found, order = specials(at + 1, last), {}
+      found, order = filtered(at + 1, last), {}
       for seq = at + 1, last do order[#order + 1] = seq end
     end
     for _, seq in ipairs(order) do
@@ -200,14 +205,14 @@ local function walk(channel, device, joined, after, upTo, most, visit)
   return at, false, looked
 end
 
--- Up to here a device owes nothing, as it is written down: it settled it, or it left and came back.
+-- The device owes nothing up to here, as stored: it is settled, or from before it left and returned.
 local function owesAfter(channel, device, settled)
   if channel.leaving and channel.leaving.device == device then return math.max(settled, channel.leaving.upTo) end
   return settled
 end
 
--- How far the device owes nothing: up to before the first event that it owes a final word on, or as far as about 'most' were looked at.
--- Whether there is more to look at; how many were.
+-- How far the device owes nothing: up to the first event without its final receipt, or until about 'most' were searched.
+-- Then whether there is more to search, and how many were searched.
 local function settle(channel, device, stint, now, most)
   local after = owesAfter(channel, device, stint.settled)
   local at, isOwed, looked = walk(channel, device, stint.joined, after, channel.head, most, function(_, rank, _, expires)
@@ -217,7 +222,7 @@ local function settle(channel, device, stint, now, most)
   return at, at < channel.head and 1 or 0, looked
 end
 
--- A message carries its entries as long as they are small: subscribers that read slowly are cut off by the megabyte. A longer one says
+-- A message carries its entries if they are small: Redis disconnects slow subscribers by the megabyte. Otherwise it says
 -- only how far the log has come.
 local function publish(log, epoch, first, entries)
   local bytes = 0
@@ -227,27 +232,27 @@ local function publish(log, epoch, first, entries)
   redis.call('PUBLISH', log .. TOLD, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
 end
 
--- How many devices an event waits for, and the final words of the others: done/failed.
+-- How many devices owe an event a final receipt, and the final receipts of the others: done/failed.
 local function standing(event)
   local t = redis.call('HMGET', tallies, event .. ':n', event .. ':4', event .. ':5')
   local done, failed = tonumber(t[2] or 0), tonumber(t[3] or 0)
   return tonumber(t[1] or 0) - done - failed, text(done) .. '/' .. text(failed)
 end
 
--- Adds an entry to the receipts log. 'entries' are those of this script so far; 'tell' ends with them.
+-- Adds an entry to the receipts log. 'entries' collects those of this script for 'tell'.
 local function note(channel, entries, field, entry)
   entries[#entries + 1] = entry
   redis.call('XADD', receipts, text(channel.receiptsHead + #entries) .. '-0', 'v', entry, 'k', field)
 end
 
--- Where an event is complete, the log says so in an entry of its own, with the device whose word or leaving made it so.
+-- If an event is complete, adds an entry that says so, with the device whose receipt or retirement completed it.
 local function complete(channel, entries, event, device, now)
   local owed, outcome = standing(event)
   if owed > 0 then return end
   note(channel, entries, event .. ':' .. device, event .. ' ' .. device .. ' 0 ' .. now .. '  0 ' .. outcome .. ' ')
 end
 
--- Appends a word to the receipts log and moves the device and the tally.
+-- Appends a receipt and updates the device's status and the tally.
 local function keep(channel, entries, event, device, rank, before, head, late, detail)
   local field = event .. ':' .. device
   redis.call('HSET', latest, field, rank .. ' ' .. text(channel.receiptsHead + #entries + 1))
@@ -261,8 +266,8 @@ local function absent(channel, entries, event, device, before, now, detail)
   keep(channel, entries, event, device, MISSING, before, event .. ' ' .. device .. ' ' .. MISSING .. ' ' .. now .. ' ', '0', detail)
 end
 
--- Where a device of an event's audience stands, by the deadline too: past it, who owes a final word is recorded as missing here and now. An event
--- whose deadline was dealt with is among the deadlines no more, and nobody is left whom it would make missing.
+-- A device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. An event
+-- whose deadline was processed is no longer in 'deadlines', and none of its devices can become missing.
 local function judge(channel, entries, event, device, before, now)
   if before >= MISSING then return before end
   local deadline = redis.call('ZSCORE', deadlines, event)
@@ -271,14 +276,14 @@ local function judge(channel, entries, event, device, before, now)
   return MISSING
 end
 
--- Tells the entries that a script kept.
+-- Publishes the entries that a script added.
 local function tell(channel, entries)
   if #entries == 0 then return end
   redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
   publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
 end
 
--- Takes who leaves out of the next events that it gave no final word on; what it owed past a deadline when it left, it is missing on before. True:
+-- Removes the leaving device from the next events without its final receipt; if a deadline had passed before it left, it is recorded as missing first. True:
 -- there are more.
 local function release(channel, entries, now)
   local leaving = channel.leaving
@@ -287,7 +292,7 @@ local function release(channel, entries, now)
   leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 8, function(seq, rank, isNamed)
     local event = text(seq)
     if rank >= FINAL then
-      if not isNamed then redis.call('ZADD', gone, 0, named(seq, device)) end
+      if not isNamed then redis.call('ZADD', retiredAnswered, 0, named(seq, device)) end
       return
     end
     rank = judge(channel, entries, event, device, rank, leaving.at)
@@ -308,9 +313,9 @@ local function release(channel, entries, now)
   return true
 end
 
--- The next devices of an event's audience, by name, after 'after': at most CHUNK are looked at. How many were, and the last one.
+-- The next devices of an event's audience, by name, after 'after': at most CHUNK are searched. Also how many were, and the last one.
 local function audience(event, after, visit)
-  local about = specials(event, event)[event]
+  local about = filtered(event, event)[event]
   local isNamed = about ~= nil and about.named
   local found
   if isNamed then
@@ -331,7 +336,7 @@ local function audience(event, after, visit)
   return #found, found[#found]
 end
 
--- Records some devices as missing that owe an event a final word; after the last ones its deadline is no more. How many were looked at.
+-- Records as missing some devices that owe an event a final receipt; after the last ones, deletes its deadline. Returns how many were searched.
 local function miss(channel, entries, event, now, detail)
   local s, looked, last = text(event), 0, nil
   local t = redis.call('HMGET', tallies, s .. ':n', s .. ':3', s .. ':4', s .. ':5', s .. ':after')
@@ -349,14 +354,14 @@ local function miss(channel, entries, event, now, detail)
   return looked
 end
 
--- When a deadline of the channel is next; '': none is ahead.
+-- The channel's next deadline; '': none is ahead.
 local function nextDeadline() return redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2] or '' end
 `;
 
 const whole = (text: string): Script => ({ text, sha: createHash("sha1").update(text).digest("hex") });
 const PARAGRAPHS = COMMON.split("\n\n").reverse();
 
-/** A script with what it uses, and no more: Redis runs all of the text each time. */
+/** Builds a script with only the library functions it uses: Redis runs all of the text each time. */
 function script(text: string): Script {
   let found = text;
   for (const paragraph of PARAGRAPHS) {
@@ -381,25 +386,25 @@ export const HOOK_FIELDS = [
 const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
 
 export const SCRIPTS = {
-  /** the epoch that was lost, another → nothing */
+  /** the lost epoch, a new one → nothing */
   renew: script(`
     if redis.call('HGET', counters, 'epoch') == ARGV[1] then renew(ARGV[1], ARGV[2]) end
     return 1`),
 
-  /** epoch → 0, extent; of one that is not there it is what it would begin with */
+  /** epoch → 0, extent. If the channel does not exist, the extent it would begin with. */
   open: script(`
     local channel = look()
     if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0 } end
     return { 0, ${EXTENT} }`),
 
-  /** now, and the hooks as a key more → whether the channel is unused from now on: nothing was pushed to it, and it has no device and no hook any more */
+  /** now, and the hooks as an additional key → whether the channel is unused from now on: no events, no devices and no hooks */
   idle: script(`
     local channel = look()
     if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[13]) > 0 then return 0 end
     redis.call('HSET', counters, 'unused', ARGV[1])
     return 1`),
 
-  /** heard from at this time or before → 1: it was unused, and is gone; 0: it is in use, or not there; else when it was heard from since */
+  /** latest sign of life to delete it for → 1: it was unused and is deleted; 0: it is in use or does not exist; otherwise its later sign of life */
   discard: script(`
     local channel = look()
     if not channel or not channel.unused or channel.head > 0 then return 0 end
@@ -409,8 +414,9 @@ export const SCRIPTS = {
     return 1`),
 
   /**
-   * epoch, now, digest ('': no key), keeps the key until, for so many ms, type, count, then for each event: expires or 0, deadline or 0, time
-   * between reminders or 0, until when or 0, entry, how many names, names; what is known → made, epoch, first, count, at, addressed, type, replayed; or nothing: the key came with another digest
+   * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
+   * reminders or 0, reminded until or 0, entry, number of names, names; known state → made, epoch, first, count, at, addressed, type, replayed; or
+   * nothing: the key came with another digest
    */
   append: script(`
     local channel, made = make(ARGV[1])
@@ -418,7 +424,7 @@ export const SCRIPTS = {
     local now, digest, keyNow = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[#ARGV - 1])
     local life = digest ~= '' and redis.call('HGET', counters, 'life') or channel.epoch
     if digest ~= '' then
-      -- What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
+      -- Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
       local known
       for at = 13, 14 do
         local kept = redis.call('GET', KEYS[at])
@@ -443,7 +449,7 @@ export const SCRIPTS = {
       redis.call('XADD', events, text(seq) .. '-0', 'v', entry)
       redis.call('HSET', tallies, text(seq) .. ':n', addressed, text(seq) .. ':at', ARGV[2])
       if to > 0 or expires ~= '0' then
-        redis.call('ZADD', special, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
+        redis.call('ZADD', filteredEvents, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
       end
       local members = {}
       for name = at + 6, at + 5 + to do
@@ -467,7 +473,10 @@ export const SCRIPTS = {
     publish(events, channel.epoch, first, entries)
     return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0 }`),
 
-  /** now, then for each: epoch, event, device, rank, the entry's beginning, its end; what is known → a verdict each: recorded, duplicate, unknown, unaddressed as 0 to 3 */
+  /**
+   * now, then for each receipt: epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
+   * unknown, unaddressed as 0 to 3
+   */
   record: script(`
     local channel = look()
     guard(channel, ARGV[#ARGV])
@@ -479,7 +488,7 @@ export const SCRIPTS = {
         local field = ARGV[at + 1] .. ':' .. device
         local before = rankOf(redis.call('HGET', latest, field))
         local stint = stintOf(device)
-        local about = specials(event, event)[event]
+        local about = filtered(event, event)[event]
         local addressed
         if about and about.named then
           addressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
@@ -532,7 +541,10 @@ export const SCRIPTS = {
     keepStint(ARGV[1], stint)
     return { channel.epoch, stint.settled, more }`),
 
-  /** device, now, what is known → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: who left before was dealt with, ask again */
+  /**
+   * device, now, known state → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: another device's release was
+   * continued, call again
+   */
   retire: script(`
     local channel, device, entries = look(), ARGV[1], {}
     guard(channel, ARGV[3])
@@ -552,7 +564,7 @@ export const SCRIPTS = {
     redis.call('PUBLISH', events .. TOLD, channel.epoch .. ' ${RETIRED} ' .. device)
     return more and 2 or 1`),
 
-  /** now, what is known → whether there is more to do */
+  /** now, known state → whether there is more to do */
   release: script(`
     local channel, entries = look(), {}
     guard(channel, ARGV[2])
@@ -561,7 +573,7 @@ export const SCRIPTS = {
     tell(channel, entries)
     return more and 1 or 0`),
 
-  /** device, at, device, at, … → whether the channel is unused. What all of them settled is looked for together as far as one script may. */
+  /** device, at, device, at, … → whether the channel is unused. The search for what they settled shares one limit. */
   seen: script(`
     local channel, left = look(), MOST
     if not channel then return 0 end
@@ -580,8 +592,8 @@ export const SCRIPTS = {
     return channel.unused and 1 or 0`),
 
   /**
-   * now, where the first device's debts are counted from (''), how much it owes up to there, devices → for each that is enrolled: device, enrolledAt,
-   * seenAt, how much it owes; how many devices were looked at to the end; where the next one was left, how much it owes up to there
+   * now, where counting starts for the first device (''), its count so far, devices → for each enrolled one: device, enrolledAt, seenAt, how much it
+   * owes; how many devices are done; where the next one stopped, its count so far
    */
   owing: script(`
     local channel, now, found, left, finished = look(), tonumber(ARGV[1]), {}, 2 * MOST, 0
@@ -604,8 +616,8 @@ export const SCRIPTS = {
     return { found, finished, '', 0 }`),
 
   /**
-   * epoch, device, after, up to → the kept events between that are not for it: it gave a final word, or they name others, as they do when it was
-   * retired; null: another life
+   * epoch, device, after, up to → the kept events in between that are not for it: it sent a final receipt, or they name others, or it was retired;
+   * null: another epoch
    */
   settled: script(`
     local channel, found = lookIn(ARGV[1]), {}
@@ -614,7 +626,7 @@ export const SCRIPTS = {
     local seq, upTo = math.max(tonumber(ARGV[3]), channel.floor) + 1, math.min(tonumber(ARGV[4]), channel.head)
     while seq <= upTo do
       local last, fields = math.min(seq + CHUNK - 1, upTo), {}
-      local about = specials(seq, last)
+      local about = filtered(seq, last)
       for at = seq, last do fields[#fields + 1] = text(at) .. ':' .. device end
       for n, word in ipairs(redis.call('HMGET', latest, unpack(fields))) do
         local at = seq + n - 1
@@ -626,23 +638,23 @@ export const SCRIPTS = {
     end
     return found`),
 
-  /** epoch, which log, after, how many at most → the entries, as XRANGE gives them; null: it is in another life */
+  /** epoch, log, after, limit → the entries, as XRANGE returns them; null: another epoch */
   read: script(`
     if not lookIn(ARGV[1]) then return nil end
     return redis.call('XRANGE', ARGV[2] == 'events' and events or receipts, ARGV[3], '+', 'COUNT', ARGV[4])`),
 
-  /** after which score, how many at most → epoch, what `reminded` has from there; nothing: there is no such channel */
+  /** after which score, limit → epoch, the members of `reminded` from there; nothing: there is no such channel */
   reminders: script(`
     local channel = look()
     if not channel then return {} end
     return { channel.epoch, redis.call('ZRANGEBYSCORE', reminded, ARGV[1], '+inf', 'LIMIT', 0, ARGV[2]) }`),
 
-  /** epoch, event, devices → those that it is addressed to and that gave no word on it; null: another life */
+  /** epoch, event, devices → those that it is addressed to and that sent no receipt for it; null: another epoch */
   silent: script(`
     local channel, event, found = lookIn(ARGV[1]), tonumber(ARGV[2]), {}
     if not channel then return nil end
     if event <= channel.floor or event > channel.head then return found end
-    local about = specials(event, event)[event]
+    local about = filtered(event, event)[event]
     local isNamed = about ~= nil and about.named
     local leaver = isLeaving(channel, event) and channel.leaving.device or nil
     for n = 3, #ARGV do
@@ -657,14 +669,14 @@ export const SCRIPTS = {
     end
     return found`),
 
-  /** epoch, from, up to → for each kept event: seq, addressed, received, working, missing, done, failed; null: another life */
+  /** epoch, from, up to → for each kept event: seq, addressed, received, working, missing, done, failed; null: another epoch */
   tallies: script(`
     local channel, found = lookIn(ARGV[1]), {}
     if not channel then return nil end
     local first, upTo, without = math.max(tonumber(ARGV[2]), channel.floor + 1), math.min(tonumber(ARGV[3]), channel.head), {}
     local leaving = channel.leaving
     if leaving then
-      -- Who was retired is in none of them, also where it is still to be taken out.
+      -- A retired device is excluded even while its release is in progress.
       walk(channel, leaving.device, leaving.joined, math.max(leaving.released, first - 1), math.min(leaving.upTo, upTo), math.huge, function(seq, rank)
         if rank < FINAL then without[seq] = rank end
       end)
@@ -681,8 +693,9 @@ export const SCRIPTS = {
     return found`),
 
   /**
-   * epoch, event, rank ('': all), after, how many names to look at → lists by name, of who was addressed, of who left since, of who is leaving: each
-   * begins with the name after which there may be more ('': there is none), then for each: device, rank, its receipt's entry or ''; null: another life
+   * epoch, event, rank ('': all), after, number of names to search → three lists by name: addressed devices, devices retired since, the leaving
+   * device. Each begins with the name after which there may be more ('': none), then for each: device, rank, its receipt's entry or ''; null: another
+   * epoch
    */
   rows: script(`
     local channel, event = lookIn(ARGV[1]), tonumber(ARGV[2])
@@ -710,7 +723,7 @@ export const SCRIPTS = {
     end
     local function everybody() return true end
     local leaver = isLeaving(channel, event) and channel.leaving.device or nil
-    -- Who is leaving stays where it gave a final word.
+    -- The leaving device stays where it sent a final receipt.
     local function stays(device)
       return device ~= leaver or rankOf(redis.call('HGET', latest, text(event) .. ':' .. device)) >= FINAL
     end
@@ -720,21 +733,21 @@ export const SCRIPTS = {
       -- '0' comes right after '/'.
       return redis.call('ZRANGEBYLEX', key, '(' .. named(event, after), '(' .. string.format('%015.0f0', event), 'LIMIT', 0, limit)
     end
-    local about = specials(event, event)[event]
+    local about = filtered(event, event)[event]
     if about and about.named then return { list(byEvent(targets), behind, stays) } end
     local enrolled = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, limit)
     local function wasThere(device) return stintOf(device).joined < event end
     local leaving = leaver and leaver > after and channel.leaving.joined < event and { leaver } or {}
     local last = list(leaving, itself, stays)
     last[1] = ''
-    return { list(enrolled, itself, wasThere), list(byEvent(gone), behind, everybody), last }`),
+    return { list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
 
-  /** now, how many devices to look at, what is known → when a deadline is next ('': none is ahead) */
+  /** now, number of devices to search, known state → the next deadline ('': none is ahead) */
   miss: script(`
     local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
     guard(channel, ARGV[3])
     if not channel then return '' end
-    -- Who was retired before owes nothing.
+    -- A device that was retired before the deadline owes nothing.
     if release(channel, entries, ARGV[1]) then left = 0 end
     while left > 0 do
       local due = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')
@@ -744,7 +757,10 @@ export const SCRIPTS = {
     tell(channel, entries)
     return nextDeadline()`),
 
-  /** keeps so many events, none before, now, the work of one slice, what is known → whether there is more to do, when a deadline is next ('': none is ahead) */
+  /**
+   * number of events to keep, oldest time to keep, now, limit of the slice, known state → whether there is more to do, the next deadline ('': none is
+   * ahead)
+   */
   trim: script(`
     local channel = look()
     guard(channel, ARGV[5])
@@ -762,15 +778,15 @@ export const SCRIPTS = {
       local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5', s .. ':marked')
       if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
       if work >= workMax then more = 1 break end
-      local owed, about = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0), specials(seq, seq)[seq]
+      local owed, about = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0), filtered(seq, seq)[seq]
       local looked, last = 0, nil
       local deadline = redis.call('ZSCORE', deadlines, s)
       if deadline then
-        -- Who owes it a word is missing, and if it goes before its deadline, that is why. Then it is looked at again.
+        -- If it is dropped before its deadline, devices that owe it a receipt are missing for that reason. Then check it again.
         looked = CHUNK
         miss(channel, entries, seq, now, tonumber(deadline) > now and '{"reason":"expired"}' or '')
       elseif owed > 0 and not (about and about.expires > 0 and about.expires <= now) then
-        -- Each device notes the newest event that it lost.
+        -- Note for each device the newest event that it lost.
         looked, last = audience(seq, t[5] or '', function(device, rank)
           local stint = rank < FINAL and stintOf(device)
           if stint then
@@ -791,19 +807,19 @@ export const SCRIPTS = {
     if floor > first then
       redis.call('HSET', counters, 'floor', text(floor))
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
-      redis.call('ZREMRANGEBYSCORE', special, '-inf', text(floor))
+      redis.call('ZREMRANGEBYSCORE', filteredEvents, '-inf', text(floor))
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
     end
     if more == 1 then return { 1, '' } end
 
-    -- Their names: an event may have any number of them.
-    for _, key in ipairs({ targets, gone }) do
+    -- Their names; an event may have very many.
+    for _, key in ipairs({ targets, retiredAnswered }) do
       local members = redis.call('ZRANGEBYLEX', key, '-', '(' .. named(floor + 1, ''), 'LIMIT', 0, 4 * CHUNK)
       for at = 1, #members, CHUNK do redis.call('ZREM', key, unpack(members, at, math.min(at + CHUNK - 1, #members))) end
       if #members == 4 * CHUNK then return { 1, '' } end
     end
 
-    -- The oldest receipts, as long as their events are no longer kept.
+    -- The oldest receipts whose events are no longer kept.
     local last, fields = nil, {}
     local oldest = redis.call('XRANGE', receipts, '-', '+', 'COUNT', CHUNK)
     for _, entry in ipairs(oldest) do
@@ -817,7 +833,10 @@ export const SCRIPTS = {
     redis.call('HSET', counters, 'receiptsFloor', text(last))
     return { #fields == CHUNK and 1 or 0, nextDeadline() }`),
 
-  /** epoch, hook, url, secret (''), kinds, a fresh secret, now, how many there may be, and of former secrets → made, whether it was new (-1: there are as many already), its fields */
+  /**
+   * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many
+   * hooks), its fields
+   */
   putHook: script(`
     local channel, made = make(ARGV[1])
     local hooks, hook = KEYS[13], KEYS[14]
@@ -841,15 +860,15 @@ export const SCRIPTS = {
     redis.call('HINCRBY', hook, 'revision', 1)
     return { made, isNew and 1 or 0, redis.call('HMGET', hook, ${HOOK_FIELDS.map((field) => `'${field}'`).join(", ")}) }`),
 
-  /** The hooks of a channel, a hook, its deliveries. Its name → whether there was one */
+  /** The hooks of a channel, a hook, its deliveries. Its name → whether it existed */
   dropHook: whole(`
     redis.call('DEL', KEYS[2], KEYS[3])
     return redis.call('SREM', KEYS[1], ARGV[1])`),
 
   /**
-   * A hook, its deliveries. When it was created ('': whichever), fence ('': it is not the runner), epoch and seq of the cursor ('': it stays), the
-   * reason why it is disabled ('-': none, '': as it was), how many deliveries to keep, then the id and the text of each, then the ids of those that
-   * are done → whether it was kept
+   * A hook, its deliveries. Its creation time ('': any), fence ('': not the runner), epoch and seq of the cursor ('': unchanged), why it is disabled
+   * ('-': it is not, '': unchanged), number of deliveries to keep, then the id and the text of each, then the ids of finished ones → whether it was
+   * kept
    */
   progress: whole(`
     local hook, deliveries = KEYS[1], KEYS[2]
@@ -864,8 +883,8 @@ export const SCRIPTS = {
     return 1`),
 
   /**
-   * The list of what is due. Now, until when the caller has, how many channels → when something is next (''): never), those that are due, each with a
-   * mark in its place: its name behind a `!`, which is in no channel's name
+   * The list of due channels. Now, the caller's time limit, number of channels → when something is due next (''): never), the due channels, each
+   * replaced by a mark: its name after a `!`, which no channel's name contains
    */
   claim: whole(`
     local found, seen = {}, {}
@@ -878,7 +897,7 @@ export const SCRIPTS = {
     end
     return { redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')[2] or '', unpack(found) }`),
 
-  /** The list of what is due. A channel, the time of its mark, when it is due next (''): a mark of another time is another instance's */
+  /** The list of due channels. A channel, the time of its mark, when it is due next (''): a mark of another time belongs to another instance */
   unclaim: whole(`
     if ARGV[3] ~= '' then redis.call('ZADD', KEYS[1], 'LT', ARGV[3], ARGV[1]) end
     local mark = '!' .. ARGV[1]
@@ -886,7 +905,7 @@ export const SCRIPTS = {
     if score and tonumber(score) == tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], mark) end
     return 1`),
 
-  /** Instances by their last sign of life. An instance, milliseconds of life, of memory → whether it was unknown, the living ones */
+  /** Instances by their last heartbeat. An instance, its lifetime in milliseconds, how long to remember it → whether it was unknown, the live ones */
   beat: whole(`
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -894,7 +913,7 @@ export const SCRIPTS = {
     redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', now - ARGV[3]))
     return { new, unpack(redis.call('ZRANGEBYSCORE', KEYS[1], string.format('%.0f', now - ARGV[2]), '+inf')) }`),
 
-  /** A lease. A holder, milliseconds → its number, one more with each change of hands; 0: another holds it */
+  /** A lease. A holder, milliseconds → its number, one more with each change of holder; 0: another holds it */
   lease: whole(`
     local time = redis.call('TIME')
     local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -906,7 +925,7 @@ export const SCRIPTS = {
     return redis.call('HINCRBY', KEYS[1], 'number', 1)`),
 } as const;
 
-/** The scripts as they are in a database of a server: what they tell is named by it. @param told what follows a key in the name of messages */
+/** The scripts for a database of a server, which is part of the message names. @param told suffix of a key in message names */
 export const scriptsTelling = (told: string): typeof SCRIPTS =>
   told === ""
     ? SCRIPTS

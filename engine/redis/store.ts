@@ -1,12 +1,12 @@
 /**
- * The promise kept for many instances: a memory that they share in one Redis or Valkey.
+ * The store for many instances: a Redis or Valkey that they share.
  *
- * Each change is one script of `scripts.ts`, which appends, counts and publishes in one step; the calls of one turn of the event
- * loop go out together. What is stored is told through Redis to every instance alike, the one that wrote it included: there is one way to
- * deliver. How an instance hears of it, and never misses it for long, is in `subscriber.ts`.
+ * Each change is one script from `scripts.ts`, which appends, counts and publishes in one step. The calls of one turn of the event loop are sent
+ * together. Redis notifies every instance of what was stored, including the one that wrote it, so there is a single delivery path. `subscriber.ts`
+ * describes how an instance is notified, and how it recovers from missed notifications.
  *
- * How durable an answer is, Redis alone decides: `durability.ts` says what its settings promise. Where it has replicas, pushes and receipts are
- * answered only when as many as the operator wants have them.
+ * Durability depends on Redis alone: `durability.ts` reads what its settings guarantee. With replicas, pushes and receipts are answered only when as
+ * many replicas as configured have them.
  */
 import {
   afterSeconds,
@@ -60,24 +60,24 @@ import {
   type Wake,
 } from "../store.ts";
 
-/** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
+/** Approximate limit of data per read: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
-/** Entries that one command reads: 8 MiB of the largest. */
+/** Entries per command: 8 MiB of the largest. */
 const READ_ENTRIES = 128;
-/** Names that one script looks at for rows, and devices whose debts one script is asked for: a few milliseconds of Redis' time. */
+/** Names per script for rows, and devices per script for counts of what they owe: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
 const DEBTORS_AT_ONCE = 100;
-/** Reminders that one command reads. */
+/** Reminders per command. */
 const READ_REMINDERS = 1_000;
-/** Rows that one slice of trimming touches, about. */
+/** Approximate number of rows that one slice of trimming touches. */
 const TRIM_ROWS = 1_000;
-/** Redis drops an idempotency key by its own clock, so somewhat later than it is forgotten. */
+/** Redis drops an idempotency key by its own clock, so later than PERE forgets it. */
 const KEY_SLACK_MS = 3_600_000;
-/** For so long an unused channel whose device came, to another instance perhaps, is shown as one in use. */
+/** For this long after a sign of life, an unused channel is listed as used: the device may be at another instance. */
 const LATELY_MS = 5_000;
-/** Unused channels that are looked at in one go. */
+/** Unused channels per slice. */
 const UNUSED_AT_ONCE = 200;
-/** Channels that are known to be in the list of channels. */
+/** Maximum number of channels that are cached as listed. */
 const LISTED_MAX = 100_000;
 
 const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
@@ -87,48 +87,51 @@ export interface RedisOptions {
   readonly urls: readonly string[];
   /** How many replicas must have a push or a receipt before it is answered. */
   readonly replicas?: number;
-  /** What all keys begin with, for several services on one Redis. */
+  /** Prefix of all keys, for several services on one Redis. */
   readonly prefix?: string;
-  /** Makes epochs; 41 random bits by default. */
+  /** Creates epochs; 41 random bits by default. */
   readonly epoch?: () => string;
 }
 
-/** The extent that scripts give, from place `at` on. */
+/** Parses the extent in a script's reply, from index `at` on. */
 const headsOf = (reply: readonly Reply[], at: number): Heads => ({
   epoch: reply[at] as string,
   events: { head: Number(reply[at + 1]), floor: Number(reply[at + 2]) },
   receipts: { head: Number(reply[at + 3]), floor: Number(reply[at + 4]) },
 });
 
-type Six = [number, number, number, number, number, number];
-type Seven = [number, number, number, number, number, number, number];
+type SixNumbers = [number, number, number, number, number, number];
+type SevenNumbers = [number, number, number, number, number, number, number];
 
-/** One value after another, `width` to each. */
+/** Splits values into groups of `width`. */
 function* inGroups(values: readonly Reply[], width: number): Generator<readonly Reply[]> {
   for (let at = 0; at < values.length; at += width) yield values.slice(at, at + width);
 }
 
-/** The database that a server's address names. */
+/** The database number in a server's URL. */
 const databaseOf = (url: string): number => Number(new URL(url).pathname.slice(1)) || 0;
 
 /** @throws PereError as `RedisLink` */
 export class RedisStore implements Store {
   readonly #prefix: string;
-  /** Where channels are listed that only feeds have made. */
+  /** The key of the list of unused channels. */
   readonly #unused: string;
   readonly #keys: (channel: string) => Keys;
   readonly #scripts: typeof SCRIPTS;
   readonly #epoch: () => string;
   readonly #replicas: number;
   readonly #link: Redis;
-  readonly #ear: RedisSubscriber;
+  readonly #subscriber: RedisSubscriber;
   readonly #presence: RedisPresence;
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
-  /** Channels that this instance has put into the list of channels. */
+  /** Channels that this instance has added to the list of channels. */
   readonly #listed = new Set<string>();
-  /** How far the logs of a channel are known to have come: a Redis that is put back to an older state is found out before it gives a number twice. */
-  readonly #given = new Map<string, { readonly epoch: string; readonly events: number; readonly receipts: number }>();
+  /** How far each channel's logs are known to reach: detects that Redis was restored to an older state before a number is used twice. */
+  readonly #lastKnown = new Map<
+    string,
+    { readonly epoch: string; readonly events: number; readonly receipts: number }
+  >();
   #closing: Promise<void> | undefined;
 
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
@@ -142,10 +145,10 @@ export class RedisStore implements Store {
     const ready = (client: Client): void => {
       // First on every connection, so that the calls of one turn keep their order.
       for (const { text } of Object.values(this.#scripts)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
-      // What is behind it may be in another state than what was behind the one before.
+      // The new connection may lead to a server in another state.
       this.#listed.clear();
       this.#presence.markUnverified();
-      this.#ear.markUnverified();
+      this.#subscriber.markUnverified();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
     this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
@@ -155,8 +158,8 @@ export class RedisStore implements Store {
       this.#make(script, channel, values, keys),
     );
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
-    // What is published at one node of a Cluster is heard at all of them.
-    this.#ear = new RedisSubscriber(urls, {
+    // In a Cluster, a message published at one node reaches all nodes.
+    this.#subscriber = new RedisSubscriber(urls, {
       name: (kind, channel) => this.#keys(channel).told[kind],
       heads: (channel) => this.heads(channel),
       heard: (kind, channel, epoch, seq) => this.#know(channel, epoch, { [kind]: seq }),
@@ -166,11 +169,11 @@ export class RedisStore implements Store {
     });
   }
 
-  /** A store that is connected. @throws PereError away */
+  /** Connects. @throws PereError away */
   static async open(options: RedisOptions): Promise<RedisStore> {
     const store = new RedisStore(options);
     try {
-      await Promise.all([store.#link.start(), store.#ear.start()]);
+      await Promise.all([store.#link.start(), store.#subscriber.start()]);
       check((await readDurability(store.#link.masters(), store.#replicas)).facts, options.urls.length > 1);
       await store.#presence.beat();
       return store;
@@ -184,51 +187,51 @@ export class RedisStore implements Store {
     script: Script,
     channel: string,
     values: readonly (string | number)[],
-    spread?: ReplicaQuorum,
+    quorum?: ReplicaQuorum,
   ): Promise<readonly Reply[]> {
-    const reply = await this.#link.run(script, this.#keys(channel).all, values, spread);
+    const reply = await this.#link.run(script, this.#keys(channel).all, values, quorum);
     return Array.isArray(reply) ? (reply as readonly Reply[]) : [reply];
   }
 
-  /** A script that may make its channel; its reply begins with whether it did. */
+  /** Runs a script that may create its channel; its reply begins with whether it did. */
   async #make(
     script: Script,
     channel: string,
     values: readonly (string | number)[],
     keys: readonly string[] = [],
-    spread?: ReplicaQuorum,
+    quorum?: ReplicaQuorum,
   ): Promise<readonly Reply[]> {
-    const made = this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], spread);
+    const made = this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], quorum);
     if (!this.#listed.has(channel)) return (await Promise.all([made, this.#list(channel)]))[0] as readonly Reply[];
     const reply = (await made) as readonly Reply[];
-    if (reply[0] === 1) await this.#list(channel); // Another life of it; the list may be lost as well.
+    if (reply[0] === 1) await this.#list(channel); // A new epoch; the list may be lost as well.
     return reply;
   }
 
-  /** What the answer to a push or a receipt waits for. */
-  #spread(channel: string): ReplicaQuorum | undefined {
-    return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).spread };
+  /** The replicas that the answer to a push or a receipt waits for. */
+  #quorum(channel: string): ReplicaQuorum | undefined {
+    return this.#replicas === 0 ? undefined : { replicas: this.#replicas, key: this.#keys(channel).replicaProbe };
   }
 
-  /** Numbers of this log were given out up to here. */
+  /** Numbers of this log were used up to here. */
   #know(channel: string, epoch: string, { events = 0, receipts = 0 }: { events?: number; receipts?: number }): void {
-    const before = this.#given.get(channel);
-    if (!before && this.#given.size >= LISTED_MAX) this.#given.clear();
+    const before = this.#lastKnown.get(channel);
+    if (!before && this.#lastKnown.size >= LISTED_MAX) this.#lastKnown.clear();
     const isSame = before?.epoch === epoch;
-    this.#given.set(channel, {
+    this.#lastKnown.set(channel, {
       epoch,
       events: isSame ? Math.max(before.events, events) : events,
       receipts: isSame ? Math.max(before.receipts, receipts) : receipts,
     });
   }
 
-  /** What is known of a channel, for the scripts' `guard`. */
+  /** What is known of a channel, for `guard` in the scripts. */
   #known(channel: string): string {
-    const given = this.#given.get(channel);
+    const given = this.#lastKnown.get(channel);
     return given ? `${given.epoch} ${given.events} ${given.receipts} ${this.#epoch()}` : "";
   }
 
-  /** Puts a channel into the list of channels. What is stored is stored: where that can't be done now, the next change tries again. */
+  /** Adds a channel to the list of channels. The change itself is already stored; if this fails, the next change tries again. */
   async #list(channel: string): Promise<void> {
     const isDone = await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel).catch(() => null);
     if (isDone === null) return;
@@ -236,7 +239,7 @@ export class RedisStore implements Store {
     this.#listed.add(channel);
   }
 
-  /** Puts a channel into the list of those that only feeds have made, by when it was heard from. Where that can't be done now, the next feed does. */
+  /** Adds a channel to the list of unused channels, by its last sign of life. If this fails, the next feed tries again. */
   async #note(channel: string, at: number): Promise<void> {
     await this.#link.send("ZADD", this.#unused, String(at), channel).catch(() => {});
   }
@@ -256,7 +259,7 @@ export class RedisStore implements Store {
     const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
     if (found[0] !== null)
       this.#know(channel, found[0] as string, { events: Number(found[1]), receipts: Number(found[3]) });
-    // That a device is connected elsewhere is known a little later than that it came.
+    // Presence at other instances is known with a short delay.
     const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
     const isUnused = found[6] !== null && !isLately;
     return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]), isUnused };
@@ -312,7 +315,7 @@ export class RedisStore implements Store {
     values.push(key?.now ?? now, this.#known(channel));
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
-    const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#spread(channel));
+    const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#quorum(channel));
     const reply =
       deadlines.length === 0
         ? await store()
@@ -320,7 +323,7 @@ export class RedisStore implements Store {
     if (reply.length === 0) throw otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed] = reply;
     if (replayed !== 1) this.#know(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
-    // The first call may have ended before it told of the deadline.
+    // The first call may have failed before it registered the deadline.
     if (replayed === 1 && deadlines.length > 0)
       await this.#deadlines.ahead(channel, Number(at) + Math.min(...deadlines));
     return {
@@ -334,7 +337,7 @@ export class RedisStore implements Store {
     };
   }
 
-  /** A script that reads one life of a channel; null where it has another, or is gone. */
+  /** Runs a script that reads one epoch of a channel; null if the channel has another epoch or does not exist. */
   async #readOf(
     script: Script,
     channel: string,
@@ -379,7 +382,7 @@ export class RedisStore implements Store {
     return found[0]?.[1][1] ?? null;
   }
 
-  /** A log's entries after `after`, some at a time, without a hole between them; null: the log is in another life. */
+  /** A log's entries after `after`, in steps, without gaps; null: the log has another epoch. */
   async *#entries(
     kind: Kind,
     channel: string,
@@ -393,7 +396,7 @@ export class RedisStore implements Store {
       if (read === null) return yield null;
       for (const [id, fields] of read as readonly (readonly [string, readonly string[]])[]) {
         const seq = Number.parseInt(id, 10);
-        // Retention came between two steps. The hole is found by whoever reads on from here.
+        // Retention ran between two steps. The next reader detects the gap.
         if (left < limit && seq !== after + 1) return;
         after = seq;
         yield [after, fields[1]!];
@@ -413,7 +416,7 @@ export class RedisStore implements Store {
     if (reply === null) return null;
     const tallies = new Map<number, Tally>();
     for (const group of inGroups(reply, 7)) {
-      const [seq, addressed, received, working, missing, done, failed] = group.map(Number) as Seven;
+      const [seq, addressed, received, working, missing, done, failed] = group.map(Number) as SevenNumbers;
       tallies.set(seq, { addressed, received, working, missing, done, failed });
     }
     return tallies;
@@ -428,7 +431,7 @@ export class RedisStore implements Store {
       values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
     values.push(this.#known(channel));
-    const verdicts = await this.#run(this.#scripts.record, channel, values, this.#spread(channel));
+    const verdicts = await this.#run(this.#scripts.record, channel, values, this.#quorum(channel));
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
 
@@ -458,7 +461,7 @@ export class RedisStore implements Store {
       const reply = (await this.#readOf(this.#scripts.rows, channel, epoch, values)) as
         readonly (readonly Reply[])[] | null;
       if (reply === null) return null;
-      // Two lists by name; where one of them was cut, only what comes up to there is known of both.
+      // Two lists by name; if one was cut, only names up to the cut are known in both.
       const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
       const upTo: string | null = cuts.length === 0 ? null : cuts.reduce((a, b) => (a < b ? a : b));
       const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 3)].map(rowOf));
@@ -487,7 +490,7 @@ export class RedisStore implements Store {
       const reply = await this.#run(this.#scripts.reminders, channel, [after, READ_REMINDERS]);
       const [epoch, members = []] = reply as readonly [string | undefined, (readonly string[])?];
       if (life !== undefined && epoch !== life) {
-        [found, after, life] = [[], "-inf", undefined]; // Another life began between two pages.
+        [found, after, life] = [[], "-inf", undefined]; // The epoch changed between two pages.
         continue;
       }
       life = epoch;
@@ -509,13 +512,13 @@ export class RedisStore implements Store {
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(this.#scripts.join, channel, [device, now]);
-    const [fresh, joined, first, lost, more, unused] = reply.slice(6).map(Number) as Six;
+    const [fresh, joined, first, lost, more, unused] = reply.slice(6).map(Number) as SixNumbers;
     if (unused === 1) await this.#note(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
     for (let isMore = more === 1; isMore;) {
       const next = await this.#run(this.#scripts.settle, channel, [device, now]);
-      if (next[0] !== heads.epoch) break; // It was retired meanwhile, or the channel began anew: what is given is read from where it is.
+      if (next[0] !== heads.epoch) break; // It was retired meanwhile, or the channel has a new epoch: read the current state.
       settled = Math.min(Number(next[1]), heads.events.head);
       isMore = next[2] === 1;
     }
@@ -530,7 +533,7 @@ export class RedisStore implements Store {
     for (;;) {
       const [what] = await this.#run(this.#scripts.retire, channel, [device, now, this.#known(channel)]);
       if (what === -1) continue;
-      // It is decided: what is left when Redis goes away now is done with the next round of trimming.
+      // The retirement is decided. If Redis fails now, the next trim finishes the release.
       for (let isMore = what === 2; isMore;)
         isMore = await this.#run(this.#scripts.release, channel, [now, this.#known(channel)]).then(
           ([left]) => left === 1,
@@ -541,7 +544,7 @@ export class RedisStore implements Store {
     }
   }
 
-  /** Looks whether a channel is unused from now on. What was done before is done: where Redis is away now, the channel stays. */
+  /** Checks whether a channel is unused from now on. The change itself is already done; if Redis is away now, the channel stays. */
   async #idle(channel: string, now: number): Promise<void> {
     const keys = this.#keys(channel);
     const isIdle = await this.#link.run(this.#scripts.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
@@ -557,7 +560,7 @@ export class RedisStore implements Store {
     const names = await this.#names(this.#keys(channel).names, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
     const enrolments: EnrolledDevice[] = [];
-    // One script after another, each as far as it may look: what a thousand devices owe must not hold everybody up.
+    // One script after another, each within its limit: a thousand devices may owe very many receipts.
     for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
       const some = items.slice(at, at + DEBTORS_AT_ONCE);
       const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
@@ -577,7 +580,7 @@ export class RedisStore implements Store {
 
   // ------------------------------------------------------------------------------------------------------------- retention
 
-  /** Idempotency keys are dropped by Redis itself. */
+  /** Redis drops idempotency keys by itself. */
   async trim(channel: string | null, { count, before }: Retention, now: number): Promise<boolean> {
     if (channel === null) {
       await this.ready();
@@ -590,7 +593,7 @@ export class RedisStore implements Store {
     return more === 1;
   }
 
-  /** One slice of forgetting unused channels; where there are very many, sooner than their devices' time is over. */
+  /** Deletes one slice of unused channels; if there are very many, before their time is over. */
   async #trimUnused(before: number, now: number): Promise<boolean> {
     const beyond = Number(await this.#link.send("ZCARD", this.#unused)) - UNUSED_MAX;
     let upTo = before;
@@ -620,7 +623,7 @@ export class RedisStore implements Store {
     if (at !== 1) return;
     this.#listed.delete(channel);
     await this.#link.send("ZREM", `${this.#prefix}channels`, channel);
-    if (await this.heads(channel)) await this.#list(channel); // It came back in between.
+    if (await this.heads(channel)) await this.#list(channel); // It was used again meanwhile.
   }
 
   // ----------------------------------------------------------------------------------------------------------------- hooks
@@ -654,15 +657,15 @@ export class RedisStore implements Store {
     reached: (extent: Extent) => void = () => {},
     shared: (channel: string, device: string, addresses: readonly string[]) => void = () => {},
   ): void {
-    this.#ear.watch(listener, reached, shared);
+    this.#subscriber.watch(listener, reached, shared);
   }
 
   follow(kind: Kind, channel: string): Promise<void> {
-    return this.#ear.follow(kind, channel);
+    return this.#subscriber.follow(kind, channel);
   }
 
   unfollow(kind: Kind, channel: string): void {
-    this.#ear.unfollow(kind, channel);
+    this.#subscriber.unfollow(kind, channel);
   }
 
   setPresence(channel: string, device: string, joined: number | null, addresses: readonly string[] = []): void {
@@ -697,9 +700,9 @@ export class RedisStore implements Store {
 
   async close(): Promise<void> {
     this.#closing ??= (async () => {
-      // The good-bye is on its way before the connection takes no more.
+      // Sent before the connection closes.
       const farewell = this.#presence.close();
-      await Promise.all([this.#ear.close(), this.#link.close(), farewell]);
+      await Promise.all([this.#subscriber.close(), this.#link.close(), farewell]);
     })();
     await this.#closing;
   }

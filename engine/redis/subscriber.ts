@@ -1,16 +1,16 @@
 /**
- * How an instance hears what was stored, wherever it was stored: one connection that is subscribed to the logs that somebody here follows.
+ * How an instance is notified of entries stored at any instance: one connection, subscribed to the logs that are followed here.
  *
- * A message carries the position and the entries, so in step nothing is read back. But a message is a hint: connections break, Redis
- * cuts off subscribers that read slowly, and a healthy one can starve. So the extent of every followed log is asked again after each
- * reconnect and on a slow timer; what has grown unheard is told as an extent, and followers read the hole from the log. The extent is also
- * where another life of a channel shows: a log whose epoch changed, that is gone, or that has become shorter was lost or put back.
+ * A message carries the position and the entries, so as long as an instance keeps up, it reads nothing back. But messages may get lost: connections
+ * break, Redis disconnects slow subscribers, and delivery on a healthy connection can stall. So the extent of every followed log is read after each
+ * reconnect and on a slow timer. Entries without a message are reported as an extent, and followers read them from the log. The extent also shows a
+ * new epoch: a log whose epoch changed, that does not exist any more, or that became shorter was lost or restored.
  *
- * A Redis that is put back to an older state may have grown again before it is asked: then nothing is shorter, and other entries stand where
- * those were that followers have. So each log remembers a mark of the entry that was heard last, and after every new connection no log is
- * believed, and nothing of it is told, before that entry was found in its place. Where it is not, the log gets a new epoch.
+ * A Redis that was restored to an older state may have grown again before its extent is read. Then no log is shorter, but other entries stand where
+ * followers have already read. So for each log the last received entry is remembered by a mark. After every new connection, nothing of a log is
+ * reported until that entry was found in its place. If it is not there, the log gets a new epoch.
  *
- * What it never does: tell entries out of order, or believe a message over the log.
+ * Never reports entries out of order, and never trusts a message over the log.
  */
 import { type Kind, PereError } from "../model.ts";
 import { eventOf, receiptOf } from "./entries.ts";
@@ -18,26 +18,26 @@ import { RedisLink } from "./connection.ts";
 import { RETIRED, SEPARATOR, SHARED } from "./scripts.ts";
 import type { Extent, Heads, Wake } from "../store.ts";
 
-/** How often the extents of followed logs are asked, in milliseconds. */
+/** Interval of reading the extents of followed logs, in milliseconds. */
 const LOOK_MS = 2_000;
-/** Extents asked in one go. */
+/** Extents read at once. */
 const LOOKS_AT_ONCE = 500;
 
-/** What the ear needs of the store. */
+/** What the subscriber needs from the store. */
 export interface SubscriberSource {
-  /** The name under which a log's messages are published. */
+  /** The name of the channel in Redis on which a log's messages are published. */
   name(kind: Kind, channel: string): string;
   heads(channel: string): Promise<Heads | null>;
-  /** Entries of a log were heard up to here. */
+  /** Entries of a log were received up to here. */
   heard(kind: Kind, channel: string, epoch: string, seq: number): void;
-  /** An entry as it is written in its log; null: there is none. */
+  /** An entry as stored; null: there is none. */
   entry(kind: Kind, channel: string, seq: number): Promise<string | null>;
   open(channel: string): Promise<Heads>;
-  /** Gives a channel that was put back a new epoch, unless somebody else did. */
+  /** Gives a restored channel a new epoch, unless another instance did. */
   renew(channel: string, lost: string): Promise<unknown>;
 }
 
-/** What an entry is known by. "gone": retention has dropped it. */
+/** Identifies an entry. "gone": retention has dropped it. */
 type Mark = number | bigint | "gone";
 
 interface Followed {
@@ -46,21 +46,21 @@ interface Followed {
   readonly key: string;
   wanted: boolean;
   subscribed: boolean;
-  /** Subscribing and unsubscribing, one after the other; and what is to be done next, for all who ask before it begins. */
-  work: Promise<void>;
+  /** Subscribes and unsubscribes one after the other; `next` is shared by all that ask before it begins. */
+  tail: Promise<void>;
   next: Promise<void> | null;
   epoch: string | null;
-  /** The newest entry that was told; -1: nothing is known yet. */
+  /** The newest reported entry; -1: nothing is known yet. */
   heard: number;
   /** That entry's mark; null: it was not read yet. */
   mark: Mark | null;
-  /** The newest that was told at the last look. */
+  /** The newest reported entry at the last check. */
   heardBefore: number;
-  /** Its epoch is being asked for; it is being looked at alone. */
+  /** Its epoch is being read, or it is being checked alone. */
   learning: Promise<boolean> | null;
   asked: Promise<void> | null;
   isAskedAgain: boolean;
-  /** The log was compared with what was heard since there is this connection. */
+  /** The log was compared with what was received before this connection. */
   isSure: boolean;
 }
 
@@ -73,14 +73,14 @@ export class RedisSubscriber {
   #reached: (extent: Extent) => void = () => {};
   #shared: (channel: string, device: string, addresses: readonly string[]) => void = () => {};
   #looking = false;
-  /** The next look tells at once what has grown, although messages may be under way. */
+  /** The next check reports growth at once, although messages may be under way. */
   #hurry = false;
-  /** A look was asked for during a look. */
+  /** A check was requested during a check. */
   #again = false;
-  /** New connections so far: an answer that was asked for before the last one says nothing. */
+  /** Number of connections so far: a reply requested before the last one is outdated. */
   #connections = 0;
 
-  /** @param urls of servers that hear each other; it listens at one of them */
+  /** @param urls servers that share messages; it subscribes at one of them */
   constructor(urls: readonly string[], source: SubscriberSource) {
     this.#source = source;
     this.#link = new RedisLink(urls, (client) => {
@@ -100,7 +100,7 @@ export class RedisSubscriber {
     return this.#link.start();
   }
 
-  /** There is a new connection to Redis, this one's or the store's. What is behind it may be in another state than what was heard. */
+  /** There is a new connection to Redis, this one or the store's. The server may be in another state than before. */
   markUnverified(): void {
     this.#connections++;
     for (const followed of this.#followed.values()) followed.isSure = false;
@@ -117,7 +117,7 @@ export class RedisSubscriber {
     this.#shared = shared;
   }
 
-  /** Resolves when what is stored from now on will be heard. @throws PereError away */
+  /** Resolves when everything stored from now on will be reported. @throws PereError away */
   async follow(kind: Kind, channel: string): Promise<void> {
     const key = this.#source.name(kind, channel);
     let followed = this.#followed.get(key);
@@ -138,7 +138,7 @@ export class RedisSubscriber {
         key,
         wanted: true,
         subscribed: false,
-        work: Promise.resolve(),
+        tail: Promise.resolve(),
         next: null,
         ...unheard,
       };
@@ -146,28 +146,31 @@ export class RedisSubscriber {
     }
     followed.wanted = true;
     await this.#settle(followed);
-    // What the caller reads next is to be of the log that was heard.
+    // What the caller reads next must be of the verified log.
     if (!followed.isSure) await this.#lookAt([followed], true);
     if (!followed.isSure)
-      throw new PereError("away", `Redis can't yet tell whether ${kind} of ${channel} are what they were`);
+      throw new PereError(
+        "away",
+        `Redis has not confirmed yet that the ${kind} log of ${channel} is unchanged; try again`,
+      );
   }
 
-  /** Nobody here follows the log any more; soon nothing of it is heard. */
+  /** The log has no follower here any more; unsubscribes soon. */
   unfollow(kind: Kind, channel: string): void {
     const followed = this.#followed.get(this.#source.name(kind, channel));
     if (followed) followed.wanted = false;
   }
 
-  /** Brings the subscription to where it is wanted, after what is under way. */
+  /** Brings the subscription to the wanted state, after the pending change. */
   #settle(followed: Followed): Promise<void> {
     const { key } = followed;
-    followed.next ??= followed.work.then(async () => {
+    followed.next ??= followed.tail.then(async () => {
       followed.next = null;
       if (followed.wanted === followed.subscribed) return;
       if (followed.wanted) {
         await this.#link.call((client) => client.subscribe(key, this.#message));
         followed.subscribed = true;
-        // Messages come while the extent is on its way: only what was told before the question says that a log became shorter.
+        // Messages arrive while the extent is being read: only entries reported before the request can show that a log became shorter.
         const { epoch, heard } = followed;
         const heads = await this.#source.heads(followed.channel);
         if (heads && followed.isSure && !this.#compare(followed, heads, { epoch, heard }, null, true))
@@ -181,12 +184,12 @@ export class RedisSubscriber {
         }
       }
     });
-    const work = followed.next;
-    followed.work = work.catch(() => {});
-    return work;
+    const tail = followed.next;
+    followed.tail = tail.catch(() => {});
+    return tail;
   }
 
-  /** One message: `epoch first last`, and the entries when they are small; or `epoch retired device`, `- shared device addresses`. */
+  /** A message: `epoch first last`, and the entries if they are small; or `epoch retired device`, `- shared device addresses`. */
   readonly #message = (message: string, key: string): void => {
     const followed = this.#followed.get(key);
     if (!followed?.wanted) return;
@@ -194,7 +197,7 @@ export class RedisSubscriber {
     const [about, ...texts] = message.split(SEPARATOR) as [string, ...string[]];
     const [epoch, firstText, lastText, addresses = ""] = about.split(" ") as [string, string, string, string?];
     if (firstText === SHARED) return this.#shared(channel, lastText, addresses.split(","));
-    // A message is of this log when it is of its epoch: another one's, or one that can't be read, is a reason to look at this log, and no more.
+    // A message counts only if its epoch is the log's. Any other or malformed message only triggers a check.
     if (followed.epoch === null && followed.isSure)
       return void this.#learn(followed).then((isKnown) => {
         if (isKnown) this.#message(message, key);
@@ -217,7 +220,7 @@ export class RedisSubscriber {
     );
   };
 
-  /** Does something when the log is of this epoch: at once, or when it was looked at. */
+  /** Runs an action if the log has this epoch: at once, or after a check. */
   #inEpoch(followed: Followed, epoch: string, run: () => void): unknown {
     if (followed.epoch === epoch) return run();
     return this.#lookOnce(followed).then(() => {
@@ -225,7 +228,7 @@ export class RedisSubscriber {
     });
   }
 
-  /** Asks for the epoch of a log that was followed before there was the channel, and leaves it to the messages what is told. Never rejects. */
+  /** Reads the epoch of a log that was followed before its channel existed. Entries are still reported by messages. Never rejects. */
   #learn(followed: Followed): Promise<boolean> {
     followed.learning ??= this.#source
       .heads(followed.channel)
@@ -240,7 +243,7 @@ export class RedisSubscriber {
     return followed.learning;
   }
 
-  /** Looks at one log, and once more for all that ask meanwhile. Never rejects: where Redis is away, the timer looks again. */
+  /** Checks one log, and once more for all requests made meanwhile. Never rejects: if Redis is away, the timer tries again. */
   #lookOnce(followed: Followed): Promise<void> {
     followed.isAskedAgain = followed.asked !== null;
     followed.asked ??= (async () => {
@@ -259,7 +262,7 @@ export class RedisSubscriber {
     void this.#look(false);
   }
 
-  /** Asks how far the followed logs have come. One look at a time, so that what they say comes in order. */
+  /** Reads the extents of all followed logs. One check at a time, so that results come in order. */
   async #look(hurry: boolean): Promise<void> {
     if (hurry) this.#hurry = true;
     if (this.#looking) {
@@ -273,31 +276,31 @@ export class RedisSubscriber {
     const all = [...this.#followed.values()].filter((followed) => {
       const { wanted, subscribed, isSure, heard, heardBefore } = followed;
       followed.heardBefore = heard;
-      // Messages come: a log that is busy needs no question, until it is quiet for a turn of the timer.
+      // Messages arrive: a busy log needs no check until it is quiet for a full interval.
       return wanted && subscribed && (atOnce || !isSure || heard === heardBefore);
     });
     for (let at = 0; at < all.length; at += LOOKS_AT_ONCE)
-      // Where Redis is away, the timer looks again.
+      // Redis is away; the timer tries again.
       await this.#lookAt(all.slice(at, at + LOOKS_AT_ONCE), atOnce).catch(() => (this.#hurry ||= atOnce));
     this.#looking = false;
     if (this.#again) void this.#look(true);
   }
 
-  /** Asks how far some logs have come, and where it is not sure, whether they are what they were. @throws PereError away */
+  /** Reads the extents of some logs, and verifies those that are in doubt. @throws PereError away */
   async #lookAt(some: readonly Followed[], atOnce: boolean): Promise<void> {
     const connections = this.#connections;
     const asked = some.map(({ epoch, heard }) => ({ epoch, heard }));
-    // Each by itself: where one node of a Cluster is away, the others' logs are looked at all the same.
+    // Separately: if one node of a Cluster is away, the other logs are still checked.
     const found = await Promise.allSettled(
       some.map(async (followed) => {
-        // The entry first: one that retention drops meanwhile lies below the floor that is told after it.
+        // Read the entry first: if retention drops it meanwhile, it is below the floor that is read after it.
         const mark = await this.#read(followed);
         const heads = await this.#source.heads(followed.channel);
-        // A channel that somebody follows and that is gone begins anew: its followers are to know.
+        // A followed channel that was deleted gets a new epoch, so that its followers are told.
         return { mark, heads: heads ?? (await this.#source.open(followed.channel)) };
       }),
     );
-    if (connections !== this.#connections) return; // Another look is due already.
+    if (connections !== this.#connections) return; // Another check is due already.
     const lost: (readonly [Followed, string])[] = [];
     for (const [index, followed] of some.entries()) {
       const answer = found[index]!;
@@ -309,7 +312,7 @@ export class RedisSubscriber {
     for (const answer of found) if (answer.status === "rejected") throw answer.reason;
   }
 
-  /** The mark of what stands where the last entry was heard, where that is worth a question; null: nothing stands there, or it was not asked. */
+  /** The mark of the entry at the last received position, if it is worth reading; null: no entry, or not read. */
   async #read({ kind, channel, heard, mark, isSure }: Followed): Promise<Mark | null> {
     if (heard <= 0 || (isSure && mark !== null)) return null;
     const text = await this.#source.entry(kind, channel, heard);
@@ -317,10 +320,10 @@ export class RedisSubscriber {
   }
 
   /**
-   * Takes in what was found of a log, and tells how far it has come.
-   * @param asked the epoch and the newest entry that were told before the log was asked
-   * @param mark what stands there now, as `#read` gives it
-   * @returns false: under its epoch it is not the log that was, and nothing was taken in
+   * Applies what was read of a log and reports its extent.
+   * @param asked the epoch and the newest reported entry before the read
+   * @param mark of the entry there now, as `#read` returns it
+   * @returns false: the epoch is the same but the log is not; nothing was applied
    */
   #compare(
     followed: Followed,
@@ -333,16 +336,16 @@ export class RedisSubscriber {
     const { head, floor } = heads[kind];
     const { epoch } = heads;
     const isNew = followed.epoch !== null && followed.epoch !== epoch;
-    // Another look has learned of an epoch meanwhile: what is found of an earlier one is old, and the next look finds a later one.
+    // Another check has seen a newer epoch meanwhile, so this result is outdated; the next check reads again.
     if (isNew && asked.epoch !== followed.epoch) return true;
-    // What was heard in another epoch says nothing of this one, also where another look has learned of this one meanwhile.
+    // Entries received in another epoch say nothing about this one, even if another check has seen this epoch meanwhile.
     if (!isNew && asked.epoch === followed.epoch) {
       const { heard } = asked;
       if (head < heard) return false;
       if (!followed.isSure && heard > floor && followed.mark !== null && followed.mark !== mark) return false;
       if (followed.heard === heard) followed.mark ??= heard > floor ? mark : "gone";
     }
-    // Between two looks that saw the log ahead nothing was heard: messages are not under way, they are lost.
+    // Two checks in a row saw the log ahead without a message between them: the messages are lost.
     const isStill = atOnce || !followed.isSure || followed.heard === followed.heardBefore;
     followed.heardBefore = followed.heard;
     followed.epoch = epoch;
@@ -354,12 +357,12 @@ export class RedisSubscriber {
     return true;
   }
 
-  /** Logs that were put back to an older state begin anew: their next entries must not pass for those that were. */
+  /** Restored logs get a new epoch, so that new entries are not mistaken for old ones. */
   async #renew(lost: readonly (readonly [Followed, epoch: string])[]): Promise<void> {
     for (const [followed] of lost) followed.isSure = false;
     const renewed: Followed[] = [];
     for (const [followed, epoch] of lost)
-      // Where Redis doesn't take it now, nothing of the log is told, and the next look finds it again.
+      // If Redis does not accept this now, nothing of the log is reported, and the next check finds it again.
       await this.#source.renew(followed.channel, epoch).then(
         () => renewed.push(followed),
         () => {},

@@ -1,14 +1,14 @@
 /**
- * Keeping what PERE knows: backup, restore and compact, as commands of their own beside the service.
+ * The commands `backup`, `restore` and `compact`, which run beside the service.
  *
- * A backup is read by SQLite itself (`VACUUM INTO`) in one read transaction, in a process of its own: the service goes on and is not asked, and the
- * copy is what was durable at one moment. The copy has a mark in its header, and whoever opens it for work gives every channel a new epoch:
- * the service that it was read from gave out positions afterwards, and they must never be taken for those that are given out now. The mark is
- * in the file, so that a backup that is put in place by hand is as safe as one that `restore` puts there.
+ * SQLite itself reads the backup (`VACUUM INTO`) in one read transaction, in a separate process. The service keeps running and is not involved, and
+ * the copy is what was durable at one moment. The copy has a mark in its header. A service that opens it gives every channel a new epoch: the
+ * original service handed out positions afterwards, and they must not match positions that are handed out now. Because the mark is in the file, a
+ * backup that is copied into place by hand is as safe as one that `restore` puts there.
  *
- * Beside each file goes its `.secret`, where PERE made one: without it, tokens that are in the field would be strangers' tokens.
+ * The `.secret` beside the file is copied too, if PERE made one: without it, tokens that are already issued would be rejected.
  *
- * What it never does: write over a file, or touch one that a service works with.
+ * Never overwrites a file, and never changes a file that a service uses.
  */
 import { Database } from "bun:sqlite";
 import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync, statSync } from "node:fs";
@@ -20,17 +20,17 @@ import { SCHEMA } from "./schema.ts";
 import { foundSecret, keptSecret } from "./secret-file.ts";
 import { unwritable } from "./writable.ts";
 
-/** How a file that PERE is to keep, and to keep for itself, is made. */
+/** Mode of the files that PERE creates: only the owner may read and write. */
 const OWNER_ALONE = 0o600;
 
-/** What a file holds, for people. */
+/** A file's content, for the command's output. */
 interface Content {
   readonly channels: number;
   readonly events: number;
   readonly bytes: number;
 }
 
-/** Waits until it is on the disk: a file, or a folder's list of files. */
+/** Flushes a file, or a folder's directory entries, to the disk. */
 function sync(path: string): void {
   const file = openSync(path, "r");
   try {
@@ -43,7 +43,7 @@ function sync(path: string): void {
 const number = (db: Database, sql: string): number =>
   db.query<Record<string, number>, []>(sql).values()[0]![0] as number;
 
-/** @throws PereError conflict: it is no file of PERE's */
+/** @throws PereError conflict: not a PERE file */
 function check(db: Database, path: string): void {
   const mark = number(db, "PRAGMA application_id");
   if (mark !== SCHEMA.applicationId && mark !== SCHEMA.copyId)
@@ -56,18 +56,18 @@ function check(db: Database, path: string): void {
     );
 }
 
-/** Opens, works, closes. @throws PereError away: it can't be opened or read */
-function within<Result>(
+/** Opens a file, uses it, closes it. @throws PereError away: it can't be opened or read */
+function withDatabase<Result>(
   path: string,
   options: { readonly?: true; readwrite?: true },
-  work: (db: Database) => Result,
+  use: (db: Database) => Result,
 ): Result {
   let db: Database | undefined;
   try {
     if (!existsSync(path)) throw new Error("there is no such file");
     checkReadable(path);
     db = new Database(path, { ...options, create: false });
-    return work(db);
+    return use(db);
   } catch (error) {
     throw error instanceof PereError
       ? error
@@ -77,29 +77,30 @@ function within<Result>(
   }
 }
 
-/** Reads a file, also one that is being worked with, into a new one with the mark of a copy. @throws PereError conflict, away */
+/** Copies a file, which may be in use, into a new file with the mark of a backup. @throws PereError conflict, away */
 function copy(from: string, to: string): Content {
-  if (existsSync(to)) throw new PereError("conflict", `${to} is there already; nothing is written over`);
+  if (existsSync(to))
+    throw new PereError("conflict", `${to} already exists and is not overwritten; remove it or choose another path`);
   let fresh = "";
   try {
-    const place = destination(to);
-    fresh = `${place}.new`;
+    const target = destination(to);
+    fresh = `${target}.new`;
     rmSync(fresh, { force: true });
     closeSync(openSync(fresh, "wx", OWNER_ALONE));
-    within(from, { readonly: true }, (db) => {
+    withDatabase(from, { readonly: true }, (db) => {
       check(db, from);
       try {
         db.run("VACUUM INTO ?1", [fresh]);
       } catch (error) {
-        // One statement reads the one and writes the other; a full disk is that of the copy.
+        // One statement reads one file and writes the other. A full disk can only be the target's.
         if ((error as { code?: string }).code !== "SQLITE_FULL") throw error;
-        throw new PereError("away", `${to} can't be written: its disk is full`, [], error);
+        throw new PereError("away", `${to} can't be written: the disk is full`, [], error);
       }
     });
-    const content = within(fresh, { readwrite: true }, (db): Content => {
+    const content = withDatabase(fresh, { readwrite: true }, (db): Content => {
       const found = db.query<{ integrity_check: string }, []>("PRAGMA integrity_check(1)").get()!.integrity_check;
       if (found !== "ok") throw new PereError("conflict", `${from} is damaged: ${found}`);
-      db.run("PRAGMA synchronous = OFF"); // All of it is synced below.
+      db.run("PRAGMA synchronous = OFF"); // Everything is synced below.
       db.run(`PRAGMA application_id = ${SCHEMA.copyId}`);
       const [channels, events] = [
         number(db, "SELECT count(*) FROM channels"),
@@ -107,12 +108,12 @@ function copy(from: string, to: string): Content {
       ];
       return { channels, events, bytes: statSync(fresh).size };
     });
-    // One that is there already stays: tokens in use were signed with it.
+    // An existing secret stays: issued tokens were signed with it.
     const secret = foundSecret(from);
     if (secret !== null) keptSecret(to, secret);
     sync(fresh);
-    renameSync(fresh, place);
-    sync(dirname(place));
+    renameSync(fresh, target);
+    sync(dirname(target));
     return content;
   } catch (error) {
     if (fresh !== "" && existsSync(fresh)) rmSync(fresh, { force: true });
@@ -122,22 +123,22 @@ function copy(from: string, to: string): Content {
   }
 }
 
-/** A consistent copy of what is durable now, while the service works or not. @throws PereError conflict, away */
+/** Copies what is durable now, whether the service runs or not. @throws PereError conflict, away */
 export const backup = (db: string, file: string): Content => copy(db, file);
 
 /**
- * Puts a backup where a service will find it; each channel has a new epoch from its start on.
- * @throws PereError conflict: there is a file already, or a service works there; away
+ * Puts a backup where a service will find it. When the service starts, each channel gets a new epoch.
+ * @throws PereError conflict: the file exists, or a service uses it; away
  */
 export function restore(file: string, db: string): Content {
   const lock = lockFile(db);
   try {
-    // A log that is left of a file that is gone is not this file's.
-    const log = `${lock.real}-wal`; // Where links lead: SQLite looks for it there.
+    // A leftover write-ahead log does not belong to the restored file.
+    const log = `${lock.real}-wal`; // With links resolved, as SQLite does.
     if (existsSync(log))
       throw new PereError(
         "conflict",
-        `${log} is there already, and may hold what ${db} lacks; nothing is written over`,
+        `${log} already exists and may hold data that ${db} lacks; it is not overwritten`,
       );
     return copy(file, db);
   } finally {
@@ -146,14 +147,14 @@ export function restore(file: string, db: string): Content {
 }
 
 /**
- * Gives the room of what was dropped back to the disk. Needs as much again while it works.
+ * Returns unused space to the disk. Needs as much free space again while it runs.
  * @returns bytes before and after
- * @throws PereError conflict: a service works with it; away
+ * @throws PereError conflict: a service uses the file; away
  */
 export function compact(db: string): { before: number; after: number } {
   const lock = lockFile(db);
   try {
-    return within(db, { readwrite: true }, (file) => {
+    return withDatabase(db, { readwrite: true }, (file) => {
       check(file, db);
       const before = statSync(db).size;
       file.run("PRAGMA synchronous = FULL");

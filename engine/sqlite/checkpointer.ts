@@ -1,14 +1,14 @@
 /**
- * Moves a long write-ahead log into its file, in a thread of its own with a connection of its own.
+ * Checkpoints a long write-ahead log in a separate thread with its own connection.
  *
- * SQLite moves all that it can in one call, which takes seconds where a log has grown to hundreds of megabytes: after somebody read the file for
- * long, or after a kill. Pushes and feeds can't wait for that. SQLite lets one connection move while others read and write, so it is done beside
- * the work; what little is left then is moved by the file's owner between two commits.
+ * SQLite moves as much as it can in one call. This takes seconds when the log has grown to hundreds of megabytes, after a long read or a kill. Pushes
+ * and feeds can't wait that long. SQLite allows one connection to checkpoint while others read and write, so this thread does most of the work; the
+ * file's owner moves the small rest between two commits.
  */
 
 /**
- * What the thread runs: moves, waits while a reader or a full disk is in the way, and ends when less than `pages` are left or it is told to. It is
- * text, so that the executable needs no second file.
+ * The thread's code: checkpoints, waits while a reader or a full disk blocks it, and ends when fewer than `pages` are left or when it is told to. It
+ * is a string, so that the executable needs no second file.
  */
 const THREAD = `
 const { Database } = require("bun:sqlite");
@@ -51,8 +51,8 @@ export class Checkpointer {
   #worker: Worker | null = null;
 
   /**
-   * @param pages so many may be left in the log
-   * @param failed told when a page could not be moved or synced
+   * @param pages how many pages may stay in the log
+   * @param failed called when a page could not be moved or synced
    */
   constructor(path: string, pages: number, failed: (error: unknown) => void) {
     this.#path = path;
@@ -60,7 +60,7 @@ export class Checkpointer {
     this.#failed = failed;
   }
 
-  /** Whether it is at work. */
+  /** Whether the thread is running. */
   get busy(): boolean {
     return this.#worker !== null;
   }
@@ -78,11 +78,11 @@ export class Checkpointer {
     };
     worker.onmessage = ({ data }: MessageEvent<{ code: string; message: string } | undefined>) =>
       done(data && Object.assign(new Error(data.message), { code: data.code }));
-    worker.onerror = () => done(undefined); // There was no thread to be had: nothing was moved, and nothing was harmed.
+    worker.onerror = () => done(undefined); // The thread could not be started. Nothing was moved or damaged.
     worker.postMessage({ path: this.#path, pages: this.#pages });
   }
 
-  /** Ends it as soon as what it moves now is moved. */
+  /** Stops the thread after its current step. */
   stop(): void {
     this.#worker?.postMessage("end");
     this.#worker = null;

@@ -1,9 +1,11 @@
 /**
- * Who is enrolled in a channel of a PERE file, since when, and what each device owes.
+ * Which devices are enrolled in a channel, since when, and what each of them owes.
  *
- * An enrolment is a row of `devices`: events after `joined`, up to `left`, were addressed to the device. `settled` is the place below which it
- * owes nothing; it only ever grows, so what a device owes is found from there and never by going through its whole past.
- * All functions but `list`, `stint` and `unreleased` run within a transaction. None looks at more than some thousand events: what goes on is called again.
+ * An enrolment is a row of `devices`: events after `joined`, up to `left`, were addressed to the device. The device owes nothing up to `settled`,
+ * which only grows. So what a device owes is found from there, without a scan of its whole history.
+ *
+ * All functions except `list`, `enrolment` and `unreleased` run in a transaction. None looks at more than a few thousand events; callers repeat the
+ * call until it is done.
  */
 import { Turn } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
@@ -15,65 +17,65 @@ import type { Joined } from "../store.ts";
 export interface Enrolment {
   readonly joined: number;
   readonly settled: number;
-  readonly lost: number;
-  readonly told: number;
+  readonly lostSeq: number;
+  readonly lostNotifiedSeq: number;
 }
 
-/** How far a device owes nothing, and whether more has to be looked at to know it. */
+/** Up to which event a device owes nothing, and whether the search must continue. */
 export interface Settled {
   readonly settled: number;
   readonly more: boolean;
 }
 
-/** Events that one change looks at to find what a device owes, that one read counts, that one change takes a device out of: some milliseconds each. */
+/** Limits of events per call: searched for debts, counted in one read, released in one change. Each takes a few milliseconds. */
 const SETTLE_EVENTS = 4_000;
 const PENDING_EVENTS = 4_000;
 const RELEASE_EVENTS = 500;
 
-/** Unexpired at time `?n`, for an `events e`. */
+/** Not expired at time `?n`, for an `events e`. */
 const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
-/** The device `?n` gave no final word on `e.seq`. */
+/** The device `?n` sent no final receipt for `e.seq`. */
 const unsettled = (n: number): string =>
   `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
 
 export class Enrolments {
   readonly #file: SqliteFile;
-  /** Called when a counter of a channel moved. */
+  /** Called when a counter of a channel changed. */
   readonly #changed: (channel: Channel) => void;
-  readonly #stintsMost: number;
+  readonly #limit: number;
   /** Current enrolments as they are in the file, or will be after the running transaction. */
-  readonly #stints = new Map<string, Enrolment>();
+  readonly #current = new Map<string, Enrolment>();
 
-  /** @param stintsMost how many current enrolments are held in memory */
-  constructor(file: SqliteFile, stintsMost: number, changed: (channel: Channel) => void) {
+  /** @param limit how many current enrolments are cached */
+  constructor(file: SqliteFile, limit: number, changed: (channel: Channel) => void) {
     this.#file = file;
-    this.#stintsMost = stintsMost;
+    this.#limit = limit;
     this.#changed = changed;
   }
 
-  /** The device's current enrolment. */
+  /** The device's current enrolment, or null. */
   enrolment(channel: Channel, device: string): Enrolment | null {
     const name = `${channel.id} ${device}`;
-    const known = this.#stints.get(name);
+    const known = this.#current.get(name);
     if (known) return known;
     const found = this.#file.get<Enrolment>(
-      `SELECT joined, settled, lost, told FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
+      `SELECT joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
       channel.id,
       device,
     );
-    if (this.#stints.size >= this.#stintsMost) this.#stints.clear();
-    if (found) this.#stints.set(name, found);
+    if (this.#current.size >= this.#limit) this.#current.clear();
+    if (found) this.#current.set(name, found);
     return found;
   }
 
-  /** Forgets what is held in memory: the file has it, or has changed. */
+  /** Empties the cache. */
   clear(): void {
-    this.#stints.clear();
+    this.#current.clear();
   }
 
-  /** Changes a device's current enrolment. @param change what is set, in SQL, with values from `?3` on */
+  /** Updates a device's current enrolment. @param change SQL assignments, with values from `?3` on */
   #set(channel: Channel, device: string, change: string, ...values: number[]): void {
-    this.#stints.delete(`${channel.id} ${device}`);
+    this.#current.delete(`${channel.id} ${device}`);
     this.#file.run(
       `UPDATE devices SET ${change} WHERE channel = ?1 AND device = ?2 AND "left" IS NULL`,
       channel.id,
@@ -82,15 +84,15 @@ export class Enrolments {
     );
   }
 
-  /** A device that was told what it lost goes on: it is not told again. */
+  /** The device was told what it lost and has sent a receipt since: do not tell it again. */
   answered(channel: Channel, device: string): void {
     this.#set(channel, device, "lost = 0");
   }
 
-  /** False when it was enrolled already. */
+  /** @returns false: it was enrolled already */
   enrol(channel: Channel, device: string, now: number): boolean {
     if (this.enrolment(channel, device)) return false;
-    // Who left and comes back before another event was pushed has its row still.
+    // A device that left and returns before the next event still has its row.
     this.#file.run(
       `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
        ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, lost = 0, told = 0`,
@@ -104,41 +106,42 @@ export class Enrolments {
     return true;
   }
 
-  /** Where an enrolled device stands as it opens a feed; from now on it counts as told what it lost. */
+  /** The state of an enrolled device as it opens a feed. From now on it counts as told what it lost. */
   join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> & Settled {
-    const stint = this.enrolment(channel, device)!;
-    const { joined, lost, told } = stint;
-    const { settled, more } = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
-    if (settled > stint.settled || told !== lost) this.#set(channel, device, "settled = ?3, told = lost", settled);
-    return { joined, settled, lost, more };
+    const enrolment = this.enrolment(channel, device)!;
+    const { joined, lostSeq, lostNotifiedSeq } = enrolment;
+    const { settled, more } = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
+    if (settled > enrolment.settled || lostNotifiedSeq !== lostSeq)
+      this.#set(channel, device, "settled = ?3, told = lost", settled);
+    return { joined, settled, lost: lostSeq, more };
   }
 
-  /** Goes on to find how far an enrolled device owes nothing. */
+  /** Continues the search for what an enrolled device owes. */
   settle(channel: Channel, device: string, now: number): Settled | null {
-    const stint = this.enrolment(channel, device);
-    if (!stint) return null;
-    const found = this.#settle(channel, device, stint, now, SETTLE_EVENTS);
-    if (found.settled > stint.settled) this.#set(channel, device, "settled = ?3", found.settled);
+    const enrolment = this.enrolment(channel, device);
+    if (!enrolment) return null;
+    const found = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
+    if (found.settled > enrolment.settled) this.#set(channel, device, "settled = ?3", found.settled);
     return found;
   }
 
-  /** Signs of life, milliseconds since 1970; and what was settled meanwhile, as far as one change may look. */
+  /** Stores signs of life, milliseconds since 1970, and updates `settled` within the limit of one change. */
   seen(channel: Channel, times: ReadonlyMap<string, number>): void {
     let left = SETTLE_EVENTS;
     for (const [device, at] of times) {
-      const stint = this.enrolment(channel, device);
-      if (!stint) continue;
-      const { settled } = left > 0 ? this.#settle(channel, device, stint, at, left) : stint;
-      left -= Math.max(0, settled - Math.max(stint.settled, stint.joined));
-      this.#set(channel, device, "seenAt = ?3, settled = ?4", at, Math.max(settled, stint.settled));
+      const enrolment = this.enrolment(channel, device);
+      if (!enrolment) continue;
+      const { settled } = left > 0 ? this.#settle(channel, device, enrolment, at, left) : enrolment;
+      left -= Math.max(0, settled - Math.max(enrolment.settled, enrolment.joined));
+      this.#set(channel, device, "seenAt = ?3, settled = ?4", at, Math.max(settled, enrolment.settled));
     }
   }
 
-  /** How far the device owes nothing: up to before the first event that it owes a final word on, or as far as about `most` events were looked at. */
-  #settle(channel: Channel, device: string, stint: Enrolment, now: number, most: number): Settled {
-    const { joined } = stint;
-    const after = this.#after(channel, device, stint);
-    // The names of a channel of commands to single devices are looked at by this device's alone.
+  /** Finds how far the device owes nothing: up to the first event without its final receipt, or until about `most` events were searched. */
+  #settle(channel: Channel, device: string, enrolment: Enrolment, now: number, most: number): Settled {
+    const { joined } = enrolment;
+    const after = this.#after(channel, device, enrolment);
+    // On a channel with targeted events, only this device's names are read.
     const end =
       this.#file.get<{ event: number }>(
         `SELECT event FROM targets WHERE channel = +?1 AND device = +?2 AND event > ?3 ORDER BY event LIMIT 1 OFFSET ?4`,
@@ -156,7 +159,7 @@ export class Enrolments {
       now,
       end,
     );
-    // Only below that one: on a channel of commands to single devices, everything above would be looked at for nothing.
+    // Only below that event: on a channel of targeted events the search above it would be wasted.
     const last = Math.min(toIt ? toIt.seq - 1 : end, Math.max(joined, after) + most);
     const toAll = this.#file.get<{ seq: number }>(
       `SELECT e.seq FROM events e WHERE e.channel = +?1 AND e.seq > ?2 AND e.seq <= ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq LIMIT 1`,
@@ -170,18 +173,21 @@ export class Enrolments {
     return { settled: last, more: last < (toIt ? toIt.seq - 1 : channel.head) };
   }
 
-  /** Up to here a device owes nothing: it settled it, it is no longer kept, or it left and came back. */
+  /** The device owes nothing up to here: it is settled, no longer kept, or from before it left and returned. */
   #after({ floor, leaving }: Channel, device: string, { settled }: Enrolment): number {
     return Math.max(settled, floor, leaving?.device === device ? leaving.upTo : 0);
   }
 
   // ---------------------------------------------------------------------------------------------------------------- who leaves
 
-  /** Ends an enrolment: from now on the device has left, and `release` tidies up behind it. False when it was not enrolled. Nobody else may be leaving. */
+  /**
+   * Ends an enrolment. `release` then removes the device from events. Returns false if it was not enrolled. No other device of the channel may be
+   * leaving.
+   */
   leave(channel: Channel, device: string, at: number): boolean {
-    const stint = this.enrolment(channel, device);
-    if (!stint) return false;
-    const { joined } = stint;
+    const enrolment = this.enrolment(channel, device);
+    if (!enrolment) return false;
+    const { joined } = enrolment;
     const [upTo, released] = [channel.head, channel.floor];
     this.#set(channel, device, `"left" = ?3`, upTo);
     this.#file.run(
@@ -200,8 +206,9 @@ export class Enrolments {
   }
 
   /**
-   * Takes who leaves out of the next events that it gave no final word on.
-   * @param release told of each such event, of the device and when it was retired, and of its rank there; @returns whether there is more to do
+   * Removes the leaving device from the next events that it sent no final receipt for.
+   * @param release called for each such event, with the device, the time of its retirement, and its rank there
+   * @returns whether there are more events
    */
   release(channel: Channel, release: (event: number, leaving: Leaving, rank: number) => void): boolean {
     const { leaving } = channel;
@@ -228,7 +235,7 @@ export class Enrolments {
     return to < upTo;
   }
 
-  /** Of the events from `first` to `last`: those that who leaves is still to be taken out of, and its rank there. */
+  /** Among the events from `first` to `last`: those that the leaving device is still to be removed from, with its rank there. */
   unreleased(channel: Channel, first: number, last: number) {
     const { leaving } = channel;
     if (!leaving) return [];
@@ -248,32 +255,32 @@ export class Enrolments {
   /** Enrolled devices by name, after the device `after`, at most `limit`. */
   async list(channel: Channel, after: string, limit: number, now: number): Promise<EnrolledDevice[]> {
     const rows = this.#file.all<Omit<EnrolledDevice, "pending"> & Enrolment>(
-      `SELECT device, enrolledAt, seenAt, joined, settled, lost, told FROM devices
+      `SELECT device, enrolledAt, seenAt, joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices
        WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
       channel.id,
       after,
       limit,
     );
     const items: EnrolledDevice[] = [];
-    const breath = new Turn(); // A thousand devices may owe thousands each.
-    for (const { device, enrolledAt, seenAt, ...stint } of rows) {
-      items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, stint, now, breath) });
+    const turn = new Turn(); // A thousand devices may owe thousands of receipts each.
+    for (const { device, enrolledAt, seenAt, ...enrolment } of rows) {
+      items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, enrolment, now, turn) });
     }
     return items;
   }
 
-  /** Some events at a time: it may owe very many. */
-  async #pending(channel: Channel, device: string, stint: Enrolment, now: number, breath: Turn): Promise<number> {
+  /** Counts in slices: a device may owe very many receipts. */
+  async #pending(channel: Channel, device: string, enrolment: Enrolment, now: number, turn: Turn): Promise<number> {
     let pending = 0;
-    for (let from = this.#after(channel, device, stint); from < channel.head; from += PENDING_EVENTS) {
-      await breath.yieldToEventLoop();
+    for (let from = this.#after(channel, device, enrolment); from < channel.head; from += PENDING_EVENTS) {
+      await turn.yieldToEventLoop();
       pending += this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq <= ?6 AND ${alive(5)} AND ${unsettled(3)} AND
          CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
         channel.id,
         from,
         device,
-        stint.joined,
+        enrolment.joined,
         now,
         from + PENDING_EVENTS,
       )!.n;

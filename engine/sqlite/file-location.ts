@@ -1,20 +1,20 @@
 /**
- * Where an open file is to be found, and whether it is still there.
+ * Checks that an open file is still at its path.
  *
- * A process goes on writing into a file that was removed or moved away, and every write succeeds; after a restart all of it is gone. So
- * whoever acknowledges compares what stands at the path with what it has open. That is one `stat` a name, a microsecond each.
+ * A process can keep writing into a file that was removed or moved away: every write succeeds, and after a restart all of it is lost. So before a
+ * change is acknowledged, the file at the path is compared with the open one. That costs one `stat` per name, a microsecond each.
  */
 import { type BigIntStats, statSync } from "node:fs";
 import { basename } from "node:path";
 
-/** One name, and what stood there when the file was opened. */
+/** A path, and the file that was there when it was opened. */
 interface Name {
   readonly path: string;
   readonly dev: bigint;
   readonly ino: bigint;
 }
 
-/** What stands at a path; null: nothing, or nothing that can be looked at. */
+/** The file at a path; null: there is none, or it can't be examined. */
 function look(path: string): BigIntStats | null {
   try {
     return statSync(path, { bigint: true, throwIfNoEntry: false }) ?? null;
@@ -26,7 +26,7 @@ function look(path: string): BigIntStats | null {
 export class FileLocation {
   readonly #names: readonly Name[];
 
-  /** Remembers what stands at these paths now. */
+  /** Remembers the files at these paths. */
   constructor(paths: readonly string[]) {
     this.#names = paths.map((path) => {
       const { dev, ino } = statSync(path, { bigint: true });
@@ -34,7 +34,7 @@ export class FileLocation {
     });
   }
 
-  /** What is wrong with the first that is not there any more, in a sentence that names no folder; null: all are where they were. */
+  /** Describes the first file that is no longer in place, without naming the folder; null: all are in place. */
   trouble(): string | null {
     for (const { path, dev, ino } of this.#names) {
       const found = look(path);

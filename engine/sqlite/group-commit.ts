@@ -1,15 +1,15 @@
 /**
- * One SQLite file, held by one process (`lock.ts`) and written by group commit, for as long as it is where it was opened (`file-location.ts`). Others may
- * read it meanwhile.
+ * A SQLite file that one process owns (`lock.ts`) and writes by group commit. Other processes may read it. `file-location.ts` checks that the file
+ * stays where it was opened.
  *
- * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much is in it, so
- * changes are gathered: each is a small function in a queue, and one transaction runs them all, or as many as there is time for, as soon as a
- * turn of the event loop has brought no more of them. What arrives while that transaction is on its way to the disk goes into the next. One
- * change alone waits a sync; a thousand share one.
+ * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much it contains, so changes are
+ * gathered. Each change is a small function in a queue. As soon as a turn of the event loop adds no more changes, one transaction runs all of them,
+ * or as many as fit into its time limit. Changes that arrive while that transaction is being written go into the next one. A single change waits for
+ * one sync; a thousand changes share one.
  *
- * What it never does: resolve before the commit, or go on after a sync failed. (When `fsync` fails, the kernel may have thrown the
- * pages away and a second try would "succeed"; only a restart reads what is really there.) That goes for checkpoints too, whose
- * errors SQLite keeps to itself when it starts them by itself; so they are started here.
+ * Never resolves a change before its commit, and never continues after a failed sync. (When `fsync` fails, the kernel may have dropped the pages, and
+ * a second try would "succeed"; only a restart reads what is really on disk.) The same holds for checkpoints. SQLite hides the errors of automatic
+ * checkpoints, so this file starts them explicitly.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
 import { statfsSync, statSync } from "node:fs";
@@ -21,62 +21,62 @@ import { PereError } from "../model.ts";
 import { Checkpointer } from "./checkpointer.ts";
 import { FileLocation } from "./file-location.ts";
 
-/** Pages that the log may hold before they are moved into the file: 8 MiB, moved in some 20 ms, and a page that is written often is moved once. */
+/** Pages that the log may hold before a checkpoint: 8 MiB, which takes about 20 ms. A page that is written often is moved once. */
 const CHECKPOINT_PAGES = 2_000;
-/** From so many on they are moved in a thread beside the work (`checkpointer.ts`): 16 MiB would hold up everything for some 40 ms. */
+/** From this many pages on, a thread does the checkpoint (`checkpointer.ts`): 16 MiB would block the event loop for about 40 ms. */
 const FAR_PAGES = 2 * CHECKPOINT_PAGES;
-/** A log file that was longer once is cut to this when all of it was moved: it usually holds half of it. */
+/** A longer log file is cut to this size after a full checkpoint. It usually holds half of it. */
 const CUT_BYTES = 16 * 1024 * 1024;
-/** So much of it at once, every `LOOK_MS`: cutting off half a gigabyte takes a third of a second. */
+/** Bytes cut at once, every `LOOK_MS`: cutting half a gigabyte takes a third of a second. */
 const CUT_STEP_BYTES = 32 * 1024 * 1024;
-/** A log of this length is told to the operator: something keeps it from being moved. */
+/** A log of this length is reported to the operator: something prevents its checkpoint. */
 export const LONG_LOG_BYTES = 64 * 1024 * 1024;
-/** Memory for pages that were read or are about to be written: the working set of thousands of devices. */
+/** Page cache: the working set of thousands of devices. */
 const CACHE_KIBIBYTES = 32 * 1024;
 
-/** Turns of the event loop in which a commit waits for more, as long as each brings some. */
+/** Turns of the event loop that a commit waits for more changes, as long as each turn brings some. */
 const GATHER_TURNS = 8;
-/** The same in milliseconds, for turns that have much to do, as those of a fan-out: waiting longer than a sync spares nothing. */
+/** The same limit in milliseconds, for long turns such as those of a fan-out: waiting longer than a sync saves nothing. */
 const GATHER_MS = 1;
 
-/** The log's length is looked at after so many milliseconds at the earliest: looking costs as much as a small change. */
+/** Minimum time between two checks of the log's length. A check costs as much as a small change. */
 const CHECKPOINT_MS = 20;
 
-/** After this a commit takes no further changes: a second of large batches must not hold up everything else for that second. */
+/** After this time a commit takes no further changes, so that large batches do not block everything else. */
 const COMMIT_MS = 30;
 
-/** So often it is looked whether the file is where it was opened and whether a full disk has room again, also while nothing is stored. */
+/** How often to check, even when idle, that the file is still in place and that a full disk has free space again. */
 const LOOK_MS = 500;
-/** A full disk is written to again, to see whether it takes anything, when so much of it is free: what the largest event takes. */
+/** Free space needed before writing to a full disk is tried again: the largest event needs this much. */
 const ROOM_BYTES = 1024 * 1024;
 
-/** Who reads beside us, a backup or another tool, may hold us up for as long as it takes to find its way into the log. */
+/** How long to wait for another reader, such as a backup, which holds the file while it opens the log. */
 const BUSY_MS = 1_000;
 
-/** What the system calls a want of room (errno): EFBIG, a limit on files' size; ENOSPC; EDQUOT, a quota. SQLite knows the second. */
+/** System errors (errno) that mean "no space": EFBIG, a file size limit; ENOSPC; EDQUOT, a quota. SQLite only knows ENOSPC. */
 const NO_ROOM: readonly number[] = [27, 28, 122];
 
-/** What a file holds: its mark in the header, and for each version the statements that make it out of the one before. */
+/** The application id in the file's header, and the statements that migrate each schema version to the next. */
 export interface Schema {
   readonly applicationId: number;
-  /** The mark of a copy: it was read out of a file that went on, and is another life when it is worked with. */
+  /** The application id of a backup. A file with this mark gets new epochs when a service opens it. */
   readonly copyId: number;
   readonly steps: readonly string[];
 }
 
 /** What the owner of a file does around its transactions. */
 export interface Transactions {
-  /** In the transaction, after its changes: writes down what was gathered in memory. */
+  /** In the transaction, after its changes: writes what was gathered in memory. */
   finish(): void;
-  /** The transaction is durable; nobody was told yet. */
+  /** The transaction is durable. No caller has been answered yet. */
   committed(): void;
-  /** The transaction was undone: what was gathered in memory is void. */
+  /** The transaction was rolled back: discard what was gathered in memory. */
   undone(): void;
-  /** In the transaction that opens a copy for work: what was given out after it was made must not be given out again. */
-  reborn(file: SqliteFile): void;
+  /** In the transaction that first opens a backup for writing: positions handed out after the backup was made must not be handed out again. */
+  onRestoredCopy(file: SqliteFile): void;
 }
 
-/** Takes what the operator is to know, in a sentence, and why. */
+/** Receives a message for the operator, and its cause. */
 export type Tell = (sentence: string, cause?: unknown) => void;
 
 interface Change {
@@ -91,12 +91,12 @@ export class SqliteFile {
   #alone = false;
   readonly #lock: FileLock;
   readonly #tell: Tell;
-  /** Null: it is kept in memory. */
-  #place: FileLocation | null = null;
-  /** Where the file is not, as it was last told. */
+  /** Null: the database is in memory. */
+  #location: FileLocation | null = null;
+  /** The last reported problem with the file's location. */
   #misplaced: string | null = null;
   #looking: Timer | undefined;
-  /** The log's length when it was last looked at. */
+  /** The log's length at the last check. */
   #toldOfLog = 0;
   #damage: string | null = null;
   #unwritten: string | null = null;
@@ -105,7 +105,7 @@ export class SqliteFile {
   readonly #mover: Checkpointer;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
-  /** How many changes the queue held when the last turn ended, how many turns it has waited, and until when it may. */
+  /** Queue length at the end of the last turn, turns waited so far, and the time limit for waiting. */
   #gathered = 0;
   #turns = 0;
   #gatherUntil = 0;
@@ -113,7 +113,9 @@ export class SqliteFile {
   #broken: unknown;
   #closed = false;
 
-  /** @throws PereError conflict: the file is another's, newer, or in use by another process; away: it can't be opened */
+  /**
+   * @throws PereError conflict: the file belongs to another program, has a newer schema, or is in use by another process; away: it can't be opened
+   */
   constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, tell: Tell = () => {}) {
     this.path = path;
     this.#owner = owner;
@@ -137,7 +139,7 @@ export class SqliteFile {
     }
   }
 
-  /** Makes the file ready; on a disk without room for the log's index that others share, with an index in memory. */
+  /** Prepares the file. On a disk with no space for the shared index of the log, the index stays in memory. */
   #makeReady(schema: Schema): void {
     try {
       return this.#prepare(schema);
@@ -153,12 +155,12 @@ export class SqliteFile {
     this.#prepare(schema);
   }
 
-  /** What callers are told of the path: they need not know the folder. */
+  /** Messages to callers do not reveal the folder. */
   get name(): string {
     return basename(this.path);
   }
 
-  /** No other program can read the file: at the start the disk had no room for what is shared with them. */
+  /** Other programs can't read the file: at startup the disk had no space for the index that is shared with them. */
   get alone(): boolean {
     return this.#alone;
   }
@@ -168,7 +170,7 @@ export class SqliteFile {
     const found = this.#pragma("user_version");
     const mark = this.#pragma("application_id");
     if (tables > 0 && mark !== applicationId && mark !== copyId)
-      throw new PereError("conflict", `${this.path} is a database of another program`);
+      throw new PereError("conflict", `${this.path} is a database of another program; set PERE_DB to another path`);
     if (found > steps.length)
       throw new PereError(
         "conflict",
@@ -177,27 +179,27 @@ export class SqliteFile {
     this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
     this.#db.run("PRAGMA journal_mode = WAL");
     this.#db.run("PRAGMA synchronous = FULL");
-    this.#db.run("PRAGMA fullfsync = ON"); // Where a plain fsync stops at the drive's cache (macOS).
+    this.#db.run("PRAGMA fullfsync = ON"); // On macOS a plain fsync stops at the drive's cache.
     this.#db.run("PRAGMA checkpoint_fullfsync = ON");
     this.#db.run("PRAGMA wal_autocheckpoint = 0");
     this.#db.run(`PRAGMA cache_size = -${CACHE_KIBIBYTES}`);
     this.#db.run("PRAGMA temp_store = MEMORY");
-    // A start that has nothing to change writes nothing, so that it needs no room on the disk.
+    // A start with nothing to change writes nothing, so that it needs no disk space.
     if (found === steps.length && mark === applicationId) return;
     this.#db.run("BEGIN EXCLUSIVE");
     for (const step of steps.slice(found)) this.#db.run(step);
-    if (mark === copyId) this.#owner.reborn(this);
+    if (mark === copyId) this.#owner.onRestoredCopy(this);
     this.#db.run(`PRAGMA application_id = ${applicationId}`);
     this.#db.run(`PRAGMA user_version = ${steps.length}`);
     this.#db.run("COMMIT");
   }
 
-  /** Everything is open: remembers where. */
+  /** Everything is open: remember where. */
   #settle(): void {
     if (this.path === ":memory:") return;
     const { real, weak } = this.#lock;
-    this.#place = new FileLocation([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
-    if (this.#free() === 0) this.#touch().catch(() => {}); // What the log has room for is taken all the same; so it is tried.
+    this.#location = new FileLocation([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
+    if (this.#free() === 0) this.#touch().catch(() => {}); // The log may still have room, so try the write.
     this.#looking = setInterval(() => {
       this.#look();
       this.#lookForRoom();
@@ -212,50 +214,50 @@ export class SqliteFile {
 
   // ---------------------------------------------------------------------------------------------------------------- changes
 
-  /** @throws PereError away, once a sync failed or the file was closed, and while it is not where it was opened */
+  /** @throws PereError away: a sync failed, the file was closed, or it is not where it was opened */
   check(): void {
     this.#look();
     this.#check();
   }
 
-  /** The same by what was seen last: each transaction looks again. */
+  /** The same, from the last check. Each transaction checks again. */
   #check(): void {
     if (this.#closed || this.#broken !== undefined)
-      throw new PereError("away", "the store takes no changes until PERE is started again", [], this.#broken);
+      throw new PereError("away", "the store accepts no changes until PERE is restarted", [], this.#broken);
     const trouble = this.#misplaced;
     if (trouble !== null)
-      throw new PereError("away", `the store takes no changes: ${trouble}; put it back, or start PERE again`);
+      throw new PereError("away", `the store accepts no changes: ${trouble}; put it back, or restart PERE`);
   }
 
-  /** What is wrong with the place of the file; null: nothing. Tells it when it changes. */
+  /** The problem with the file's location, or null. Reports each change to the operator. */
   #look(): string | null {
-    const trouble = this.#place?.trouble() ?? null;
+    const trouble = this.#location?.trouble() ?? null;
     if (trouble === this.#misplaced) return trouble;
     this.#misplaced = trouble;
     if (trouble === null) this.#tell("the file is where it was opened again: changes are taken");
     else {
       this.#tell(`${trouble} (${this.path}): no changes are taken until it is back or PERE is started again`);
-      this.#moveLog(); // Where the log alone is gone, the file has all that was acknowledged from now on.
+      this.#moveLog(); // If only the log was deleted, everything acknowledged from now on is in the file.
     }
     return trouble;
   }
 
-  /** Why the last change could not be written, the disk being full for one; null: it was. Learns by itself when that has passed. */
+  /** Why the last change could not be written (for example, a full disk), or null. Detects by itself when writing is possible again. */
   get unwritten(): string | null {
     return this.#unwritten;
   }
 
-  /** Bytes of the disk that are free. */
+  /** Free bytes on the disk. */
   #free(): number {
     try {
       const { bfree, bsize } = statfsSync(dirname(this.#lock.real));
       return bfree * bsize;
     } catch {
-      return Number.POSITIVE_INFINITY; // Nothing is known of it; so it is tried.
+      return Number.POSITIVE_INFINITY; // Unknown, so try the write.
     }
   }
 
-  /** After a change could not be written: stores what is stored already, to see whether that can be done. */
+  /** After a failed write: writes data that is already stored, to test whether writing works again. */
   #lookForRoom(): void {
     if (this.#unwritten === null || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
     this.#touch().catch(() => {});
@@ -266,7 +268,7 @@ export class SqliteFile {
     return this.change(() => this.run(`PRAGMA user_version = ${this.#pragma("user_version")}`));
   }
 
-  /** Queues a change for the next commit, and resolves after it. A change that throws a `PereError` has written nothing. */
+  /** Queues a change for the next commit. Resolves after that commit. A change that throws a `PereError` must not have written anything. */
   async change<Result>(run: () => Result): Promise<Result> {
     this.#check();
     return new Promise<Result>((resolve, reject) => {
@@ -293,9 +295,9 @@ export class SqliteFile {
     const changes = this.#queue;
     this.#queue = [];
     const stored = this.#transact(changes);
-    // When one of them can't be stored, each stands for itself, so that it fails alone.
+    // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
     if (stored === 0) for (const change of changes) this.#transact([change]);
-    if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Answers leave before it.
+    if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Send the answers first.
     if (stored === 0 || stored === changes.length) return;
     const isGathering = this.#queue.length > 0;
     this.#queue = changes.slice(stored).concat(this.#queue);
@@ -303,8 +305,8 @@ export class SqliteFile {
   }
 
   /**
-   * Runs the first of these changes, as many as there is time for, in one transaction.
-   * @returns how many have their answer; 0: it was undone, and each is to be tried alone
+   * Runs the first of these changes, as many as fit into the time limit, in one transaction.
+   * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
    */
   #transact(changes: readonly Change[]): number {
     if (changes.length === 0) return 0;
@@ -325,9 +327,9 @@ export class SqliteFile {
       this.#owner.finish();
       this.run("COMMIT");
     } catch (error) {
-      const isFull = isWithoutRoom(error); // Before the system is asked for anything else.
+      const isFull = isWithoutRoom(error); // Read the error before any other system call.
       this.#undo(error);
-      // Another program that writes was waited for: each alone would wait as long again, and everything else with it.
+      // Another program holds the write lock. Each change alone would wait as long again and block everything else.
       if (changes.length > 1 && !isBusy(error)) return 0;
       const refusal = this.#refusal(error, isFull);
       for (const { reject } of changes) reject(refusal);
@@ -336,9 +338,9 @@ export class SqliteFile {
     this.#unwritten = null;
     this.#counts.commits.note((performance.now() - startedAt) / 1000);
     this.#counts.batches.note(results.length);
-    // It was there when this transaction began. What became of it since decides whether anybody may be told that it is kept.
+    // The file was in place when this transaction began. Check again before anyone is told that the data is stored.
     const trouble = this.#look();
-    const lost = trouble === null ? null : new PereError("away", `whether it was stored is not known: ${trouble}`);
+    const lost = trouble === null ? null : new PereError("away", `it is unknown whether this was stored: ${trouble}`);
     try {
       this.#owner.committed();
     } finally {
@@ -350,7 +352,7 @@ export class SqliteFile {
     return results.length;
   }
 
-  /** What the sender of a change is told that could not be stored. */
+  /** The error for the sender of a change that could not be stored. */
   #refusal(error: unknown, isFull: boolean): PereError {
     if (error instanceof PereError) return error;
     if (isDamage(error)) return this.#unreadable(error);
@@ -374,7 +376,7 @@ export class SqliteFile {
     }
   }
 
-  /** Moves the log into the file when it has grown long. What is acknowledged is in the log until this has succeeded. */
+  /** Checkpoints a long log. Acknowledged data stays in the log until this succeeds. */
   readonly #checkpoint = (): void => {
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     this.#checkedAt = performance.now();
@@ -398,12 +400,12 @@ export class SqliteFile {
     try {
       return this.get<{ busy: number }>(`PRAGMA wal_checkpoint(${how})`)!;
     } catch (error) {
-      if (!isUnwritten(error)) this.#broken = error; // Where the disk is full the log stays as it is, and is tried again.
+      if (!isUnwritten(error)) this.#broken = error; // On a full disk the log stays as it is; try again later.
       return { busy: 1 };
     }
   }
 
-  /** Also while nothing is stored: moves a long log, cuts its file when nobody reads there any more, and tells of one that only grows. */
+  /** Runs even when idle: checkpoints a long log, cuts its file when no one reads it, and reports a log that only grows. */
   #tidy(): void {
     this.#checkpoint();
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
@@ -413,9 +415,9 @@ export class SqliteFile {
     if (bytes > 2 * CUT_BYTES && !this.#mover.busy && this.#left() < CHECKPOINT_PAGES) this.#cut(bytes);
   }
 
-  /** Cuts a piece off a log's file that is longer than what is in it. SQLite does that at the first commit after the log began from its start. */
+  /** Cuts a piece off a log file that is longer than its content. SQLite does so at the first commit after the log restarts. */
   #cut(bytes: number): void {
-    this.#db.run("PRAGMA busy_timeout = 0"); // Whoever reads is not waited for: it is tried again.
+    this.#db.run("PRAGMA busy_timeout = 0"); // Do not wait for readers; try again later.
     const { busy } = this.#moveLog("RESTART");
     this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
     if (busy !== 0) return;
@@ -426,13 +428,13 @@ export class SqliteFile {
     this.#touch().then(uncut, uncut);
   }
 
-  /** Length of the log's file; 0: there is none. */
+  /** Length of the log file; 0: there is none. */
   get logBytes(): number {
     if (this.path === ":memory:") return 0;
     return statSync(`${this.#lock.real}-wal`, { throwIfNoEntry: false })?.size ?? 0;
   }
 
-  /** Commits what is queued and lets go of the file. */
+  /** Commits the queue and closes the file. */
   close(): void {
     if (this.#closed) return;
     while (this.#queue.length > 0) this.#commit();
@@ -447,8 +449,8 @@ export class SqliteFile {
   // ------------------------------------------------------------------------------------------------------------- statements
 
   /**
-   * Reads between commits; they see what is durable.
-   * @throws PereError away: the file was closed, or others are in the way; inside: it can't be read, however often that is tried
+   * Reads between commits, so it sees only durable data.
+   * @throws PereError away: the file was closed, or another program blocks it; inside: a permanent read error
    */
   async read<Result>(run: () => Result | Promise<Result>): Promise<Result> {
     try {
@@ -462,18 +464,18 @@ export class SqliteFile {
     }
   }
 
-  /** What can't be read now can't be read later. */
+  /** Some read errors are permanent. */
   #unreadable(error: unknown): PereError {
     if (isDamage(error)) this.#damage = `${this.name} is damaged: ${(error as Error).message}`;
     return new PereError("inside", `${this.path} can't be read`, [], error);
   }
 
-  /** Why a part of the file can't be read; null: all that was asked for could be. */
+  /** Why a part of the file can't be read, or null if all reads succeeded. */
   get damage(): string | null {
     return this.#damage;
   }
 
-  /** Rows changed. */
+  /** @returns the number of rows changed */
   run(sql: string, ...values: SQLQueryBindings[]): number {
     return this.#statement(sql).run(...values).changes;
   }
@@ -483,14 +485,14 @@ export class SqliteFile {
   all<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape[] {
     return this.#statement(sql).all(...values) as Shape[];
   }
-  /** Rows one by one, for who may stop early. */
+  /** Yields rows one by one, for callers that may stop early. */
   each<Shape>(sql: string, ...values: SQLQueryBindings[]): IterableIterator<Shape> {
     return this.#statement(sql).iterate(...values) as IterableIterator<Shape>;
   }
 
   /**
-   * Prepared once, by its text. Where it has an ORDER BY, a value that a column must be equal to is best written `+?1`: SQLite 3.54 otherwise
-   * plans the statement anew each time that the value is set, which costs ten times as much as running it.
+   * Prepares each statement once, by its text. With an ORDER BY, write an equality parameter as `+?1`: otherwise SQLite 3.54 plans the statement
+   * again each time the value is bound, which costs ten times as much as running it.
    */
   #statement(sql: string): Statement {
     let statement = this.#statements.get(sql);
@@ -501,29 +503,29 @@ export class SqliteFile {
 
 const open = (path: string): Database => new Database(path, { create: true, readwrite: true });
 
-/** What the operator of a file with a long log is to know. */
+/** The advice for an operator of a file with a long log. */
 export const longLog = (name: string, bytes: number): string =>
   `${name}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${name} and does not stop: end that program.`;
 
-/** The disk has no room for it: nothing else is wrong, and it may have some later. */
+/** The disk is full. Nothing else is wrong, and space may become free. */
 const isWithoutRoom = (error: unknown): boolean =>
   error instanceof SQLiteError &&
   (error.code === "SQLITE_FULL" || (error.code === "SQLITE_IOERR_WRITE" && NO_ROOM.includes(libc()?.errno() ?? 0)));
 
-/** Nothing was written, and nothing of it was to be synced yet: it can be tried again. */
+/** Nothing was written or needed a sync yet, so the change can be retried. */
 const isUnwritten = (error: unknown): boolean =>
   error instanceof SQLiteError && (error.code === "SQLITE_FULL" || error.code === "SQLITE_IOERR_WRITE");
 
-/** A page is not what was written there. */
+/** A page's content is not what was written. */
 const isDamage = (error: unknown): boolean =>
   error instanceof SQLiteError && /^SQLITE_(CORRUPT|NOTADB)/.test(error.code ?? "");
 
-/** What is in the way of a read and may be gone at the next: other programs, and want of memory, descriptors or room. */
+/** Temporary causes of a failed read: other programs, or a shortage of memory, descriptors or disk space. */
 const isPassing = (error: unknown): boolean =>
   error instanceof SQLiteError &&
   /^SQLITE_(BUSY|LOCKED|PROTOCOL|CANTOPEN|NOMEM|IOERR_NOMEM|FULL)/.test(error.code ?? "");
 
-/** Another program has the file for itself, for longer than it is waited for. */
+/** Another program has locked the file for longer than the timeout. */
 const isBusy = (error: unknown): boolean =>
   error instanceof SQLiteError && error.code?.startsWith("SQLITE_BUSY") === true;
 
@@ -531,7 +533,12 @@ const isBusy = (error: unknown): boolean =>
 function explain(path: string, error: unknown): PereError {
   if (error instanceof PereError) return error;
   if (isBusy(error))
-    return new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], error);
+    return new PereError(
+      "conflict",
+      `${path} is in use by another process; a file can be used by only one PERE`,
+      [],
+      error,
+    );
   if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
     return new PereError("conflict", `${path} is not a database`, [], error);
   if (error instanceof SQLiteError && /^SQLITE_(CANTOPEN|READONLY|PERM)/.test(error.code ?? ""))

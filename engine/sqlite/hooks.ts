@@ -1,6 +1,6 @@
 /**
- * Hooks in a PERE file: where publishers want to be called, how far each hook has come in its channel's receipts log, and the calls that did
- * not succeed at once. All functions but the reading ones run within a transaction.
+ * Hooks in a SQLite file: their settings, their cursors in the receipts log, and the calls that are pending or were given up. All functions that
+ * write run in a transaction.
  */
 import type { SqliteFile } from "./group-commit.ts";
 import { PereError } from "../model.ts";
@@ -44,7 +44,7 @@ export class HookRows {
     this.#file = file;
   }
 
-  /** The hooks of a channel, by name; of all, when it is null. */
+  /** The hooks of a channel, by name; all hooks if `channel` is null. */
   list(channel: string | null): Hook[] {
     return this.#file
       .all<HookRow>(
@@ -59,7 +59,7 @@ export class HookRows {
     return this.list(channel.name).find((hook) => hook.name === name);
   }
 
-  /** @throws PereError refused, when the channel has as many as it may have */
+  /** @throws PereError refused: the channel has the maximum number of hooks */
   put(channel: Channel, draft: HookDraft, fresh: string, now: number): { hook: Hook; created: boolean } {
     const { name, url, secret, on } = draft;
     const known = this.#of(channel, name);

@@ -1,6 +1,6 @@
 /**
- * Two things of the C library that Bun has no function for: a lock on an open file, and why the last system call failed, which SQLite keeps to
- * itself. On Linux only.
+ * Two functions of the C library that Bun lacks: a lock on an open file, and the error of the last system call, which SQLite does not expose. Linux
+ * only.
  */
 import { dlopen, read } from "bun:ffi";
 
@@ -8,9 +8,9 @@ import { dlopen, read } from "bun:ffi";
 const LIBRARIES = ["libc.so.6", `/lib/ld-musl-${process.arch === "arm64" ? "aarch64" : "x86_64"}.so.1`];
 
 export interface Libc {
-  /** `flock(2)`; 0: done. */
+  /** `flock(2)`; 0: success. */
   flock(file: number, how: number): number;
-  /** `errno(3)`, right after what failed. */
+  /** `errno(3)`; call right after the failure. */
   errno(): number;
 }
 
@@ -33,5 +33,5 @@ function load(): Libc | null {
 }
 
 let loaded: Libc | null | undefined;
-/** Null: it can't be called here. */
+/** Null: not available here. */
 export const libc = (): Libc | null => (loaded === undefined ? (loaded = load()) : loaded);

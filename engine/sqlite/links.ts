@@ -1,20 +1,20 @@
 /**
- * Where a file is really put that is written beside itself and renamed: a rename to a link would put the file in the link's place.
+ * Resolves the path of a file that is written under a temporary name and then renamed: renaming over a symbolic link would replace the link.
  */
 import { lstatSync, readlinkSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 
-/** Links in a row that lead to a file; more than that go round in a circle. */
+/** Maximum number of links to follow; more than that is a loop. */
 const LINKS_MAX = 20;
 
-/** The path that a path leads to, by links too, whether a file is there or not. @throws Error: what is there is a folder, a device or the like */
+/** Follows symbolic links; the target need not exist. @throws Error: the target is a folder, a device or the like */
 export function destination(path: string): string {
-  let place = path;
-  for (let count = 0; lstatSync(place, { throwIfNoEntry: false })?.isSymbolicLink(); count++) {
-    if (count === LINKS_MAX) throw new Error("its links go round in a circle");
-    place = resolve(dirname(place), readlinkSync(place));
+  let target = path;
+  for (let count = 0; lstatSync(target, { throwIfNoEntry: false })?.isSymbolicLink(); count++) {
+    if (count === LINKS_MAX) throw new Error("its symbolic links form a loop");
+    target = resolve(dirname(target), readlinkSync(target));
   }
-  const found = statSync(place, { throwIfNoEntry: false });
-  if (found && !found.isFile()) throw new Error(`${place} is no file`);
-  return place;
+  const found = statSync(target, { throwIfNoEntry: false });
+  if (found && !found.isFile()) throw new Error(`${target} is not a regular file`);
+  return target;
 }

@@ -1,17 +1,17 @@
 /**
- * One process per file, whatever the file is called.
+ * One process per file, under whatever name the file is opened.
  *
- * Two services on one file could not know of each other's followers, and a file that has two names has two write-ahead logs, which destroy it.
- * So there are two locks, and both go with their holder, also by kill -9:
+ * Two services on one file would not know of each other's followers, and a file with two names has two write-ahead logs, which destroy it. So there
+ * are two locks. Both end with their holder, even after kill -9:
  *
- * - On the file itself (`flock`, by device and inode): the same through hard links, symbolic links, bind mounts, and after it was renamed. It does
- *   not meet SQLite's own locks, so a backup, or any SQLite tool that reads, may read while the service works.
- * - On the name, before there is a file: `pere.db.lock` beside `pere.db`, an empty SQLite database with a transaction that is never ended.
- *   The empty file stays.
+ * - On the file itself (`flock`, by device and inode): it holds across hard links, symbolic links, bind mounts and renames. It does not conflict with
+ *   SQLite's own locks, so a backup or another SQLite tool can read while the service runs.
+ * - On the name, before the file exists: `pere.db.lock` beside `pere.db`, an empty SQLite database with a transaction that never ends. The empty file
+ *   stays.
  *
- * The first is Linux' alone. On macOS `flock` and SQLite's locks are of one kind and would shut each other out, and network file systems (NFS, SMB)
- * do the same on Linux. There the name is what is locked: whoever removes `pere.db.lock` under a running service lets a second one in, until the
- * first notices that its lock is gone (`file-location.ts`) and takes no more changes.
+ * The first lock exists on Linux only. On macOS, `flock` and SQLite's locks would block each other, and so they do on network file systems (NFS, SMB)
+ * on Linux. There, only the name is locked. If `pere.db.lock` is removed under a running service, a second service can start; the first one accepts
+ * no more changes as soon as it notices that its lock is gone (`file-location.ts`).
  *
  * A file with several names (hard links) is refused everywhere.
  */
@@ -34,25 +34,25 @@ import { libc } from "./libc.ts";
 import { PereError } from "../model.ts";
 import { unwritable } from "./writable.ts";
 
-/** `flock(2)`: shared or exclusive, and no waiting. */
+/** `flock(2)`: shared, exclusive, and without waiting. */
 const LOCK_SHARED = 1;
 const LOCK_EXCLUSIVE = 2;
 const LOCK_NO_WAIT = 4;
-/** What `flock` says where it does not exist: EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP. Anything else counts as refused. */
+/** What `flock` returns where it is not supported: EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP. Any other error means that the lock is held. */
 const UNSUPPORTED: readonly number[] = [22, 37, 38, 95];
-/** File systems whose `flock` is of one kind with SQLite's locks (statfs(2)): NFS, and SMB by three names. */
+/** File systems where `flock` conflicts with SQLite's locks (statfs(2)): NFS, and SMB under three numbers. */
 const SHARED_KINDS: readonly number[] = [0x6969, 0x517b, 0xff534d42, 0xfe534d42];
-/** What is locked, by device and inode. */
+/** The locked file, by device and inode. */
 type Identity = `${bigint}:${bigint}`;
 const identityOf = ({ dev, ino }: BigIntStats): Identity => `${dev}:${ino}`;
 
 /**
- * Files that this process holds. They are not opened again: a process that closes any descriptor of a file loses SQLite's locks on it
- * (POSIX, fcntl).
+ * Files that this process holds. They must not be opened again: a process that closes any descriptor of a file loses SQLite's locks on it (POSIX,
+ * fcntl).
  */
 const held = new Set<Identity>();
 
-/** Locks an open file: true; false: another process has it; null: files can't be locked here. */
+/** Locks an open file. True: locked; false: another process holds it; null: locks are not supported here. */
 function flockFile(file: number, path: string, how: number): boolean | null {
   const calls = libc();
   if (calls === null || SHARED_KINDS.includes(statfsSync(path).type)) return null;
@@ -60,7 +60,7 @@ function flockFile(file: number, path: string, how: number): boolean | null {
   return UNSUPPORTED.includes(calls.errno()) ? null : false;
 }
 
-/** The file itself, also where links lead to it: whoever comes another way finds the same. There need be no file yet. */
+/** The real path, with links resolved. The file need not exist yet. */
 function real(path: string): string {
   if (existsSync(path)) return realpathSync(path);
   if (lstatSync(path, { throwIfNoEntry: false })?.isSymbolicLink())
@@ -75,7 +75,7 @@ export function unopened(path: string, error: unknown): PereError {
 }
 
 const inUse = (path: string, cause?: unknown): PereError =>
-  new PereError("conflict", `${path} is in use by another process; one PERE a file`, [], cause);
+  new PereError("conflict", `${path} is in use by another process; a file can be used by only one PERE`, [], cause);
 
 /** @throws PereError conflict: the file has several names */
 function checkNames(path: string, stats: BigIntStats): void {
@@ -89,17 +89,17 @@ function checkNames(path: string, stats: BigIntStats): void {
 
 /** A file that this process has locked. */
 export interface FileLock {
-  /** Where the file is, links followed. */
+  /** The file's path, with links resolved. */
   readonly real: string;
-  /** The name's lock, where removing it would let another process in; null: the file itself is locked. */
+  /** The lock file, if removing it would let another process in; null: the file itself is locked. */
   readonly weak: string | null;
   release(): void;
 }
 
 /**
- * Holds `path` for this process until it is released or the process ends. Release it after SQLite has closed the file.
- * @param make makes an empty file where there is none, so that the file itself can be held
- * @throws PereError conflict: another process holds it, or it has several names; away: there can be no lock
+ * Locks `path` until it is released or the process ends. Release it after SQLite has closed the file.
+ * @param make creates an empty file if there is none, so that the file itself can be locked
+ * @throws PereError conflict: another process holds it, or it has several names; away: it can't be locked
  */
 export function lockFile(path: string, make = false): FileLock {
   if (path === ":memory:") return { real: path, weak: null, release() {} };
@@ -117,7 +117,7 @@ export function lockFile(path: string, make = false): FileLock {
     if (stats) checkNames(path, stats);
     const name = `${found}.lock`;
     names.push(new Database(name, { create: true, readwrite: true }));
-    names[0]!.run("PRAGMA journal_mode = MEMORY"); // Nothing is ever written, so there is nothing to keep for a rollback.
+    names[0]!.run("PRAGMA journal_mode = MEMORY"); // Nothing is ever written here, so no rollback journal is needed.
     names[0]!.run("BEGIN EXCLUSIVE");
     if (!stats && !make) return { real: found, weak: name, release };
     if (stats && held.has(identityOf(stats))) throw inUse(path);
@@ -137,7 +137,7 @@ export function lockFile(path: string, make = false): FileLock {
 }
 
 /**
- * Before a file is read beside the service that may work with it: its write-ahead log must be the one that is found beside this name.
+ * Call before reading a file that a service may be using: its write-ahead log must be the one beside this name.
  * @throws PereError conflict: it has several names, or is in use under another one
  */
 export function checkReadable(path: string): void {
@@ -150,7 +150,7 @@ export function checkReadable(path: string): void {
     if (flockFile(file, found, LOCK_SHARED) === false)
       throw new PereError(
         "conflict",
-        `${path} is in use, and its write-ahead log can't be read from here: it is in use under another name, which PERE_DB must name, or the service was started on a full disk and must be started again`,
+        `${path} is in use, and its write-ahead log can't be read from here: either it is in use under another name (set PERE_DB to that name), or the service was started on a full disk (restart the service)`,
       );
   } finally {
     closeSync(file);

@@ -1,8 +1,8 @@
 /**
- * Who stands where, in a PERE file: one row for each device of an event's audience.
+ * Receipt rows: one row per device of an event's audience.
  *
- * The audience follows from enrolments, or from the names that were written down, and is never counted to answer a question. All functions
- * only read; those that may have to look at very many devices do so a window at a time, and let others have their turn.
+ * The audience follows from enrolments or from stored names. Nothing is counted to answer a query. All functions are read-only; those that may have
+ * to read very many devices do so in windows and yield to the event loop in between.
  */
 import { Turn } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
@@ -11,7 +11,7 @@ import { type Channel, isLeaving } from "./schema.ts";
 import { type Page, page } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
 
-/** Devices that one statement looks at. */
+/** Devices per statement. */
 const WINDOW_DEVICES = 1_000;
 
 const NOTHING: Page<Row, string> = { items: [], next: null };
@@ -20,14 +20,14 @@ type Found = Omit<Row, "status" | "late"> & { status: number; late: number | nul
 
 export class ReceiptRows {
   readonly #file: SqliteFile;
-  readonly #words: Receipts;
+  readonly #receipts: Receipts;
 
-  constructor(file: SqliteFile, words: Receipts) {
+  constructor(file: SqliteFile, receipts: Receipts) {
     this.#file = file;
-    this.#words = words;
+    this.#receipts = receipts;
   }
 
-  /** Of the events with `after` < seq ≤ `upTo`: those that the device gave a final word on. */
+  /** Among the events with `after` < seq ≤ `upTo`: those that the device sent a final receipt for. */
   settled(channel: Channel, device: string, after: number, upTo: number): ReadonlySet<number> {
     const rows = this.#file.all<{ event: number }>(
       `SELECT t.event FROM tallies t WHERE t.channel = ?1 AND t.event > ?2 AND t.event <= ?3 AND EXISTS
@@ -40,10 +40,10 @@ export class ReceiptRows {
     return new Set(rows.map(({ event }) => event));
   }
 
-  /** Of these devices: those that the event is addressed to and that gave no word at all on it. */
+  /** Among these devices: those that the event is addressed to and that sent no receipt for it. */
   silent(channel: Channel, event: number, devices: readonly string[]): string[] {
     if (event <= channel.floor || event > channel.head) return [];
-    const isIts = this.#words.isTargeted(channel, event)
+    const isIts = this.#receipts.isTargeted(channel, event)
       ? "EXISTS (SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = value)"
       : `EXISTS (SELECT 1 FROM devices WHERE channel = ?1 AND device = value AND "left" IS NULL AND joined < ?2)`;
     const leaver = isLeaving(channel, event) ? channel.leaving!.device : null;
@@ -59,7 +59,7 @@ export class ReceiptRows {
       .filter((device) => device !== leaver);
   }
 
-  /** One row a device that the event was addressed to, by name, after the device `after`, of one state or of all. */
+  /** One row per addressed device, by name, after the device `after`, of one status or of all. */
   async rows(
     channel: Channel,
     event: number,
@@ -68,13 +68,13 @@ export class ReceiptRows {
     limit: number,
   ): Promise<Page<Row, string>> {
     const found: Row[] = [];
-    const breath = new Turn();
+    const turn = new Turn();
     for (let from = after; found.length <= limit;) {
-      if (event <= channel.floor || event > channel.head) return NOTHING; // Looked at anew after each breath.
-      const [audience, belongs] = this.#words.isTargeted(channel, event)
+      if (event <= channel.floor || event > channel.head) return NOTHING; // Retention may have run since the last turn.
+      const [audience, belongs] = this.#receipts.isTargeted(channel, event)
         ? ["targets", "event = ?2"]
         : ["devices", "joined < ?2"];
-      // Names, not rows: a device that left and came back has several.
+      // Names, not rows: a device that left and returned has several rows.
       const { looked, last } = this.#file.get<{ looked: number; last: string | null }>(
         `SELECT count(*) AS looked, max(device) AS last FROM
          (SELECT device FROM ${audience} WHERE channel = ?1 AND device > ?3 AND ${belongs} ORDER BY device LIMIT ${WINDOW_DEVICES})`,
@@ -86,7 +86,7 @@ export class ReceiptRows {
       found.push(...this.#window(channel, event, status, [from, last], limit + 1 - found.length));
       if (looked < WINDOW_DEVICES) break;
       from = last;
-      await breath.yieldToEventLoop();
+      await turn.yieldToEventLoop();
     }
     return page(found, limit, ({ device }) => device);
   }
@@ -99,8 +99,8 @@ export class ReceiptRows {
     [from, last]: readonly [string, string],
     limit: number,
   ): Row[] {
-    // Who was enrolled and is so still, or left after giving a final word: see `retire`.
-    const [audience, belongs] = this.#words.isTargeted(channel, event)
+    // Devices that are still enrolled, and those that left after a final receipt; see `retire`.
+    const [audience, belongs] = this.#receipts.isTargeted(channel, event)
       ? ["targets", "a.event = ?2"]
       : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
     return this.#file

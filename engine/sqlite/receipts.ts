@@ -1,13 +1,15 @@
 /**
- * The words of a PERE file: what devices said of events, and what the server had to say for those who kept silent.
+ * Receipts in a SQLite file: those that devices send, and the `missing` entries that PERE adds when a deadline passes.
  *
- * A word moves three things at once: the receipts log gets an entry, `latest` says where the device stands now, and the event's tally moves
- * with it. So a tally is never counted, and always right. That an event is complete is an entry of its own, right behind the one that made it so.
+ * A receipt updates three things in one transaction: it is appended to the receipts log, `latest` gets the device's new status, and the event's tally
+ * changes. So tallies are always exact and never need a recount. A separate entry says that an event is complete; it follows the receipt that
+ * completed the event.
  *
- * A deadline holds from the moment it passes, whoever has looked at it by then: where a device owes an event a word past its deadline, `missing` is
- * recorded before anything else is said of the two.
- * All functions run within a transaction, and move the counters of the channel they are given. Rows are gathered and written many to a
- * statement: who reads `receipts` or `latest` in the same transaction calls `write` before.
+ * A deadline takes effect when it passes, not when it is processed: if a device owes a receipt past the deadline, `missing` is recorded before
+ * anything else about that device and event.
+ *
+ * All functions run in a transaction and update the counters of the given channel. Rows are buffered and inserted many per statement: call `write`
+ * before reading `receipts` or `latest` in the same transaction.
  */
 import type { CachedTally, TallyCache } from "./tallies.ts";
 import type { SqliteFile } from "./group-commit.ts";
@@ -16,17 +18,17 @@ import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "../m
 import { type Channel, isLeaving, type Leaving } from "./schema.ts";
 import type { Verdict } from "../store.ts";
 
-/** Devices that one statement looks at. */
+/** Devices per statement. */
 const MISS_DEVICES = 500;
-/** Rows that one slice of deadlines touches, about. */
+/** Approximate row limit for one slice of deadlines. */
 const MISS_ROWS = 2_000;
-/** What an event costs beside its rows: some statements, as long as so many rows. */
+/** Overhead of an event, in rows: a few statements that take as long as this many rows. */
 const EVENT_ROWS = 20;
 const MISSING = rank("missing");
-/** Rows that one statement inserts: the most that there are rows for. A row among 32 costs half of one alone. */
+/** Rows per insert statement; the largest that fits is used. In a statement of 32, a row costs half as much as alone. */
 const ROWS_A_STATEMENT = [32, 8, 1] as const;
 
-/** The statements that insert rows of so many columns, the largest first. */
+/** Insert statements for rows with this many columns, the largest first. */
 const inserts = (into: string, columns: number) =>
   ROWS_A_STATEMENT.map((rows) => {
     const row = `(${Array(columns).fill("?").join()})`;
@@ -35,99 +37,112 @@ const inserts = (into: string, columns: number) =>
 const INSERT_RECEIPTS = inserts("INSERT INTO receipts", 11);
 const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
 
-/** What a column holds. */
+/** A column value. */
 type Value = string | number | null;
 
 const outcome = ({ tally: { done, failed } }: CachedTally): Outcome => ({ done, failed });
-/** How many devices an event is waiting for. */
+/** How many devices still owe a final receipt. */
 const owed = ({ tally: { addressed, done, failed } }: CachedTally): number => addressed - done - failed;
 
 export class Receipts {
   readonly #file: SqliteFile;
   readonly #enrolments: Enrolments;
-  readonly #answers: TallyCache;
-  /** Rows of `receipts` and of `latest` to be written, value by value. */
-  #receipts: Value[] = [];
-  #latest: Value[] = [];
-  /** Told of each entry of a receipts log. */
-  readonly #told: (channel: Channel, receipt: Receipt) => void;
+  readonly #tallies: TallyCache;
+  /** Buffered rows of `receipts` and of `latest`, value by value. */
+  #receiptRows: Value[] = [];
+  #latestRows: Value[] = [];
+  /** Called for each entry of a receipts log. */
+  readonly #onReceipt: (channel: Channel, receipt: Receipt) => void;
 
   constructor(
     file: SqliteFile,
     enrolments: Enrolments,
-    answers: TallyCache,
-    told: (channel: Channel, receipt: Receipt) => void,
+    tallies: TallyCache,
+    onReceipt: (channel: Channel, receipt: Receipt) => void,
   ) {
     this.#file = file;
     this.#enrolments = enrolments;
-    this.#answers = answers;
-    this.#told = told;
+    this.#tallies = tallies;
+    this.#onReceipt = onReceipt;
   }
 
   // ---------------------------------------------------------------------------------------------------------- what they said
 
-  /** A device's word, counted when it moves the device forward. @param now the server's time, milliseconds since 1970 */
+  /** Records a receipt if it advances the device's status. @param now the server's time, milliseconds since 1970 */
   record(channel: Channel, draft: ReceiptDraft, now: number): Verdict {
     const { device, status, detail, deviceAt } = draft;
     const event = draft.event.seq;
     if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
-    const answer = this.#answers.of(channel, event);
-    const said = this.#answers.rank(answer, device);
-    if (said >= FINAL) return "duplicate";
-    const stint = this.#enrolments.enrolment(channel, device);
-    if (!this.#isAddressed(channel, answer, device, stint)) return "unaddressed";
-    const before = this.#judge(channel, answer, device, said, now);
+    const cached = this.#tallies.of(channel, event);
+    const known = this.#tallies.rank(cached, device);
+    if (known >= FINAL) return "duplicate";
+    const enrolment = this.#enrolments.enrolment(channel, device);
+    if (!this.#isAddressed(channel, cached, device, enrolment)) return "unaddressed";
+    const before = this.#applyDeadline(channel, cached, device, known, now);
     if (rank(status) <= before) return "duplicate";
-    this.#answers.step(answer, device, before, rank(status));
+    this.#tallies.step(cached, device, before, rank(status));
     const late = before === MISSING;
     this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes: null });
-    if (rank(status) >= FINAL && owed(answer) === 0) this.#complete(channel, answer, device, now);
-    if (stint !== null && stint.lost > 0 && stint.told === stint.lost) this.#enrolments.answered(channel, device);
+    if (rank(status) >= FINAL && owed(cached) === 0) this.#complete(channel, cached, device, now);
+    if (enrolment !== null && enrolment.lostSeq > 0 && enrolment.lostNotifiedSeq === enrolment.lostSeq)
+      this.#enrolments.answered(channel, device);
     return "recorded";
   }
 
-  /** Where a device of an event's audience stands, by the deadline too: past it, who owes a final word is recorded as missing here and now. */
-  #judge(channel: Channel, answer: CachedTally, device: string, before: number, now: number): number {
-    if (answer.deadline === null || answer.deadline > now || before >= MISSING) return before;
-    this.#miss(channel, answer, device, before, null, now);
+  /** Returns a device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. */
+  #applyDeadline(channel: Channel, cached: CachedTally, device: string, before: number, now: number): number {
+    if (cached.deadline === null || cached.deadline > now || before >= MISSING) return before;
+    this.#miss(channel, cached, device, before, null, now);
     return MISSING;
   }
 
   #miss(
     channel: Channel,
-    answer: CachedTally,
+    cached: CachedTally,
     device: string,
     before: number,
     detail: string | null,
     now: number,
   ): void {
-    this.#answers.step(answer, device, before, MISSING);
-    const said = { event: answer.event, device, status: "missing", detail } as const;
-    this.#keep(channel, { ...said, at: now, deviceAt: null, late: false, completes: null });
+    this.#tallies.step(cached, device, before, MISSING);
+    const missing = { event: cached.event, device, status: "missing", detail } as const;
+    this.#keep(channel, { ...missing, at: now, deviceAt: null, late: false, completes: null });
   }
 
-  /** The entry that says that an event is complete, with the device whose word or leaving made it so. */
-  #complete(channel: Channel, answer: CachedTally, device: string, now: number): void {
+  /** Appends the entry that says the event is complete, with the device whose receipt or retirement completed it. */
+  #complete(channel: Channel, cached: CachedTally, device: string, now: number): void {
     const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
-    this.#keep(channel, { event: answer.event, device, ...nothing, at: now, completes: outcome(answer) });
+    this.#keep(channel, { event: cached.event, device, ...nothing, at: now, completes: outcome(cached) });
   }
 
-  /** An entry of the receipts log; and where its device stands from now on, unless it only tells that the event is complete. */
-  #keep(channel: Channel, word: Omit<Receipt, "seq">): void {
-    const { event, device, status, detail, at, deviceAt, late, completes } = word;
+  /** Appends an entry to the receipts log and updates the device's status, unless the entry only says that the event is complete. */
+  #keep(channel: Channel, receipt: Omit<Receipt, "seq">): void {
+    const { event, device, status, detail, at, deviceAt, late, completes } = receipt;
     const seq = ++channel.receiptsHead;
-    const place = rank(status);
+    const statusRank = rank(status);
     const [done, failed] = completes ? [completes.done, completes.failed] : [null, null];
-    this.#receipts.push(channel.id, seq, event, device, place, at, deviceAt, late ? 1 : 0, detail, done, failed);
-    if (status !== "pending") this.#latest.push(channel.id, event, device, place, seq);
-    this.#told(channel, { seq, event, device, status, detail, at, deviceAt, late, completes });
+    this.#receiptRows.push(
+      channel.id,
+      seq,
+      event,
+      device,
+      statusRank,
+      at,
+      deviceAt,
+      late ? 1 : 0,
+      detail,
+      done,
+      failed,
+    );
+    if (status !== "pending") this.#latestRows.push(channel.id, event, device, statusRank, seq);
+    this.#onReceipt(channel, { seq, event, device, status, detail, at, deviceAt, late, completes });
   }
 
-  /** Writes the rows that were gathered. */
+  /** Writes the buffered rows. */
   write(): void {
-    if (this.#receipts.length === 0) return;
-    this.#insert(INSERT_RECEIPTS, this.#receipts);
-    this.#insert(INSERT_LATEST, this.#latest);
+    if (this.#receiptRows.length === 0) return;
+    this.#insert(INSERT_RECEIPTS, this.#receiptRows);
+    this.#insert(INSERT_LATEST, this.#latestRows);
     this.undo();
   }
 
@@ -138,18 +153,23 @@ export class Receipts {
         this.#file.run(sql, ...gathered.slice(from, from + values));
   }
 
-  /** Forgets the rows that were gathered. */
+  /** Discards the buffered rows. */
   undo(): void {
-    this.#receipts = [];
-    this.#latest = [];
+    this.#receiptRows = [];
+    this.#latestRows = [];
   }
 
   isTargeted(channel: Channel, event: number): boolean {
-    return this.#answers.of(channel, event).targeted;
+    return this.#tallies.of(channel, event).targeted;
   }
 
-  #isAddressed(channel: Channel, { event, targeted }: CachedTally, device: string, stint: Enrolment | null): boolean {
-    if (!targeted) return stint !== null && stint.joined < event;
+  #isAddressed(
+    channel: Channel,
+    { event, targeted }: CachedTally,
+    device: string,
+    enrolment: Enrolment | null,
+  ): boolean {
+    if (!targeted) return enrolment !== null && enrolment.joined < event;
     if (isLeaving(channel, event) && channel.leaving!.device === device) return false;
     return (
       this.#file.get(
@@ -161,47 +181,48 @@ export class Receipts {
     );
   }
 
-  /** How many of an event's devices owe a final word. */
+  /** How many devices of an event owe a final receipt. */
   owed(channel: Channel, event: number): number {
-    return owed(this.#answers.of(channel, event));
+    return owed(this.#tallies.of(channel, event));
   }
 
   // -------------------------------------------------------------------------------------------------------- who left, who is missing
 
   /**
-   * A device owes no word on an event any more, because it left. Where the deadline had passed by then, it is missing before. Where its leaving
-   * completes the event, the log says so.
+   * Removes a retired device from an event's audience. If the deadline had passed before it was retired, it is recorded as missing first. If the
+   * removal completes the event, the log gets an entry that says so.
    */
   release(channel: Channel, event: number, { device, at }: Leaving, before: number, now: number): void {
-    const answer = this.#answers.of(channel, event);
-    this.#answers.release(answer, this.#judge(channel, answer, device, before, at));
-    if (owed(answer) === 0) this.#complete(channel, answer, device, now);
+    const cached = this.#tallies.of(channel, event);
+    this.#tallies.release(cached, this.#applyDeadline(channel, cached, device, before, at));
+    if (owed(cached) === 0) this.#complete(channel, cached, device, now);
   }
 
   /**
-   * A slice of the deadlines that have passed.
-   * @param find the channel of this id; @param release takes who leaves a channel out of some of its events
-   * @returns when to go on, or null: no deadline is ahead
+   * Processes a slice of the deadlines that have passed.
+   * @param find returns the channel with this id
+   * @param release releases the channel's retiring device from some of its events
+   * @returns when to continue, or null: there are no more deadlines
    */
   miss(find: (id: number) => Channel, release: (channel: Channel) => unknown, now: number): number | null {
-    for (let work = 0; ;) {
+    for (let cost = 0; ;) {
       const due = this.#file.get<{ at: number; channel: number; event: number }>(
         "SELECT at, channel, event FROM deadlines ORDER BY at LIMIT 1",
       );
-      if (!due || due.at > now || work >= MISS_ROWS) return due?.at ?? null;
+      if (!due || due.at > now || cost >= MISS_ROWS) return due?.at ?? null;
       const channel = find(due.channel);
       if (isLeaving(channel, due.event)) {
-        release(channel); // Who was retired before owes nothing.
+        release(channel); // A device that was retired before the deadline owes nothing.
         return due.at;
       }
-      work += EVENT_ROWS + this.missSome(channel, due.event, due.at, null, now);
+      cost += EVENT_ROWS + this.missSome(channel, due.event, due.at, null, now);
     }
   }
 
   /**
-   * Some of an event's devices that owe a final word are recorded as missing; after the last ones its deadline is no more.
+   * Records as missing some of an event's devices that owe a final receipt. After the last ones, deletes the deadline.
    * @param detail a JSON text, or null
-   * @returns how many devices were looked at; 0: the event has no deadline, or none any more
+   * @returns how many devices were checked; 0: the event has no deadline any more
    */
   missSome(channel: Channel, event: number, deadline: number, detail: string | null, now: number): number {
     const from = this.#file.get<{ after: string }>(
@@ -212,20 +233,20 @@ export class Receipts {
     )?.after;
     if (from === undefined) return 0;
     const { looked, last, owing } = this.#owing(channel, event, from);
-    const answer = owing.length > 0 ? this.#answers.of(channel, event) : null;
-    for (const { device, status } of owing) this.#miss(channel, answer!, device, status, detail, now);
-    const place = "at = ?1 AND channel = ?2 AND event = ?3";
-    if (looked < MISS_DEVICES) this.#file.run(`DELETE FROM deadlines WHERE ${place}`, deadline, channel.id, event);
-    else this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${place}`, deadline, channel.id, event, last);
+    const cached = owing.length > 0 ? this.#tallies.of(channel, event) : null;
+    for (const { device, status } of owing) this.#miss(channel, cached!, device, status, detail, now);
+    const where = "at = ?1 AND channel = ?2 AND event = ?3";
+    if (looked < MISS_DEVICES) this.#file.run(`DELETE FROM deadlines WHERE ${where}`, deadline, channel.id, event);
+    else this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${where}`, deadline, channel.id, event, last);
     return looked + 1;
   }
 
-  /** Of the next devices of an event's audience, by name: those that owe a final word and are not missing yet. */
+  /** Among the next devices of an event's audience, by name: those that owe a final receipt and are not missing yet. */
   #owing(channel: Channel, event: number, from: string) {
     const nobody = { looked: 0, last: from, owing: [] };
     if (event <= channel.floor) return nobody;
-    const answer = this.#answers.of(channel, event);
-    if (owed(answer) === answer.tally.missing) return nobody;
+    const cached = this.#tallies.of(channel, event);
+    if (owed(cached) === cached.tally.missing) return nobody;
     this.write();
     const audience = this.isTargeted(channel, event)
       ? "targets WHERE channel = ?1 AND event = ?2"

@@ -1,9 +1,10 @@
 /**
- * Retention in a PERE file: what goes, in slices that do not hold up a push.
+ * Retention: deletes old entries in slices that do not delay a push.
  *
- * An event goes in two steps. First the channel's `floor` passes it: from then on it is not to be had, and each device that still owed a
- * word on it has it noted as lost, to be told as a gap. Then its rows are deleted, and its receipts leave the receipts log.
- * All functions run within a transaction, return whether there is more to do, and move the counters of the channel they are given.
+ * An event is deleted in two steps. First the channel's `floor` passes it: readers no longer get it, and each device that owed a receipt for it has
+ * it noted as lost, to be reported as a gap. Then its rows and its receipts are deleted.
+ *
+ * All functions run in a transaction, return whether there is more to do, and update the counters of the given channel.
  */
 import type { SqliteFile } from "./group-commit.ts";
 import type { Enrolments } from "./enrolments.ts";
@@ -12,18 +13,18 @@ import type { Channel } from "./schema.ts";
 import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
 
-/** Rows that one slice touches, or kibibytes that it frees, about. */
+/** Approximate limit of one slice, in rows touched or kibibytes freed. */
 const TRIM_ROWS = 2_000;
-/** Unused channels that one slice looks at. */
+/** Unused channels per slice. */
 const UNUSED_AT_ONCE = 200;
-/** What an event costs beside its rows: some statements, as long as so many rows. */
+/** Overhead of an event, in rows: a few statements that take as long as this many rows. */
 const EVENT_ROWS = 20;
-/** Why a device is missing whose event went before its deadline. */
+/** The detail of `missing` where an event expires before its deadline. */
 const EXPIRED = '{"reason":"expired"}';
-/** Devices that one statement looks at. */
+/** Devices per statement. */
 const MARK_DEVICES = 500;
 
-/** One slice of a channel's retention. @param now milliseconds since 1970 */
+/** Runs one slice of a channel's retention. @param now milliseconds since 1970 */
 export function trimChannel(
   file: SqliteFile,
   words: Receipts,
@@ -33,11 +34,11 @@ export function trimChannel(
   now: number,
 ): boolean {
   if (raiseFloor(file, words, enrolments, channel, retention, now)) return true;
-  words.write(); // Those of who is missing now.
+  words.write(); // Write the `missing` receipts from above.
   return sweep(file, channel) || trimReceipts(file, channel);
 }
 
-/** One slice of forgetting idempotency keys. @param now milliseconds since 1970 */
+/** Deletes one slice of expired idempotency keys. @param now milliseconds since 1970 */
 export const trimKeys = (file: SqliteFile, now: number): boolean =>
   file.run(
     "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
@@ -46,14 +47,14 @@ export const trimKeys = (file: SqliteFile, now: number): boolean =>
   ) === TRIM_ROWS;
 
 /**
- * One slice of forgetting channels that only feeds have made, and whose devices were not heard from for as long as an event is kept; where there are
- * very many, sooner. @returns those that are gone
+ * Deletes one slice of unused channels: those with no sign of life of a device for as long as events are kept, or sooner if there are very many
+ * unused channels. @returns the deleted channels
  */
 export function trimUnused(
   file: SqliteFile,
   { before }: Retention,
   now: number,
-): { gone: Pick<Channel, "id" | "name" | "epoch">[]; isMore: boolean } {
+): { dropped: Pick<Channel, "id" | "name" | "epoch">[]; isMore: boolean } {
   const beyond = file.get<{ touched: number }>(
     "SELECT touched FROM channels WHERE touched IS NOT NULL ORDER BY touched DESC LIMIT 1 OFFSET ?1",
     UNUSED_MAX,
@@ -71,14 +72,14 @@ export function trimUnused(
       id,
       left,
     );
-    if (left <= 0) return { gone: due.slice(0, index), isMore: true }; // This one may have more.
+    if (left <= 0) return { dropped: due.slice(0, index), isMore: true }; // This one may have more.
     file.run("DELETE FROM leaving WHERE channel = ?1", id);
     file.run("DELETE FROM channels WHERE id = ?1", id);
   }
-  return { gone: due, isMore: due.length === UNUSED_AT_ONCE };
+  return { dropped: due, isMore: due.length === UNUSED_AT_ONCE };
 }
 
-/** Decides what goes: after this, events up to `floor` are not to be had, and each device knows the last one that it lost. */
+/** Decides what to delete: after this, events up to `floor` can't be read, and each device knows the last one that it lost. */
 function raiseFloor(
   file: SqliteFile,
   words: Receipts,
@@ -118,7 +119,7 @@ function raiseFloor(
   return false;
 }
 
-/** Notes an event as lost for at most `MARK_DEVICES` of its audience that owe it, by name from `channel.marked` on. */
+/** Notes an event as lost for at most `MARK_DEVICES` devices of its audience that owe a receipt, by name from `channel.marked` on. */
 function markLost(
   file: SqliteFile,
   channel: Channel,
@@ -153,9 +154,9 @@ function markLost(
 
 /** Deletes the rows of events that are no longer kept. */
 function sweep(file: SqliteFile, channel: Channel): boolean {
-  for (let work = 0; channel.swept < channel.floor;) {
+  for (let work = 0; channel.deletedUpTo < channel.floor;) {
     if (work >= TRIM_ROWS) return true;
-    const event = channel.swept + 1;
+    const event = channel.deletedUpTo + 1;
     let removed = 0;
     for (const table of ["latest", "targets"])
       removed += file.run(
@@ -174,7 +175,7 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
     work += Math.ceil((data?.bytes ?? 0) / 1024);
     file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
     file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
-    channel.swept = event;
+    channel.deletedUpTo = event;
   }
   const left = file.run(
     `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN
@@ -191,7 +192,7 @@ function sweep(file: SqliteFile, channel: Channel): boolean {
   return left === TRIM_ROWS || runs === TRIM_ROWS;
 }
 
-/** Deletes the oldest receipts, as long as their events are no longer kept. */
+/** Deletes the oldest receipts whose events are no longer kept. */
 function trimReceipts(file: SqliteFile, channel: Channel): boolean {
   const oldest = file.all<{ seq: number; event: number }>(
     "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",

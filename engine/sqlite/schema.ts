@@ -1,26 +1,26 @@
 /**
  * The tables of a PERE file.
  *
- * Small rows that change often (tallies) stand apart from large ones that never do (events). `latest` is a device's standing on an event and
- * points to the receipt that brought it there. `devices` has one row an enrolment, so a device that left and came back has two, and
- * the audience of every event follows from `joined` and `left` without a list of names; only `to` writes names down.
+ * Small rows that change often (tallies) are kept apart from large ones that never change (events). `latest` has a device's status on an event and
+ * points to the receipt that set it. `devices` has one row per enrolment, so a device that left and returned has two. The audience of an event
+ * follows from `joined` and `left`; names are stored only for events with `to`.
  *
- * A push to everybody writes one row, that of its event: with many channels each row is a page of its own on its way to the disk. So an event
- * has a row in `tallies` from its first answer on; before that its tally is how many it was addressed to, and `audiences` has that number for
- * runs of events, from the first one on. And a channel's `head` and `receiptsHead` are at least what its row says: its logs know better.
+ * A push to all devices writes a single row, that of the event: with many channels each further row would be another page to sync. So an event gets a
+ * row in `tallies` with its first receipt. Before that, its tally is the number of addressed devices, which `audiences` stores for runs of events. A
+ * channel's `head` and `receiptsHead` are lower bounds; the logs may be further.
  *
- * Who is retired leaves in two steps: with the first, `devices` and `leaving` say that it is in no audience that it gave no final word to, and
- * from then on everybody is told so; the second takes it out of tallies and names, some events at a time, and a process that comes up goes on with it.
+ * A device is retired in two steps. First, `devices` and `leaving` exclude it from the audience of every event that it sent no final receipt for;
+ * this is visible at once. Then it is removed from tallies and names in slices; after a restart this continues.
  *
- * `deadlines` has the events whose deadline is ahead or being dealt with; `after` is the last device that was.
+ * `deadlines` has the events whose deadline is ahead or being processed; `after` is the last device that was processed.
  *
- * There is no index of receipts by device, on purpose: devices answer the same event at about the same time, so it would dirty a page a
- * receipt where `latest` dirties one for dozens. What a device owes is found from `settled`, the place below which it owes nothing, by
- * looking each later event up in `latest`; and `settled` follows the device every few seconds.
+ * There is deliberately no index of receipts by device: devices answer the same event at about the same time, so such an index would dirty one page
+ * per receipt where `latest` dirties one for dozens. What a device owes is found by looking up the events after `settled` in `latest`; `settled`
+ * follows the device every few seconds.
  */
 import type { Schema } from "./group-commit.ts";
 
-/** What the first version had. */
+/** The first version. */
 const TABLES = `
 CREATE TABLE channels (
   id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, epoch TEXT NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE keys (
 CREATE INDEX keysByAge ON keys (expires);
 `;
 
-/** Deadlines, reminders, hooks; and which receipt completed its event. */
+/** Deadlines, reminders and hooks; and which receipt completed its event. */
 const DEADLINES = `
 ALTER TABLE events ADD COLUMN deadline INTEGER;
 ALTER TABLE events ADD COLUMN remind INTEGER;
@@ -88,7 +88,7 @@ CREATE TABLE deliveries (
 ) STRICT, WITHOUT ROWID;
 `;
 
-/** How many devices were enrolled when an event to everybody was pushed, and those after it up to the next row. */
+/** How many devices were enrolled when an event for all devices was pushed. Holds for the events after it, up to the next row. */
 const AUDIENCES = `
 CREATE TABLE audiences (
   channel INTEGER NOT NULL, event INTEGER NOT NULL, addressed INTEGER NOT NULL,
@@ -96,30 +96,33 @@ CREATE TABLE audiences (
 ) STRICT, WITHOUT ROWID;
 `;
 
-/** The secrets that a hook had before: `FormerSecret`. */
+/** Previous secrets of a hook: `FormerSecret`. */
 const FORMER_SECRETS = `ALTER TABLE hooks ADD COLUMN former TEXT NOT NULL DEFAULT '';`;
 
-/** The device of a channel that was retired and is still to be taken out of the events after `released`, up to `upTo`; at most one a channel. */
+/** The retired device of a channel that is still to be removed from the events after `released`, up to `upTo`; at most one per channel. */
 const LEAVING = `
 CREATE TABLE leaving (
   channel INTEGER PRIMARY KEY, device TEXT NOT NULL, joined INTEGER NOT NULL, upTo INTEGER NOT NULL, released INTEGER NOT NULL, at INTEGER NOT NULL
 ) STRICT;
 `;
 
-/** Channels that feeds alone have made, and when one of their devices was last heard from; null: the channel is in use. */
+/** Channels that only feeds have created, and the last sign of life of their devices; null: the channel is in use. */
 const UNUSED = `
 ALTER TABLE channels ADD COLUMN touched INTEGER;
 CREATE INDEX unused ON channels (touched) WHERE touched IS NOT NULL;
 `;
 
-/** "PERE" in the file's header, "PERB" in a backup's: a file that is another program's is left alone. */
+/** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
   steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED],
 };
 
-/** A row of `leaving`. Its device is in the audience of no event after `released`, up to `upTo`, that it gave no final word on, whatever is written there. */
+/**
+ * A row of `leaving`. Whatever the tables say, its device is not in the audience of events after `released`, up to `upTo`, that it sent no final
+ * receipt for.
+ */
 export interface Leaving {
   readonly device: string;
   readonly joined: number;
@@ -129,27 +132,27 @@ export interface Leaving {
   readonly at: number;
 }
 
-/** Whether a device that leaves is still to be taken out of an event. */
+/** Whether the leaving device is still to be removed from an event. */
 export const isLeaving = ({ leaving }: Channel, event: number): boolean =>
   leaving !== undefined && event > leaving.released && event <= leaving.upTo;
 
-/** The counters of a channel: its row, held in memory while it is in use. */
+/** The counters of a channel: its row, cached while the channel is in use. */
 export interface Channel {
   readonly id: number;
   readonly name: string;
   readonly epoch: string;
   head: number;
   floor: number;
-  swept: number;
+  deletedUpTo: number;
   receiptsHead: number;
   receiptsFloor: number;
   audience: number;
-  /** When a device of a channel that only feeds have made was last heard from, milliseconds since 1970; null: the channel is in use. */
+  /** Last sign of life of a device, milliseconds since 1970, in a channel that only feeds have created; null: the channel is in use. */
   touched: number | null;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
-  /** Who was retired and is still to be taken out of events. */
+  /** The retired device that is still to be removed from events. */
   leaving?: Leaving;
-  /** Retention's place among the devices that owe the event after `floor`; in memory only, and begun anew when it is lost. */
+  /** Retention's position among the devices that owe a receipt for the event after `floor`. In memory only; restarts from the beginning if lost. */
   marked?: string;
 }

@@ -1,5 +1,5 @@
 /**
- * The secret that PERE makes for itself where no key is set: kept in a file beside its database, for its owner alone.
+ * The secret that PERE creates when no key is configured: stored beside the database file, readable by its owner only.
  */
 import {
   chmodSync,
@@ -17,12 +17,12 @@ import { destination } from "./links.ts";
 import { PereError } from "../model.ts";
 import { unwritable } from "./writable.ts";
 
-/** A secret that nobody chose. */
+/** A random secret. */
 export const freshSecret = (): string => Buffer.from(crypto.getRandomValues(new Uint8Array(32))).toString("base64url");
 
 const pathOf = (db: string): string => `${db}.secret`;
 
-/** The secret beside a database; `fresh`, when there is none yet, and then it is kept. @throws PereError away */
+/** The secret stored beside a database. If there is none yet, stores `fresh` and returns it. @throws PereError away */
 export function keptSecret(db: string, fresh: string): string {
   let path = pathOf(db);
   try {
@@ -31,9 +31,9 @@ export function keptSecret(db: string, fresh: string): string {
       if ((statSync(path).mode & 0o777) !== 0o600) chmodSync(path, 0o600);
       const kept = readFileSync(path, "utf8").trim();
       if (kept.length >= fresh.length) return kept;
-      throw new Error("it holds no secret; without the file PERE makes another");
+      throw new Error("it does not hold a valid secret; remove the file, and PERE creates a new secret");
     }
-    // All of it, or none.
+    // Write the whole file or nothing.
     rmSync(`${path}.new`, { force: true });
     const file = openSync(`${path}.new`, "wx", 0o600);
     writeSync(file, `${fresh}\n`);
@@ -46,7 +46,7 @@ export function keptSecret(db: string, fresh: string): string {
   }
 }
 
-/** The secret beside a database, as it stands; null: there is none. @throws Error when it can't be read */
+/** The secret stored beside a database, or null. @throws Error: it can't be read */
 export function foundSecret(db: string): string | null {
   const path = pathOf(db);
   return existsSync(path) ? readFileSync(destination(path), "utf8").trim() : null;

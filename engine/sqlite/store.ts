@@ -1,10 +1,10 @@
 /**
- * The promise kept in one file: PERE's default memory.
+ * The default store: one SQLite file.
  *
- * Every write is a change in the group commit of `group-commit.ts`; reads are plain statements between the commits, and see only what is
- * durable. `bun:sqlite` is synchronous, which serves us: nothing can see a transaction half done, and no lock is needed in the process.
+ * Every write is a change in the group commit of `group-commit.ts`. Reads are plain statements between commits and see only durable data.
+ * `bun:sqlite` is synchronous, so no code sees a half-done transaction, and the process needs no lock.
  *
- * What is told to watchers is gathered in the transaction and told after it.
+ * Notifications for watchers are collected in the transaction and sent after the commit.
  */
 import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./group-commit.ts";
@@ -56,27 +56,27 @@ import {
   type Wake,
 } from "../store.ts";
 
-/** What is held in memory of the file: what channels, events and devices are busy with now. */
-const HELD = { channels: 10_000, answers: 20_000, words: 200_000, stints: 50_000 };
-/** Data that one read gives at most, about: catch-up goes in steps that a slow reader can take. */
+/** Cache limits: channels, tallies, device states within tallies, enrolments. */
+const HELD = { channels: 10_000, tallies: 20_000, receipts: 200_000, enrolments: 50_000 };
+/** Approximate limit of data per read: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
-/** Reminders that one statement reads. */
+/** Reminders per statement. */
 const READ_REMINDERS = 1_000;
-/** What a name in `to` counts among those. */
+/** What a name in `to` counts against `READ_BYTES`. */
 const NAME_BYTES = 64;
 
-/** How exactly it is written down when a device of an unused channel was heard from. */
+/** Resolution of `touched`, the time of the last sign of life in an unused channel. */
 const TOUCH_MS = 60_000;
-/** Epochs that are remembered of channels that are not there; one that is forgotten costs its readers a needless gap. */
+/** Epochs reserved for channels that do not exist yet. If one is evicted, followers of that channel get an unnecessary gap. */
 const RESERVED_MAX = 100_000;
 
 const NOTHING = { head: 0, floor: 0 };
 const NOBODY: ReadonlyMap<string, number> = new Map();
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
-/** Channels as they are: see `schema.ts`. */
-const CHANNELS = `SELECT id, name, epoch, floor, swept, receiptsFloor, audience, touched,
+/** Reads channels; see `schema.ts`. */
+const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched,
   max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
@@ -105,15 +105,15 @@ interface ReceiptRow {
 }
 
 export interface SqliteOptions {
-  /** Path of the file; `:memory:` keeps nothing. */
+  /** Path of the file; `:memory:` is not durable. */
   readonly path: string;
-  /** Makes epochs; 41 random bits by default. */
+  /** Creates epochs; 41 random bits by default. */
   readonly epoch?: () => string;
-  /** How many of each are held in memory at most. */
+  /** Cache limits. */
   readonly held?: typeof HELD;
-  /** Where it is counted how long commits take. */
+  /** Counts commits and their duration. */
   readonly counts?: Counters;
-  /** Takes what the operator is to know. */
+  /** Receives messages for the operator. */
   readonly tell?: Tell;
 }
 
@@ -123,7 +123,7 @@ const heads = (channel: Channel): Heads => ({
   receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
 });
 
-/** A tally without one device that stands there, with no final word. */
+/** A tally without one device, which has this non-final status. */
 function without(tally: Tally, status: State): Tally {
   const rest = { ...tally, addressed: tally.addressed - 1 };
   if (status !== "pending") rest[status]--;
@@ -136,16 +136,16 @@ export class SqliteStore implements Store {
   readonly #epoch: () => string;
   readonly #channelsMost: number;
   readonly #enrolments: Enrolments;
-  readonly #answers: TallyCache;
-  readonly #words: Receipts;
-  readonly #standings: ReceiptRows;
+  readonly #tallies: TallyCache;
+  readonly #receipts: Receipts;
+  readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
   readonly #channels = new Map<string, Channel>();
-  /** Epochs that were told of channels that are not there, the oldest first: the next change makes them with it. */
+  /** Epochs announced for channels that do not exist yet, oldest first. The change that creates such a channel uses its epoch. */
   readonly #reserved = new Map<string, string>();
-  /** Channels whose row is to be written in the running transaction. */
+  /** Channels whose row the running transaction must write. */
   readonly #changed = new Set<Channel>();
-  /** The running transaction made some log longer. */
+  /** The running transaction appended to a log. */
   #hasGrown = false;
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
@@ -158,8 +158,8 @@ export class SqliteStore implements Store {
       SCHEMA,
       {
         finish: () => {
-          this.#words.write();
-          this.#answers.save();
+          this.#receipts.write();
+          this.#tallies.save();
           for (const channel of this.#changed) this.#saveChannel(channel);
         },
         committed: () => {
@@ -173,14 +173,14 @@ export class SqliteStore implements Store {
           this.#wakes = [];
           this.#changed.clear();
           this.#hasGrown = false;
-          // What is held in memory ran ahead of the file.
+          // The caches were ahead of the file.
           this.#channels.clear();
           this.#enrolments.clear();
-          this.#answers.clear();
-          this.#words.undo();
+          this.#tallies.clear();
+          this.#receipts.undo();
         },
-        // Ids that were given out after the copy was made are of the old epochs, and never meet those that are given out now.
-        reborn: (file) => {
+        // Positions handed out after the backup was made have the old epochs, so they never match new ones.
+        onRestoredCopy: (file) => {
           for (const { id } of file.all<Channel>("SELECT id FROM channels"))
             file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
         },
@@ -188,13 +188,13 @@ export class SqliteStore implements Store {
       counts,
       tell,
     );
-    this.#enrolments = new Enrolments(this.#file, held.stints, (channel) => this.#changed.add(channel));
+    this.#enrolments = new Enrolments(this.#file, held.enrolments, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
-    this.#answers = new TallyCache(this.#file, held);
-    this.#words = new Receipts(this.#file, this.#enrolments, this.#answers, (channel, receipt) =>
+    this.#tallies = new TallyCache(this.#file, held);
+    this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
       this.#tell(channel, receipt),
     );
-    this.#standings = new ReceiptRows(this.#file, this.#words);
+    this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -216,7 +216,7 @@ export class SqliteStore implements Store {
     return row;
   }
 
-  /** Within a transaction: the channel, made when there is none, and in use from now on. */
+  /** In a transaction: finds or creates the channel and marks it as in use. */
   #make(name: string): Channel {
     const channel = this.#found(name, null);
     if (channel.touched !== null) {
@@ -226,7 +226,7 @@ export class SqliteStore implements Store {
     return channel;
   }
 
-  /** Within a transaction: the channel, made when there is none; unused as of `touched` in that case. */
+  /** In a transaction: finds the channel, or creates it as unused since `touched`. */
   #found(name: string, touched: number | null): Channel {
     const found = this.#find(name);
     if (found) return found;
@@ -235,7 +235,7 @@ export class SqliteStore implements Store {
     return this.#find(name)!;
   }
 
-  /** Within a transaction: a channel that nothing was pushed to, and that has no device and no hook any more, is unused. */
+  /** In a transaction: marks the channel as unused if it has no events, devices or hooks. */
   #idle(channel: Channel, now: number): void {
     const { name, head, audience, touched } = channel;
     if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
@@ -243,20 +243,20 @@ export class SqliteStore implements Store {
     this.#changed.add(channel);
   }
 
-  /** A device of a channel was heard from. */
+  /** Notes a sign of life of one of the channel's devices. */
   #touch(channel: Channel, now: number): void {
     if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
     channel.touched = now;
     this.#changed.add(channel);
   }
 
-  #saveChannel({ id, head, floor, swept, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
+  #saveChannel({ id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
     this.#file.run(
       "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
       id,
       head,
       floor,
-      swept,
+      deletedUpTo,
       receiptsHead,
       receiptsFloor,
       audience,
@@ -272,9 +272,9 @@ export class SqliteStore implements Store {
     return { epoch, events: NOTHING, receipts: NOTHING, isUnborn: true };
   }
 
-  /** The channel, when it is made, has this epoch. */
+  /** Reserves this epoch for the channel until it is created. */
   #reserve(name: string, epoch: string): void {
-    this.#reserved.delete(name); // The newest goes to the end.
+    this.#reserved.delete(name); // Moves it to the end.
     this.#reserved.set(name, epoch);
     if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
   }
@@ -283,7 +283,7 @@ export class SqliteStore implements Store {
     return this.#read(name, null, heads);
   }
 
-  /** Reads of a channel, or gives `none` when there is no such channel. */
+  /** Reads from a channel, or returns `none` if there is no such channel. */
   #read<Result>(name: string, none: Result, run: (channel: Channel) => Result | Promise<Result>): Promise<Result> {
     return this.#file.read(() => {
       const channel = this.#find(name);
@@ -291,7 +291,7 @@ export class SqliteStore implements Store {
     });
   }
 
-  /** Reads of one life of a channel; null where it has another, or is gone. */
+  /** Reads from one epoch of a channel; null if the channel has another epoch or does not exist. */
   #readOf<Result>(name: string, epoch: string, run: (channel: Channel) => Result | Promise<Result>) {
     return this.#read<Result | null>(name, null, (channel) => (channel.epoch === epoch ? run(channel) : null));
   }
@@ -315,7 +315,7 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#make(name);
       if (key) {
-        // What an earlier version kept has a digest of the body alone, and counts only where this version kept nothing.
+        // Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
         const known = this.#file.get<{
           digest: string;
           first: number;
@@ -376,7 +376,7 @@ export class SqliteStore implements Store {
       remind,
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#answers.add(channel, seq, to && to.length, deadline);
+    this.#tallies.add(channel, seq, to && to.length, deadline);
     // All names in one statement: a batch may have twenty thousand.
     if (to)
       this.#file.run(
@@ -419,7 +419,7 @@ export class SqliteStore implements Store {
     return this.#readOf(name, epoch, (channel) => {
       const [first, last] = [Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)];
       const tallies = talliesOf(this.#file, channel.id, first, last);
-      // Who was retired is in none of them, also where it is still to be taken out.
+      // A retired device is excluded even where its release is still in progress.
       for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
         tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
       return tallies;
@@ -428,7 +428,7 @@ export class SqliteStore implements Store {
 
   // -------------------------------------------------------------------------------------------------------------- receipts
 
-  /** Within a transaction: an entry of a receipts log. Those of one change are told together. */
+  /** In a transaction: queues a receipts-log entry for watchers. Entries of one transaction are sent together. */
   #tell(channel: Channel, receipt: Receipt): void {
     this.#hasGrown = true;
     const last = this.#wakes.at(-1);
@@ -440,7 +440,7 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#find(name);
       if (!channel) return drafts.map((): Verdict => "unknown");
-      return drafts.map((draft) => this.#words.record(channel, draft, now));
+      return drafts.map((draft) => this.#receipts.record(channel, draft, now));
     });
   }
 
@@ -470,7 +470,7 @@ export class SqliteStore implements Store {
     after: number,
     upTo: number,
   ): Promise<ReadonlySet<number> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#standings.settled(channel, device, after, upTo));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.settled(channel, device, after, upTo));
   }
 
   rows(
@@ -481,11 +481,11 @@ export class SqliteStore implements Store {
     after: string,
     limit: number,
   ): Promise<Page<Row, string> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#standings.rows(channel, event, status, after, limit));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, status, after, limit));
   }
 
   unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
-    return this.#readOf(name, epoch, (channel) => this.#standings.silent(channel, event, devices));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.silent(channel, event, devices));
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -496,8 +496,8 @@ export class SqliteStore implements Store {
     );
     if (!next || next.at > now) return next?.at ?? null;
     return this.#file.change(() => {
-      this.#words.write();
-      return this.#words.miss(
+      this.#receipts.write();
+      return this.#receipts.miss(
         (id) => this.#byId(id),
         (channel) => this.#release(channel, now),
         now,
@@ -512,7 +512,7 @@ export class SqliteStore implements Store {
   reminders(name: string, now: number): Promise<Reminder[]> {
     return this.#read<Reminder[]>(name, [], async (channel) => {
       const found: Reminder[] = [];
-      const breath = new Turn();
+      const turn = new Turn();
       for (let after = channel.floor; ;) {
         const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
           "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
@@ -527,7 +527,7 @@ export class SqliteStore implements Store {
         }
         if (read.length < READ_REMINDERS) return found;
         after = Math.max(read.at(-1)!.seq, channel.floor);
-        await breath.yieldToEventLoop();
+        await turn.yieldToEventLoop();
       }
     });
   }
@@ -536,7 +536,7 @@ export class SqliteStore implements Store {
 
   async join(name: string, device: string, now: number): Promise<Joined> {
     const { more, ...joined } = await this.#file.change(() => {
-      this.#words.write();
+      this.#receipts.write();
       const channel = this.#found(name, now);
       this.#touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
@@ -545,7 +545,7 @@ export class SqliteStore implements Store {
     let found: Settled | null = { settled: joined.settled, more };
     while (found?.more) {
       found = await this.#file.change(() => {
-        this.#words.write();
+        this.#receipts.write();
         return this.#enrolments.settle(this.#find(name)!, device, now);
       });
       if (found) joined.settled = Math.min(found.settled, joined.events.head);
@@ -560,9 +560,9 @@ export class SqliteStore implements Store {
   async retire(name: string, device: string, now: number): Promise<boolean> {
     for (;;) {
       const { isRetired, more } = await this.#file.change(() => {
-        this.#words.write();
+        this.#receipts.write();
         const channel = this.#find(name);
-        // One after the other: who left before is dealt with first.
+        // One at a time: finish the release of the device that was retired before.
         if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
         if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
         this.#wakes.push({ kind: "retired", channel: name, device });
@@ -570,11 +570,11 @@ export class SqliteStore implements Store {
         return { isRetired: true, more: this.#release(channel, now) };
       });
       if (isRetired === null) continue;
-      // It is decided: what is left when the store goes away now is done with the next round of trimming.
+      // The retirement is decided. If the store fails now, the next trim finishes the release.
       for (let isLeft = more; isLeft;)
         isLeft = await this.#file
           .change(() => {
-            this.#words.write();
+            this.#receipts.write();
             return this.#release(this.#find(name)!, now);
           })
           .catch(() => false);
@@ -582,16 +582,16 @@ export class SqliteStore implements Store {
     }
   }
 
-  /** Within a transaction: takes who leaves out of some events. True: there are more. */
+  /** In a transaction: releases the retiring device from some events. True: there are more. */
   #release(channel: Channel, now: number): boolean {
     return this.#enrolments.release(channel, (event, leaving, before) =>
-      this.#words.release(channel, event, leaving, before, now),
+      this.#receipts.release(channel, event, leaving, before, now),
     );
   }
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
     return this.#file.change(() => {
-      this.#words.write();
+      this.#receipts.write();
       const channel = this.#find(name);
       if (!channel) return;
       this.#enrolments.seen(channel, times);
@@ -610,7 +610,7 @@ export class SqliteStore implements Store {
 
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
     return this.#file.change(() => {
-      this.#words.write();
+      this.#receipts.write();
       if (name === null) return trimKeys(this.#file, now) || this.#trimUnused(retention, now);
       const channel = this.#find(name);
       if (!channel) return false;
@@ -618,19 +618,19 @@ export class SqliteStore implements Store {
         this.#release(channel, now);
         return true;
       }
-      const before = channel.floor + channel.swept + channel.receiptsFloor;
-      const more = trimChannel(this.#file, this.#words, this.#enrolments, channel, retention, now);
-      if (channel.floor + channel.swept + channel.receiptsFloor > before) this.#changed.add(channel);
+      const before = channel.floor + channel.deletedUpTo + channel.receiptsFloor;
+      const more = trimChannel(this.#file, this.#receipts, this.#enrolments, channel, retention, now);
+      if (channel.floor + channel.deletedUpTo + channel.receiptsFloor > before) this.#changed.add(channel);
       return more;
     });
   }
 
   #trimUnused(retention: Retention, now: number): boolean {
-    const { gone, isMore } = trimUnused(this.#file, retention, now);
-    if (gone.length > 0) this.#enrolments.clear();
-    for (const { name, epoch } of gone) {
+    const { dropped, isMore } = trimUnused(this.#file, retention, now);
+    if (dropped.length > 0) this.#enrolments.clear();
+    for (const { name, epoch } of dropped) {
       this.#channels.delete(name);
-      this.#reserve(name, epoch); // Nobody has seen an entry of it, and somebody may follow it.
+      this.#reserve(name, epoch); // No one has seen an entry of it, but it may have followers: keep its epoch.
     }
     return isMore;
   }
@@ -641,13 +641,13 @@ export class SqliteStore implements Store {
     this.#listener = listener;
   }
 
-  /** Everything that is stored is stored here, so every log is followed already. */
+  /** All writes go through this store, so every log is followed already. */
   follow(): Promise<void> {
     return this.#file.read(() => {});
   }
   unfollow(): void {}
 
-  /** There is no other instance: who is connected is connected here, and every lease is this one's. */
+  /** There is no other instance: all connections and leases are local. */
   setPresence(): void {}
   async remotePresence(): Promise<ReadonlyMap<string, number>> {
     return NOBODY;
@@ -682,7 +682,7 @@ export class SqliteStore implements Store {
     return this.#file.change(() => this.#hooks.progress(this.#find(name), hook, fence, progress));
   }
 
-  /** Beside the file, for its owner alone. */
+  /** Stored beside the database file, readable by its owner only. */
   async secret(fresh: string): Promise<string> {
     this.#file.check();
     const { path } = this.#file;
@@ -693,7 +693,7 @@ export class SqliteStore implements Store {
   async ready(): Promise<Readiness> {
     this.#file.check();
     if (this.#file.unwritten !== null)
-      throw new PereError("away", `${this.#file.unwritten}: pushes and receipts are refused until that has passed`);
+      throw new PereError("away", `${this.#file.unwritten}: pushes and receipts are refused until this is resolved`);
     const kept = { store: "sqlite", version: `SQLite ${process.versions.sqlite}` };
     const { path, name, logBytes, damage, alone } = this.#file;
     const advice = [
@@ -708,7 +708,11 @@ export class SqliteStore implements Store {
         : [`${damage}. End PERE, keep the file aside, and put a backup back with the command restore.`]),
     ];
     if (path !== ":memory:") return { ...kept, durability: "fsync", advice };
-    return { ...kept, durability: "memory", advice: ["Set PERE_DB to a file: now all is lost when PERE ends."] };
+    return {
+      ...kept,
+      durability: "memory",
+      advice: ["Set PERE_DB to a file: with :memory: all data is lost when PERE stops."],
+    };
   }
 
   async close(): Promise<void> {

@@ -1,18 +1,18 @@
 /**
- * What a PERE file knows of events that are being answered: each one's tally, whether it went to named devices, and who said what.
+ * Cache of the events that devices are answering: each event's tally, whether it is targeted, and the statuses of its devices.
  *
- * The file has all of it; here it is held in memory while words come, because a word would otherwise cost four look-ups and a written tally.
- * An answer moves with each word and is written once a commit. It is a copy of the file as it will be after the running transaction, so it is
- * thrown away with one that fails, and may be thrown away between any two.
+ * Everything here is also in the file. Without the cache, each receipt would cost four look-ups and a tally write. A cached tally changes with each
+ * receipt and is written once per commit. It reflects the file as it will be after the running transaction, so it is discarded if that transaction
+ * fails, and may be discarded between any two.
  */
 import type { SqliteFile } from "./group-commit.ts";
 import { type State, STATES, type Tally } from "../model.ts";
 import type { Channel } from "./schema.ts";
 
-/** How many are held at most: events, answered or not, and words on them, some 100 bytes each. */
+/** Cache limits: events, answered or not, and statuses of devices on them, about 100 bytes each. */
 export interface TallyCacheLimits {
-  readonly answers: number;
-  readonly words: number;
+  readonly tallies: number;
+  readonly receipts: number;
 }
 
 type MutableTally = { -readonly [Name in keyof Tally]: number };
@@ -22,16 +22,16 @@ export interface CachedTally {
   readonly channel: number;
   readonly event: number;
   readonly targeted: boolean;
-  /** Milliseconds since 1970; null: it has none. */
+  /** Milliseconds since 1970; null: no deadline. */
   readonly deadline: number | null;
   readonly tally: MutableTally;
-  /** Ranks of the devices' latest words, as far as they were looked at or came since. */
-  words: Map<string, number> | null;
-  /** A device that is not among `words` said nothing. */
+  /** Ranks of the devices' latest statuses, as far as they were read or recorded. */
+  ranks: Map<string, number> | null;
+  /** Every device that is not in `ranks` is pending. */
   readonly isWhole: boolean;
 }
 
-/** Tallies of the events from `first` to `last` by `seq`; they must all be in the file. One that nobody answered has no row of its own: see `schema.ts`. */
+/** Tallies by `seq`, from `first` to `last`, all of which must be in the file. An event with no receipts has no row in `tallies`; see `schema.ts`. */
 export function talliesOf(file: SqliteFile, channel: number, first: number, last: number): Map<number, Tally> {
   const found = new Map<number, Tally>();
   const answered = file.all<Tally & { event: number }>(
@@ -51,11 +51,11 @@ export function talliesOf(file: SqliteFile, channel: number, first: number, last
           first,
           last,
         );
-  let [place, run] = [0, -1];
+  let [next, run] = [0, -1];
   for (let event = first; event <= last; event++) {
     while (run + 1 < runs.length && runs[run + 1]!.event <= event) run++;
-    if (answered[place]?.event === event) {
-      const { event: _, ...tally } = answered[place++]!;
+    if (answered[next]?.event === event) {
+      const { event: _, ...tally } = answered[next++]!;
       found.set(event, tally);
     } else
       found.set(event, { addressed: runs[run]!.addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 });
@@ -67,36 +67,36 @@ export class TallyCache {
   readonly #file: SqliteFile;
   readonly #most: TallyCacheLimits;
   readonly #known = new Map<string, CachedTally>();
-  /** Those that the running transaction moved. */
+  /** Tallies that the running transaction changed. */
   readonly #moved = new Set<CachedTally>();
-  #words = 0;
+  #ranksHeld = 0;
 
   constructor(file: SqliteFile, most: TallyCacheLimits) {
     this.#file = file;
     this.#most = most;
   }
 
-  /** An event that was stored just now, to whoever is enrolled, or to so many that were named. */
+  /** Adds an event that was just stored, for all enrolled devices or for this many named ones. */
   add(channel: Channel, event: number, named: number | null, deadline: number | null): void {
     const addressed = named ?? channel.audience;
     const tally = { addressed, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
-    const answer = this.#hold({
+    const cached = this.#cache({
       channel: channel.id,
       event,
       targeted: named !== null,
       deadline,
       tally,
-      words: null,
+      ranks: null,
       isWhole: true,
     });
-    if (named !== null) this.#moved.add(answer);
+    if (named !== null) this.#moved.add(cached);
     else if (channel.addressed !== addressed) {
       this.#file.run("INSERT INTO audiences VALUES (?1, ?2, ?3)", channel.id, event, addressed);
       channel.addressed = addressed;
     }
   }
 
-  /** @param event of the channel, and not yet swept by retention */
+  /** @param event in the channel, and not yet deleted by retention */
   of(channel: Channel, event: number): CachedTally {
     const known = this.#known.get(`${channel.id} ${event}`);
     if (known) return known;
@@ -107,23 +107,23 @@ export class TallyCache {
     )!;
     const tally: MutableTally = talliesOf(this.#file, channel.id, event, event).get(event)!;
     const isWhole = tally.received + tally.working + tally.missing + tally.done + tally.failed === 0;
-    return this.#hold({ channel: channel.id, event, targeted: targeted === 1, deadline, tally, words: null, isWhole });
+    return this.#cache({ channel: channel.id, event, targeted: targeted === 1, deadline, tally, ranks: null, isWhole });
   }
 
   get #isFull(): boolean {
-    return this.#known.size >= this.#most.answers || this.#words >= this.#most.words;
+    return this.#known.size >= this.#most.tallies || this.#ranksHeld >= this.#most.receipts;
   }
 
-  #hold(answer: CachedTally): CachedTally {
+  #cache(cached: CachedTally): CachedTally {
     if (this.#isFull && this.#moved.size === 0) this.clear();
-    this.#known.set(`${answer.channel} ${answer.event}`, answer);
-    return answer;
+    this.#known.set(`${cached.channel} ${cached.event}`, cached);
+    return cached;
   }
 
-  /** The rank of a device's latest word, 0 when it said nothing. */
-  rank(answer: CachedTally, device: string): number {
-    const { channel, event, words, isWhole } = answer;
-    const known = words?.get(device);
+  /** The rank of a device's latest status; 0 if it is pending. */
+  rank(cached: CachedTally, device: string): number {
+    const { channel, event, ranks, isWhole } = cached;
+    const known = ranks?.get(device);
     if (known !== undefined || isWhole) return known ?? 0;
     const found = this.#file.get<{ status: number }>(
       "SELECT status FROM latest WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -131,37 +131,37 @@ export class TallyCache {
       event,
       device,
     );
-    this.#remember(answer, device, found?.status ?? 0);
+    this.#remember(cached, device, found?.status ?? 0);
     return found?.status ?? 0;
   }
 
-  #remember(answer: CachedTally, device: string, rank: number): void {
-    (answer.words ??= new Map()).set(device, rank);
-    this.#words++;
+  #remember(cached: CachedTally, device: string, rank: number): void {
+    (cached.ranks ??= new Map()).set(device, rank);
+    this.#ranksHeld++;
   }
 
-  /** A device's step in the tally, from the rank `before` to `rank`. */
-  step(answer: CachedTally, device: string, before: number, rank: number): void {
-    this.#count(answer, before, -1);
-    this.#count(answer, rank, 1);
-    this.#remember(answer, device, rank);
-    this.#moved.add(answer);
+  /** Moves a device in the tally from the rank `before` to `rank`. */
+  step(cached: CachedTally, device: string, before: number, rank: number): void {
+    this.#count(cached, before, -1);
+    this.#count(cached, rank, 1);
+    this.#remember(cached, device, rank);
+    this.#moved.add(cached);
   }
 
-  /** A device that stood at `before` owes no word any more. */
-  release(answer: CachedTally, before: number): void {
-    this.#count(answer, before, -1);
-    answer.tally.addressed--;
-    this.#moved.add(answer);
+  /** Removes a device of rank `before` from the event's audience. */
+  release(cached: CachedTally, before: number): void {
+    this.#count(cached, before, -1);
+    cached.tally.addressed--;
+    this.#moved.add(cached);
   }
 
-  /** `pending` is what is left of `addressed`, and has no count of its own. */
+  /** `pending` is derived from `addressed` and has no counter. */
   #count({ tally }: CachedTally, rank: number, by: number): void {
     const state = STATES[rank] as State;
     if (state !== "pending") tally[state] += by;
   }
 
-  /** Writes down what moved; nothing is held of more than may be beyond the transaction that brought it. */
+  /** Writes the changed tallies. If the cache is over its limits, empties it. */
   save(): void {
     for (const { channel, event, tally } of this.#moved)
       this.#file.run(
@@ -179,10 +179,10 @@ export class TallyCache {
     if (this.#isFull) this.clear();
   }
 
-  /** Forgets all of it: the file has it, or it never was. */
+  /** Empties the cache. */
   clear(): void {
     this.#known.clear();
     this.#moved.clear();
-    this.#words = 0;
+    this.#ranksHeld = 0;
   }
 }

@@ -1,6 +1,6 @@
 /**
- * Why a file can't be written, in words for whoever set its path: "permission denied" leaves open who was denied what. The usual case is a
- * folder that was made by root and mounted into a container that runs as another user.
+ * Explains why a file can't be written, for the person who set its path: "permission denied" does not say who was denied what. The usual case is a
+ * folder that was created by root and mounted into a container that runs as another user.
  */
 import { accessSync, constants, existsSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
@@ -11,17 +11,17 @@ function user(uid: number): string {
     const name = new RegExp(`^([^:]+):[^:]*:${uid}:`, "m").exec(readFileSync("/etc/passwd", "utf8"))?.[1];
     if (name !== undefined) return `${name} (uid ${uid})`;
   } catch {
-    // Not every system, nor every image, has the list.
+    // Not every system or image has the list of users.
   }
   return `uid ${uid}`;
 }
 
-/** Whose a file is; null: that can't be seen. */
+/** A file's owner, or null if unknown. */
 function ownerOf(path: string): number | null {
   try {
     return statSync(path).uid;
   } catch {
-    return null; // A folder above it can't be entered.
+    return null; // A parent folder can't be entered.
   }
 }
 
@@ -45,8 +45,8 @@ function refusal(path: string, kind: "folder" | "file"): string | null {
 }
 
 /**
- * Why a file, or one that belongs to it, can't be written; null: that is not for want of rights.
- * @param ends what stands behind the path's name in the names of those that belong to it
+ * Why a file, or one of its companion files, can't be written; null: permissions are not the reason.
+ * @param ends suffixes of the companion files
  */
 export function unwritable(path: string, ends: readonly string[] = []): string | null {
   const full = existsSync(path) ? realpathSync(path) : resolve(path);
