@@ -190,6 +190,10 @@ describe("console blocks print what is shown", () => {
     expect(steps).toBeGreaterThan(4);
   });
 
+  test("docs/recipes/escalate-alarm.md", async () => {
+    expect((await walk("docs/recipes/escalate-alarm.md", also(await start()))).steps).toBe(1);
+  });
+
   test("docs/hooks.md, whose receiver is called with a signature that the reference verifier takes", async () => {
     const calls: { headers: Record<string, string>; text: string }[] = [];
     const receiver = Bun.serve({
@@ -347,10 +351,11 @@ describe("shell blocks run", () => {
 
   test("no document's shell blocks are left out", async () => {
     const here = await Bun.file(import.meta.path).text();
+    // Recipes' commands run in `recipes.test.ts`.
     for (const document of DOCUMENTS) {
       const blocks = await codeOf(document);
       const commands = blocks.filter(({ language }) => language === "sh").flatMap(commandsOf);
-      if (commands.some((one) => !isSkipped(one)) && document !== "CONTRIBUTING.md")
+      if (commands.some((one) => !isSkipped(one)) && !/^CONTRIBUTING|^docs.recipes/.test(document))
         expect(here).toMatch(new RegExp(`runAll\\(\\s*"${document}"`));
       if (blocks.some(({ language }) => language === "console")) expect(here).toContain(`walk("${document}"`);
     }
