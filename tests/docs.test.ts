@@ -106,7 +106,7 @@ describe("code in a document can be read", () => {
 
   test("TypeScript imports what the SDK exports", async () => {
     const transpiler = new Bun.Transpiler({ loader: "ts" });
-    const { exports } = transpiler.scan(await Bun.file(join(ROOT, "clients", "pere.ts")).text());
+    const { exports } = transpiler.scan(await Bun.file(join(ROOT, "clients", "sdk", "index.ts")).text());
     let seen = 0;
     for (const document of DOCUMENTS)
       for (const { language, text } of await codeOf(document)) {

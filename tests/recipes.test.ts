@@ -4,7 +4,7 @@
 import { afterEach, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync } from "node:fs";
 import { join } from "node:path";
-import { listen, type Listener, type ListenOptions } from "../clients/pere.ts";
+import { listen, type Listener, type ListenOptions } from "../clients/sdk/index.ts";
 import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import { blocksOf, commandsOf, run, type Running, textOf, workplace } from "./support/documents.ts";

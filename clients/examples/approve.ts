@@ -6,7 +6,7 @@
  *
  * It ends with status 0 when it was approved, 1 when it was denied, 2 when nobody answered in time.
  */
-import { publish } from "../pere.ts";
+import { publish } from "../sdk/index.ts";
 
 const [question, device = "phone-1", seconds = "120", url = "http://127.0.0.1:4567", channel = "approvals"] =
   process.argv.slice(2);

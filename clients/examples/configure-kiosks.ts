@@ -4,7 +4,7 @@
  *
  *   bun clients/examples/configure-kiosks.ts FILE [url] [channel]      FILE: JSON with a "version"
  */
-import { publish } from "../pere.ts";
+import { publish } from "../sdk/index.ts";
 
 const [file, url = "http://127.0.0.1:4567", channel = "kiosks"] = process.argv.slice(2);
 if (file === undefined) throw new Error("usage: bun clients/examples/configure-kiosks.ts FILE [url] [channel]");

@@ -5,7 +5,7 @@
  *   HOOK_SECRET=whsec_… bun clients/examples/escalate.ts [url] [channel] [next channel] [port] [address that PERE calls]
  */
 import { Webhook } from "standardwebhooks";
-import { publish } from "../pere.ts";
+import { publish } from "../sdk/index.ts";
 
 const [url = "http://127.0.0.1:4567", channel = "alarms", next = "on-call", port = "8080", address] =
   process.argv.slice(2);

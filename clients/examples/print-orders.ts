@@ -6,7 +6,7 @@
  *
  * It ends with status 0 when every till has printed the order, with 1 when some have not after three attempts.
  */
-import { publish, receipts } from "../pere.ts";
+import { publish, receipts } from "../sdk/index.ts";
 
 const [url = "http://127.0.0.1:4567", channel = "orders", order = '{"number": 4711}', seconds = "60"] =
   process.argv.slice(2);
