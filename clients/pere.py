@@ -30,8 +30,9 @@ What it does on a bad network:
 - Receipts are given until they are answered, at most 1,000 a request, those of 50 ms together, also while a handler works. One that the service
   refuses for good (an event that it doesn't have) is reported and let go.
 - An answer is believed when it is PERE's, field by field. Whatever a proxy or a portal says instead, the request is made again.
-- An event is `failed` only when the work said so. Where memory, descriptors or the command itself are missing, where the output can't be written, or
-  where something is ended by a signal, the event stays open: it is worked on again here, or comes again to whoever listens next.
+- An event is `failed` only when the work said so. Where memory, descriptors or the command itself are missing, where the output can't be written,
+  where HUP, INT, QUIT, KILL, PIPE or TERM ends the command, or where the handler raises while the listener is told to stop, the event stays open: it is
+  worked on again here, or comes again to whoever listens next. A command that crashes by another signal failed.
 
 It never keeps a position on the disk: the service knows what a device has not answered, and sends that to one that comes without a position.
 """
@@ -43,6 +44,7 @@ import decimal
 import email.utils
 import errno
 import http.client
+import inspect
 import json
 import math
 import os
@@ -166,6 +168,8 @@ class Event:
 
 
 def _say(line: str) -> None:
+    if sys.stderr is None:
+        return  # It was closed before the start; print() would take the output instead.
     try:
         print(f"pere: {line}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -216,7 +220,11 @@ class _Proxy:
     @staticmethod
     def of(scheme: str, host: str, port: int) -> Optional["_Proxy"]:
         named = urllib.request.getproxies_environment()
-        url = named.get(scheme) or named.get("all")
+        url = named.get(scheme)
+        if not url:
+            url = named.get("all", "")
+            if "://" in url and not url.startswith("http://"):
+                return None  # Meant for other programs: such a proxy can't be spoken to from here.
         if not url or urllib.request.proxy_bypass_environment(host if ":" in host else f"{host}:{port}", named):
             return None
         return _Proxy(url)
@@ -273,9 +281,10 @@ class _Service:
         headers: Dict[str, str],
         body: Optional[bytes],
         seconds: float,
-        connected: Callable[[], None] = lambda: None,
+        connected: Callable[[socket.socket], None] = lambda _sock: None,
     ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Asks, and gives connection and answer when the head of a good one is there. Raises OSError, HTTPException, _Trouble, Refused."""
+        """Asks, and gives connection and answer when the head of a good one is there. `connected` is given each socket before the request is sent: the
+        connection itself forgets it when the answer says `Connection: close`. Raises OSError, HTTPException, _Trouble, Refused."""
         try:
             token = self._newest()
         except Exception as error:
@@ -288,12 +297,12 @@ class _Service:
         target = self._base + path
         for _ in range(REDIRECTS_MAX + 1):
             line = self._dial(seconds)
-            # The line's own patience begins anew with every byte; where none comes, it ends first.
-            late = threading.Timer(2 * seconds + 2, _shut, [line])
-            late.daemon = True
             try:
                 line.connect()
-                connected()
+                connected(line.sock)
+                # The line's own patience begins anew with every byte; where none comes, it ends first.
+                late = threading.Timer(2 * seconds + 2, _shut, [line.sock])
+                late.daemon = True
                 late.start()
                 try:
                     line.request(method, prefix + target, body, headers)
@@ -349,7 +358,7 @@ class _Service:
         headers: Dict[str, str],
         body: Optional[bytes],
         seconds: float = ANSWER_SECONDS,
-        connected: Callable[[], None] = lambda: None,
+        connected: Callable[[socket.socket], None] = lambda _sock: None,
     ) -> bytes:
         """The whole answer to one request. Raises _Trouble for all that passes, and Refused."""
         try:
@@ -364,11 +373,10 @@ class _Service:
             raise _Trouble(f"{type(error).__name__}: {_words_of(error)}") from error
 
 
-def _shut(line: http.client.HTTPConnection) -> None:
-    """Ends a line under whoever waits for its bytes."""
+def _shut(sock: socket.socket) -> None:
+    """Ends a connection under whoever waits for its bytes."""
     try:
-        if line.sock is not None:
-            line.sock.shutdown(socket.SHUT_RDWR)
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass
 
@@ -496,6 +504,8 @@ class _Feed:
         #: How often in a row the event stream was held back.
         self._held_back = 0
         self._line: Optional[http.client.HTTPConnection] = None
+        #: Of the newest request, answered or not.
+        self._sock: Optional[socket.socket] = None
 
     def messages(self) -> Iterator[_Message]:
         """Raises Refused."""
@@ -522,22 +532,25 @@ class _Feed:
 
     def end(self) -> None:
         """Wakes a reader that waits for bytes; called when `stop` is set."""
-        line = self._line
-        if line is not None:
-            _shut(line)
+        sock = self._sock
+        if sock is not None:
+            _shut(sock)
+
+    def _connected(self, sock: socket.socket) -> None:
+        self._sock = sock
+        if self._stop.is_set():
+            self.end()
 
     def _open(self, headers: Dict[str, str], query: Dict[str, str], seconds: float) -> http.client.HTTPResponse:
         if self.position != "":
             headers["Last-Event-ID"] = self.position
         query = {**self._query, **query}
         path = f"{self._path}?{urllib.parse.urlencode(query)}" if query else self._path
-        self._line, answer = self._service.open("GET", path, headers, None, seconds)
-        if self._stop.is_set():
-            self.end()
+        self._line, answer = self._service.open("GET", path, headers, None, seconds, self._connected)
         return answer
 
     def _close(self) -> None:
-        line, self._line = self._line, None
+        line, self._line, self._sock = self._line, None, None
         if line is not None:
             line.close()
 
@@ -552,8 +565,11 @@ class _Feed:
             if answer.getheader("Content-Type", "").split(";")[0].strip().lower() != "text/event-stream":
                 raise _Trouble("the answer is not an event stream")
             chunk = answer.read1(65_536)
-            if self._line is not None and self._line.sock is not None:
-                self._line.sock.settimeout(self._silence_seconds)
+            try:
+                if self._sock is not None:
+                    self._sock.settimeout(self._silence_seconds)
+            except OSError:
+                pass  # The answer is complete, and its socket closed.
             while chunk:
                 for line in lines.feed(chunk):
                     field, _, value = line.partition(":")
@@ -662,12 +678,27 @@ def _polled(text: str) -> Tuple[List[_Message], str]:
     return before + events + [_Message("complete", json.dumps(complete)) for complete in completes], last
 
 
+@dataclass(frozen=True)
+class Digits:
+    """A number whose exponent even a Decimal can't hold, as the JSON text that it is. It can be given back as a detail or pushed."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def _number(digits: str) -> Any:
-    """A number as Python has it; where that can't hold it (`1e400`, or more digits than it reads: CVE-2020-10735), as a Decimal."""
-    if digits.lstrip("-").isdigit():
-        return int(digits) if len(digits) < 4_300 else decimal.Decimal(digits)
+    """A number as Python has it; where that can't hold it (`1e400`, or more digits than it reads: CVE-2020-10735), as a Decimal or as its Digits."""
+    if digits.lstrip("-").isdigit() and len(digits) < 4_300:
+        return int(digits)
     number = float(digits)
-    return number if math.isfinite(number) else decimal.Decimal(digits)
+    if math.isfinite(number) and not digits.lstrip("-").isdigit():
+        return number
+    try:
+        return decimal.Decimal(digits)
+    except decimal.DecimalException:
+        return Digits(digits)
 
 
 def _no_number(name: str) -> Any:
@@ -709,7 +740,7 @@ def _encode(value: Any) -> str:
     """A value as JSON. Raises TypeError or ValueError for what JSON can't say."""
 
     def number(value: Any) -> str:
-        if isinstance(value, decimal.Decimal) and value.is_finite():
+        if isinstance(value, Digits) or (isinstance(value, decimal.Decimal) and value.is_finite()):
             return f"{_DIGITS}{value}"
         raise TypeError(f"{type(value).__name__} is nothing that JSON can say")
 
@@ -764,6 +795,8 @@ class _Memory:
                 lines = file.read().decode("utf-8", "replace").split("\n")
         except FileNotFoundError:
             return
+        if not all(map(_is_line_of_ours, lines)):
+            raise ValueError(f"the state must be a file that pere.py wrote, or a new one; {path} holds something else, and is left as it is")
         for line in lines[:-1]:  # The last one is empty, or was not written to its end.
             change = _object(line)
             if isinstance(change.get("given"), str):
@@ -851,6 +884,12 @@ class _Memory:
             if self._file is not None:
                 self._file.close()
                 self._file = None
+
+
+def _is_line_of_ours(line: str) -> bool:
+    """Whether this is how a line of the state begins; it may be cut off, and a power cut may leave zeros."""
+    start = line.strip("\0\r")[:100].replace(" ", "")
+    return any(start.startswith(ours) or ours.startswith(start) for ours in ('{"event":"', '{"given":"'))
 
 
 def _line_of(event: str, channel: str, status: str, detail: Any) -> str:
@@ -1103,7 +1142,8 @@ class _Listener:
             try:
                 value = self._on_event(event)
             except Exception as error:
-                if not _is_of_surroundings(error):
+                # What works may have got the signal that tells this process to stop.
+                if not _is_of_surroundings(error) and not self._stop.is_set():
                     return "failed", _detail_of(_words_of(error))
                 failures += 1
                 seconds = max(AGAIN_SECONDS, _pause(failures))
@@ -1111,8 +1151,19 @@ class _Listener:
                 self._report(f"{event.id} stays open: {_words_of(error)}; {again}")
                 self._stop.wait(seconds)
             else:
+                if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+                    raise TypeError(f"the handler gave a {type(value).__name__} that nobody has run; {event.id} stays open")
                 return "done", _detail_of(value)
         return None
+
+
+def _check_handler(handler: Any) -> None:
+    """Raises ValueError for what can't be called, and for what does nothing when it is called."""
+    if not callable(handler):
+        raise ValueError(f"the handler must be a function, and not {handler!r}")
+    for one in (handler, getattr(handler, "__call__", None)):
+        if inspect.iscoroutinefunction(one) or inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
+            raise ValueError("the handler must be a plain function: calling an async function or a generator runs none of its lines")
 
 
 def _is_of_surroundings(error: Exception) -> bool:
@@ -1172,7 +1223,9 @@ def listen(
     once; with one, events are handled in their order. When it ends, handlers that run are waited for, and what is left comes again.
 
     A handler that raises NoOutcome, MemoryError or an OSError for want of memory or descriptors said nothing of its work: the event stays open, and
-    the handler is called again after a pause. One that raises SystemExit ends the listening, and leaves the event open.
+    the handler is called again after a pause. So it does whatever a handler raises after `stop` was set: what it waited for may have got the same
+    signal. One that raises SystemExit ends the listening, and leaves the event open. A handler is a plain function: one that is `async` or a generator
+    is refused, and one that returns a coroutine or a generator ends the listening with TypeError.
 
     `token`: a text, or a function that gives the newest one, which is asked again before it ends and when it is refused. `state`: a file in which
     outcomes and unsent receipts survive the process, for one process at a time. `report` is told, in a line, what goes wrong and passes.
@@ -1180,6 +1233,7 @@ def listen(
     Raises Refused when the service does not let the device in and no other token can be had; ValueError for arguments that can't be meant.
     """
     _check(device, workers, [first_byte_seconds, silence_seconds, return_seconds], [])
+    _check_handler(on_event)
     stop, report = stop or threading.Event(), _safely(report)
     service, memory = _Service(url, token), _Memory(state)
     names = channels if isinstance(channels, str) else ",".join(channels)
@@ -1235,7 +1289,7 @@ def publish(
         while True:
             try:
                 # Who waits for receipts has no news to expect once he is connected.
-                connected = news.cancel if wait is not None else lambda: None
+                connected = (lambda _sock: news.cancel()) if wait is not None else (lambda _sock: None)
                 path = f"/push/{_quote(channel)}?{query}"
                 return _stored(service.ask("POST", path, headers, body, ANSWER_SECONDS + (wait or 0), connected), channel)
             except _Trouble as error:
@@ -1305,14 +1359,14 @@ def _receipt_texts(
 # ------------------------------------------------------------------------------------------------------------------- program
 
 
-#: HUP, INT, QUIT, KILL, TERM: a command that ends by one of these was ended, and did not come to its end. Its shell says so with 128 and the number.
-_ENDED_BY = (1, 2, 3, 9, 15)
+#: HUP, INT, QUIT, KILL, PIPE, TERM: a command that ends by one of these did not come to its end. Its shell says so with 128 and the number.
+_ENDED_BY = (1, 2, 3, 9, 13, 15)
 #: What a shell says of a command that it could not run.
 _NOT_RUN = (126, 127)
 
 
-class _CannotPrint(BaseException):
-    """The output takes nothing more. It passes by every handler, since it says nothing of an event."""
+class _CannotGoOn(BaseException):
+    """What this program itself needs is missing. It passes by every handler, since it says nothing of an event."""
 
 
 def _print(line: str) -> None:
@@ -1321,7 +1375,7 @@ def _print(line: str) -> None:
             raise OSError(errno.EBADF, "it is closed")
         print(line, flush=True)
     except (OSError, ValueError) as error:
-        raise _CannotPrint(f"the output can't be written: {_words_of(error)}") from error
+        raise _CannotGoOn(f"the output can't be written: {_words_of(error)}") from error
 
 
 def _show(event: Event) -> None:
@@ -1360,12 +1414,18 @@ def _run(command: str, env: Dict[str, str], files: List[Any]) -> int:
     # This thread is deaf to the signals that end the program; the command is not.
     how = {"setsigmask": [], "setsigdef": [signal.SIGPIPE]}  # type: Dict[str, Any]
     child = os.posix_spawn("/bin/sh", ["sh", "-c", command], env, file_actions=actions, **how)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except ChildProcessError as error:
+        raise _CannotGoOn(f"how the command ended can't be known: {error}; does this process ignore SIGCHLD?") from error
 
 
 def _command(command: str, is_ending: Callable[[], bool]) -> Callable[[Event], Any]:
     """A handler that runs a command: data on its input; its output is the detail, what it complains of the reason of a failure.
     It is done when the command has ended, whatever it left running. `is_ending`: whether this program is told to end."""
+
+    if not hasattr(os, "posix_spawn"):
+        raise ValueError("--exec needs POSIX; use listen() with a function here")
 
     def handle(event: Event) -> Any:
         about = {"PERE_EVENT_ID": event.id, "PERE_EVENT_CHANNEL": event.channel, "PERE_EVENT_TYPE": event.type or ""}
@@ -1381,7 +1441,8 @@ def _command(command: str, is_ending: Callable[[], bool]) -> Callable[[Event], A
             raise NoOutcome(f"the command could not be run: {error}") from error
         if status == 0:
             return _output_of(output)
-        number = -status if status < 0 else status - 128
+        status = 128 - status if status < 0 else status
+        number = status - 128
         if number in _ENDED_BY:
             raise NoOutcome(f"the command was ended by signal {number}")
         if status in _NOT_RUN:
@@ -1556,14 +1617,19 @@ def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> 
             failures.append(error)
         call(lambda: None)
 
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT) if signal.getsignal(n) is not signal.SIG_IGN]
+    known = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    heeded = [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
     signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
     for number in heeded:
         signal.signal(number, end)
     # Signals are for the main thread alone: the others are deaf to them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
-    threading.Thread(target=run, name="pere-main", daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    thread = threading.Thread(target=run, name="pere-main", daemon=True)
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+        thread.start()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    else:  # Windows has no such thing, and hands signals to the main thread.
+        thread.start()
     while not failures:
         ear.recv(1)
         while calls:
@@ -1573,6 +1639,9 @@ def _until_told(work: Callable[[threading.Event, Callable[[], bool]], None]) -> 
 
 
 def _main() -> int:
+    # Inherited as ignored, it would hide how commands end.
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     a = _arguments()
     token = _token_of(a.token_file)
     if a.command == "publish":
@@ -1596,7 +1665,7 @@ def _main() -> int:
 
 def _ended_with(error: BaseException) -> int:
     """Says why the program ends, in one line, and gives its status."""
-    _say(_words_of(error) if isinstance(error, (Refused, Unavailable, _CannotPrint, ValueError, OSError)) else f"{type(error).__name__}: {_words_of(error)}")
+    _say(_words_of(error) if isinstance(error, (Refused, Unavailable, _CannotGoOn, ValueError, OSError)) else f"{type(error).__name__}: {_words_of(error)}")
     return 2 if isinstance(error, ValueError) else 1
 
 
@@ -1606,7 +1675,7 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         status = 130
         _say("interrupted; what was to be pushed may be stored or not")
-    except (Exception, _CannotPrint) as error:
+    except (Exception, _CannotGoOn) as error:
         status = _ended_with(error)
     try:
         if sys.stdout is not None:
