@@ -261,6 +261,15 @@ describe("shell blocks run", () => {
           running.child.kill("SIGTERM");
         } else if (isLasting(command)) {
           lasting.push({ ...running, shown });
+          // What is pushed next is for it.
+          if (service && /listen|pere\.sh/.test(command))
+            await until(
+              async () =>
+                ((await ask(`${service.url}/devices/orders`)).body.devices ?? []).some(
+                  ({ connected }: { connected: boolean }) => connected,
+                ),
+              () => `${shown} to connect: ${running.output.text}`,
+            );
           continue;
         }
         expect([shown, await running.ended(), running.output.text]).toEqual([shown, 0, expect.any(String)]);
