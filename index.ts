@@ -60,13 +60,13 @@ import { file, PAGE, pagesOf } from "./web/pages.ts";
 
 // ------------------------------------------------------------------------------------------------------------------ pages
 
-/** The pages, and what they load: from source and from the executable alike. */
+/** The folder of the pages and what they load, in the source tree and in the executable. */
 const WEB = join(import.meta.dir, "web");
-/** In it, what is not served as it is: all in folders but what watches PERE, and what is bundled or has a route of its own. */
+/** Files there that are not served as they are: those in folders other than `monitoring/`, and those that are bundled or have a route. */
 const SOURCES = new RegExp(`^${RegExp.escape(WEB)}/(?!monitoring/).+/|\\.(ts|html)$`);
 const built = pagesOf(WEB);
 
-/** The first page; with a link's token the way in: it leaves the address bar for a cookie that no script reads, and the browser comes again. */
+/** The console. A token in its URL moves into a cookie that scripts can't read, and the browser is redirected to the URL without it. */
 async function home({ admission, basePath }: RouteContext, _params: Params, request: Request): Promise<Response> {
   const token = new URL(request.url).searchParams.get("token");
   if (token === null) return built("/", request);
@@ -85,10 +85,10 @@ const page =
 
 // ----------------------------------------------------------------------------------------------------------------- routes
 
-/** Not in the API's document. */
+/** Left out of the OpenAPI document. */
 const HIDDEN = { hide: true };
 
-/** All routes: the method, the path, the right that a caller needs on the channel, what answers, and what the API's document says of it. */
+/** All routes: method, path, the right that a caller needs on the channel, handler, and description in the OpenAPI document. */
 const ROUTES: readonly Route[] = [
   ["POST", "/push/:channel", "push", push, operations.push],
   ["GET", "/feed/:channel", "feed", followEvents, operations.feed],
@@ -124,7 +124,7 @@ const ROUTES: readonly Route[] = [
   ["GET", "/swagger/ui.css", null, () => file(swaggerStyle, "text/css"), HIDDEN],
 ];
 
-/** All that is served. @throws Error with the one line to print */
+/** The app with the routes, static files and the API page. @throws Error with the one line to print */
 async function makeApp(options: AppOptions): Promise<Elysia> {
   const app = appOf(ROUTES, options);
   app.use(
@@ -138,7 +138,7 @@ async function makeApp(options: AppOptions): Promise<Elysia> {
       headers: { "X-Content-Type-Options": "nosniff" },
     }),
   );
-  // The plugin makes the document. Its page loads a script from elsewhere, so ours takes that page's place, with a slash behind it or not.
+  // The plugin makes the document. Its page loads a script from another host, so our page replaces it, with and without a trailing slash.
   app.use(swagger({ documentation: document(packageJson.version, options.basePath) }));
   const swaggerPage = ({ request }: { readonly request: Request }): Promise<Response> =>
     file(join(WEB, "swagger.html"), "text/html; charset=utf-8", pathOf(request).endsWith("/") ? "../" : "");
@@ -149,50 +149,50 @@ async function makeApp(options: AppOptions): Promise<Elysia> {
 
 // -------------------------------------------------------------------------------------------------------- start and drain
 
-/** What the service says of itself; opened again where the operator sets another level. */
+/** The log; opened again when the operator sets another level. */
 let log = openLog();
 
 /** A running service. */
 export interface Service {
   readonly url: string;
   readonly engine: Engine;
-  /** The path of the way in with all rights, where PERE made its own secret; else null. */
+  /** The path of the console with an all-rights token, if PERE made its own secret; else null. */
   link(): Promise<string | null>;
-  /** Shows the certificate that is in its files now; who is connected stays so. @throws Error when they hold none: all is as before */
+  /** Uses the certificate that is in the files now, for new connections. @throws Error when it can't be used; nothing changes then */
   renew(): void;
-  /** Reads the key set again that tokens are checked with. @throws Error when it can't be used: all is as before */
+  /** Reads the key set for tokens again. @throws Error when it can't be used; nothing changes then */
   rekey(): Promise<void>;
-  /** Takes no more pushes, tells every feed, makes everything acknowledged durable, and lets go of file and port. */
+  /** Refuses new pushes, closes every feed, makes everything acknowledged durable, and releases file and port. */
   stop(): Promise<void>;
 }
 
-/** Milliseconds after which the process ends, whatever is not done by then: who stops it kills it after ten seconds. What was acknowledged is durable. */
+/** Milliseconds after which the process ends in any case: supervisors kill it after ten seconds. Everything acknowledged is durable by then. */
 const STOP_MS = 9_000;
 
-/** What the way in with all rights allows, and for how long; it is a person's, and no device's. */
+/** What the token of the console link allows, and for how long. It is for a person, not a device. */
 const LINK = { sub: NO_DEVICE, push: ["*"], feed: ["*"], days: 30 };
 
-/** The secret that PERE made, now or before. @throws PereError away; then the store is closed */
+/** The secret that PERE makes for itself at its first start. @throws PereError away; then the store is closed */
 const ownSecret = (store: Store): Promise<string> =>
   store.secret(freshSecret()).catch(async (error: unknown) => {
     await store.close();
     throw error;
   });
 
-/** Redis is loaded only when it is asked for. */
+/** The Redis client is loaded only when needed. */
 async function openRedis(urls: readonly string[], replicas: number, prefix: string): Promise<Store> {
   const { RedisStore } = await import("./engine/redis/store.ts");
   return RedisStore.open({ urls, replicas, prefix });
 }
 
 export interface ServiceOptions extends EngineOptions {
-  /** Milliseconds that a body may take beside what its length needs. */
+  /** Milliseconds that a body may take, on top of the time that its length needs. */
   readonly bodyMs?: number;
-  /** The monotonic clock that `now` is held against, milliseconds; without it a `now` that is given is believed. */
+  /** The monotonic clock that `now` is checked against, in milliseconds. Without it a given `now` is trusted. */
   readonly steady?: () => number;
 }
 
-/** Starts PERE. @throws PereError or Error when the file or the port can't be had */
+/** Starts PERE. @throws PereError or Error when the file or the port can't be opened */
 export async function serve(settings: Settings, options: ServiceOptions = {}): Promise<Service> {
   const { db, redis, replicas, hooksAllowed, limits, basePath } = settings;
   const { now: wall = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
@@ -200,7 +200,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const slept = options.now || options.steady ? {} : { uptime: () => 1000 * uptime() };
   const clock = new Clock({ wall, steady, ...slept, tell: (sentence) => log.warn(sentence) });
   const { now, stamp } = clock;
-  // Wrong keys stop the start before anything is opened.
+  // A wrong certificate or key stops the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
   const given = typeof settings.access === "string" ? null : await openAccess({ ...settings.access, now, stamp });
   const counts = new Counters(settings.metricsChannels);
@@ -238,7 +238,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const served = { engine, admission, random, basePath, log, metrics, bodyMs, logsRequests, isTls };
   let listening: Listener;
   try {
-    // An app knows one server; what is behind them all is the same.
+    // One app per address, because an app knows one server. They share everything else.
     const addresses = await addressesOf(settings.host);
     const apps = await Promise.all(addresses.map(() => makeApp(served)));
     listening = listen(addresses, (opening, nth) => apps[nth]!.listen(opening).server!, settings);
@@ -263,7 +263,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   };
 }
 
-/** What is done instead of serving; loaded only when asked for. */
+/** Commands that run instead of the service; loaded only when needed. */
 const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   token: async () => (await import("./engine/ops/commands.ts")).commands.token,
   backup: async () => (await import("./engine/ops/commands.ts")).commands.backup,
@@ -274,21 +274,21 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   "--help": async () => (await import("./engine/ops/commands.ts")).commands.help,
 };
 
-/** What a command does, where its name does not say it. */
+/** How the error message names a command, where its own name does not fit. */
 const VERBS: Readonly<Record<string, string>> = { token: "make a token", doctor: "examine", health: "be reached" };
 
 /** Signals that end PERE, after a drain. */
 const ENDING = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGXCPU"] as const;
-/** Signals that would end a process that does not listen to them, and mean nothing here. */
-const MEANINGLESS = ["SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGXFSZ"] as const;
+/** Signals that would end the process by default, and are ignored here. */
+const IGNORED = ["SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGXFSZ"] as const;
 
-/** Starts PERE for good: says where it listens, and ends when it is told to. @throws Error with the one line to print */
+/** Runs PERE until a signal ends it, and prints where it listens. @throws Error with the one line to print */
 async function run(settings: Settings): Promise<void> {
   let service: Service | undefined;
   let isEnding = false;
-  for (const signal of MEANINGLESS) process.on(signal, () => log.debug(`${signal} means nothing here`));
+  for (const signal of IGNORED) process.on(signal, () => log.debug(`${signal} is ignored`));
   process.on("SIGHUP", async () => {
-    if (!service) return; // It reads all of it just now.
+    if (!service) return; // The start reads both anyway.
     for (const [what, read] of [
       ["the certificate", service.renew],
       ["the key set", service.rekey],
@@ -296,21 +296,21 @@ async function run(settings: Settings): Promise<void> {
       try {
         await read();
       } catch (error) {
-        log.warn(`${what} is as it was`, { error: error as Error });
+        log.warn(`${what} was not reloaded`, { error: error as Error });
       }
   });
   for (const signal of ENDING)
     process.on(signal, () => {
-      if (isEnding || !service) process.exit(isEnding ? 1 : 0); // Before the start nothing was acknowledged.
+      if (isEnding || !service) process.exit(isEnding ? 1 : 0); // Before the start has finished, nothing was acknowledged.
       isEnding = true;
       void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
     });
   service = await serve(settings);
   console.log(`PERE listening on ${service.url}`);
-  for (const name of settings.unknown) log.warn(`there is no setting ${name}`);
+  for (const name of settings.unknown) log.warn(`unknown setting ${name}`);
   const link = await service.link();
   if (link !== null) {
-    // What listens everywhere listens here.
+    // A service on all addresses also listens on loopback.
     const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
     console.log(
       `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
@@ -329,7 +329,7 @@ if (import.meta.main) {
   const [name = "", ...args] = process.argv.slice(2);
   const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
   try {
-    // Help is for whoever has set something wrong, too.
+    // Help must work with wrong settings too.
     const env = name === "--help" ? {} : process.env;
     if (load) process.exit(await (await load())(args, readSettings([], env)));
     await run(readSettings(process.argv.slice(2), process.env));

@@ -5,7 +5,7 @@ import type { Server } from "bun";
 import { Elysia } from "elysia";
 import { DETAIL_BYTES_MAX, PereError, RECEIPTS_MAX } from "../model.ts";
 import type { Right } from "../auth/rights.ts";
-import { NOTHING } from "./admission.ts";
+import { NO_HEADERS } from "./admission.ts";
 import { bodyReader, discardBody } from "./body.ts";
 import type { Handler, HandlerContext, Params } from "./context.ts";
 import { problem, toResponse } from "./problem.ts";
@@ -74,10 +74,10 @@ export function appOf(routes: readonly Route[], { bodyMs, logsRequests, isTls, .
   app
     .onRequest(({ request, set }) => {
       try {
-        const allowed = admission.look(request.headers);
+        const allowed = admission.checkOrigin(request.headers);
         const answer = admission.preflight(request, allowed);
         if (answer) return new Response(null, { status: 204, headers: answer });
-        if (allowed !== NOTHING) Object.assign(set.headers, allowed);
+        if (allowed !== NO_HEADERS) Object.assign(set.headers, allowed);
       } catch (error) {
         // Load balancers and supervisors send no Host, or one of their own.
         const probe = request.method === "GET" || request.method === "HEAD" ? PROBED.exec(request.url)?.[1] : undefined;

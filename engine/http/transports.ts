@@ -1,11 +1,11 @@
 /**
  * The three transports of a feed, as the engine sees them: how entries are framed and written, and how a slow reader shows. They differ
- * in framing only; what is delivered, and when, is decided before them.
+ * in framing only; what is delivered, and when, is decided before they are called.
  *
  * - `EventStream`: Server-Sent Events (WHATWG HTML, section 9.2). The payload is our own envelope around the publisher's bytes, so
  *   an event with line breaks between its tokens takes several `data:` lines, and nothing in it can begin another field.
  * - `Socket`: WebSocket text frames, one JSON object each.
- * - `Poll`: one answer, as soon as there is something to say.
+ * - `Poll`: one answer, as soon as there is something to deliver.
  */
 import type { ServerWebSocket } from "bun";
 import type { Bye, Feed, Wire } from "../feeds/feed.ts";
@@ -13,12 +13,12 @@ import { id, parsePosition, type Position, positionsText } from "../model.ts";
 import type { Batch, Entry } from "../feeds/log.ts";
 import type { Screen } from "../feeds/watch.ts";
 
-/** Events in one long-poll answer, about: it ends with the read that passes this. */
+/** Roughly how many events one long-poll answer holds: it ends with the read that exceeds this. */
 const POLL_EVENTS = 1_000;
-/** The same in characters. */
+/** The same, in characters. */
 const POLL_CHARACTERS = 1024 * 1024;
 
-/** Milliseconds after which a reader should come back, from and to; each gets its own, so that a thousand do not come at once. */
+/** Milliseconds after which a reader should reconnect, from and to. Each reader gets its own, so that a thousand do not reconnect at once. */
 const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
   start: [1_000, 4_000],
   renew: [50, 500],
@@ -27,29 +27,30 @@ const RETRY_MS: Record<Bye | "start", readonly [number, number]> = {
   busy: [5_000, 20_000],
 };
 
-/** A span of time that differs by reader. @param random from 0 up to 1 */
+/** A reconnection time in milliseconds, different for each reader. @param random from 0 up to 1 */
 export function retryMs(reason: Bye | "start", random: () => number): number {
   const [from, to] = RETRY_MS[reason];
   return Math.round(from + (to - from) * random());
 }
 
-/** What a stream begins with at once. No empty line: it is part of the first frame, for some clients take a frame without data for an empty event. */
+/** The first bytes of a stream. No empty line follows, so they belong to the first frame: some clients take a frame without data for an empty event. */
 const firstLine = (random: () => number): string => `retry: ${retryMs("start", random)}\n`;
 
-/** The later of two positions of a channel, as texts; of two epochs the second's. */
+/** The later of two positions of a channel, as texts; the second if they are of different epochs. */
 function laterOf(one: string, other: string): string {
   const [a, b] = [parsePosition(one), parsePosition(other)];
   return a && b && a.epoch === b.epoch && a.seq > b.seq ? one : other;
 }
 
-/** What `pere.shared` says. */
+/** The body of `pere.shared`. */
 const sharedBody = (device: string, addresses: readonly string[]) => ({ device, addresses });
 
-/** What `pere.ready` says. */
+/** The body of `pere.ready`. */
 const readyBody = (device: string | null, starts: readonly { channel: string; position: Position }[]) => ({
   device,
   channels: Object.fromEntries(starts.map(({ channel, position }) => [channel, id(position.epoch, position.seq)])),
 });
+/** The body of `pere.gap`. */
 const gapBody = (channel: string, after: Position, from: Position) => ({
   channel,
   after: id(after.epoch, after.seq),
@@ -59,8 +60,8 @@ const gapBody = (channel: string, after: Position, from: Position) => ({
 // --------------------------------------------------------------------------------------------------- Server-Sent Events
 
 /**
- * One frame of an event stream. `data` may hold any characters; a line break in it (CR LF, CR or LF) reaches the reader as LF.
- * @param fields `id` and `event` must not hold line breaks: they come from `model.ts`, which lets none pass
+ * One frame of an event stream. `data` may hold any characters; each line break in it (CR LF, CR or LF) reaches the reader as LF.
+ * @param fields `id` and `event` must not hold line breaks; `model.ts` allows none
  */
 export function frame(fields: { id?: string; event?: string | null; data: string }): string {
   const { id, event, data } = fields;
@@ -69,9 +70,9 @@ export function frame(fields: { id?: string; event?: string | null; data: string
 }
 
 /**
- * The frames of an entry: one, or two for a word that was stored together with the news that its event is complete, as they once were. The first of two
- * resumes before the entry: who is cut off between them is told both again.
- * @param at makes the `id:` of a place in the entry's log
+ * The frames of an entry: one, or two for a receipt that was stored together with the completion of its event, as older versions did. The first of two
+ * has the position before the entry: a reader that is cut off between them gets both again.
+ * @param at makes the `id:` line for a position in the entry's log
  */
 function frames({ id, seq, text, type, complete }: Entry, at = (place: string): string => place): string {
   if (complete === null) return frame({ id: at(id), event: type, data: text });
@@ -82,25 +83,25 @@ function frames({ id, seq, text, type, complete }: Entry, at = (place: string): 
 
 const utf8 = new TextEncoder();
 
-/** What Bun gives for a stream of `type: "direct"`. `write` returns a promise when the peer reads slowly, and 0 when it is gone. */
+/** Bun's controller of a stream of `type: "direct"`. `write` returns a promise when the peer reads slowly, and 0 when it is gone. */
 export interface DirectController {
   write(chunk: string | Uint8Array): number | Promise<number>;
-  /** With an error the connection is cut off, whatever is still to be read. */
+  /** With an error the connection is cut at once, and unread bytes are lost. */
   close(error?: Error): void;
 }
 
-/** How long a peer who does not read may hold a stream that was ended. */
+/** How long a peer that does not read may hold a stream that was ended. */
 const LINGER_MS = 10_000;
 
-/** The last words on a stream. */
+/** Writes the last frame of a stream and closes it. */
 export function closeStream(out: DirectController, reason: Bye, random: () => number, lingerMs = LINGER_MS): void {
   const result = out.write(
     `retry: ${retryMs(reason, random)}\n${frame({ event: "pere.bye", data: JSON.stringify({ reason }) })}`,
   );
   if (typeof result === "number") return out.close();
-  const patience = setTimeout(() => out.close(new Error("the reader of an ended stream does not read")), lingerMs);
+  const timer = setTimeout(() => out.close(new Error("the reader of an ended stream does not read")), lingerMs);
   const read = (): void => {
-    clearTimeout(patience);
+    clearTimeout(timer);
     out.close();
   };
   result.then(read, read);
@@ -110,9 +111,9 @@ export class EventStream implements Wire {
   readonly transport = "sse";
   readonly #out: DirectController;
   readonly #random: () => number;
-  /** Where each channel stands, in the order of the request; the `id:` line holds them all. Null: there is one channel. */
+  /** The position in each channel, in the order of the request; the `id:` line holds them all. Null: the feed has one channel. */
   #positions: Map<string, string> | null = null;
-  #told = "";
+  #lastId = "";
 
   constructor(out: DirectController, random: () => number) {
     this.#out = out;
@@ -120,10 +121,10 @@ export class EventStream implements Wire {
     out.write(firstLine(random));
   }
 
-  /** The feed's id when one of its channels stands there. */
+  /** The feed's id after one of its channels moved to this position. */
   #id(channel: string, position: string): string {
     this.#positions?.set(channel, position);
-    return (this.#told = this.#positions ? [...this.#positions.values()].join(".") : position);
+    return (this.#lastId = this.#positions ? [...this.#positions.values()].join(".") : position);
   }
 
   ready(device: string | null, starts: readonly { channel: string; position: Position }[]): void {
@@ -138,9 +139,9 @@ export class EventStream implements Wire {
     return typeof result === "number" ? undefined : result;
   }
 
-  /** A feed of one channel: its bytes are the same for all, made once. */
+  /** A feed of one channel: the bytes are the same for all followers, and made once. */
   #shared(batch: Batch): Uint8Array {
-    this.#told = batch.entries.at(-1)!.id;
+    this.#lastId = batch.entries.at(-1)!.id;
     batch.encoded ??= utf8.encode(batch.entries.map((entry) => frames(entry)).join(""));
     return batch.encoded as Uint8Array;
   }
@@ -152,10 +153,10 @@ export class EventStream implements Wire {
   }
 
   gap(channel: string, after: Position, from: Position): void {
-    // A feed may start behind the gap that it is told of; its place is not moved back for that.
-    const before = this.#positions?.get(channel) ?? this.#told;
-    const told = this.#id(channel, laterOf(before, id(from.epoch, from.seq - 1)));
-    this.#out.write(frame({ id: told, event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
+    // A feed may start after the gap that it reports; its position does not move back for that.
+    const before = this.#positions?.get(channel) ?? this.#lastId;
+    const next = this.#id(channel, laterOf(before, id(from.epoch, from.seq - 1)));
+    this.#out.write(frame({ id: next, event: "pere.gap", data: JSON.stringify(gapBody(channel, after, from)) }));
   }
 
   remind(batch: Batch): Promise<unknown> | undefined {
@@ -170,11 +171,11 @@ export class EventStream implements Wire {
     this.#out.write(frame({ event: "pere.shared", data: JSON.stringify(sharedBody(device, addresses)) }));
   }
 
-  /** A comment; and, when entries passed that were not for this reader, its new position, so that it does not come back for them. */
+  /** A comment, with the new position after entries that were not for this reader, so that it does not ask for them again. */
   beat(positions: readonly Position[]): void {
     const text = positionsText(positions);
-    this.#out.write(text === this.#told ? ":\n\n" : `:\nid: ${text}\n\n`);
-    this.#told = text;
+    this.#out.write(text === this.#lastId ? ":\n\n" : `:\nid: ${text}\n\n`);
+    this.#lastId = text;
   }
 
   bye(reason: Bye): void {
@@ -182,7 +183,7 @@ export class EventStream implements Wire {
   }
 }
 
-/** What goes on, as an event stream: the server's own events alone, without positions. */
+/** `GET /watch` as an event stream: only the server's own events, without positions. */
 export class WatchStream implements Screen {
   readonly #out: DirectController;
   readonly #random: () => number;
@@ -209,7 +210,7 @@ export class WatchStream implements Screen {
 
 // -------------------------------------------------------------------------------------------------------------- WebSocket
 
-/** What an upgraded connection carries: the handlers that the server calls for it. */
+/** The data of an upgraded connection: the handlers that the server calls for it. */
 export interface SocketData {
   open(socket: ServerWebSocket<SocketData>): void;
   message(socket: ServerWebSocket<SocketData>, message: string | Buffer): void;
@@ -218,7 +219,7 @@ export interface SocketData {
   close(): void;
 }
 
-/** WebSocket close codes (RFC 6455, section 7.4.1, and IANA's registry): who comes back soon, who later, who not at all. */
+/** WebSocket close codes (RFC 6455, section 7.4.1, and IANA's registry): reconnect soon, later, or not at all. */
 const CLOSE: Record<Bye, number> = { drain: 1012, renew: 1012, busy: 1013, expired: 1008 };
 
 export class Socket implements Wire {
@@ -227,13 +228,13 @@ export class Socket implements Wire {
   readonly #onReady: () => void;
   #drained: (() => void) | undefined;
 
-  /** @param onReady called when the reader was told that its feed is ready */
+  /** @param onReady called after the reader got `ready` */
   constructor(socket: ServerWebSocket<SocketData>, onReady: () => void) {
     this.#socket = socket;
     this.#onReady = onReady;
   }
 
-  /** A message of the server's own. */
+  /** Sends a message of the server's own. */
   say(pere: string, body: object): void {
     this.#socket.send(JSON.stringify({ pere, ...body }));
   }
@@ -255,7 +256,7 @@ export class Socket implements Wire {
     return behind ? new Promise<void>((resolve) => (this.#drained = resolve)) : undefined;
   }
 
-  /** The peer has read what was waiting, or is gone. */
+  /** The peer has read what was buffered, or is gone. */
   drained(): void {
     this.#drained?.();
     this.#drained = undefined;
@@ -286,13 +287,13 @@ export class Socket implements Wire {
 
 // -------------------------------------------------------------------------------------------------------------- long-poll
 
-/** What a long-poll is answered with. `gaps` is there only when entries asked for are no longer kept, `complete` when events became so. */
+/** The answer to a long-poll. `gaps` is not empty when requested entries are no longer kept, `complete` when events became complete. */
 export interface PollAnswer {
   readonly texts: readonly string[];
   readonly complete: readonly string[];
   readonly last: string;
   readonly gaps: readonly { channel: string; after: string; from: string }[];
-  /** Null: its device is open at one address. */
+  /** Null: the device is connected from one address only. */
   readonly shared: { readonly device: string; readonly addresses: readonly string[] } | null;
 }
 
@@ -318,27 +319,27 @@ export class Poll implements Wire {
     this.#settle = resolve;
   }
 
-  /** Which feed it answers for. */
+  /** Sets the feed that it answers for. */
   of(feed: Feed): void {
     this.#feed = feed;
   }
 
-  /** The time is up: what is there is the answer, once it is known that there is no more. */
+  /** The time is up: answers with what there is, once it is known that there is no more. */
   timeUp(): void {
     this.#late = true;
-    if (this.#resting || this.#isSomething) this.#finish();
+    if (this.#resting || this.#hasContent) this.#finish();
   }
 
-  /** It is not known in time either, for the store is away or does not answer: that is told, unless there is something to say. */
+  /** The store did not answer in time: answers with what there is, or else that the feed is unavailable. */
   giveUp(): void {
     // How far it was looked is an answer as well: the next poll goes on from there.
     const isFurther = this.#from !== null && positionsText(this.#feed!.positions()) !== this.#from;
-    if (this.#isSomething || isFurther) return this.#finish();
+    if (this.#hasContent || isFurther) return this.#finish();
     this.#settle(null);
     this.#feed?.stop();
   }
 
-  get #isSomething(): boolean {
+  get #hasContent(): boolean {
     return this.#texts.length + this.#complete.length + this.#gaps.length > 0;
   }
 
@@ -368,10 +369,10 @@ export class Poll implements Wire {
 
   rest(): void {
     this.#resting = true;
-    if (this.#late || this.#isSomething) this.#finish();
+    if (this.#late || this.#hasContent) this.#finish();
   }
 
-  /** A poll that waits has something to say; one that still gathers has it already. */
+  /** Only a poll that waits sends the reminder; one that still reads the log finds the event there. */
   remind({ entries }: Batch): undefined {
     if (!this.#resting) return;
     this.#texts.push(entries[0]!.text);
@@ -384,7 +385,7 @@ export class Poll implements Wire {
     this.#shared = sharedBody(device, addresses);
   }
 
-  /** What ends a feed for good has an answer; trouble that passes has none. */
+  /** An expired feed is answered with what there is; temporary trouble with a 503. */
   bye(reason: Bye): void {
     if (reason === "expired") this.#finish();
     else this.#settle(null);
