@@ -22,7 +22,7 @@ import {
   services,
   tidyUp,
   well,
-} from "./contract/hook-cases.ts";
+} from "./contract/hook-world.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const SECOND = 1_000;

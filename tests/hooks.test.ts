@@ -7,11 +7,11 @@ import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
 import { ask, start, temporary, until } from "./support/harness.ts";
+import { hookCases } from "./contract/hook-cases.ts";
 import {
   door,
   failing,
   hook,
-  hookCases,
   hookUrl,
   listed,
   LOOPBACK,
@@ -23,7 +23,7 @@ import {
   tidyUp,
   well,
   type World,
-} from "./contract/hook-cases.ts";
+} from "./contract/hook-world.ts";
 
 afterEach(tidyUp);
 

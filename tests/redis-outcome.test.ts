@@ -6,7 +6,8 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaul
 import { RedisStore } from "../engine/redis/store.ts";
 import { reads, draft, missAll, SECOND, T, word } from "./contract/calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./support/harness.ts";
-import { hook, hookCases, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./contract/hook-cases.ts";
+import { hookCases } from "./contract/hook-cases.ts";
+import { hook, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./contract/hook-world.ts";
 import { outcomes } from "./contract/outcome-cases.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 

@@ -1,0 +1,210 @@
+/**
+ * Takes a store and its model through one history, and compares after each turn everything that can be read from the store.
+ */
+import { expect } from "bun:test";
+import { type Event, type Receipt, STATES, tallyCounts } from "../../engine/model.ts";
+import type { Store } from "../../engine/store.ts";
+import {
+  all,
+  bySeq,
+  codeOf,
+  countRows,
+  followAll,
+  hear,
+  heardAll,
+  missAll,
+  reads,
+  rowsOf,
+  sorted,
+  T,
+  type Told,
+  trimAll,
+  word,
+} from "./calls.ts";
+import { CHANNELS, DEVICES, type Step } from "./histories.ts";
+import { ModelChannel } from "./model.ts";
+
+/** Gives a history to the store and to the model, and compares all that they say. */
+export async function compare(store: Store, history: readonly (readonly Step[])[]): Promise<void> {
+  const models = new Map<string, ModelChannel>(CHANNELS.map((name) => [name, new ModelChannel(name)]));
+  const wakes: Told[] = [];
+  hear(store, (told) => wakes.push(told));
+  await followAll(store, CHANNELS);
+  let now = T;
+  for (const model of models.values()) {
+    model.epoch = (await store.open(model.name)).epoch;
+    // Somebody is there from the start, or most events would be nobody's.
+    model.enrol(DEVICES[0], now);
+    await store.enrol(model.name, DEVICES[0], now);
+  }
+  for (const turn of history) {
+    let answers: Promise<void>[] = [];
+    /** Notes what the model says now, and compares when the store has answered. */
+    const answer = <Value>(call: Promise<Value>, check: (value: Value) => void): void =>
+      void answers.push(call.then(check));
+    for (const step of turn) {
+      const model = models.get(step.channel)!;
+      const { name, epoch } = model;
+      switch (step.do) {
+        case "append": {
+          const expected = model.append(step.drafts, now, step.key);
+          const call = store.append(name, step.drafts, now, step.key ?? undefined);
+          if (expected === "refused") answer(codeOf(call), (code) => expect(code).toBe("refused"));
+          else answer(call, (appended) => expect(appended).toMatchObject({ ...expected }));
+          break;
+        }
+        case "record": {
+          const head = model.events.length;
+          const words = step.words.map(({ back, device, status, stranger }, n) =>
+            word(stranger ? "stranger" : epoch, head - back, device, status, {
+              detail: n % 2 ? null : `${n}`,
+              deviceAt: n % 2 ? now - n : null,
+            }),
+          );
+          const expected = words.map((given) => model.record(given, now));
+          answer(store.record(name, words, now), (verdicts) => expect(verdicts).toEqual(expected));
+          break;
+        }
+        case "enrol": {
+          const expected = model.enrol(step.device, now);
+          answer(store.enrol(name, step.device, now), (enrolled) => expect(enrolled).toBe(expected));
+          break;
+        }
+        case "retire": {
+          const expected = model.retire(step.device, now);
+          answer(store.retire(name, step.device, now), (retired) => expect(retired).toBe(expected));
+          break;
+        }
+        case "join": {
+          const { lost, ...expected } = model.join(step.device, now);
+          const { returned } = model.devices.get(step.device)!;
+          answer(store.join(name, step.device, now), (joined) => {
+            expect(joined).toMatchObject(expected);
+            if (!returned) expect(joined.lost).toBe(lost);
+          });
+          break;
+        }
+        case "seen": {
+          const known = model.devices.get(step.device);
+          if (known) known.seenAt = now;
+          answer(store.seen(name, new Map([[step.device, now]])), () => {});
+          break;
+        }
+        case "trim": {
+          // Slice by slice: what else was asked for comes before.
+          await Promise.all(answers);
+          answers = [];
+          const before = now - step.age;
+          const missing = model.trim(step.count, before, now);
+          await trimAll(store, name, { count: step.count, before }, now);
+          // Some left the log with their events at once; whoever follows it has heard of them.
+          await heardAll(store, [name], wakes);
+          noteAll(model, receiptsIn(wakes, name), missing);
+          await trimAll(store, null, { count: step.count, before }, now);
+          const [oldest] = await reads.receipts(store, name, 0, 1);
+          if (oldest) expect(oldest.event).toBeGreaterThan(model.floor);
+          break;
+        }
+        case "miss": {
+          await Promise.all(answers);
+          answers = [];
+          const next = await missAll(store, now);
+          for (const each of models.values())
+            noteAll(each, await reads.receipts(store, each.name, each.receipts.length, 1_000), each.due(now));
+          const owed = [...models.values()].flatMap((model) => model.ahead(now));
+          expect(next ?? Number.POSITIVE_INFINITY).toBeLessThanOrEqual(Math.min(...owed));
+          break;
+        }
+        case "wait":
+          now += step.ms;
+      }
+    }
+    await Promise.all(answers);
+    for (const model of models.values()) await compareAll(store, model, now);
+  }
+  await heardAll(store, CHANNELS, wakes);
+  for (const { name, events, receipts } of models.values()) {
+    const told = wakes.filter(({ channel }) => channel === name);
+    expect(told.flatMap((wake) => (wake.kind === "events" ? wake.entries : [])).map(sorted)).toEqual(
+      events.map(({ event }) => sorted(event)),
+    );
+    expect(receiptsIn(wakes, name)).toEqual(receipts);
+    expect(told.every(({ entries }) => entries.length > 0)).toBe(true);
+  }
+}
+
+/** What was told of a channel's receipts log. */
+const receiptsIn = (wakes: readonly Told[], name: string): Receipt[] =>
+  wakes.flatMap((wake) => (wake.kind === "receipts" && wake.channel === name ? wake.entries : []));
+
+/** Compares the newest entries of a log with what the model expects of them, whatever their order, and lets the model have them in that order. */
+function noteAll(model: ModelChannel, log: readonly Receipt[], expected: readonly Omit<Receipt, "seq">[]): void {
+  const entries = log.filter(({ seq }) => seq > model.receipts.length);
+  const named = (words: readonly Omit<Receipt, "seq">[]) =>
+    new Map(words.map((word) => [`${word.event} ${word.device}`, { ...word, seq: 0 }]));
+  expect(entries.length).toBe(expected.length);
+  expect(named(entries)).toEqual(named(expected));
+  for (const { seq, ...entry } of entries) {
+    model.note(entry);
+    expect(model.receipts.length).toBe(seq);
+  }
+}
+
+/** Everything that can be read of a channel. */
+async function compareAll(store: Store, model: ModelChannel, now: number): Promise<void> {
+  const { name, kept, floor, events, receipts } = model;
+  const head = events.length;
+  const heads = await store.heads(name);
+  // A channel without an event, a device or a hook may be dropped.
+  if (heads === null) return void expect([head, receipts.length, model.devices.size]).toEqual([0, 0, 0]);
+  expect(heads).toMatchObject(model.heads);
+  // Whether `to` still has the names of those who were released is the store's choice.
+  const stillNamed = (event: Event): Event => {
+    const { audience } = events[event.seq - 1]!;
+    return sorted({ ...event, to: event.to && event.to.filter((device) => audience.has(device)) });
+  };
+  expect((await reads.events(store, name, 0, 1_000)).map(stillNamed)).toEqual(
+    kept.map(({ event }) => stillNamed(event)),
+  );
+
+  // The receipts log: without holes, with all that belongs to kept events.
+  expect(heads.receipts.head).toBe(receipts.length);
+  expect(await reads.receipts(store, name, 0, 1_000)).toEqual(receipts.slice(heads.receipts.floor));
+  expect(receipts.slice(0, heads.receipts.floor).every(({ event }) => event <= floor)).toBe(true);
+
+  const tallies = await reads.tallies(store, name, 1, head);
+  expect(tallies.size).toBe(kept.length);
+  for (const entry of kept) {
+    const { seq } = entry.event;
+    const rows = model.rows(entry);
+    expect(await rowsOf(store, name, seq)).toEqual(rows);
+    expect(tallies.get(seq)!.addressed).toBe(rows.length);
+    expect(tallyCounts(tallies.get(seq)!)).toEqual(countRows(rows));
+    const state = STATES[seq % STATES.length]!;
+    expect(await rowsOf(store, name, seq, state)).toEqual(rows.filter(({ status }) => status === state));
+    const silent = DEVICES.filter((device) => entry.audience.has(device) && !entry.words.has(device));
+    expect((await reads.silent(store, name, seq, DEVICES)).sort()).toEqual(silent);
+  }
+  expect([...(await store.reminders(name, now))].sort(bySeq)).toEqual(model.reminders(now));
+
+  const names = [...model.devices.keys()].sort();
+  const enrolments = await all((after) => store.devices(name, after, 3, now));
+  expect(enrolments.map(({ device }) => device)).toEqual(names);
+  for (const { device, enrolledAt, seenAt, pending } of enrolments) {
+    const known = model.devices.get(device)!;
+    expect([device, enrolledAt, pending]).toEqual([device, known.enrolledAt, model.owed(device, now).length]);
+    if (!known.returned) expect(seenAt).toBe(known.seenAt);
+  }
+  for (const device of DEVICES) {
+    // An event that names others may be among them.
+    const settled = await reads.settled(store, name, device, floor, head);
+    const isOthers = ({ event, audience }: (typeof kept)[number]) => event.to !== null && !audience.has(device);
+    expect([...settled].sort((a, b) => a - b)).toEqual(
+      kept
+        .filter((entry) => model.isFinal(entry, device) || (isOthers(entry) && settled.has(entry.event.seq)))
+        .map(({ event }) => event.seq),
+    );
+  }
+  const listed = (await store.channels("", 10)).items.find(({ channel }) => channel === name)!;
+  expect(listed).toEqual({ ...heads, channel: name, devices: names.length, isUnused: expect.any(Boolean) });
+}

@@ -1,0 +1,344 @@
+/**
+ * The store's contract: an event's deadline.
+ */
+import { describe, expect, test } from "bun:test";
+import { isComplete, type Receipt, tallyCounts } from "../../engine/model.ts";
+import {
+  bySeq,
+  draft,
+  expectTalliesToEqualRows,
+  missAll,
+  reads,
+  rowsOf,
+  SECOND,
+  T,
+  tallyOf,
+  trimAll,
+  word,
+} from "./calls.ts";
+import type { Ground } from "./ground.ts";
+
+export function deadlineContract(ground: Ground): void {
+  const { heard, append, enrol, give, log, namesOf, pendingOf } = ground;
+
+  describe("a deadline", () => {
+    /** Who is missing as the log has it, in the order of their names. */
+    const missing = async (after = 0): Promise<Omit<Receipt, "seq">[]> =>
+      (await reads.receipts(ground.store, "orders", after, 10_000))
+        .filter(({ status }) => status === "missing")
+        .map(({ seq: _, ...entry }) => entry)
+        .sort((a, b) => a.event - b.event || (a.device < b.device ? -1 : 1));
+    const entryOf = (event: number, device: string, at: number, detail: string | null = null) =>
+      ({ event, device, status: "missing", detail, at, deviceAt: null, late: false, completes: null }) as const;
+    const EXPIRED = '{"reason":"expired"}';
+
+    test("that passes makes missing who owes a final word, once: in the log, in the rows and in the tally", async () => {
+      await enrol("silent", "working", "done", "failed");
+      const { epoch } = await append("a", { deadline: 10 });
+      await ground.store.record(
+        "orders",
+        [word(epoch, 1, "working", "working"), word(epoch, 1, "done", "done"), word(epoch, 1, "failed", "failed")],
+        T,
+      );
+      const at = T + 10 * SECOND;
+      expect(await ground.store.recordMissing(at - 1)).toBe(at);
+      expect(await missing()).toEqual([]);
+      for (let n = 0; n < 3; n++) expect(await missAll(ground.store, at + n)).toBeNull();
+      expect(await missing()).toEqual([entryOf(1, "silent", at), entryOf(1, "working", at)]);
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 5, floor: 0 });
+      expect(tallyCounts((await tallyOf(ground.store, "orders", 1))!)).toEqual({
+        pending: 0,
+        received: 0,
+        working: 0,
+        missing: 2,
+        done: 1,
+        failed: 1,
+      });
+      expect(isComplete((await tallyOf(ground.store, "orders", 1))!)).toBe(false);
+      expect(await rowsOf(ground.store, "orders", 1, "missing")).toEqual(
+        ["silent", "working"].map((device) => ({
+          device,
+          status: "missing",
+          detail: null,
+          at,
+          deviceAt: null,
+          late: false,
+        })),
+      );
+      await expectTalliesToEqualRows(ground.store, "orders");
+      await heard();
+      const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+      expect(told).toEqual(await reads.receipts(ground.store, "orders", 0, 10));
+    });
+
+    test("asks for a word of whom the event was addressed to: not who came later, not who left, but a stranger in `to`", async () => {
+      await enrol("till", "gone");
+      await append("for all", { deadline: 1 });
+      await append("for some", { deadline: 1, to: ["stranger", "gone"] });
+      await enrol("late");
+      await ground.store.retire("orders", "gone", T);
+      await missAll(ground.store, T + SECOND);
+      expect(await missing()).toEqual([entryOf(1, "till", T + SECOND), entryOf(2, "stranger", T + SECOND)]);
+      await expectTalliesToEqualRows(ground.store, "orders");
+      // Nor does who leaves after it stay missing.
+      await ground.store.retire("orders", "till", T + SECOND);
+      expect((await tallyOf(ground.store, "orders", 1))!).toMatchObject({ addressed: 0, missing: 0 });
+      await expectTalliesToEqualRows(ground.store, "orders");
+    });
+
+    test("holds for an event that has expired meanwhile", async () => {
+      await enrol("till");
+      await append("a", { ttl: 1, deadline: 5 });
+      await give(1, "till", "working");
+      await missAll(ground.store, T + 5 * SECOND);
+      expect(await missing()).toEqual([entryOf(1, "till", T + 5 * SECOND)]);
+    });
+
+    test("that has passed leaves room for a final word, which is late; anything less says nothing new", async () => {
+      await enrol("till", "kiosk", "truck");
+      const { epoch } = await append("a", { deadline: 1 });
+      await give(1, "kiosk", "working");
+      await give(1, "truck", "done");
+      await missAll(ground.store, T + SECOND);
+      const at = T + 2 * SECOND;
+      for (const status of ["received", "working"] as const)
+        expect(await give(1, "till", status, at)).toBe("duplicate");
+      const late = [word(epoch, 1, "kiosk", "done"), word(epoch, 1, "till", "failed", { detail: '"no paper"' })];
+      expect(await ground.store.record("orders", late, at)).toEqual(["recorded", "recorded"]);
+      expect(await give(1, "till", "done", at)).toBe("duplicate");
+      const entries = (await reads.receipts(ground.store, "orders", 4, 10)).map(
+        ({ device, status, late: isLate, completes }) => [device, status, isLate, completes],
+      );
+      expect(entries).toEqual([
+        ["kiosk", "done", true, null],
+        ["till", "failed", true, null],
+        ["till", "pending", false, { done: 2, failed: 1 }],
+      ]);
+      const rows = await rowsOf(ground.store, "orders", 1);
+      expect(rows.map(({ device, status, late: isLate }) => [device, status, isLate])).toEqual([
+        ["kiosk", "done", true],
+        ["till", "failed", true],
+        ["truck", "done", false],
+      ]);
+      expect(tallyCounts((await tallyOf(ground.store, "orders", 1))!)).toMatchObject({
+        missing: 0,
+        done: 2,
+        failed: 1,
+      });
+      await missAll(ground.store, at);
+      expect(await missing(4)).toEqual([]);
+    });
+
+    test("that has passed does not settle what is owed, nor does it count as a sign that a device was told of a loss", async () => {
+      await enrol("till");
+      await append("lost");
+      await append("a", { deadline: 1 });
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect(await ground.store.join("orders", "till", T)).toMatchObject({ lost: 1, settled: 1 });
+      await missAll(ground.store, T + SECOND);
+      expect(await pendingOf("till", T + SECOND)).toBe(1);
+      expect((await reads.settled(ground.store, "orders", "till", 0, 2)).size).toBe(0);
+      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 1, settled: 1 });
+      await trimAll(ground.store, "orders", { count: 0, before: 0 }, T + SECOND);
+      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 2 });
+    });
+
+    test("is told before it passes, the next one of all channels; none, when none is ahead", async () => {
+      await enrol("till");
+      await ground.store.enrol("others", "till", T);
+      expect(await ground.store.recordMissing(T)).toBeNull();
+      await append("without");
+      expect(await ground.store.recordMissing(T)).toBeNull();
+      await append("last", { deadline: 30 });
+      await ground.store.append("others", [draft("first", { deadline: 10 }), draft("second", { deadline: 20.5 })], T);
+      expect(await ground.store.recordMissing(T)).toBe(T + 10_000);
+      expect(await missAll(ground.store, T + 10_000)).toBe(T + 20_500);
+      await append("earlier", { deadline: 1 }, T + 11_000);
+      expect(await missAll(ground.store, T + 11_000)).toBe(T + 12_000);
+      expect(await missAll(ground.store, T + 20_499)).toBe(T + 20_500);
+      expect(await missAll(ground.store, T + 60_000)).toBeNull();
+      expect((await reads.receipts(ground.store, "others", 0, 10)).map(({ event, at }) => [event, at])).toEqual([
+        [1, T + 10_000],
+        [2, T + 60_000],
+      ]);
+      expect(await log()).toEqual([
+        [3, "till", "missing"],
+        [2, "till", "missing"],
+      ]);
+    });
+
+    test("of 3,000 devices is dealt with in slices, each device once, while words and pushes come between", async () => {
+      const names = namesOf(3_000);
+      await Promise.all(names.map((device) => ground.store.enrol("orders", device, T)));
+      await append("a", { deadline: 1 });
+      let calls = 0;
+      await give(1, names.at(-1)!, "done");
+      await missAll(ground.store, T + SECOND, async (call) => {
+        calls = call;
+        const device = names.at(-1 - call)!;
+        await Promise.all([give(1, device, "failed", T + SECOND), append("between")]);
+        await expectTalliesToEqualRows(ground.store, "orders");
+      });
+      expect(calls).toBeGreaterThan(0);
+      const found = (await missing()).map(({ device }) => device);
+      expect(found).toEqual(names.slice(0, -1));
+      expect((await tallyOf(ground.store, "orders", 1))!.missing).toBe(
+        (await rowsOf(ground.store, "orders", 1, "missing")).length,
+      );
+      await heard();
+      const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+      expect(told.map(({ seq }) => seq)).toEqual(Array.from({ length: told.length }, (_, n) => n + 1));
+    }, 30_000);
+
+    test("is not waited for when retention drops the event: who owes it is missing before, with the reason", async () => {
+      await enrol("till", "kiosk");
+      await append("goes early", { deadline: 10 });
+      await append("passed unnoticed", { deadline: 1, to: ["till"] });
+      await append("without");
+      await append("stays", { deadline: 20 });
+      await give(1, "kiosk", "done");
+      const at = T + 5 * SECOND;
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, at);
+      await heard();
+      const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).sort(bySeq);
+      expect(told.slice(1).map(({ seq: _, ...entry }) => entry)).toEqual([
+        entryOf(1, "till", at, EXPIRED),
+        entryOf(2, "till", at),
+      ]);
+      expect(await missAll(ground.store, at)).toBe(T + 20_000);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(3);
+      expect((await ground.store.join("orders", "till", at)).lost).toBe(3);
+      await missAll(ground.store, T + 20 * SECOND);
+      expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
+    });
+
+    test("holds from the moment it passes, looked at or not: a word after it finds its device missing, once, and is late", async () => {
+      await enrol("kiosk", "till", "truck");
+      const { epoch } = await append("a", { deadline: 1 });
+      await append("without");
+      await give(1, "truck", "working");
+      expect(await give(1, "kiosk", "done", T + SECOND - 1)).toBe("recorded");
+      const at = T + SECOND;
+      const words = [
+        word(epoch, 1, "till", "received"),
+        word(epoch, 1, "truck", "failed"),
+        word(epoch, 2, "till", "done"),
+        word(epoch, 1, "stranger", "done"),
+        word(epoch, 1, "till", "done"),
+      ];
+      expect(await ground.store.record("orders", words, at)).toEqual([
+        "duplicate",
+        "recorded",
+        "recorded",
+        "unaddressed",
+        "recorded",
+      ]);
+      const entries = await reads.receipts(ground.store, "orders", 2, 10);
+      expect(entries.map((entry) => [entry.event, entry.device, entry.status, entry.late])).toEqual([
+        [1, "till", "missing", false],
+        [1, "truck", "missing", false],
+        [1, "truck", "failed", true],
+        [2, "till", "done", false],
+        [1, "till", "done", true],
+        [1, "till", "pending", false],
+      ]);
+      expect(await missing(2)).toEqual([entryOf(1, "till", at), entryOf(1, "truck", at)]);
+      expect(tallyCounts((await tallyOf(ground.store, "orders", 1))!)).toMatchObject({
+        missing: 0,
+        done: 2,
+        failed: 1,
+      });
+      await expectTalliesToEqualRows(ground.store, "orders");
+      await missAll(ground.store, at);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(8);
+      expect((await rowsOf(ground.store, "orders", 1)).map(({ device, late }) => [device, late])).toEqual([
+        ["kiosk", false],
+        ["till", true],
+        ["truck", true],
+      ]);
+    });
+
+    test("that has passed unnoticed makes a device that leaves missing before it leaves", async () => {
+      await enrol("kiosk", "till");
+      await append("for all", { deadline: 1 });
+      await append("for one", { deadline: 5, to: ["till"] });
+      await give(1, "kiosk", "done");
+      await give(1, "till", "working");
+      await ground.store.retire("orders", "till", T + 2 * SECOND);
+      const entries = await reads.receipts(ground.store, "orders", 2, 10);
+      expect(entries.map(({ event, device, status, completes }) => [event, device, status, completes])).toEqual([
+        [1, "till", "missing", null],
+        [1, "till", "pending", { done: 1, failed: 0 }],
+        [2, "till", "pending", { done: 0, failed: 0 }],
+      ]);
+      expect(await missAll(ground.store, T + 10 * SECOND)).toBeNull();
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(5);
+      await expectTalliesToEqualRows(ground.store, "orders");
+    });
+
+    test("of 1,200 devices is told once of each, where words come before, between and after its slices", async () => {
+      const names = namesOf(1_200);
+      await Promise.all(names.map((device) => ground.store.enrol("orders", device, T)));
+      const { epoch } = await append("a", { deadline: 1 });
+      const after = (some: readonly string[]) =>
+        ground.store.record(
+          "orders",
+          some.map((device) => word(epoch, 1, device, "done")),
+          T + 2 * SECOND,
+        );
+      await after(names.slice(0, 300));
+      await missAll(ground.store, T + 2 * SECOND, () => after(names.slice(700, 900)));
+      await after(names);
+      expect((await missing()).map(({ device }) => device)).toEqual(names);
+      expect(await tallyOf(ground.store, "orders", 1)).toMatchObject({ done: 1_200, missing: 0 });
+      const entries = await reads.receipts(ground.store, "orders", 0, 10_000);
+      expect(entries.filter(({ status, late }) => status === "done" && late).length).toBe(1_200);
+      expect(entries.at(-1)).toMatchObject({ status: "pending", completes: { done: 1_200, failed: 0 } });
+    });
+
+    test("finds nobody missing who answers in the same moment", async () => {
+      await enrol("kiosk", "till");
+      const { epoch } = await append("answered", { deadline: 1 });
+      await Promise.all([
+        ground.store.record("orders", [word(epoch, 1, "till", "done")], T),
+        ground.store.recordMissing(T + SECOND),
+      ]);
+      await missAll(ground.store, T + SECOND);
+      expect(await log()).toEqual([
+        [1, "till", "done"],
+        [1, "kiosk", "missing"],
+      ]);
+      await expectTalliesToEqualRows(ground.store, "orders");
+    });
+
+    test("and retention that drops events of 3,000 devices take turns, and each device is missing once", async () => {
+      const names = namesOf(3_000);
+      await Promise.all(names.map((device) => ground.store.enrol("orders", device, T)));
+      await append("owed", { deadline: 1 });
+      await append("expired", { deadline: 10, ttl: 0.5 });
+      await append("stays");
+      await ground.store.recordMissing(T + SECOND);
+      let more = true;
+      while (more) {
+        [more] = await Promise.all([
+          ground.store.trim("orders", { count: 1, before: 0 }, T + SECOND),
+          ground.store.recordMissing(T + SECOND),
+        ]);
+      }
+      await missAll(ground.store, T + SECOND);
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 6_000, floor: 6_000 });
+      expect((await ground.store.heads("orders"))!.events.floor).toBe(2);
+      await heard();
+      const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
+      for (const seq of [1, 2])
+        expect(
+          told
+            .filter(({ event }) => event === seq)
+            .map(({ device }) => device)
+            .sort(),
+        ).toEqual(names);
+      for (const device of [names[0]!, names.at(-1)!])
+        expect((await ground.store.join("orders", device, T + SECOND)).lost).toBe(1);
+    }, 30_000);
+  });
+}

@@ -1,0 +1,173 @@
+/**
+ * The store's contract: what is kept, and what goes.
+ */
+import { describe, expect, test } from "bun:test";
+import { draft, expectTalliesToEqualRows, reads, rowsOf, SECOND, T, trimAll, word } from "./calls.ts";
+import type { Ground } from "./ground.ts";
+
+export function retentionContract(ground: Ground): void {
+  const { append, enrol, give } = ground;
+
+  describe("retention", () => {
+    test("by count keeps the newest", async () => {
+      for (let n = 1; n <= 5; n++) await append(n);
+      await trimAll(ground.store, "orders", { count: 2, before: 0 }, T);
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 5, floor: 3 });
+      expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([4, 5]);
+      expect([...(await reads.tallies(ground.store, "orders", 1, 5)).keys()]).toEqual([4, 5]);
+      expect((await append(6)).first).toBe(6);
+    });
+
+    test("by age keeps what was pushed at that moment or after it", async () => {
+      for (let n = 1; n <= 4; n++) await append(n, {}, T + n);
+      await trimAll(ground.store, "orders", { count: 100, before: T + 3 }, T + 4);
+      expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([3, 4]);
+    });
+
+    test("may drop everything; positions go on", async () => {
+      for (let n = 1; n <= 3; n++) await append(n);
+      await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 3, floor: 3 });
+      expect((await append(4)).first).toBe(4);
+      expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([4]);
+    });
+
+    test("drops nothing twice, and nothing of another channel", async () => {
+      await append(1);
+      await ground.store.append("others", [draft(1), draft(2)], T);
+      await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
+      expect(await ground.store.trim("orders", { count: 0, before: 0 }, T)).toBe(false);
+      expect((await ground.store.heads("others"))!.events.floor).toBe(0);
+    });
+
+    test("drops an event with its rows and its receipts", async () => {
+      await enrol("till");
+      for (let n = 1; n <= 3; n++) await append(n);
+      await give(1, "till", "received");
+      await give(2, "till", "done");
+      await give(1, "till", "done");
+      await give(3, "till", "done");
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 7, floor: 5 });
+      expect((await reads.receipts(ground.store, "orders", 0, 10)).map(({ seq, event }) => [seq, event])).toEqual([
+        [6, 3],
+        [7, 3],
+      ]);
+      for (const event of [1, 2]) {
+        expect(await rowsOf(ground.store, "orders", event)).toEqual([]);
+        expect(await give(event, "till", "done")).toBe("unknown");
+      }
+      expect((await rowsOf(ground.store, "orders", 3)).map(({ status }) => status)).toEqual(["done"]);
+    });
+
+    test("keeps the receipts of kept events, whatever went before them in the log", async () => {
+      await enrol("till");
+      await append(1);
+      await append(2);
+      await give(2, "till", "done");
+      await give(1, "till", "done");
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect((await reads.receipts(ground.store, "orders", 0, 10))[0]).toMatchObject({ seq: 1, event: 2 });
+      await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 4, floor: 4 });
+      expect(await reads.receipts(ground.store, "orders", 0, 10)).toEqual([]);
+    });
+
+    test("is done in slices, and pushes go between them", async () => {
+      await enrol("till", "kiosk");
+      for (let batch = 0; batch < 5; batch++) {
+        const { epoch, first } = await ground.store.append(
+          "orders",
+          Array.from({ length: 1_000 }, (_, n) => draft(n)),
+          T,
+        );
+        await ground.store.record(
+          "orders",
+          Array.from({ length: 1_000 }, (_, n) => word(epoch, first + n, "till", "done")),
+          T,
+        );
+      }
+      let calls = 0;
+      let more = true;
+      while (more) {
+        const [answer, trimmed] = await Promise.all([
+          append("between"),
+          ground.store.trim("orders", { count: 10, before: 0 }, T),
+        ]);
+        more = trimmed;
+        calls++;
+        const { events } = (await ground.store.heads("orders"))!;
+        expect(answer.first).toBe(5_000 + calls);
+        // What can be read follows on from the floor, however far the slices are.
+        expect((await reads.events(ground.store, "orders", 0, 1))[0]!.seq).toBe(events.floor + 1);
+        if (calls === 1_000) throw new Error("trim never ends");
+      }
+      expect(calls).toBeGreaterThan(1);
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 5_000 + calls, floor: 4_990 + calls });
+      await expectTalliesToEqualRows(ground.store, "orders");
+      expect(
+        (await reads.receipts(ground.store, "orders", 0, 10_000)).every(({ event }) => event > 4_990 + calls),
+      ).toBe(true);
+    }, 30_000);
+
+    test("remembers for each device the newest it lost unanswered, until a receipt follows a join", async () => {
+      await enrol("owes", "answered", "gone");
+      for (let n = 1; n <= 3; n++) await append(n);
+      for (const event of [1, 2]) await give(event, "answered", "done");
+      await give(2, "owes", "working");
+      await ground.store.retire("orders", "gone", T);
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      const lost = async (device: string): Promise<number> => (await ground.store.join("orders", device, T)).lost;
+
+      // A receipt that no join preceded proves nothing: the device may not have been told.
+      expect(await give(3, "owes", "received")).toBe("recorded");
+      expect(await lost("owes")).toBe(2);
+      expect(await lost("answered")).toBe(0);
+      expect(await lost("gone")).toBe(0);
+      expect(await lost("stranger")).toBe(0);
+      // Told, but not yet heard of: told again.
+      expect(await lost("owes")).toBe(2);
+      expect(await give(3, "owes", "done")).toBe("recorded");
+      expect(await lost("owes")).toBe(0);
+
+      // What is lost after a join is told at the next.
+      await append(4);
+      await append(5);
+      expect(await lost("owes")).toBe(0);
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect(await give(5, "owes", "received")).toBe("recorded");
+      expect(await lost("owes")).toBe(4);
+    });
+
+    test("loses nothing that had expired, or that was not addressed to the device", async () => {
+      await enrol("till");
+      await append("short", { ttl: 1 });
+      await append("other's", { to: ["kiosk"] });
+      await append("kept");
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T + 2 * SECOND);
+      expect((await ground.store.join("orders", "till", T + 2 * SECOND)).lost).toBe(0);
+    });
+
+    test("loses what was addressed to the device by name", async () => {
+      await enrol("till", "kiosk");
+      await append("its own", { to: ["till"] });
+      await append("kept");
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect((await ground.store.join("orders", "till", T)).lost).toBe(1);
+      expect((await ground.store.join("orders", "kiosk", T)).lost).toBe(0);
+    });
+
+    test("loses nothing that the device answers in the same moment", async () => {
+      await enrol("kiosk", "till");
+      const { epoch } = await append("answered");
+      await append("kept");
+      await Promise.all([
+        ground.store.record("orders", [word(epoch, 1, "till", "done")], T),
+        ground.store.trim("orders", { count: 1, before: 0 }, T),
+      ]);
+      await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
+      expect((await ground.store.join("orders", "till", T)).lost).toBe(0);
+      expect((await ground.store.join("orders", "kiosk", T)).lost).toBe(1);
+    });
+  });
+}
