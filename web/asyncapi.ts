@@ -1,11 +1,10 @@
 /**
- * Feeds and sockets as programs read them: an AsyncAPI 3.0 document, message by message. OpenAPI can say that there is an event stream at a URL, and that it can be
- * opened as a WebSocket; it has no words for what comes on it. This document has nothing else: what is asked and answered over HTTP is in `openapi.ts`, whose
- * schemas, parameters and examples are used here as they are.
+ * The AsyncAPI 3.0 document: the messages on event streams and WebSockets, which OpenAPI can't describe. Requests and answers over HTTP are in
+ * `openapi.ts`, whose schemas, parameters and examples are reused here.
  *
- * A frame of an event stream is a message whose headers are its fields, `id` and `event`; a WebSocket has no such fields, so the server's own messages name themselves in
- * `pere`. "send" and "receive" are the service's, as AsyncAPI has it: what it sends, a device reads. `tests/asyncapi.test.ts` holds what a running service says to it, every
- * message and every example.
+ * A frame of an event stream is a message whose headers are the fields `id` and `event`. A WebSocket has no such fields, so the server's own
+ * messages have their name in `pere`. As defined by AsyncAPI, "send" and "receive" are from the service's point of view. `tests/asyncapi.test.ts`
+ * checks every message and example against a running service.
  */
 import { deviceHere, type Parameter, start } from "./openapi-parts.ts";
 import { ref, samples, type Schema, schemas } from "./openapi-schemas.ts";
@@ -24,14 +23,14 @@ interface Pointer {
 }
 const pointer = (path: string): Pointer => ({ $ref: `#/${path}` });
 
-/** A schema with properties of its own. */
+/** An object schema. */
 const described = (properties: Record<string, Schema>, required: readonly string[]): Schema => ({
   type: "object",
   properties,
   required,
 });
 
-/** A publisher's entry on an event stream: its position, its type when it has one, and what it says. @param payload an object with an id */
+/** A log entry on an event stream: its position, its type if any, and its data. @param payload an object with an id */
 const entry = (
   name: string,
   summary: string,
@@ -69,7 +68,7 @@ const ownFrame = (
   };
 };
 
-/** One of the server's own messages on a socket: what it says, with its name in `pere`. */
+/** One of the server's own messages on a socket, with its name in `pere`. */
 const ownText = (name: string, summary: string, schema: Schema, ...examples: readonly object[]): Message => ({
   name,
   summary,
@@ -94,17 +93,16 @@ const [firstEvent, firstReceipt] = [samples.eventBatch.events[0]!, samples.recei
 const { device: _, ...receiptHere } = samples.receiptOne;
 const origin = samples.ready.channels.orders;
 
-const EVENT =
-  "An event. Once more, as a reminder, it comes without `id`, for the place to resume at stays where it is.";
-const RECEIPT = "A device's word on an event, or the server's own, `missing`.";
-const READY = "First on every feed, with the position that it starts after.";
-const GAP = "What was asked for is no longer kept; the feed goes on behind it.";
+const EVENT = "An event. A reminder of an event has no `id`, because the position does not change.";
+const RECEIPT = "A device's receipt for an event, or `missing`, set by the server.";
+const READY = "The first message of every feed, with the position that it starts after.";
+const GAP = "Requested entries are no longer kept; the feed continues after them.";
 const SHARED =
-  "The device has feeds open from several addresses, as two machines with one name have; told once to each of them.";
-const BYE = "Last on a feed that the server ends, and why. Come back after `retry:`.";
+  "The device has feeds open from several addresses; two machines may have the same name. Sent once to each feed.";
+const BYE = "The last message of a feed that the server ends, with the reason. Reconnect after `retry:`.";
 const BYE_TEXT =
-  "Last on a socket that the server closes, and why. 1012: come back; 1013: come back later; 1008: don't.";
-const COMPLETE = "Every addressed device has given its final receipt on the event.";
+  "The last message of a socket that the server closes, with the reason. 1012: reconnect; 1013: reconnect later; 1008: do not reconnect.";
+const COMPLETE = "Every addressed device has sent its final receipt for the event.";
 
 const readyFrames = [samples.ready, samples.readyToAnybody].map((payload) => ({ id: origin, payload }));
 const bye = { reason: "drain" };
@@ -120,13 +118,13 @@ const messages = {
     id: samples.complete!.id,
     payload: samples.complete,
   }),
-  overviewFrame: ownFrame("overview", "How all channels stand, first and where it changed.", "Overview", "never", {
+  overviewFrame: ownFrame("overview", "The state of all channels, first and after changes.", "Overview", "never", {
     payload: samples.overview,
   }),
-  changesFrame: ownFrame("changes", "What came in the channel that is watched.", "Changes", "never", {
+  changesFrame: ownFrame("changes", "The changes in the watched channel.", "Changes", "never", {
     payload: samples.changes,
   }),
-  awayFrame: ownFrame("away", "The store can't be read now; the next frame says that it can.", "Away", "never", {
+  awayFrame: ownFrame("away", "The store can't be read now; the next frame means that it is back.", "Away", "never", {
     payload: { detail: "the store can't be read now" },
   }),
 
@@ -139,20 +137,20 @@ const messages = {
   completeText: ownText("complete", COMPLETE, schemas.Complete, samples.complete!),
   receiptsText: ownText(
     "receipts",
-    "What became of receipts, once they are durable.",
+    "The result of receipts, once they are durable.",
     schemas.Feedback,
     samples.feedbackOne,
   ),
   errorText: ownText(
     "error",
-    "The last message can't be taken; nothing changed.",
+    "The last message was rejected; nothing changed.",
     described({ detail: { type: "string", description: "Why, in one sentence." } }, ["detail"]),
     { detail: "token: it is not a signed JWT" },
   ),
   renewedText: ownText(
     "token",
-    "The fresh token counts from now on.",
-    described({ expires: { oneOf: [ref("Time"), { type: "null" }], description: "When it ends; `null`: never." } }, [
+    "The new token is used from now on.",
+    described({ expires: { oneOf: [ref("Time"), { type: "null" }], description: "When it expires; `null`: never." } }, [
       "expires",
     ]),
     { expires: "2026-11-23T10:00:00.000Z" },
@@ -160,13 +158,13 @@ const messages = {
 
   receiptDrafts: text(
     "receipts",
-    "One receipt or an array of them, as in `POST /feedback/{channel}`, without naming the device.",
+    "One receipt or an array of receipts, as in `POST /feedback/{channel}`, without the device's name.",
     "ReceiptDrafts",
     receiptHere,
   ),
   freshToken: ownText(
     "token",
-    "A fresh token in place of the one that the socket was opened with.",
+    "A new token that replaces the one the socket was opened with.",
     described({ token: { type: "string", description: "A JWT." } }, ["token"]),
     { token: "eyJhbGciOiJIUzI1NiJ9.e30.ZRrHA1JJJW8opsbCGfG_HACGpVUMN_a9IV7pAx_Zmeo" },
   ),
@@ -175,7 +173,7 @@ type Name = keyof typeof messages;
 
 // --------------------------------------------------------------------------------------------------------------- channels
 
-/** What a request may hold in one place, as one schema; the long-poll's own are left out. */
+/** The query parameters or headers of a request as one schema, without those of the long-poll. */
 const asked = (parameters: readonly Parameter[], place: "query" | "header"): Schema =>
   described(
     Object.fromEntries(
@@ -186,14 +184,14 @@ const asked = (parameters: readonly Parameter[], place: "query" | "header"): Sch
     [],
   );
 
-interface Way {
+interface ChannelSpec {
   readonly title: string;
   readonly address: string;
   readonly description: string;
   readonly transport: "http" | "ws";
   readonly parameters: readonly Parameter[];
   readonly sent: readonly Name[];
-  /** What the service takes on it, and what it answers. */
+  /** Messages that the service accepts, and its answers. */
   readonly taken?: Readonly<
     Record<string, { readonly summary: string; readonly message: Name; readonly answers: readonly Name[] }>
   >;
@@ -201,23 +199,26 @@ interface Way {
 
 const FEED = "/feed/{channel}";
 const FEEDBACK = "/feedback/{channel}";
-const onFeed = [...deviceHere("Who follows. Where there are tokens, it is the token's `sub`."), ...start("now")];
+const onFeed = [
+  ...deviceHere("The device that follows. If tokens are required, it is the token's `sub`."),
+  ...start("now"),
+];
 const onFeedback = start("earliest");
 const onWatch: Parameter[] = [
-  { name: "channel", in: "query", description: "The channel that is looked at closely.", schema: ref("Channel") },
+  { name: "channel", in: "query", description: "The channel to watch in detail.", schema: ref("Channel") },
 ];
 const renewToken = {
-  summary: "A fresh token, before the first one ends",
+  summary: "A new token, before the old one expires",
   message: "freshToken",
   answers: ["renewedText", "errorText"],
 } as const;
 
-const ways = {
+const channelSpecs = {
   eventStream: {
     title: "Events, as an event stream",
     address: FEED,
     description:
-      "Server-Sent Events (WHATWG HTML, section 9.2). `data` is JSON. Trouble that passes is told with `200`, `pere.bye` and a close; a stream is renewed about every 15 minutes. Its last `id` goes back whole as `Last-Event-ID`.",
+      "Server-Sent Events (WHATWG HTML, section 9.2). `data` is JSON. Temporary errors are sent as `200`, `pere.bye` and a close. A stream is renewed about every 15 minutes. Pass its last `id` back unchanged as `Last-Event-ID`.",
     transport: "http",
     parameters: onFeed,
     sent: ["readyFrame", "eventFrame", "gapFrame", "sharedFrame", "byeFrame"],
@@ -225,16 +226,16 @@ const ways = {
   receiptStream: {
     title: "Receipts, as an event stream",
     address: FEEDBACK,
-    description: "For publishers: what devices say, with ids and resume of its own.",
+    description: "For publishers: receipts of devices. The feed has its own ids and can be resumed.",
     transport: "http",
     parameters: onFeedback,
     sent: ["readyFrame", "receiptFrame", "completeFrame", "gapFrame", "byeFrame"],
   },
   watchStream: {
-    title: "What goes on, as an event stream",
+    title: "Activity, as an event stream",
     address: "/watch",
     description:
-      "For those who look, such as the console. It has no positions: who comes back is told anew how things stand.",
+      "For dashboards such as the console. It has no positions: after a reconnect it sends the current state again.",
     transport: "http",
     parameters: onWatch,
     sent: ["overviewFrame", "changesFrame", "awayFrame", "byeFrame"],
@@ -259,21 +260,21 @@ const ways = {
   receiptSocket: {
     title: "Receipts, on a WebSocket",
     address: FEEDBACK,
-    description: "For publishers: what devices say. Nothing but a fresh token is to be sent on it.",
+    description: "For publishers: receipts of devices. Only send new tokens on it.",
     transport: "ws",
     parameters: onFeedback,
     sent: ["readyText", "receiptText", "completeText", "gapText", "byeText"],
     taken: { renewPublishersToken: renewToken },
   },
-} satisfies Record<string, Way>;
+} satisfies Record<string, ChannelSpec>;
 
-/** Versions of AsyncAPI's bindings, each in its own count. */
+/** Versions of AsyncAPI's bindings. */
 const HTTP_BINDING = "0.3.0";
 const WS_BINDING = "0.1.0";
 const SERVERS = { http: "http", ws: "websocket" } as const;
 
-/** A way as AsyncAPI's channel. */
-function channelOf({ title, address, description, transport, parameters, sent, taken = {} }: Way) {
+/** Converts it to an AsyncAPI channel. */
+function channelOf({ title, address, description, transport, parameters, sent, taken = {} }: ChannelSpec) {
   const names = [...sent, ...Object.values(taken).flatMap(({ message, answers }) => [message, ...answers])];
   const handshake = {
     method: "GET",
@@ -292,8 +293,11 @@ function channelOf({ title, address, description, transport, parameters, sent, t
   };
 }
 
-/** What the service does on a way: it sends, and on a socket it takes and answers. */
-function operationsOf(key: string, { title, transport, parameters, sent, taken = {} }: Way): [string, object][] {
+/** Its AsyncAPI operations: the service sends, and on a socket it also receives and answers. */
+function operationsOf(
+  key: string,
+  { title, transport, parameters, sent, taken = {} }: ChannelSpec,
+): [string, object][] {
   const channel = pointer(`channels/${key}`);
   const on = (names: readonly Name[]) => names.map((name) => pointer(`channels/${key}/messages/${name}`));
   const request = { method: "GET", query: asked(parameters, "query"), bindingVersion: HTTP_BINDING };
@@ -312,7 +316,7 @@ function operationsOf(key: string, { title, transport, parameters, sent, taken =
 
 // --------------------------------------------------------------------------------------------------------------- document
 
-/** The schemas that a part refers to, and those that they refer to. */
+/** The schemas that a part refers to, directly or indirectly. */
 function referred(part: unknown, found: Record<string, Schema> = {}): Record<string, Schema> {
   for (const [, name] of JSON.stringify(part).matchAll(/"#\/components\/schemas\/(\w+)"/g))
     if (!(name! in found)) referred((found[name!] = (schemas as Record<string, Schema>)[name!]!), found);
@@ -324,15 +328,15 @@ const server = (protocol: string, basePath: string, description: string) => ({
   ...(basePath === "" ? {} : { pathname: basePath }),
   protocol,
   description,
-  variables: { host: { default: "127.0.0.1:4567", description: "Where this service listens: its name and port." } },
+  variables: { host: { default: "127.0.0.1:4567", description: "The host name and port of this service." } },
   security: ["bearer", "cookie", "query"].map((name) => pointer(`components/securitySchemes/${name}`)),
 });
 
 /** The document that is served at `/asyncapi.json`. @param version PERE's own; @param basePath where proxies lead to it, or empty */
 export function asyncapi(version: string, basePath: string): object {
   const body = {
-    channels: Object.fromEntries(Object.entries(ways).map(([key, way]) => [key, channelOf(way)])),
-    operations: Object.fromEntries(Object.entries(ways).flatMap(([key, way]) => operationsOf(key, way))),
+    channels: Object.fromEntries(Object.entries(channelSpecs).map(([key, spec]) => [key, channelOf(spec)])),
+    operations: Object.fromEntries(Object.entries(channelSpecs).flatMap(([key, spec]) => operationsOf(key, spec))),
   };
   return {
     asyncapi: "3.0.0",
@@ -340,16 +344,16 @@ export function asyncapi(version: string, basePath: string): object {
       title: "PERE, feeds and sockets",
       version,
       description:
-        "What comes on PERE's event streams and WebSockets, and what a device may send. Pushing, giving receipts over HTTP, reading and the long-poll are in the OpenAPI document at `/swagger/json`.",
+        "The messages on PERE's event streams and WebSockets, in both directions. Pushes, receipts over HTTP, queries and long-polls are in the OpenAPI document at `/swagger/json`.",
       license: { name: "MIT", url: "https://opensource.org/license/mit" },
     },
     defaultContentType: "application/json",
     servers: {
-      http: server("http", basePath, "Event streams; with TLS by `https`."),
+      http: server("http", basePath, "Event streams; `https` with TLS."),
       websocket: server(
         "ws",
         basePath,
-        "Sockets; with TLS by `wss`. A token may also stand beside `pere.v1` in the subprotocols, as `pere.token.<jwt>`.",
+        "Sockets; `wss` with TLS. A token may also be sent beside `pere.v1` in the subprotocols, as `pere.token.<jwt>`.",
       ),
     },
     ...body,
@@ -358,7 +362,7 @@ export function asyncapi(version: string, basePath: string): object {
       schemas: referred([messages, body]),
       parameters: {
         channel: {
-          description: "The channel's name, or several, comma separated: one connection for all of them.",
+          description: "The channel's name, or several names separated by commas.",
           examples: [samples.channel],
         },
       },
@@ -369,7 +373,7 @@ export function asyncapi(version: string, basePath: string): object {
           type: "httpApiKey",
           in: "query",
           name: "token",
-          description: "The same token, where nothing else can be set, as with EventSource.",
+          description: "The same token, for clients that can't set headers, such as EventSource.",
         },
       },
     },

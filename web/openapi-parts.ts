@@ -1,6 +1,6 @@
 /**
- * What the operations of `openapi.ts` are made of: the types of OpenAPI 3.1 that they need, answers and parameters that many of them share,
- * and the prose that both feeds have in common.
+ * Shared parts of the operations in `openapi.ts`: the types of OpenAPI 3.1 that they need, common answers and parameters, and the text about
+ * transports for both feeds.
  */
 import { CHANNELS_MAX, EVENT_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, POLL_SECONDS_MAX } from "../engine/model.ts";
 import { ref, samples, type Schema } from "./openapi-schemas.ts";
@@ -22,7 +22,7 @@ export interface Parameter {
   readonly description: string;
   readonly schema: Schema;
   readonly required?: boolean;
-  /** Filled in when somebody tries the operation; so only where it does no harm. */
+  /** The API page fills this in, so set it only where that is harmless. */
   readonly example?: unknown;
   readonly style?: "form";
   readonly explode?: boolean;
@@ -44,11 +44,11 @@ export interface Operation {
   readonly parameters?: readonly Parameter[];
   readonly requestBody?: { readonly required: true; readonly content: Content };
   readonly responses: Replies;
-  /** Empty where no token is needed. */
+  /** Empty: no token is needed. */
   readonly security?: readonly [];
 }
 
-/** Examples of one media type: each by its name, with a line about it. */
+/** Examples of one media type, by name, each with a summary. */
 export const examples = (values: Record<string, readonly [summary: string, value: unknown]>): Record<string, Example> =>
   Object.fromEntries(Object.entries(values).map(([name, [summary, value]]) => [name, { summary, value }]));
 export const one = (value: unknown): Record<string, Example> => ({ example: { value } });
@@ -73,12 +73,12 @@ export const problemBody = (code: string, title: string, status: number, more: o
 export const refusedBody = (path: string, message: string) =>
   problemBody("refused", "Refused", 422, { detail: `${path}: ${message}`, errors: [{ path, message }] });
 
-/** The answers that many operations share: `components.responses`. */
+/** Shared error answers: `components.responses`. */
 export const failures = {
   400: [
     "Malformed",
     problem(
-      "Something has not the form that it must have: a name, a number, the JSON, the UTF-8; or an option was given twice, or does not exist here.",
+      "Malformed input: a name, a number, the JSON or the UTF-8 is invalid, or a query option is repeated or unknown.",
       examples({
         channel: ["A name", problemBody("malformed", "Malformed request", 400, samples.malformedChannel)],
         limit: ["A number", problemBody("malformed", "Malformed request", 400, samples.malformedLimit)],
@@ -89,7 +89,7 @@ export const failures = {
     "Unauthorized",
     {
       ...problem(
-        "No token, or not a good one, and why. On a feed that is final: there is nothing to come back for without another one.",
+        "The token is missing or invalid; the answer says why. Do not retry a feed without a new token.",
         examples({
           missing: ["No token", problemBody("unauthorized", "Unauthorized", 401, { detail: "a token is needed here" })],
           expired: [
@@ -108,7 +108,7 @@ export const failures = {
     "Forbidden",
     {
       ...problem(
-        "The token does not allow this here. On a feed that is final, too.",
+        "The token does not allow this. Do not retry a feed without a new token.",
         one(
           problemBody("forbidden", "Forbidden", 403, {
             detail: "this token gives no right to push on orders",
@@ -129,7 +129,7 @@ export const failures = {
   408: [
     "TooSlow",
     problem(
-      "The body took longer than 30 s and what its length needs at 10 kB/s. Send it again.",
+      "The body took longer than 30 s plus the time its length needs at 10 kB/s. Send it again.",
       one(
         problemBody("slow", "Too slow", 408, {
           detail: "the request body arrived too slowly; send it again, in smaller parts on a slow connection",
@@ -140,14 +140,18 @@ export const failures = {
   413: [
     "TooLarge",
     problem(
-      "The body is too large, or holds too many.",
-      one(problemBody("tooLarge", "Too large", 413, { detail: `the body is larger than ${EVENT_BYTES_MAX} bytes` })),
+      "The body is too large or has too many items.",
+      one(
+        problemBody("tooLarge", "Too large", 413, {
+          detail: `the request body is larger than ${EVENT_BYTES_MAX} bytes`,
+        }),
+      ),
     ),
   ],
   415: [
     "WrongType",
     problem(
-      "The `Content-Type` is none of those that are taken here, the charset is not UTF-8, or there is a `Content-Encoding`.",
+      "The `Content-Type` is not supported here, the charset is not UTF-8, or there is a `Content-Encoding`.",
       one(
         problemBody("wrongType", "Wrong content type", 415, {
           detail: "push takes application/json, or application/x-ndjson for many events at once",
@@ -166,7 +170,7 @@ export const failures = {
     "TooMany",
     {
       ...problem(
-        "One caller, a token's `sub` or an address, has done too much within a minute. A stream and a socket are told `busy` instead.",
+        "A caller (a token's `sub` or an address) has exceeded a limit per minute. Streams and sockets end with `busy` instead.",
         one(
           problemBody("tooMany", "Too many requests", 429, {
             detail: "more than 1 events pushed in 60 s; try again in 60 s",
@@ -183,7 +187,7 @@ export const failures = {
   500: [
     "Inside",
     problem(
-      "A fault in PERE. The id in it finds the rest in the service's log.",
+      "A bug in PERE. The id in `detail` is also in the service's log.",
       one(
         problemBody("inside", "Internal error", 500, {
           detail: "something went wrong in PERE; the log has it as 7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11",
@@ -195,7 +199,7 @@ export const failures = {
     "Away",
     {
       ...problem(
-        "The store is away or PERE is shutting down. Whether it was stored can't be known; asking again is right.",
+        "The store is away or PERE is shutting down. It is unknown whether the request was carried out; repeat it.",
         one(
           problemBody("away", "Not available now", 503, {
             detail: "PERE is shutting down; push again in a moment",
@@ -209,7 +213,7 @@ export const failures = {
     "Full",
     {
       ...problem(
-        "The disk is full, and nothing was stored. Feeds and reading go on; when there is room again, so does this.",
+        "The disk is full, and nothing was stored. Feeds and queries still work; writes work again when there is free space.",
         one(problemBody("full", "The disk is full", 507, { detail: "the disk is full; nothing was stored" })),
       ),
       headers: { "Retry-After": { $ref: "#/components/headers/Retry-After" } },
@@ -217,11 +221,11 @@ export const failures = {
   ],
 } as const satisfies Record<number, readonly [string, Reply]>;
 
-/** References to shared answers. */
+/** References to shared error answers. */
 export const refusing = (...statuses: (keyof typeof failures)[]): Replies =>
   Object.fromEntries(statuses.map((status) => [status, { $ref: `#/components/responses/${failures[status][0]}` }]));
 
-/** The same for an operation that is answered after the store was: it can also end as 500 and 503. */
+/** The same for operations that use the store, which can also fail with 500 and 503. */
 export const failing = (...statuses: (keyof typeof failures)[]): Replies => refusing(...statuses, 500, 503);
 
 // ----------------------------------------------------------------------------------------------------------------- parameters
@@ -236,7 +240,7 @@ export const channel: Parameter = {
 };
 export const channels: Parameter = {
   ...channel,
-  description: `The channel's name, or several, comma separated: one connection, at most ${CHANNELS_MAX} channels.`,
+  description: `The channel's name, or several names separated by commas, at most ${CHANNELS_MAX}.`,
   schema: ref("Channels"),
 };
 export const event: Parameter = {
@@ -265,26 +269,26 @@ export const hookName: Parameter = {
   example: samples.hookName,
 };
 
-/** A page of a list. @param key what `after` takes, and `next` gives */
+/** The parameters of a page. @param key what `after` and `next` contain */
 export const page = (key: string, schema: Schema): Parameter[] => [
-  { name: "after", in: "query", description: `Begin after this one: ${key}, as \`next\` gave it.`, schema },
+  { name: "after", in: "query", description: `Start after this item: ${key}, from \`next\`.`, schema },
   {
     name: "limit",
     in: "query",
-    description: "How many at most.",
+    description: "Maximum number of items.",
     schema: { type: "integer", minimum: 1, maximum: PAGE_MAX, default: PAGE_DEFAULT },
   },
 ];
 
 export const deviceHere = (what: string): Parameter[] => [
   { name: "device", in: "query", description: what, schema: ref("Device") },
-  { name: "device", in: "header", description: "The same; the query wins.", schema: ref("Device") },
+  { name: "device", in: "header", description: "The same; the query takes precedence.", schema: ref("Device") },
 ];
 
 export const lastEvent: Parameter = {
   name: "Last-Event-ID",
   in: "header",
-  description: "The event's id, for a form without the field `id`.",
+  description: "The event's id, for forms without the field `id`.",
   schema: ref("EventId"),
 };
 
@@ -297,48 +301,49 @@ export const seconds = (minimum: number, maximum: number): Schema => ({
   description: "Seconds in plain decimal notation, with at most 6 decimals.",
 });
 
-/** Where a feed starts. @param since what to fill in when it is tried */
+/** The parameters for a feed's start. @param since the example value */
 export const start = (since: "now" | "earliest"): Parameter[] => [
   {
     name: "Last-Event-ID",
     in: "header",
-    description: "Go on after this position. EventSource sends it by itself when it reconnects.",
+    description: "Continue after this position. EventSource sends it automatically when it reconnects.",
     schema: ref("Position"),
   },
   {
     name: "last-event-id",
     in: "query",
-    description: "The same, for clients that can't set the header; the header wins.",
+    description: "The same, for clients that can't set the header; the header takes precedence.",
     schema: ref("Position"),
   },
   {
     name: "lastEventId",
     in: "query",
-    description: "The same again, as EventSource polyfills add it when they reconnect; it wins over `last-event-id`.",
+    description:
+      "The same, as EventSource polyfills add it when they reconnect; it takes precedence over `last-event-id`.",
     schema: ref("Position"),
   },
   {
     name: "since",
     in: "query",
     description:
-      "Where to start when nothing else says it: `now`, `earliest`, or after a position. No place of a device's feed reaches behind its enrolment: of what was pushed before, it gets only what names it.",
+      "Where to start without another position: `now`, `earliest`, or after a position. A device gets events from before its enrolment only if they name it, whatever the position.",
     schema: ref("Since"),
     ...(since === "now" ? {} : { example: since }),
   },
   {
     name: "wait",
     in: "query",
-    description: "Long-poll only: how many seconds the answer may take to come when there is nothing yet.",
+    description: "Long-poll only: how many seconds to wait if there is nothing yet.",
     schema: { ...seconds(0, POLL_SECONDS_MAX), default: 0 },
     example: 5,
   },
 ];
 
-/** What a feed answers, by whichever transport. The long-poll stands first: this page can show it, and an endless stream it can't. */
+/** A feed's answers on all transports. The long-poll comes first: the API page can show it, unlike an endless stream. */
 export const feedReplies = (batch: string, polled: unknown, streamed: string): Replies => ({
   101: { description: "The WebSocket is open." },
   200: {
-    description: "What came, for a long-poll; else an event stream, which goes on until one side ends it.",
+    description: "For a long-poll, the new entries; otherwise an event stream, until one side closes it.",
     content: {
       ...json(batch, one(polled)),
       "text/event-stream": { schema: { type: "string" }, examples: one(streamed) },
@@ -347,32 +352,32 @@ export const feedReplies = (batch: string, polled: unknown, streamed: string): R
   ...failing(400, 401, 403, 422, 429),
 });
 
-/** The same URL by three transports: prose for both feeds. */
+/** The description of the three transports, for both feeds. */
 export const transports = (own: string): string => `
-**Event stream** (the default; \`EventSource\`, \`curl -N\`). The first bytes come at once. A frame is
+**Event stream** (the default; \`EventSource\`, \`curl -N\`). The first bytes are sent at once. A frame is
 
     id: <position>
-    event: <type>        (when it has one)
+    event: <type>        (if it has one)
     data: <JSON>
 
-and a comment line keeps a quiet stream alive. The server's own events, which a client may ignore:
+and a comment line keeps a quiet stream alive. The server's own events, which clients may ignore:
 
 | event | data | |
 |---|---|---|
 | \`pere.ready\` | \`Ready\` | first, with the position that the feed starts after as its \`id:\` |
-| \`pere.gap\` | \`Gap\` | what was asked for is no longer kept; nothing is ever skipped in silence |
-| \`pere.shared\` | \`Shared\` | the device is open from several addresses at once: two machines have its name, perhaps |
-| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; come back after \`retry:\` |
+| \`pere.gap\` | \`Gap\` | requested entries are no longer kept; entries are never skipped silently |
+| \`pere.shared\` | \`Shared\` | the device is connected from several addresses: two machines may have the same name |
+| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; reconnect after \`retry:\` |
 
-Trouble that passes is told as \`200\`, \`pere.bye\` and a close, because EventSource stops for ever at any other status. A stream is renewed about every
+Temporary errors are sent as \`200\`, \`pere.bye\` and a close, because EventSource never reconnects after any other status. A stream is renewed about every
 15 minutes.
 
 **WebSocket** (\`Upgrade: websocket\`, subprotocol \`pere.v1\` or none). Text frames: the same JSON as in \`data:\`, and the server's own as
-\`{"pere":"ready"|"gap"|"shared"|"bye", …}\`. It closes with 1012 or 1013 when coming back makes sense, with 1008 when the device was retired or the token has expired. ${own}
-A fresh token in place of the one that it was opened with is \`{"pere":"token","token":"…"}\`, and is answered \`{"pere":"token","expires":"…"}\`; one that is not good, allows less or is
-another device's is answered \`{"pere":"error","detail":"…"}\` and changes nothing.
+\`{"pere":"ready"|"gap"|"shared"|"bye", …}\`. It closes with 1012 or 1013 if reconnecting makes sense, and with 1008 if the device was retired or the token has expired. ${own}
+To replace the token, send \`{"pere":"token","token":"…"}\`; the answer is \`{"pere":"token","expires":"…"}\`. A token that is invalid, allows less or belongs to
+another device gets \`{"pere":"error","detail":"…"}\` and changes nothing.
 
-**Long-poll** (\`Accept: application/json\`): answers as soon as there is something, or when \`wait\` is over; with \`gaps\` and \`shared\` where there is something to say. Pass \`last\` back as
+**Long-poll** (\`Accept: application/json\`): answers as soon as there is an entry, or when \`wait\` is over, with \`gaps\` and \`shared\` if needed. Pass \`last\` back as
 \`last-event-id\`.
 
-On a feed of several channels the position holds a place in each. It is opaque, and goes back whole.`;
+On a feed of several channels the position contains one for each. It is opaque; pass it back unchanged.`;

@@ -1,13 +1,12 @@
 /**
- * The shapes of everything that goes in and out over HTTP, as JSON Schema 2020-12 (OpenAPI 3.1 takes it as it is), and the story
- * that all examples tell: a channel `orders`, a till that prints what it gets, and the three orders of one morning.
+ * The JSON Schemas (2020-12, as used by OpenAPI 3.1) of all requests and answers, and the examples: a channel `orders`, a till that prints what it
+ * gets, and the three orders of one morning.
  *
- * The examples are not invented. `tests/openapi-answers.test.ts` starts a service, sends every request example in the order of the story and
- * holds every answer example to what came back, letter by letter. What differs between two services is the first half of an id,
- * which names one life of one channel; the examples say `SAMPLE_EPOCH` there, and `swagger.js` puts a real id in its place when somebody tries
- * one out.
+ * The examples are real. `tests/openapi-answers.test.ts` starts a service, sends every request example in order and compares every answer example with the
+ * actual answer, character by character. Two services differ only in the epoch, the first half of an id. The examples use `SAMPLE_EPOCH`, and
+ * `swagger.js` replaces it by a real id when somebody tries one.
  *
- * Schemas of answers do not forbid further members: a later version may say more.
+ * Schemas of answers allow additional members: a later version may add some.
  */
 import {
   CHANNEL,
@@ -57,27 +56,27 @@ const anyJson = (description: string): Schema => ({ description });
 const CHANNEL_NAME = CHANNEL.source.slice(1, -1);
 const POSITION = positionPattern.source.slice(1, -1);
 const POSITIONS = `${POSITION}(\\.${POSITION}){0,${CHANNELS_MAX - 1}}`;
-/** The words that a device can give; the others of `STATES` are the server's. */
+/** The statuses that a device can send; the server sets the others. */
 const WORDS = STATES.filter((state) => state !== "pending" && state !== "missing");
 
 const problem = {
   type: {
     type: "string",
     format: "uri",
-    description: "What went wrong, for programs: `urn:pere:` and one word.",
+    description: "The kind of problem: `urn:pere:` and one word.",
     examples: ["urn:pere:malformed"],
   },
-  title: { type: "string", description: "The same for people, in general." },
+  title: { type: "string", description: "The kind of problem, for people." },
   status: { type: "integer", minimum: 400, maximum: 599, description: "The HTTP status." },
-  detail: { type: "string", description: "What went wrong this time, in one sentence." },
-  errors: array(ref("Fault"), { description: "The fields that are wrong, where fields are." }),
+  detail: { type: "string", description: "What went wrong this time, in a sentence." },
+  errors: array(ref("Fault"), { description: "The invalid fields, if any." }),
 };
 const feedback = {
-  recorded: count("Receipts that moved their device forward on their event."),
+  recorded: count("Receipts that advanced their device's status on their event."),
   duplicate: count(
-    "Receipts that said nothing new: repeated, or behind what was said before. To their sender it is the same as recorded.",
+    "Receipts that changed nothing: repeated, or behind an earlier one. Senders can treat them as recorded.",
   ),
-  rejected: array(ref("Rejection"), { description: "Receipts that can't be taken. Sending them again won't help." }),
+  rejected: array(ref("Rejection"), { description: "Rejected receipts. Do not send them again." }),
 };
 const eventHead = {
   id: ref("EventId"),
@@ -86,28 +85,27 @@ const eventHead = {
   at: ref("Time"),
   type: ref("EventType"),
 };
-const deadlineTime = { ...ref("Time"), description: "By when every addressed device owes a final receipt." };
-/** What a push that waits is answered with as well. */
+const deadlineTime = { ...ref("Time"), description: "When every addressed device owes a final receipt." };
+/** Additional members of the answer to a push that waits. */
 const outcome = {
   receipts: { ...ref("Tally"), description: "Only with `Prefer: wait`." },
   complete: {
     type: "boolean",
-    description:
-      "Only with `Prefer: wait`. `true`: every addressed device gave its final receipt in time for this answer.",
+    description: "Only with `Prefer: wait`. `true`: every addressed device sent its final receipt before this answer.",
   },
 };
 const receiptBody = {
-  detail: anyJson("The device's own words, any JSON; `null` when it gave none."),
+  detail: anyJson("The device's detail, any JSON; `null` if it sent none."),
   at: ref("Time"),
   deviceAt: orNull("Time"),
-  late: { type: "boolean", description: "It came after the event's deadline." },
+  late: { type: "boolean", description: "It arrived after the event's deadline." },
 };
 const batch = (items: Schema, more: Record<string, Schema> = {}): Schema =>
   object(
     {
-      events: array(items, { description: "Oldest first; empty when the time was up and nothing had come." }),
+      events: array(items, { description: "Oldest first; empty if nothing arrived in time." }),
       last: ref("Position"),
-      gaps: array(ref("Gap"), { description: "Only when entries that were asked for are no longer kept." }),
+      gaps: array(ref("Gap"), { description: "Only if requested entries are no longer kept." }),
       ...more,
     },
     ["gaps", ...Object.keys(more)],
@@ -119,7 +117,7 @@ const hook = {
   url: { type: "string", format: "uri" },
   on: array(ref("HookKind")),
   createdAt: ref("Time"),
-  disabled: { type: ["string", "null"], description: "Why it is called no more, in a sentence." },
+  disabled: { type: ["string", "null"], description: "Why the hook is disabled, in a sentence." },
 };
 const hookCall = (types: readonly string[], data: Schema, description: string): Schema =>
   object({ type: { type: "string", enum: types }, timestamp: ref("Time"), data }, [], { description });
@@ -139,23 +137,23 @@ export const schemas = {
   Channels: {
     type: "string",
     pattern: `^${CHANNEL_NAME}(,${CHANNEL_NAME}){0,${CHANNELS_MAX - 1}}$`,
-    description: `A channel's name, or several, comma separated; at most ${CHANNELS_MAX}.`,
+    description: `A channel's name, or several separated by commas; at most ${CHANNELS_MAX}.`,
   },
   EventType: {
     type: "string",
     pattern: `^(?!pere\\.|(?:${EVENT_SOURCE_TYPES.join("|")})$)[A-Za-z0-9._-]{1,64}$`,
     description:
-      "The event's name on event streams. The prefix `pere.` is the server's own; `open`, `message` and `error` are EventSource's.",
+      "The event's name on event streams. The prefix `pere.` is reserved for the server; `open`, `message` and `error` are reserved by EventSource.",
   },
   EventId: {
     type: "string",
     pattern: `^${POSITION}$`,
-    description: "An event's id, or a receipt's. Opaque: made by PERE, good in one channel only.",
+    description: "The id of an event or a receipt. Opaque; valid in one channel only.",
   },
   Position: {
     type: "string",
     pattern: `^${POSITIONS}$`,
-    description: "How far a feed has come, one id a channel. Opaque: give it back whole, as `Last-Event-ID`.",
+    description: "How far a feed was read, one id per channel. Opaque; pass it back unchanged as `Last-Event-ID`.",
   },
   Since: {
     type: "string",
@@ -174,23 +172,27 @@ export const schemas = {
   Word: {
     type: "string",
     enum: WORDS,
-    description: "Later words only move forward; `done` and `failed` are final, and the first final word stands.",
+    description: "A status only advances. `done` and `failed` are final, and the first final status stays.",
   },
   State: {
     type: "string",
     enum: STATES,
     description:
-      "Where a device stands on an event: its last word; `pending` before the first; `missing` when the deadline passed without its final one.",
+      "A device's status on an event: that of its last receipt; `pending` before the first; `missing` if the deadline passed without its final one.",
   },
 
   Audience: object({
-    addressed: count("Devices that the event was addressed to: those enrolled when it was pushed, or those in `to`."),
+    addressed: count("Addressed devices: those enrolled when the event was pushed, or those in `to`."),
     connected: count("How many of them have a feed open now."),
   }),
-  Tally: object(Object.fromEntries(STATES.map((state) => [state, count(`Devices that stand at \`${state}\`.`)])), [], {
-    description:
-      "Where the addressed devices stand; adds up to `addressed`. `missing`: the deadline passed without their final receipt.",
-  }),
+  Tally: object(
+    Object.fromEntries(STATES.map((state) => [state, count(`Devices with the status \`${state}\`.`)])),
+    [],
+    {
+      description:
+        "The number of addressed devices with each status; adds up to `addressed`. `missing`: the deadline passed without their final receipt.",
+    },
+  ),
 
   Pushed: object({ ...eventHead, audience: ref("Audience"), ...outcome }, ["type", ...Object.keys(outcome)]),
   PushedMany: object({
@@ -207,15 +209,15 @@ export const schemas = {
       ...eventHead,
       deadline: deadlineTime,
       expiresAt: ref("Time"),
-      remind: { type: "number", description: "Seconds between reminders, when there are some." },
-      to: array(ref("Device"), { description: "The devices named in `to`, when some were." }),
+      remind: { type: "number", description: "Seconds between reminders, if any." },
+      to: array(ref("Device"), { description: "The devices named in `to`, if any." }),
       audience: ref("Audience"),
       receipts: ref("Tally"),
-      complete: { type: "boolean", description: "Every addressed device gave its final receipt." },
+      complete: { type: "boolean", description: "Every addressed device has sent its final receipt." },
       data: ref("Data"),
     },
     ["type", "deadline", "expiresAt", "remind", "to"],
-    { description: "An event as its publisher reads it." },
+    { description: "An event as its publisher gets it." },
   ),
   EventBatch: batch(ref("Event"), { shared: ref("Shared") }),
 
@@ -233,20 +235,22 @@ export const schemas = {
   ),
   Gap: object({ channel: ref("Channel"), after: ref("EventId"), from: ref("EventId") }, [], {
     description:
-      "`pere.gap`: entries after `after` and before `from` were asked for and are no longer kept, or never existed in this log.",
+      "`pere.gap`: the requested entries after `after` and before `from` are no longer kept, or never existed in this log.",
   }),
   Shared: object(
     {
       device: ref("Device"),
       addresses: array(
         { type: "string" },
-        { description: "From where it is open: IPv4 addresses, and of IPv6 the networks, as `2001:db8::/64`." },
+        {
+          description: "The addresses it is connected from: IPv4 addresses, and IPv6 networks such as `2001:db8::/64`.",
+        },
       ),
     },
     [],
     {
       description:
-        "`pere.shared`: the device has feeds open from several addresses at once, as two machines with one name have. Each of its feeds is told once.",
+        "`pere.shared`: the device has feeds open from several addresses at once; two machines may have the same name. Sent once to each of its feeds.",
     },
   ),
   Bye: object(
@@ -255,8 +259,8 @@ export const schemas = {
         type: "string",
         enum: ["drain", "renew", "expired", "busy"],
         description:
-          "`drain`: PERE is going away. `renew`: the stream was open for long enough; come back. `expired`: the device was retired. " +
-          "`busy`: trouble that passes.",
+          "`drain`: PERE is shutting down. `renew`: the stream is due for renewal; reconnect. `expired`: the device was retired. " +
+          "`busy`: a temporary problem.",
       },
     },
     [],
@@ -268,13 +272,13 @@ export const schemas = {
       event: ref("EventId"),
       device: ref("Device"),
       status: ref("Word"),
-      detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher to read.`),
-      at: { ...ref("Time"), description: "The device's own clock; kept beside the server's." },
+      detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher.`),
+      at: { ...ref("Time"), description: "By the device's clock; stored in addition to the server's time." },
     },
     ["device", "detail", "at"],
     {
       description:
-        "One device's word on one event. `device` may be left out where the query or the header `device` names it.",
+        "A device's receipt for an event. `device` may be omitted if the query or the header `device` names it.",
     },
   ),
   ReceiptDrafts: {
@@ -283,25 +287,25 @@ export const schemas = {
   },
   OldReceipt: object(
     {
-      id: { ...ref("EventId"), description: "The event's id; the header `Last-Event-ID` will do." },
-      device: { ...ref("Device"), description: "Here, in the query or in the header `device`." },
+      id: { ...ref("EventId"), description: "The event's id; may be in the header `Last-Event-ID` instead." },
+      device: { ...ref("Device"), description: "May be in the query or in the header `device` instead." },
       status: {
         type: "string",
         description:
-          "One of the four words; `ok` and `rx ok` count as `done`, any other text as `received`, and is kept in `detail`.",
+          "One of the four statuses. `ok` and `rx ok` count as `done`; any other text counts as `received` and is kept in `detail`.",
       },
     },
     ["id", "device", "status"],
-    { description: "A receipt as the first PERE clients send it." },
+    { description: "A receipt in the format of the first PERE clients." },
   ),
   Rejection: object({
-    index: count("Its place in the request, from 0."),
-    event: { type: ["string", "null"], description: "The event that it named." },
-    reason: { type: "string", description: "Why, in one sentence." },
+    index: count("Its index in the request, from 0."),
+    event: { type: ["string", "null"], description: "The event it named." },
+    reason: { type: "string", description: "Why, in a sentence." },
   }),
   Feedback: object(feedback),
   FeedbackProblem: object({ ...problem, ...feedback }, ["errors", ...Object.keys(feedback)], {
-    description: "A problem; when every receipt was rejected, with what `Feedback` says beside it.",
+    description: "A problem; if every receipt was rejected, with the members of `Feedback`.",
   }),
   Receipt: object(
     {
@@ -312,12 +316,12 @@ export const schemas = {
       status: {
         type: "string",
         enum: [...WORDS, "missing"],
-        description: "`missing` is the server's own word, at the deadline.",
+        description: "`missing` is set by the server at the deadline.",
       },
       ...receiptBody,
     },
     [],
-    { description: "A receipt as publishers get it. `id` is its own, in the log of receipts." },
+    { description: "A receipt as publishers get it. `id` is its id in the log of receipts." },
   ),
   Complete: object(
     {
@@ -331,11 +335,11 @@ export const schemas = {
     ["id"],
     {
       description:
-        "`pere.complete`: every addressed device has given its final receipt on this event. `id` is its own, in the log of receipts: a reader who resumes after it is not told again. A hook's call has none.",
+        "`pere.complete`: every addressed device has sent its final receipt for this event. `id` is its id in the log of receipts: a reader that resumes after it does not get it again. A hook's call has none.",
     },
   ),
   ReceiptBatch: batch(ref("Receipt"), {
-    complete: array(ref("Complete"), { description: "Events that became complete; only when some did." }),
+    complete: array(ref("Complete"), { description: "Events that became complete, if any." }),
   }),
 
   ChannelState: object({
@@ -358,17 +362,17 @@ export const schemas = {
           open: {
             ...orNullCount,
             description:
-              "Final receipts that are still owed, and are not `missing`, on its newest events; `null` until they are counted.",
+              "Final receipts still owed for its newest events, without `missing` ones; `null` until they are counted.",
           },
-          missing: { ...orNullCount, description: "Devices that stand at `missing`, on its newest events." },
+          missing: { ...orNullCount, description: "Devices with the status `missing` on its newest events." },
         }),
       ),
-      more: { type: "boolean", description: "There are more channels: `GET /channels` has them all." },
+      more: { type: "boolean", description: "There are more channels; `GET /channels` lists all of them." },
       counts: object({
-        pushes: count("Events that were stored."),
-        deliveries: count("Events written to followers, as often as there were followers."),
+        pushes: count("Stored events."),
+        deliveries: count("Events written to followers, once per follower."),
         receipts: object(
-          Object.fromEntries(WORDS.map((word) => [word, count(`Receipts that moved a device to \`${word}\`.`)])),
+          Object.fromEntries(WORDS.map((word) => [word, count(`Receipts that advanced a device to \`${word}\`.`)])),
         ),
         latency: {
           oneOf: [
@@ -378,14 +382,14 @@ export const schemas = {
             }),
             { type: "null" },
           ],
-          description: "From a push to final receipts, over the last ten seconds or so; `null`: there were none.",
+          description: "From a push to its final receipts, over about the last ten seconds; `null`: there were none.",
         },
       }),
     },
     [],
     {
       description:
-        "`pere.overview`: the channels, by name, and what this instance did since it started. Where several share a memory, each has counts of its own.",
+        "`pere.overview`: the channels, by name, and this instance's counters since it started. Instances that share a store have separate counters.",
     },
   ),
   Changes: object(
@@ -393,27 +397,27 @@ export const schemas = {
       channel: ref("Channel"),
       reset: {
         type: "boolean",
-        description: "What was shown of this channel before is no more: this is how it stands now.",
+        description: "Discard what was shown of this channel before; this is its current state.",
       },
       more: {
         type: "boolean",
-        description: "This is not all that came: read again what you show of single devices, and of older events.",
+        description: "There are more changes than these: reload single devices and older events that you show.",
       },
       events: array(
         object({
           id: ref("EventId"),
-          seq: count("Its place in the channel."),
+          seq: count("Its number in the channel."),
           at: ref("Time"),
           type: orNull("EventType"),
           deadline: orNull("Time"),
-          addressed: count("Devices it was addressed to."),
+          addressed: count("Number of addressed devices."),
           receipts: ref("Tally"),
-          complete: { type: "boolean", description: "Every addressed device gave its final receipt." },
+          complete: { type: "boolean", description: "Every addressed device has sent its final receipt." },
         }),
         { description: "New events, oldest first." },
       ),
       tallies: array(object({ id: ref("EventId"), receipts: ref("Tally") }), {
-        description: "Of older events, where devices stand now.",
+        description: "The current tallies of older events.",
       }),
       receipts: array(
         object({
@@ -421,18 +425,18 @@ export const schemas = {
           device: ref("Device"),
           status: ref("State"),
           at: ref("Time"),
-          late: { type: "boolean", description: "It came after the deadline." },
+          late: { type: "boolean", description: "It arrived after the deadline." },
         }),
-        { description: "New words, oldest first." },
+        { description: "New receipts, oldest first." },
       ),
     },
     [],
-    { description: "`pere.changes`: what came in a channel." },
+    { description: "`pere.changes`: the changes in a channel." },
   ),
   Away: object({ detail: { type: "string" } }, [], { description: "`pere.away`: the store can't be read now." }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
   ReceiptRow: object({ device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time") }, [], {
-    description: "One addressed device's standing on one event; while it is `pending`, there is nothing else to say.",
+    description: "An addressed device's status on an event. While it is `pending`, there are no other members.",
   }),
   ReceiptPage: object({ receipts: array(ref("ReceiptRow")), next: next("a device's name") }),
   DeviceState: object({
@@ -443,11 +447,11 @@ export const schemas = {
       { type: "string" },
       {
         description:
-          "From where its open feeds came: IPv4 addresses, and of IPv6 the networks, as `2001:db8::/64`. Several of one kind: probably two machines with one name.",
+          "The addresses of its open feeds: IPv4 addresses, and IPv6 networks such as `2001:db8::/64`. Several of one kind probably mean two machines with the same name.",
       },
     ),
     seenAt: { ...orNull("Time"), description: "Its last sign of life." },
-    pending: count("Kept, unexpired events that it owes a final receipt."),
+    pending: count("Kept, unexpired events that it owes a final receipt for."),
   }),
   DevicePage: object({ devices: array(ref("DeviceState")), next: next("a device's name") }),
   Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { type: "boolean", const: true } }),
@@ -464,15 +468,15 @@ export const schemas = {
         type: "string",
         format: "uri",
         maxLength: 2048,
-        description: "Who is called: http or https, without user and password.",
+        description: "The URL to call: http or https, without user name and password.",
       },
       secret: {
         type: ["string", "null"],
         pattern: "^whsec_[A-Za-z0-9+/]{32,86}={0,2}$",
         description:
-          "`whsec_` and the base64 of 24 to 64 bytes. Without it a new hook is given one, and a known hook keeps its own.",
+          "`whsec_` and the base64 of 24 to 64 bytes. Without it a new hook gets a generated one, and an existing hook keeps its own.",
       },
-      on: array(ref("HookKind"), { minItems: 1, description: "What it is called for; without it, for everything." }),
+      on: array(ref("HookKind"), { minItems: 1, description: "What it is called for; by default everything." }),
     },
     ["secret", "on"],
     { additionalProperties: false },
@@ -480,38 +484,38 @@ export const schemas = {
   HookStored: object(
     {
       ...hook,
-      secret: { type: "string", description: "Only when it was made just now. It is shown this once." },
+      secret: { type: "string", description: "Only if it was just generated. It is not shown again." },
     },
     ["secret"],
   ),
   HookState: object({
     ...hook,
-    position: { ...ref("EventId"), description: "The last entry of the receipts log that it is through with." },
-    retrying: array(ref("Delivery"), { description: "Calls that failed and are tried again." }),
+    position: { ...ref("EventId"), description: "The last entry of the receipts log that was processed." },
+    retrying: array(ref("Delivery"), { description: "Calls that failed and are retried." }),
     failed: array(ref("Delivery"), { description: "Calls that were given up." }),
   }),
   HookList: object({ hooks: array(ref("HookState"), { maxItems: HOOKS_MAX }) }),
   Delivery: object({
-    id: { type: "string", description: "The `webhook-id`, the same on every try." },
+    id: { type: "string", description: "The `webhook-id`, the same for every attempt." },
     createdAt: ref("Time"),
-    attempts: count("How often it was tried."),
-    nextAt: { ...orNull("Time"), description: "When it is tried again; `null`: it was given up." },
-    status: { type: ["integer", "null"], description: "The status that it was last answered with." },
-    error: { type: ["string", "null"], description: "Why the last try failed, in one sentence." },
+    attempts: count("Number of attempts."),
+    nextAt: { ...orNull("Time"), description: "The next attempt; `null`: it was given up." },
+    status: { type: ["integer", "null"], description: "The HTTP status of the last attempt." },
+    error: { type: ["string", "null"], description: "Why the last attempt failed, in a sentence." },
   }),
-  Retried: object({ retried: count("How many calls are sent again.") }),
+  Retried: object({ retried: count("Number of calls that are retried.") }),
   HookCall: {
-    description: "What a hook's URL is called with.",
+    description: "The body of a call to a hook's URL.",
     oneOf: [
       hookCall(
         ["pere.receipt", "pere.missing"],
         object({ channel: ref("Channel"), receipts: array(ref("Receipt"), { minItems: 1, maxItems: 100 }) }),
-        "What devices said, or who is missing.",
+        "New receipts, or missing devices.",
       ),
       hookCall(
         ["pere.complete"],
         { oneOf: [ref("EventState"), ref("Complete")] },
-        "An event is complete: its state; or, where it is no longer kept, what is left to say.",
+        "An event is complete: its state, or only the tally if it is no longer kept.",
       ),
       hookCall(["pere.gap"], ref("Gap"), "Receipts that the hook was not called for are no longer kept."),
     ],
@@ -520,19 +524,22 @@ export const schemas = {
   Health: object({ status: { type: "string", const: "ok" } }),
   Readiness: object({
     status: { type: "string", const: "ready" },
-    store: { type: "string", description: "Where everything is kept." },
-    version: { type: "string", description: "What that is, by name and version." },
+    store: { type: "string", description: "The store." },
+    version: { type: "string", description: "Name and version of the database." },
     durability: {
       type: "string",
       enum: ["fsync", "second", "memory"],
       description:
-        "What a 2xx answer to a push or a receipt promises: it survives a power cut; all but the last second does (`second`); or not even a restart (`memory`).",
+        "What a 2xx answer guarantees: the data survives a power cut (`fsync`); all but about the last second does (`second`); or it does not even survive a restart (`memory`).",
     },
-    advice: array({ type: "string" }, { description: "For the operator: what to change, and what it costs not to." }),
+    advice: array({ type: "string" }, { description: "For the operator: what to change, and what happens otherwise." }),
   }),
 
   Fault: object({
-    path: { type: "string", description: "Where: a name in the query, a header, a path's part, `body` or a line." },
+    path: {
+      type: "string",
+      description: "The query parameter, header, path parameter, `body` or line that is invalid.",
+    },
     message: { type: "string", description: "Why." },
   }),
   Problem: object(problem, ["errors"], { description: "What went wrong (RFC 9457)." }),

@@ -1,12 +1,11 @@
 /**
- * How PERE is described to programs: one OpenAPI 3.1 operation for each route of `index.ts`, and the document around them.
+ * The OpenAPI 3.1 document: one operation per route of `index.ts`.
  *
- * It says what this version does, and nothing that it will do. Limits are the engine's own constants; shapes and examples are in
- * `openapi-schemas.ts`, what many operations share in `openapi-parts.ts`. `tests/openapi-answers.test.ts` provokes every status that is declared here and holds every answer to its schema, so what
- * stands here and is not true ends as a failing test.
+ * It describes this version only. Limits are the engine's constants; schemas and examples are in `openapi-schemas.ts`, shared parts in
+ * `openapi-parts.ts`. `tests/openapi-answers.test.ts` triggers every status that is declared here and validates every answer against its schema.
  *
- * Two things that OpenAPI has no words for are told in prose, and for programs in `asyncapi.ts`: what is inside an event stream, and that the URL of a
- * feed can be opened as a WebSocket.
+ * OpenAPI can't describe the content of an event stream, nor that the URL of a feed can be opened as a WebSocket. The descriptions explain both in
+ * prose, and `asyncapi.ts` describes them for programs.
  */
 import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
@@ -62,33 +61,33 @@ const described = {
     operationId: "push",
     summary: "Push events to a channel",
     tags: ["Events ↓"],
-    description: `The body is the event's data; everything else about it is in the query. It is answered 2xx only after it is durable. After a 503 or a cut connection
-it may or may not have been stored: repeat it with the same \`Idempotency-Key\`.
+    description: `The body is the event's data; all options are in the query. A 2xx answer means that the event is durable. After a 503 or a broken connection
+the event may or may not have been stored: repeat the request with the same \`Idempotency-Key\`.
 
-The event is addressed to the devices that are enrolled now, or to those in \`to\`. Devices get the body's own bytes: numbers, key order and
-duplicate keys survive.
+The event is addressed to the devices that are enrolled now, or to those in \`to\`. Devices get the body's unchanged bytes, including numbers, key order and
+duplicate keys.
 
-**What became of it** is in the answer with \`Prefer: wait=N\`: it comes when every addressed device has given a final receipt, or after N seconds, and says where they stand. Who
-does not wait follows the receipts, or reads the event later.
+**Waiting for receipts**: with \`Prefer: wait=N\` the answer is sent when every addressed device has sent a final receipt, or after N seconds, and contains the tally. Without it,
+follow the receipts or read the event later.
 
-**Many at once**: \`application/x-ndjson\`, one JSON value a line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}; the options hold for all of them, and all are
-stored or none is. The answer then is \`PushedMany\`, with no \`Location\`.
+**Many events**: \`application/x-ndjson\`, one JSON value per line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}. The options apply to all of them, and either all are
+stored or none. The answer is then \`PushedMany\`, without \`Location\`.
 
-JSON nests at most ${JSON_DEPTH_MAX} levels.`,
+JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
     parameters: [
       channel,
       {
         name: "type",
         in: "query",
         description:
-          "The event's name on event streams. `open`, `message` and `error` are 422: an EventSource fires these itself, and a listener could not tell the event from a broken connection.",
+          "The event's name on event streams. `open`, `message` and `error` are rejected with 422: EventSource fires these itself, so a listener could not distinguish the event from a broken connection.",
         schema: ref("EventType"),
         example: samples.type,
       },
       {
         name: "to",
         in: "query",
-        description: `Device names, comma separated: only for these, at most ${TO_MAX}. They need not be enrolled.`,
+        description: `Device names, separated by commas, at most ${TO_MAX}: the event is for these devices only. They need not be enrolled.`,
         schema: { type: "array", items: ref("Device"), minItems: 1, maxItems: TO_MAX },
         style: "form",
         explode: false,
@@ -97,7 +96,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
       {
         name: "ttl",
         in: "query",
-        description: "Seconds after which it is delivered to nobody.",
+        description: "Seconds after which the event is no longer delivered.",
         schema: seconds(TTL_SECONDS_MIN, TTL_SECONDS_MAX),
         example: 3600,
       },
@@ -105,7 +104,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
         name: "deadline",
         in: "query",
         description:
-          "Seconds by which every addressed device owes a final receipt. Who has given none by then is recorded as `missing`; a later one still counts, as `late`. Where retention drops the event before, they are missing then.",
+          "Seconds until every addressed device owes a final receipt. Devices without one are then recorded as `missing`; a later receipt still counts, marked `late`. If retention drops the event before its deadline, they are recorded as missing at that moment.",
         schema: seconds(DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
         example: 600,
       },
@@ -113,21 +112,21 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
         name: "remind",
         in: "query",
         description:
-          "Seconds: at each such interval it is sent again to connected devices that have given no receipt at all, until the deadline or the ttl.",
+          "Interval in seconds at which the event is sent again to connected devices that have sent no receipt for it, until the deadline or the ttl.",
         schema: seconds(REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
       },
       {
         name: "Prefer",
         in: "header",
-        description: `\`wait=N\` (RFC 7240): answer when the event is complete, or after N seconds, at most ${WAIT_SECONDS_MAX}. Other preferences are left alone.`,
+        description: `\`wait=N\` (RFC 7240): answer when the event is complete, or after N seconds, at most ${WAIT_SECONDS_MAX}. Other preferences are ignored.`,
         schema: { type: "string" },
       },
       {
         name: "Idempotency-Key",
         in: "header",
         description:
-          `Remembered for ${KEY_MEMORY_MS / 3600_000} h, per channel and per token subject: the same key, body and query options again answer the first event, with 200 and \`Idempotent-Replayed\`; ` +
-          "the same key with another body or other options is 422. The order of the options does not matter, and neither does a `token` among them. Use a fresh UUID per event.",
+          `Remembered for ${KEY_MEMORY_MS / 3600_000} h, per channel and per token subject: repeating the same key, body and query options returns the first event, with 200 and \`Idempotent-Replayed\`; ` +
+          "the same key with another body or other options is rejected with 422. The order of the options and a `token` among them do not matter. Use a new UUID per event.",
         schema: { type: "string", minLength: 1, maxLength: KEY_CHARACTERS_MAX, pattern: "^[ -~]+$" },
       },
     ],
@@ -143,7 +142,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
     },
     responses: {
       200: {
-        description: "The key was known: the events of the first time, and nothing new was stored.",
+        description: "The key was known: the events of the first request. Nothing new was stored.",
         headers: {
           Location: { $ref: "#/components/headers/Location" },
           "Idempotent-Replayed": { $ref: "#/components/headers/Idempotent-Replayed" },
@@ -160,7 +159,7 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
         },
       },
       201: {
-        description: "Stored, and on its way.",
+        description: "Stored; delivery has begun.",
         headers: {
           Location: { $ref: "#/components/headers/Location" },
           "Preference-Applied": { $ref: "#/components/headers/Preference-Applied" },
@@ -177,13 +176,13 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
       },
       ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
-        "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` came with another body or other options before.",
+        "Well-formed, but out of bounds or not allowed; or the `Idempotency-Key` was used with another body or other options before.",
         examples({
           key: [
-            "The key came with something else",
+            "The key was used with another request",
             refusedBody("Idempotency-Key", "it came with another body or other options before"),
           ],
-          type: ["A type of the server's own", refusedBody("type", "types that begin with pere. are reserved")],
+          type: ["A reserved type", refusedBody("type", "types that begin with pere. are reserved")],
         }),
       ),
     },
@@ -193,17 +192,17 @@ JSON nests at most ${JSON_DEPTH_MAX} levels.`,
     operationId: "followEvents",
     summary: "Follow a channel's events",
     tags: ["Events ↓"],
-    description: `A device that opens a feed with its name is enrolled by that, and is given every event addressed to it that is still kept, unexpired, and has no final receipt from it, oldest
-first; then what comes, in order, with no gap and no repeat. Without a name the feed is anonymous: it owes no receipts, and starts at \`since\`.
-With \`Last-Event-ID\` any feed goes on from there. An event that was pushed with \`remind\` may come again, to a device that has said nothing of it; on an event stream without an
-\`id:\`, for the place to resume at stays where it is.
+    description: `Opening a feed with a device's name enrols the device. It gets every event addressed to it that is still kept, has not expired, and has no final receipt from it, oldest
+first, and then new events in order, without gaps or repeats. Without a name the feed is anonymous: it owes no receipts and starts at \`since\`.
+With \`Last-Event-ID\` a feed continues from that position. An event pushed with \`remind\` may be sent again to a device that has sent no receipt for it; on an event stream a reminder has
+no \`id:\`, because the position does not change.
 ${transports(
-  "On a feed with a device, send one receipt or an array of them, without naming the device; the answer is " +
+  "On a feed with a device, send one receipt or an array of receipts without the device's name. The answer is " +
     '`{"pere":"receipts","recorded":n,"duplicate":n,"rejected":[…]}`, once they are durable, or `{"pere":"error","detail":"…"}`.',
 )}`,
     parameters: [
       channels,
-      { ...deviceHere("Who follows.")[0]!, example: samples.device },
+      { ...deviceHere("The device that follows.")[0]!, example: samples.device },
       deviceHere("")[1]!,
       ...start("now"),
     ],
@@ -214,13 +213,13 @@ ${transports(
     operationId: "giveReceipts",
     summary: "Give receipts for events",
     tags: ["Receipts ↑"],
-    description: `One receipt or an array of at most ${RECEIPTS_MAX}. It is answered 2xx only after they are durable; repeating a receipt is always harmless. A receipt for an event that is unknown, or was
-not addressed to that device, is rejected; the others in the request count all the same.
+    description: `One receipt or an array of at most ${RECEIPTS_MAX}. A 2xx answer means that they are durable; repeating a receipt is always safe. A receipt for an unknown event, or for one that is not
+addressed to the device, is rejected; the other receipts in the request still count.
 
-A form is one receipt as the first PERE clients send it.`,
+A form is one receipt in the format of the first PERE clients.`,
     parameters: [
       channel,
-      ...deviceHere("Who speaks, where the receipts don't say it. They must not say otherwise."),
+      ...deviceHere("The device, if the receipts don't name it. They must not name another one."),
       lastEvent,
     ],
     requestBody: {
@@ -230,29 +229,29 @@ A form is one receipt as the first PERE clients send it.`,
           schema: ref("ReceiptDrafts"),
           examples: examples({
             one: ["One receipt", samples.receiptOne],
-            many: ["Several, one of which can't be taken", samples.receiptMany],
+            many: ["Several, one of which is rejected", samples.receiptMany],
           }),
         },
         "application/x-www-form-urlencoded": {
           schema: ref("OldReceipt"),
-          examples: examples({ form: ["As the first PERE clients send it", samples.receiptForm] }),
+          examples: examples({ form: ["The format of the first PERE clients", samples.receiptForm] }),
         },
       },
     },
     responses: {
       200: reply(
-        "What became of them; at least one was not rejected.",
+        "The result; at least one receipt was not rejected.",
         json(
           "Feedback",
           examples({
             one: ["One receipt", samples.feedbackOne],
-            many: ["Several, one of which can't be taken", samples.feedbackMany],
+            many: ["Several, one of which is rejected", samples.feedbackMany],
           }),
         ),
       ),
       ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
-        "Every receipt was rejected, or the JSON nests too deep.",
+        "Every receipt was rejected, or the JSON nests too deeply.",
         one(samples.allRejected),
         "FeedbackProblem",
       ),
@@ -263,42 +262,42 @@ A form is one receipt as the first PERE clients send it.`,
     operationId: "followReceipts",
     summary: "Follow a channel's receipts",
     tags: ["Receipts ↑"],
-    description: `What devices say, as they say it, to the publisher, and who is \`missing\` at a deadline. With ids and resume of its own, exactly like a feed of events.
+    description: `Receipts of devices as they arrive, and devices that are \`missing\` at a deadline. A feed of receipts has its own ids and resumes like a feed of events.
 
-The receipt with which an event is complete is followed by \`pere.complete\` with \`Complete\`: on a socket as \`{"pere":"complete", …}\`, in a long-poll in
-\`complete\` beside the events. It is an entry of its own in the log, with an id of its own: who is cut off before it is told it when he resumes, and
-who resumes after it is not. Where the last device that owed a word was retired it comes by itself.
-${transports("Nothing is to be sent on it.")}`,
+When an event becomes complete, its last receipt is followed by \`pere.complete\` with \`Complete\`: on a socket as \`{"pere":"complete", …}\`, in a long-poll in
+\`complete\` beside the events. It is a separate log entry with its own id, so it is neither lost nor repeated when a follower resumes.
+If an event becomes complete because a device was retired, it is sent without a receipt.
+${transports("Do not send receipts on it.")}`,
     parameters: [channels, ...start("earliest")],
     responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
   },
 
   watch: {
     operationId: "watch",
-    summary: "Watch what goes on",
+    summary: "Watch activity",
     tags: ["Reading"],
-    description: `An event stream for those who look: the console is one. It says how things stand, and from then on what changes; data and details are not in it, they are read where they are looked at. It has
-no positions, so there is nothing to resume: who comes back is told anew how things stand.
+    description: `An event stream for dashboards such as the console. It sends the current state and then the changes. Events' data and receipts' details are not included; read them when needed. It has
+no positions, so it can't be resumed: after a reconnect it sends the current state again.
 
 | event | data | |
 |---|---|---|
-| \`pere.overview\` | \`Overview\` | first, and about once a second where something changed: the channels that the token may push to, and what this instance did since it started |
-| \`pere.changes\` | \`Changes\` | with \`channel\`: at most four times a second, what came there: events, receipts, and the tallies that they moved. The first has the channel's newest events |
-| \`pere.away\` | \`Away\` | the store can't be read now; the next frame says that it can |
-| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; come back after \`retry:\` |
+| \`pere.overview\` | \`Overview\` | first, and about once a second if something changed: the channels that the token may push to, and this instance's counters since it started |
+| \`pere.changes\` | \`Changes\` | with \`channel\`, at most four times a second: new events, receipts and changed tallies. The first one has the channel's newest events |
+| \`pere.away\` | \`Away\` | the store can't be read now; the next frame means that it is back |
+| \`pere.bye\` | \`Bye\` | last: why the server ends the stream; reconnect after \`retry:\` |
 
-A comment line keeps a quiet stream alive. Where more came at once than anybody can look at, receipts are left out, the tallies of the newest events are all there, and \`more\` says so.`,
+A comment line keeps a quiet stream alive. If too much arrives at once, receipts are left out, the tallies of all newest events are sent, and \`more\` is set.`,
     parameters: [
       {
         name: "channel",
         in: "query",
-        description: "The channel that is looked at closely; without it only the overview is shown.",
+        description: "The channel to watch in detail; without it only the overview is sent.",
         schema: ref("Channel"),
         example: samples.channel,
       },
     ],
     responses: {
-      200: reply("What goes on, until one side ends it.", {
+      200: reply("The stream, until one side closes it.", {
         "text/event-stream": { schema: { type: "string" }, examples: one(samples.watchStream) },
       }),
       ...refusing(400, 401, 403),
@@ -310,7 +309,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     summary: "List the channels",
     tags: ["Reading"],
     description:
-      "By name, all on which the token may push. A channel without an event, a device that was enrolled beforehand, or a hook is listed only while a device is connected.",
+      "All channels that the token may push to, by name. A channel without events, hooks or devices enrolled through the API is listed only while a device is connected.",
     parameters: page("a channel's name", ref("Channel")),
     responses: {
       200: reply("A page of channels.", json("ChannelPage", one(samples.channels))),
@@ -322,7 +321,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     operationId: "listEvents",
     summary: "List a channel's kept events",
     tags: ["Reading"],
-    description: "Oldest first, each with where its devices stand.",
+    description: "Oldest first, each with its tally.",
     parameters: [channel, ...page("an event's id", ref("EventId"))],
     responses: {
       200: reply("A page of events.", json("EventPage", one(samples.events))),
@@ -332,33 +331,33 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
 
   event: {
     operationId: "readEvent",
-    summary: "Read one event, and what became of it",
+    summary: "Read one event with its tally",
     tags: ["Reading"],
-    description: "The event with its audience and where they stand: the `Location` that a push is answered with.",
+    description: "The event with its audience and tally. A push returns this URL as `Location`.",
     parameters: [channel, event],
     responses: { 200: reply("The event.", json("EventState", one(samples.state))), ...failing(400, 401, 403, 404) },
   },
 
   rows: {
     operationId: "listReceipts",
-    summary: "List where each device stands on one event",
+    summary: "List each device's status on one event",
     tags: ["Reading"],
-    description: `One row for each device that the event was addressed to, by name, also for those that have said nothing. With \`Accept: text/csv\` or
-\`Accept: application/x-ndjson\` it is an export: all rows, unless \`limit\` is given.`,
+    description: `One row per addressed device, by name, including devices that have sent no receipt. With \`Accept: text/csv\` or
+\`Accept: application/x-ndjson\` it is an export of all rows, unless \`limit\` is given.`,
     parameters: [
       channel,
       event,
       {
         name: "status",
         in: "query",
-        description: "Only devices that stand here.",
+        description: "Only devices with this status.",
         schema: ref("State"),
       },
       ...page("a device's name", ref("Device")).map((parameter) =>
         parameter.name === "limit"
           ? {
               ...parameter,
-              description: `How many at most; without it ${PAGE_DEFAULT} in JSON, and all in an export.`,
+              description: `Maximum number of rows; by default ${PAGE_DEFAULT} in JSON, and all in an export.`,
               schema: { type: "integer", minimum: 1, maximum: PAGE_MAX },
             }
           : parameter,
@@ -391,7 +390,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     summary: "Enrol a device",
     tags: ["Devices"],
     description:
-      "From now on events are addressed to it, before it has ever been seen. A device that opens a feed with its name enrols itself.",
+      "From now on events are addressed to the device, even before it connects. A device that opens a feed with its name enrols itself.",
     parameters: [channel, device],
     responses: {
       200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
@@ -405,7 +404,7 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     summary: "Retire a device",
     tags: ["Devices"],
     description:
-      "Later events are not addressed to it, and those without its final receipt no longer are; what is complete thereby is told as such. Its open feeds end, with `expired`.",
+      "Later events are not addressed to the device, and neither are those without its final receipt any more. Events that become complete as a result are reported as complete. Its open feeds end with `expired`.",
     parameters: [channel, device],
     responses: { 204: { description: "It is retired." }, ...failing(400, 401, 403, 404, 507) },
   },
@@ -414,24 +413,23 @@ A comment line keeps a quiet stream alive. Where more came at once than anybody 
     operationId: "listHooks",
     summary: "List a channel's hooks",
     tags: ["Hooks"],
-    description:
-      "By name, each with the calls that are tried again and those that were given up. Secrets are not shown.",
+    description: "By name, each with its pending and given-up calls. Secrets are not shown.",
     parameters: [channel],
     responses: { 200: reply("The hooks.", json("HookList", one(samples.hooks))), ...failing(400, 401, 403) },
   },
 
   putHook: {
     operationId: "putHook",
-    summary: "Have a URL called when there are receipts",
+    summary: "Create or change a hook",
     tags: ["Hooks"],
-    description: `From now on the URL is called by POST with a \`HookCall\`, signed as [Standard Webhooks](https://www.standardwebhooks.com) says; their libraries verify it. A
-new hook hears what comes after it was stored; one that is stored again goes on from where it was, and is no longer disabled. A channel has at most ${HOOKS_MAX}.
+    description: `From now on PERE calls the URL by POST with a \`HookCall\`, signed as described by [Standard Webhooks](https://www.standardwebhooks.com), whose libraries can verify it. A
+new hook starts with receipts recorded after it was stored; a changed one continues from its position and is enabled again. A channel has at most ${HOOKS_MAX} hooks.
 
-A 2xx answer within 15 seconds is success, anything else is not, a redirect included. A call that failed is tried again after 5 seconds, 5 minutes, 30 minutes, 2, 5 and 10 hours, with the same
-\`webhook-id\` and body, beside what is new; never sooner than the answer's \`Retry-After\` asks, up to a day, which holds for new calls too; then it is given up, stays in the list, and can be sent again. Every receipt is sent at least once, after trouble perhaps twice, and then not
-always in order. 410 disables the hook.
+A 2xx answer within 15 seconds is success; anything else, including a redirect, is a failure. A failed call is retried after 5 seconds, 5 minutes, 30 minutes, 2, 5 and 10 hours, with the same
+\`webhook-id\` and body, independently of new calls. An answer's \`Retry-After\` delays retries and new calls, up to a day. After the last attempt the call is given up; it stays in the list and can be retried. Every receipt is sent at least once; after failures it may be sent twice, and out of
+order. 410 disables the hook.
 
-When the secret changes, \`webhook-signature\` has a signature by each, separated by a space: on calls from before the change for as long as they are tried, on new ones for a day.
+When the secret changes, \`webhook-signature\` has one signature per secret, separated by a space: on calls from before the change as long as they are retried, on new ones for a day.
 
 Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`; an IPv6 address that carries an IPv4 one, as with NAT64, is judged by that one. The example's host is nobody's, so that trying it out tells nobody
 anything: as it is it is refused for having no address; put your own in its place.`,
@@ -441,13 +439,13 @@ anything: as it is it is refused for having no address; put your own in its plac
       content: {
         "application/json": {
           schema: ref("HookDraft"),
-          examples: examples({ one: ["With a secret of one's own; put your own URL there", samples.hookDraft] }),
+          examples: examples({ one: ["With your own secret; replace the URL with your own", samples.hookDraft] }),
         },
       },
     },
     responses: {
-      200: reply("It was known, and is changed.", json("HookStored", one(samples.hook))),
-      201: reply("It is stored.", json("HookStored", one(samples.hook))),
+      200: reply("The hook existed and was changed.", json("HookStored", one(samples.hook))),
+      201: reply("The hook was created.", json("HookStored", one(samples.hook))),
       ...failing(400, 401, 403, 408, 413, 415, 422, 507),
     },
   },
@@ -456,17 +454,17 @@ anything: as it is it is refused for having no address; put your own in its plac
     operationId: "dropHook",
     summary: "Remove a hook",
     tags: ["Hooks"],
-    description: "With everything that was still to be sent to it.",
+    description: "Its pending calls are removed too.",
     parameters: [channel, hookName],
-    responses: { 204: { description: "It is gone." }, ...failing(400, 401, 403, 404, 507) },
+    responses: { 204: { description: "The hook was removed." }, ...failing(400, 401, 403, 404, 507) },
   },
 
   retryHook: {
     operationId: "retryHook",
-    summary: "Send again what was not delivered",
+    summary: "Retry undelivered calls",
     tags: ["Hooks"],
     description:
-      "What was given up begins its schedule anew, what waits for another try is sent now, and a disabled hook is enabled.",
+      "Given-up calls restart their schedule, pending calls are retried now, and a disabled hook is enabled.",
     parameters: [channel, hookName],
     responses: {
       200: reply("They are being sent.", json("Retried", one(samples.retried))),
@@ -478,9 +476,9 @@ anything: as it is it is refused for having no address; put your own in its plac
     operationId: "health",
     summary: "Is the process alive?",
     tags: ["Operation"],
-    description: "For a supervisor that restarts what does not answer. It does not look at the store.",
+    description: "For a supervisor that restarts an unresponsive process. Does not check the store.",
     security: [],
-    responses: { 200: reply("It is.", json("Health", one(samples.health))) },
+    responses: { 200: reply("The process is alive.", json("Health", one(samples.health))) },
   },
 
   ready: {
@@ -488,17 +486,17 @@ anything: as it is it is refused for having no address; put your own in its plac
     summary: "Can it serve?",
     tags: ["Operation"],
     description:
-      "For a load balancer: the store takes changes and PERE is not shutting down. Says what a 2xx answer to a push is worth. 503, with the reason in `detail`, also while pushes and receipts are refused: a full disk (they get 507), a file that was removed or moved, a Redis that takes no changes.",
+      "For a load balancer: the store accepts changes and PERE is not shutting down. The answer says how durable a 2xx answer to a push is. 503, with the reason in `detail`, also while pushes and receipts are refused: a full disk (they get 507), a file that was removed or moved, a Redis that refuses writes.",
     security: [],
-    responses: { 200: reply("It can.", json("Readiness", one(samples.readiness))), ...failing() },
+    responses: { 200: reply("It can serve requests.", json("Readiness", one(samples.readiness))), ...failing() },
   },
 
   metrics: {
     operationId: "metrics",
-    summary: "What was done, in numbers",
+    summary: "Read the metrics",
     tags: ["Operation"],
     description:
-      "For Prometheus and what speaks its text format. Where there are tokens, it takes one with `push` on `*`. No series has a device's name; a channel's, only where `PERE_METRICS_CHANNELS` names it.",
+      "In the text format of Prometheus. If tokens are required, the token needs `push` on `*`. No series is labelled by device; channels are labelled only if `PERE_METRICS_CHANNELS` names them.",
     responses: {
       200: {
         description: "All series of this instance.",
@@ -509,14 +507,14 @@ anything: as it is it is refused for having no address; put your own in its plac
   },
 } satisfies Record<string, Operation>;
 
-// Elysia's types know OpenAPI 3.0 only; what it does with an operation is to pass it on.
+// Elysia's types know OpenAPI 3.0 only, but it passes operations on unchanged.
 
-/** For each route of `index.ts`, what it gives to Elysia as `detail`. */
+/** The `detail` option for each route of `index.ts`. */
 export const operations = described as unknown as Record<keyof typeof described, DocumentDecoration>;
 
 // ------------------------------------------------------------------------------------------------------------------- document
 
-const introduction = `Push events to devices over plain HTTP, and see what became of each.
+const introduction = `Push events to devices over plain HTTP, and see each device's receipt.
 
 A channel is two logs, each written by POST and followed by GET: by event stream, WebSocket or long-poll, at the same URL.
 
@@ -525,19 +523,19 @@ A channel is two logs, each written by POST and followed by GET: by event stream
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
 
-What comes on event streams and WebSockets, message by message, is told to programs at [/asyncapi.json](asyncapi.json), with the same schemas.
+[/asyncapi.json](asyncapi.json) describes the messages on event streams and WebSockets, with the same schemas.
 
-**Who may**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the device that the bearer is, whatever else a request says, or any text where nothing is done as a device; \`exp\` is when it ends, and with it
-every feed that was opened with it; \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel is all that a publisher does there, \`feed\` is following it and giving receipts; on several
-channels at once, the right is needed on each. \`*\` alone is every channel, a trailing \`.*\` every one that begins so. It stands in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
-as \`pere.token.<jwt>\`; once, not twice. A service without keys on a loopback address is for its own machine: there no token is looked at, and what came through a proxy is 403.
+**Tokens**: a token is a JWT, signed with the service's secret or a key of its key set. Its \`sub\` is the bearer's device, which a request can't override, or any text if the bearer is not a device. \`exp\` is when the token expires; feeds
+opened with it end then. \`pere\` is what it allows: \`{"push":["orders","shop.*"],"feed":["orders"]}\`. \`push\` on a channel allows everything a publisher does; \`feed\` allows following it and sending receipts. A request for several
+channels needs the right on each. \`*\` alone matches every channel, a trailing \`.*\` every channel with that prefix. Send the token in \`Authorization\`, in the cookie, in the query, or beside \`pere.v1\` in a WebSocket's subprotocols
+as \`pere.token.<jwt>\`, in one place only. A service without keys on a loopback address is for its own machine: it ignores tokens and answers requests through a proxy with 403.
 
-**Pages** of other origins are answered 403, also at a WebSocket's handshake, unless the service names their origin. A \`Host\` that can't be this service is 400 or 403, except at \`/health\` and \`/ready\`.
+**Browsers**: requests from pages of other origins get 403, including WebSocket handshakes, unless their origin is configured. A \`Host\` that can't be this service gets 400 or 403, except at \`/health\` and \`/ready\`.
 
-**Errors** are problem documents (RFC 9457). A query option that the operation does not have is 400, and so is one given twice; pages, \`/health\` and \`/ready\` ignore what they don't know. An unknown path is 404; a method that a path does not take is 405, with \`Allow\`.
+**Errors** are problem documents (RFC 9457). An unknown or repeated query option gets 400; pages, \`/health\` and \`/ready\` ignore unknown options. An unknown path gets 404; a method that the path does not support gets 405, with \`Allow\`.
 
-**The examples** are one story, which can be tried from top to bottom: push an order, follow, give receipts, read what became of it. On the page at
-\`/swagger\` their event ids stand for the last event that was pushed from it.`;
+**The examples** can be tried from top to bottom: push an order, follow, send receipts, read the result. On the page at
+\`/swagger\` their event ids are replaced by the id of the last event pushed from it.`;
 
 /** The document around the operations, for `@elysiajs/swagger`. @param version PERE's own; @param basePath where proxies lead to it, or empty */
 export const document = (version: string, basePath: string): NonNullable<ElysiaSwaggerConfig["documentation"]> => {
@@ -554,10 +552,10 @@ export const document = (version: string, basePath: string): NonNullable<ElysiaS
     tags: [
       { name: "Events ↓", description: "From publishers to devices" },
       { name: "Receipts ↑", description: "From devices to publishers" },
-      { name: "Reading", description: "What is there, and what became of it" },
-      { name: "Devices", description: "Who is enrolled" },
-      { name: "Hooks", description: "Who is called when there are receipts" },
-      { name: "Operation", description: "For those who run it" },
+      { name: "Reading", description: "Channels, events and their receipts" },
+      { name: "Devices", description: "Enrolled devices" },
+      { name: "Hooks", description: "URLs that are called when there are receipts" },
+      { name: "Operation", description: "For operators" },
     ],
     security: [{ bearer: [] }, { cookie: [] }, { query: [] }],
     components: {
@@ -565,29 +563,30 @@ export const document = (version: string, basePath: string): NonNullable<ElysiaS
       responses: Object.fromEntries(Object.values(failures)),
       headers: {
         Location: {
-          description: "Where the event and what became of it can be read; on a push of one event.",
+          description: "The URL of the event and its receipts; on a push of a single event.",
           schema: { type: "string", format: "uri-reference" },
         },
         "Idempotent-Replayed": {
-          description: "This answer was given before.",
+          description: "A repeated answer to a known `Idempotency-Key`.",
           schema: { type: "string", const: "true" },
         },
         "Preference-Applied": {
           description:
-            "The answer was given when the event was complete, or the time up. Absent where `Prefer: wait` was not asked for, or where too many wait already or the outcome can't be read now: then nobody waited, and the event is stored all the same. Where the channel's log is lost or put back meanwhile, the push is answered with 503.",
+            "The answer was sent when the event was complete or the time was over. Absent without `Prefer: wait`, or if too many pushes are waiting or the tally can't be read now: then the answer was sent without waiting, and the event is stored. If the channel's log is lost or restored meanwhile, the answer is 503.",
           schema: { type: "string", const: "wait" },
         },
         "Retry-After": { description: "Seconds.", schema: { type: "string", pattern: "^[0-9]+$" } },
         RateLimit: {
-          description: "How a limit stands: what remains, and the seconds until all of it is there again.",
+          description: "The state of a limit: what remains, and the seconds until it is reset.",
           schema: { type: "string", pattern: '^"[a-z]+";r=\\d+;t=\\d+$' },
         },
         "RateLimit-Policy": {
-          description: "The limit: how many, in how many seconds.",
+          description: "The limit: how many per number of seconds.",
           schema: { type: "string", pattern: '^"[a-z]+";q=\\d+;w=\\d+$' },
         },
         "WWW-Authenticate": {
-          description: "What was wrong with the token (RFC 6750, section 3); without a token only that one is needed.",
+          description:
+            "What was wrong with the token (RFC 6750, section 3); without a token, only that one is required.",
           schema: { type: "string", pattern: "^Bearer " },
         },
       },
@@ -602,13 +601,14 @@ export const document = (version: string, basePath: string): NonNullable<ElysiaS
           type: "apiKey",
           in: "cookie",
           name: "pere_token",
-          description: "The same token, for browsers: `/?token=…` puts it there. It gives way to one in another place.",
+          description:
+            "The same token, for browsers: `/?token=…` puts it there. A token in another place takes precedence.",
         },
         query: {
           type: "apiKey",
           in: "query",
           name: "token",
-          description: "The same token, where nothing else can be set, as with EventSource.",
+          description: "The same token, for clients that can't set headers, such as EventSource.",
         },
       },
     },

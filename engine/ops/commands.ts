@@ -1,52 +1,53 @@
 /**
- * What PERE does when it is asked for something else than to serve: `bun run index.ts backup FILE` and its kin. Each is loaded only then, says
- * what it did in a line, and says in one line what is wrong with its arguments.
+ * The commands besides serving: `bun run index.ts backup FILE` and so on. Each is loaded only when it is used, prints its result in one line, and
+ * reports invalid arguments in one line.
  */
 import { backup, compact, restore } from "../sqlite/backup.ts";
 import { issueToken, readTokenDraft } from "../auth/issue.ts";
 import { foundSecret } from "../sqlite/secret-file.ts";
 import { type Setting, SETTINGS, type Settings } from "./settings.ts";
 
-/** One thing to do. @returns the code to exit with @throws Error with the one line to print */
+/** A command. @returns the exit code @throws Error with a one-line message */
 export type Command = (args: readonly string[], settings: Settings) => number | Promise<number>;
 
-/** How each is called, and what it does. */
+/** Each command's arguments and purpose. */
 export const USAGE: Readonly<Record<string, { readonly args: string; readonly what: string }>> = {
   token: {
     args: "--sub NAME [--push CHANNELS] [--feed CHANNELS] [--days N]",
-    what: "prints a token, signed with PERE_JWT_SECRET or with the secret that PERE made",
+    what: "prints a token, signed with PERE_JWT_SECRET or with the secret that PERE created",
   },
-  backup: { args: "FILE", what: "copies PERE_DB as it is now, while the service works or not" },
-  restore: { args: "FILE", what: "puts a backup where PERE_DB is to be; each channel gets a new epoch" },
-  compact: { args: "", what: "gives the room of what was dropped back to the disk; not while the service works" },
+  backup: { args: "FILE", what: "copies PERE_DB as it is now, whether the service runs or not" },
+  restore: { args: "FILE", what: "restores a backup to PERE_DB; each channel gets a new epoch" },
+  compact: { args: "", what: "returns unused space in PERE_DB to the disk; stop the service first" },
   doctor: {
     args: "URL [--seconds N] [--channel NAME]",
-    what: "looks at a service from here, through all that is before it; a token is taken from PERE_TOKEN",
+    what: "checks a service from here, including proxies on the way; takes a token from PERE_TOKEN",
   },
-  health: { args: "", what: "asks the service on this machine whether it lives: for health checks" },
+  health: { args: "", what: "checks that the service on this machine is alive: for health checks" },
 };
 
-/** @throws Error with the one line to print: how the command is called */
+/** @throws Error with a one-line message: the command's usage */
 function fail(name: string): never {
   throw new Error(`usage: bun run index.ts ${`${name} ${USAGE[name]!.args}`.trim()}`);
 }
 
-/** A command's arguments, which are names of files and nothing else. @throws Error with the one line to print */
+/** A command's arguments, all of them file names. @throws Error with a one-line message */
 function filesOf(name: string, args: readonly string[], count: number): string[] {
   if (args.length !== count || args.some((arg) => arg === "" || arg.startsWith("-"))) fail(name);
   return [...args];
 }
 
-/** The file that a command is about. @throws Error with the one line to print */
+/** The file that a command works on. @throws Error with a one-line message */
 function fileOf({ redis, db }: Settings): string {
-  if (redis !== null) throw new Error("REDIS_URL is set: what is in Redis is kept by Redis' own means");
-  if (db === ":memory:") throw new Error("PERE_DB is :memory:, which ends with its service");
+  if (redis !== null)
+    throw new Error("REDIS_URL is set: this command works on SQLite files only; use Redis' own tools");
+  if (db === ":memory:") throw new Error("PERE_DB is :memory:, which has no file; set it to a file");
   return db;
 }
 
 const size = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;
 
-/** What tokens are signed with: the secret that was set, else the one that PERE made and keeps beside its file. */
+/** The secret that signs tokens: the configured one, or the one that PERE created beside its file. */
 function mintKeys({ access, db, redis }: Settings): Parameters<typeof issueToken>[0] {
   if (typeof access !== "string") return access;
   const secret = redis === null ? foundSecret(db) : null;
@@ -88,10 +89,10 @@ export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact
   },
 };
 
-/** Columns of a terminal that everybody has. */
+/** Columns that every terminal has. */
 const COLUMNS = 100;
 
-/** Breaks a sentence into lines, each with so many spaces before it. */
+/** Breaks a sentence into lines, each indented by this many spaces. */
 function indented(text: string, spaces: number): string {
   const lines = [""];
   for (const word of text.split(" ")) {
@@ -101,7 +102,7 @@ function indented(text: string, spaces: number): string {
   return lines.map((line) => " ".repeat(spaces) + line).join("\n");
 }
 
-/** Everything that may be asked for and set. */
+/** All commands, flags and settings. */
 function helpText(): string {
   const called = Object.entries(USAGE).map(
     ([name, { args, what }]) => `  ${`${name} ${args}`.trim()}\n${indented(what, 6)}`,
@@ -121,6 +122,6 @@ Settings, as environment variables:
 ${settings.join("\n")}`;
 }
 
-/** What holds where nothing is set, in words. */
+/** A setting's default, in words. */
 export const usualOf = ({ usual, notLocal }: Setting): string =>
   notLocal ? `${usual}; on loopback without tokens 0` : usual;

@@ -1,41 +1,42 @@
 /**
- * What PERE says about itself: one JSON object a line on standard error, with `level`, `time` and `msg`; standard output is for the first lines of
- * a start, which scripts wait for. `pino` writes the lines. Whatever is given to it, a line is one line, short enough for those who collect
- * them, and without tokens: each text in it passes `redact`, the ones inside of errors too.
+ * PERE's log: one JSON object per line on standard error, with `level`, `time` and `msg`. Standard output is for the first lines of a start, which
+ * scripts wait for. `pino` writes the lines. Every entry is one line, short enough for log collectors, and contains no tokens: every text in it
+ * passes `redact`, including those inside errors.
  *
- * Whoever reads the log too slowly loses lines, and the service goes on; what was written until an orderly end is written out before it.
+ * If the log is read too slowly, lines are lost and the service continues. On an orderly exit everything is written out first.
  *
- * This file never throws into what it was told of, and never writes what publishers push, which is others' business, save where
- * somebody tells it at `debug`.
+ * Never throws into its caller, and never writes publishers' data, except what is logged at `debug`.
  */
 import pino from "pino";
 import { redact } from "../auth/tokens.ts";
 
-/** From this on lines are written. */
+/** The lowest level that is written. */
 export type Level = "debug" | "info" | "warn" | "error";
 
-/** What stands in a line beside its message: values of any kind, errors as people read them. */
+/** The fields of a line besides its message: values of any kind, and errors. */
 export type Fields = Readonly<Record<string, unknown>>;
 
 /** Standard error. */
 const DESTINATION = 2;
-/** One text in a line: an error with its causes and their stacks. */
+/** The text of an error with its causes and their stacks, in one line. */
 const TEXT_CHARACTERS_MAX = 8 * 1024;
-/** A line: collectors cut at 16 KiB (Docker) or more, and what is cut is no JSON. Longer ones keep the beginning of their message. */
+/**
+ * Maximum line length: collectors cut lines at 16 KiB (Docker) or more, which breaks the JSON. Longer lines keep only the beginning of their message.
+ */
 const LINE_CHARACTERS_MAX = 16 * 1024;
-/** Of that beginning; its characters take six when they are escaped. */
+/** Length of that beginning; an escaped character takes six. */
 const BEGINNING_CHARACTERS_MAX = 2 * 1024;
-/** Errors in a text, the causes of causes included; what one needs to know is in the first few. */
+/** Errors in one text, including causes; the first few are enough. */
 const ERRORS_MAX = 16;
-/** Bytes not yet written, where the log is read slowly. */
+/** Limit of bytes not yet written if the log is read slowly. */
 const UNWRITTEN_BYTES_MAX = 1024 * 1024;
-/** Causes are told once in this time, with how many there were: thousands are refused while a disk is full. */
+/** Each cause is logged once in this time, with a count: while a disk is full, thousands of requests fail. */
 export const QUIET_MS = 1_000;
 
-/** An error that comes again within this time is one incident: a page that can't be read is asked for by every device that comes back. */
+/** The same error within this time is one incident: a page that can't be read is requested by every reconnecting device. */
 export const INCIDENT_MS = 60_000;
 
-/** Where lines go that tests want to see. */
+/** Receives the lines in tests. */
 export interface Destination {
   write(line: string): void;
 }
@@ -45,16 +46,16 @@ export interface Logger {
   info(message: string, fields?: Fields): void;
   warn(message: string, fields?: Fields): void;
   error(message: string, fields?: Fields): void;
-  /** Tells of an error that is not explained to whom it happened; of the same one again only after `INCIDENT_MS`. @returns the id that the line has, for him to ask by */
-  incident(error: unknown): string;
   /**
-   * Tells why something was refused: the first time at once, then in each `QUIET_MS` the last one only, with the number of `others` that it stands
-   * for.
+   * Logs an error whose cause is hidden from the caller; the same error again only after `INCIDENT_MS`. @returns the id in the log line, for the
+   * caller to quote
    */
+  incident(error: unknown): string;
+  /** Logs why something was refused: the first time at once, then only the last one per `QUIET_MS`, with the number of `others`. */
   cause(message: string, cause: unknown): void;
 }
 
-/** A text as it may be written. Tokens go before the cut, which could make one unrecognisable. */
+/** A text without tokens, cut to its limit. Tokens are removed first, because a cut one might not be recognised. */
 function clean(text: string): string {
   const redacted = redact(text);
   const more = redacted.length - TEXT_CHARACTERS_MAX;
@@ -63,7 +64,9 @@ function clean(text: string): string {
 
 const cleaned = (_name: string, value: unknown): unknown => (typeof value === "string" ? clean(value) : value);
 
-/** A line as it may be written: all texts in it cleaned, which can't be done to the JSON as it stands, and the whole cut by its fields. */
+/**
+ * A line for the log: all texts in it are redacted, field by field, before it is turned into JSON, and fields are shortened if the line is too long.
+ */
 function cleanLine(line: string): string {
   const parsed = JSON.parse(line) as { level: Level; time: string; msg: string };
   const text = JSON.stringify(parsed, cleaned);
@@ -73,11 +76,11 @@ function cleanLine(line: string): string {
 }
 
 /**
- * An error as people read it: with its code, its stack, and what caused it, each once. `Bun.inspect` would put the source beside it, which in an
- * executable is one line of a megabyte.
+ * An error as text: its code, its stack and its causes, each once. `Bun.inspect` would add source code, which in an executable is a line of a
+ * megabyte.
  */
 function errorText(error: Error): string {
-  const errors = new Set<unknown>([error]); // Whatever is added while it is gone through comes in its turn.
+  const errors = new Set<unknown>([error]); // Errors added during the loop are visited too.
   const texts: string[] = [];
   for (const one of errors) {
     if (texts.length === ERRORS_MAX) break;
@@ -94,7 +97,7 @@ function errorText(error: Error): string {
   return texts.join("\ncaused by ");
 }
 
-/** What an error says; null: it throws when it is looked at. */
+/** An error's text; null: reading it throws. */
 function textOf(error: unknown): string | null {
   try {
     return error instanceof Error ? errorText(error) : Bun.inspect(error);
@@ -103,10 +106,10 @@ function textOf(error: unknown): string | null {
   }
 }
 
-/** What JSON has a form for. */
+/** Values that JSON can represent. */
 const IN_JSON: readonly string[] = ["string", "number", "boolean", "object"];
 
-/** A value as it can be written. */
+/** A value in a form that can be logged. */
 function shown(value: unknown): unknown {
   if (value instanceof Error) return errorText(value);
   return IN_JSON.includes(typeof value) ? value : Bun.inspect(value);
@@ -115,10 +118,10 @@ function shown(value: unknown): unknown {
 const shownFields = (fields: Fields): Fields =>
   Object.fromEntries(Object.entries(fields).map(([name, value]) => [name, shown(value)]));
 
-/** Opens the log: standard error, unless a test brings something else. */
+/** Opens the log: standard error, or a test's destination. */
 export function openLog(
   level: Level = "info",
-  // Not synchronous: a write to a pipe that nobody reads would hold the whole service.
+  // Not synchronous: writing to a pipe that no one reads would block the service.
   destination: Destination = pino.destination({ dest: DESTINATION, sync: false, maxLength: UNWRITTEN_BYTES_MAX }),
 ): Logger {
   const lines = pino(
@@ -136,12 +139,12 @@ export function openLog(
     try {
       lines[at](shownFields(fields), message);
     } catch {
-      // A value that throws when it is looked at: a getter, a proxy.
+      // A value that throws when it is read: a getter, a proxy.
       lines[at]({ unreadable: Object.keys(fields) }, message);
     }
   };
 
-  /** The newest cause that was not told, and the number of those before it. */
+  /** The newest cause that was not logged, and the number of those before it. */
   let untold: { readonly message: string; readonly cause: unknown; readonly others: number } | undefined;
   let quiet: Timer | undefined;
   const tell = (message: string, cause: unknown, others: number): void => {

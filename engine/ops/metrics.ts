@@ -1,10 +1,10 @@
 /**
- * What the service did and how it is, in the words of Prometheus.
+ * Metrics in the format of Prometheus.
  *
- * Nothing is measured for it on the way of an event: the numbers are those of `counters.ts`, and what is held now is counted when
- * somebody asks. So who does not scrape pays nothing, and this file is loaded with the first who does.
+ * Nothing is measured on an event's path: the numbers are those of `counters.ts`, and current state is counted when it is requested. Without scrapes
+ * there is no cost, and this file is loaded with the first one.
  *
- * What it never does: label by device, or by a channel that the operator did not name. The number of series is known beforehand.
+ * Never labels by device, or by a channel that the operator did not name, so the number of series is bounded.
  */
 import { Counter, Gauge, Histogram, Registry } from "prom-client";
 import { type Counters, Distribution, STORE_SECONDS, type ChannelCounters } from "../counters.ts";
@@ -12,7 +12,7 @@ import type { Engine } from "../engine.ts";
 import { OutstandingReceipts } from "./outstanding.ts";
 import type { Store } from "../store.ts";
 
-/** How often it is looked how late a timer comes: often enough to meet a stall, too seldom to be one. */
+/** Interval of the check for late timers: short enough to detect a stall, long enough to cost nothing. */
 const LAG_MS = 100;
 
 type Labels = Record<string, string>;
@@ -48,12 +48,12 @@ class Filled extends Histogram {
     return { name: this.name, help: this.help, type: "histogram", values, aggregator: "sum" } as never;
   }
 
-  /** What the library asks for instead of `get`, when it writes the text. */
+  /** The library calls this instead of `get` when it writes the text. */
   getForPromString() {
     return this.get();
   }
 }
-/** The library's types leave them out. */
+/** Missing in the library's types. */
 interface Filled {
   readonly name: string;
   readonly help: string;
@@ -83,12 +83,12 @@ export class Metrics {
     this.#timer.unref();
     this.#work(engine.counts);
     this.#state(engine, version);
-    this.#filled("pere_event_loop_lag_seconds", "How late a timer comes: what else waits as long", () => [
+    this.#filled("pere_event_loop_lag_seconds", "How late a timer fires; other work is delayed as much", () => [
       [{}, this.#lag],
     ]);
   }
 
-  /** Everything, as a scraper takes it (text format 0.0.4). */
+  /** All metrics in the text format 0.0.4. */
   async text(): Promise<string> {
     this.#owed.look();
     return this.#registry.metrics();
@@ -107,7 +107,7 @@ export class Metrics {
   // ------------------------------------------------------------------------------------------------------------ what was done
 
   #work(counts: Counters): void {
-    /** One sample for each named channel, and one without the label for all others. */
+    /** One sample per named channel, and one without the label for all others. */
     const works: readonly (readonly [Labels, ChannelCounters])[] = [
       [{}, counts.rest],
       ...[...counts.named].map(([channel, work]) => [{ channel }, work] as const),
@@ -124,25 +124,25 @@ export class Metrics {
     );
     this.#counter(
       "pere_push_replays_total",
-      "Pushes that a known Idempotency-Key answered with what was stored before",
+      "Pushes with a known Idempotency-Key, answered with the stored events",
       ["channel"],
       each(({ replays }) => [[{}, replays]]),
     );
     this.#counter(
       "pere_deliveries_total",
-      "Events written to feeds, as often as there were feeds",
+      "Events written to feeds, once per feed",
       ["channel"],
       each(({ deliveries }) => [[{}, deliveries]]),
     );
     this.#counter(
       "pere_receipts_total",
-      "Receipts that moved a device forward, by what they say",
+      "Receipts that advanced a device, by status",
       ["channel", "status"],
       each(({ receipts }) => Object.entries(receipts).map(([status, count]) => [{ status }, count])),
     );
     this.#counter(
       "pere_receipts_idle_total",
-      "Receipts that moved nothing: said before, or refused",
+      "Receipts that changed nothing: duplicates, or refused",
       ["channel", "reason"],
       each(({ duplicates, rejections }) => [
         [{ reason: "duplicate" }, duplicates],
@@ -151,34 +151,34 @@ export class Metrics {
     );
     this.#counter(
       "pere_store_failures_total",
-      "Requests that the store did not take",
+      "Requests that the store did not accept",
       ["channel", "work"],
       each(({ pushFailures, receiptFailures }) => [
         [{ work: "push" }, pushFailures],
         [{ work: "receipts" }, receiptFailures],
       ]),
     );
-    this.#filled("pere_receipt_latency_seconds", "From a push to a device's received, and to its final word", () =>
+    this.#filled("pere_receipt_latency_seconds", "From a push to a device's received, and to its final receipt", () =>
       works.flatMap(([channel, { received, final }]) => [
         [{ ...channel, status: "received" }, received] as const,
         [{ ...channel, status: "final" }, final] as const,
       ]),
     );
-    this.#filled("pere_store_seconds", "What the store took for a request: what its sender waits for", () => [
+    this.#filled("pere_store_seconds", "Time that the store took for a request, which its sender waits for", () => [
       [{ work: "push" }, counts.pushStored],
       [{ work: "receipts" }, counts.receiptsStored],
     ]);
-    this.#filled("pere_commit_seconds", "What a commit of the SQLite file took, its sync included", () => [
+    this.#filled("pere_commit_seconds", "Duration of a commit of the SQLite file, including its sync", () => [
       [{}, counts.commits],
     ]);
     this.#filled("pere_commit_changes", "Changes in one commit of the SQLite file", () => [[{}, counts.batches]]);
-    this.#counter("pere_feeds_ended_total", "Feeds that PERE ended, by the word that they were told", ["reason"], () =>
+    this.#counter("pere_feeds_ended_total", "Feeds that PERE ended, by reason", ["reason"], () =>
       Object.entries(counts.byes).map(([reason, count]) => [{ reason }, count]),
     );
-    this.#counter("pere_hook_tries_total", "Calls to hooks, by what became of them", ["result"], () =>
+    this.#counter("pere_hook_tries_total", "Calls to hooks, by result", ["result"], () =>
       Object.entries(counts.hookTries).map(([result, count]) => [{ result }, count]),
     );
-    this.#counter("pere_hook_given_up_total", "Calls to hooks that were given up after the last try", [], () => [
+    this.#counter("pere_hook_given_up_total", "Calls to hooks that were given up after the last attempt", [], () => [
       [{}, counts.hookGivenUp],
     ]);
   }
@@ -188,40 +188,40 @@ export class Metrics {
   #state(engine: Engine, version: string): void {
     this.#gauge(
       "pere_receipts_open",
-      "Final words that devices owe on kept events, and are not missing",
+      "Final receipts that devices owe for kept events, without missing ones",
       ["channel"],
       () => this.#owed.found.map(({ channel, open }) => [channel, open]),
     );
-    this.#gauge("pere_receipts_missing", "Devices that let a deadline of a kept event pass", ["channel"], () =>
+    this.#gauge("pere_receipts_missing", "Devices that missed the deadline of a kept event", ["channel"], () =>
       this.#owed.found.map(({ channel, missing }) => [channel, missing]),
     );
     this.#gauge("pere_feeds", "Open feeds, by transport", ["transport"], () =>
       Object.entries(engine.readers.transports).map(([transport, count]) => [{ transport }, count]),
     );
-    this.#gauge("pere_followers", "Followers of logs: one a feed and channel", [], () => [
+    this.#gauge("pere_followers", "Followers of logs: one per feed and channel", [], () => [
       [{}, engine.readers.followers],
     ]);
-    this.#gauge("pere_followers_behind", "Followers that catch up, or whose reader is slow", [], () => [
+    this.#gauge("pere_followers_behind", "Followers that are catching up or have a slow reader", [], () => [
       [{}, engine.readers.followers - engine.held.live],
     ]);
-    this.#gauge("pere_devices_connected", "Devices with a feed open here, counted once a channel", [], () => [
+    this.#gauge("pere_devices_connected", "Devices with a feed open here, counted once per channel", [], () => [
       [{}, engine.held.present],
     ]);
     const readiness = () => engine.ready().catch(() => null);
     this.#gauge("pere_store_up", "1: the store takes changes", [], async () => [[{}, (await readiness()) ? 1 : 0]]);
-    this.#gauge("pere_store_info", "What it is kept in, and what a 2xx survives", ["store", "durability"], async () => {
+    this.#gauge("pere_store_info", "The store, and its durability", ["store", "durability"], async () => {
       const known = await readiness();
       return known ? [[{ store: known.store, durability: known.durability }, 1]] : [];
     });
     this.#gauge(
       "pere_store_log_bytes",
-      "Length of the SQLite file's write-ahead log; it grows for as long as another program reads the file",
+      "Length of the SQLite file's write-ahead log; it grows while another program reads the file",
       [],
       () => (engine.counts.logBytes === null ? [] : [[{}, engine.counts.logBytes]]),
     );
     this.#gauge(
       "pere_clock_leap_seconds",
-      "How far the wall clock leapt ahead (below 0: back) of what PERE goes by",
+      "How far the wall clock is ahead of PERE's time after a leap (negative: behind)",
       [],
       () => [[{}, engine.clock.leapMs / 1000]],
     );
@@ -229,7 +229,9 @@ export class Metrics {
     this.#gauge("pere_resident_memory_bytes", "Memory of the process", [], () => [[{}, process.memoryUsage.rss()]]);
     const startedAt = performance.timeOrigin / 1000;
     this.#gauge("pere_start_time_seconds", "When the process started, since 1970", [], () => [[{}, startedAt]]);
-    this.#gauge("pere_build_info", "What runs", ["version", "bun"], () => [[{ version, bun: Bun.version }, 1]]);
+    this.#gauge("pere_build_info", "Version of PERE and Bun", ["version", "bun"], () => [
+      [{ version, bun: Bun.version }, 1],
+    ]);
   }
 
   #counter(name: string, help: string, labelNames: string[], read: () => readonly Sample[]): void {

@@ -1,18 +1,18 @@
 /**
- * How many words devices still owe, on all kept events together.
+ * How many final receipts devices still owe, for all kept events together.
  *
- * Nobody keeps that sum: it would be one more number to move with each receipt. The tallies are added up now and then while
- * somebody asks, a page at a time, and never more often than makes it a small part of the work; so what is told may be a minute old.
+ * No counter exists for this, because it would have to change with each receipt. Instead, the tallies are added up from time to time while metrics
+ * are requested, a page at a time, and so rarely that it stays a small part of the work. The result may be a minute old.
  */
 import { Turn } from "../yield.ts";
 import { PAGE_DEFAULT, PAGE_MAX } from "../model.ts";
 import type { Store } from "../store.ts";
 
-/** It is not looked again before this, nor before so many times what the last look took. */
+/** Minimum interval between two counts, also as a multiple of the last count's duration. */
 const REST_MS = 15_000;
 const REST_TIMES = 50;
 
-/** What is owed, on one channel by name or on all others together. */
+/** What is owed, per named channel and for all others together. */
 export interface OutstandingCount {
   readonly channel: { readonly channel?: string };
   open: number;
@@ -20,27 +20,27 @@ export interface OutstandingCount {
 }
 
 export class OutstandingReceipts {
-  /** What the last look found; nothing before there was one. */
+  /** The last result; empty before the first count. */
   found: readonly OutstandingCount[] = [];
   readonly #store: Store;
   readonly #named: readonly string[];
   #nextAt = 0;
   #stopped = false;
 
-  /** @param named channels that are told apart */
+  /** @param named channels that are counted separately */
   constructor(store: Store, named: Iterable<string>) {
     this.#store = store;
     this.#named = [...named];
   }
 
-  /** Looks anew, unless that was done just now; what it finds is there some time later. */
+  /** Starts a count, unless one ran recently; the result is available some time later. */
   look(): void {
     const startedAt = performance.now();
     if (this.#stopped || startedAt < this.#nextAt) return;
     this.#nextAt = Number.POSITIVE_INFINITY;
     void this.#sum()
       .then((found) => (this.found = found))
-      .catch(() => {}) // The store is away; what was found before stands.
+      .catch(() => {}) // The store is away; the last result stays.
       .finally(() => {
         const now = performance.now();
         this.#nextAt = now + Math.max(REST_MS, REST_TIMES * (now - startedAt));
@@ -58,7 +58,7 @@ export class OutstandingReceipts {
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
           await turn.yieldToEventLoop();
           const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
-          if (tallies === null) break; // The log begins anew; the next look finds what it has then.
+          if (tallies === null) break; // The log has a new epoch; it is counted next time.
           for (const { addressed, done, failed, missing } of tallies.values()) {
             debt.open += addressed - done - failed - missing;
             debt.missing += missing;

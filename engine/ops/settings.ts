@@ -1,7 +1,7 @@
 /**
- * What the operator sets: flags and environment, read together once, before anything starts. A wrong setting stops the start with one
- * clear line; a `PERE_` name that means nothing is named, so that nobody believes in it. A secret may stand in a file instead, whose path is in the
- * variable of the same name with `_FILE` behind it.
+ * Settings: flags and environment variables, read once at startup. An invalid setting stops the start with a one-line message. Unknown `PERE_`
+ * variables are reported, so that a typo does not go unnoticed. A secret may be in a file instead, whose path is in the variable of the same name
+ * with the suffix `_FILE`.
  */
 import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
@@ -16,113 +16,113 @@ import { CHANNEL } from "../model.ts";
 import { type RateLimits, RATES } from "../http/rate-limit.ts";
 import { KEPT_EVENTS_MAX, KEPT_SECONDS_MAX, readKeep } from "../retention-rules.ts";
 
-/** What the operator set; see docs/configuration.md. */
+/** All settings; see docs/configuration.md. */
 export interface Settings {
   readonly host: string;
-  /** 0 takes a free one. */
+  /** 0: any free port. */
   readonly port: number;
-  /** The path under which proxies lead to the service, `/pere` or deeper, beside its own; empty: there is none. */
+  /** The path prefix that proxies use for the service, such as `/pere`; paths without it work too. Empty: none. */
   readonly basePath: string;
-  /** The files that TLS is spoken with; null: it is not. */
+  /** Certificate and key for TLS; null: no TLS. */
   readonly tls: CertificateFiles | null;
   /** Path of the SQLite file, or `:memory:`. */
   readonly db: string;
-  /** Where Redis is, when many instances share one memory there; several addresses are a Cluster's. Null: everything is in `db`. */
+  /** URLs of the Redis that instances share; several are nodes of a Cluster. Null: `db` is used. */
   readonly redis: readonly string[] | null;
-  /** What all of PERE's keys and messages in Redis begin with. */
+  /** Prefix of all keys and messages in Redis. */
   readonly redisPrefix: string;
   /** How many replicas of Redis must have a push or a receipt before it is answered. */
   readonly replicas: number;
-  /** Address ranges that hooks may call although they are private. */
+  /** Private address ranges that hooks may call. */
   readonly hooksAllowed: readonly AddressRange[];
   readonly limits: Partial<Limits>;
   /**
-   * Where the keys are that tokens are checked with; `own`: PERE makes a secret; `local`: no tokens, for programs on this machine alone; `open`: no
-   * tokens, for everybody, because the operator said so.
+   * How tokens are verified. `own`: PERE creates a secret; `local`: no tokens, local programs only; `open`: no tokens, everyone has access, as
+   * configured.
    */
   readonly access: Pick<AccessOptions, "secret" | "jwks" | "audience" | "issuer"> | "own" | "local" | "open";
   readonly origins: Origins;
-  /** How much one caller may do in a minute. */
+  /** Limits per caller and minute. */
   readonly rates: RateLimits;
-  /** Proxies whose `X-Forwarded-For` is believed. */
+  /** Proxies whose `X-Forwarded-For` is trusted. */
   readonly proxies: readonly AddressRange[];
-  /** From what on the log is written. */
+  /** The lowest level that is logged. */
   readonly log: Level;
-  /** Channels that `/metrics` tells apart. */
+  /** Channels that `/metrics` counts separately. */
   readonly metricsChannels: readonly string[];
-  /** Names that were set and mean nothing. */
+  /** Unknown variables that were set. */
   readonly unknown: readonly string[];
 }
 
-/** Open feeds of one caller: the devices of a large site behind one address. */
+/** Open feeds per caller: the devices of a large site behind one address. */
 const FEEDS_A_CALLER = 10_000;
 
-/** One setting, as it is read and as people read of it. */
+/** A setting, with its description. */
 export interface Setting {
-  /** What holds where nothing is set; empty: nothing does. */
+  /** The default; empty: none. */
   readonly usual: string;
-  /** Where there are no tokens on a loopback address nothing holds: there, everybody is one caller. */
+  /** Has no effect without tokens on a loopback address: there, all callers are the same. */
   readonly notLocal?: true;
-  /** In a sentence or two, in Markdown. */
+  /** The description, in a sentence or two of Markdown. */
   readonly meaning: string;
 }
 
-/** All that may be set, in the order in which it is shown: by docs/configuration.md, `--help` and `.env.example`. */
+/** All settings in display order: for the documentation, `--help` and `.env.example`. */
 export const SETTINGS = {
   HOST: {
     usual: "127.0.0.1",
     meaning:
-      "the address it listens at; `0.0.0.0` is all of IPv4 (the image sets it), `::` all, `localhost` this machine's own, of IPv4 and IPv6",
+      "the address to listen on; `0.0.0.0` is all IPv4 addresses (set in the image), `::` all addresses, `localhost` the loopback addresses of IPv4 and IPv6",
   },
-  PORT: { usual: "4567", meaning: "the port; `0` takes a free one and says which" },
+  PORT: { usual: "4567", meaning: "the port; `0` picks a free one and prints it" },
   PERE_BASE_PATH: {
     usual: "",
     meaning:
-      "the path, such as `/pere`, under which a proxy leads to PERE, whether it takes it off or not; the paths without it work as well",
+      "the path prefix, such as `/pere`, under which a proxy forwards to PERE, whether the proxy removes it or not; paths without it work as well",
   },
   PERE_TLS_CERT: {
     usual: "",
     meaning: "PEM file with a certificate and its chain; PERE then speaks TLS itself",
   },
   PERE_TLS_KEY: { usual: "", meaning: "PEM file with its key" },
-  PERE_DB: { usual: "pere.db", meaning: "the SQLite file, held by one process; `:memory:` keeps nothing" },
+  PERE_DB: { usual: "pere.db", meaning: "the SQLite file, used by one process; `:memory:` stores nothing permanently" },
   REDIS_URL: {
     usual: "",
     meaning:
-      "use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, comma separated, are a Cluster; for a CA of your own set `NODE_EXTRA_CA_CERTS`",
+      "use Redis instead: `redis://` or `rediss://`, with `user:password@` where needed; several, separated by commas, are a Cluster; for a private CA set `NODE_EXTRA_CA_CERTS`",
   },
   REDIS_URL_FILE: { usual: "", meaning: "the path of a file that holds `REDIS_URL`" },
   PERE_REDIS_PREFIX: {
     usual: "pere:",
-    meaning: "what its keys and messages in Redis begin with; services that share a database have different ones",
+    meaning: "prefix of all keys and messages in Redis; services that share a database need different ones",
   },
   PERE_REDIS_REPLICAS: {
     usual: "0",
     meaning: "how many replicas of Redis must have a push or a receipt before it is answered 2xx",
   },
-  PERE_JWT_SECRET: { usual: "", meaning: "HS256 secret that tokens are signed with, at least 32 bytes" },
+  PERE_JWT_SECRET: { usual: "", meaning: "HS256 secret that signs tokens, at least 32 bytes" },
   PERE_JWT_SECRET_FILE: { usual: "", meaning: "the path of a file that holds it" },
   PERE_JWKS: {
     usual: "",
-    meaning: "key set that tokens are checked with, as a file (read again on SIGHUP) or a URL: EdDSA, ES256, RS256",
+    meaning: "key set that verifies tokens, as a file (read again on SIGHUP) or a URL: EdDSA, ES256, RS256",
   },
-  PERE_JWT_AUDIENCE: { usual: "", meaning: "what a token's `aud` must hold" },
-  PERE_JWT_ISSUER: { usual: "", meaning: "what a token's `iss` must be" },
+  PERE_JWT_AUDIENCE: { usual: "", meaning: "required value in a token's `aud`" },
+  PERE_JWT_ISSUER: { usual: "", meaning: "required value of a token's `iss`" },
   PERE_OPEN: {
     usual: "0",
     meaning:
-      "`1`: no tokens at all, also beyond loopback and behind a proxy; anyone who reaches it may do everything. On a loopback address PERE needs no tokens by default, but refuses requests that came through a proxy",
+      "`1`: no tokens at all, even on public addresses and behind a proxy; anyone who can reach PERE has full access. On a loopback address PERE needs no tokens by default, but refuses requests that came through a proxy",
   },
   PERE_ORIGINS: {
     usual: "",
     meaning:
-      "origins that browsers may call from, comma separated, or `*`: `https://shop.example`, or an app's, such as `capacitor://localhost`, `file://` or `null`. Origins beyond loopback need tokens or `PERE_OPEN=1`",
+      "origins that browsers may call from, separated by commas, or `*`: `https://shop.example`, or an app's, such as `capacitor://localhost`, `file://` or `null`. Origins beyond loopback need tokens or `PERE_OPEN=1`",
   },
   PERE_RATE_PUSHES: {
     usual: String(RATES.push),
     notLocal: true,
     meaning:
-      "events that one caller (a token's `sub`, else an address) may push in a minute, counted in Redis where there is one; `0`: as many as he likes. Beyond: 429 with `Retry-After`, `RateLimit` and `RateLimit-Policy`",
+      "events that one caller (a token's `sub`, else an address) may push per minute, counted in Redis if there is one; `0`: unlimited. Above the limit: 429 with `Retry-After`, `RateLimit` and `RateLimit-Policy`",
   },
   PERE_RATE_RECEIPTS: {
     usual: String(RATES.receipt),
@@ -133,36 +133,36 @@ export const SETTINGS = {
     usual: String(RATES.feed),
     notLocal: true,
     meaning:
-      "the same for feeds that are opened, each of their channels counted; on an event stream, beyond is `pere.bye`",
+      "the same for opened feeds, each of their channels counted; above the limit, an event stream gets `pere.bye`",
   },
   PERE_FEEDS_A_CALLER: {
     usual: String(FEEDS_A_CALLER),
     notLocal: true,
-    meaning: "feeds that one caller may have open on an instance; `0`: as many as he likes",
+    meaning: "feeds that one caller may have open per instance; `0`: unlimited",
   },
   PERE_PROXIES: {
     usual: "",
-    meaning: "address ranges of proxies whose `X-Forwarded-For` is believed; needs tokens or `PERE_OPEN=1`",
+    meaning: "address ranges of proxies whose `X-Forwarded-For` is trusted; needs tokens or `PERE_OPEN=1`",
   },
   PERE_LOG: {
     usual: "info",
     meaning:
-      "`debug`, `info`, `warn` or `error`: JSON lines on standard error; at `debug` one for each request. Tokens never",
+      "`debug`, `info`, `warn` or `error`: JSON lines on standard error; at `debug` one per request. Tokens are never logged",
   },
-  PERE_KEEP_EVENTS: { usual: String(LIMITS.keptEvents), meaning: "events kept a channel" },
+  PERE_KEEP_EVENTS: { usual: String(LIMITS.keptEvents), meaning: "events kept per channel" },
   PERE_KEEP_SECONDS: { usual: String(LIMITS.keptMs / 1000), meaning: "how long they are kept" },
   PERE_KEEP: {
     usual: "",
     meaning:
-      "rules for some channels, the first that fits holds: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`; what a rule leaves open, and all other channels, are as above. Instances on one Redis have the same",
+      "rules for some channels, the first match applies: `orders.*:events=1000,seconds=86400;audit:seconds=31536000`; values that a rule omits, and all other channels, use the two settings above. All instances on one Redis need the same rules",
   },
   PERE_METRICS_CHANNELS: {
     usual: "",
-    meaning: "channels, comma separated, that `/metrics` tells apart; 100 at most",
+    meaning: "channels, separated by commas, that `/metrics` counts separately; at most 100",
   },
   PERE_HOOKS_ALLOW: {
     usual: "",
-    meaning: "address ranges, `10.0.0.0/8,fd00::/8`, that hooks may call although they are private",
+    meaning: "address ranges, `10.0.0.0/8,fd00::/8`, of private addresses that hooks may call",
   },
 } as const satisfies Record<string, Setting>;
 
@@ -171,7 +171,7 @@ type Name = keyof typeof SETTINGS;
 export const isLoopback = (host: string): boolean =>
   host === "localhost" || host === "::1" || (isIP(host) === 4 && host.startsWith("127."));
 
-/** @throws Error with the one line to print; the URLs may hold a password, so they are not repeated */
+/** @throws Error with a one-line message without the URLs, which may contain a password */
 function redisUrls(text: string): string[] {
   const urls = text.split(",").map((part) => {
     const url = URL.canParse(part.trim()) ? new URL(part.trim()) : null;
@@ -191,14 +191,14 @@ function redisUrls(text: string): string[] {
   return urls.map(({ protocol, host }) => `${protocol}//${who}${host}`);
 }
 
-/** What is set, else what is usual; empty is not set. */
+/** The value, or the default; an empty value counts as unset. */
 type Environment = { readonly [name in Name]: string };
 
-/** The settings among all variables, each as it is set or as it usually is. */
+/** All settings with their values or defaults. */
 const environmentOf = (env: Readonly<Record<string, string | undefined>>): Environment =>
   Object.fromEntries(Object.entries(SETTINGS).map(([name, { usual }]) => [name, env[name] || usual])) as Environment;
 
-/** A secret, or what is in the file that holds it. @throws Error with the one line to print */
+/** A secret, or the content of the file that holds it. @throws Error with a one-line message */
 function secretOf(env: Environment, name: "REDIS_URL" | "PERE_JWT_SECRET"): string {
   const path = env[`${name}_FILE`];
   if (path === "") return env[name];
@@ -213,7 +213,7 @@ function secretOf(env: Environment, name: "REDIS_URL" | "PERE_JWT_SECRET"): stri
   return text;
 }
 
-/** Who may come in. @throws Error with the one line to print */
+/** How tokens are verified. @throws Error with a one-line message */
 function accessOf(env: Environment, host: string): Settings["access"] {
   const { PERE_OPEN: open, PERE_JWKS: jwks, PERE_JWT_AUDIENCE: audience, PERE_JWT_ISSUER: issuer } = env;
   if (open !== "0" && open !== "1") throw new Error(`PERE_OPEN must be 1 or 0, not "${open}"`);
@@ -236,8 +236,8 @@ function accessOf(env: Environment, host: string): Settings["access"] {
 }
 
 /**
- * A service without tokens is for its own machine; what is set for callers from elsewhere says that it is not meant so.
- * @throws Error with the one line to print
+ * A service without tokens is for its own machine only; settings for remote callers contradict that.
+ * @throws Error with a one-line message
  */
 function checkLocal(origins: Origins, proxies: readonly AddressRange[]): void {
   const advice =
@@ -248,10 +248,10 @@ function checkLocal(origins: Origins, proxies: readonly AddressRange[]): void {
   if (proxies.length > 0) throw new Error(`PERE_PROXIES names proxies, ${advice}`);
 }
 
-/** Channels that get series of their own: each is some fifty, and a scraper keeps them all. */
+/** Channels with their own series: each has about fifty, and a scraper keeps all of them. */
 const METRICS_CHANNELS_MAX = 100;
 
-/** @throws Error with the one line to print */
+/** @throws Error with a one-line message */
 function channelsOf(text: string): string[] {
   const names = text
     .split(",")
@@ -264,13 +264,13 @@ function channelsOf(text: string): string[] {
   return [...new Set(names)];
 }
 
-/** @throws Error with the one line to print */
+/** @throws Error with a one-line message */
 function levelOf(text: string): Level {
   if (text === "debug" || text === "info" || text === "warn" || text === "error") return text;
   throw new Error(`PERE_LOG must be debug, info, warn or error, not "${text}"`);
 }
 
-/** Braces would put all channels into one slot of a Cluster. @throws Error with the one line to print */
+/** Braces would put all channels into one slot of a Cluster. @throws Error with a one-line message */
 function prefixOf(text: string): string {
   if (/^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$/.test(text)) return text;
   throw new Error(
@@ -278,14 +278,14 @@ function prefixOf(text: string): string {
   );
 }
 
-/** A path without a slash at its end; the root is empty. @throws Error with the one line to print */
+/** A path without a trailing slash; the root is empty. @throws Error with a one-line message */
 function basePathOf(text: string): string {
   const path = text.replace(/\/$/, "");
   if (path === "" || /^(?:\/[A-Za-z0-9][A-Za-z0-9._~-]*)+$/.test(path)) return path;
   throw new Error(`PERE_BASE_PATH must be a path like /pere or /tools/pere, not "${text}"`);
 }
 
-/** Reads flags and environment together. @throws Error with the one line to print */
+/** Reads flags and environment variables. @throws Error with a one-line message */
 export function readSettings(
   argv: readonly string[],
   variables: Readonly<Record<string, string | undefined>>,
