@@ -82,6 +82,17 @@ describe("a document", () => {
     expect(wrong).toEqual([]);
   });
 
+  test("names functions that are in the files it names", async () => {
+    const text = await textOf("docs/architecture.md");
+    const named = [...text.matchAll(/(engine\/[\w/-]+\.ts) +(\w+\()\)/g)];
+    expect(named.length).toBeGreaterThan(3);
+    for (const [, path, name] of named) expect(await Bun.file(join(ROOT, path!)).text(), path).toContain(name!);
+    // Of a room, files are named without folder and ending.
+    for (const [, room, files] of text.matchAll(/^- `(engine\/\w+\/)`: (.*?)(?=\n\S|\n\n)/gms))
+      for (const [, name] of files!.matchAll(/`([\w-]+)`/g))
+        expect(existsSync(join(ROOT, room!, `${name}.ts`)), `${room}${name}.ts`).toBe(true);
+  });
+
   test("is reached from README", async () => {
     const text = await textOf("README.md");
     expect(DOCUMENTS.filter((name) => name !== "README.md" && !text.includes(`](${name})`))).toEqual([]);
