@@ -50,7 +50,7 @@ describe.skipIf(noRedis !== null)(`a log that is lost${why}`, () => {
         false,
         true,
       ]);
-      expect(body.detail).toContain("lost or put back");
+      expect(body.detail).toContain("lost or restored from a backup");
       // Who waits for an event of the new life is answered by it.
       const again = wait(here.url);
       const { id } = await until(async () => (await ask(`${there.url}/events/c`)).body.events?.[2]);

@@ -8,8 +8,8 @@ import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
 import { socket, upgraded } from "./feed-socket.ts";
 import { ended, stream } from "./feed-stream.ts";
-import { isPoll, isSocket, nullIfTemporary, refusal } from "./refusal.ts";
-import { deviceOf, queryOf } from "./request.ts";
+import { nullIfTemporary, refusal } from "./refusal.ts";
+import { deviceOf, isPoll, isSocket, queryOf } from "./request.ts";
 import { EventStream, Socket, type SocketData } from "./transports.ts";
 
 /** Query options of a feed, in the order of the error message. A feed of receipts has no device: it holds those of all devices. */

@@ -2,12 +2,14 @@
  * `POST /push/:channel`: stores one event or many, and with `Prefer: wait` answers when all their devices are done, or after that time.
  */
 import type { Server } from "bun";
+import type { Pushed } from "../engine.ts";
 import { unexpected } from "../faults.ts";
 import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
   DEADLINE_SECONDS_MIN,
   EVENT_BYTES_MAX,
+  type EventDraft,
   id,
   isComplete,
   iso,
@@ -37,29 +39,79 @@ import type { SocketData } from "./transports.ts";
 
 const PUSH_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
 
-/** The receipts of an event until now. */
-const outcomeJson = (tally: Tally | undefined) =>
-  tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
-
-export async function push(
-  { engine, admission, bodyOf, basePath, log, right }: RouteContext,
-  { channel: channelText }: Params,
-  request: Request,
-  server: Server<SocketData>,
-): Promise<Response> {
-  const channel = readChannel(channelText);
-  const grant = await admission.authorize(request, right, [channel]);
-  const query = queryOf(request, PUSH_OPTIONS);
+/** What the query says of all events of a push. @throws PereError malformed, refused */
+function optionsOf(query: ReadonlyMap<string, string>): Omit<EventDraft, "data"> {
   const [type, to, ttl, deadline, remind] = PUSH_OPTIONS.map((name) => query.get(name));
   const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
     text === undefined ? null : readSeconds(text, name, min, max);
-  const options = {
+  return {
     type: type === undefined ? null : readType(type),
     to: to === undefined ? null : readTo(to),
     ttl: seconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
     deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
     remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
   };
+}
+
+/** The tallies of events by their seq; without `Prefer: wait` there are none. */
+type Outcomes = ReadonlyMap<number, Tally>;
+const NO_OUTCOMES: Outcomes = new Map();
+
+/** Waits for the final receipts of what was pushed. Empty: its tallies can't be read now. @throws PereError away, where it was lost since */
+async function outcomesOf(
+  { engine, log }: RouteContext,
+  pushed: Pushed,
+  channel: string,
+  waitMs: number,
+  signal: AbortSignal,
+): Promise<Outcomes> {
+  // A stored event is acknowledged even when its tally can't be read now.
+  const found = await engine.outcome(pushed, channel, waitMs, signal).catch((error: unknown) => {
+    unexpected(log.incident, error);
+    return NO_OUTCOMES;
+  });
+  if (found !== null) return found;
+  // A stored event that was lost since is not.
+  const event = id(pushed.epoch, pushed.first);
+  throw new PereError(
+    "away",
+    `the log of channel ${channel} was lost or restored from a backup while this push waited, and event ${event} is gone; push again`,
+  );
+}
+
+const outcomeJson = (tally: Tally | undefined) =>
+  tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
+
+/** The answer to a push of one event, or of many. */
+function answer(pushed: Pushed, channel: string, many: boolean, outcomes: Outcomes, basePath: string): Response {
+  const status = pushed.replayed ? 200 : 201;
+  const headers: Record<string, string> = pushed.replayed ? { "Idempotent-Replayed": "true" } : {};
+  if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
+  const { epoch, first, count, audience } = pushed;
+  const at = iso(pushed.at);
+  if (many) {
+    const events = Array.from({ length: count }, (_, n) => {
+      const seq = first + n;
+      return { id: id(epoch, seq), seq, at, ...outcomeJson(outcomes.get(seq)) };
+    });
+    return json({ events, audience }, status, headers);
+  }
+  const name = id(epoch, first);
+  const typed = pushed.type === null ? {} : { type: pushed.type };
+  const event = { id: name, channel, seq: first, at, ...typed, audience, ...outcomeJson(outcomes.get(first)) };
+  return json(event, status, { Location: `${basePath}/events/${channel}/${name}`, ...headers });
+}
+
+export async function push(
+  context: RouteContext,
+  params: Params,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response> {
+  const { engine, admission, bodyOf, basePath, right } = context;
+  const channel = readChannel(params.channel);
+  const grant = await admission.authorize(request, right, [channel]);
+  const options = optionsOf(queryOf(request, PUSH_OPTIONS));
   const waitMs = waitOf(request);
   const keyText = request.headers.get("idempotency-key");
   const key = keyText === null ? null : readKey(keyText);
@@ -89,37 +141,8 @@ export async function push(
           digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options), "base64")}`,
         },
   );
-
-  const status = pushed.replayed ? 200 : 201;
-  const headers: Record<string, string> = pushed.replayed ? { "Idempotent-Replayed": "true" } : {};
-  const { epoch, first, count, audience } = pushed;
-  const at = iso(pushed.at);
-  let outcomes: ReadonlyMap<number, Tally> = new Map();
-  if (waitMs !== null) {
-    server.timeout(request, 0);
-    // A stored event is acknowledged even when its tally can't be read now.
-    const found = await engine.outcome(pushed, channel, waitMs, request.signal).catch((error: unknown) => {
-      unexpected(log.incident, error);
-      return outcomes;
-    });
-    // A stored event that was lost since is not.
-    if (found === null)
-      throw new PereError(
-        "away",
-        `the log of channel ${channel} was lost or restored from a backup while this push waited, and event ${id(epoch, first)} is gone; push again`,
-      );
-    outcomes = found;
-    if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
-  }
-  if (many) {
-    const events = Array.from({ length: count }, (_, n) => {
-      const seq = first + n;
-      return { id: id(epoch, seq), seq, at, ...outcomeJson(outcomes.get(seq)) };
-    });
-    return json({ events, audience }, status, headers);
-  }
-  const name = id(epoch, first);
-  const typed = pushed.type === null ? {} : { type: pushed.type };
-  const event = { id: name, channel, seq: first, at, ...typed, audience, ...outcomeJson(outcomes.get(first)) };
-  return json(event, status, { Location: `${basePath}/events/${channel}/${name}`, ...headers });
+  if (waitMs === null) return answer(pushed, channel, many, NO_OUTCOMES, basePath);
+  server.timeout(request, 0);
+  const outcomes = await outcomesOf(context, pushed, channel, waitMs, request.signal);
+  return answer(pushed, channel, many, outcomes, basePath);
 }

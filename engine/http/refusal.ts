@@ -6,7 +6,7 @@ import { descriptors } from "../descriptors.ts";
 import { PereError } from "../model.ts";
 import type { Log } from "./problem.ts";
 import { TooMany } from "./rate-limit.ts";
-import { accepts } from "./request.ts";
+import { isPoll, isSocket } from "./request.ts";
 
 let warnedOfDescriptors = false;
 
@@ -38,10 +38,6 @@ export async function refusal(log: Log, take: () => Promise<void> | void): Promi
 /** Closes the connection of a refused feed when there are too many connections. HTTP/2 has no such header. */
 export const closeHeader = (request: Request, refused: PereError | null): Record<string, string> =>
   refused?.code === "away" && request.url.startsWith("http:") ? { Connection: "close" } : {};
-
-export const isSocket = (request: Request): boolean => request.headers.get("upgrade")?.toLowerCase() === "websocket";
-export const isPoll = (request: Request): boolean =>
-  accepts(request, "application/json") && !accepts(request, "text/event-stream");
 
 /** Null for temporary trouble that the feed itself can report: all but that of a long-poll. @throws every other error */
 export function nullIfTemporary(error: unknown, request: Request): null {

@@ -43,6 +43,13 @@ export const accepts = (request: Request, type: string): boolean =>
     .split(",")
     .some((range) => range.split(";", 1)[0]!.trim() === type);
 
+/** Whether a request asks for a WebSocket. */
+export const isSocket = (request: Request): boolean => request.headers.get("upgrade")?.toLowerCase() === "websocket";
+
+/** Whether it asks for a long-poll: for JSON, and not for an event stream. */
+export const isPoll = (request: Request): boolean =>
+  accepts(request, "application/json") && !accepts(request, "text/event-stream");
+
 /** A header's value as an error message may quote it. */
 const quoted = (text: string): string => JSON.stringify(text.slice(0, 40));
 
