@@ -115,3 +115,10 @@ test("dependencies are pinned to exact versions", () => {
   for (const version of Object.values({ ...packageJson.dependencies, ...packageJson.devDependencies }))
     expect(version).toMatch(/^\d+\.\d+\.\d+$/);
 });
+
+test("no file of tests is over 500 lines", async () => {
+  for (const file of new Glob("tests/**/*.ts").scanSync(".")) {
+    const lines = (await Bun.file(file).text()).split("\n").length - 1;
+    expect([file, lines]).toEqual([file, Math.min(lines, 500)]);
+  }
+});
