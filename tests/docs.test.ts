@@ -133,7 +133,7 @@ describe("code in a document can be read", () => {
   });
 
   test.skipIf(!Bun.which("python3"))("Python calls what the module has", async () => {
-    const check = `import ast, sys; sys.path.insert(0, "clients"); import pere
+    const check = `import ast, sys; sys.path.insert(0, "clients/python"); import pere
 for node in ast.walk(ast.parse(sys.stdin.read())):
     if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pere": getattr(pere, node.attr)`;
     for (const document of DOCUMENTS)

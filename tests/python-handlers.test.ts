@@ -1,5 +1,5 @@
 /**
- * `clients/pere.py`: what a handler is and what its end means; what stands around it (signals, files, proxies, closed outputs) answers no event.
+ * `clients/python/pere.py`: what a handler is and what its end means; what stands around it (signals, files, proxies, closed outputs) answers no event.
  */
 import { expect } from "bun:test";
 import { readFileSync, writeFileSync } from "node:fs";

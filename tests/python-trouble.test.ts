@@ -1,5 +1,5 @@
 /**
- * `clients/pere.py` where something goes wrong that is not the work's: it is ended, its output goes away, its command can't be run, what answers is
+ * `clients/python/pere.py` where something goes wrong that is not the work's: it is ended, its output goes away, its command can't be run, what answers is
  * not PERE, what it was given can't be meant. An event is `failed` only when the work said so.
  */
 import { expect } from "bun:test";

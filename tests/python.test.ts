@@ -1,5 +1,5 @@
 /**
- * `clients/pere.py` as a module and a program, beside what the bad day asks of it: its arguments, what handlers return and raise, receipts that go on
+ * `clients/python/pere.py` as a module and a program, beside what the bad day asks of it: its arguments, what handlers return and raise, receipts that go on
  * while one works, pushes that are tried again, the receipts feed, and its file.
  */
 import { expect } from "bun:test";

@@ -1,5 +1,5 @@
 /**
- * The bad day of `clients/pere.py`, the program, which is the module's `listen` with a command for a handler.
+ * The bad day of `clients/python/pere.py`, the program, which is the module's `listen` with a command for a handler.
  */
 import { join } from "node:path";
 import { badAnswersDay } from "./answers.ts";
@@ -14,7 +14,7 @@ const client: Client = {
   command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
     argv: [
       python ?? "python3",
-      join(import.meta.dir, "..", "..", "clients", "pere.py"),
+      join(import.meta.dir, "..", "..", "clients", "python", "pere.py"),
       ...["listen", url, channels, "--device", device, "--state", state],
       ...["--exec", `sh '${join(import.meta.dir, "worker.sh")}'`],
       ...["--first-byte", String(patience.firstByteMs / 1_000), "--silence", String(patience.silenceMs / 1_000)],

@@ -1,12 +1,12 @@
 /**
- * What the tests of `clients/pere.py` share: a Python that runs, and a service behind a proxy.
+ * What the tests of `clients/python/pere.py` share: a Python that runs, and a service behind a proxy.
  */
 import { afterEach, test } from "bun:test";
 import { join } from "node:path";
 import { BadProxy } from "./bad-proxy.ts";
 import { ask, start, until } from "./harness.ts";
 
-const CLIENTS = join(import.meta.dir, "..", "..", "clients");
+const CLIENTS = join(import.meta.dir, "..", "..", "clients", "python");
 const python = Bun.which("python3");
 const isSkipped = python === null && process.env.CI !== "true";
 

@@ -63,7 +63,7 @@ import urllib.parse
 import urllib.request
 import uuid
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
 
 #: A token, or what gives the newest one.
 Token = Union[str, Callable[[], str], None]
@@ -225,7 +225,8 @@ class _Proxy:
             url = named.get("all", "")
             if "://" in url and not url.startswith("http://"):
                 return None  # Meant for other programs: such a proxy can't be spoken to from here.
-        if not url or urllib.request.proxy_bypass_environment(host if ":" in host else f"{host}:{port}", named):
+        bypass: Callable[[str, Dict[str, str]], Any] = getattr(urllib.request, "proxy_bypass_environment")
+        if not url or bypass(host if ":" in host else f"{host}:{port}", named):
             return None
         return _Proxy(url)
 
@@ -1011,10 +1012,11 @@ def _rejections(answer: Dict[str, Any], batch: List[Dict[str, Any]]) -> List[Tup
     rejected: Dict[int, str] = {}
     for one in listed if isinstance(listed, list) else []:
         index, reason = (one.get("index"), one.get("reason")) if isinstance(one, dict) else (None, None)
-        if _is_count(index) and index < len(batch) and one.get("event") == batch[index]["event"] and isinstance(reason, str):
+        if isinstance(index, int) and _is_count(index) and index < len(batch) and one.get("event") == batch[index]["event"] and isinstance(reason, str):
             rejected[index] = reason
-    counts = _is_count(recorded) and _is_count(duplicate) and isinstance(listed, list) and len(listed) == len(rejected)
-    if not counts or recorded + duplicate + len(rejected) != len(batch):
+    counts: List[Any] = [recorded, duplicate, len(rejected)]
+    is_right = isinstance(listed, list) and len(listed) == len(rejected) and all(_is_count(count) for count in counts)
+    if not is_right or sum(counts) != len(batch):
         raise _Trouble("the answer does not account for the receipts")
     return [(batch[index], reason) for index, reason in rejected.items()]
 
@@ -1046,7 +1048,7 @@ class _Listener:
         self._on_event, self._stop, self._report = on_event, stop, report
         self._waiting: "queue.Queue[Optional[Event]]" = queue.Queue(WAITING_MAX)
         #: Events that were taken and have not come to their end.
-        self._busy: set = set()
+        self._busy: Set[str] = set()
         self._failure: Optional[BaseException] = None
 
     def run(self, workers: int) -> None:
@@ -1343,7 +1345,12 @@ def _receipt_texts(
     times = (FIRST_BYTE_SECONDS, SILENCE_SECONDS, RETURN_SECONDS)
     feed = _Feed(_Service(url, token), f"/feedback/{_quote(names)}", {}, stop, report, *times)
     feed.position = after
-    threading.Thread(target=lambda: (stop.wait(), feed.end()), daemon=True).start()
+
+    def end() -> None:
+        stop.wait()
+        feed.end()
+
+    threading.Thread(target=end, daemon=True).start()
     try:
         for message in feed.messages():
             if message.own not in (None, "complete"):
@@ -1393,7 +1400,8 @@ def _scratch() -> Any:
 def _end_of_file(file: Any) -> str:
     """The end of what a command wrote, without the blanks around it."""
     file.seek(max(0, file.seek(0, os.SEEK_END) - OUTPUT_BYTES_MAX))
-    return file.read(OUTPUT_BYTES_MAX).decode("utf-8", "replace").strip()
+    written: bytes = file.read(OUTPUT_BYTES_MAX)
+    return written.decode("utf-8", "replace").strip()
 
 
 def _output_of(text: str) -> Any:
@@ -1669,7 +1677,8 @@ def _ended_with(error: BaseException) -> int:
     return 2 if isinstance(error, ValueError) else 1
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """The program: reads its arguments, runs, says in one line why it failed, and gives its exit status."""
     try:
         status = _main()
     except KeyboardInterrupt:
@@ -1682,4 +1691,8 @@ if __name__ == "__main__":
             sys.stdout.flush()
     except (OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Else Python complains once more of what could not be written.
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
