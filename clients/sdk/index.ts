@@ -1,21 +1,18 @@
 /**
- * The SDK: what a program needs to be a device or a publisher of PERE, in one file with no dependency, for browsers, Bun, Node ≥ 20 and Deno.
+ * The SDK: what a program needs to be a device or a publisher of PERE. It has no dependencies and runs in browsers, Bun, Node 20 or newer and Deno.
  *
- *   listen({ url, channels, device, token, onEvent })    a device: works on each event, and gives its receipts
- *   publish(url, channel, data, options)                 pushes an event; repeated until it was answered, stored once
- *   receipts({ url, channel })                           what the devices say, as it comes
+ *   listen({ url, channels, device, token, onEvent })    a device: handles each event and sends its receipts
+ *   publish(url, channel, data, options)                 pushes an event; repeated until the service answers, stored once
+ *   receipts({ url, channel })                           what the devices answer, as it arrives
  *
- * A network may do anything to it: cut, stall, hold answers back, answer in the service's stead. Three habits carry all of it. A feed is followed from
- * the last position that it told, by whatever gets through: SSE, else a WebSocket, else long-polls. An event is known by its id, and
- * worked on once, however often it comes. A receipt stays in the outbox until the service has answered for it.
+ * The network may cut, stall or delay any connection, and a proxy or a portal may answer in place of the service. A feed is therefore followed from its
+ * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
+ * arrives. A receipt stays in the outbox until the service has answered for it.
  *
- * A named device that starts asks for no position: the service then gives it what it still owes, and that is the truth. What is
- * remembered on its side is only which of those events it has finished, until the service has that too.
+ * Each field of an answer is checked before it is believed. The SDK never runs `onEvent` for an event that is finished, never drops a receipt on its own
+ * account, sends `failed` only where `onEvent` threw, and contacts no address but `url`.
  *
- * It never takes an answer for the service's that is not one (a hotel's page, a proxy's error): each field is checked before it is believed. It never
- * runs `onEvent` for a finished id, never drops a receipt on its own account, says `failed` only where `onEvent` threw, and asks nobody but `url`.
- *
- * The oldest browsers that it runs in are Safari 15.4, Chrome 94 and Firefox 100. What they lack is not used, or is done without.
+ * The oldest supported browsers are Safari 15.4, Chrome 94 and Firefox 100. Features that they lack are not used, or are optional.
  */
 
 export { PereError, type PushedEvent, type Word, type Receipt, type Gap, type Tally, type Transport } from "./model.ts";

@@ -4,18 +4,16 @@
  * A named device that starts sends no position: the service sends every event that the device has not finished. The device remembers only which events
  * it has finished, until the service has those receipts too.
  */
-import { answerOf, type ReceiptsAnswer } from "./entries.ts";
 import { Feed, WAITING_MAX } from "./feed.ts";
-import { type Gap, isWord, PereError, type PushedEvent, type Receipt, type Word } from "./model.ts";
-import { addressOf, claimsOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
+import { type Kept, keptOf } from "./kept.ts";
+import type { Gap, PushedEvent, Receipt, Word } from "./model.ts";
+import { detailOf, Outbox } from "./outbox.ts";
+import { claimsOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { type Observable, type Status, StatusSignal } from "./status.ts";
 import type { DeviceStorage } from "./storage.ts";
 import { call, jitterMs, type Promised, promised, Sleep } from "./timing.ts";
-import { messageOf, objectOf, sentenceOf, Trouble } from "./trouble.ts";
-import { depthOf, isObject, isText, jsonOf } from "./values.ts";
-
-/** Receipts in one request: the service's limit. */
-const RECEIPTS_MAX = 1_000;
+import { messageOf, sentenceOf } from "./trouble.ts";
+import { jsonOf } from "./values.ts";
 
 /** Finished events that are remembered after the service has their receipts. It gives those to nobody again, so the last ones are enough. */
 const SETTLED_MAX = 2_000;
@@ -25,16 +23,11 @@ const ELSEWHERE_MS = 250;
 
 const QUESTION_MS = 2_000;
 
-/** A receipt's detail: the service's limit, in bytes of UTF-8; and how deep it may nest, well within the service's 64. */
-const DETAIL_BYTES_MAX = 4_096;
-
-const DETAIL_DEPTH_MAX = 32;
-
-/** What `onEvent` may do besides returning or throwing. */
+/** What `onEvent` can use besides returning or throwing. */
 export interface Context {
-  /** Says that the work is under way. */
+  /** Sends the receipt `working`. */
   working(detail?: unknown): void;
-  /** Aborted when the listener ends: what throws then gives no receipt, and comes again next time. */
+  /** Aborted when the listener ends. If `onEvent` then throws, no receipt is sent, and the event comes again next time. */
   readonly signal: AbortSignal;
 }
 
@@ -42,31 +35,31 @@ export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   /** One, or up to 16. */
   readonly channels: string | readonly string[];
   /**
-   * The device's name. Where there are tokens it is the token's; without either the feed is anonymous and gives no receipts. Where the token is a
-   * cookie, which can't be looked into, it is to be given.
+   * The device's name. A token names the device, so it can be left out with one. Without a name and a token the feed is anonymous and sends no
+   * receipts. If the token is a cookie, which scripts can't read, give the name.
    */
   readonly device?: string | undefined;
   /**
-   * Works on an event: `received` is given before it is called, `done` when it returns (with what it returned as the detail), `failed` when it throws (with
-   * the error's message). It may take as long as it likes: a promise that resolves when somebody presses a button will do.
+   * Handles an event. `received` is sent before the call, `done` when it returns (the returned value is the detail), `failed` when it throws (the
+   * error's message is the detail). It may take as long as it likes, such as until somebody presses a button.
    */
   readonly onEvent: (event: PushedEvent<Data>, context: Context) => unknown;
-  /** How many events may be worked on at once. The default is 1: one after the other, in their channel's order. */
+  /** How many events may be open at once. The default is 1: one after the other, in their channel's order. */
   readonly concurrency?: number | undefined;
-  /** Where a device that was never enrolled begins; the service's default is `now`. */
+  /** Where a device that is not yet enrolled starts. The service's default is `now`. */
   readonly since?: "now" | "earliest" | (string & {}) | undefined;
-  /** Where outbox and finished events are kept; by default in memory, until the program ends. */
+  /** Where the outbox and the finished events are stored. The default is memory, which ends with the program. */
   readonly storage?: DeviceStorage | undefined;
   /**
-   * Whether tabs of one device share one connection, where the browser can (Web Locks, BroadcastChannel). The default is true. A tab that is frozen, or
-   * gives no sign of life for `leaderMs`, is replaced by another.
+   * Whether tabs of one device share one connection, if the browser supports it (Web Locks, BroadcastChannel). The default is true. If the tab with
+   * the connection is frozen, or does not answer for `leaderMs`, another takes over.
    */
   readonly share?: boolean | undefined;
-  /** An event that another tab of this device works on. */
+  /** Called with an event that another tab of this device handles. */
   readonly onElsewhere?: ((event: PushedEvent<Data>) => void) | undefined;
-  /** The service has a receipt. */
+  /** Called when the service has accepted a receipt. */
   readonly onReceipt?: ((receipt: Receipt) => void) | undefined;
-  /** The service refused a receipt for good, as for an event that is no longer kept; it is let go of. */
+  /** Called when the service refused a receipt for good, such as for an event that is no longer kept. It is not sent again. */
   readonly onRejected?: ((receipt: Receipt, reason: string) => void) | undefined;
   readonly onGap?: ((gap: Gap) => void) | undefined;
 }
@@ -75,28 +68,18 @@ export interface Listener {
   status(): Observable<Status>;
   /** Resolves when it has ended. @throws PereError when the service said no for good */
   readonly closed: Promise<void>;
-  /** Ends it, as the signal does: no new event is begun; what is open, and receipts, have `flushMs` to get away. */
+  /** Ends the listener, as the signal does. No new event starts; open events and unsent receipts have `flushMs` to finish. */
   close(): Promise<void>;
-  /** Where another tab of this device has the connection, it comes here, and what is open there comes again here. */
+  /** Takes the connection over from another tab of this device. Events that are open there come again here. */
   take(): void;
 }
 
 /**
- * Follows channels as a device, until it is ended. It comes back after whatever happens, with pauses that grow.
+ * Follows channels as a device until it is ended. It reconnects after every failure, with growing pauses.
  * @throws RangeError when there are no channels, or too many
  */
 export function listen<Data = unknown>(options: ListenOptions<Data>): Listener {
   return new Device(options as ListenOptions);
-}
-
-/** What one device remembers, as it is kept. */
-interface Kept {
-  readonly version: 1;
-  /** Finished events that the service has the receipts of, oldest first. */
-  readonly settled: readonly (readonly [id: string, status: Word])[];
-  readonly outbox: readonly Receipt[];
-  /** Where an anonymous feed goes on; a named one is told by the service. */
-  readonly last: string;
 }
 
 /** What tabs of one device say to each other. */
@@ -117,6 +100,7 @@ class Device implements Listener {
   readonly #options: ListenOptions;
   readonly #line: ServiceClient;
   readonly #feed: Feed;
+  readonly #outbox: Outbox;
   readonly #channels: readonly string[];
   readonly #status: StatusSignal;
   readonly #concurrency: number;
@@ -134,12 +118,6 @@ class Device implements Listener {
   #waiting: PushedEvent[] = [];
   #open = 0;
   #room: Promised<void> | null = null;
-  #outbox: Receipt[] = [];
-  #rejected = 0;
-  #sending: Promise<void> | null = null;
-  #batchMax = RECEIPTS_MAX;
-  /** The pause before receipts are sent again is our own, not one that was asked for. */
-  #mayHurry = true;
   #idle: (() => void)[] = [];
   #saving: Promise<void> | null = null;
   #isDirty = false;
@@ -148,8 +126,6 @@ class Device implements Listener {
   #isClosed = false;
   #last = "";
   #isTelling = false;
-  /** The service takes its receipts for this device's: a cookie that nobody here sees may be another one's. */
-  #isKnown: boolean;
   #tabs: BroadcastChannel | null = null;
   /** By what tabs agree on who has the connection; null: they don't. */
   #locks: LockManager | null = null;
@@ -169,7 +145,6 @@ class Device implements Listener {
     this.#concurrency = Math.max(1, options.concurrency ?? 1);
     this.#device = options.device ?? null;
     this.#isAnonymous = options.device === undefined && options.token === undefined;
-    this.#isKnown = options.device === undefined || options.token !== undefined;
     this.#feed = new Feed(
       this.#line,
       "feed",
@@ -184,6 +159,25 @@ class Device implements Listener {
         own: (name, body) => this.#own(name, body),
         room: () => this.#hasRoom(),
         changed: () => this.#changed(),
+      },
+    );
+    this.#outbox = new Outbox(
+      this.#line,
+      this.#feed,
+      {
+        device: options.device,
+        save: () => this.#save(),
+        settle: (event) => this.#settle(event),
+        trouble: (why) => void (this.#trouble = why),
+        changed: () => this.#changed(),
+        idle: () => this.#isIdle(),
+        accepted: (receipt) => call(() => options.onReceipt?.(receipt)),
+        rejected: (receipt, reason) => call(() => options.onRejected?.(receipt, reason)),
+      },
+      {
+        ending: this.#ending.signal,
+        over: this.#over.signal,
+        isKnown: options.device === undefined || options.token !== undefined,
       },
     );
     this.#status = new StatusSignal(this.#snapshot());
@@ -213,7 +207,8 @@ class Device implements Listener {
   async #run(): Promise<void> {
     const online = (): void => {
       this.#feed.hurry();
-      if (this.#mayHurry) this.#nap.wake();
+      this.#nap.wake();
+      this.#outbox.hurry();
     };
     const offline = (): void => this.#feed.doubt();
     const end = (): void => this.#term.abort();
@@ -262,7 +257,7 @@ class Device implements Listener {
   async #lead(): Promise<void> {
     this.#isElsewhere = false;
     await this.#recall();
-    if (this.#outbox.length > 0) this.#send();
+    if (this.#outbox.receipts.length > 0) this.#outbox.send();
     this.#feed.last = this.#last;
     this.#tell();
     try {
@@ -284,10 +279,10 @@ class Device implements Listener {
   async #finish(): Promise<void> {
     this.#giveUp();
     const stop = this.#line.setTimer(() => this.#over.abort(), this.#line.timing.flushMs);
-    this.#nap.wake();
+    this.#outbox.finish();
     const over = promised();
     this.#over.signal.addEventListener("abort", () => over.resolve());
-    while (!this.#over.signal.aborted && (this.#open > 0 || this.#outbox.length > 0)) {
+    while (!this.#over.signal.aborted && (this.#open > 0 || this.#outbox.receipts.length > 0)) {
       const idle = promised();
       this.#idle.push(idle.resolve);
       await Promise.race([idle.promise, over.promise]);
@@ -459,8 +454,8 @@ class Device implements Listener {
       isElsewhere: this.#isElsewhere,
       waiting: this.#waiting.length,
       open: this.#open,
-      unsent: this.#outbox.length,
-      rejected: this.#rejected,
+      unsent: this.#outbox.receipts.length,
+      rejected: this.#outbox.rejected,
       heardAt,
       retryAt,
       error: this.#trouble ?? error,
@@ -487,7 +482,7 @@ class Device implements Listener {
   // ------------------------------------------------------------------------------------------------------------------ events
 
   #own(name: string, body: Record<string, unknown>): void {
-    if (name === "ready" && this.#mayHurry) this.#nap.wake();
+    if (name === "ready") this.#outbox.hurry();
     if (name === "ready" && "device" in body) {
       // A token says who its bearer is.
       this.#device = typeof body.device === "string" ? body.device : null;
@@ -501,10 +496,10 @@ class Device implements Listener {
   #meet({ device }: Record<string, unknown>): void {
     const wanted = this.#options.device;
     if (this.#options.token === undefined && wanted !== undefined) {
-      this.#isKnown = device === undefined || device === wanted;
-      if (!this.#isKnown) this.#trouble = `receipts wait: the service takes this device for ${String(device)}`;
+      this.#outbox.isKnown = device === undefined || device === wanted;
+      if (!this.#outbox.isKnown) this.#trouble = `receipts wait: the service takes this device for ${String(device)}`;
     }
-    if (this.#outbox.length > 0) this.#send();
+    if (this.#outbox.receipts.length > 0) this.#outbox.send();
   }
 
   #take(event: PushedEvent): void {
@@ -513,7 +508,7 @@ class Device implements Listener {
     if (known === "open") return;
     if (known) {
       // It comes again although it was finished: the service has not its final word, which may be on its way.
-      if (!this.#outbox.some((receipt) => receipt.event === event.id && receipt.status === known.status))
+      if (!this.#outbox.receipts.some((receipt) => receipt.event === event.id && receipt.status === known.status))
         this.#give(event, known.status, known.detail);
       return;
     }
@@ -580,8 +575,8 @@ class Device implements Listener {
       if (isFinal) this.#settle(id);
     } else {
       const at = new Date(this.#line.now()).toISOString();
-      this.#outbox.push({ event: id, channel, status, ...(detail === undefined ? {} : { detail }), at });
-      this.#send();
+      this.#outbox.add({ event: id, channel, status, ...(detail === undefined ? {} : { detail }), at });
+      this.#outbox.send();
     }
     void this.#save();
     this.#changed();
@@ -591,97 +586,6 @@ class Device implements Listener {
   #settle(id: string): void {
     this.#settled.push(id);
     if (this.#settled.length > SETTLED_MAX) this.#known.delete(this.#settled.shift()!);
-  }
-
-  #send(): void {
-    if (!this.#isKnown) return;
-    this.#sending ??= this.#sendAll().finally(() => {
-      this.#sending = null;
-      this.#isIdle();
-      if (this.#outbox.length > 0 && !this.#over.signal.aborted) this.#send();
-    });
-  }
-
-  /** Sends what is in the outbox, in order, until it is empty or all is over. */
-  async #sendAll(): Promise<void> {
-    const { signal } = this.#over;
-    if (!this.#ending.signal.aborted && this.#outbox.length < RECEIPTS_MAX)
-      await this.#nap.sleep(this.#line.timing.gatherMs, signal);
-    for (let failures = 0; this.#isKnown && this.#outbox.length > 0 && !signal.aborted;) {
-      // What was finished is written down before anybody is told.
-      await this.#save();
-      const { channel } = this.#outbox[0]!;
-      const ask = failures === 0 ? this.#feed.ask : null;
-      const batch = this.#outbox.filter((receipt) => ask || receipt.channel === channel).slice(0, this.#batchMax);
-      try {
-        const body = JSON.stringify(batch.map(({ channel: _, ...receipt }) => receipt));
-        const events = batch.map(({ event }) => event);
-        const { rejected } = await (ask ? ask(body, events) : this.#post(channel, body, events));
-        this.#answered(batch, rejected);
-        failures = 0;
-        this.#trouble = null;
-        this.#batchMax = RECEIPTS_MAX;
-      } catch (error) {
-        if (error instanceof PereError && this.#refused(batch, error)) continue;
-        failures++;
-        this.#trouble = `receipts wait: ${sentenceOf(error)}`;
-        this.#line.trouble(this.#trouble);
-        this.#changed();
-        const askedMs = error instanceof Trouble ? error.pauseMs : null;
-        const pauseMs = Math.max(this.#pauseMs(failures), (askedMs ?? 0) * (1 + this.#line.random() / 5));
-        this.#mayHurry = askedMs === null;
-        // A socket that failed is followed by a request at once.
-        if (!ask) await this.#nap.sleep(pauseMs, signal);
-      }
-    }
-  }
-
-  async #post(channel: string, body: string, events: readonly string[]): Promise<ReceiptsAnswer> {
-    const { device } = this.#options;
-    const url = addressOf(this.#line.base, "feedback", [channel], device === undefined ? {} : { device });
-    const init = { method: "POST", headers: { "Content-Type": "application/json" }, body };
-    try {
-      const text = await this.#line.ask(url, init, this.#over.signal, this.#line.timing.requestMs);
-      return answerOf(objectOf(text), events);
-    } catch (error) {
-      if (error instanceof PereError && isObject(error.problem) && Array.isArray(error.problem.rejected))
-        return answerOf(error.problem, events);
-      throw error;
-    }
-  }
-
-  /** The service has these receipts, save those that it rejects. */
-  #answered(batch: readonly Receipt[], rejected: ReceiptsAnswer["rejected"]): void {
-    const reasons = new Map(rejected.map(({ index, reason }) => [index, reason]));
-    const gone = new Set(batch);
-    this.#outbox = this.#outbox.filter((receipt) => !gone.has(receipt));
-    batch.forEach((receipt, index) => {
-      if (receipt.status === "done" || receipt.status === "failed") this.#settle(receipt.event);
-      const reason = reasons.get(index);
-      if (reason === undefined) return call(() => this.#options.onReceipt?.(receipt));
-      this.#rejected++;
-      call(() => this.#options.onRejected?.(receipt, reason));
-    });
-    void this.#save();
-    this.#changed();
-  }
-
-  /**
-   * The service refused a whole request: the receipt that it is about is found by halves, is given without its detail, and else let go of.
-   * @returns false: it is not about a receipt; all of them wait
-   */
-  #refused(batch: readonly Receipt[], { status, message }: PereError): boolean {
-    if (status !== 400 && status !== 413 && status !== 422) return false;
-    this.#batchMax = Math.max(1, Math.floor(batch.length / 2));
-    const [receipt] = batch;
-    if (batch.length > 1 || !receipt) return true;
-    if (receipt.detail === undefined || (isObject(receipt.detail) && "refused" in receipt.detail))
-      this.#answered(batch, [{ index: 0, reason: message || "it was refused" }]);
-    else {
-      const spare = { ...receipt, detail: { refused: message } };
-      this.#outbox = this.#outbox.map((other) => (other === receipt ? spare : other));
-    }
-    return true;
   }
 
   // ----------------------------------------------------------------------------------------------------------------- storage
@@ -702,12 +606,12 @@ class Device implements Listener {
       this.#known.set(id, { status });
       this.#settle(id);
     }
-    const isThere = new Set(this.#outbox.map(({ event, status }) => `${event} ${status}`));
+    const isThere = new Set(this.#outbox.receipts.map(({ event, status }) => `${event} ${status}`));
     for (const receipt of outbox) {
       const { event, status, detail } = receipt;
       if (isThere.has(`${event} ${status}`)) continue;
       if (status === "done" || status === "failed") this.#known.set(event, { status, detail });
-      this.#outbox.push(receipt); // One by one: there may be more than one call takes.
+      this.#outbox.add(receipt); // One by one: there may be more than one call takes.
     }
     this.#last = last;
   }
@@ -733,7 +637,7 @@ class Device implements Listener {
         const known = this.#known.get(id);
         return known && known !== "open" ? [[id, known.status] as const] : [];
       });
-      const kept: Kept = { version: 1, settled, outbox: this.#outbox, last: this.#last };
+      const kept: Kept = { version: 1, settled, outbox: this.#outbox.receipts, last: this.#last };
       try {
         await this.#options.storage!.set(this.#name, JSON.stringify(kept));
       } catch (error) {
@@ -743,34 +647,4 @@ class Device implements Listener {
     }
     this.#saving = null;
   }
-}
-
-/** What was kept, as far as it is what a device keeps. */
-function keptOf(kept: unknown): Kept {
-  const { settled, outbox, last } = isObject(kept) && kept.version === 1 ? kept : {};
-  const list = (value: unknown): readonly unknown[] => (Array.isArray(value) ? value : []);
-  return {
-    version: 1,
-    settled: list(settled).filter(
-      (one): one is [string, Word] => Array.isArray(one) && isText(one[0]) && isWord(one[1]),
-    ),
-    outbox: list(outbox).filter(
-      (one): one is Receipt => isObject(one) && isText(one.event) && isText(one.channel) && isWord(one.status),
-    ),
-    last: typeof last === "string" ? last : "",
-  };
-}
-
-/** What a receipt can carry of a value: itself, or, where it is too large or no JSON, what can be said of it. Undefined: there is none. */
-function detailOf(value: unknown): unknown {
-  let text: string | undefined;
-  try {
-    text = JSON.stringify(value);
-  } catch (error) {
-    return { unwritable: messageOf(error).slice(0, 200) };
-  }
-  if (text === undefined) return undefined;
-  const bytes = new TextEncoder().encode(text).length;
-  if (bytes > DETAIL_BYTES_MAX) return { trimmed: true, bytes, start: text.slice(0, 1_000) };
-  return depthOf(text) > DETAIL_DEPTH_MAX ? { trimmed: true, bytes, start: text.slice(0, 1_000) } : JSON.parse(text);
 }

@@ -2,7 +2,7 @@
  * What travels between publishers, the service and devices, and the error that the service answers with.
  */
 
-/** An event as a device gets it. `data` is what its publisher sent. */
+/** An event as a device receives it. `data` is what its publisher sent. */
 export interface PushedEvent<Data = unknown> {
   readonly id: string;
   readonly channel: string;
@@ -10,48 +10,48 @@ export interface PushedEvent<Data = unknown> {
   /** ISO 8601, as `deadline`. */
   readonly at: string;
   readonly type?: string;
-  /** By when a final receipt is owed. */
+  /** When the final receipt is due. */
   readonly deadline?: string;
   readonly data: Data;
-  /** `data` as its publisher wrote it: with the numbers that JavaScript would round, and with keys that stand there twice. */
+  /** `data` as its publisher wrote it, with numbers that JavaScript would round and with duplicate keys. */
   readonly text: string;
 }
 
-/** What a device says of an event, forwards only; `done` and `failed` are final. */
+/** The status of an event on a device. It only moves forward; `done` and `failed` are final. */
 export type Word = "received" | "working" | "done" | "failed";
 
 export const isWord = (value: unknown): value is Word =>
   value === "received" || value === "working" || value === "done" || value === "failed";
 
-/** A device's word on an event, as it goes out. */
+/** A receipt for an event, as a device sends it. */
 export interface Receipt {
   readonly event: string;
   readonly channel: string;
   readonly status: Word;
-  /** Any JSON of at most 4 KiB. */
+  /** Any JSON, at most 4 KiB. */
   readonly detail?: unknown;
-  /** The device's own clock, ISO 8601. */
+  /** Time by the device's own clock, ISO 8601. */
   readonly at: string;
 }
 
-/** Events between `after` and `from` are no longer kept, or belong to a log that was lost. */
+/** Events between `after` and `from` are missing: they are no longer kept, or belong to a log that was lost. */
 export interface Gap {
   readonly channel: string;
   readonly after: string;
   readonly from: string;
 }
 
-/** How often each word was said on an event; they add up to the devices that it was addressed to. */
+/** The number of devices per status. They add up to the number of devices that the event was addressed to. */
 export type Tally = Readonly<Record<"pending" | Word | "missing", number>>;
 
 export type Transport = "sse" | "websocket" | "longpoll";
 
-/** The service said no, and will say it again. */
+/** A request that the service refused, and would refuse again. */
 export class PereError extends Error {
   override readonly name = "PereError";
   /** The HTTP status. */
   readonly status: number;
-  /** The problem document (RFC 9457), or what else came. */
+  /** The problem document (RFC 9457), or whatever the body was. */
   readonly problem: unknown;
 
   constructor(status: number, message: string, problem: unknown) {

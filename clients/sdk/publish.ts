@@ -11,27 +11,27 @@ import { isCount, isObject, isText } from "./values.ts";
 const LINES_MAX = 1_000;
 
 export interface PublishOptions extends Omit<ConnectionOptions, "url" | "WebSocket"> {
-  /** Becomes the SSE event's name. `open`, `message`, `error` and what begins with `pere.` are refused (422). */
+  /** The SSE event's name. `open`, `message`, `error` and names that begin with `pere.` are refused (422). */
   readonly type?: string | undefined;
-  /** Devices that it is for; without, all that are enrolled. */
+  /** The devices that it is addressed to. The default is all enrolled devices. */
   readonly to?: readonly string[] | undefined;
-  /** Seconds after which it is delivered to nobody. */
+  /** Seconds after which it is no longer delivered. */
   readonly ttl?: number | undefined;
-  /** Seconds by which each device owes a final receipt. */
+  /** Seconds within which each device owes a final receipt. */
   readonly deadline?: number | undefined;
-  /** Seconds after which devices that said nothing are reminded, again and again. */
+  /** Interval in seconds at which devices that have not answered are reminded. */
   readonly remind?: number | undefined;
-  /** Seconds for which the answer waits until each device gave a final receipt; at most 120. */
+  /** Seconds to wait for the final receipts of all devices before the service answers; at most 120. */
   readonly wait?: number | undefined;
-  /** The same key and data are stored once, within 24 hours. By default one is made. */
+  /** Idempotency key: the same key and data are stored once within 24 hours. The default is a random key. */
   readonly key?: string | undefined;
-  /** The data is a JSON text, or are JSON texts, and goes out as it is. */
+  /** The data is JSON text already, and is sent as it is. */
   readonly isJson?: boolean | undefined;
-  /** Milliseconds after which it is tried no more; by default a minute, beside `wait`. */
+  /** Milliseconds after which it gives up. The default is one minute plus `wait`. */
   readonly giveUpMs?: number | undefined;
 }
 
-/** What became of a push. With `wait`, `receipts` and `complete` say how far it had come. */
+/** The answer to a push. With `wait`, it has `receipts` and `complete`. */
 export interface Pushed {
   readonly id: string;
   readonly channel: string;
@@ -44,7 +44,7 @@ export interface Pushed {
   readonly complete?: boolean;
 }
 
-/** What became of many. */
+/** The answer to a push of several events. */
 export interface PushedMany {
   readonly events: readonly {
     readonly id: string;
@@ -57,14 +57,14 @@ export interface PushedMany {
 }
 
 /**
- * Pushes one event. It is repeated with the same key until the service has answered, so it is stored once however often the network fails.
+ * Pushes one event. The request is repeated with the same key until the service answers, so the event is stored once, however often the network fails.
  * @throws PereError when it is refused; Error when there was no answer within `giveUpMs`, or the signal ended it: it may have been stored
  */
 export function publish(url: string, channel: string, data: unknown, options: PublishOptions = {}): Promise<Pushed> {
   return push(url, channel, textOf(data, options), "application/json", null, options) as Promise<Pushed>;
 }
 
-/** Pushes up to 1,000 events: all are stored, or none. @throws as `publish`, and RangeError */
+/** Pushes up to 1,000 events; either all are stored or none. @throws as `publish`, and RangeError for a wrong number of events */
 export async function publishMany(
   url: string,
   channel: string,

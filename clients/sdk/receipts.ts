@@ -6,7 +6,7 @@ import type { Gap, Tally, Word } from "./model.ts";
 import { type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { type Promised, promised } from "./timing.ts";
 
-/** A receipt as publishers get it; `missing` is the service's own word. */
+/** A receipt as publishers receive it. The service itself sends `missing` when a deadline passes. */
 export interface DeviceReceipt {
   readonly kind: "receipt";
   readonly id: string;
@@ -15,14 +15,14 @@ export interface DeviceReceipt {
   readonly device: string;
   readonly status: Word | "missing";
   readonly detail: unknown;
-  /** `detail` as its device wrote it: with the numbers that JavaScript would round. */
+  /** `detail` as its device wrote it, with numbers that JavaScript would round. */
   readonly text: string;
   readonly at: string;
   readonly deviceAt: string | null;
   readonly late: boolean;
 }
 
-/** Each device that the event was addressed to gave its final receipt. */
+/** Every device that the event was addressed to has sent its final receipt. */
 export interface Complete {
   readonly kind: "complete";
   readonly id: string;
@@ -33,29 +33,29 @@ export interface Complete {
   readonly complete: true;
 }
 
-/** What devices say, in order; and what is no longer kept. */
+/** A receipt, the completion of an event, or a gap. */
 export type ReceiptMessage = DeviceReceipt | Complete | (Gap & { readonly kind: "gap" });
 
 export interface ReceiptsOptions extends ConnectionOptions {
   /** One, or up to 16. */
   readonly channel: string | readonly string[];
-  /** Where it begins: `now` by default, `earliest`, or a position of before. */
+  /** Where it starts: `now` (the default), `earliest`, or the `position` of an earlier call. */
   readonly since?: "now" | "earliest" | (string & {}) | undefined;
 }
 
-/** Receipts as they come. */
+/** Receipts as they arrive. */
 export interface Receipts extends AsyncIterableIterator<ReceiptMessage> {
-  /** Resolves when it is followed: no receipt that is given from then on is missed. @throws PereError when the service says no for good */
+  /** Resolves when connected: no receipt after that is missed. @throws PereError when the service refuses for good */
   readonly ready: Promise<void>;
-  /** Where the next one would go on: a later call's `since`. What was taken from it stands before that. */
+  /** The position behind the last receipt that was read, for the `since` of a later call. */
   readonly position: string;
-  /** What went wrong last; null since it went well. */
+  /** The last error; null once all is well again. */
   readonly error: string | null;
 }
 
 /**
- * Follows what devices say, from now on or from where it was, through whatever happens to the connection.
- * It ends when the signal ends it, or the loop that reads it. @throws PereError, in the loop, when the service says no for good
+ * Follows the receipts of channels, from now on or from a position, and reconnects when the connection breaks.
+ * It ends with the signal, or with the loop that reads it. @throws PereError, in the loop, when the service refuses for good
  */
 export function receipts(options: ReceiptsOptions): Receipts {
   return new Follower(options);

@@ -9,10 +9,10 @@ import { isObject, jsonOf } from "./values.ts";
 /** Redirects that are followed in a row. */
 const REDIRECTS_MAX = 5;
 
-/** A JWT, or a function that gives one; it is asked again before its `exp`, and when the service refuses it. Blanks around it do no harm. */
+/** A JWT, or a function that returns one, which is called again before `exp` and after a refusal. Whitespace around a token is ignored. */
 export type Token = string | (() => string | Promise<string>);
 
-/** The part of a WebSocket that is used here; the browser's, Bun's, Deno's, Node 22's and npm `ws`'s all have it. */
+/** The part of WebSocket that the SDK uses. Browsers, Bun, Deno, Node 22 and the package `ws` have it. */
 export interface SocketLike {
   onmessage: ((event: never) => void) | null;
   onclose: ((event: never) => void) | null;
@@ -21,28 +21,28 @@ export interface SocketLike {
   close(code?: number): void;
 }
 
-/** What any part of the SDK is given to reach the service, and to be held in tests. */
+/** How to reach the service. Tests inject their own fetch, clocks and timers. */
 export interface ConnectionOptions {
-  /** Where PERE is, such as `https://pere.example`; a path before its own is kept. A query, a name with a password, or no address is a TypeError. */
+  /** The address of PERE, such as `https://pere.example`, with a path where it has one. A query, a user name or an invalid URL throws a TypeError. */
   readonly url: string;
   readonly token?: Token | undefined;
-  /** Ends it. */
+  /** Ends it when aborted. */
   readonly signal?: AbortSignal | undefined;
   readonly fetch?: ((url: string, init: RequestInit) => Promise<Response>) | undefined;
-  /** Null: there is none. Without it the global one is taken, where there is one. */
+  /** The default is the global WebSocket, if there is one. Null: use none. */
   readonly WebSocket?: (new (url: string, protocols: string[]) => SocketLike) | null | undefined;
-  /** From 0 up to 1. */
+  /** A random number from 0 up to 1. */
   readonly random?: (() => number) | undefined;
-  /** Milliseconds since 1970: for what is shown and sent. */
+  /** Milliseconds since 1970, for times that are shown or sent. */
   readonly now?: (() => number) | undefined;
-  /** Milliseconds of a clock that is never set: for all that takes time. */
+  /** Milliseconds by a clock that is never adjusted, for measuring durations. */
   readonly monotonic?: (() => number) | undefined;
-  /** Runs something after so many milliseconds. Returns what calls that off. */
+  /** Calls `run` after `ms` milliseconds. Returns a function that cancels it. */
   readonly setTimer?: ((run: () => void, ms: number) => () => void) | undefined;
   readonly timing?: Partial<Timing> | undefined;
-  /** Told why, each time that something went wrong and is tried again. */
+  /** Called with the reason each time something fails and will be retried. */
   readonly onTrouble?: ((why: string) => void) | undefined;
-  /** Reads what comes: one event, an array of them or a message of the service. Another one may keep numbers that JavaScript would round. */
+  /** Parses incoming JSON. The default is `JSON.parse`; another parser can keep numbers that JavaScript would round. */
   readonly parse?: ((text: string) => unknown) | undefined;
 }
 
@@ -59,7 +59,7 @@ export const addressOf = (
   return text === "" ? address : `${address}?${text}`;
 };
 
-/** A token without blanks around it. @throws TypeError: it is none; it is not repeated */
+/** A token without whitespace around it. @throws TypeError: it is not a JWT; the message does not quote it */
 function tokenOf(given: unknown): string {
   const token = typeof given === "string" ? given.trim() : "";
   if (!/^[A-Za-z0-9._-]+$/.test(token))
@@ -67,7 +67,7 @@ function tokenOf(given: unknown): string {
   return token;
 }
 
-/** @throws TypeError when it is no address of a service: trying again would not make it one */
+/** @throws TypeError when it can't be the address of a service */
 function baseOf(given: string): string {
   let url: URL | null = null;
   try {

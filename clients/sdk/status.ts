@@ -4,37 +4,37 @@
 import type { Transport } from "./model.ts";
 import { call, promised } from "./timing.ts";
 
-/** How a listener is. Counts are of this moment; times are milliseconds since 1970. */
+/** The status of a listener. Counts are current; times are milliseconds since 1970. */
 export interface Status {
   /**
-   * `connected`: the feed is open. `behind`: it is left unread, because more has come than `onEvent` gets done. `offline`: it could not be had, and
-   * is tried again at `retryAt`. `closed`: it has ended.
+   * `connected`: the feed is open. `behind`: reading is paused, because events arrive faster than `onEvent` handles them. `offline`: no connection;
+   * the next attempt is at `retryAt`. `closed`: the listener has ended.
    */
   readonly state: "connecting" | "connected" | "behind" | "offline" | "closed";
   readonly transport: Transport | null;
   /** The device's name, as the service knows it. */
   readonly device: string | null;
-  /** Another tab of this device has the connection, and runs its `onEvent`. */
+  /** Another tab of this device holds the connection and runs its `onEvent`. */
   readonly isElsewhere: boolean;
-  /** Events that have come and were not begun. */
+  /** Events that wait for `onEvent`. */
   readonly waiting: number;
-  /** Events that are being worked on. */
+  /** Events that `onEvent` is handling. */
   readonly open: number;
   /** Receipts that the service has not answered for. */
   readonly unsent: number;
-  /** Receipts that it refused for good. */
+  /** Receipts that the service refused for good. */
   readonly rejected: number;
-  /** The last sign of life of the service. */
+  /** When the service was last heard from. */
   readonly heardAt: number | null;
   readonly retryAt: number | null;
-  /** What went wrong last; null since it went well. */
+  /** The last error; null once all is well again. */
   readonly error: string | null;
 }
 
-/** Something that changes, to look at, to be told of, or to follow with `for await`. */
+/** A value that changes: read it, subscribe to it, or follow it with `for await`. */
 export interface Observable<Value> extends AsyncIterable<Value> {
   get(): Value;
-  /** `hear` is called with the value now and after each change. @returns ends that */
+  /** Calls `hear` with the value now and after each change. @returns a function that ends the subscription */
   subscribe(hear: (value: Value) => void): () => void;
 }
 

@@ -3,7 +3,7 @@
  */
 import { isObject, jsonOf } from "./values.ts";
 
-/** Where a device keeps what must survive a restart: its outbox and what it has finished. Any store of texts by name will do. */
+/** Where a device stores what must survive a restart: its outbox and the events that it has finished. Any key-value store of strings will do. */
 export interface DeviceStorage {
   get(name: string): string | null | undefined | Promise<string | null | undefined>;
   set(name: string, text: string): unknown;
@@ -13,8 +13,8 @@ export interface DeviceStorage {
 const localStore = (): Pick<Storage, "getItem" | "setItem"> | null => globalThis.localStorage ?? null;
 
 /**
- * The browser's `localStorage`. In a browser that keeps nothing a listener works all the same, and `status().error` says so.
- * @param store another of its kind, such as `sessionStorage`
+ * The browser's `localStorage`. Where a browser allows no storage, the listener still works, and `status().error` says so.
+ * @param store another `Storage`, such as `sessionStorage`
  */
 export function browserStorage(store?: Pick<Storage, "getItem" | "setItem">): DeviceStorage {
   return {
@@ -71,8 +71,8 @@ async function placeOf({ readlink, stat }: Files, path: string): Promise<{ path:
 }
 
 /**
- * A file, on Bun, Node and Deno, held by one process: written beside itself, synced and put in its place, so that it is whole at any moment. A link stays
- * one. What is no file, or a file of something else, is refused, and nothing takes its place.
+ * A file, on Bun, Node and Deno, for one process at a time. Each write goes to a new file that is synced and then renamed, so the file is complete at
+ * any moment. A symbolic link stays one. Anything that is not a file of this kind is refused, and not overwritten.
  */
 export function fileStorage(path: string): DeviceStorage {
   // The name is no literal, so that bundlers for browsers leave it alone.

@@ -2,26 +2,26 @@
  * Timeouts and their defaults, pauses between attempts, and small tools for promises.
  */
 
-/** The longest that a timer can be set for. */
+/** The longest delay that a timer takes. */
 export const TIMER_MS_MAX = 2 ** 31 - 1;
 
-/** Times in milliseconds; the defaults are right for the internet, tests want them shorter. */
+/** Times in milliseconds. The defaults suit the internet; tests use shorter ones. */
 export interface Timing {
-  /** Without a first byte, or a socket's first word, for so long: it does not come through this way. */
+  /** Without a first byte, or a first message on a socket, for this long, the next transport is tried. */
   readonly firstByteMs: number;
-  /** A feed this quiet is dead: the service says something every 15 s. */
+  /** A feed that is silent for this long is dead: the service sends something every 15 s. */
   readonly silentMs: number;
-  /** After this, SSE is tried again by who had to do without; twice as long each time, up to sixteenfold. */
+  /** A client that fell back from SSE tries it again after this; the time doubles with each attempt, up to 16 times. */
   readonly againMs: number;
-  /** What one request may take, beside what it waits for. */
+  /** The time limit of one request, in addition to what it asks the service to wait. */
   readonly requestMs: number;
-  /** The longest pause between two attempts, where the service asks for no longer one. */
+  /** The longest pause between two attempts, unless the service asks for a longer one. */
   readonly pauseMsMax: number;
-  /** For so long receipts are gathered before they go out together. */
+  /** Receipts are collected for this long, then sent together. */
   readonly gatherMs: number;
-  /** At the end, receipts that are unsent and events that are open have so long. */
+  /** When the listener ends, unsent receipts and open events have this long to finish. */
   readonly flushMs: number;
-  /** A tab that has the connection, is asked and gives no sign of life for so long is replaced by another tab. */
+  /** If the tab that holds the connection does not answer for this long, another tab takes over. */
   readonly leaderMs: number;
 }
 
@@ -43,7 +43,7 @@ export const setTimer: SetTimer = (run, ms) => {
   return () => clearTimeout(timer);
 };
 
-/** Sleeps, unless it is woken. */
+/** A pause that can be cut short. */
 export class Sleep {
   readonly #setTimer: SetTimer;
   #wake: (() => void) | undefined;
@@ -76,7 +76,7 @@ export class Sleep {
 export const jitterMs = (random: () => number, failures: number, fromMs: number, mostMs: number): number =>
   random() * Math.min(mostMs, fromMs * 2 ** Math.min(failures, 16));
 
-/** A promise and its ends. */
+/** A promise with its `resolve` and `reject`. */
 export interface Promised<Value> {
   readonly promise: Promise<Value>;
   readonly resolve: (value: Value) => void;
@@ -89,7 +89,7 @@ export function promised<Value = void>(): Promised<Value> {
   return { promise, ...ends! };
 }
 
-/** Calls what the application gave. What it throws there, now or later, is shown and stops nothing. */
+/** Calls the application's code. What it throws, now or later, goes to the console and stops nothing. */
 export function call(run: () => unknown): void {
   const tell = (error: unknown): void => console.error(error);
   try {
