@@ -94,7 +94,7 @@ describe("where a process may have few files and connections", () => {
       await until(() => /pere\.(ready|bye)/.test(reader.text), "a feed that is ready or refused");
       return reader.text.includes("pere.ready");
     }, "a feed that is ready");
-    const told = (): string[] => log.lines.filter((line) => line.includes(`nearly all ${LIMIT} files`));
+    const told = (): string[] => log.lines.filter((line) => line.includes(`nearly all ${LIMIT} file descriptors`));
     await until(() => told().length > 0, "a line in the log");
     expect(told()).toHaveLength(1);
   });

@@ -232,7 +232,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
       }
       for (let n = 0; n < 100; n++) expect(await refusal(rates, "push", `caller ${n}`)).not.toBeNull();
       expect(warned.length).toBeGreaterThan(0);
-      expect(warned[0]).toContain("each instance for itself");
+      expect(warned[0]).toContain("each instance counts rate limits by itself");
     } finally {
       server.resume();
     }

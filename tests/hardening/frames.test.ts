@@ -92,7 +92,7 @@ describe("frames that break the protocol", () => {
     ],
     ["a length in more bits than it needs", [frameOf(TEXT, "[]", { bits: 64 })], '"recorded":0'],
     ["a message that just fits", [frameOf(TEXT, `${" ".repeat(MESSAGE_BYTES_MAX - 2)}[]`)], '"recorded":0'],
-    ["bytes", [frameOf(BINARY, "[]")], "not bytes"],
+    ["bytes", [frameOf(BINARY, "[]")], "not binary frames"],
     ["an empty message", [frameOf(TEXT, "")], "it is empty"],
     ["a word that is no JSON", [frameOf(TEXT, "ping")], '"pere":"error"'],
   ])("%s: answered", async (_what, frames, said) => {
