@@ -96,7 +96,7 @@ const malformed = (path: string, message: string): PereError =>
 const refused = (path: string, message: string): PereError =>
   new PereError("refused", `${path}: ${message}`, [{ path, message }]);
 
-// ------------------------------------------------------------------------------------------------------------- the nouns
+// ------------------------------------------------------------------------------------------------------------ data types
 
 /** One of a channel's two logs. */
 export type Kind = "events" | "receipts";
@@ -217,7 +217,7 @@ export function isShared(addresses: readonly string[]): boolean {
   return ipv6 > 1 || addresses.length - ipv6 > 1;
 }
 
-// ------------------------------------------------------------------------------------------------------- writing them out
+// ----------------------------------------------------------------------------------------------------------------- output
 
 /** A time this many seconds after another, in milliseconds. */
 export const afterSeconds = (at: number, seconds: number | null): number | null =>
@@ -286,7 +286,7 @@ export const receiptText = (channel: string, epoch: string, receipt: Receipt): s
   `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +
   `"deviceAt":${receipt.deviceAt === null ? "null" : `"${iso(receipt.deviceAt)}"`},"late":${receipt.late}}`;
 
-// ------------------------------------------------------------------------------------------------------------ reading them
+// ------------------------------------------------------------------------------------------------------------------- input
 
 export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;

@@ -5,7 +5,7 @@
 import { CHANNELS_MAX, EVENT_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, POLL_SECONDS_MAX } from "../engine/model.ts";
 import { ref, samples, type Schema } from "./openapi-schemas.ts";
 
-// ------------------------------------------------------------------------------------------------- what operations are made of
+// ----------------------------------------------------------------------------------------------------------------------- types
 
 export interface Example {
   readonly summary?: string;
@@ -58,7 +58,7 @@ export const json = (schema: string, shown: Record<string, Example>): Content =>
 });
 export const reply = (description: string, content: Content): Reply => ({ description, content });
 
-// ------------------------------------------------------------------------------------------------------------ what goes wrong
+// --------------------------------------------------------------------------------------------------------------------- errors
 
 export const problem = (description: string, shown: Record<string, Example>, schema = "Problem"): Reply => ({
   description,

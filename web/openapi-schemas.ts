@@ -57,7 +57,7 @@ const CHANNEL_NAME = CHANNEL.source.slice(1, -1);
 const POSITION = positionPattern.source.slice(1, -1);
 const POSITIONS = `${POSITION}(\\.${POSITION}){0,${CHANNELS_MAX - 1}}`;
 /** The statuses that a device can send; the server sets the others. */
-const WORDS = STATES.filter((state) => state !== "pending" && state !== "missing");
+const DEVICE_STATUSES = STATES.filter((state) => state !== "pending" && state !== "missing");
 
 const problem = {
   type: {
@@ -171,7 +171,7 @@ export const schemas = {
 
   Word: {
     type: "string",
-    enum: WORDS,
+    enum: DEVICE_STATUSES,
     description: "A status only advances. `done` and `failed` are final, and the first final status stays.",
   },
   State: {
@@ -315,7 +315,7 @@ export const schemas = {
       device: ref("Device"),
       status: {
         type: "string",
-        enum: [...WORDS, "missing"],
+        enum: [...DEVICE_STATUSES, "missing"],
         description: "`missing` is set by the server at the deadline.",
       },
       ...receiptBody,
@@ -372,7 +372,9 @@ export const schemas = {
         pushes: count("Stored events."),
         deliveries: count("Events written to followers, once per follower."),
         receipts: object(
-          Object.fromEntries(WORDS.map((word) => [word, count(`Receipts that advanced a device to \`${word}\`.`)])),
+          Object.fromEntries(
+            DEVICE_STATUSES.map((status) => [status, count(`Receipts that advanced a device to \`${status}\`.`)]),
+          ),
         ),
         latency: {
           oneOf: [

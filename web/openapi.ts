@@ -431,8 +431,8 @@ order. 410 disables the hook.
 
 When the secret changes, \`webhook-signature\` has one signature per secret, separated by a space: on calls from before the change as long as they are retried, on new ones for a day.
 
-Only public addresses are called, and those that the operator named in \`PERE_HOOKS_ALLOW\`; an IPv6 address that carries an IPv4 one, as with NAT64, is judged by that one. The example's host is nobody's, so that trying it out tells nobody
-anything: as it is it is refused for having no address; put your own in its place.`,
+PERE only calls public addresses and those listed in \`PERE_HOOKS_ALLOW\`; a NAT64 address is checked by the IPv4 address in it. The example's host has no address, so that trying it out contacts nobody:
+it is refused as it is. Replace it with your own.`,
     parameters: [channel, hookName],
     requestBody: {
       required: true,

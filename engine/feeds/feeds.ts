@@ -242,7 +242,7 @@ export class Feeds {
     return log;
   }
 
-  // --------------------------------------------------------------------------------------------------- from store to tails
+  // --------------------------------------------------------------------------------------------------------- notifications
 
   /** Entries were stored, or a device was retired. */
   woken(wake: Wake): void {
@@ -321,7 +321,7 @@ export class Feeds {
     };
   }
 
-  // --------------------------------------------------------------------------------------------- what became of an event
+  // ---------------------------------------------------------------------------------------------- receipts and reminders
 
   /** A device sent a final receipt: its feeds skip the event if they have not reached it yet. */
   settle(channel: string, device: string, event: Position): void {
@@ -339,7 +339,7 @@ export class Feeds {
     }
   }
 
-  // ------------------------------------------------------------------------------------------------------------- the wheel
+  // ----------------------------------------------------------------------------------------------------------- timer wheel
 
   #ticks(ms: number): number {
     return Math.max(1, Math.round((ms * BEAT_TICKS) / this.#limits.beatMs));

@@ -64,7 +64,7 @@ export class Presence<Feed> {
     return [...this.#channels.values()].reduce((total, { devices }) => total + devices.size, 0);
   }
 
-  // -------------------------------------------------------------------------------------------------------- who is connected
+  // ------------------------------------------------------------------------------------------------------------- connections
 
   /** How many devices have a feed of the channel open at any instance; only those in `to`, if given. */
   connected(channel: string, to: readonly string[] | null, elsewhere: ReadonlyMap<string, number>): number {

@@ -296,15 +296,15 @@ class Watcher {
     const oldest = Math.max(events.floor, events.head - EVENTS);
     const fresh = await this.#events(channel, epoch, Math.max(from.events, oldest), events.head);
     const isMuch = receipts.head - from.receipts > RECEIPTS || receipts.floor > from.receipts;
-    const words =
+    const newReceipts =
       isMuch || receipts.head === from.receipts
         ? []
         : await this.#store.receipts(channel, epoch, from.receipts, RECEIPTS);
-    if (fresh === null || words === null) return null;
-    const touched = isMuch ? null : new Set(words.map(({ event }) => event));
+    if (fresh === null || newReceipts === null) return null;
+    const touched = isMuch ? null : new Set(newReceipts.map(({ event }) => event));
     const tallies = await this.#tallies(channel, epoch, fresh, touched, oldest, events.head);
     if (tallies === null) return null; // The log has a new epoch; the next turn reads that.
-    this.#shown = { epoch, events: events.head, receipts: words.at(-1)?.seq ?? receipts.head };
+    this.#shown = { epoch, events: events.head, receipts: newReceipts.at(-1)?.seq ?? receipts.head };
     const known = new Set(fresh.map(({ seq }) => seq));
     return {
       reset: isNew,
@@ -313,7 +313,7 @@ class Watcher {
       tallies: [...tallies]
         .filter(([seq]) => !known.has(seq) && (touched === null || touched.has(seq)))
         .map(([seq, tally]) => ({ id: id(epoch, seq), receipts: tallyCounts(tally) })),
-      receipts: words.filter(({ status }) => status !== "pending").map((word) => receiptBody(epoch, word)),
+      receipts: newReceipts.filter(({ status }) => status !== "pending").map((receipt) => receiptBody(epoch, receipt)),
     };
   }
 

@@ -71,7 +71,7 @@ export class Hooks {
     void this.#look();
   }
 
-  // --------------------------------------------------------------------------------------------------------- what is asked for
+  // ------------------------------------------------------------------------------------------------------------------ requests
 
   /** Stores a hook. The secret is returned only if it was created here. @throws PereError malformed, refused, away */
   async put(channel: string, name: string, body: unknown) {
@@ -122,7 +122,7 @@ export class Hooks {
     return keep.length;
   }
 
-  // ------------------------------------------------------------------------------------------------------------ who runs them
+  // ------------------------------------------------------------------------------------------------------------------ runners
 
   /** A read that began before the change may have missed it. */
   async #changed(): Promise<void> {

@@ -129,7 +129,7 @@ export class Runner implements Wire {
     void this.stop();
   }
 
-  // ----------------------------------------------------------------------------------------------------------------- what is new
+  // ----------------------------------------------------------------------------------------------------------------- new entries
 
   write(_channel: string, { entries }: Batch): Promise<unknown> {
     const feed = this.#feed!;
@@ -236,7 +236,7 @@ export class Runner implements Wire {
     for (const delivery of keep) this.#waiting.set(delivery.id, delivery);
   }
 
-  // ------------------------------------------------------------------------------------------------------------- what failed before
+  // ------------------------------------------------------------------------------------------------------------------------ retries
 
   /** Called periodically: retries what is due, one after the other. */
   tick(): void {
@@ -270,7 +270,7 @@ export class Runner implements Wire {
       await this.#disable(`${GIVEN_UP_MAX} calls were given up; retry them, or remove the hook`);
   }
 
-  // ---------------------------------------------------------------------------------------------------------------------- the call
+  // ------------------------------------------------------------------------------------------------------------------------ calls
 
   #mayCall(): boolean {
     return !this.stopped && performance.now() < this.until;

@@ -129,23 +129,23 @@ local function reserve(epoch)
   return redis.call('HGET', counters, 'reserved')
 end
 
-local function stintOf(device)
+local function enrolmentOf(device)
   local packed = redis.call('HGET', devices, device)
   if not packed then return nil end
   local n = {}
   for number in packed:gmatch('%S+') do n[#n + 1] = tonumber(number) end
-  return { joined = n[1], enrolledAt = n[2], settled = n[3], lost = n[4], told = n[5], seenAt = n[6] }
+  return { joined = n[1], enrolledAt = n[2], settled = n[3], lostSeq = n[4], lostNotifiedSeq = n[5], seenAt = n[6] }
 end
 
-local function keepStint(device, s)
-  redis.call('HSET', devices, device, table.concat({ text(s.joined), text(s.enrolledAt), text(s.settled), text(s.lost),
-    text(s.told), text(s.seenAt) }, ' '))
+local function keepEnrolment(device, s)
+  redis.call('HSET', devices, device, table.concat({ text(s.joined), text(s.enrolledAt), text(s.settled), text(s.lostSeq),
+    text(s.lostNotifiedSeq), text(s.seenAt) }, ' '))
 end
 
 -- False: it was enrolled already.
 local function enrol(channel, device, now)
   if redis.call('HEXISTS', devices, device) == 1 then return false end
-  keepStint(device, { joined = channel.head, enrolledAt = now, settled = 0, lost = 0, told = 0, seenAt = -1 })
+  keepEnrolment(device, { joined = channel.head, enrolledAt = now, settled = 0, lostSeq = 0, lostNotifiedSeq = 0, seenAt = -1 })
   redis.call('ZADD', names, 0, device)
   channel.audience = redis.call('HINCRBY', counters, 'audience', 1)
   return true
@@ -195,10 +195,10 @@ local function walk(channel, device, joined, after, upTo, most, visit)
       end
     end
     looked = looked + 1 + #order
-    local words = #fields > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
+    local statuses = #fields > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
     for n, seq in ipairs(candidates) do
       local about = found[seq]
-      if visit(seq, rankOf(words[n]), about ~= nil and about.named, about and about.expires or 0) then return seq, true, looked end
+      if visit(seq, rankOf(statuses[n]), about ~= nil and about.named, about and about.expires or 0) then return seq, true, looked end
     end
     at = last
   end
@@ -213,9 +213,9 @@ end
 
 -- How far the device owes nothing: up to the first event without its final receipt, or until about 'most' were searched.
 -- Then whether there is more to search, and how many were searched.
-local function settle(channel, device, stint, now, most)
-  local after = owesAfter(channel, device, stint.settled)
-  local at, isOwed, looked = walk(channel, device, stint.joined, after, channel.head, most, function(_, rank, _, expires)
+local function settle(channel, device, enrolment, now, most)
+  local after = owesAfter(channel, device, enrolment.settled)
+  local at, isOwed, looked = walk(channel, device, enrolment.joined, after, channel.head, most, function(_, rank, _, expires)
     return rank < FINAL and (expires == 0 or expires > now)
   end)
   if isOwed then return at - 1, 0, looked end
@@ -328,10 +328,10 @@ local function audience(event, after, visit)
   if #found == 0 then return 0, after end
   local fields = {}
   for n, device in ipairs(found) do fields[n] = text(event) .. ':' .. device end
-  local words, stints = redis.call('HMGET', latest, unpack(fields)), redis.call('HMGET', devices, unpack(found))
+  local statuses, enrolments = redis.call('HMGET', latest, unpack(fields)), redis.call('HMGET', devices, unpack(found))
   for n, device in ipairs(found) do
-    local isAddressed = isNamed or (stints[n] and tonumber(stints[n]:match('^%d+')) < event)
-    if isAddressed then visit(device, rankOf(words[n])) end
+    local isAddressed = isNamed or (enrolments[n] and tonumber(enrolments[n]:match('^%d+')) < event)
+    if isAddressed then visit(device, rankOf(statuses[n])) end
   end
   return #found, found[#found]
 end
@@ -487,12 +487,12 @@ export const SCRIPTS = {
       if channel and epoch == channel.epoch and event > channel.floor and event <= channel.head then
         local field = ARGV[at + 1] .. ':' .. device
         local before = rankOf(redis.call('HGET', latest, field))
-        local stint = stintOf(device)
+        local enrolment = enrolmentOf(device)
         local about = filtered(event, event)[event]
         local addressed
         if about and about.named then
           addressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
-        else addressed = stint and stint.joined < event end
+        else addressed = enrolment and enrolment.joined < event end
         if before >= FINAL then verdict = 1
         elseif not addressed then verdict = 3
         else
@@ -502,9 +502,9 @@ export const SCRIPTS = {
         if verdict == 0 then
           keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5])
           if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, ARGV[1]) end
-          if stint and stint.lost > 0 and stint.told == stint.lost then
-            stint.lost, stint.told = 0, 0
-            keepStint(device, stint)
+          if enrolment and enrolment.lostSeq > 0 and enrolment.lostNotifiedSeq == enrolment.lostSeq then
+            enrolment.lostSeq, enrolment.lostNotifiedSeq = 0, 0
+            keepEnrolment(device, enrolment)
           end
         end
       end
@@ -524,22 +524,22 @@ export const SCRIPTS = {
     if channel.unused then redis.call('HSET', counters, 'unused', ARGV[3]) end
     local device, now = ARGV[2], tonumber(ARGV[3])
     local new = enrol(channel, device, now) and 1 or 0
-    local stint = stintOf(device)
+    local enrolment = enrolmentOf(device)
     local more
-    stint.settled, more = settle(channel, device, stint, now, MOST)
-    stint.told = stint.lost
-    keepStint(device, stint)
-    return { made, ${EXTENT}, new, stint.joined, stint.settled, stint.lost, more, channel.unused and 1 or 0 }`),
+    enrolment.settled, more = settle(channel, device, enrolment, now, MOST)
+    enrolment.lostNotifiedSeq = enrolment.lostSeq
+    keepEnrolment(device, enrolment)
+    return { made, ${EXTENT}, new, enrolment.joined, enrolment.settled, enrolment.lostSeq, more, channel.unused and 1 or 0 }`),
 
   /** device, now → epoch, settled, whether there is more to do; nothing: it is not enrolled */
   settle: script(`
     local channel = look()
-    local stint = channel and stintOf(ARGV[1])
-    if not stint then return {} end
+    local enrolment = channel and enrolmentOf(ARGV[1])
+    if not enrolment then return {} end
     local more
-    stint.settled, more = settle(channel, ARGV[1], stint, tonumber(ARGV[2]), MOST)
-    keepStint(ARGV[1], stint)
-    return { channel.epoch, stint.settled, more }`),
+    enrolment.settled, more = settle(channel, ARGV[1], enrolment, tonumber(ARGV[2]), MOST)
+    keepEnrolment(ARGV[1], enrolment)
+    return { channel.epoch, enrolment.settled, more }`),
 
   /**
    * device, now, known state → 0: it was not enrolled; 1: it is retired; 2: it is, and `release` has more to do; -1: another device's release was
@@ -553,12 +553,12 @@ export const SCRIPTS = {
       tell(channel, entries)
       return -1
     end
-    local stint = channel and stintOf(device)
-    if not stint then return 0 end
+    local enrolment = channel and enrolmentOf(device)
+    if not enrolment then return 0 end
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
     redis.call('HINCRBY', counters, 'audience', -1)
-    channel.leaving = { joined = stint.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
+    channel.leaving = { joined = enrolment.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
     local more = release(channel, entries, ARGV[2])
     tell(channel, entries)
     redis.call('PUBLISH', events .. TOLD, channel.epoch .. ' ${RETIRED} ' .. device)
@@ -578,14 +578,14 @@ export const SCRIPTS = {
     local channel, left = look(), MOST
     if not channel then return 0 end
     for n = 1, #ARGV, 2 do
-      local stint = stintOf(ARGV[n])
-      if stint then
-        stint.seenAt = tonumber(ARGV[n + 1])
+      local enrolment = enrolmentOf(ARGV[n])
+      if enrolment then
+        enrolment.seenAt = tonumber(ARGV[n + 1])
         if left > 0 then
-          local settled, _, looked = settle(channel, ARGV[n], stint, stint.seenAt, left)
-          stint.settled, left = settled, left - looked
+          local settled, _, looked = settle(channel, ARGV[n], enrolment, enrolment.seenAt, left)
+          enrolment.settled, left = settled, left - looked
         end
-        keepStint(ARGV[n], stint)
+        keepEnrolment(ARGV[n], enrolment)
         if channel.unused then redis.call('HSET', counters, 'unused', ARGV[n + 1]) end
       end
     end
@@ -600,16 +600,16 @@ export const SCRIPTS = {
     if not channel then return { found, #ARGV - 3, '', 0 } end
     for n = 4, #ARGV do
       if left <= 0 then break end
-      local stint = stintOf(ARGV[n])
-      if stint then
-        local pending, from = 0, owesAfter(channel, ARGV[n], stint.settled)
+      local enrolment = enrolmentOf(ARGV[n])
+      if enrolment then
+        local pending, from = 0, owesAfter(channel, ARGV[n], enrolment.settled)
         if n == 4 and ARGV[2] ~= '' then pending, from = tonumber(ARGV[3]), tonumber(ARGV[2]) end
-        local at, _, looked = walk(channel, ARGV[n], stint.joined, from, channel.head, left, function(_, rank, _, expires)
+        local at, _, looked = walk(channel, ARGV[n], enrolment.joined, from, channel.head, left, function(_, rank, _, expires)
           if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
         end)
         left = left - looked
         if at < channel.head then return { found, finished, text(at), pending } end
-        for _, value in ipairs({ ARGV[n], stint.enrolledAt, stint.seenAt, pending }) do found[#found + 1] = value end
+        for _, value in ipairs({ ARGV[n], enrolment.enrolledAt, enrolment.seenAt, pending }) do found[#found + 1] = value end
       end
       finished = finished + 1
     end
@@ -662,8 +662,8 @@ export const SCRIPTS = {
       local isIts = device ~= leaver
       if isNamed then isIts = isIts and redis.call('ZSCORE', targets, named(event, device))
       else
-        local stint = stintOf(device)
-        isIts = stint and stint.joined < event
+        local enrolment = enrolmentOf(device)
+        isIts = enrolment and enrolment.joined < event
       end
       if isIts and redis.call('HEXISTS', latest, ARGV[2] .. ':' .. device) == 0 then found[#found + 1] = device end
     end
@@ -736,7 +736,7 @@ export const SCRIPTS = {
     local about = filtered(event, event)[event]
     if about and about.named then return { list(byEvent(targets), behind, stays) } end
     local enrolled = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, limit)
-    local function wasThere(device) return stintOf(device).joined < event end
+    local function wasThere(device) return enrolmentOf(device).joined < event end
     local leaving = leaver and leaver > after and channel.leaving.joined < event and { leaver } or {}
     local last = list(leaving, itself, stays)
     last[1] = ''
@@ -788,10 +788,10 @@ export const SCRIPTS = {
       elseif owed > 0 and not (about and about.expires > 0 and about.expires <= now) then
         -- Note for each device the newest event that it lost.
         looked, last = audience(seq, t[5] or '', function(device, rank)
-          local stint = rank < FINAL and stintOf(device)
-          if stint then
-            stint.lost = seq
-            keepStint(device, stint)
+          local enrolment = rank < FINAL and enrolmentOf(device)
+          if enrolment then
+            enrolment.lostSeq = seq
+            keepEnrolment(device, enrolment)
           end
         end)
         if looked == CHUNK then redis.call('HSET', tallies, s .. ':marked', last) end

@@ -650,7 +650,7 @@ export class RedisStore implements Store {
     return this.#hooks.progress(channel, name, fence, progress);
   }
 
-  // ----------------------------------------------------------------------------------------------------------- its own life
+  // ------------------------------------------------------------------------------------------------------------- life cycle
 
   watch(
     listener: (wake: Wake) => void,

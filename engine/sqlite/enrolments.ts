@@ -178,7 +178,7 @@ export class Enrolments {
     return Math.max(settled, floor, leaving?.device === device ? leaving.upTo : 0);
   }
 
-  // ---------------------------------------------------------------------------------------------------------------- who leaves
+  // ---------------------------------------------------------------------------------------------------------------- retirement
 
   /**
    * Ends an enrolment. `release` then removes the device from events. Returns false if it was not enrolled. No other device of the channel may be

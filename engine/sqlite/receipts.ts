@@ -66,7 +66,7 @@ export class Receipts {
     this.#onReceipt = onReceipt;
   }
 
-  // ---------------------------------------------------------------------------------------------------------- what they said
+  // ---------------------------------------------------------------------------------------------------------------- receipts
 
   /** Records a receipt if it advances the device's status. @param now the server's time, milliseconds since 1970 */
   record(channel: Channel, draft: ReceiptDraft, now: number): Verdict {
@@ -186,7 +186,7 @@ export class Receipts {
     return owed(this.#tallies.of(channel, event));
   }
 
-  // -------------------------------------------------------------------------------------------------------- who left, who is missing
+  // -------------------------------------------------------------------------------------------------------- retirement and deadlines
 
   /**
    * Removes a retired device from an event's audience. If the deadline had passed before it was retired, it is recorded as missing first. If the

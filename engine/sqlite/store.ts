@@ -635,7 +635,7 @@ export class SqliteStore implements Store {
     return isMore;
   }
 
-  // ----------------------------------------------------------------------------------------------------------- its own life
+  // ------------------------------------------------------------------------------------------------------------- life cycle
 
   watch(listener: (wake: Wake) => void): void {
     this.#listener = listener;
