@@ -5,11 +5,12 @@
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
 # It follows the channel (several: comma separated) and runs the command for each event, one after the other: the publisher's data on its input,
-# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. Its end with status 0 is `done`, any other `failed`, and what it prints
-# goes along: as JSON where all of it or its last line is JSON (and it did not fail), else the last line as text, as far as it is ASCII.
+# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. Its end with status 0 is `done`, and its output goes along: as JSON where all
+# of it or its last line is JSON, else the last line as text. Any other end is `failed`, with the last line of its error output, or else of its output.
 #
 # An event is `failed` only when the command said so. It stays open, and the command is run again, when it could not be run (status 126 or 127), was
-# ended by HUP, INT, QUIT, KILL or TERM (status 128 and the signal's number), or did not end well while this program is told to end.
+# ended by HUP, INT, QUIT, KILL, PIPE or TERM (status 128 and the signal's number), or did not end well while PERE_STATE can't be written to (its output
+# goes there) or this program is told to end.
 #
 #   PERE_TOKEN, PERE_TOKEN_FILE   a token, or a file that holds the newest one and is read for each request
 #   PERE_STATE                    a folder for what must survive, one process at a time; ./pere-CHANNEL-DEVICE
@@ -108,6 +109,7 @@ trim() {
 }
 
 [ $# -eq 4 ] || refuse "usage: sh pere.sh URL CHANNEL DEVICE COMMAND"
+command -v curl >/dev/null 2>&1 || refuse "curl is needed, and is not on the PATH"
 url=${1%/} channels=$2 device=$3 command=$4
 case $url in *://*) ;; *) url=http://$url ;; esac
 is_address "$url" || refuse "not an address of a service (http://host:port, no query): $1"
@@ -141,11 +143,15 @@ pipe=$state/pipe.$$
 rm -f "$state"/pipe.* "$state/heard" "$state/quiet" "$state/busy"
 mkfifo "$pipe" || exit 1
 touch "$handled" "$place" || exit 1
-# The last line may not have been written to its end.
-[ -z "$(tail -c 1 "$handled" | tr '\0' ' ')" ] || echo >>"$handled"
+# A last line that was not written to its end is no outcome.
+if [ -n "$(tail -c 1 "$handled" | tr '\0' ' ')" ]; then
+  sed '$d' "$handled" >"$handled.new" && mv "$handled.new" "$handled" || refuse "$state can't be written to"
+fi
 position=$(tr '\0' ' ' <"$place")
 is_position "$position" || position=''
 curl_id='' watch_id='' nap_id='' retry=0 failures=0 stream_again=0 held_back=0 redirects=0 moved=''
+# The last line of `handled` was not written to its end. When receipts are given again, where the service asked for a pause.
+is_torn='' receipts_at=0
 # Set while an event is in hand; and, when a signal came meanwhile, the status to end with.
 working='' ending=''
 
@@ -182,6 +188,9 @@ now() {
     date +%s
   fi
 }
+
+# clear FILE: makes it, and empty. A bare `:` ends the shell where that fails.
+clear() { true >"$1"; } 2>/dev/null
 
 # The newest token, as a line of curl's configuration: what comes through a pipe is in nobody's list of processes.
 authorize() {
@@ -267,27 +276,33 @@ pause() {
 
 # ------------------------------------------------------------------------------------------------------------- receipts
 
-# give CHANNEL EVENT STATUS DETAIL: until it is answered; `received` is tried once, since a final word will follow.
+# give CHANNEL EVENT STATUS DETAIL: until it is answered; `received` is tried once, since a final word will follow, and never delays the work.
 give() {
-  tries=0 after=0 status='' redirects=0 moved=''
+  tries=0 receipt_after=0 receipt_status='' receipt_location='' redirects=0 moved=''
   head=$state/receipt-head answer=$state/answer
+  rest=$((receipts_at - $(now)))
+  if [ "$rest" -gt 0 ] && [ "$rest" -le "$asked_cut" ]; then
+    [ "$3" != received ] || return
+    [ -n "$ending" ] || nap "$rest"
+  fi
+  receipts_at=0
   while :; do
     if authorize && printf '{"event":"%s","status":"%s","detail":%s}' "$2" "$3" "$4" >"$state/receipt"; then
-      : >"$head"
-      : >"$answer"
+      clear "$head"
+      clear "$answer"
       http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -D "$head" -o "$answer" -m "$answer_time" \
         -H 'Content-Type: application/json' --data-binary "@$state/receipt" "${moved:-$url/feedback/$1?device=$device}" <<END
 $authorization
 END
-      status=$(status_in "$head")
-      location=$(field_in "$head" location)
-      is_moved "$status" "$location" && continue
-      after=$(asked_seconds "$(field_in "$head" retry-after)")
+      receipt_status=$(status_in "$head")
+      receipt_location=$(field_in "$head" location)
+      is_moved "$receipt_status" "$receipt_location" && continue
+      receipt_after=$(asked_seconds "$(field_in "$head" retry-after)")
       body=$(start_of "$answer")
-      if [ "$status" = 200 ]; then
+      if [ "$receipt_status" = 200 ]; then
         case $(sed -n 's/^{"recorded":\([01]\),"duplicate":\([01]\),"rejected":\[]\(,.*\)\{0,1\}}$/\1\2/p' "$answer") in 01 | 10) return ;; esac
-      elif is_refusal "$status" "$body"; then
-        case $status in
+      elif is_refusal "$receipt_status" "$body"; then
+        case $receipt_status in
         401 | 403)
           say "refused: $body"
           leave 1
@@ -311,20 +326,20 @@ END
     # What is told to end has one try; the receipt is given by whoever comes next.
     [ -z "$ending" ] || leave "$ending"
     if [ "$3" = received ]; then
-      [ "$after" = 0 ] || nap "$after"
+      [ "$receipt_after" = 0 ] || receipts_at=$(($(now) + receipt_after))
       return
     fi
     tries=$((tries + 1))
-    say "a receipt waits ($(words_of "$status" "$location" "/feedback/$1")); again"
-    pause "$tries" "$after"
+    say "a receipt waits ($(words_of "$receipt_status" "$receipt_location" "/feedback/$1")); again"
+    pause "$tries" "$receipt_after"
   done
 }
 
-# What a command printed as JSON, in ASCII and on one line: all of it, or its last line; nothing, where neither is JSON. The bytes come as numbers,
-# since programs differ in what they make of others.
+# json_in FILE: what a command printed as JSON, in ASCII and on one line: all of it, or its last line; nothing, where neither is JSON. With `text`, the
+# last line as a string, up to 500 characters. The bytes come as numbers, since programs differ in what they make of others.
 json_in() {
   [ "$(wc -c <"$1")" -le "$detail_bytes_max" ] && is_whole=1 || is_whole=0
-  tail -c "$detail_bytes_max" "$1" | od -An -v -tu1 | awk -v is_whole="$is_whole" -v depth_max="$detail_depth_max" -v bytes_max="$detail_bytes_max" '
+  tail -c "$detail_bytes_max" "$1" | od -An -v -tu1 | awk -v is_whole="$is_whole" -v is_text="${2:-}" -v depth_max="$detail_depth_max" -v bytes_max="$detail_bytes_max" '
     function is_blank(c) { return c == 32 || c == 9 || c == 10 || c == 13 }
     # One character as JSON has it, from the bytes at i on; at is then its last byte.
     function character(i, to,   c, more, code) {
@@ -396,22 +411,28 @@ json_in() {
       }
       return want == "," && depth == 0 && length(json) <= bytes_max
     }
+    # A string of these bytes as they are.
+    function text_of(i, to,   text, c, n) {
+      for (; i <= to && n < 500 && length(text) < 3000; i++) {
+        c = character(i, to); i = at
+        if (b[at] < 32 || b[at] == 127) continue
+        text = text (c == "\"" || c == "\\" ? "\\" c : c); n++
+      }
+      return text == "" ? "" : "\"" text "\""
+    }
     { for (i = 1; i <= NF; i++) b[++count] = $i + 0 }
     END {
       first = 1; last = count; kind[0] = ""
       while (first <= last && is_blank(b[first])) first++
       while (last >= first && is_blank(b[last])) last--
       if (first > last) exit
-      if (is_whole == 1 && is_json(first, last)) { print json; exit }
+      if (!is_text && is_whole == 1 && is_json(first, last)) { print json; exit }
       for (start = last; start > first && b[start - 1] != 10; ) start--
+      while (start < last && is_blank(b[start])) start++
+      if (is_text) { print text_of(start, last); exit }
       # What is cut off at its beginning is no line.
       if ((is_whole == 1 || start > first) && is_json(start, last)) print json
     }'
-}
-
-# The last line of what the command printed, as a JSON text. ASCII alone: half a character would spoil the receipt.
-text_in() {
-  tr -cd '\n\40-\176' <"$1" | sed '/^$/d' | tail -n 1 | cut -c 1-500 | sed 's/[\\"]/\\&/g; s/.*/"&"/'
 }
 
 # Runs the command for the event at hand.
@@ -423,26 +444,32 @@ run() {
 # outcome_of VALUE: runs the command until it is known what became of the event ($outcome). What it can't be run for is not the event's fault.
 outcome_of() {
   tries=0
+  complained=$state/complained
   while :; do
     [ -z "$ending" ] || leave "$ending"
     why='' detail=''
-    if printf '%s' "$1" >"$state/data" && : >"$state/said"; then
-      (run) <"$state/data" >"$state/said" 2>&1
+    if printf '%s' "$1" >"$state/data" && clear "$state/said" && clear "$complained"; then
+      (run) <"$state/data" >"$state/said" 2>"$complained"
       code=$?
       case $code in
       0)
         detail=$(json_in "$state/said")
-        [ -n "$detail" ] || detail=$(text_in "$state/said")
+        [ -n "$detail" ] || detail=$(json_in "$state/said" text)
         outcome="$name done ${detail:-null}"
         return
         ;;
-      126 | 127) why="the command could not be run: $(start_of "$state/said")" ;;
-      129 | 130 | 131 | 137 | 143) why="the command was ended by signal $((code - 128))" ;;
+      126 | 127) why="the command could not be run: $(start_of "$complained")" ;;
+      129 | 130 | 131 | 137 | 141 | 143) why="the command was ended by signal $((code - 128))" ;;
       *)
         [ -z "$ending" ] || leave "$ending"
-        detail=$(text_in "$state/said")
-        outcome="$name failed ${detail:-\"exit status $code\"}"
-        return
+        # Its output goes to this disk; a full one is not the work's fault.
+        if dd if=/dev/zero of="$state/probe" bs=4096 count=1 2>/dev/null; then
+          detail=$(json_in "$complained" text)
+          [ -n "$detail" ] || detail=$(json_in "$state/said" text)
+          outcome="$name failed ${detail:-\"exit status $code\"}"
+          return
+        fi
+        why="the command ended with status $code, but $state can't be written to"
         ;;
       esac
     else
@@ -478,7 +505,12 @@ work() {
   if [ -z "$outcome" ]; then
     give "$channel" "$name" received null
     outcome_of "${value%'}'}"
-    printf '%s\n' "$outcome" >>"$handled" || say "what became of $name could not be kept"
+    if printf '%s%s\n' "$is_torn" "$outcome" >>"$handled"; then
+      is_torn=''
+    else
+      say "what became of $name could not be kept"
+      is_torn=$newline
+    fi
     if [ "$(wc -l <"$handled")" -gt $((2 * handled_max)) ]; then
       tail -n "$handled_max" "$handled" >"$handled.new" && mv "$handled.new" "$handled"
     fi
@@ -524,7 +556,7 @@ read_messages() {
       problem=${problem:-$line}
       continue
     fi
-    : >"$state/heard"
+    clear "$state/heard"
     case $line in
     '')
       case $event in
@@ -542,7 +574,7 @@ read_messages() {
           kill $curl_id 2>/dev/null
           return
         fi
-        : >"$state/busy"
+        clear "$state/busy"
         working=1
         [ -z "$data" ] || work "$data"
         working=''
@@ -592,7 +624,7 @@ watch() {
       quiet=$((quiet + 1))
     fi
     if [ "$quiet" -ge "$most" ]; then
-      : >"$state/quiet"
+      clear "$state/quiet"
       break
     fi
   done
@@ -667,13 +699,17 @@ poll() {
   rest=$((stream_again - $(now)))
   [ "$rest" -le "$poll_rest" ] || rest=$poll_rest
   [ "$rest" -ge 1 ] || rest=1
-  : >"$state/head"
-  : >"$state/polled"
+  clear "$state/head"
+  clear "$state/polled"
   http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -D "$state/head" -o "$state/polled" -m $((rest + answer_time)) \
-    -H 'Accept: application/json' -H "Last-Event-ID: $position" "${moved:-$feed&wait=$rest}" <<END
+    -H 'Accept: application/json' -H "Last-Event-ID: $position" "${moved:-$feed&wait=$rest}" <<END &
 $authorization
 END
+  # A signal ends this wait, and would not end that for a program.
+  curl_id=$!
+  wait "$curl_id"
   is_complete=$?
+  curl_id=''
   status=$(status_in "$state/head")
   if [ "$is_complete" = 0 ] && [ "$status" = 200 ]; then
     messages_of "$state/polled" >"$state/messages"

