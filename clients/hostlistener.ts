@@ -47,7 +47,7 @@ async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
 
 /** What there is to say of the connection; the same sentence as before is nothing new. */
 function sentence({ state, transport, device, error, retryAt }: Status, url: string): string {
-  if (state === "connected") return `. connected by ${transport} as ${device}`;
+  if (state === "connected") return error === null ? `. connected by ${transport} as ${device}` : `! ${error}`;
   if (retryAt === null) return state === "connecting" ? `. connecting to ${url}` : `. ${state}`;
   return `! ${error ?? state}; coming back in ${((retryAt - Date.now()) / 1000).toFixed(1)} s`;
 }
@@ -121,7 +121,9 @@ async function run(): Promise<void> {
   });
   let before = "";
   listener.status().subscribe((status) => {
-    const now = `${status.state} ${status.transport} ${status.retryAt}`;
+    // While connected, an error is that receipts or the state don't get away.
+    const trouble = status.state === "connected" ? status.error : null;
+    const now = `${status.state} ${status.transport} ${status.retryAt} ${trouble}`;
     if (now !== before && status.state !== "closed")
       void print("status", JSON.stringify(status), sentence(status, url));
     before = now;

@@ -3,7 +3,7 @@
  * called with arguments that can't be right.
  */
 import { afterEach, expect, test } from "bun:test";
-import { existsSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ask, push, start, temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";
@@ -185,6 +185,19 @@ test("texts are printed as they came, on one line", async () => {
     body: `{"event":"${other}","device":"desk","status":"done","detail":[1e400,12345678901234567890]}`,
   });
   await until(() => office.said.out.includes('"detail":[1e400,12345678901234567890]}}\n'));
+});
+
+test("a device that can't keep its state says so", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const folder = join(temporary(), "folder");
+  mkdirSync(folder);
+  const till = run("hostlistener", [`--state=${join(folder, "state")}`, pere.url, "orders", "till-1"]);
+  await till.says(/connected/);
+  rmSync(folder, { recursive: true });
+  writeFileSync(folder, "");
+  await push(pere.url, "orders", 1);
+  await till.says(/^! nothing can be kept: /m);
 });
 
 test("a device without a name has one that is made once and kept; where it can't be kept it must be given", async () => {

@@ -380,3 +380,45 @@ test("what was kept and is not what a device keeps is left out, and the rest cou
     await ended;
   }
 });
+
+test("options that can't be right are a TypeError at once", async () => {
+  const url = "http://127.0.0.1:1";
+  for (const options of [
+    { onEvent: undefined },
+    { onEvent: null },
+    { concurrency: Number.NaN },
+    { concurrency: "3" },
+    { device: "" },
+    { device: "a b" },
+  ])
+    expect(() => opened({ url, ...options } as unknown as ListenOptions)).toThrow(TypeError);
+  const asked: string[] = [];
+  const by = { fetch: async (to: string) => (asked.push(to), new Response("", { status: 503 })), giveUpMs: 1 };
+  for (const options of [
+    { key: "é" },
+    { key: "a\nb" },
+    { key: "" },
+    { wait: Number.NaN },
+    { wait: -1 },
+    { giveUpMs: Number.NaN },
+  ])
+    expect(await publish(url, "orders", 1, { ...by, ...options }).catch((error: unknown) => error)).toBeInstanceOf(
+      TypeError,
+    );
+  expect(asked).toEqual([]);
+});
+
+test("a storage that keeps nothing is told as trouble", async () => {
+  const pere = await start();
+  const told: string[] = [];
+  const storage = { get: () => undefined, set: () => Promise.reject(new Error("the disk is full")) };
+  const listener = opened({ url: pere.url, storage, onTrouble: (why) => void told.push(why) });
+  try {
+    await until(() => listener.status().get().state === "connected");
+    await publish(pere.url, "orders", 1);
+    await until(() => told.includes("nothing can be kept: the disk is full"));
+  } finally {
+    await listener.close();
+    await pere.stop();
+  }
+});

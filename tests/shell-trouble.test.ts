@@ -419,7 +419,7 @@ shellTest("a pause that is asked for `received` delays no work, and no end", asy
 });
 
 shellTest("a signal ends a long-poll", async () => {
-  const { url, proxy } = await service();
+  const { proxy } = await service();
   proxy.weather = ({ errand }) => (errand === "sse" ? "hold" : "pass");
   for (const shell of SHELLS) {
     const before = proxy.seen.length;

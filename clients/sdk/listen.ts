@@ -76,7 +76,7 @@ export interface Listener {
 
 /**
  * Follows channels as a device until it is ended. It reconnects after every failure, with growing pauses.
- * @throws RangeError when there are no channels, or too many
+ * @throws RangeError when there are no channels, or too many; TypeError when another option is invalid
  */
 export function listen<Data = unknown>(options: ListenOptions<Data>): Listener {
   return new Device(options as ListenOptions);
@@ -138,6 +138,7 @@ class Device implements Listener {
   #frozen: Promised<void> | null = null;
 
   constructor(options: ListenOptions) {
+    checkOptions(options);
     this.#options = options;
     this.#line = new ServiceClient(options);
     this.#nap = new Sleep(this.#line.setTimer);
@@ -642,9 +643,19 @@ class Device implements Listener {
         await this.#options.storage!.set(this.#name, JSON.stringify(kept));
       } catch (error) {
         this.#trouble = `nothing can be kept: ${sentenceOf(error)}`;
+        this.#line.trouble(this.#trouble);
         this.#changed();
       }
     }
     this.#saving = null;
   }
+}
+
+/** @throws TypeError for an option that would fail every event, work on none, or follow as nobody */
+function checkOptions({ onEvent, device, concurrency = 1 }: ListenOptions): void {
+  if (typeof onEvent !== "function") throw new TypeError(`onEvent must be a function, not ${String(onEvent)}`);
+  if (typeof concurrency !== "number" || Number.isNaN(concurrency))
+    throw new TypeError(`concurrency must be a number, not ${String(concurrency)}`);
+  if (device !== undefined && !/^[A-Za-z0-9._:~-]{1,128}$/.test(device))
+    throw new TypeError(`device must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -, not ${JSON.stringify(device)}`);
 }

@@ -58,7 +58,7 @@ export interface PushedMany {
 
 /**
  * Pushes one event. The request is repeated with the same key until the service answers, so the event is stored once, however often the network fails.
- * @throws PereError when it is refused; Error when there was no answer within `giveUpMs`, or the signal ended it: it may have been stored
+ * @throws TypeError when an option is invalid; PereError when it is refused; Error when there was no answer within `giveUpMs`, or the signal ended it: it may have been stored
  */
 export function publish(url: string, channel: string, data: unknown, options: PublishOptions = {}): Promise<Pushed> {
   return push(url, channel, textOf(data, options), "application/json", null, options) as Promise<Pushed>;
@@ -87,6 +87,15 @@ function textOf(data: unknown, { isJson = false }: PublishOptions): string {
   return text;
 }
 
+/** @throws TypeError for what can't be a header, or would be tried without an end */
+function checkOptions({ key, wait = 0, giveUpMs = 0 }: PublishOptions): void {
+  if (key !== undefined && !/^[ -~]{1,255}$/.test(key))
+    throw new TypeError("key must be 1 to 255 printable ASCII characters");
+  for (const [name, value] of Object.entries({ wait, giveUpMs }))
+    if (typeof value !== "number" || !(value >= 0))
+      throw new TypeError(`${name} must be a number from 0, not ${value}`);
+}
+
 async function push(
   base: string,
   channel: string,
@@ -95,6 +104,7 @@ async function push(
   count: number | null,
   options: PublishOptions,
 ): Promise<unknown> {
+  checkOptions(options);
   const line = new ServiceClient({ ...options, url: base });
   const {
     to,

@@ -12,6 +12,9 @@ const SENTENCE_CHARACTERS_MAX = 500;
 /** A longer pause than this is not believed, whoever asks for it; and no connection is opened sooner than this after the last. */
 export const ASKED_MS_MAX = 3_600_000;
 
+/** A longer pause than a day is not believed. */
+const BELIEVED_MS_MAX = 86_400_000;
+
 /** What can't be followed or sent now, and may well be later. */
 export class Trouble extends Error {
   /** The service, or who answers for it, asks for this pause; null: it did not say. */
@@ -58,12 +61,12 @@ export const redirected = (status: number, to: string | null): Blocked =>
       `if PERE is there, use that address`,
   );
 
-/** `Retry-After` (RFC 9110, 10.2.3), seconds or a date. @returns null: there is none, or none that can be believed */
+/** `Retry-After` (RFC 9110, 10.2.3), seconds or a date, cut to an hour. @returns null: there is none, or one beyond a day, which is not believed */
 function retryAfterMs({ headers }: Response, now: number): number | null {
   const text = (headers.get("retry-after") ?? "").trim();
   const isDate = /^[A-Z][a-z]{2,8},? .*\d\d:\d\d:\d\d/.test(text);
   const ms = isDate ? Date.parse(text) - now : /^[0-9]{1,9}$/.test(text) ? Number(text) * 1000 : Number.NaN;
-  return ms >= 0 && ms <= ASKED_MS_MAX ? ms : null;
+  return ms >= 0 && ms <= BELIEVED_MS_MAX ? Math.min(ms, ASKED_MS_MAX) : null;
 }
 
 /**
