@@ -106,40 +106,38 @@ function show(card: Card): void {
 }
 
 /** `onEvent`: resolves or rejects with somebody's answer, and with nothing else. A page that can't show an event leaves it open. */
-const work = (event: PushedEvent, { signal }: Context): Promise<unknown> =>
+const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown> =>
   new Promise((resolve, reject) => {
+    let auto: ReturnType<typeof setTimeout> | undefined;
+    // The signal may live as long as the tab, and what listens to it keeps the event.
+    const settle = (how: () => void): void => {
+      ending.removeEventListener("abort", stop);
+      clearTimeout(auto);
+      how();
+    };
     // It comes again, here or in another tab.
-    signal.addEventListener("abort", () => reject(new Error("the page has stopped")));
+    const stop = (): void => {
+      cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
+      settle(() => reject(new Error("the page has stopped")));
+    };
+    const answer = (word: "done" | "failed", note: string): void => {
+      const card = find(event.id);
+      if (!card || !isOpen(card)) return;
+      change(event.id, { word, isSent: false });
+      settle(() => (word === "done" ? resolve(note || undefined) : reject(new Error(note))));
+    };
+    ending.addEventListener("abort", stop);
     try {
-      showToAnswer(event, signal, resolve, reject);
+      show({ event, word: "received", isSent: early.delete(event.id), refusal: null, answer });
+      const [from, to] = AUTO_MS;
+      if (setup.auto) auto = setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
+      else void announce(event);
     } catch (error) {
       notice(
         `An event can't be shown, and is not answered: ${String(error)}. Open the page again, or another browser.`,
       );
     }
   });
-
-function showToAnswer(
-  event: PushedEvent,
-  ending: AbortSignal,
-  resolve: (note: string | undefined) => void,
-  reject: (error: Error) => void,
-): void {
-  const answer = (word: "done" | "failed", note: string): void => {
-    const card = find(event.id);
-    if (!card || !isOpen(card)) return;
-    change(event.id, { word, isSent: false });
-    if (word === "done") resolve(note || undefined);
-    else reject(new Error(note));
-  };
-  show({ event, word: "received", isSent: early.delete(event.id), refusal: null, answer });
-  ending.addEventListener("abort", () => {
-    cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
-  });
-  const [from, to] = AUTO_MS;
-  if (setup.auto) setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
-  else void announce(event);
-}
 
 /** Events that wait for their card, and of which the service knows already that they were received. */
 const early = new Set<string>();
