@@ -65,9 +65,9 @@ export interface Client {
 
 const DEVICE = "till-7";
 const PATIENCE: Patience = { firstByteMs: 1_000, silenceMs: 3_000, returnMs: 2_000 };
-/** A case waits for several things, each with this patience; what is right takes a few seconds. */
-const WAIT_MS = 25_000;
-export const LIMIT_MS = 90_000;
+/** A case waits for several things, each with this patience. Pauses of a client that is cut off again and again may add up to half a minute. */
+const WAIT_MS = 60_000;
+export const LIMIT_MS = 240_000;
 /** A quiet feed's signs of life, as often as a silence of `PATIENCE.silenceMs` needs them. */
 const BEAT_MS = 900;
 /** Readers are told to come back after the shortest time that the service tells anybody. */
