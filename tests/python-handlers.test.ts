@@ -127,12 +127,12 @@ pythonTest("a number with an exponent that no type holds passes as it is", async
   const { url } = await service();
   await enrol(url, "till-7");
   const number = "1e9999999999999999999";
-  const follower = new Python(["receipts", url, "orders"]);
   const script = `import pere, sys
 pere.listen(sys.argv[1], "orders", "till-7", lambda event: event.data)`;
   const returning = new Python(["-c", script, url]);
   const { id } = (await ask(`${url}/push/orders`, { body: `{"n":${number}}` })).body as { id: string };
   await comesTo(url, id, "done");
+  const follower = new Python(["receipts", url, "orders", "--after", id.replace(/\d+$/, "0")]);
   await follower.says(new RegExp(`"detail": \\{"n": ${number}\\}`));
   expect(returning.complained + follower.complained).toBe("");
 });
