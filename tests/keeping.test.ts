@@ -163,7 +163,7 @@ describe("a backup", () => {
       [[file], { PERE_DB: other }, `${other} is not a file that PERE wrote`],
       [[file], { PERE_DB: there }, "not a database"],
       [[file], { PERE_DB: ":memory:" }, ":memory:"],
-      [[file], { REDIS_URL: "redis://127.0.0.1" }, "Redis' own means"],
+      [[file], { REDIS_URL: "redis://127.0.0.1" }, "Redis' own tools"],
       [[], { PERE_DB: db }, "usage: bun run index.ts backup FILE"],
       [[file, "b"], { PERE_DB: db }, "usage: bun run index.ts backup FILE"],
       [["--to"], { PERE_DB: db }, "usage: bun run index.ts backup FILE"],

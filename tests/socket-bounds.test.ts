@@ -47,7 +47,7 @@ describe("one socket's unanswered messages are bounded", () => {
     for (let n = 0; n < 16; n++) socket.send(padded(MEBIBYTE, { event: "x-1", status: "done" }));
     expect((await closed).code).toBe(1013);
     expect(messages.map(({ pere }) => pere)).toEqual(["error", "bye"]);
-    expect(messages[0]!.detail).toContain("wait for ready");
+    expect(messages[0]!.detail).toContain("wait for it, then send these again");
     await until(() => pere.engine.held.feeds === 0, "the feed to be let go of");
   });
 
@@ -60,7 +60,7 @@ describe("one socket's unanswered messages are bounded", () => {
     for (let n = 0; n < 100; n++) socket.send(padded(MEBIBYTE / 8, { event, status: "working" }));
     expect((await closed).code).toBe(1013);
     expect(messages.filter(({ pere }) => pere === "error")).toHaveLength(1);
-    expect(messages.find(({ pere }) => pere === "error")!.detail).toContain("wait for the answers");
+    expect(messages.find(({ pere }) => pere === "error")!.detail).toContain("wait for answers");
   });
 
   test("and what is within is answered, as soon as that can be done", async () => {
