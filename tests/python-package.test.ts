@@ -30,7 +30,7 @@ beforeAll(async () => {
   cpSync(SOURCE, join(folder, "python"), { recursive: true });
   for (const command of [
     [python ?? "python3", "-m", "venv", "venv"],
-    [join(bin, "pip"), "install", "--quiet", "mypy"],
+    [join(bin, "pip"), "install", "--quiet", "mypy==2.4.1"],
     [join(bin, "pip"), "install", "--quiet", "./python"],
   ]) {
     if (missing !== null) break;

@@ -37,6 +37,7 @@ const PROGRAMS: Record<string, string> = {
   promtool: "prometheus",
   caddy: "caddy",
   python3: "python3",
+  pip3: "python3-pip python3-venv",
   node: "nodejs",
   busybox: "busybox",
 };
@@ -53,7 +54,7 @@ async function installPrograms(): Promise<void> {
     "-y",
     "-qq",
     "--no-install-recommends",
-    ...missing.map((program) => PROGRAMS[program]!),
+    ...missing.flatMap((program) => PROGRAMS[program]!.split(" ")),
   ]);
 }
 
