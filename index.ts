@@ -198,7 +198,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
   const { now: wall = Date.now, random = Math.random, bodyMs = BODY_MS } = options;
   const steady = options.steady ?? (options.now ? wall : () => performance.now());
   const slept = options.now || options.steady ? {} : { uptime: () => 1000 * uptime() };
-  const clock = new Clock({ wall, steady, ...slept, tell: (sentence) => log.warn(sentence) });
+  const clock = new Clock({ wall, steady, ...slept, warn: (sentence) => log.warn(sentence) });
   const { now, stamp } = clock;
   // A wrong certificate or key stops the start before anything is opened.
   if (settings.tls) readCertificate(settings.tls);
@@ -209,7 +209,7 @@ export async function serve(settings: Settings, options: ServiceOptions = {}): P
       ? new SqliteStore({
           path: db,
           counts,
-          tell: (sentence, cause) => log.warn(sentence, cause === undefined ? {} : { cause }),
+          warn: (sentence, cause) => log.warn(sentence, cause === undefined ? {} : { cause }),
         })
       : await openRedis(redis, replicas, settings.redisPrefix);
   const own = settings.access === "own" ? await ownSecret(store) : null;

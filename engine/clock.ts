@@ -20,7 +20,7 @@ export interface ClockOptions {
   /** Milliseconds since the machine started, to the second. Continues during sleep, unlike Linux's monotonic clock. */
   readonly uptime?: () => number;
   /** Called when a leap begins and when it ends. */
-  readonly tell: (sentence: string) => void;
+  readonly warn: (sentence: string) => void;
 }
 
 interface Leap {
@@ -60,7 +60,7 @@ export class Clock {
     }
     if (!this.#leap || Math.abs(ms - this.#leap.ms) > LEAP_MS) {
       this.#leap = { ms, since: steady };
-      this.#options.tell(this.#sentence(ms));
+      this.#options.warn(this.#sentence(ms));
     } else if (steady - this.#leap.since >= STAND_MS) {
       this.#end(`The system clock has kept its new time for ${STAND_MS / 60_000} minutes and is trusted again.`);
       return this.#agree(wall, steady);
@@ -98,7 +98,7 @@ export class Clock {
 
   #end(sentence: string): void {
     this.#leap = null;
-    this.#options.tell(sentence);
+    this.#options.warn(sentence);
   }
 
   /** How far the wall clock is ahead of PERE's time, in milliseconds; 0 when they agree. */

@@ -136,8 +136,9 @@ export class Engine {
     this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
     this.#report = report;
-    const attended = (channel: string, isAttended: boolean): void => this.#reminders.attended(channel, isAttended);
-    this.#feeds = new Feeds(store, this.#limits, now, random, counts, attended, report);
+    const onPresenceChange = (channel: string, hasDevices: boolean): void =>
+      this.#reminders.presenceChanged(channel, hasDevices);
+    this.#feeds = new Feeds(store, this.#limits, now, random, counts, onPresenceChange, report);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
     this.#deadlines = new Deadlines(store, now, report);
     this.hooks = new Hooks(store, {

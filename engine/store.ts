@@ -58,7 +58,7 @@ export interface Joined extends Heads {
   /** It owes nothing up to this `seq`. */
   readonly settled: number;
   /** The newest event that retention dropped while the device still owed it a receipt, and that the device was not told of; 0: none. */
-  readonly lost: number;
+  readonly lostSeq: number;
 }
 
 /** The result of `append`. `replayed`: the key was known, and these are the first call's events. */
@@ -247,7 +247,7 @@ export interface Store {
   /** The channel's extent. For a channel that does not exist, the extent it would begin with; its epoch stays reserved for a while. */
   open(channel: string): Promise<Heads>;
 
-  /** Enrols a device, if needed, and returns its state. `lost` is not returned again once a receipt of the device was recorded after this call. */
+  /** Enrols a device, if needed, and returns its state. `lostSeq` is not returned again once a receipt of the device was recorded after this call. */
   join(channel: string, device: string, now: number): Promise<Joined>;
 
   /** Enrols a device. @returns false: it was enrolled already */

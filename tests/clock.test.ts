@@ -36,7 +36,7 @@ describe("the clock", () => {
   const open = (wall = NOW) => {
     told.length = 0;
     const { hands, pass } = clocks(wall);
-    const clock = new Clock({ wall: () => hands.wall, steady: () => hands.steady, tell: (said) => told.push(said) });
+    const clock = new Clock({ wall: () => hands.wall, steady: () => hands.steady, warn: (said) => told.push(said) });
     return { hands, pass, clock };
   };
 
@@ -79,7 +79,7 @@ describe("the clock", () => {
       wall: () => hands.wall,
       steady: () => hands.steady,
       uptime: () => Math.floor((hands.steady + slept) / SECOND) * SECOND,
-      tell: () => {},
+      warn: () => {},
     });
     for (const ms of [8 * 60 * MINUTE, 3 * DAY]) {
       slept += ms;

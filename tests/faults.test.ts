@@ -67,7 +67,7 @@ function longLog(head: number, answered: ReadonlySet<number>, more: Partial<LogS
 }
 
 function follow(log: Log, sink: Sink, cursor: number, device: string | null = "d"): Follower {
-  const follower: Follower = { sink, device, cursor, floor: 0, lost: null, stopped: false };
+  const follower: Follower = { sink, device, cursor, floor: 0, gapAfter: null, stopped: false };
   log.follow(follower);
   return follower;
 }

@@ -179,7 +179,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
       enrolled: false,
       joined: EVENTS,
       settled: EVENTS,
-      lost: 0,
+      lostSeq: 0,
     });
     const { first, addressed, epoch } = await store.append("orders", [draft("new")], T + SECOND);
     expect([first, addressed]).toEqual([EVENTS + 1, 2]);

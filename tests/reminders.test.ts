@@ -19,7 +19,7 @@ function knowing() {
     tallies: async (_channel: string, _epoch: string, seq: number) => (state.asked.push(seq), new Map()),
   } as unknown as Store;
   const reminders = new Reminders(store, {} as Feeds, () => state.now);
-  reminders.attended("c", true);
+  reminders.presenceChanged("c", true);
   const push = (seq: number, at = 0, epoch = "e"): void => {
     state.kept.push({ epoch, seq, at, every: SECOND, until: null });
     const event: Event = { seq, at, type: null, data: "1", to: null, expires: null, deadline: null, remind: SECOND };

@@ -208,7 +208,7 @@ describe("the group commit", () => {
 
   test("remembers no more words than it may, also where no event comes after them", async () => {
     const path = join(temporary(), "pere.db");
-    const store = new SqliteStore({ path, held: { channels: 10, tallies: 10, receipts: 2, enrolments: 10 } });
+    const store = new SqliteStore({ path, cacheLimits: { channels: 10, tallies: 10, receipts: 2, enrolments: 10 } });
     const { epoch } = await store.append("orders", [draft(1, { to: ["a", "b", "c"] })], T);
     for (const device of ["a", "b"]) await store.record("orders", [word(epoch, 1, device, "done")], T);
     // What it has to look up it finds changed in the file: nobody but this test does that.

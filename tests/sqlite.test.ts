@@ -46,7 +46,7 @@ storeContract(
   async () => {
     const options = {
       path: join(temporary(), "pere.db"),
-      held: { channels: 1, tallies: 1, receipts: 1, enrolments: 1 },
+      cacheLimits: { channels: 1, tallies: 1, receipts: 1, enrolments: 1 },
     };
     const store = new SqliteStore(options);
     return {
@@ -295,7 +295,7 @@ describe("a file", () => {
       [4, "missing", null],
       [4, "missing", null],
     ]);
-    expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 0, settled: 3, lost: 1 });
+    expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 0, settled: 3, lostSeq: 1 });
     await expectTalliesToEqualRows(store, "orders");
     await store.close();
   });

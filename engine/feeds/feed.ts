@@ -72,7 +72,7 @@ interface FeedOwner {
   /** A feed's device gave a sign of life. */
   heard(channel: string, device: string): void;
   /** A reader was told why the feed ends. */
-  told(reason: Bye): void;
+  closed(reason: Bye): void;
   /** A feed has ended. */
   release(feed: Feed): void;
   /** An unexpected error happened in a feed. */
@@ -175,7 +175,7 @@ export class Feed implements Sink {
     if (!this.open) return;
     try {
       this.wire.bye(reason);
-      if (this.caller !== null) this.#owner.told(reason);
+      if (this.caller !== null) this.#owner.closed(reason);
     } catch (fault) {
       this.#owner.report(fault); // It ends anyway.
     }
@@ -224,9 +224,11 @@ export function startOf(
   const resumed = last && resume(last);
   if (resumed) return resumed;
   if ("joined" in heads && (heads.enrolled || heads.settled < head)) {
-    const { joined, settled, lost } = heads;
+    const { joined, settled, lostSeq } = heads;
     const start = { cursor: Math.max(settled, trimmed), floor: joined };
-    return lost === 0 ? start : { ...start, gap: { after: at(Math.min(joined, lost - 1)), from: at(trimmed + 1) } };
+    return lostSeq === 0
+      ? start
+      : { ...start, gap: { after: at(Math.min(joined, lostSeq - 1)), from: at(trimmed + 1) } };
   }
   if (since === "earliest") return from(trimmed);
   return (since !== "now" && resume(since)) || from(head);

@@ -65,19 +65,19 @@ export class Feeds {
   /** Ticks so far, `BEAT_TICKS` per `beatMs`. */
   tick = 0;
 
-  /** @param attended called when a channel gets its first device here and when it loses its last one */
+  /** @param onPresenceChange called when a channel gets its first device here and when it loses its last one */
   constructor(
     store: Store,
     limits: FeedLimits,
     now: () => number,
     random: () => number,
     counts: Counters,
-    attended: (channel: string, isAttended: boolean) => void,
+    onPresenceChange: (channel: string, hasDevices: boolean) => void,
     report: Report,
   ) {
     this.#store = store;
     this.report = report;
-    this.presence = new Presence(store, now, attended, report, ({ address }) => address);
+    this.presence = new Presence(store, now, onPresenceChange, report, ({ address }) => address);
     this.#limits = limits;
     this.#now = now;
     this.#random = random;
@@ -169,7 +169,7 @@ export class Feeds {
       );
       starts.forEach(({ cursor, floor, gap }, index) => {
         if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
-        feed.followers.push({ sink: feed, device, cursor, floor, lost: null, stopped: false });
+        feed.followers.push({ sink: feed, device, cursor, floor, gapAfter: null, stopped: false });
       });
       for (const { channel } of feed.entered ? feed.logs : [])
         this.shared(channel, device!, this.presence.addresses(channel, device!));
@@ -202,7 +202,7 @@ export class Feeds {
   }
 
   /** Called by a feed whose reader was told why it ends. */
-  told(reason: Bye): void {
+  closed(reason: Bye): void {
     this.#counts.byes[reason]++;
   }
 
@@ -299,7 +299,7 @@ export class Feeds {
   #source(kind: Kind, channel: string): LogSource {
     const store = this.#store;
     /** If the epoch that was read has ended, updates the log to the current one; its followers read again. */
-    const present = async <Found>(found: Found | null): Promise<Found> => {
+    const present = async <Result>(found: Result | null): Promise<Result> => {
       if (found !== null) return found;
       const heads = await store.heads(channel);
       if (heads) this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });

@@ -134,7 +134,7 @@ export interface Follower {
   /** Events for all devices are sent only after this one. */
   floor: number;
   /** Its position in an epoch that ended, until the gap is sent. */
-  lost: Position | null;
+  gapAfter: Position | null;
   stopped: boolean;
   /** Among the next `SKIP_ENTRIES_MAX` entries: those that its device has sent a final receipt for meanwhile. */
   skip?: Set<number> | undefined;
@@ -226,7 +226,7 @@ export class Log {
     this.#forget();
     this.head = this.#agedHead = this.#passHead = 0;
     for (const follower of this.#followers) {
-      follower.lost ??= { epoch: before, seq: follower.cursor };
+      follower.gapAfter ??= { epoch: before, seq: follower.cursor };
       follower.cursor = follower.floor = 0;
       follower.skip = undefined;
       follower.askTo = 0;
@@ -475,9 +475,9 @@ export class Log {
         await sink.blocked.catch(() => {});
         continue;
       }
-      if (follower.lost) {
-        sink.gap(this, follower.lost, { epoch: this.epoch, seq: 1 });
-        follower.lost = null;
+      if (follower.gapAfter) {
+        sink.gap(this, follower.gapAfter, { epoch: this.epoch, seq: 1 });
+        follower.gapAfter = null;
       }
       if (follower.cursor >= this.head) {
         this.#live.add(follower);
@@ -487,7 +487,7 @@ export class Log {
       // What is stored while the page is read may overtake it: what is missing then lies below this head.
       const { epoch, head } = this;
       const { cursor } = follower;
-      if (follower.stopped || sink.blocked || follower.lost || cursor >= head) continue;
+      if (follower.stopped || sink.blocked || follower.gapAfter || cursor >= head) continue;
       const batch = await this.#page(cursor);
       const { entries } = batch;
       const first = entries[0]?.seq ?? head + 1;

@@ -33,7 +33,7 @@ export class Presence<Feed> {
   readonly #store: Store;
   readonly #now: () => number;
   readonly #addressOf: (feed: Feed) => string;
-  readonly #attended: (channel: string, isAttended: boolean) => void;
+  readonly #onPresenceChange: (channel: string, hasDevices: boolean) => void;
   readonly #report: Report;
   readonly #channels = new Map<string, Here<Feed>>();
   /** Signs of life not yet stored, by channel. */
@@ -42,13 +42,13 @@ export class Presence<Feed> {
   #written: Promise<void> = Promise.resolve();
 
   /**
-   * @param attended called when a channel gets its first device here and when it loses its last one
+   * @param onPresenceChange called when a channel gets its first device here and when it loses its last one
    * @param addressOf the address a feed was opened from; empty: unknown
    */
   constructor(
     store: Store,
     now: () => number,
-    attended: (channel: string, isAttended: boolean) => void,
+    onPresenceChange: (channel: string, hasDevices: boolean) => void,
     report: Report = onConsole,
     addressOf: (feed: Feed) => string = () => "",
   ) {
@@ -56,7 +56,7 @@ export class Presence<Feed> {
     this.#addressOf = addressOf;
     this.#report = report;
     this.#now = now;
-    this.#attended = attended;
+    this.#onPresenceChange = onPresenceChange;
   }
 
   /** How many devices have a feed open here, summed over channels. */
@@ -92,7 +92,7 @@ export class Presence<Feed> {
     let here = this.#channels.get(channel);
     if (!here) {
       this.#channels.set(channel, (here = { devices: new Map(), both: null }));
-      this.#attended(channel, true);
+      this.#onPresenceChange(channel, true);
     }
     const present = here.devices.get(device);
     if (present) {
@@ -121,7 +121,7 @@ export class Presence<Feed> {
     this.#store.setPresence(channel, device, null);
     if (here.devices.size > 0) return;
     this.#channels.delete(channel);
-    this.#attended(channel, false);
+    this.#onPresenceChange(channel, false);
   }
 
   /** Enrols a connected device again, in a new epoch of its channel. @throws PereError away */

@@ -30,7 +30,7 @@ interface DueReminder {
 }
 
 /** The reminders of a channel that a device follows here, by the event's `seq`. */
-interface Known {
+interface ChannelReminders {
   readonly entries: Map<number, DueReminder>;
   most: number;
 }
@@ -44,7 +44,7 @@ export class Reminders {
   readonly #feeds: Feeds;
   readonly #now: () => number;
   readonly #report: Report;
-  readonly #channels = new Map<string, Known>();
+  readonly #channels = new Map<string, ChannelReminders>();
   /** Reminders waiting to be processed. */
   readonly #queue = new Set<DueReminder>();
   #isWorking = false;
@@ -62,8 +62,8 @@ export class Reminders {
   }
 
   /** The channel got its first device here, or lost its last one. */
-  attended(channel: string, isAttended: boolean): void {
-    if (!isAttended) return void this.#channels.delete(channel);
+  presenceChanged(channel: string, hasDevices: boolean): void {
+    if (!hasDevices) return void this.#channels.delete(channel);
     this.#channels.set(channel, { entries: new Map(), most: Number.POSITIVE_INFINITY });
     this.read(channel);
   }
@@ -113,7 +113,7 @@ export class Reminders {
     if (known.entries.size > known.most) this.read(channel);
   }
 
-  #add(channel: string, entries: Known["entries"], reminder: Reminder): void {
+  #add(channel: string, entries: ChannelReminders["entries"], reminder: Reminder): void {
     // In a new epoch, the number belongs to another event.
     if (entries.get(reminder.seq)?.reminder.epoch === reminder.epoch) return;
     const due = dueAfter(reminder, this.#now());

@@ -112,7 +112,7 @@ function unknownName(cause?: unknown): never {
 const resolveName: Resolve = async (name) => (await lookup(name, { all: true })).map(({ address }) => address);
 
 /** The promise's outcome, or the signal's reason when that comes first. */
-const within = <Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> =>
+const abortable = <Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> =>
   new Promise((resolve, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     promise.then(resolve, reject);
@@ -143,7 +143,7 @@ export async function checkHookUrl(
   { timeoutMs = CHECK_MS, resolve = resolveName }: CallOptions = {},
 ): Promise<void> {
   const deadline = AbortSignal.timeout(timeoutMs);
-  await within(deadline, checkedAddresses(url, allowed, resolve)).catch((error: unknown) => {
+  await abortable(deadline, checkedAddresses(url, allowed, resolve)).catch((error: unknown) => {
     throw deadline.aborted ? refused("its host could not be looked up in time", error) : error;
   });
 }
@@ -181,7 +181,7 @@ export async function callHook(
   const deadline = clock.signal;
   try {
     const url = readHookUrl(call.url, allowed);
-    const addresses = await within(deadline, checkedAddresses(url, allowed, resolve));
+    const addresses = await abortable(deadline, checkedAddresses(url, allowed, resolve));
     const { status, retryAfter } = await send(url, addresses, call, deadline);
     const quietMs = status >= 400 ? readRetryAfter(retryAfter, call.at) : null;
     return { status, error: null, ...(quietMs === null ? {} : { quietMs }) };

@@ -21,7 +21,7 @@ const LEASE_MS = 5_000;
 /** How often due deliveries are looked for. */
 const TICK_MS = 250;
 /** How long a stopping service waits for calls in flight, so that delivered calls are not repeated. */
-const FAREWELL_MS = 2_000;
+const CLOSE_TIMEOUT_MS = 2_000;
 
 /** @throws PereError malformed */
 export function readHookName(text: string): string {
@@ -167,7 +167,7 @@ export class Hooks {
     this.#stopped = true;
     for (const timer of this.#timers) clearInterval(timer);
     const ends = [...this.#runners.values()].map((runner) => runner.stop());
-    await Promise.race([Promise.all(ends), Bun.sleep(FAREWELL_MS)]);
+    await Promise.race([Promise.all(ends), Bun.sleep(CLOSE_TIMEOUT_MS)]);
     // Other instances need not wait for the lease to expire.
     if (this.#isHolder) await this.#store.lease("hooks", this.#holder, 0).catch(() => {});
   }

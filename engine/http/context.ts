@@ -6,7 +6,7 @@ import type { Right } from "../auth/rights.ts";
 import type { Engine } from "../engine.ts";
 import type { Admission } from "./admission.ts";
 import type { BodyReader } from "./body.ts";
-import type { Log } from "./problem.ts";
+import type { ErrorLog } from "./problem.ts";
 import type { SocketData } from "./transports.ts";
 
 /** Metrics in the format of Prometheus. */
@@ -24,7 +24,7 @@ export interface HandlerContext {
   readonly random: () => number;
   /** Goes before the paths in answers. */
   readonly basePath: string;
-  readonly log: Log;
+  readonly log: ErrorLog;
   /** Made for the first scrape. */
   readonly metrics: () => Promise<Scrape>;
 }

@@ -10,7 +10,7 @@ import type { Server } from "bun";
 import { type CertificateFiles, readCertificate } from "./certificate.ts";
 
 /** Milliseconds for requests in progress to finish, and for closed feeds to read why. */
-const FAREWELL_MS = 1_000;
+const CLOSE_TIMEOUT_MS = 1_000;
 
 /** A listening port. */
 export interface Listener {
@@ -113,7 +113,7 @@ export function listen<Data>(
     async stop() {
       for (const server of servers) void server.stop(); // This promise would wait for idle connections indefinitely.
       const isBusy = (): boolean => servers.some((server) => server.pendingRequests + server.pendingWebSockets > 0);
-      for (const end = performance.now() + FAREWELL_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
+      for (const end = performance.now() + CLOSE_TIMEOUT_MS; isBusy() && performance.now() < end;) await Bun.sleep(5);
       await Promise.all(servers.map((server) => server.stop(true)));
     },
   };

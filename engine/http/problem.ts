@@ -11,7 +11,7 @@ import { rateHeaders } from "./rate-limit.ts";
 import { PLAIN } from "./response.ts";
 
 /** What this folder uses of the log. */
-export interface Log {
+export interface ErrorLog {
   debug(message: string, fields?: Readonly<Record<string, unknown>>): void;
   warn(message: string): void;
   /** Logs an error that the caller is not told about. @returns the id of its line */
@@ -68,13 +68,13 @@ export function problem(error: PereError, more: object = {}): Response {
 }
 
 /** The message for the caller. An internal error is logged, and the message gives only the id of the log line. */
-export const sentenceOf = (log: Log, error: unknown): string =>
+export const sentenceOf = (log: ErrorLog, error: unknown): string =>
   error instanceof PereError && error.code !== "inside"
     ? error.message
     : `something went wrong in PERE; the log has it as ${log.incident(error)}`;
 
 /** The answer to an error. Its cause is logged, not sent. */
-export function toResponse(log: Log, error: unknown): Response {
+export function toResponse(log: ErrorLog, error: unknown): Response {
   if (isOutOfDescriptors(error) && !(error instanceof PereError))
     return toResponse(
       log,

@@ -4,14 +4,14 @@
  */
 import { descriptors } from "../descriptors.ts";
 import { PereError } from "../model.ts";
-import type { Log } from "./problem.ts";
+import type { ErrorLog } from "./problem.ts";
 import { TooMany } from "./rate-limit.ts";
 import { isPoll, isSocket } from "./request.ts";
 
 let warnedOfDescriptors = false;
 
 /** Refuses feeds while too many connections and files are open; null: there is room. */
-function shortage(log: Log): PereError | null {
+function shortage(log: ErrorLog): PereError | null {
   if (!descriptors().short) return null;
   if (!warnedOfDescriptors)
     log.warn(
@@ -23,7 +23,7 @@ function shortage(log: Log): PereError | null {
 }
 
 /** Why a caller gets no feed now; null: it gets one. `take` counts it against the rate limit. */
-export async function refusal(log: Log, take: () => Promise<void> | void): Promise<PereError | null> {
+export async function refusal(log: ErrorLog, take: () => Promise<void> | void): Promise<PereError | null> {
   const short = shortage(log);
   if (short !== null) return short;
   try {

@@ -48,7 +48,7 @@ function fileOf({ redis, db }: Settings): string {
 const size = (bytes: number): string => `${(bytes / 1e6).toFixed(1)} MB`;
 
 /** The secret that signs tokens: the configured one, or the one that PERE created beside its file. */
-function mintKeys({ access, db, redis }: Settings): Parameters<typeof issueToken>[0] {
+function signingKeys({ access, db, redis }: Settings): Parameters<typeof issueToken>[0] {
   if (typeof access !== "string") return access;
   const secret = redis === null ? foundSecret(db) : null;
   return secret === null ? {} : { secret };
@@ -56,7 +56,7 @@ function mintKeys({ access, db, redis }: Settings): Parameters<typeof issueToken
 
 export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact" | "help", Command>> = {
   async token(args, settings) {
-    console.log(await issueToken(mintKeys(settings), readTokenDraft(args)));
+    console.log(await issueToken(signingKeys(settings), readTokenDraft(args)));
     return 0;
   },
 

@@ -68,12 +68,12 @@ export interface MetricsOptions {
 /** The metrics of one running service. */
 export class Metrics {
   readonly #registry = new Registry();
-  readonly #owed: OutstandingReceipts;
+  readonly #outstanding: OutstandingReceipts;
   readonly #lag = new Distribution(STORE_SECONDS);
   readonly #timer: Timer;
 
   constructor({ engine, store, version }: MetricsOptions) {
-    this.#owed = new OutstandingReceipts(store, engine.counts.named.keys());
+    this.#outstanding = new OutstandingReceipts(store, engine.counts.named.keys());
     let expected = performance.now() + LAG_MS;
     this.#timer = setInterval(() => {
       const now = performance.now();
@@ -90,7 +90,7 @@ export class Metrics {
 
   /** All metrics in the text format 0.0.4. */
   async text(): Promise<string> {
-    this.#owed.look();
+    this.#outstanding.refresh();
     return this.#registry.metrics();
   }
 
@@ -101,7 +101,7 @@ export class Metrics {
 
   stop(): void {
     clearInterval(this.#timer);
-    this.#owed.stop();
+    this.#outstanding.stop();
   }
 
   // ----------------------------------------------------------------------------------------------------------------- counters
@@ -190,10 +190,10 @@ export class Metrics {
       "pere_receipts_open",
       "Final receipts that devices owe for kept events, without missing ones",
       ["channel"],
-      () => this.#owed.found.map(({ channel, open }) => [channel, open]),
+      () => this.#outstanding.counts.map(({ channel, open }) => [channel, open]),
     );
     this.#gauge("pere_receipts_missing", "Devices that missed the deadline of a kept event", ["channel"], () =>
-      this.#owed.found.map(({ channel, missing }) => [channel, missing]),
+      this.#outstanding.counts.map(({ channel, missing }) => [channel, missing]),
     );
     this.#gauge("pere_feeds", "Open feeds, by transport", ["transport"], () =>
       Object.entries(engine.readers.transports).map(([transport, count]) => [{ transport }, count]),

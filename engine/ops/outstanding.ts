@@ -21,7 +21,7 @@ export interface OutstandingCount {
 
 export class OutstandingReceipts {
   /** The last result; empty before the first count. */
-  found: readonly OutstandingCount[] = [];
+  counts: readonly OutstandingCount[] = [];
   readonly #store: Store;
   readonly #named: readonly string[];
   #nextAt = 0;
@@ -34,12 +34,12 @@ export class OutstandingReceipts {
   }
 
   /** Starts a count, unless one ran recently; the result is available some time later. */
-  look(): void {
+  refresh(): void {
     const startedAt = performance.now();
     if (this.#stopped || startedAt < this.#nextAt) return;
     this.#nextAt = Number.POSITIVE_INFINITY;
     void this.#sum()
-      .then((found) => (this.found = found))
+      .then((found) => (this.counts = found))
       .catch(() => {}) // The store is away; the last result stays.
       .finally(() => {
         const now = performance.now();
@@ -54,14 +54,14 @@ export class OutstandingReceipts {
     for (let after: string | null = ""; after !== null && !this.#stopped;) {
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
       for (const { channel, epoch, events } of page.items) {
-        const debt = named.get(channel) ?? rest;
+        const count = named.get(channel) ?? rest;
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
           await turn.yieldToEventLoop();
           const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
           if (tallies === null) break; // The log has a new epoch; it is counted next time.
           for (const { addressed, done, failed, missing } of tallies.values()) {
-            debt.open += addressed - done - failed - missing;
-            debt.missing += missing;
+            count.open += addressed - done - failed - missing;
+            count.missing += missing;
           }
         }
       }

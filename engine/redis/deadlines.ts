@@ -25,24 +25,24 @@ export class RedisDeadlines {
   readonly #due: string;
   readonly #keys: (channel: string) => Keys;
   readonly #scripts: typeof SCRIPTS;
-  readonly #known: (channel: string) => string;
+  readonly #guardOf: (channel: string) => string;
 
   /**
    * @param due key of the list
-   * @param known what is known of a channel, for `guard` in the scripts
+   * @param guardOf what is known of a channel, for `guard` in the scripts
    */
   constructor(
     link: Redis,
     due: string,
     keys: (channel: string) => Keys,
     scripts: typeof SCRIPTS,
-    known: (channel: string) => string,
+    guardOf: (channel: string) => string,
   ) {
     this.#link = link;
     this.#due = due;
     this.#keys = keys;
     this.#scripts = scripts;
-    this.#known = known;
+    this.#guardOf = guardOf;
   }
 
   /** Adds a deadline of a channel, unless it has an earlier one. */
@@ -62,7 +62,7 @@ export class RedisDeadlines {
   }
 
   /** Implements `Store.recordMissing`. */
-  async miss(now: number): Promise<number | null> {
+  async recordMissing(now: number): Promise<number | null> {
     const until = now + CLAIM_MS;
     const values = [now, until, DUE_AT_ONCE];
     const [next, ...due] = (await this.#link.run(this.#scripts.claim, [this.#due], values)) as readonly string[];
@@ -74,7 +74,7 @@ export class RedisDeadlines {
   }
 
   async #missIn(channel: string, now: number, until: number): Promise<void> {
-    const values = [now, MISS_DEVICES, this.#known(channel)];
+    const values = [now, MISS_DEVICES, this.#guardOf(channel)];
     const next = await this.#link.run(this.#scripts.miss, this.#keys(channel).all, values);
     await this.#link.run(this.#scripts.unclaim, [this.#due], [channel, until, String(next)]);
   }

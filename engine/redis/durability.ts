@@ -43,8 +43,8 @@ async function factsOf(link: RedisLink): Promise<Facts> {
     settingsOf(link),
     refusalOf(link),
   ]);
-  const told = `${server}\n${replication}`;
-  const field = (name: string): string => new RegExp(`^${name}:(.*?)\r?$`, "m").exec(told)?.[1] ?? "";
+  const info = `${server}\n${replication}`;
+  const field = (name: string): string => new RegExp(`^${name}:(.*?)\r?$`, "m").exec(info)?.[1] ?? "";
   const version = field("redis_version");
   return {
     server: field("valkey_version") === "" ? `Redis ${version}` : `Valkey ${field("valkey_version")}`,
@@ -74,7 +74,7 @@ type Durability = Readiness["durability"];
 const DURABILITIES: readonly Durability[] = ["memory", "second", "fsync"];
 
 /** What one server guarantees, and why it is not more. */
-function promiseOf({ settings }: Facts): { readonly durability: Durability; readonly advice: readonly string[] } {
+function durabilityOf({ settings }: Facts): { readonly durability: Durability; readonly advice: readonly string[] } {
   if (!settings)
     return {
       durability: "memory",
@@ -135,8 +135,8 @@ export async function readDurability(
       failed?.reason,
     );
   }
-  const promises = facts.map(promiseOf);
-  const advice = new Set(promises.flatMap((promise) => promise.advice));
+  const guarantees = facts.map(durabilityOf);
+  const advice = new Set(guarantees.flatMap(({ advice: sentences }) => sentences));
   if (failed) {
     const away = links.filter((_, n) => found[n]!.status === "rejected").map(({ address }) => address);
     advice.add(
@@ -154,7 +154,7 @@ export async function readDurability(
     advice.add(
       `Connect more replicas or lower PERE_REDIS_REPLICAS: it asks for ${replicas}, Redis has ${copies}, and every push and receipt is answered 503.`,
     );
-  const ranks = promises.map(({ durability }) => DURABILITIES.indexOf(durability));
+  const ranks = guarantees.map(({ durability }) => DURABILITIES.indexOf(durability));
   return {
     store: "redis",
     version: [...new Set(facts.map(({ server }) => server))].sort().join(" and "),

@@ -27,7 +27,7 @@ export interface Keys {
    * The names under which each log's messages are published. All databases of a server share these names, so every database except the first is part
    * of the name.
    */
-  readonly told: { readonly events: string; readonly receipts: string };
+  readonly topics: { readonly events: string; readonly receipts: string };
   readonly events: string;
   readonly receipts: string;
   readonly devices: string;
@@ -40,21 +40,21 @@ export interface Keys {
   /** Connected devices, as `presence.ts` writes them. */
   readonly present: string;
   /** Their addresses. */
-  readonly places: string;
+  readonly presentAddresses: string;
   /** Written to check which replicas are up to date. */
   readonly replicaProbe: string;
   readonly idempotency: (key: string) => string;
 }
 
 /** Suffix of a key that makes it a message name. */
-export const toldIn = (database: number): string => (database === 0 ? "" : `@${database}`);
+export const topicSuffix = (database: number): string => (database === 0 ? "" : `@${database}`);
 
 function keysOf(prefix: string, database: number, channel: string): Keys {
   const key = (part: string): string => `${prefix}{${channel}}:${part}`;
   return {
     all: PARTS.map(key),
     counters: key("counters"),
-    told: { events: key("events") + toldIn(database), receipts: key("receipts") + toldIn(database) },
+    topics: { events: key("events") + topicSuffix(database), receipts: key("receipts") + topicSuffix(database) },
     events: key("events"),
     receipts: key("receipts"),
     devices: key("devices"),
@@ -65,7 +65,7 @@ function keysOf(prefix: string, database: number, channel: string): Keys {
     hook: (name) => key(`hook:${name}`),
     deliveries: (name) => key(`deliveries:${name}`),
     present: key("present"),
-    places: key("places"),
+    presentAddresses: key("places"),
     replicaProbe: key("spread"),
     idempotency: (name) => key(`key:${name}`),
   };

@@ -32,7 +32,7 @@ const DEVICES_AT_ONCE = 500;
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
 /** A device connected here: the `seq` after which it joined the channel, and its addresses. */
-interface Here {
+interface LocalDevice {
   readonly joined: number;
   readonly addresses: readonly string[];
 }
@@ -42,7 +42,7 @@ type Devices = ReadonlyMap<string, number>;
 
 const NOBODY: Devices = new Map();
 
-interface Known {
+interface RemoteDevices {
   readonly at: number;
   readonly devices: Promise<Devices>;
 }
@@ -53,10 +53,10 @@ export class RedisPresence {
   readonly #link: Redis;
   readonly #instances: string;
   readonly #keys: (channel: string) => Keys;
-  readonly #here = new Map<string, Map<string, Here>>();
+  readonly #local = new Map<string, Map<string, LocalDevice>>();
   /** Not yet written. */
   readonly #changed = new Map<string, Set<string>>();
-  readonly #known = new Map<string, Known>();
+  readonly #remote = new Map<string, RemoteDevices>();
   #living: ReadonlySet<string> = new Set();
   /** Unknown instances with leftover entries, and since when. */
   readonly #unknownInstances = new Map<string, number>();
@@ -84,9 +84,10 @@ export class RedisPresence {
       const [isNew, ...living] = (await this.#link.run(SCRIPTS.beat, [this.#instances], values)) as readonly Reply[];
       this.#living = new Set(living as readonly string[]);
       if (isNew === 1)
-        for (const [channel, devices] of this.#here) for (const device of devices.keys()) this.#change(channel, device);
+        for (const [channel, devices] of this.#local)
+          for (const device of devices.keys()) this.#change(channel, device);
       if (this.#changed.size > 0) await this.#write();
-      for (const [channel, { at }] of this.#known) if (performance.now() - at > FRESH_MS) this.#known.delete(channel);
+      for (const [channel, { at }] of this.#remote) if (performance.now() - at > FRESH_MS) this.#remote.delete(channel);
       for (const [instance, since] of this.#unknownInstances)
         if (performance.now() - since > UNKNOWN_INSTANCE_MS) this.#unknownInstances.delete(instance);
     } catch {
@@ -102,14 +103,14 @@ export class RedisPresence {
   }
 
   /** A device is connected here from now on, from these addresses; null: it is no longer connected. */
-  attend(channel: string, device: string, joined: number | null, addresses: readonly string[]): void {
-    let devices = this.#here.get(channel);
+  setPresence(channel: string, device: string, joined: number | null, addresses: readonly string[]): void {
+    let devices = this.#local.get(channel);
     if (joined !== null) {
       const known = devices?.get(device);
       if (known?.joined === joined && known.addresses.join() === addresses.join()) return;
-      if (!devices) this.#here.set(channel, (devices = new Map()));
+      if (!devices) this.#local.set(channel, (devices = new Map()));
       devices.set(device, { joined, addresses });
-    } else if (devices?.delete(device) && devices.size === 0) this.#here.delete(channel);
+    } else if (devices?.delete(device) && devices.size === 0) this.#local.delete(channel);
     if (this.#changed.size === 0) setImmediate(() => this.#write().catch(() => {}));
     this.#change(channel, device);
   }
@@ -144,21 +145,21 @@ export class RedisPresence {
   }
 
   async #writeSome(channel: string, devices: readonly string[]): Promise<void> {
-    const here = this.#here.get(channel);
+    const here = this.#local.get(channel);
     const name = (device: string): string => `${this.#instance}/${device}`;
     const came = devices.flatMap((device) => {
       const known = here?.get(device);
       return known ? [{ device, ...known }] : [];
     });
     const left = devices.filter((device) => !here?.has(device)).map(name);
-    const { present, places } = this.#keys(channel);
+    const { present, presentAddresses } = this.#keys(channel);
     const set = (key: string, value: (one: (typeof came)[number]) => string) =>
       this.#link.send("HSET", key, ...came.flatMap((one) => [name(one.device), value(one)]));
     await Promise.all([
       came.length > 0 ? set(present, ({ joined }) => String(joined)) : null,
-      came.length > 0 ? set(places, ({ addresses }) => addresses.join(",")) : null,
+      came.length > 0 ? set(presentAddresses, ({ addresses }) => addresses.join(",")) : null,
       left.length > 0 ? this.#link.send("HDEL", present, ...left) : null,
-      left.length > 0 ? this.#link.send("HDEL", places, ...left) : null,
+      left.length > 0 ? this.#link.send("HDEL", presentAddresses, ...left) : null,
     ]);
     // The next write need not wait for it.
     this.#compare(channel, came).catch(() => {});
@@ -173,7 +174,7 @@ export class RedisPresence {
     for (const { device, addresses } of came) {
       const all = [...new Set([...addresses, ...(there.get(device) ?? [])])].sort();
       if (there.has(device) && isShared(all))
-        await this.#link.send("PUBLISH", this.#keys(channel).told.events, `- ${SHARED} ${device} ${all.join(",")}`);
+        await this.#link.send("PUBLISH", this.#keys(channel).topics.events, `- ${SHARED} ${device} ${all.join(",")}`);
     }
   }
 
@@ -182,13 +183,17 @@ export class RedisPresence {
     const others = [...this.#living].filter((instance) => instance !== this.#instance);
     if (others.length === 0 || devices.length === 0) return NOWHERE;
     const found = new Map<string, readonly string[]>();
-    const { places } = this.#keys(channel);
+    const { presentAddresses } = this.#keys(channel);
     try {
       const parts = Array.from({ length: Math.ceil(devices.length / DEVICES_AT_ONCE) }, (_, n) =>
         devices.slice(n * DEVICES_AT_ONCE, (n + 1) * DEVICES_AT_ONCE),
       );
       const read = async (instance: string, some: readonly string[]): Promise<void> => {
-        const texts = await this.#link.send("HMGET", places, ...some.map((device) => `${instance}/${device}`));
+        const texts = await this.#link.send(
+          "HMGET",
+          presentAddresses,
+          ...some.map((device) => `${instance}/${device}`),
+        );
         for (const [n, text] of (texts as readonly (string | null)[]).entries())
           if (text) found.set(some[n]!, [...(found.get(some[n]!) ?? []), ...text.split(",")]);
       };
@@ -200,17 +205,17 @@ export class RedisPresence {
   }
 
   /** Devices connected at other instances, up to about a second old; none if Redis is away. */
-  elsewhere(channel: string): Promise<Devices> {
+  remotePresence(channel: string): Promise<Devices> {
     if (this.#living.size <= 1) return Promise.resolve(NOBODY);
-    const known = this.#known.get(channel);
+    const known = this.#remote.get(channel);
     if (known && performance.now() - known.at < FRESH_MS) return known.devices;
     const devices = this.#read(channel).catch(() => NOBODY);
-    this.#known.set(channel, { at: performance.now(), devices });
+    this.#remote.set(channel, { at: performance.now(), devices });
     return devices;
   }
 
   async #read(channel: string): Promise<Devices> {
-    const { present: key, places } = this.#keys(channel);
+    const { present: key, presentAddresses } = this.#keys(channel);
     const left: string[] = [];
     const devices = new Map<string, number>();
     const present = (await this.#link.send("HGETALL", key)) as unknown as Readonly<Record<string, string>>;
@@ -225,7 +230,7 @@ export class RedisPresence {
       else if (performance.now() - this.#unknownInstances.get(instance)! > 2 * MEMORY_MS) left.push(member);
     }
     if (left.length > 0)
-      for (const hash of [key, places])
+      for (const hash of [key, presentAddresses])
         this.#link.send("HDEL", hash, ...left.slice(0, DEVICES_AT_ONCE)).catch(() => {});
     return devices;
   }

@@ -65,7 +65,7 @@ local devices, names, filteredEvents, targets, retiredAnswered = KEYS[6], KEYS[7
 local deadlines, reminded = KEYS[11], KEYS[12]
 local CHUNK = 500
 -- A message's name is its log's key, plus the database unless that is the first.
-local TOLD = ''
+local TOPIC_SUFFIX = ''
 -- Approximate number of events that one script searches for a device: a few milliseconds.
 local MOST = 4000
 
@@ -228,8 +228,8 @@ local function publish(log, epoch, first, entries)
   local bytes = 0
   for _, entry in ipairs(entries) do bytes = bytes + #entry end
   local about = epoch .. ' ' .. text(first) .. ' ' .. text(first + #entries - 1)
-  if bytes > 262144 then return redis.call('PUBLISH', log .. TOLD, about) end
-  redis.call('PUBLISH', log .. TOLD, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
+  if bytes > 262144 then return redis.call('PUBLISH', log .. TOPIC_SUFFIX, about) end
+  redis.call('PUBLISH', log .. TOPIC_SUFFIX, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
 end
 
 -- How many devices owe an event a final receipt, and the final receipts of the others: done/failed.
@@ -239,7 +239,7 @@ local function standing(event)
   return tonumber(t[1] or 0) - done - failed, text(done) .. '/' .. text(failed)
 end
 
--- Adds an entry to the receipts log. 'entries' collects those of this script for 'tell'.
+-- Adds an entry to the receipts log. 'entries' collects those of this script for 'publishReceipts'.
 local function note(channel, entries, field, entry)
   entries[#entries + 1] = entry
   redis.call('XADD', receipts, text(channel.receiptsHead + #entries) .. '-0', 'v', entry, 'k', field)
@@ -277,7 +277,7 @@ local function judge(channel, entries, event, device, before, now)
 end
 
 -- Publishes the entries that a script added.
-local function tell(channel, entries)
+local function publishReceipts(channel, entries)
   if #entries == 0 then return end
   redis.call('HSET', counters, 'receiptsHead', text(channel.receiptsHead + #entries))
   publish(receipts, channel.epoch, channel.receiptsHead + 1, entries)
@@ -510,7 +510,7 @@ export const SCRIPTS = {
       end
       verdicts[#verdicts + 1] = verdict
     end
-    if channel then tell(channel, entries) end
+    if channel then publishReceipts(channel, entries) end
     return verdicts`),
 
   /** epoch, device, now → made, whether it was new */
@@ -550,7 +550,7 @@ export const SCRIPTS = {
     guard(channel, ARGV[3])
     if channel and channel.leaving then
       release(channel, entries, ARGV[2])
-      tell(channel, entries)
+      publishReceipts(channel, entries)
       return -1
     end
     local enrolment = channel and enrolmentOf(device)
@@ -560,8 +560,8 @@ export const SCRIPTS = {
     redis.call('HINCRBY', counters, 'audience', -1)
     channel.leaving = { joined = enrolment.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
     local more = release(channel, entries, ARGV[2])
-    tell(channel, entries)
-    redis.call('PUBLISH', events .. TOLD, channel.epoch .. ' ${RETIRED} ' .. device)
+    publishReceipts(channel, entries)
+    redis.call('PUBLISH', events .. TOPIC_SUFFIX, channel.epoch .. ' ${RETIRED} ' .. device)
     return more and 2 or 1`),
 
   /** now, known state → whether there is more to do */
@@ -570,7 +570,7 @@ export const SCRIPTS = {
     guard(channel, ARGV[2])
     if not channel then return 0 end
     local more = release(channel, entries, ARGV[1])
-    tell(channel, entries)
+    publishReceipts(channel, entries)
     return more and 1 or 0`),
 
   /** device, at, device, at, … → whether the channel is unused. The search for what they settled shares one limit. */
@@ -619,7 +619,7 @@ export const SCRIPTS = {
    * epoch, device, after, up to → the kept events in between that are not for it: it sent a final receipt, or they name others, or it was retired;
    * null: another epoch
    */
-  settled: script(`
+  finalized: script(`
     local channel, found = lookIn(ARGV[1]), {}
     if not channel then return nil end
     local device = ARGV[2]
@@ -650,7 +650,7 @@ export const SCRIPTS = {
     return { channel.epoch, redis.call('ZRANGEBYSCORE', reminded, ARGV[1], '+inf', 'LIMIT', 0, ARGV[2]) }`),
 
   /** epoch, event, devices → those that it is addressed to and that sent no receipt for it; null: another epoch */
-  silent: script(`
+  unanswered: script(`
     local channel, event, found = lookIn(ARGV[1]), tonumber(ARGV[2]), {}
     if not channel then return nil end
     if event <= channel.floor or event > channel.head then return found end
@@ -754,7 +754,7 @@ export const SCRIPTS = {
       if not due[1] or tonumber(due[2]) > now then break end
       left = left - 1 - miss(channel, entries, tonumber(due[1]), now, '')
     end
-    tell(channel, entries)
+    publishReceipts(channel, entries)
     return nextDeadline()`),
 
   /**
@@ -769,7 +769,7 @@ export const SCRIPTS = {
     local first, work, more, entries = channel.floor, 0, 0, {}
     if channel.leaving then
       release(channel, entries, ARGV[3])
-      tell(channel, entries)
+      publishReceipts(channel, entries)
       return { 1, '' }
     end
     while channel.floor < channel.head do
@@ -802,7 +802,7 @@ export const SCRIPTS = {
         channel.floor = seq
       end
     end
-    tell(channel, entries)
+    publishReceipts(channel, entries)
     local floor = channel.floor
     if floor > first then
       redis.call('HSET', counters, 'floor', text(floor))
@@ -925,13 +925,13 @@ export const SCRIPTS = {
     return redis.call('HINCRBY', KEYS[1], 'number', 1)`),
 } as const;
 
-/** The scripts for a database of a server, which is part of the message names. @param told suffix of a key in message names */
-export const scriptsTelling = (told: string): typeof SCRIPTS =>
-  told === ""
+/** The scripts for a database of a server, which is part of the message names. @param suffix suffix of a key in message names */
+export const scriptsFor = (suffix: string): typeof SCRIPTS =>
+  suffix === ""
     ? SCRIPTS
     : (Object.fromEntries(
         Object.entries(SCRIPTS).map(([name, { text }]) => [
           name,
-          whole(text.replace("local TOLD = ''", `local TOLD = '${told}'`)),
+          whole(text.replace("local TOPIC_SUFFIX = ''", `local TOPIC_SUFFIX = '${suffix}'`)),
         ]),
       ) as typeof SCRIPTS);

@@ -34,8 +34,8 @@ import { RedisDeadlines } from "./deadlines.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisPresence } from "./presence.ts";
 import { check, readDurability } from "./durability.ts";
-import { type Keys, keysWith, toldIn } from "./keys.ts";
-import { type Script, type SCRIPTS, scriptsTelling } from "./scripts.ts";
+import { type Keys, keysWith, topicSuffix } from "./keys.ts";
+import { type Script, type SCRIPTS, scriptsFor } from "./scripts.ts";
 import {
   type Appended,
   type ChannelEntry,
@@ -66,7 +66,7 @@ const READ_BYTES = 4 * EVENT_BYTES_MAX;
 const READ_ENTRIES = 128;
 /** Names per script for rows, and devices per script for counts of what they owe: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
-const DEBTORS_AT_ONCE = 100;
+const DEVICES_AT_ONCE = 100;
 /** Reminders per command. */
 const READ_REMINDERS = 1_000;
 /** Approximate number of rows that one slice of trimming touches. */
@@ -139,7 +139,7 @@ export class RedisStore implements Store {
     this.#unused = `${prefix}unused`;
     const database = databaseOf(urls[0]!);
     this.#keys = keysWith(prefix, database);
-    this.#scripts = scriptsTelling(toldIn(database));
+    this.#scripts = scriptsFor(topicSuffix(database));
     this.#epoch = epoch;
     this.#replicas = replicas;
     const ready = (client: Client): void => {
@@ -152,7 +152,7 @@ export class RedisStore implements Store {
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
     this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
-      this.#known(channel),
+      this.#guardOf(channel),
     );
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
@@ -160,9 +160,9 @@ export class RedisStore implements Store {
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // In a Cluster, a message published at one node reaches all nodes.
     this.#subscriber = new RedisSubscriber(urls, {
-      name: (kind, channel) => this.#keys(channel).told[kind],
+      name: (kind, channel) => this.#keys(channel).topics[kind],
       heads: (channel) => this.heads(channel),
-      heard: (kind, channel, epoch, seq) => this.#know(channel, epoch, { [kind]: seq }),
+      heard: (kind, channel, epoch, seq) => this.#noteReached(channel, epoch, { [kind]: seq }),
       entry: (kind, channel, seq) => this.#entry(this.#keys(channel)[kind], seq),
       open: (channel) => this.open(channel),
       renew: (channel, lost) => this.#run(this.#scripts.renew, channel, [lost, this.#epoch()]),
@@ -214,7 +214,11 @@ export class RedisStore implements Store {
   }
 
   /** Numbers of this log were used up to here. */
-  #know(channel: string, epoch: string, { events = 0, receipts = 0 }: { events?: number; receipts?: number }): void {
+  #noteReached(
+    channel: string,
+    epoch: string,
+    { events = 0, receipts = 0 }: { events?: number; receipts?: number },
+  ): void {
     const before = this.#lastKnown.get(channel);
     if (!before && this.#lastKnown.size >= LISTED_MAX) this.#lastKnown.clear();
     const isSame = before?.epoch === epoch;
@@ -226,7 +230,7 @@ export class RedisStore implements Store {
   }
 
   /** What is known of a channel, for `guard` in the scripts. */
-  #known(channel: string): string {
+  #guardOf(channel: string): string {
     const given = this.#lastKnown.get(channel);
     return given ? `${given.epoch} ${given.events} ${given.receipts} ${this.#epoch()}` : "";
   }
@@ -258,7 +262,7 @@ export class RedisStore implements Store {
     const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience", "unused"];
     const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
     if (found[0] !== null)
-      this.#know(channel, found[0] as string, { events: Number(found[1]), receipts: Number(found[3]) });
+      this.#noteReached(channel, found[0] as string, { events: Number(found[1]), receipts: Number(found[3]) });
     // Presence at other instances is known with a short delay.
     const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
     const isUnused = found[6] !== null && !isLately;
@@ -312,7 +316,7 @@ export class RedisStore implements Store {
         ...(draft.to ?? []),
       );
     }
-    values.push(key?.now ?? now, this.#known(channel));
+    values.push(key?.now ?? now, this.#guardOf(channel));
     const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
     const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#quorum(channel));
@@ -322,7 +326,7 @@ export class RedisStore implements Store {
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed] = reply;
-    if (replayed !== 1) this.#know(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
+    if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
     // The first call may have failed before it registered the deadline.
     if (replayed === 1 && deadlines.length > 0)
       await this.#deadlines.ahead(channel, Number(at) + Math.min(...deadlines));
@@ -430,7 +434,7 @@ export class RedisStore implements Store {
       const { event, device, status, detail } = draft;
       values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
-    values.push(this.#known(channel));
+    values.push(this.#guardOf(channel));
     const verdicts = await this.#run(this.#scripts.record, channel, values, this.#quorum(channel));
     return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
   }
@@ -442,7 +446,7 @@ export class RedisStore implements Store {
     after: number,
     upTo: number,
   ): Promise<ReadonlySet<number> | null> {
-    const found = await this.#readOf(this.#scripts.settled, channel, epoch, [device, after, upTo]);
+    const found = await this.#readOf(this.#scripts.finalized, channel, epoch, [device, after, upTo]);
     return found && new Set(found.map(Number));
   }
 
@@ -478,7 +482,7 @@ export class RedisStore implements Store {
     event: number,
     devices: readonly string[],
   ): Promise<string[] | null> {
-    return (await this.#readOf(this.#scripts.silent, channel, epoch, [event, ...devices])) as string[] | null;
+    return (await this.#readOf(this.#scripts.unanswered, channel, epoch, [event, ...devices])) as string[] | null;
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -505,14 +509,14 @@ export class RedisStore implements Store {
   }
 
   recordMissing(now: number): Promise<number | null> {
-    return this.#deadlines.miss(now);
+    return this.#deadlines.recordMissing(now);
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(this.#scripts.join, channel, [device, now]);
-    const [fresh, joined, first, lost, more, unused] = reply.slice(6).map(Number) as SixNumbers;
+    const [fresh, joined, first, lostSeq, more, unused] = reply.slice(6).map(Number) as SixNumbers;
     if (unused === 1) await this.#note(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
@@ -522,7 +526,7 @@ export class RedisStore implements Store {
       settled = Math.min(Number(next[1]), heads.events.head);
       isMore = next[2] === 1;
     }
-    return { ...heads, enrolled: fresh === 0, joined, settled, lost };
+    return { ...heads, enrolled: fresh === 0, joined, settled, lostSeq };
   }
 
   async enrol(channel: string, device: string, now: number): Promise<boolean> {
@@ -531,11 +535,11 @@ export class RedisStore implements Store {
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
     for (;;) {
-      const [what] = await this.#run(this.#scripts.retire, channel, [device, now, this.#known(channel)]);
+      const [what] = await this.#run(this.#scripts.retire, channel, [device, now, this.#guardOf(channel)]);
       if (what === -1) continue;
       // The retirement is decided. If Redis fails now, the next trim finishes the release.
       for (let isMore = what === 2; isMore;)
-        isMore = await this.#run(this.#scripts.release, channel, [now, this.#known(channel)]).then(
+        isMore = await this.#run(this.#scripts.release, channel, [now, this.#guardOf(channel)]).then(
           ([left]) => left === 1,
           () => false,
         );
@@ -562,7 +566,7 @@ export class RedisStore implements Store {
     const enrolments: EnrolledDevice[] = [];
     // One script after another, each within its limit: a thousand devices may owe very many receipts.
     for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
-      const some = items.slice(at, at + DEBTORS_AT_ONCE);
+      const some = items.slice(at, at + DEVICES_AT_ONCE);
       const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
       const [found, finished] = reply as readonly [readonly Reply[], number];
       at += finished;
@@ -587,7 +591,7 @@ export class RedisStore implements Store {
       return this.#trimUnused(before, now);
     }
     const [more, next] = await this.#run(this.#scripts.trim, channel, [
-      ...[count, before, now, TRIM_ROWS, this.#known(channel)],
+      ...[count, before, now, TRIM_ROWS, this.#guardOf(channel)],
     ]);
     if (next !== "") await this.#deadlines.ahead(channel, next as string);
     return more === 1;
@@ -669,7 +673,7 @@ export class RedisStore implements Store {
   }
 
   setPresence(channel: string, device: string, joined: number | null, addresses: readonly string[] = []): void {
-    this.#presence.attend(channel, device, joined, addresses);
+    this.#presence.setPresence(channel, device, joined, addresses);
   }
 
   addresses(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, readonly string[]>> {
@@ -677,7 +681,7 @@ export class RedisStore implements Store {
   }
 
   remotePresence(channel: string): Promise<ReadonlyMap<string, number>> {
-    return this.#presence.elsewhere(channel);
+    return this.#presence.remotePresence(channel);
   }
 
   async lease(name: string, holder: string, ms: number): Promise<number | null> {

@@ -69,7 +69,7 @@ export class RedisSubscriber {
   readonly #link: RedisLink;
   readonly #followed = new Map<string, Followed>();
   readonly #timer: Timer;
-  #tell: (wake: Wake) => void = () => {};
+  #listener: (wake: Wake) => void = () => {};
   #reached: (extent: Extent) => void = () => {};
   #shared: (channel: string, device: string, addresses: readonly string[]) => void = () => {};
   #looking = false;
@@ -112,7 +112,7 @@ export class RedisSubscriber {
     reached: (extent: Extent) => void,
     shared: (channel: string, device: string, addresses: readonly string[]) => void,
   ): void {
-    this.#tell = listener;
+    this.#listener = listener;
     this.#reached = reached;
     this.#shared = shared;
   }
@@ -204,7 +204,7 @@ export class RedisSubscriber {
         else void this.#lookOnce(followed);
       });
     if (firstText === RETIRED)
-      return void this.#inEpoch(followed, epoch, () => this.#tell({ kind: "retired", channel, device: lastText }));
+      return void this.#inEpoch(followed, epoch, () => this.#listener({ kind: "retired", channel, device: lastText }));
     const [first, last] = [Number(firstText), Number(lastText)];
     const isWhole = Number.isSafeInteger(first) && Number.isSafeInteger(last);
     if (!isWhole || !followed.isSure || epoch !== followed.epoch) return void this.#lookOnce(followed);
@@ -213,7 +213,7 @@ export class RedisSubscriber {
     this.#source.heard(kind, channel, epoch, last);
     followed.mark = texts.length === 0 ? null : Bun.hash(texts.at(-1)!);
     if (texts.length === 0) return this.#reached({ kind, channel, epoch, head: last });
-    this.#tell(
+    this.#listener(
       kind === "events"
         ? { kind, channel, epoch, entries: texts.map((text, n) => eventOf(first + n, text)) }
         : { kind, channel, epoch, entries: texts.map((text, n) => receiptOf(first + n, text)) },

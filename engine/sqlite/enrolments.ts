@@ -27,7 +27,7 @@ export interface Settled {
   readonly more: boolean;
 }
 
-/** Limits of events per call: searched for debts, counted in one read, released in one change. Each takes a few milliseconds. */
+/** Limits of events per call: searched for outstanding receipts, counted in one read, released in one change. Each takes a few milliseconds. */
 const SETTLE_EVENTS = 4_000;
 const PENDING_EVENTS = 4_000;
 const RELEASE_EVENTS = 500;
@@ -107,13 +107,13 @@ export class Enrolments {
   }
 
   /** The state of an enrolled device as it opens a feed. From now on it counts as told what it lost. */
-  join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lost"> & Settled {
+  join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lostSeq"> & Settled {
     const enrolment = this.enrolment(channel, device)!;
     const { joined, lostSeq, lostNotifiedSeq } = enrolment;
     const { settled, more } = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
     if (settled > enrolment.settled || lostNotifiedSeq !== lostSeq)
       this.#set(channel, device, "settled = ?3, told = lost", settled);
-    return { joined, settled, lost: lostSeq, more };
+    return { joined, settled, lostSeq, more };
   }
 
   /** Continues the search for what an enrolled device owes. */

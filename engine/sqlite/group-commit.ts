@@ -77,7 +77,7 @@ export interface Transactions {
 }
 
 /** Receives a message for the operator, and its cause. */
-export type Tell = (sentence: string, cause?: unknown) => void;
+export type Warn = (sentence: string, cause?: unknown) => void;
 
 interface Change {
   readonly run: () => unknown;
@@ -90,14 +90,14 @@ export class SqliteFile {
   #db: Database;
   #alone = false;
   readonly #lock: FileLock;
-  readonly #tell: Tell;
+  readonly #warn: Warn;
   /** Null: the database is in memory. */
   #location: FileLocation | null = null;
   /** The last reported problem with the file's location. */
   #misplaced: string | null = null;
   #looking: Timer | undefined;
   /** The log's length at the last check. */
-  #toldOfLog = 0;
+  #checkedLogBytes = 0;
   #damage: string | null = null;
   #unwritten: string | null = null;
   readonly #owner: Transactions;
@@ -116,12 +116,12 @@ export class SqliteFile {
   /**
    * @throws PereError conflict: the file belongs to another program, has a newer schema, or is in use by another process; away: it can't be opened
    */
-  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, tell: Tell = () => {}) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, warn: Warn = () => {}) {
     this.path = path;
     this.#owner = owner;
     this.#lock = lockFile(path, true);
     this.#counts = counts;
-    this.#tell = tell;
+    this.#warn = warn;
     this.#mover = new Checkpointer(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
     try {
       this.#db = open(path);
@@ -234,9 +234,9 @@ export class SqliteFile {
     const trouble = this.#location?.trouble() ?? null;
     if (trouble === this.#misplaced) return trouble;
     this.#misplaced = trouble;
-    if (trouble === null) this.#tell("the file is where it was opened again: changes are taken");
+    if (trouble === null) this.#warn("the file is where it was opened again: changes are taken");
     else {
-      this.#tell(`${trouble} (${this.path}): no changes are taken until it is back or PERE is started again`);
+      this.#warn(`${trouble} (${this.path}): no changes are taken until it is back or PERE is started again`);
       this.#moveLog(); // If only the log was deleted, everything acknowledged from now on is in the file.
     }
     return trouble;
@@ -410,8 +410,8 @@ export class SqliteFile {
     this.#checkpoint();
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     const bytes = this.logBytes;
-    if (bytes >= LONG_LOG_BYTES && this.#toldOfLog < LONG_LOG_BYTES) this.#tell(longLog(this.name, bytes));
-    this.#toldOfLog = this.#counts.logBytes = bytes;
+    if (bytes >= LONG_LOG_BYTES && this.#checkedLogBytes < LONG_LOG_BYTES) this.#warn(longLog(this.name, bytes));
+    this.#checkedLogBytes = this.#counts.logBytes = bytes;
     if (bytes > 2 * CUT_BYTES && !this.#mover.busy && this.#left() < CHECKPOINT_PAGES) this.#cut(bytes);
   }
 

@@ -16,7 +16,7 @@ const WINDOW_DEVICES = 1_000;
 
 const NOTHING: Page<Row, string> = { items: [], next: null };
 
-type Found = Omit<Row, "status" | "late"> & { status: number; late: number | null };
+type StoredRow = Omit<Row, "status" | "late"> & { status: number; late: number | null };
 
 export class ReceiptRows {
   readonly #file: SqliteFile;
@@ -28,7 +28,7 @@ export class ReceiptRows {
   }
 
   /** Among the events with `after` < seq ≤ `upTo`: those that the device sent a final receipt for. */
-  settled(channel: Channel, device: string, after: number, upTo: number): ReadonlySet<number> {
+  finalized(channel: Channel, device: string, after: number, upTo: number): ReadonlySet<number> {
     const rows = this.#file.all<{ event: number }>(
       `SELECT t.event FROM tallies t WHERE t.channel = ?1 AND t.event > ?2 AND t.event <= ?3 AND EXISTS
        (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = t.event AND l.device = ?4 AND l.status >= ${FINAL})`,
@@ -41,7 +41,7 @@ export class ReceiptRows {
   }
 
   /** Among these devices: those that the event is addressed to and that sent no receipt for it. */
-  silent(channel: Channel, event: number, devices: readonly string[]): string[] {
+  unanswered(channel: Channel, event: number, devices: readonly string[]): string[] {
     if (event <= channel.floor || event > channel.head) return [];
     const isIts = this.#receipts.isTargeted(channel, event)
       ? "EXISTS (SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = value)"
@@ -104,7 +104,7 @@ export class ReceiptRows {
       ? ["targets", "a.event = ?2"]
       : ["devices", `a.joined < ?2 AND (a."left" IS NULL OR (a."left" >= ?2 AND l.status >= ${FINAL}))`];
     return this.#file
-      .all<Found>(
+      .all<StoredRow>(
         `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
          LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
          LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt

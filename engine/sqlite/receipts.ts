@@ -42,7 +42,7 @@ type Value = string | number | null;
 
 const outcome = ({ tally: { done, failed } }: CachedTally): Outcome => ({ done, failed });
 /** How many devices still owe a final receipt. */
-const owed = ({ tally: { addressed, done, failed } }: CachedTally): number => addressed - done - failed;
+const outstanding = ({ tally: { addressed, done, failed } }: CachedTally): number => addressed - done - failed;
 
 export class Receipts {
   readonly #file: SqliteFile;
@@ -83,7 +83,7 @@ export class Receipts {
     this.#tallies.step(cached, device, before, rank(status));
     const late = before === MISSING;
     this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes: null });
-    if (rank(status) >= FINAL && owed(cached) === 0) this.#complete(channel, cached, device, now);
+    if (rank(status) >= FINAL && outstanding(cached) === 0) this.#complete(channel, cached, device, now);
     if (enrolment !== null && enrolment.lostSeq > 0 && enrolment.lostNotifiedSeq === enrolment.lostSeq)
       this.#enrolments.answered(channel, device);
     return "recorded";
@@ -92,11 +92,11 @@ export class Receipts {
   /** Returns a device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. */
   #applyDeadline(channel: Channel, cached: CachedTally, device: string, before: number, now: number): number {
     if (cached.deadline === null || cached.deadline > now || before >= MISSING) return before;
-    this.#miss(channel, cached, device, before, null, now);
+    this.#appendMissing(channel, cached, device, before, null, now);
     return MISSING;
   }
 
-  #miss(
+  #appendMissing(
     channel: Channel,
     cached: CachedTally,
     device: string,
@@ -182,8 +182,8 @@ export class Receipts {
   }
 
   /** How many devices of an event owe a final receipt. */
-  owed(channel: Channel, event: number): number {
-    return owed(this.#tallies.of(channel, event));
+  outstanding(channel: Channel, event: number): number {
+    return outstanding(this.#tallies.of(channel, event));
   }
 
   // -------------------------------------------------------------------------------------------------------- retirement and deadlines
@@ -195,7 +195,7 @@ export class Receipts {
   release(channel: Channel, event: number, { device, at }: Leaving, before: number, now: number): void {
     const cached = this.#tallies.of(channel, event);
     this.#tallies.release(cached, this.#applyDeadline(channel, cached, device, before, at));
-    if (owed(cached) === 0) this.#complete(channel, cached, device, now);
+    if (outstanding(cached) === 0) this.#complete(channel, cached, device, now);
   }
 
   /**
@@ -204,7 +204,7 @@ export class Receipts {
    * @param release releases the channel's retiring device from some of its events
    * @returns when to continue, or null: there are no more deadlines
    */
-  miss(find: (id: number) => Channel, release: (channel: Channel) => unknown, now: number): number | null {
+  recordMissing(find: (id: number) => Channel, release: (channel: Channel) => unknown, now: number): number | null {
     for (let cost = 0; ;) {
       const due = this.#file.get<{ at: number; channel: number; event: number }>(
         "SELECT at, channel, event FROM deadlines ORDER BY at LIMIT 1",
@@ -234,7 +234,7 @@ export class Receipts {
     if (from === undefined) return 0;
     const { looked, last, owing } = this.#owing(channel, event, from);
     const cached = owing.length > 0 ? this.#tallies.of(channel, event) : null;
-    for (const { device, status } of owing) this.#miss(channel, cached!, device, status, detail, now);
+    for (const { device, status } of owing) this.#appendMissing(channel, cached!, device, status, detail, now);
     const where = "at = ?1 AND channel = ?2 AND event = ?3";
     if (looked < MISS_DEVICES) this.#file.run(`DELETE FROM deadlines WHERE ${where}`, deadline, channel.id, event);
     else this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${where}`, deadline, channel.id, event, last);
@@ -246,7 +246,7 @@ export class Receipts {
     const nobody = { looked: 0, last: from, owing: [] };
     if (event <= channel.floor) return nobody;
     const cached = this.#tallies.of(channel, event);
-    if (owed(cached) === cached.tally.missing) return nobody;
+    if (outstanding(cached) === cached.tally.missing) return nobody;
     this.write();
     const audience = this.isTargeted(channel, event)
       ? "targets WHERE channel = ?1 AND event = ?2"

@@ -27,14 +27,14 @@ const MARK_DEVICES = 500;
 /** Runs one slice of a channel's retention. @param now milliseconds since 1970 */
 export function trimChannel(
   file: SqliteFile,
-  words: Receipts,
+  receipts: Receipts,
   enrolments: Enrolments,
   channel: Channel,
   retention: Retention,
   now: number,
 ): boolean {
-  if (raiseFloor(file, words, enrolments, channel, retention, now)) return true;
-  words.write(); // Write the `missing` receipts from above.
+  if (raiseFloor(file, receipts, enrolments, channel, retention, now)) return true;
+  receipts.write(); // Write the `missing` receipts from above.
   return sweep(file, channel) || trimReceipts(file, channel);
 }
 
@@ -82,7 +82,7 @@ export function trimUnused(
 /** Decides what to delete: after this, events up to `floor` can't be read, and each device knows the last one that it lost. */
 function raiseFloor(
   file: SqliteFile,
-  words: Receipts,
+  receipts: Receipts,
   enrolments: Enrolments,
   channel: Channel,
   { count, before }: Retention,
@@ -100,11 +100,11 @@ function raiseFloor(
     if (seq > channel.head - count && event.at >= before) return false;
     work += EVENT_ROWS;
     if (event.deadline !== null) {
-      const missed = words.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
+      const missed = receipts.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
       work += missed;
       if (missed > 0) continue; // There may be more.
     }
-    if (words.owed(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
+    if (receipts.outstanding(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
       const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
       enrolments.clear();
       work += devices;

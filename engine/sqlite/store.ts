@@ -7,7 +7,7 @@
  * Notifications for watchers are collected in the transaction and sent after the commit.
  */
 import { TallyCache, talliesOf } from "./tallies.ts";
-import { LONG_LOG_BYTES, longLog, SqliteFile, type Tell } from "./group-commit.ts";
+import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./group-commit.ts";
 import { Turn } from "../yield.ts";
 import { Counters } from "../counters.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
@@ -57,7 +57,7 @@ import {
 } from "../store.ts";
 
 /** Cache limits: channels, tallies, device states within tallies, enrolments. */
-const HELD = { channels: 10_000, tallies: 20_000, receipts: 200_000, enrolments: 50_000 };
+const CACHE_LIMITS = { channels: 10_000, tallies: 20_000, receipts: 200_000, enrolments: 50_000 };
 /** Approximate limit of data per read: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 
@@ -110,11 +110,11 @@ export interface SqliteOptions {
   /** Creates epochs; 41 random bits by default. */
   readonly epoch?: () => string;
   /** Cache limits. */
-  readonly held?: typeof HELD;
+  readonly cacheLimits?: typeof CACHE_LIMITS;
   /** Counts commits and their duration. */
   readonly counts?: Counters;
   /** Receives messages for the operator. */
-  readonly tell?: Tell;
+  readonly warn?: Warn;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -150,9 +150,9 @@ export class SqliteStore implements Store {
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch, held = HELD, counts = new Counters(), tell }: SqliteOptions) {
+  constructor({ path, epoch = newEpoch, cacheLimits = CACHE_LIMITS, counts = new Counters(), warn }: SqliteOptions) {
     this.#epoch = epoch;
-    this.#channelsMost = held.channels;
+    this.#channelsMost = cacheLimits.channels;
     this.#file = new SqliteFile(
       path,
       SCHEMA,
@@ -186,13 +186,13 @@ export class SqliteStore implements Store {
         },
       },
       counts,
-      tell,
+      warn,
     );
-    this.#enrolments = new Enrolments(this.#file, held.enrolments, (channel) => this.#changed.add(channel));
+    this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
-    this.#tallies = new TallyCache(this.#file, held);
+    this.#tallies = new TallyCache(this.#file, cacheLimits);
     this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
-      this.#tell(channel, receipt),
+      this.#queueReceipt(channel, receipt),
     );
     this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
   }
@@ -218,7 +218,7 @@ export class SqliteStore implements Store {
 
   /** In a transaction: finds or creates the channel and marks it as in use. */
   #make(name: string): Channel {
-    const channel = this.#found(name, null);
+    const channel = this.#findOrCreate(name, null);
     if (channel.touched !== null) {
       channel.touched = null;
       this.#changed.add(channel);
@@ -227,7 +227,7 @@ export class SqliteStore implements Store {
   }
 
   /** In a transaction: finds the channel, or creates it as unused since `touched`. */
-  #found(name: string, touched: number | null): Channel {
+  #findOrCreate(name: string, touched: number | null): Channel {
     const found = this.#find(name);
     if (found) return found;
     const epoch = this.#reserved.get(name) ?? this.#epoch();
@@ -429,7 +429,7 @@ export class SqliteStore implements Store {
   // -------------------------------------------------------------------------------------------------------------- receipts
 
   /** In a transaction: queues a receipts-log entry for watchers. Entries of one transaction are sent together. */
-  #tell(channel: Channel, receipt: Receipt): void {
+  #queueReceipt(channel: Channel, receipt: Receipt): void {
     this.#hasGrown = true;
     const last = this.#wakes.at(-1);
     if (last?.kind === "receipts" && last.channel === channel.name) (last.entries as Receipt[]).push(receipt);
@@ -470,7 +470,7 @@ export class SqliteStore implements Store {
     after: number,
     upTo: number,
   ): Promise<ReadonlySet<number> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#receiptRows.settled(channel, device, after, upTo));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.finalized(channel, device, after, upTo));
   }
 
   rows(
@@ -485,7 +485,7 @@ export class SqliteStore implements Store {
   }
 
   unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
-    return this.#readOf(name, epoch, (channel) => this.#receiptRows.silent(channel, event, devices));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.unanswered(channel, event, devices));
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -497,7 +497,7 @@ export class SqliteStore implements Store {
     if (!next || next.at > now) return next?.at ?? null;
     return this.#file.change(() => {
       this.#receipts.write();
-      return this.#receipts.miss(
+      return this.#receipts.recordMissing(
         (id) => this.#byId(id),
         (channel) => this.#release(channel, now),
         now,
@@ -537,7 +537,7 @@ export class SqliteStore implements Store {
   async join(name: string, device: string, now: number): Promise<Joined> {
     const { more, ...joined } = await this.#file.change(() => {
       this.#receipts.write();
-      const channel = this.#found(name, now);
+      const channel = this.#findOrCreate(name, now);
       this.#touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };

@@ -49,7 +49,7 @@ export function audienceContract(ground: Ground): void {
       await append("for all");
       await append("for it", { to: ["truck"] });
       const joined = await ground.store.join("orders", "truck", T);
-      expect(joined).toMatchObject({ enrolled: false, joined: 2, settled: 1, lost: 0 });
+      expect(joined).toMatchObject({ enrolled: false, joined: 2, settled: 1, lostSeq: 0 });
       expect(await pendingOf("truck")).toBe(1);
     });
 
@@ -103,7 +103,7 @@ export function joinContract(ground: Ground): void {
         enrolled: false,
         joined: 1,
         settled: 1,
-        lost: 0,
+        lostSeq: 0,
       });
       expect(await ground.store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 1 });
     });

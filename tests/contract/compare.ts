@@ -76,11 +76,11 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
           break;
         }
         case "join": {
-          const { lost, ...expected } = model.join(step.device, now);
+          const { lostSeq, ...expected } = model.join(step.device, now);
           const { returned } = model.devices.get(step.device)!;
           answer(store.join(name, step.device, now), (joined) => {
             expect(joined).toMatchObject(expected);
-            if (!returned) expect(joined.lost).toBe(lost);
+            if (!returned) expect(joined.lostSeq).toBe(lostSeq);
           });
           break;
         }

@@ -134,13 +134,13 @@ export function deadlineContract(ground: Ground): void {
       await append("lost");
       await append("a", { deadline: 1 });
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
-      expect(await ground.store.join("orders", "till", T)).toMatchObject({ lost: 1, settled: 1 });
+      expect(await ground.store.join("orders", "till", T)).toMatchObject({ lostSeq: 1, settled: 1 });
       await missAll(ground.store, T + SECOND);
       expect(await pendingOf("till", T + SECOND)).toBe(1);
       expect((await reads.settled(ground.store, "orders", "till", 0, 2)).size).toBe(0);
-      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 1, settled: 1 });
+      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lostSeq: 1, settled: 1 });
       await trimAll(ground.store, "orders", { count: 0, before: 0 }, T + SECOND);
-      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lost: 2 });
+      expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lostSeq: 2 });
     });
 
     test("is told before it passes, the next one of all channels; none, when none is ahead", async () => {
@@ -207,7 +207,7 @@ export function deadlineContract(ground: Ground): void {
       ]);
       expect(await missAll(ground.store, at)).toBe(T + 20_000);
       expect((await ground.store.heads("orders"))!.receipts.head).toBe(3);
-      expect((await ground.store.join("orders", "till", at)).lost).toBe(3);
+      expect((await ground.store.join("orders", "till", at)).lostSeq).toBe(3);
       await missAll(ground.store, T + 20 * SECOND);
       expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
     });
@@ -338,7 +338,7 @@ export function deadlineContract(ground: Ground): void {
             .sort(),
         ).toEqual(names);
       for (const device of [names[0]!, names.at(-1)!])
-        expect((await ground.store.join("orders", device, T + SECOND)).lost).toBe(1);
+        expect((await ground.store.join("orders", device, T + SECOND)).lostSeq).toBe(1);
     }, 30_000);
   });
 }

@@ -194,7 +194,7 @@ export function lifeContract(ground: Ground): void {
       expect(again).toMatchObject({ first: 1, count: 3, replayed: true });
       const other = ground.store.append("orders", [draft(1)], T, { key: "k", digest: "other" });
       expect(await codeOf(other)).toBe("refused");
-      expect(await ground.store.join("orders", "kiosk", T)).toMatchObject({ enrolled: true, lost: 1 });
+      expect(await ground.store.join("orders", "kiosk", T)).toMatchObject({ enrolled: true, lostSeq: 1 });
       expect(await append(5)).toMatchObject({ epoch: before.heads!.epoch, first: 5, addressed: 2 });
       expect(await give(2, "till", "done")).toBe("recorded");
       expect(await give(2, "gone", "done")).toBe("unaddressed");

@@ -38,8 +38,8 @@ interface ModelDevice {
   /** It left and came back with no push between: whether its past stays its own is the store's choice. */
   readonly returned: boolean;
   seenAt: number | null;
-  lost: number;
-  told: number;
+  lostSeq: number;
+  lostNotifiedSeq: number;
 }
 
 export class ModelChannel {
@@ -117,7 +117,7 @@ export class ModelChannel {
     const receipt = { event: position.seq, device, status, detail, at: now, deviceAt, late: before === "missing" };
     this.note({ ...receipt, completes: null });
     const known = this.devices.get(device);
-    if (known && known.told === known.lost) known.lost = known.told = 0;
+    if (known && known.lostNotifiedSeq === known.lostSeq) known.lostSeq = known.lostNotifiedSeq = 0;
     return "recorded";
   }
 
@@ -186,7 +186,7 @@ export class ModelChannel {
     if (this.devices.has(device)) return false;
     const joined = this.events.length;
     const returned = this.left.get(device) === joined;
-    this.devices.set(device, { joined, enrolledAt: now, returned, seenAt: null, lost: 0, told: 0 });
+    this.devices.set(device, { joined, enrolledAt: now, returned, seenAt: null, lostSeq: 0, lostNotifiedSeq: 0 });
     return true;
   }
 
@@ -208,9 +208,9 @@ export class ModelChannel {
   join(device: string, now: number): Omit<Joined, "receipts"> {
     const enrolled = !this.enrol(device, now);
     const known = this.devices.get(device)!;
-    known.told = known.lost;
+    known.lostNotifiedSeq = known.lostSeq;
     const settled = (this.owed(device, now)[0] ?? this.events.length + 1) - 1;
-    return { ...this.heads, enrolled, joined: known.joined, settled, lost: known.lost };
+    return { ...this.heads, enrolled, joined: known.joined, settled, lostSeq: known.lostSeq };
   }
 
   /** @returns who is missing before the events go */
@@ -222,7 +222,7 @@ export class ModelChannel {
       if (deadline !== null) missing.push(...this.absent(entry, deadline > now ? EXPIRED : null, now));
       for (const [device, known] of this.devices)
         if (entry.audience.has(device) && !this.isFinal(entry, device) && (expires === null || expires > now))
-          known.lost = seq;
+          known.lostSeq = seq;
       this.floor = seq;
     }
     return missing;

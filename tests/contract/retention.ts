@@ -117,7 +117,7 @@ export function retentionContract(ground: Ground): void {
       await give(2, "owes", "working");
       await ground.store.retire("orders", "gone", T);
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
-      const lost = async (device: string): Promise<number> => (await ground.store.join("orders", device, T)).lost;
+      const lost = async (device: string): Promise<number> => (await ground.store.join("orders", device, T)).lostSeq;
 
       // A receipt that no join preceded proves nothing: the device may not have been told.
       expect(await give(3, "owes", "received")).toBe("recorded");
@@ -145,7 +145,7 @@ export function retentionContract(ground: Ground): void {
       await append("other's", { to: ["kiosk"] });
       await append("kept");
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, T + 2 * SECOND);
-      expect((await ground.store.join("orders", "till", T + 2 * SECOND)).lost).toBe(0);
+      expect((await ground.store.join("orders", "till", T + 2 * SECOND)).lostSeq).toBe(0);
     });
 
     test("loses what was addressed to the device by name", async () => {
@@ -153,8 +153,8 @@ export function retentionContract(ground: Ground): void {
       await append("its own", { to: ["till"] });
       await append("kept");
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
-      expect((await ground.store.join("orders", "till", T)).lost).toBe(1);
-      expect((await ground.store.join("orders", "kiosk", T)).lost).toBe(0);
+      expect((await ground.store.join("orders", "till", T)).lostSeq).toBe(1);
+      expect((await ground.store.join("orders", "kiosk", T)).lostSeq).toBe(0);
     });
 
     test("loses nothing that the device answers in the same moment", async () => {
@@ -166,8 +166,8 @@ export function retentionContract(ground: Ground): void {
         ground.store.trim("orders", { count: 1, before: 0 }, T),
       ]);
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, T);
-      expect((await ground.store.join("orders", "till", T)).lost).toBe(0);
-      expect((await ground.store.join("orders", "kiosk", T)).lost).toBe(1);
+      expect((await ground.store.join("orders", "till", T)).lostSeq).toBe(0);
+      expect((await ground.store.join("orders", "kiosk", T)).lostSeq).toBe(1);
     });
   });
 }

@@ -119,7 +119,7 @@ export class Instance implements Host {
       }
     const random = clock.random;
     const { machine } = this;
-    const held = new HeldClock({ wall: () => clock.wall(machine), steady: () => clock.now, tell: () => {} });
+    const held = new HeldClock({ wall: () => clock.wall(machine), steady: () => clock.now, warn: () => {} });
     const { now } = held;
     this.now = now;
     this.#store = store;

@@ -133,7 +133,7 @@ export const logOf = (source: LogSource, head = 0): Log => {
 };
 
 export function follow(log: Log, sink: Sink, cursor = 0, floor = cursor): Follower {
-  const follower: Follower = { sink, device: null, cursor, floor, lost: null, stopped: false };
+  const follower: Follower = { sink, device: null, cursor, floor, gapAfter: null, stopped: false };
   log.follow(follower);
   return follower;
 }
