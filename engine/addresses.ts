@@ -1,5 +1,6 @@
 /**
- * IPv4 and IPv6 addresses: ranges, which of them hooks may call, and the address of a request's caller.
+ * IPv4 and IPv6 addresses: ranges, which of them hooks may call, the address of a request's caller, and whether a device's addresses
+ * belong to several machines.
  *
  * `ipaddr.js` parses and compares them. Nothing here resolves names.
  */
@@ -107,4 +108,14 @@ export function addressOf(
     address = before;
   }
   return callerOf(address);
+}
+
+/**
+ * Whether a device's addresses belong to several machines, usually two devices configured with the same name. Tabs of a browser share one address. A
+ * machine may have one IPv4 and one IPv6 address, so these are not compared. Behind one NAT, or a proxy that is not in PERE_PROXIES, all devices have
+ * the same address. A device that changed networks counts at both until its old connection is closed.
+ */
+export function isShared(addresses: readonly string[]): boolean {
+  const ipv6 = addresses.filter((address) => address.includes(":")).length;
+  return ipv6 > 1 || addresses.length - ipv6 > 1;
 }

@@ -1,9 +1,8 @@
 /**
- * The data types of PERE, their limits, and the parsing of untrusted input.
+ * The data types of PERE, their limits, and how they are written out.
  *
  * A channel is two logs. `Event`s go to devices, `Receipt`s come back to publishers. Both are numbered by `seq`, from 1, without gaps, and identified
- * outside as `<epoch>-<seq>`. All input passes one of the `read…` functions below exactly once; code behind them can trust the result. They reject
- * input with a `PereError`, the only error type.
+ * outside as `<epoch>-<seq>`. Untrusted input becomes these types in `parsing.ts`. There is one error type, `PereError`.
  *
  * This file imports nothing and knows neither stores nor HTTP.
  */
@@ -91,12 +90,16 @@ export class PereError extends Error {
   }
 }
 
-const malformed = (path: string, message: string): PereError =>
-  new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
-const refused = (path: string, message: string): PereError =>
-  new PereError("refused", `${path}: ${message}`, [{ path, message }]);
-
 // ------------------------------------------------------------------------------------------------------------ data types
+
+export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
+export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
+
+/**
+ * Event names that EventSource fires itself (WHATWG HTML, 9.2): an event of type `error` would look like a broken connection, one of type `message`
+ * like an event without a type.
+ */
+export const EVENT_SOURCE_TYPES: readonly string[] = ["open", "message", "error"];
 
 /** One of a channel's two logs. */
 export type Kind = "events" | "receipts";
@@ -105,6 +108,14 @@ export type Kind = "events" | "receipts";
 export interface Position {
   readonly epoch: string;
   readonly seq: number;
+}
+
+export const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
+
+/** Parses an event's id; null if it is malformed. */
+export function parsePosition(text: string): Position | null {
+  const match = POSITION.exec(text);
+  return match ? { epoch: match[1]!, seq: Number(match[2]) } : null;
 }
 
 /** A push request. `data` is the publisher's own JSON text, never re-encoded. `ttl`, `deadline` and `remind` are in seconds. */
@@ -154,6 +165,13 @@ export interface ReceiptDraft {
   readonly status: Status;
   readonly detail: string | null;
   readonly deviceAt: number | null;
+}
+
+/** A rejected receipt, with its index in the request. */
+export interface Rejection {
+  readonly index: number;
+  readonly event: string | null;
+  readonly reason: string;
 }
 
 /** How many devices sent each final status. */
@@ -207,17 +225,7 @@ export interface EnrolledDevice {
   readonly pending: number;
 }
 
-/**
- * Whether a device's addresses belong to several machines, usually two devices configured with the same name. Tabs of a browser share one address. A
- * machine may have one IPv4 and one IPv6 address, so these are not compared. Behind one NAT, or a proxy that is not in PERE_PROXIES, all devices have
- * the same address. A device that changed networks counts at both until its old connection is closed.
- */
-export function isShared(addresses: readonly string[]): boolean {
-  const ipv6 = addresses.filter((address) => address.includes(":")).length;
-  return ipv6 > 1 || addresses.length - ipv6 > 1;
-}
-
-// ----------------------------------------------------------------------------------------------------------------- output
+// -------------------------------------------------------------------------------------------------------- times, ids, texts
 
 /** A time this many seconds after another, in milliseconds. */
 export const afterSeconds = (at: number, seconds: number | null): number | null =>
@@ -240,6 +248,10 @@ export function iso(ms: number): string {
 
 /** `<epoch>-<seq>`: the id of an event or receipt, or a position. */
 export const id = (epoch: string, seq: number): string => `${epoch}-${seq}`;
+
+/** Positions as one opaque text, safe in an SSE `id:` line and in a `Last-Event-ID` header. */
+export const positionsText = (positions: readonly Position[]): string =>
+  positions.map(({ epoch, seq }) => id(epoch, seq)).join(".");
 
 const head = (channel: string, epoch: string, event: Event): string =>
   `{"id":"${epoch}-${event.seq}","channel":"${channel}","seq":${event.seq},"at":"${iso(event.at)}"` +
@@ -285,251 +297,3 @@ export const receiptText = (channel: string, epoch: string, receipt: Receipt): s
   `{"id":"${epoch}-${receipt.seq}","event":"${epoch}-${receipt.event}","channel":"${channel}",` +
   `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +
   `"deviceAt":${receipt.deviceAt === null ? "null" : `"${iso(receipt.deviceAt)}"`},"late":${receipt.late}}`;
-
-// ------------------------------------------------------------------------------------------------------------------- input
-
-export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
-export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
-const TYPE = /^[A-Za-z0-9._-]{1,64}$/;
-/**
- * Event names that EventSource fires itself (WHATWG HTML, 9.2): an event of type `error` would look like a broken connection, one of type `message`
- * like an event without a type.
- */
-export const EVENT_SOURCE_TYPES: readonly string[] = ["open", "message", "error"];
-export const POSITION = /^([0-9a-z]{1,16})-(0|[1-9][0-9]{0,14})$/;
-const KEY = /^[\x20-\x7e]{1,255}$/;
-const NUMBER = /^[0-9]{1,12}(\.[0-9]{1,6})?$/;
-const TIME = /^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d)$/;
-
-/** @throws PereError malformed */
-export function readChannel(text: string): string {
-  if (CHANNEL.test(text)) return text;
-  throw malformed("channel", "a channel's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit");
-}
-
-/** Channel names, separated by commas, at most `CHANNELS_MAX`; duplicates are removed. @throws PereError */
-export function readChannels(text: string): string[] {
-  const names = [...new Set(text.split(","))];
-  if (names.length > CHANNELS_MAX) throw refused("channel", `a feed takes at most ${CHANNELS_MAX} channels`);
-  return names.map(readChannel);
-}
-
-/** @throws PereError malformed */
-export function readDevice(text: string, path = "device"): string {
-  if (DEVICE.test(text)) return text;
-  throw malformed(path, "a device's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
-}
-
-/** Device names, separated by commas; duplicates are removed. @throws PereError */
-export function readTo(text: string): string[] {
-  const names = [...new Set(text.split(","))];
-  if (names.length > TO_MAX)
-    throw refused("to", `at most ${TO_MAX} devices can be named; use a separate channel for more`);
-  return names.map((name) => readDevice(name, "to"));
-}
-
-/** @throws PereError malformed; refused for the reserved prefix `pere.` and for EventSource's own names */
-export function readType(text: string): string {
-  if (!TYPE.test(text)) throw malformed("type", "a type is 1 to 64 of A-Z a-z 0-9 . _ -");
-  if (text.startsWith("pere.")) throw refused("type", "types that begin with pere. are reserved");
-  if (EVENT_SOURCE_TYPES.includes(text))
-    throw refused(
-      "type",
-      `"${text}" is a reserved name of EventSource; choose another type, for example order.${text}`,
-    );
-  return text;
-}
-
-/** A number of seconds, decimals allowed, within bounds. @throws PereError malformed or refused */
-export function readSeconds(text: string, path: string, min: number, max: number): number {
-  if (!/^-?[0-9]/.test(text) || !Number.isFinite(Number(text))) throw malformed(path, "must be a number of seconds");
-  const seconds = Number(text);
-  if (!NUMBER.test(text) || seconds < min || seconds > max)
-    throw refused(path, `must be from ${min} to ${max} seconds, with at most 6 decimals`);
-  return seconds;
-}
-
-/** A page's length, 1 to `PAGE_MAX`. @throws PereError malformed or refused */
-export function readLimit(text: string): number {
-  if (!/^-?[0-9]{1,12}$/.test(text)) throw malformed("limit", "must be a whole number");
-  const limit = Number(text);
-  if (limit < 1 || limit > PAGE_MAX) throw refused("limit", `must be from 1 to ${PAGE_MAX}`);
-  return limit;
-}
-
-/** Parses an event's id; null if it is malformed. */
-export function parsePosition(text: string): Position | null {
-  const match = POSITION.exec(text);
-  return match ? { epoch: match[1]!, seq: Number(match[2]) } : null;
-}
-
-/** @throws PereError malformed */
-export function readPosition(text: string, path: string): Position {
-  const position = parsePosition(text);
-  if (position) return position;
-  throw malformed(path, "an id has the form <epoch>-<seq>, as PERE gave it");
-}
-
-/**
- * The positions of a feed: ids joined by `.`, in any order. An epoch belongs to one channel only, so each channel finds its own position in the list.
- * @throws PereError malformed
- */
-export function readPositions(text: string, path: string): Position[] {
-  const parts = text.split(".");
-  if (parts.length > CHANNELS_MAX) throw malformed(path, `holds more than ${CHANNELS_MAX} positions`);
-  return parts.map((part) => readPosition(part, path));
-}
-
-/** Positions as one opaque text, safe in an SSE `id:` line and in a `Last-Event-ID` header. */
-export const positionsText = (positions: readonly Position[]): string =>
-  positions.map(({ epoch, seq }) => id(epoch, seq)).join(".");
-
-/** @throws PereError malformed */
-export function readKey(text: string): string {
-  if (KEY.test(text)) return text;
-  throw malformed("Idempotency-Key", `must be 1 to ${KEY_CHARACTERS_MAX} printable ASCII characters`);
-}
-
-/**
- * An idempotency key as stored, so that keys of two publishers never collide. A key can't contain the separator. @param subject of the token; null:
- * no token
- */
-export const keyOf = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
-
-/** The options of a push in canonical form; absent options are left out. */
-export function optionsText({ to, ...options }: Omit<EventDraft, "data">): string {
-  const given = Object.entries({ ...options, to: to && [...to].sort() }).filter(([, value]) => value !== null);
-  return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
-}
-
-/** The nesting depth of a JSON text, ignoring strings; the text need not be valid. */
-function jsonDepth(text: string): number {
-  let depth = 0;
-  let deepest = 0;
-  let inString = false;
-  for (let index = 0; index < text.length; index++) {
-    const unit = text.charCodeAt(index);
-    if (inString) {
-      if (unit === 0x5c) index++;
-      else if (unit === 0x22) inString = false;
-    } else if (unit === 0x22) inString = true;
-    else if (unit === 0x7b || unit === 0x5b) deepest = Math.max(deepest, ++depth);
-    else if (unit === 0x7d || unit === 0x5d) depth--;
-  }
-  return deepest;
-}
-
-const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-
-/** Decodes UTF-8. @throws PereError malformed: not UTF-8 */
-export function readText(bytes: Uint8Array): string {
-  try {
-    return utf8.decode(bytes);
-  } catch {
-    throw malformed("body", "must be UTF-8");
-  }
-}
-
-/** The reviver, JSON.parse's second argument. */
-type Reviver = (key: string, value: unknown, context: { source?: string }) => unknown;
-
-/** Parses one JSON value. The depth is checked before parsing. @throws PereError malformed or refused */
-function readJson(text: string, path: string, reviver?: Reviver): unknown {
-  if (jsonDepth(text) > JSON_DEPTH_MAX) throw refused(path, `nests deeper than ${JSON_DEPTH_MAX} levels`);
-  try {
-    return JSON.parse(text, reviver as (key: string, value: unknown) => unknown) as unknown;
-  } catch (error) {
-    const why = text.trim() === "" ? "it is empty" : error instanceof Error ? error.message : "it does not parse";
-    throw malformed(path, `must be one JSON value: ${why}`);
-  }
-}
-
-/** JavaScript's way to keep a number's source text (ECMAScript, JSON.rawJSON). */
-const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
-const exactNumber: Reviver = (_key, value, { source }) =>
-  typeof value === "number" && source !== undefined && String(value) !== source ? rawJSON(source) : value;
-
-/**
- * Parses a request's receipts. Numbers in a `detail` keep their source text, so that `JSON.stringify` returns them unchanged: 12345678901234567890,
- * 1e400, -0. @throws PereError malformed or refused
- */
-export const readReceiptsJson = (text: string, path = "body"): unknown =>
-  readJson(text, path, text.includes('"detail"') ? exactNumber : undefined);
-
-/** One event's data: a valid JSON text, returned unchanged. @throws PereError */
-export function readData(text: string, path = "body"): string {
-  // A text has at most as many UTF-16 units as UTF-8 bytes, so only texts near the limit are measured.
-  if (text.length > EVENT_BYTES_MAX || (text.length * 3 > EVENT_BYTES_MAX && Buffer.byteLength(text) > EVENT_BYTES_MAX))
-    throw new PereError("tooLarge", `${path}: an event's data is at most ${EVENT_BYTES_MAX} bytes`);
-  readJson(text, path);
-  return text;
-}
-
-/** The data of many events, one JSON value per line; empty lines are ignored. @throws PereError listing the bad lines */
-export function readLines(text: string): string[] {
-  const data: string[] = [];
-  const faults: Fault[] = [];
-  let code: Code = "malformed";
-  let number = 0;
-  for (const line of text.split("\n")) {
-    number++;
-    const value = line.replace(/^[ \t\r]+|[ \t\r]+$/g, "");
-    if (value === "") continue;
-    if (data.length === LINES_MAX) throw new PereError("tooLarge", `body: at most ${LINES_MAX} lines`);
-    try {
-      data.push(readData(value, `line ${number}`));
-    } catch (error) {
-      if (!(error instanceof PereError)) throw error;
-      if (faults.length === 0) code = error.code;
-      faults.push({ path: `line ${number}`, message: error.message.replace(/^line \d+: /, "") });
-    }
-  }
-  if (faults.length > 0)
-    throw new PereError(code, `nothing was stored: ${faults.length} bad lines`, faults.slice(0, 20));
-  if (data.length === 0) throw malformed("body", "must hold at least one line of JSON");
-  return data;
-}
-
-/** A rejected receipt, with its index in the request. */
-export interface Rejection {
-  readonly index: number;
-  readonly event: string | null;
-  readonly reason: string;
-}
-
-/**
- * Parses one JSON receipt. `device` is the default device.
- * @returns the draft, or a message that says why it is rejected
- */
-export function readReceipt(value: unknown, device: string | null): ReceiptDraft | string {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) return "a receipt is a JSON object";
-  const { event, device: named = device, status, detail = null, at = null } = value as Record<string, unknown>;
-  const position = typeof event === "string" ? parsePosition(event) : null;
-  if (!position) return "event: must be an event's id, as PERE gave it";
-  if (typeof named !== "string" || !DEVICE.test(named))
-    return "device: must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -";
-  if (device !== null && named !== device) return "device: this connection belongs to another device";
-  if (status !== "received" && status !== "working" && status !== "done" && status !== "failed")
-    return "status: must be received, working, done or failed";
-  const text = detail === null ? null : JSON.stringify(detail);
-  if (text !== null && Buffer.byteLength(text) > DETAIL_BYTES_MAX) return `detail: at most ${DETAIL_BYTES_MAX} bytes`;
-  const deviceAt = typeof at === "string" && TIME.test(at) ? Date.parse(at) : null;
-  if (at !== null && !Number.isFinite(deviceAt)) return "at: must be an ISO 8601 time with its offset, or left out";
-  return { event: position, device: named, status, detail: text, deviceAt };
-}
-
-/**
- * The status from the form of older clients: the four statuses unchanged, `ok` and `rx ok` as `done`, anything else as `received` with the original
- * text in `detail`.
- */
-export function readOldStatus(text: string): { status: Status; detail: string | null } {
-  const word = text.trim().toLowerCase();
-  if (word === "received" || word === "working" || word === "done" || word === "failed")
-    return { status: word, detail: null };
-  // A control character takes six bytes in JSON.
-  const kept = text.slice(0, 680);
-  return {
-    status: word === "ok" || word === "rx ok" ? "done" : "received",
-    detail: word === "" ? null : JSON.stringify(kept),
-  };
-}

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { Validator } from "@seriousme/openapi-schema-validator";
 import { readRanges } from "../engine/addresses.ts";
 import { readHookName } from "../engine/hooks/hooks.ts";
-import { readChannel, readChannels, readDevice, readPosition, readPositions, readType } from "../engine/model.ts";
+import { readChannel, readChannels, readDevice, readPosition, readPositions, readType } from "../engine/parsing.ts";
 import packageJson from "../package.json";
 import { SAMPLE_TIME_MS } from "../web/openapi-schemas.ts";
 import { type Answer, ask, start, until } from "./support/harness.ts";

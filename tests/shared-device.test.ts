@@ -3,8 +3,7 @@
  * and so is who reads `/devices`. Many tabs of one browser, which have one address, are nothing to tell.
  */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { readRanges } from "../engine/addresses.ts";
-import { isShared } from "../engine/model.ts";
+import { isShared, readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import { ask, give, listen, push, startWith, until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";

@@ -6,7 +6,8 @@
 import type { Counters } from "../counters.ts";
 import { attempt, type Report, unexpected } from "../faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
-import { type Event, isShared, type Kind, PereError, type Position } from "../model.ts";
+import { type Event, type Kind, PereError, type Position } from "../model.ts";
+import { isShared } from "../addresses.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
 import { Batch, eventEntry, Log, receiptEntry, type LogSource } from "./log.ts";

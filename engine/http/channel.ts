@@ -1,7 +1,7 @@
 /**
  * The channel in a request's path, once its caller is authorized there.
  */
-import { readChannel } from "../model.ts";
+import { readChannel } from "../parsing.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { queryOf } from "./request.ts";
 

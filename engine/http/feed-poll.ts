@@ -4,7 +4,8 @@
 import type { Server } from "bun";
 import type { Engine } from "../engine.ts";
 import type { FeedRequest } from "../feeds/feed.ts";
-import { PereError, POLL_SECONDS_MAX, readSeconds } from "../model.ts";
+import { PereError, POLL_SECONDS_MAX } from "../model.ts";
+import { readSeconds } from "../parsing.ts";
 import { problem } from "./problem.ts";
 import { closeHeader } from "./refusal.ts";
 import { jsonText } from "./response.ts";

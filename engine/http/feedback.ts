@@ -2,9 +2,8 @@
  * `POST /feedback/:channel`: receipts from devices, one or many.
  */
 import type { Server } from "bun";
+import { DETAIL_BYTES_MAX, PereError, type ReceiptDraft, RECEIPTS_MAX } from "../model.ts";
 import {
-  DETAIL_BYTES_MAX,
-  PereError,
   readChannel,
   readDevice,
   readOldStatus,
@@ -12,9 +11,7 @@ import {
   readReceipt,
   readReceiptsJson,
   readText,
-  type ReceiptDraft,
-  RECEIPTS_MAX,
-} from "../model.ts";
+} from "../parsing.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { problem } from "./problem.ts";
 import { contentType, deviceOf, queryOf } from "./request.ts";

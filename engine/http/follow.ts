@@ -3,7 +3,8 @@
  */
 import type { Server } from "bun";
 import type { FeedRequest } from "../feeds/feed.ts";
-import { type Kind, type Position, readChannels, readPositions } from "../model.ts";
+import { type Kind, type Position } from "../model.ts";
+import { readChannels, readPositions } from "../parsing.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
 import { socket, upgraded } from "./feed-socket.ts";

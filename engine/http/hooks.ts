@@ -2,7 +2,8 @@
  * The routes of webhooks: list, set, delete and retry those of a channel.
  */
 import { readHookName } from "../hooks/hooks.ts";
-import { HOOK_BYTES_MAX, PereError, readChannel, readReceiptsJson, readText } from "../model.ts";
+import { HOOK_BYTES_MAX, PereError } from "../model.ts";
+import { readChannel, readReceiptsJson, readText } from "../parsing.ts";
 import { plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { contentType, refuseEncodedBody, queryOf } from "./request.ts";

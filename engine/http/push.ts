@@ -13,17 +13,7 @@ import {
   id,
   isComplete,
   iso,
-  keyOf,
-  optionsText,
   PereError,
-  readChannel,
-  readData,
-  readKey,
-  readLines,
-  readSeconds,
-  readText,
-  readTo,
-  readType,
   REMIND_SECONDS_MAX,
   REMIND_SECONDS_MIN,
   type Tally,
@@ -32,6 +22,7 @@ import {
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
 } from "../model.ts";
+import { readChannel, readData, readKey, readLines, readSeconds, readText, readTo, readType } from "../parsing.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { contentType, queryOf, waitOf } from "./request.ts";
 import { json } from "./response.ts";
@@ -51,6 +42,18 @@ function optionsOf(query: ReadonlyMap<string, string>): Omit<EventDraft, "data">
     deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
     remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
   };
+}
+
+/**
+ * An idempotency key as stored, so that keys of two publishers never collide. A key can't contain the separator.
+ * @param subject of the token; null: no token
+ */
+const ownedKey = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
+
+/** The options of a push in canonical form; absent options are left out. */
+function optionsText({ to, ...options }: Omit<EventDraft, "data">): string {
+  const given = Object.entries({ ...options, to: to && [...to].sort() }).filter(([, value]) => value !== null);
+  return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
 }
 
 /** The tallies of events by their seq; without `Prefer: wait` there are none. */
@@ -136,7 +139,7 @@ export async function push(
     key === null
       ? undefined
       : {
-          key: keyOf(grant.subject, key),
+          key: ownedKey(grant.subject, key),
           earlier: key,
           digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options), "base64")}`,
         },

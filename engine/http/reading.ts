@@ -2,7 +2,8 @@
  * The routes for reading: channels, their events, the receipts of an event, and devices, which can also be enrolled and retired here.
  */
 import type { Engine } from "../engine.ts";
-import { iso, PereError, readDevice, readPosition, type Row, type State, STATES } from "../model.ts";
+import { iso, PereError, type Row, type State, STATES } from "../model.ts";
+import { readDevice, readPosition } from "../parsing.ts";
 import { Turn } from "../yield.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";

@@ -3,7 +3,8 @@
  */
 import { deviceOfGrant } from "../auth/tokens.ts";
 import type { Grant } from "../auth/rights.ts";
-import { PAGE_DEFAULT, PereError, readDevice, readLimit, readSeconds, WAIT_SECONDS_MAX } from "../model.ts";
+import { PAGE_DEFAULT, PereError, WAIT_SECONDS_MAX } from "../model.ts";
+import { readDevice, readLimit, readSeconds } from "../parsing.ts";
 import { EncodedBody } from "./problem.ts";
 
 /** The query. Each option may be given once; `token` is always allowed. @param known the options of this URL @throws PereError malformed */

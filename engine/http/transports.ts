@@ -61,7 +61,7 @@ const gapBody = (channel: string, after: Position, from: Position) => ({
 
 /**
  * One frame of an event stream. `data` may hold any characters; each line break in it (CR LF, CR or LF) reaches the reader as LF.
- * @param fields `id` and `event` must not hold line breaks; `model.ts` allows none
+ * @param fields `id` and `event` must not hold line breaks; `parsing.ts` allows none
  */
 export function frame(fields: { id?: string; event?: string | null; data: string }): string {
   const { id, event, data } = fields;

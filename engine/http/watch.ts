@@ -3,7 +3,7 @@
  */
 import type { Server } from "bun";
 import { demand } from "../auth/rights.ts";
-import { readChannel } from "../model.ts";
+import { readChannel } from "../parsing.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { ended, stream } from "./feed-stream.ts";
 import { nullIfTemporary, refusal } from "./refusal.ts";

@@ -12,7 +12,7 @@
  * An instance also writes the addresses of its devices and checks whether other live instances have the same device with another address. If so, it
  * notifies all instances through the channel's messages.
  */
-import { isShared } from "../model.ts";
+import { isShared } from "../addresses.ts";
 import type { Keys } from "./keys.ts";
 import type { Redis, Reply } from "./connection.ts";
 import { SCRIPTS, SHARED } from "./scripts.ts";

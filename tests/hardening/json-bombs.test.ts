@@ -2,7 +2,8 @@
  * JSON that is meant to hurt: depth, huge numbers, keys that change objects, many small things.
  */
 import { describe, expect, test } from "bun:test";
-import { JSON_DEPTH_MAX, readData, readReceipt, readReceiptsJson } from "../../engine/model.ts";
+import { JSON_DEPTH_MAX } from "../../engine/model.ts";
+import { readData, readReceipt, readReceiptsJson } from "../../engine/parsing.ts";
 import { ask, connect, push, until } from "../support/harness.ts";
 import { LINES, pere, POLL, putUnderAttack, tried, unharmed } from "./attack.ts";
 

@@ -16,6 +16,8 @@ import {
   PereError,
   POSITION,
   positionsText,
+} from "../../engine/model.ts";
+import {
   readChannels,
   readData,
   readKey,
@@ -29,7 +31,7 @@ import {
   readSeconds,
   readTo,
   readType,
-} from "../../engine/model.ts";
+} from "../../engine/parsing.ts";
 import { seed } from "../support/chance.ts";
 import { say } from "../support/raw.ts";
 import { broken, FORM, JSON_TYPE, LINES, pere, POLL, putUnderAttack, tried, unharmed } from "./attack.ts";
