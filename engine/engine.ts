@@ -8,7 +8,7 @@ import { Turn } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
 import { Deadlines } from "./feeds/deadlines.ts";
-import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
+import { attempt, onConsole, type Report } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
 import { type FeedLimits, Feeds } from "./feeds/feeds.ts";
 import {
@@ -16,7 +16,6 @@ import {
   type EventDraft,
   eventStateText,
   FINAL,
-  PAGE_DEFAULT,
   PAGE_MAX,
   PereError,
   type Position,
@@ -31,22 +30,15 @@ import type { AddressRange } from "./addresses.ts";
 import type { CallOptions } from "./hooks/call.ts";
 import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
-import { fits, type KeepRule } from "./retention-rules.ts";
+import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts";
 import { Completion } from "./feeds/completion.ts";
 import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
 /** Durations and limits. Times in milliseconds. */
-export interface Limits extends FeedLimits {
+export interface Limits extends FeedLimits, RetentionLimits {
   /** Signs of life are stored at this interval. */
   readonly seenMs: number;
-  /** Retention runs at this interval. */
-  readonly trimMs: number;
-  /** Kept events per channel, by number and by age. */
-  readonly keptEvents: number;
-  readonly keptMs: number;
-  /** Channels with other limits; the first matching rule applies. */
-  readonly keep: readonly KeepRule[];
 }
 
 export const LIMITS: Limits = {
@@ -111,34 +103,29 @@ export class Engine {
   /** What was done since the start. */
   readonly counts: Counters;
   readonly #store: Store;
-  readonly #limits: Limits;
   readonly #now: () => number;
-  readonly #report: Report;
   readonly #feeds: Feeds;
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
-  readonly #waiting: Completion;
-  readonly #watching: Watch;
-  readonly #timers: Timer[];
-  readonly #trimming = new Set<string | null>();
-  /** An earlier process, or a failure, may have stopped between dropping an event and deleting its rows. */
-  #leftovers = true;
+  readonly #completion: Completion;
+  readonly #watch: Watch;
+  readonly #seenTimer: Timer;
+  readonly #retention: RetentionSchedule;
   #draining = false;
   /** The running check of the store. */
-  #looking: Promise<Readiness> | undefined;
+  #readyCheck: Promise<Readiness> | undefined;
 
   constructor(store: Store, options: EngineOptions = {}) {
-    const { limits, now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
+    const { now = Date.now, random = Math.random, hooksAllowed = [], hookCall = {} } = options;
+    const limits = { ...LIMITS, ...options.limits };
     const { counts = new Counters(), report = onConsole } = options;
     this.counts = counts;
     this.clock = options.clock ?? { leapMs: 0, advice: [], stamp: now };
     this.#store = store;
-    this.#limits = { ...LIMITS, ...limits };
     this.#now = now;
-    this.#report = report;
     const onPresenceChange = (channel: string, hasDevices: boolean): void =>
       this.#reminders.presenceChanged(channel, hasDevices);
-    this.#feeds = new Feeds(store, this.#limits, now, random, counts, onPresenceChange, report);
+    this.#feeds = new Feeds(store, limits, now, random, counts, onPresenceChange, report);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
     this.#deadlines = new Deadlines(store, now, report);
     this.hooks = new Hooks(store, {
@@ -152,8 +139,8 @@ export class Engine {
       random,
       report,
     });
-    this.#waiting = new Completion(store, (request, wire) => this.#feeds.follow(request, wire));
-    this.#watching = new Watch(store, this.#feeds.presence, counts, now, report);
+    this.#completion = new Completion(store, (request, wire) => this.#feeds.follow(request, wire));
+    this.#watch = new Watch(store, this.#feeds.presence, counts, now, report);
     store.watch(
       (wake) => {
         if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
@@ -167,11 +154,9 @@ export class Engine {
       },
       (channel, device, addresses) => attempt(report, () => this.#feeds.shared(channel, device, addresses)),
     );
-    this.#timers = [
-      setInterval(() => void this.#feeds.presence.writeHeard(), this.#limits.seenMs),
-      setInterval(() => void this.#trimAll().catch(report), this.#limits.trimMs),
-    ];
-    for (const timer of this.#timers) timer.unref();
+    this.#seenTimer = setInterval(() => void this.#feeds.presence.writeHeard(), limits.seenMs);
+    this.#seenTimer.unref();
+    this.#retention = new RetentionSchedule(store, limits, now, report);
   }
 
   get draining(): boolean {
@@ -190,7 +175,7 @@ export class Engine {
 
   /** The number of watchers. */
   get watchers(): number {
-    return this.#watching.size;
+    return this.#watch.size;
   }
 
   // ------------------------------------------------------------------------------------------------------------------ push
@@ -215,10 +200,7 @@ export class Engine {
     else work.pushes += appended.count;
     // Its receipts may arrive here even if only other instances have followers.
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
-    const { events: kept } = this.#retention(channel);
-    const slack = Math.floor(kept / 100);
-    const head = appended.first + appended.count - 1;
-    if (!appended.replayed && head > kept + slack && head % (slack + 1) < drafts.length) void this.#trim(channel);
+    if (!appended.replayed) this.#retention.pushed(channel, appended.first + appended.count - 1, appended.count);
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
     return {
       ...appended,
@@ -236,7 +218,7 @@ export class Engine {
    */
   outcome({ epoch, first, count }: Pushed, channel: string, waitMs: number, signal: AbortSignal) {
     const events = Array.from({ length: count }, (_, n) => first + n);
-    return this.#waiting.until(channel, epoch, events, waitMs, signal);
+    return this.#completion.until(channel, epoch, events, waitMs, signal);
   }
 
   /** Opens a feed; see `Feeds.follow`. */
@@ -246,7 +228,7 @@ export class Engine {
 
   /** Opens a watcher; see `Watch.watch`. */
   watch(request: WatchRequest, screen: Screen): () => void {
-    return this.#watching.watch(request, screen);
+    return this.#watch.watch(request, screen);
   }
 
   // -------------------------------------------------------------------------------------------------------------- feedback
@@ -462,54 +444,10 @@ export class Engine {
 
   /** What the store guarantees. Concurrent callers share one check. @throws PereError away */
   ready(): Promise<Readiness> {
-    return (this.#looking ??= this.#store
+    return (this.#readyCheck ??= this.#store
       .ready()
       .then((ready) => ({ ...ready, advice: [...ready.advice, ...this.clock.advice] }))
-      .finally(() => (this.#looking = undefined)));
-  }
-
-  // ------------------------------------------------------------------------------------------------------------- retention
-
-  /** How much of a channel is kept. */
-  #retention(channel: string): { events: number; ms: number } {
-    const { keptEvents, keptMs, keep } = this.#limits;
-    const rule = keep.length === 0 ? undefined : keep.find(({ pattern }) => fits(pattern, channel));
-    return { events: rule?.events ?? keptEvents, ms: rule?.ms ?? keptMs };
-  }
-
-  async #trimAll(): Promise<void> {
-    // A failure from here on sets it again.
-    const all = this.#leftovers;
-    this.#leftovers = false;
-    try {
-      await this.#trim(null);
-      let after: string | null = "";
-      while (after !== null && !this.#draining) {
-        const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
-        for (const { channel, events } of page.items) if (events.head > events.floor || all) await this.#trim(channel);
-        after = page.next;
-      }
-    } catch (error) {
-      this.#leftovers = true; // The store is away; the timer tries again.
-      unexpected(this.#report, error);
-    }
-  }
-
-  /** Trims one channel in slices; other work runs in between. */
-  async #trim(channel: string | null): Promise<void> {
-    if (this.#trimming.has(channel)) return;
-    this.#trimming.add(channel);
-    try {
-      const now = this.#now();
-      const { events: count, ms } = this.#retention(channel ?? "");
-      const retention = { count, before: now - ms };
-      while (!this.#draining && (await this.#store.trim(channel, retention, now)));
-    } catch (error) {
-      this.#leftovers = true; // The store is away or full; the timer tries again.
-      unexpected(this.#report, error);
-    } finally {
-      this.#trimming.delete(channel);
-    }
+      .finally(() => (this.#readyCheck = undefined)));
   }
 
   // ----------------------------------------------------------------------------------------------------------------- drain
@@ -517,10 +455,11 @@ export class Engine {
   /** Accepts no more pushes and ends all feeds. Reading and receipts continue. */
   async drain(): Promise<void> {
     this.#draining = true;
-    for (const timer of this.#timers) clearInterval(timer);
+    clearInterval(this.#seenTimer);
+    this.#retention.stop();
     this.#reminders.stop();
-    this.#waiting.stop();
-    this.#watching.stop();
+    this.#completion.stop();
+    this.#watch.stop();
     await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 

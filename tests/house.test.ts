@@ -11,7 +11,7 @@ import packageJson from "../package.json";
  */
 const FLOORS: readonly (readonly [pattern: RegExp, floor: number])[] = [
   [/^engine\/(model|parsing|addresses|yield|clock|descriptors|faults)\.ts$/, 0],
-  [/^engine\/(store|counters|retention-rules)\.ts$/, 1],
+  [/^engine\/(store|counters|retention-rules|retention-schedule)\.ts$/, 1],
   [/^engine\/(feeds|sqlite|redis|auth)\//, 2],
   [/^engine\/hooks\//, 3],
   [/^engine\/engine\.ts$/, 4],
