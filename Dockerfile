@@ -1,8 +1,8 @@
 # PERE in a container: `docker build -t pere . && docker run -p 4567:4567 -v pere:/data pere`.
 #
-# Two images from one file. The last stage is what a plain build makes: Bun, the sources and the packages that package.json pins. `--target executable`
-# makes one that holds a single file on a base with a C library and no shell. Both run as a user without rights, on a read-only root if you like,
-# with what they keep in /data.
+# Two images from one file. A plain build makes the last stage: Bun, the sources and the packages that package.json pins. `--target executable` makes an
+# image with a single executable, on a base image that has a C library and no shell. Both run as an unprivileged user, work with a read-only root file
+# system, and keep their data in /data.
 ARG BUN=1.4.5
 
 FROM oven/bun:${BUN}-slim AS packages

@@ -87,6 +87,9 @@ describe("a document", () => {
     const named = [...text.matchAll(/(engine\/[\w/-]+\.ts) +(\w+\()\)/g)];
     expect(named.length).toBeGreaterThan(3);
     for (const [, path, name] of named) expect(await Bun.file(join(ROOT, path!)).text(), path).toContain(name!);
+    // The way of an event and that of a receipt, file by file.
+    const steps = [...text.matchAll(/^(\d) {2}(?:index|engine\/[\w/-]+)\.ts /gm)].map(([, number]) => Number(number));
+    expect(steps).toEqual([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3, 4, 5, 6, 7, 8]);
     // Of a room, files are named without folder and ending.
     for (const [, room, files] of text.matchAll(/^- `(engine\/\w+\/)`: (.*?)(?=\n\S|\n\n)/gms))
       for (const [, name] of files!.matchAll(/`([\w-]+)`/g))

@@ -38,6 +38,7 @@ const PROGRAMS: Record<string, string> = {
   caddy: "caddy",
   python3: "python3",
   pip3: "python3-pip python3-venv",
+  "systemd-analyze": "systemd",
   node: "nodejs",
   busybox: "busybox",
 };
