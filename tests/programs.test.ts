@@ -197,7 +197,7 @@ test("a device that can't keep its state says so", async () => {
   rmSync(folder, { recursive: true });
   writeFileSync(folder, "");
   await push(pere.url, "orders", 1);
-  await till.says(/^! nothing can be kept: /m);
+  await till.says(/^! the state can't be stored: /m);
 });
 
 test("a device without a name has one that is made once and kept; where it can't be kept it must be given", async () => {

@@ -91,7 +91,7 @@ test("a token with blanks around it is good; one with anything else is refused, 
     const errors: (string | null)[] = [];
     listener.status().subscribe(({ error }) => errors.push(error));
     await until(() => listener.status().get().state === "connected");
-    expect(errors.some((error) => error?.includes("the token is no JWT"))).toBe(true);
+    expect(errors.some((error) => error?.includes("the token is not a JWT"))).toBe(true);
     expect(JSON.stringify(errors)).not.toContain(token.slice(0, 20));
     await listener.close();
   }
@@ -282,7 +282,9 @@ test("a file's link stays one, its mode too; what is no file, or something else'
   mkdirSync(join(folder, "folder"));
   for (const path of ["/dev/null", notes, join(folder, "folder")]) {
     const listener = opened({ url: "http://127.0.0.1:1", storage: fileStorage(path) });
-    await expect(listener.closed).rejects.toThrow(/what was kept can't be read: .*(is no file|holds something else)/);
+    await expect(listener.closed).rejects.toThrow(
+      /the stored state can't be read: .*(is not a file|is not a state file)/,
+    );
   }
   expect(readFileSync(notes, "utf8")).toBe("buy milk\n");
   expect(statSync("/dev/null").isCharacterDevice()).toBe(true);
@@ -416,7 +418,7 @@ test("a storage that keeps nothing is told as trouble", async () => {
   try {
     await until(() => listener.status().get().state === "connected");
     await publish(pere.url, "orders", 1);
-    await until(() => told.includes("nothing can be kept: the disk is full"));
+    await until(() => told.includes("the state can't be stored: the disk is full"));
   } finally {
     await listener.close();
     await pere.stop();

@@ -107,3 +107,41 @@ test(
   },
   LIMIT_MS,
 );
+
+test("a listener that is closed while it gets a token for a socket opens none, and ends", async () => {
+  let laterMs = 0;
+  const calls: ((token: string) => void)[] = [];
+  let sockets = 0;
+  class Socket {
+    onmessage = null;
+    onclose = null;
+    onerror = null;
+    constructor() {
+      sockets++;
+    }
+    send(): void {}
+    close(): void {}
+  }
+  const claims = btoa(JSON.stringify({ sub: "till-7", exp: Date.now() / 1000 + 600 })).replaceAll("=", "");
+  let asked = 0;
+  const { listener } = device({
+    url: "http://127.0.0.1:1",
+    token: () => new Promise((resolve) => void calls.push(resolve)),
+    monotonic: () => performance.now() + laterMs,
+    // The first answer is no event stream; and by then the token is due again.
+    fetch: async () => {
+      asked++;
+      laterMs = 3_600_000;
+      return new Response("a portal");
+    },
+    WebSocket: Socket,
+    share: false,
+  });
+  await until(() => calls.length === 1, "the first token");
+  calls[0]!(`e30.${claims}.x`);
+  await until(() => calls.length === 2, "the token for the socket");
+  const closed = listener.close();
+  calls[1]!(`e30.${claims}.x`);
+  await closed;
+  expect([asked, sockets]).toEqual([1, 0]);
+});

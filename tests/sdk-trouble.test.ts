@@ -248,7 +248,7 @@ test("a file keeps what several listeners remember, of this process and of one b
   expect([await third.get("b"), await third.get("c")]).toEqual(["2", "4"]);
   // What can't be read is not taken for nothing, and nothing takes its place.
   const folder = device({ url: "http://127.0.0.1:1", storage: fileStorage(join(path, "..")) });
-  await expect(folder.listener.closed).rejects.toThrow("what was kept can't be read");
+  await expect(folder.listener.closed).rejects.toThrow("the stored state can't be read");
 });
 
 test(

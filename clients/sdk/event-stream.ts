@@ -2,12 +2,12 @@
  * The parser of Server-Sent Events. It is our own, because `EventSource` sends no `Authorization` header and hides status codes.
  */
 
-/** Characters of a line of an event stream. An event is at most 64 KiB, so a longer one is no event of ours. */
+/** The longest line or message, in characters. An event of PERE is at most 64 KiB. */
 const LINE_CHARACTERS_MAX = 1024 * 1024;
 
 /**
- * Reads an event stream as its characters come (WHATWG HTML, 9.2.6). `dispatch` hears each message, with the last id; and each id that came without
- * one, with `data` null. Lines end with LF, CR LF or CR, also where a chunk ends between the two.
+ * Parses an event stream chunk by chunk (WHATWG HTML, 9.2.6). `dispatch` is called with each message and the last event id; and with `data` null for an
+ * id that came without a message. Lines end with LF, CR LF or CR, and a chunk may end between CR and LF.
  */
 export class EventStreamReader {
   readonly #dispatch: (event: string, data: string | null, id: string) => void;
@@ -15,7 +15,7 @@ export class EventStreamReader {
   #rest = "";
   #isAfterCr = false;
   #id = "";
-  #told = "";
+  #dispatchedId = "";
   #event = "";
   #data: string | null = null;
 
@@ -39,11 +39,11 @@ export class EventStreamReader {
     this.#isAfterCr = chunk.endsWith("\r");
     this.#rest = text.slice(start);
     if (this.#rest.length > LINE_CHARACTERS_MAX || (this.#data?.length ?? 0) > LINE_CHARACTERS_MAX)
-      throw new Error("a message of the event stream has no end");
+      throw new Error(`a message of the event stream is longer than ${LINE_CHARACTERS_MAX} characters`);
   }
 
   #line(line: string): void {
-    if (line === "") return this.#end();
+    if (line === "") return this.#endMessage();
     const colon = line.indexOf(":");
     const field = colon === -1 ? line : line.slice(0, colon);
     const value = colon === -1 ? "" : line.slice(line[colon + 1] === " " ? colon + 2 : colon + 1);
@@ -53,12 +53,12 @@ export class EventStreamReader {
     else if (field === "retry" && /^[0-9]+$/.test(value)) this.#retry(Number(value));
   }
 
-  #end(): void {
+  #endMessage(): void {
     const [event, data] = [this.#event, this.#data];
     this.#event = "";
     this.#data = null;
-    if (data === null && this.#id === this.#told) return;
-    this.#told = this.#id;
+    if (data === null && this.#id === this.#dispatchedId) return;
+    this.#dispatchedId = this.#id;
     this.#dispatch(event, data, this.#id);
   }
 }

@@ -1,481 +1,378 @@
 /**
- * A feed, followed until it is ended: Server-Sent Events first, then a WebSocket, then long-polls. After each break it continues from the last position.
+ * A feed that is followed until its signal ends it: over Server-Sent Events first, then a WebSocket, then long-polling. After each break it continues
+ * from the last position.
  */
-import { RequestQueue, type SendReceipts, Watch } from "./connection.ts";
-import { entryOf, isAhead } from "./entries.ts";
+import { BlockedError, errorOf, messageWithCauses, notFromPere, objectOf } from "./errors.ts";
+import { RETRY_AFTER_MS_MAX, RetryableError } from "./errors.ts";
 import { EventStreamReader } from "./event-stream.ts";
+import { checkControl, entryOf, type Log, pollOf } from "./messages.ts";
 import { PereError, type Transport } from "./model.ts";
-import { addressOf, type ServiceClient, type SocketLike } from "./service-client.ts";
-import { jitterMs, promised, Sleep } from "./timing.ts";
-import { ASKED_MS_MAX, Blocked, foreign, objectOf, refusalOf, sentenceOf, Trouble } from "./trouble.ts";
-import { isObject, isText, partsOf } from "./values.ts";
+import { addressOf, type ServiceClient } from "./service-client.ts";
+import { aborted, jitterMs, Sleep } from "./timing.ts";
+import { Watchdog } from "./watchdog.ts";
+import { FeedSocket, type SendReceipts } from "./websocket.ts";
 
 /** Channels of one feed: the service's limit. */
 const CHANNELS_MAX = 16;
 
-/** Events that may wait for `onEvent`; beyond that the feed is left unread until half of them are gone. */
+/** Events that may wait for `onEvent`. With more, the feed is not read until half of them are handled. */
 export const WAITING_MAX = 1_000;
 
-/** Seconds for which a long-poll may wait: proxies cut after 30. */
+/** The longest wait of a long-poll: many proxies cut a response after 30 s. */
 const POLL_SECONDS = 25;
 
+/** The shortest pause between two connections. */
 const RETRY_MS_MIN = 50;
 
-/** Who follows a feed. */
-interface FeedHandler {
-  /** Something that was pushed: an event, or a receipt. */
-  take(value: Record<string, unknown>): void;
-  /** The service's own: `ready`, `gap`, `bye`, `complete`. */
-  own(name: string, body: Record<string, unknown>): void;
-  /** A promise: it has more than it can take; it goes on when the promise resolves. */
-  room(): Promise<void> | null;
-  /** Something of the feed's state is new. */
-  changed(): void;
-}
+/** The pause after a connection ended, from and to, until the service has sent its own. */
+const RETRY_MS = [1_000, 4_000] as const;
 
-/** Pauses after `pere.bye` on a socket, which has no `retry:`; from and to, as the service spreads them on SSE. */
+/** Pauses after `bye` on a socket, which has no `retry:`. They are those that the service sends in an event stream. */
 const BYE_MS = new Map<unknown, readonly [number, number]>([
   ["renew", [50, 500]],
   ["drain", [500, 3_000]],
   ["busy", [5_000, 20_000]],
 ]);
 
-const RETRY_MS = [1_000, 4_000] as const;
+/** In the order in which they are tried. */
+const TRANSPORTS: readonly Transport[] = ["sse", "websocket", "longpoll"];
 
-const LADDER: readonly Transport[] = ["sse", "websocket", "longpoll"];
+/** What follows a feed. */
+export interface FeedHandler {
+  /** An event, or a receipt. */
+  entry(value: Record<string, unknown>): void;
+  /** A control message: `ready`, `gap`, `bye` or `complete`. */
+  control(name: string, body: Record<string, unknown>): void;
+  /** Null: more can be taken. Otherwise nothing is read until the promise resolves. */
+  room(): Promise<void> | null;
+  /** The feed's state has changed. */
+  changed(): void;
+}
 
-/** A log that is followed for as long as it is wanted, by whatever gets through, from where it broke off. */
 export class Feed {
-  readonly #line: ServiceClient;
-  readonly #path: "feed" | "feedback";
+  readonly #service: ServiceClient;
+  readonly #log: Log;
   readonly #channels: readonly string[];
   readonly #query: Record<string, string>;
-  readonly #taker: FeedHandler;
-  readonly #nap: Sleep;
-  /** Where it goes on; opaque. */
+  readonly #handler: FeedHandler;
+  readonly #sleep: Sleep;
+  /** The position from which it continues. Opaque. */
   last: string;
   state: "connecting" | "connected" | "behind" | "offline" = "connecting";
   transport: Transport | null = null;
   heardAt: number | null = null;
   error: string | null = null;
   retryAt: number | null = null;
-  /** Whether the connection got through, and whether it told when to come back. */
+  /** Whether the service has sent `ready` on this connection, and whether it has said when to reconnect. */
   #isReady = false;
-  #isTold = false;
+  #isRetryTold = false;
   #retryMs: number;
-  #rung = 0;
-  #againAt = 0;
-  #againTimes = 0;
-  #ask: SendReceipts | null = null;
-  /** The connection that is open. */
-  #watch: Watch | null = null;
-  /** Where each channel stands, on a socket, which has no `id:` line. */
-  #positions: Record<string, string> = {};
+  /** The transport, as an index of `TRANSPORTS`. */
+  #level = 0;
+  /** When SSE is tried again after a fallback, on the monotonic clock; and how often it failed. */
+  #sseRetryAt = 0;
+  #sseFailures = 0;
+  #sendReceipts: SendReceipts | null = null;
+  /** That of the open connection. */
+  #watchdog: Watchdog | null = null;
 
+  /** @param last the position to continue from; empty: none @throws RangeError when there are no channels, or too many */
   constructor(
-    line: ServiceClient,
-    path: "feed" | "feedback",
+    service: ServiceClient,
+    log: Log,
     channels: readonly string[],
     query: Record<string, string>,
     last: string,
-    taker: FeedHandler,
+    handler: FeedHandler,
   ) {
     if (channels.length === 0 || channels.length > CHANNELS_MAX)
-      throw new RangeError(`channels: 1 to ${CHANNELS_MAX} on a feed`);
-    this.#line = line;
-    this.#nap = new Sleep(line.setTimer);
-    this.#path = path;
+      throw new RangeError(`a feed takes 1 to ${CHANNELS_MAX} channels, not ${channels.length}`);
+    this.#service = service;
+    this.#sleep = new Sleep(service.setTimer);
+    this.#log = log;
     this.#channels = channels;
     this.#query = query;
-    this.#taker = taker;
+    this.#handler = handler;
     this.last = last;
     this.#retryMs = this.#between(RETRY_MS);
   }
 
   #between([from, to]: readonly [number, number]): number {
-    return Math.min(this.#line.timing.pauseMsMax, from + (to - from) * this.#line.random());
+    return Math.min(this.#service.timing.pauseMsMax, from + (to - from) * this.#service.random());
   }
 
-  /** Gives receipts over the socket and waits for the answer; null: there is no socket. */
-  get ask(): SendReceipts | null {
-    return this.#ask;
+  /** Sends receipts over the open WebSocket; null: there is none. */
+  get sendReceipts(): SendReceipts | null {
+    return this.#sendReceipts;
   }
 
-  /** There may be a network again: what pauses tries at once, and SSE first. */
-  hurry(): void {
-    this.#againAt = 0;
-    this.#nap.wake();
+  /** The network may be back: a pause ends now, and SSE is tried first. */
+  retryNow(): void {
+    this.#sseRetryAt = 0;
+    this.#sleep.wake();
   }
 
-  /** The network may have gone, and a connection with it that does not know yet: it is opened anew. */
-  doubt(): void {
-    this.#watch?.end("the network may have gone");
+  /** The network may be gone, and the connection with it although it has not noticed: opens it again. */
+  reopen(): void {
+    this.#watchdog?.end("the network may be gone");
   }
 
-  /** Follows until the signal ends it. @throws PereError when the service says no for good */
+  /** Follows until the signal ends it. @throws PereError when the service refuses for good */
   async run(signal: AbortSignal): Promise<void> {
     for (let failures = 0; !signal.aborted;) {
-      const room = this.#taker.room();
+      const room = this.#handler.room();
       if (room) {
         this.#show("behind");
         await room;
-        continue; // It may have ended meanwhile.
+        continue; // The signal may have ended it meanwhile.
       }
-      if (this.#rung > 0 && this.#line.monotonic() >= this.#againAt) this.#rung = 0;
-      this.#isReady = this.#isTold = false;
+      if (this.#level > 0 && this.#service.monotonic() >= this.#sseRetryAt) this.#level = 0;
+      this.#isReady = this.#isRetryTold = false;
       if (this.state !== "offline") this.#show("connecting");
-      const error = await this.#follow(signal);
+      const error = await this.#connect(signal);
       if (signal.aborted) return;
       if (error instanceof PereError) throw error;
       if (this.#isReady) failures = 0;
-      else if (!(error instanceof Blocked)) failures++;
-      const pauseMs = this.#next(error, failures);
+      else if (!(error instanceof BlockedError)) failures++;
+      const pauseMs = this.#pauseAfter(error, failures);
       if (pauseMs === null) continue;
       this.error = error?.message ?? this.error;
-      if (error) this.#line.trouble(error.message);
-      this.retryAt = this.#line.now() + pauseMs;
+      if (error) this.#service.report(error.message);
+      this.retryAt = this.#service.now() + pauseMs;
       this.#show(this.#isReady ? "connecting" : "offline");
-      await this.#nap.sleep(pauseMs, signal);
+      await this.#sleep.sleep(pauseMs, signal);
       this.retryAt = null;
     }
   }
 
-  /** One connection, to its end. @returns why it ended; null: it is to be opened anew at once */
-  async #follow(signal: AbortSignal): Promise<PereError | Trouble | null> {
-    const transport = LADDER[this.#rung]!;
+  /** One connection, to its end. @returns why it ended; null: another is opened at once */
+  async #connect(signal: AbortSignal): Promise<PereError | RetryableError | null> {
     let token: string | null;
     try {
-      token = await this.#line.token();
+      token = await this.#service.token();
     } catch (error) {
-      return new Trouble(sentenceOf(error));
+      return new RetryableError(messageWithCauses(error));
     }
-    const watch = new Watch(signal, this.#line, this.#line.timing.firstByteMs);
-    this.#watch = watch;
+    if (signal.aborted) return null;
+    const watchdog = new Watchdog(signal, this.#service, this.#service.timing.firstByteMs);
+    this.#watchdog = watchdog;
     try {
-      if (transport === "longpoll") return await this.#polls(watch);
-      return await (transport === "sse" ? this.#sse(watch, token) : this.#socket(watch, token));
+      const transport = TRANSPORTS[this.#level]!;
+      if (transport === "longpoll") return await this.#followPolls(watchdog);
+      return await (transport === "sse" ? this.#followStream(watchdog, token) : this.#followSocket(watchdog, token));
     } catch (error) {
-      if (error instanceof PereError && error.status === 401 && this.#line.isUnwelcome)
-        return new Trouble(error.message);
-      if (error instanceof PereError || error instanceof Trouble) return error;
-      if (watch.why instanceof Blocked) return watch.why;
-      return watch.why === null ? new Trouble(sentenceOf(error)) : null;
+      if (error instanceof PereError && error.status === 401 && this.#service.isRefusedAgain)
+        return new RetryableError(error.message);
+      if (error instanceof PereError || error instanceof RetryableError) return error;
+      if (watchdog.reason instanceof BlockedError) return watchdog.reason;
+      return watchdog.reason === null ? new RetryableError(messageWithCauses(error)) : null;
     } finally {
-      watch.end("it is over");
-      this.#watch = null;
+      watchdog.end("the connection ended");
+      this.#watchdog = null;
       this.transport = null;
     }
   }
 
-  /** Goes down or up the ladder. @returns the pause before the next attempt; null: none */
-  #next(error: Trouble | null, failures: number): number | null {
-    const { monotonic, random, timing } = this.#line;
+  /** Chooses the next transport. @returns the pause before the next connection, in milliseconds; null: none */
+  #pauseAfter(error: RetryableError | null, failures: number): number | null {
+    const { monotonic, random, timing } = this.#service;
     if (error === null) return null;
-    if (error instanceof Blocked && this.#rung < LADDER.length - 1) {
-      if (this.#rung === 0) this.#againAt = monotonic() + timing.againMs * 2 ** Math.min(4, this.#againTimes++);
-      this.#rung++;
+    if (error instanceof BlockedError && this.#level < TRANSPORTS.length - 1) {
+      if (this.#level === 0) this.#sseRetryAt = monotonic() + timing.againMs * 2 ** Math.min(4, this.#sseFailures++);
+      this.#level++;
       this.error = error.message;
       return null;
     }
-    // Where nothing comes through at all, it is not the transport.
-    if (this.#rung === LADDER.length - 1 && (failures > 1 || error instanceof Blocked)) this.#rung = 0;
+    // If no transport gets through, the transport is not the cause: SSE is tried first again.
+    if (this.#level === TRANSPORTS.length - 1 && (failures > 1 || error instanceof BlockedError)) this.#level = 0;
     const ownMs = jitterMs(random, failures, 500, timing.pauseMsMax);
     if (error.pauseMs !== null) return Math.max(error.pauseMs * (1 + random() / 5), ownMs, RETRY_MS_MIN);
-    // Never sooner than the service told last, also where it could not be heard this time.
+    // Never sooner than the service said last, even if it could not be reached this time.
     if (this.#isReady) return Math.max(this.#retryMs, RETRY_MS_MIN);
-    return this.#isTold ? Math.max(this.#retryMs, ownMs, RETRY_MS_MIN) : this.#retryMs + ownMs;
+    return this.#isRetryTold ? Math.max(this.#retryMs, ownMs, RETRY_MS_MIN) : this.#retryMs + ownMs;
   }
 
   #show(state: Feed["state"]): void {
     this.state = state;
-    this.#taker.changed();
+    this.#handler.changed();
   }
 
-  /** Bytes of the service have come. Until it has said that it is ready they may be anybody's, who may go on for ever. */
-  #heard(watch: Watch): void {
+  /** Bytes arrived. Before `ready` they may come from anything, which may send them without end, so they are no sign of life. */
+  #heard(watchdog: Watchdog): void {
     if (!this.#isReady) return;
-    watch.heard();
-    this.heardAt = this.#line.now();
+    watchdog.heard();
+    this.heardAt = this.#service.now();
   }
 
-  #connected(): void {
+  #ready(): void {
     this.#isReady = true;
     this.error = null;
-    this.transport = LADDER[this.#rung]!;
-    this.#line.accepted();
+    this.transport = TRANSPORTS[this.#level]!;
+    this.#service.accepted();
     this.#show("connected");
   }
 
-  /** The service's own word. @throws Blocked: it can be none */
-  #own(name: string, body: Record<string, unknown>): void {
-    if (name === "gap" && ![body.channel, body.after, body.from].every(isText)) throw foreign();
-    if (name === "complete" && ![body.event, body.channel, body.at].every(isText)) throw foreign();
-    if (name === "ready") {
-      const { channels } = body;
-      if (!isObject(channels) || !this.#channels.every((channel) => typeof channels[channel] === "string"))
-        throw foreign();
-      this.#connected();
-    }
-    this.#taker.own(name, body);
+  /** @throws BlockedError when PERE sends no such message */
+  #control(name: string, body: Record<string, unknown>): void {
+    checkControl(name, body, this.#channels);
+    if (name === "ready") this.#ready();
+    this.#handler.control(name, body);
   }
 
-  /** What was pushed, or a receipt. @throws Blocked: it can be none */
+  /** An event or a receipt. @throws BlockedError when PERE sends no such entry */
   #entry(text: string, value: unknown): Record<string, unknown> {
-    return entryOf(this.#path, text, value, this.#channels);
+    const entry = entryOf(this.#log, text, value, this.#channels);
+    this.#handler.entry(entry);
+    return entry;
   }
 
   #address(query: Record<string, string> = {}): string {
     const last: Record<string, string> = this.last === "" ? {} : { "last-event-id": this.last };
-    return addressOf(this.#line.base, this.#path, this.#channels, { ...this.#query, ...last, ...query });
+    return addressOf(this.#service.base, this.#log, this.#channels, { ...this.#query, ...last, ...query });
   }
 
   // ------------------------------------------------------------------------------------------------- Server-Sent Events
 
-  async #sse(watch: Watch, token: string | null): Promise<Trouble | null> {
-    const response = await this.#line.request(this.#address(), {
+  async #followStream(watchdog: Watchdog, token: string | null): Promise<RetryableError | null> {
+    const response = await this.#service.request(this.#address(), {
       headers: { Accept: "text/event-stream", ...(token === null ? {} : { Authorization: `Bearer ${token}` }) },
       cache: "no-store",
-      signal: watch.signal,
+      signal: watchdog.signal,
     });
-    if (!response.ok) {
-      const refusal = await refusalOf(response, this.#line.now());
-      return refusal instanceof PereError ? this.#refused(refusal, token) : refusal;
+    const { ok, status, headers, body } = response;
+    if (!ok) {
+      const error = await errorOf(response, this.#service.now());
+      return error instanceof PereError ? this.#refused(error, token) : error;
     }
-    const type = response.headers.get("content-type") ?? "";
-    if (response.status !== 200 || !/^text\/event-stream *(;|$)/i.test(type) || !response.body)
-      throw new Blocked("the answer is not an event stream");
-    await this.#readStream(response.body, watch);
-    return new Trouble("the stream ended");
+    const type = headers.get("content-type") ?? "";
+    if (status !== 200 || !/^text\/event-stream *(;|$)/i.test(type) || !body)
+      throw new BlockedError(
+        `the response is not an event stream, but has status ${status} and content type "${type}"`,
+      );
+    await this.#readStream(body, watchdog);
+    return new RetryableError("the event stream ended");
   }
 
-  async #readStream(body: ReadableStream<Uint8Array>, watch: Watch): Promise<void> {
+  async #readStream(body: ReadableStream<Uint8Array>, watchdog: Watchdog): Promise<void> {
+    const { monotonic, timing } = this.#service;
     const reader = body.getReader();
     const decoder = new TextDecoder();
     const stream = new EventStreamReader(
       (event, data, id) => this.#message(event, data, id),
-      (ms) => {
-        if (ms > ASKED_MS_MAX) return;
-        this.#retryMs = ms;
-        this.#isTold = true;
-      },
+      (ms) => this.#retryAfter(ms),
     );
-    const openedAt = this.#line.monotonic();
+    const openedAt = monotonic();
     try {
       for (;;) {
         const { done, value } = await reader.read();
         if (done) return;
-        watch.allow(this.#line.timing.silentMs);
-        // A stream that brought something late is one that will do.
-        if (this.#line.monotonic() - openedAt > this.#line.timing.silentMs / 4) this.#againTimes = 0;
+        watchdog.setLimit(timing.silentMs);
+        // A stream that still brings something after a while is not held back.
+        if (monotonic() - openedAt > timing.silentMs / 4) this.#sseFailures = 0;
         stream.feed(decoder.decode(value, { stream: true }));
-        this.#heard(watch);
-        this.#taker.changed();
-        const room = this.#taker.room();
-        if (room) await this.#rest(watch, room);
+        this.#heard(watchdog);
+        this.#handler.changed();
+        const room = this.#handler.room();
+        if (room) await this.#pauseReading(watchdog, room);
       }
     } finally {
-      // One that was cut has nothing to say of it.
-      reader.cancel().catch(() => {});
+      reader.cancel().catch(() => {}); // A stream that was cut can't be cancelled.
     }
+  }
+
+  #retryAfter(ms: number): void {
+    if (ms > RETRY_AFTER_MS_MAX) return;
+    this.#retryMs = ms;
+    this.#isRetryTold = true;
   }
 
   /** Reads nothing until there is room: what is not read stays at the service. */
-  async #rest(watch: Watch, room: Promise<void>): Promise<void> {
+  async #pauseReading(watchdog: Watchdog, room: Promise<void>): Promise<void> {
     this.#show("behind");
-    watch.allow(Number.POSITIVE_INFINITY);
-    const ended = promised();
-    watch.signal.addEventListener("abort", () => ended.resolve());
-    await Promise.race([room, ended.promise]);
-    watch.allow(this.#line.timing.silentMs);
+    watchdog.setLimit(Number.POSITIVE_INFINITY);
+    await Promise.race([room, aborted(watchdog.signal)]);
+    watchdog.setLimit(this.#service.timing.silentMs);
     this.#show("connected");
   }
 
-  /** @throws Blocked: it is not the service's; the position stays where it is */
+  /** @throws BlockedError when PERE sends no such message; the position then stays */
   #message(event: string, data: string | null, id: string): void {
     if (data !== null) {
-      const value = objectOf(data, this.#line.parse);
-      if (event.startsWith("pere.")) this.#own(event.slice(5), value);
-      else if (this.#isReady) this.#taker.take(this.#entry(data, value));
-      else throw foreign();
+      const value = objectOf(data, this.#service.parse);
+      if (event.startsWith("pere.")) this.#control(event.slice(5), value);
+      else if (this.#isReady) this.#entry(data, value);
+      else throw notFromPere();
     }
-    // A position counts when what stands before it has been taken, and the stream is the service's.
+    // A position counts after what comes before it was handled, and only on a stream of the service.
     if (id !== "" && this.#isReady) this.last = id;
   }
 
   /**
-   * Who gives tokens may give a better one, at once or later: a device that is left alone for years does not give up.
-   * @returns null: it is asked at once. @throws the refusal, where there is no other token
+   * With a token function, another token may be accepted, now or later. A device that nobody looks after for years must not give up.
+   * @returns null: it is tried again at once @throws the error, if there is no other token
    */
-  #refused(refusal: PereError, token: string | null): Trouble | null {
-    if (refusal.status !== 401 || !this.#line.refused(token)) throw refusal;
-    return this.#line.isUnwelcome ? new Trouble(refusal.message) : null;
+  #refused(error: PereError, token: string | null): RetryableError | null {
+    if (error.status !== 401 || !this.#service.refused(token)) throw error;
+    return this.#service.isRefusedAgain ? new RetryableError(error.message) : null;
   }
 
   // ---------------------------------------------------------------------------------------------------------- WebSocket
 
-  async #socket(watch: Watch, token: string | null): Promise<Trouble | null> {
-    const { WebSocket, timing, parse, setTimer } = this.#line;
-    if (WebSocket === null) throw new Blocked("there is no WebSocket here");
-    const url = this.#address().replace(/^http/, "ws");
-    let socket: SocketLike;
+  async #followSocket(watchdog: Watchdog, token: string | null): Promise<RetryableError | null> {
+    const { monotonic, setTimer } = this.#service;
+    const at = { log: this.#log, url: this.#address(), token };
+    const socket = new FeedSocket(this.#service, watchdog, at, {
+      isReady: () => this.#isReady,
+      control: (name, body) => {
+        this.#control(name, body);
+        if (name === "bye") this.#retryAfter(this.#between(BYE_MS.get(body.reason) ?? RETRY_MS));
+      },
+      entry: (text, value) => this.#entry(text, value),
+      moveTo: (position) => void (this.last = position),
+      handled: () => {
+        this.#heard(watchdog);
+        this.#handler.changed();
+        return this.#handler.room() === null;
+      },
+      setSendReceipts: (send) => void (this.#sendReceipts = send),
+    });
+    const stop = setTimer(() => watchdog.end("SSE is tried again"), this.#sseRetryAt - monotonic());
     try {
-      socket = new WebSocket(url, token === null ? [] : ["pere.v1", `pere.token.${token}`]);
-    } catch (error) {
-      throw new Blocked(sentenceOf(error)); // As on a page with TLS that would open a socket without.
-    }
-    const closed = promised<number>();
-    const asked = new RequestQueue(
-      (text) => socket.send(text),
-      timing.requestMs,
-      setTimer,
-      () => watch.end("receipts were not answered"),
-    );
-    let isHeard = false;
-    const hear = (text: string): void => {
-      const value = objectOf(text, parse);
-      const { pere, ...body } = value;
-      if (pere === "receipts" || pere === "error") asked.answer(pere, body);
-      else if (typeof pere === "string") {
-        this.#own(pere, body);
-        if (pere === "ready") this.#openSocket(body, asked);
-        if (pere === "bye") this.#byeFromSocket(body.reason);
-        this.#moveOnSocket(body);
-      } else if (this.#isReady) this.#takeFromSocket(this.#entry(text, value));
-      else throw foreign();
-    };
-    socket.onerror = () => {};
-    socket.onclose = ({ code }: { code: number }) => closed.resolve(code);
-    socket.onmessage = ({ data }: { data: unknown }) => {
-      if (watch.why !== null) return;
-      isHeard = true;
-      watch.allow(timing.silentMs);
-      try {
-        hear(String(data));
-      } catch (error) {
-        return watch.end(error instanceof Blocked ? error : new Blocked(sentenceOf(error)));
-      }
-      this.#heard(watch);
-      this.#taker.changed();
-      // A socket can't be left unread: it is closed, and opened again when there is room.
-      if (this.#taker.room()) watch.end("there is no room");
-    };
-    watch.signal.addEventListener("abort", () => closed.resolve(0));
-    // The browser keeps pings to itself; receipts that are none are answered like any.
-    const beatMs = timing.silentMs * 0.375;
-    const beat = (): void => {
-      // A feed of receipts takes none and says so, which is a sign of life as well; only on a device's feed is that an answer to be waited for.
-      if (this.#path === "feedback") isHeard && socket.send("[]");
-      else if (this.#ask && !asked.isBusy) void asked.ask("[]", []).catch(() => {});
-      stopBeat = setTimer(beat, beatMs);
-    };
-    let stopBeat = setTimer(beat, beatMs);
-    const stopRenewal = this.#renewal(socket);
-    const stopReturn = setTimer(() => watch.end("back to SSE"), this.#againAt - this.#line.monotonic());
-    try {
-      const code = await closed.promise;
-      if (watch.why instanceof Blocked) throw watch.why;
-      if (watch.why !== null) return null;
-      if (!isHeard) throw new Blocked("no WebSocket could be opened");
-      return new Trouble(`the socket was closed with ${code}`);
+      return await socket.follow();
     } finally {
-      this.#ask = null;
-      stopBeat();
-      stopReturn();
-      stopRenewal();
-      asked.fail("the socket is gone");
-      socket.onmessage = null;
-      try {
-        socket.close(1000);
-      } catch {
-        // It was never open.
-      }
+      stop();
     }
-  }
-
-  /** Before a socket's token ends, a fresh one is sent by it. An event stream can't be told: it ends, and is opened anew. @returns ends the waiting */
-  #renewal(socket: SocketLike): () => void {
-    const { dueMs } = this.#line;
-    if (!Number.isFinite(dueMs)) return () => {};
-    const renew = async (): Promise<void> => {
-      try {
-        socket.send(JSON.stringify({ pere: "token", token: await this.#line.token() }));
-        stop = this.#renewal(socket);
-      } catch {
-        // It is asked for again when the feed has ended.
-      }
-    };
-    let stop = this.#line.setTimer(() => void renew(), dueMs);
-    return () => stop();
-  }
-
-  #openSocket({ channels }: Record<string, unknown>, asked: RequestQueue): void {
-    this.#positions = { ...(channels as Record<string, string>) };
-    this.last = Object.values(this.#positions).join(".");
-    this.#ask = (text, events) => asked.ask(text, events);
-  }
-
-  #takeFromSocket(value: Record<string, unknown>): void {
-    this.#taker.take(value);
-    this.#moveOnSocket(value);
-  }
-
-  #moveOnSocket({ channel, id }: Record<string, unknown>): void {
-    // A reminder is an event of before: it moves no position back.
-    if (typeof channel !== "string" || typeof id !== "string" || !isAhead(id, this.#positions[channel])) return;
-    this.#positions[channel] = id;
-    this.last = Object.values(this.#positions).join(".");
-  }
-
-  #byeFromSocket(reason: unknown): void {
-    this.#isTold = true;
-    this.#retryMs = this.#between(BYE_MS.get(reason) ?? RETRY_MS);
   }
 
   // ---------------------------------------------------------------------------------------------------------- long-poll
 
-  async #polls(watch: Watch): Promise<Trouble | null> {
-    const { timing, monotonic } = this.#line;
-    // Each poll has its own limit.
-    watch.allow(Number.POSITIVE_INFINITY);
-    for (let wait = 0; ; wait = Math.min(POLL_SECONDS, Math.max(1, Math.ceil((this.#againAt - monotonic()) / 1000)))) {
-      if (this.#taker.room() || (this.#isReady && monotonic() >= this.#againAt)) return null;
-      const text = await this.#line.ask(
+  async #followPolls(watchdog: Watchdog): Promise<null> {
+    const { timing, monotonic, parse } = this.#service;
+    // Each poll has its own time limit.
+    watchdog.setLimit(Number.POSITIVE_INFINITY);
+    for (
+      let wait = 0;
+      ;
+      wait = Math.min(POLL_SECONDS, Math.max(1, Math.ceil((this.#sseRetryAt - monotonic()) / 1000)))
+    ) {
+      if (this.#handler.room() || (this.#isReady && monotonic() >= this.#sseRetryAt)) return null;
+      const text = await this.#service.ask(
         this.#address({ wait: String(wait) }),
         { headers: { Accept: "application/json" }, cache: "no-store" },
-        watch.signal,
+        watchdog.signal,
         wait * 1000 + timing.requestMs,
       );
-      const { entries, gaps, complete, last } = this.#pollOf(text);
+      const { entries, gaps, complete, last } = pollOf(this.#log, text, this.#channels, parse);
       if (!this.#isReady) {
-        this.#connected();
-        this.#taker.own("ready", {});
+        this.#ready();
+        this.#handler.control("ready", {});
       }
-      this.#heard(watch);
-      for (const gap of gaps) this.#own("gap", gap);
-      for (const entry of entries) this.#taker.take(entry);
-      for (const event of complete) this.#own("complete", event);
+      this.#heard(watchdog);
+      for (const gap of gaps) this.#control("gap", gap);
+      for (const entry of entries) this.#handler.entry(entry);
+      for (const event of complete) this.#control("complete", event);
       this.last = last;
-      this.#taker.changed();
+      this.#handler.changed();
     }
-  }
-
-  /** What a long-poll brought; all of it is looked at before any is taken. @throws Blocked: it is another one's answer */
-  #pollOf(text: string) {
-    const { events, last, gaps = [], complete = [] } = objectOf(text, this.#line.parse);
-    const lists = [events, gaps, complete].every(Array.isArray);
-    if (
-      !lists ||
-      typeof last !== "string" ||
-      !/^[!-~]*$/.test(last) ||
-      ![...(gaps as unknown[]), ...(complete as unknown[])].every(isObject)
-    )
-      throw foreign();
-    const texts = partsOf(partsOf(text).get("events") ?? "[]");
-    return {
-      entries: (events as unknown[]).map((value, index) => this.#entry(texts.get(String(index)) ?? "", value)),
-      gaps: gaps as Record<string, unknown>[],
-      complete: complete as Record<string, unknown>[],
-      last,
-    };
   }
 }

@@ -4,24 +4,17 @@
  * A named device that starts sends no position: the service sends every event that the device has not finished. The device remembers only which events
  * it has finished, until the service has those receipts too.
  */
-import { Feed, WAITING_MAX } from "./feed.ts";
-import { type Kept, keptOf } from "./kept.ts";
+import { DeviceState } from "./device-state.ts";
+import { messageOf, messageWithCauses } from "./errors.ts";
+import { EventQueue } from "./event-queue.ts";
+import { Feed } from "./feed.ts";
 import type { Gap, PushedEvent, Receipt, Word } from "./model.ts";
 import { detailOf, Outbox } from "./outbox.ts";
 import { claimsOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { type Observable, type Status, StatusSignal } from "./status.ts";
 import type { DeviceStorage } from "./storage.ts";
-import { call, jitterMs, type Promised, promised, Sleep } from "./timing.ts";
-import { messageOf, sentenceOf } from "./trouble.ts";
-import { jsonOf } from "./values.ts";
-
-/** Finished events that are remembered after the service has their receipts. It gives those to nobody again, so the last ones are enough. */
-const SETTLED_MAX = 2_000;
-
-/** A tab that waits for its turn is shown to be elsewhere after this, and asks the leading tab for a sign of life as often. */
-const ELSEWHERE_MS = 250;
-
-const QUESTION_MS = 2_000;
+import { openTabs, tabLocks, type Tabs } from "./tabs.ts";
+import { aborted, call, deferred, jitterMs, Sleep } from "./timing.ts";
 
 /** What `onEvent` can use besides returning or throwing. */
 export interface Context {
@@ -41,10 +34,10 @@ export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   readonly device?: string | undefined;
   /**
    * Handles an event. `received` is sent before the call, `done` when it returns (the returned value is the detail), `failed` when it throws (the
-   * error's message is the detail). It may take as long as it likes, such as until somebody presses a button.
+   * error's message is the detail). It may take any time, such as until somebody presses a button.
    */
   readonly onEvent: (event: PushedEvent<Data>, context: Context) => unknown;
-  /** How many events may be open at once. The default is 1: one after the other, in their channel's order. */
+  /** How many events may be open at once. The default is 1: one after the other, in the order of their channel. */
   readonly concurrency?: number | undefined;
   /** Where a device that is not yet enrolled starts. The service's default is `now`. */
   readonly since?: "now" | "earliest" | (string & {}) | undefined;
@@ -66,7 +59,7 @@ export interface ListenOptions<Data = unknown> extends ConnectionOptions {
 
 export interface Listener {
   status(): Observable<Status>;
-  /** Resolves when it has ended. @throws PereError when the service said no for good */
+  /** Resolves when the listener has ended. @throws PereError when the service refused for good */
   readonly closed: Promise<void>;
   /** Ends the listener, as the signal does. No new event starts; open events and unsent receipts have `flushMs` to finish. */
   close(): Promise<void>;
@@ -82,112 +75,88 @@ export function listen<Data = unknown>(options: ListenOptions<Data>): Listener {
   return new Device(options as ListenOptions);
 }
 
-/** What tabs of one device say to each other. */
-interface TabMessage {
-  readonly status?: Status;
-  readonly event?: PushedEvent;
-  /** An event, as JSON. */
-  readonly text?: string;
-  /** Who leads is to say how it is. */
-  readonly question?: true;
-}
-
-/** What is known of an event that has come: it waits or is open, or this was its final word. */
-type Known = "open" | Pick<Receipt, "status" | "detail">;
-
 class Device implements Listener {
   readonly closed: Promise<void>;
   readonly #options: ListenOptions;
-  readonly #line: ServiceClient;
+  readonly #service: ServiceClient;
   readonly #feed: Feed;
   readonly #outbox: Outbox;
+  readonly #state: DeviceState;
   readonly #channels: readonly string[];
   readonly #status: StatusSignal;
-  readonly #concurrency: number;
-  /** Aborted when it is to end; `#over` when it has. */
+  readonly #queue: EventQueue;
+  /** Aborted when the listener is to end; `#ended` when it has. */
   readonly #ending = new AbortController();
-  readonly #over = new AbortController();
-  /** Aborted when the connection is not here: at the end, and when another tab has it. */
-  #term = new AbortController();
-  readonly #known = new Map<string, Known>();
-  readonly #settled: string[] = [];
-  readonly #nap: Sleep;
-  #name = "";
+  readonly #ended = new AbortController();
+  /** Aborted when this listener is not to use the connection any more: it ends, or another tab has the connection. */
+  #connection: AbortSignal = this.#ending.signal;
+  readonly #sleep: Sleep;
   #device: string | null;
   #isAnonymous: boolean;
-  #waiting: PushedEvent[] = [];
-  #open = 0;
-  #room: Promised<void> | null = null;
   #idle: (() => void)[] = [];
-  #saving: Promise<void> | null = null;
-  #isDirty = false;
-  #trouble: string | null = null;
+  #error: string | null = null;
   #isElsewhere = false;
   #isClosed = false;
-  #last = "";
-  #isTelling = false;
-  #tabs: BroadcastChannel | null = null;
-  /** By what tabs agree on who has the connection; null: they don't. */
-  #locks: LockManager | null = null;
-  /** What the leading tab was asked since it gave a sign of life, and when that was. */
-  #questions = 0;
-  #leaderHeardAt = 0;
-  /** Ends the waiting for the turn, to take it. */
-  #toTake: (() => void) | null = null;
-  /** There while the page is frozen. */
-  #frozen: Promised<void> | null = null;
+  #willShowStatus = false;
+  /** Null: the connection is not shared. */
+  #tabs: Tabs | null = null;
 
   constructor(options: ListenOptions) {
     checkOptions(options);
+    const { device, since, token, signal } = options;
     this.#options = options;
-    this.#line = new ServiceClient(options);
-    this.#nap = new Sleep(this.#line.setTimer);
+    this.#service = new ServiceClient(options);
+    this.#sleep = new Sleep(this.#service.setTimer);
     this.#channels = typeof options.channels === "string" ? options.channels.split(",") : options.channels;
-    this.#concurrency = Math.max(1, options.concurrency ?? 1);
-    this.#device = options.device ?? null;
-    this.#isAnonymous = options.device === undefined && options.token === undefined;
-    this.#feed = new Feed(
-      this.#line,
-      "feed",
-      this.#channels,
-      {
-        ...(options.device === undefined ? {} : { device: options.device }),
-        ...(options.since === undefined ? {} : { since: options.since }),
+    this.#device = device ?? null;
+    this.#isAnonymous = device === undefined && token === undefined;
+    const query = { ...(device === undefined ? {} : { device }), ...(since === undefined ? {} : { since }) };
+    this.#feed = new Feed(this.#service, "feed", this.#channels, query, "", {
+      entry: (value) => this.#receive(value as unknown as PushedEvent),
+      control: (name, body) => this.#control(name, body),
+      room: () => this.#queue.room(),
+      changed: () => this.#changed(),
+    });
+    this.#queue = new EventQueue(Math.max(1, options.concurrency ?? 1), {
+      canStart: () => !this.#connection.aborted,
+      handle: (event) => this.#handle(event),
+      changed: () => this.#changed(),
+      handled: () => this.#wakeIdle(),
+    });
+    this.#state = new DeviceState(options.storage, {
+      receipts: () => this.#outbox.receipts,
+      position: () => (this.#isAnonymous && this.#queue.waiting + this.#queue.open === 0 ? this.#feed.last : null),
+      failed: (why) => {
+        this.#error = why;
+        this.#service.report(why);
+        this.#changed();
       },
-      "",
-      {
-        take: (value) => this.#take(value as unknown as PushedEvent),
-        own: (name, body) => this.#own(name, body),
-        room: () => this.#hasRoom(),
-        changed: () => this.#changed(),
-      },
-    );
+    });
     this.#outbox = new Outbox(
-      this.#line,
+      this.#service,
       this.#feed,
       {
-        device: options.device,
+        device,
         save: () => this.#save(),
-        settle: (event) => this.#settle(event),
-        trouble: (why) => void (this.#trouble = why),
+        settle: (event) => this.#state.settle(event),
+        error: (why) => void (this.#error = why),
         changed: () => this.#changed(),
-        idle: () => this.#isIdle(),
+        idle: () => this.#wakeIdle(),
         accepted: (receipt) => call(() => options.onReceipt?.(receipt)),
         rejected: (receipt, reason) => call(() => options.onRejected?.(receipt, reason)),
       },
       {
-        ending: this.#ending.signal,
-        over: this.#over.signal,
-        isKnown: options.device === undefined || options.token !== undefined,
+        closing: this.#ending.signal,
+        closed: this.#ended.signal,
+        isIdentified: device === undefined || token !== undefined,
       },
     );
     this.#status = new StatusSignal(this.#snapshot());
     const end = (): void => void this.close();
-    if (options.signal?.aborted) end();
-    options.signal?.addEventListener("abort", end);
-    this.closed = this.#run().finally(() => options.signal?.removeEventListener("abort", end));
-    // Whoever does not ask how it ended is not told by a crash.
-    this.closed.catch(() => {});
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end);
+    this.closed = this.#run().finally(() => signal?.removeEventListener("abort", end));
+    this.closed.catch(() => {}); // An application that does not wait for it is not ended by its rejection.
   }
 
   status(): Observable<Status> {
@@ -199,249 +168,124 @@ class Device implements Listener {
     return this.closed;
   }
 
-  // -------------------------------------------------------------------------------------------------------- from start to end
-
   take(): void {
-    this.#toTake?.();
+    this.#tabs?.takeOver();
   }
+
+  // -------------------------------------------------------------------------------------------------------- from start to end
 
   async #run(): Promise<void> {
     const online = (): void => {
-      this.#feed.hurry();
-      this.#nap.wake();
-      this.#outbox.hurry();
+      this.#feed.retryNow();
+      this.#sleep.wake();
+      this.#outbox.retryNow();
     };
-    const offline = (): void => this.#feed.doubt();
-    const end = (): void => this.#term.abort();
+    const offline = (): void => this.#feed.reopen();
     globalThis.addEventListener?.("online", online);
     globalThis.addEventListener?.("offline", offline);
-    this.#ending.signal.addEventListener("abort", end);
-    if (this.#ending.signal.aborted) end();
-    this.#locks = this.#tabLocks();
+    const { share = true } = this.#options;
+    const locks = share && !this.#isAnonymous ? tabLocks() : null;
     try {
-      await this.#named();
-      await (this.#locks && this.#openTabs() ? this.#share(this.#locks) : this.#lead());
+      const name = await this.#nameOf(locks !== null);
+      this.#state.name = name;
+      this.#tabs = locks && this.#openTabs(name, locks);
+      if (this.#tabs) {
+        await this.#tabs.run(this.#ending.signal);
+        await this.#flush();
+      } else await this.#lead(this.#ending.signal);
     } catch (error) {
-      this.#trouble = sentenceOf(error);
+      this.#error = messageWithCauses(error);
       throw error;
     } finally {
       globalThis.removeEventListener?.("online", online);
       globalThis.removeEventListener?.("offline", offline);
-      this.#over.abort();
+      this.#ended.abort();
       this.#ending.abort();
       this.#isClosed = true;
-      this.#tell();
+      this.#showStatus();
       this.#tabs?.close();
     }
   }
 
-  /** Finds what it is called in storage and among tabs; where its token names it, that must be had first. */
-  async #named(): Promise<void> {
+  /** The listener's name in the storage and among tabs. If its token names the device, the token is needed first. */
+  async #nameOf(isShared: boolean): Promise<string> {
     const { device, token, storage, url } = this.#options;
     let name = device ?? "";
-    const isTokens = device === undefined && token !== undefined && (storage !== undefined || this.#locks !== null);
-    for (let failures = 1; isTokens && !this.#ending.signal.aborted; failures++)
+    const isInToken = device === undefined && token !== undefined && (storage !== undefined || isShared);
+    for (let failures = 1; isInToken && !this.#ending.signal.aborted; failures++)
       try {
-        const { sub } = claimsOf(await this.#line.token());
+        const { sub } = claimsOf(await this.#service.token());
         if (typeof sub === "string") this.#device = name = sub;
         break;
       } catch (error) {
-        this.#trouble = sentenceOf(error);
+        this.#error = messageWithCauses(error);
         this.#changed();
-        await this.#nap.sleep(this.#pauseMs(failures), this.#ending.signal);
+        const pauseMs = jitterMs(this.#service.random, failures, 500, this.#service.timing.pauseMsMax);
+        await this.#sleep.sleep(pauseMs, this.#ending.signal);
       }
-    this.#trouble = null;
-    this.#name = `pere ${url.replace(/\/+$/, "")} ${[...this.#channels].sort().join(",")} ${name}`;
+    this.#error = null;
+    return `pere ${url.replace(/\/+$/, "")} ${[...this.#channels].sort().join(",")} ${name}`;
   }
 
-  /** The connection is here, until the end or until another tab has it. */
-  async #lead(): Promise<void> {
+  #openTabs(name: string, locks: LockManager): Tabs | null {
+    return openTabs(name, locks, this.#service, {
+      isElsewhere: () => this.#isElsewhere,
+      wait: () => void (this.#isElsewhere = true),
+      lead: (signal) => this.#lead(signal),
+      sendStatus: () => this.#showStatus(),
+      showStatus: (status) => void this.#status.set({ ...(status ?? this.#snapshot()), isElsewhere: true }),
+      showEvent: (event) => call(() => this.#options.onElsewhere?.(event)),
+    });
+  }
+
+  /** Follows the feed until the signal is aborted: at the end, or when another tab takes the connection. */
+  async #lead(signal: AbortSignal): Promise<void> {
+    this.#connection = signal;
     this.#isElsewhere = false;
-    await this.#recall();
+    for (const receipt of await this.#state.load()) this.#outbox.add(receipt);
     if (this.#outbox.receipts.length > 0) this.#outbox.send();
-    this.#feed.last = this.#last;
-    this.#tell();
+    this.#feed.last = this.#state.last;
+    this.#showStatus();
     try {
-      await this.#feed.run(this.#term.signal);
+      await this.#feed.run(signal);
     } catch (error) {
-      // What it can't be told now is kept.
+      // Receipts that were not sent stay in the storage.
       this.#ending.abort();
-      this.#giveUp();
+      this.#dropWaiting();
       await this.#save();
       throw error;
     }
-    if (this.#ending.signal.aborted) return this.#finish();
-    // What was finished goes on being told; what was not comes again, in the other tab.
+    if (this.#ending.signal.aborted) return this.#flush();
+    // This tab still sends the receipts of finished events. The others come again, in the other tab.
     this.#isElsewhere = true;
-    this.#giveUp();
+    this.#dropWaiting();
   }
 
-  /** No new event is begun; what is open and what is unsent has `flushMs`. */
-  async #finish(): Promise<void> {
-    this.#giveUp();
-    const stop = this.#line.setTimer(() => this.#over.abort(), this.#line.timing.flushMs);
-    this.#outbox.finish();
-    const over = promised();
-    this.#over.signal.addEventListener("abort", () => over.resolve());
-    while (!this.#over.signal.aborted && (this.#open > 0 || this.#outbox.receipts.length > 0)) {
-      const idle = promised();
+  /** Starts no new event. Open events and unsent receipts have `flushMs` to finish. */
+  async #flush(): Promise<void> {
+    this.#dropWaiting();
+    const stop = this.#service.setTimer(() => this.#ended.abort(), this.#service.timing.flushMs);
+    this.#outbox.flush();
+    const ended = aborted(this.#ended.signal);
+    while (!this.#ended.signal.aborted && (this.#queue.open > 0 || this.#outbox.receipts.length > 0)) {
+      const idle = deferred();
       this.#idle.push(idle.resolve);
-      await Promise.race([idle.promise, over.promise]);
+      await Promise.race([idle.promise, ended]);
     }
     stop();
-    this.#over.abort();
+    this.#ended.abort();
     await this.#save();
   }
 
-  /** What was not begun comes again, next time. */
-  #giveUp(): void {
-    for (const { id } of this.#waiting) this.#known.delete(id);
-    this.#waiting = [];
-    this.#makeRoom();
+  /** Forgets the events that were not started: the service sends them again next time. */
+  #dropWaiting(): void {
+    for (const { id } of this.#queue.clear()) this.#state.forget(id);
   }
 
-  #pauseMs(failures: number): number {
-    return jitterMs(this.#line.random, failures, 500, this.#line.timing.pauseMsMax);
-  }
-
-  // -------------------------------------------------------------------------------------------------------------------- tabs
-
-  /** What tabs would agree by; null: they need not, or this browser can't. */
-  #tabLocks(): LockManager | null {
-    const { share = true } = this.#options;
-    if (!share || this.#isAnonymous || typeof document === "undefined") return null;
-    try {
-      return navigator.locks ?? null;
-    } catch {
-      return null;
-    }
-  }
-
-  /** Tabs hear each other from now on. @returns false: this browser does not let them */
-  #openTabs(): boolean {
-    try {
-      this.#tabs = new BroadcastChannel(this.#name);
-    } catch {
-      return false;
-    }
-    this.#tabs.onmessage = ({ data }: MessageEvent<TabMessage>) => {
-      if (!this.#isElsewhere) return void (data.question && this.#tell());
-      if (data.status && data.status.state !== "closed") {
-        this.#questions = 0;
-        this.#leaderHeardAt = this.#line.monotonic();
-        this.#status.set({ ...data.status, isElsewhere: true });
-      }
-      const event = data.event ?? (data.text === undefined ? undefined : jsonOf(data.text, this.#line.parse));
-      if (event) call(() => this.#options.onElsewhere?.(event as PushedEvent));
-    };
-    return true;
-  }
-
-  /** Says something to the other tabs. @returns whether it could be */
-  #say(message: TabMessage): boolean {
-    try {
-      this.#tabs?.postMessage(message);
-      return true;
-    } catch {
-      return false;
-    }
-  }
-
-  /** One tab leads; the others hear of it what it sees, and one of them follows when it ends, is frozen, or shows no sign of life. */
-  async #share(locks: LockManager): Promise<void> {
-    const freeze = (): void => {
-      this.#frozen ??= promised();
-      this.#term.abort();
-    };
-    const resume = (): void => {
-      this.#frozen?.resolve();
-      this.#frozen = null;
-    };
-    document.addEventListener("freeze", freeze);
-    document.addEventListener("resume", resume);
-    this.#ending.signal.addEventListener("abort", resume);
-    try {
-      let isTaking = false;
-      while (!this.#ending.signal.aborted) {
-        await this.#frozen?.promise;
-        this.#term = new AbortController();
-        isTaking = await this.#turn(locks, isTaking);
-      }
-      await this.#finish();
-    } finally {
-      document.removeEventListener("freeze", freeze);
-      document.removeEventListener("resume", resume);
-    }
-  }
-
-  /**
-   * Waits for the turn and leads, until the end or until another tab has taken it; or waits until the turn is to be taken.
-   * @param isTaking it is taken from whoever has it @returns whether it is to be taken next
-   */
-  async #turn(locks: LockManager, isTaking: boolean): Promise<boolean> {
-    const waiting = new AbortController();
-    const stop = (): void => waiting.abort();
-    let leading: Promise<unknown> | null = null;
-    let isToTake = false;
-    const lead = (): Promise<unknown> => {
-      stopWaiting();
-      leading = this.#lead().then(
-        () => null,
-        (error: unknown) => ({ error }),
-      );
-      return leading;
-    };
-    const stopWaiting = this.#waitElsewhere(() => {
-      isToTake = true;
-      stop();
-    });
-    this.#term.signal.addEventListener("abort", stop);
-    if (this.#ending.signal.aborted) this.#term.abort();
-    try {
-      await locks.request(this.#name, isTaking ? { steal: true } : { signal: waiting.signal }, lead);
-    } catch {
-      // Another tab has taken the turn, this one is to take it or to end; or the browser gives no locks, and nobody shares.
-      if (leading === null && !waiting.signal.aborted) void lead();
-      else this.#term.abort();
-    } finally {
-      stopWaiting();
-    }
-    const failure = (await leading) as { error: unknown } | null;
-    if (failure) throw failure.error;
-    return isToTake;
-  }
-
-  /** Asks the leading tab for a sign of life, now and then. @param take called when there is none, or when this tab is told to @returns ends it */
-  #waitElsewhere(take: () => void): () => void {
-    const { setTimer, timing, monotonic } = this.#line;
-    this.#questions = 0;
-    this.#leaderHeardAt = monotonic();
-    this.#isElsewhere = true;
-    this.#toTake = take;
-    const ask = (): void => {
-      // A tab that nobody sees is seldom given time: what counts is that several questions had none.
-      if (this.#questions > 2 && monotonic() - this.#leaderHeardAt > timing.leaderMs) return take();
-      this.#questions++;
-      this.#say({ question: true });
-      stopAsking = setTimer(ask, Math.min(QUESTION_MS, timing.leaderMs / 4));
-    };
-    let stopAsking = setTimer(ask, 0);
-    const stopShowing = setTimer(
-      () => this.#questions > 0 && this.#status.set({ ...this.#snapshot(), isElsewhere: true }),
-      ELSEWHERE_MS,
-    );
-    return () => {
-      this.#toTake = null;
-      stopAsking();
-      stopShowing();
-    };
-  }
-
-  /** The other tabs see an event that is worked on here. What `parse` made may be nothing that can be handed over; its text can. */
-  #showTabs(event: PushedEvent): void {
-    if (this.#tabs === null || this.#say({ event })) return;
-    const { data: _, ...rest } = event;
-    this.#say({ text: `${JSON.stringify(rest).slice(0, -1)},"data":${event.text}}` });
+  #save(): Promise<void> {
+    // The tab that has the connection now stores the state; this one must not overwrite it.
+    const isLost = this.#isElsewhere || (this.#connection.aborted && !this.#ending.signal.aborted);
+    return this.#tabs && isLost ? Promise.resolve() : this.#state.save();
   }
 
   // ------------------------------------------------------------------------------------------------------------------ status
@@ -453,205 +297,115 @@ class Device implements Listener {
       transport,
       device: this.#device,
       isElsewhere: this.#isElsewhere,
-      waiting: this.#waiting.length,
-      open: this.#open,
+      waiting: this.#queue.waiting,
+      open: this.#queue.open,
       unsent: this.#outbox.receipts.length,
       rejected: this.#outbox.rejected,
       heardAt,
       retryAt,
-      error: this.#trouble ?? error,
+      error: this.#error ?? error,
     };
   }
 
-  /** Something changed; it is told once for all that changes in this turn. */
+  /** Shows the status once for all changes in this turn of the event loop. */
   #changed(): void {
-    if (this.#isTelling || this.#isClosed) return;
-    this.#isTelling = true;
+    if (this.#willShowStatus || this.#isClosed) return;
+    this.#willShowStatus = true;
     queueMicrotask(() => {
-      this.#isTelling = false;
-      this.#tell();
+      this.#willShowStatus = false;
+      this.#showStatus();
     });
   }
 
-  #tell(): void {
+  #showStatus(): void {
     if (this.#isElsewhere && !this.#isClosed) return;
     const status = this.#snapshot();
     this.#status.set(status);
-    if (!this.#isElsewhere) this.#say({ status });
+    if (!this.#isElsewhere) this.#tabs?.sendStatus(status);
   }
 
   // ------------------------------------------------------------------------------------------------------------------ events
 
-  #own(name: string, body: Record<string, unknown>): void {
-    if (name === "ready") this.#outbox.hurry();
-    if (name === "ready" && "device" in body) {
-      // A token says who its bearer is.
-      this.#device = typeof body.device === "string" ? body.device : null;
-      this.#isAnonymous = this.#device === null;
-    }
-    if (name === "ready") this.#meet(body);
+  #control(name: string, body: Record<string, unknown>): void {
+    if (name === "ready") this.#ready(body);
     if (name === "gap") call(() => this.#options.onGap?.(body as unknown as Gap));
   }
 
-  /** The service said whom it takes this for; before that, and to another one, no receipt is given. A long-poll does not say. */
-  #meet({ device }: Record<string, unknown>): void {
-    const wanted = this.#options.device;
-    if (this.#options.token === undefined && wanted !== undefined) {
-      this.#outbox.isKnown = device === undefined || device === wanted;
-      if (!this.#outbox.isKnown) this.#trouble = `receipts wait: the service takes this device for ${String(device)}`;
+  /** The service is connected, and says as which device; over long-polling it does not say. */
+  #ready(body: Record<string, unknown>): void {
+    this.#outbox.retryNow();
+    const { device } = body;
+    if ("device" in body) {
+      this.#device = typeof device === "string" ? device : null;
+      this.#isAnonymous = this.#device === null;
+    }
+    const { device: name, token } = this.#options;
+    if (token === undefined && name !== undefined) {
+      const isIdentified = device === undefined || device === name;
+      this.#outbox.isIdentified = isIdentified;
+      if (!isIdentified)
+        this.#error = `receipts are not sent: the service takes this device for ${String(device)}, not ${name}; log in as ${name}`;
     }
     if (this.#outbox.receipts.length > 0) this.#outbox.send();
   }
 
-  #take(event: PushedEvent): void {
-    if (this.#term.signal.aborted) return;
-    const known = this.#known.get(event.id);
-    if (known === "open") return;
-    if (known) {
-      // It comes again although it was finished: the service has not its final word, which may be on its way.
-      if (!this.#outbox.receipts.some((receipt) => receipt.event === event.id && receipt.status === known.status))
-        this.#give(event, known.status, known.detail);
+  #receive(event: PushedEvent): void {
+    if (this.#connection.aborted) return;
+    const state = this.#state.get(event.id);
+    if (state === "open") return;
+    if (state) {
+      // It was finished and comes again: the service does not have its final receipt, unless that is on its way.
+      if (!this.#outbox.receipts.some((receipt) => receipt.event === event.id && receipt.status === state.status))
+        this.#addReceipt(event, state.status, state.detail);
       return;
     }
-    this.#known.set(event.id, "open");
-    this.#waiting.push(event);
-    this.#give(event, "received");
-    this.#showTabs(event);
-    this.#begin();
+    this.#state.set(event.id, "open");
+    this.#queue.add(event);
+    this.#addReceipt(event, "received");
+    this.#tabs?.sendEvent(event);
+    this.#queue.start();
   }
 
-  #begin(): void {
-    while (this.#open < this.#concurrency && this.#waiting.length > 0 && !this.#term.signal.aborted) {
-      this.#open++;
-      void this.#work(this.#waiting.shift()!);
-    }
-    if (this.#waiting.length <= WAITING_MAX / 2) this.#makeRoom();
-    this.#changed();
-  }
-
-  async #work(event: PushedEvent): Promise<void> {
-    const { signal } = this.#term;
+  async #handle(event: PushedEvent): Promise<void> {
+    const signal = this.#connection;
     const context: Context = {
       signal,
-      working: (detail) => void (this.#known.get(event.id) === "open" && this.#give(event, "working", detail)),
+      working: (detail) => void (this.#state.get(event.id) === "open" && this.#addReceipt(event, "working", detail)),
     };
-    let [word, detail]: [Word | null, unknown] = ["done", undefined];
+    let [status, detail]: [Word | null, unknown] = ["done", undefined];
     try {
       detail = await this.#options.onEvent(event, context);
     } catch (error) {
-      // What is broken off by the end is not failed: it comes again.
-      [word, detail] = [signal.aborted ? null : "failed", messageOf(error) || undefined];
+      // An event that was interrupted by the end has not failed: it comes again.
+      [status, detail] = [signal.aborted ? null : "failed", messageOf(error) || undefined];
     }
-    if (word === null) this.#known.delete(event.id);
-    else this.#give(event, word, detail);
-    // The next one is not begun before this one's end is written down: after a kill no more than `concurrency` come again.
+    if (status === null) this.#state.forget(event.id);
+    else this.#addReceipt(event, status, detail);
+    // The outcome is stored before the next event starts, so that after a crash no more than `concurrency` events come again.
     await this.#save();
-    this.#open--;
-    this.#begin();
-    this.#isIdle();
   }
 
-  #isIdle(): void {
+  #wakeIdle(): void {
     for (const resolve of this.#idle.splice(0)) resolve();
   }
 
-  #hasRoom(): Promise<void> | null {
-    if (this.#waiting.length < WAITING_MAX || this.#term.signal.aborted) return null;
-    this.#room ??= promised();
-    return this.#room.promise;
-  }
-
-  #makeRoom(): void {
-    this.#room?.resolve();
-    this.#room = null;
-  }
-
-  // ---------------------------------------------------------------------------------------------------------------- receipts
-
-  #give({ id, channel }: PushedEvent, status: Word, result?: unknown): void {
+  #addReceipt({ id, channel }: PushedEvent, status: Word, result?: unknown): void {
     const detail = detailOf(result);
     const isFinal = status === "done" || status === "failed";
-    if (isFinal) this.#known.set(id, { status, detail });
+    if (isFinal) this.#state.set(id, { status, detail });
     if (this.#isAnonymous) {
-      if (isFinal) this.#settle(id);
+      if (isFinal) this.#state.settle(id);
     } else {
-      const at = new Date(this.#line.now()).toISOString();
+      const at = new Date(this.#service.now()).toISOString();
       this.#outbox.add({ event: id, channel, status, ...(detail === undefined ? {} : { detail }), at });
       this.#outbox.send();
     }
     void this.#save();
     this.#changed();
   }
-
-  /** The service has the event's final receipt: it need not be remembered for ever. */
-  #settle(id: string): void {
-    this.#settled.push(id);
-    if (this.#settled.length > SETTLED_MAX) this.#known.delete(this.#settled.shift()!);
-  }
-
-  // ----------------------------------------------------------------------------------------------------------------- storage
-
-  async #recall(): Promise<void> {
-    const { storage } = this.#options;
-    if (!storage) return;
-    let kept: unknown;
-    try {
-      kept = jsonOf((await storage.get(this.#name)) ?? "null");
-    } catch (error) {
-      // Nothing may be put in the place of what can't be read now.
-      throw new Error(`what was kept can't be read: ${sentenceOf(error)}`, { cause: error });
-    }
-    const { settled, outbox, last } = keptOf(kept);
-    for (const [id, status] of settled) {
-      if (this.#known.has(id)) continue;
-      this.#known.set(id, { status });
-      this.#settle(id);
-    }
-    const isThere = new Set(this.#outbox.receipts.map(({ event, status }) => `${event} ${status}`));
-    for (const receipt of outbox) {
-      const { event, status, detail } = receipt;
-      if (isThere.has(`${event} ${status}`)) continue;
-      if (status === "done" || status === "failed") this.#known.set(event, { status, detail });
-      this.#outbox.add(receipt); // One by one: there may be more than one call takes.
-    }
-    this.#last = last;
-  }
-
-  /** Keeps what must survive. Resolves when all that was there at the call is kept, or could not be. */
-  async #save(): Promise<void> {
-    // What another tab keeps is not written over.
-    const isLost = this.#isElsewhere || (this.#term.signal.aborted && !this.#ending.signal.aborted);
-    if (!this.#options.storage || (this.#tabs && isLost)) return;
-    this.#isDirty = true;
-    this.#saving ??= this.#saveAll();
-    await this.#saving;
-  }
-
-  async #saveAll(): Promise<void> {
-    // All that is given in this turn is written at once.
-    await null;
-    while (this.#isDirty) {
-      this.#isDirty = false;
-      // Where nothing waits and nothing is open, all before the feed's position is done.
-      if (this.#isAnonymous && this.#waiting.length === 0 && this.#open === 0) this.#last = this.#feed.last;
-      const settled = this.#settled.flatMap((id) => {
-        const known = this.#known.get(id);
-        return known && known !== "open" ? [[id, known.status] as const] : [];
-      });
-      const kept: Kept = { version: 1, settled, outbox: this.#outbox.receipts, last: this.#last };
-      try {
-        await this.#options.storage!.set(this.#name, JSON.stringify(kept));
-      } catch (error) {
-        this.#trouble = `nothing can be kept: ${sentenceOf(error)}`;
-        this.#line.trouble(this.#trouble);
-        this.#changed();
-      }
-    }
-    this.#saving = null;
-  }
 }
 
-/** @throws TypeError for an option that would fail every event, work on none, or follow as nobody */
+/** @throws TypeError for an option with which no event could be handled, or no device followed */
 function checkOptions({ onEvent, device, concurrency = 1 }: ListenOptions): void {
   if (typeof onEvent !== "function") throw new TypeError(`onEvent must be a function, not ${String(onEvent)}`);
   if (typeof concurrency !== "number" || Number.isNaN(concurrency))

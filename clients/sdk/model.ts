@@ -1,5 +1,5 @@
 /**
- * What travels between publishers, the service and devices, and the error that the service answers with.
+ * The data that publishers, the service and devices exchange, and the error for a refused request.
  */
 
 /** An event as a device receives it. `data` is what its publisher sent. */
@@ -46,12 +46,12 @@ export type Tally = Readonly<Record<"pending" | Word | "missing", number>>;
 
 export type Transport = "sse" | "websocket" | "longpoll";
 
-/** A request that the service refused, and would refuse again. */
+/** The service refused a request, and would refuse it again. */
 export class PereError extends Error {
   override readonly name = "PereError";
   /** The HTTP status. */
   readonly status: number;
-  /** The problem document (RFC 9457), or whatever the body was. */
+  /** The problem document (RFC 9457). */
   readonly problem: unknown;
 
   constructor(status: number, message: string, problem: unknown) {

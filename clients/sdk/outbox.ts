@@ -1,33 +1,34 @@
 /**
- * The outbox: receipts wait in it, in order, until the service has answered for each. They go out together, over the feed's WebSocket or by POST.
+ * The outbox: it keeps receipts, in order, until the service has answered each of them. They are sent together, over the feed's WebSocket or by POST.
  */
-import { answerOf, type ReceiptsAnswer } from "./entries.ts";
+import { answerOf, type ReceiptsAnswer } from "./messages.ts";
 import type { Feed } from "./feed.ts";
 import { PereError, type Receipt } from "./model.ts";
 import { addressOf, type ServiceClient } from "./service-client.ts";
 import { jitterMs, Sleep } from "./timing.ts";
-import { messageOf, objectOf, sentenceOf, Trouble } from "./trouble.ts";
+import { messageOf, objectOf, messageWithCauses, RetryableError } from "./errors.ts";
 import { depthOf, isObject } from "./values.ts";
 
 /** Receipts in one request: the service's limit. */
 const RECEIPTS_MAX = 1_000;
 
-/** A receipt's detail: the service's limit, in bytes of UTF-8; and how deep it may nest, well within the service's 64. */
+/** The longest detail in bytes of UTF-8: the service's limit. */
 const DETAIL_BYTES_MAX = 4_096;
 
+/** The deepest nesting of a detail. The service's limit is 64. */
 const DETAIL_DEPTH_MAX = 32;
 
-/** The device whose receipts these are. */
+/** The device that sends the receipts. */
 export interface OutboxOwner {
-  /** Its name, where it was given by the program. */
+  /** Its name, if the program set one. */
   readonly device: string | undefined;
-  /** Resolves when what must survive a restart is stored, or could not be. */
+  /** Resolves when the state is stored, or could not be. */
   save(): Promise<void>;
-  /** The service has answered for an event's final receipt. */
+  /** The service has answered an event's final receipt. */
   settle(event: string): void;
-  /** Why receipts wait; null: they were answered. */
-  trouble(why: string | null): void;
-  /** Something of the outbox's state is new. */
+  /** Why receipts can't be sent; null: they were sent. */
+  error(why: string | null): void;
+  /** The outbox's state has changed. */
   changed(): void;
   /** Nothing is being sent any more. */
   idle(): void;
@@ -36,39 +37,39 @@ export interface OutboxOwner {
 }
 
 export class Outbox {
-  readonly #line: ServiceClient;
+  readonly #service: ServiceClient;
   readonly #feed: Feed;
   readonly #owner: OutboxOwner;
-  readonly #ending: AbortSignal;
-  readonly #over: AbortSignal;
+  readonly #closing: AbortSignal;
+  readonly #closed: AbortSignal;
   readonly #sleep: Sleep;
-  /** The service takes its receipts for this device's: a cookie that nobody here sees may be another one's. Until then none is sent. */
-  isKnown: boolean;
-  /** How many receipts the service refused for good. */
+  /** Whether the service identifies this device by its name: a cookie, which scripts can't read, may be another device's. Until then, nothing is sent. */
+  isIdentified: boolean;
+  /** The number of receipts that the service refused for good. */
   rejected = 0;
   #receipts: Receipt[] = [];
   #sending: Promise<void> | null = null;
   #batchMax = RECEIPTS_MAX;
-  /** The pause before receipts are sent again is our own, not one that was asked for. */
-  #mayHurry = true;
+  /** Whether the pause before the next attempt may be cut short: the service did not ask for it. */
+  #mayRetryNow = true;
 
-  /** @param ending aborted when the device is to end @param over aborted when nothing may be sent any more */
+  /** @param closing aborted when the device is closed @param closed aborted when nothing may be sent any more */
   constructor(
     line: ServiceClient,
     feed: Feed,
     owner: OutboxOwner,
-    { ending, over, isKnown }: { ending: AbortSignal; over: AbortSignal; isKnown: boolean },
+    { closing, closed, isIdentified }: { closing: AbortSignal; closed: AbortSignal; isIdentified: boolean },
   ) {
-    this.#line = line;
+    this.#service = line;
     this.#feed = feed;
     this.#owner = owner;
-    this.#ending = ending;
-    this.#over = over;
+    this.#closing = closing;
+    this.#closed = closed;
     this.#sleep = new Sleep(line.setTimer);
-    this.isKnown = isKnown;
+    this.isIdentified = isIdentified;
   }
 
-  /** Receipts that the service has not answered for, oldest first. */
+  /** Receipts that the service has not answered, oldest first. */
   get receipts(): readonly Receipt[] {
     return this.#receipts;
   }
@@ -78,71 +79,73 @@ export class Outbox {
     this.#receipts.push(receipt);
   }
 
-  /** There may be a network again: what pauses tries at once, unless the service asked for the pause. */
-  hurry(): void {
-    if (this.#mayHurry) this.#sleep.wake();
+  /** The network may be back: a pause ends now, unless the service asked for it. */
+  retryNow(): void {
+    if (this.#mayRetryNow) this.#sleep.wake();
   }
 
-  /** The device ends: what pauses tries at once. */
-  finish(): void {
+  /** The device is closed: a pause ends now. */
+  flush(): void {
     this.#sleep.wake();
   }
 
   #pauseMs(failures: number): number {
-    return jitterMs(this.#line.random, failures, 500, this.#line.timing.pauseMsMax);
+    return jitterMs(this.#service.random, failures, 500, this.#service.timing.pauseMsMax);
   }
 
-  /** Sends what there is, until nothing is left or all is over. */
+  /** Starts to send the receipts, if they are not being sent already. */
   send(): void {
-    if (!this.isKnown) return;
+    if (!this.isIdentified) return;
     this.#sending ??= this.#sendAll().finally(() => {
       this.#sending = null;
       this.#owner.idle();
-      if (this.#receipts.length > 0 && !this.#over.aborted) this.send();
+      if (this.#receipts.length > 0 && !this.#closed.aborted) this.send();
     });
   }
 
-  /** Sends what is in the outbox, in order, until it is empty or all is over. */
+  /** Sends the receipts in order, until there are none left or nothing may be sent any more. */
   async #sendAll(): Promise<void> {
-    const signal = this.#over;
-    if (!this.#ending.aborted && this.#receipts.length < RECEIPTS_MAX)
-      await this.#sleep.sleep(this.#line.timing.gatherMs, signal);
-    for (let failures = 0; this.isKnown && this.#receipts.length > 0 && !signal.aborted;) {
-      // What was finished is written down before anybody is told.
+    const signal = this.#closed;
+    if (!this.#closing.aborted && this.#receipts.length < RECEIPTS_MAX)
+      await this.#sleep.sleep(this.#service.timing.gatherMs, signal);
+    for (let failures = 0; this.isIdentified && this.#receipts.length > 0 && !signal.aborted;) {
+      // A finished event is stored before the service is told.
       await this.#owner.save();
       const { channel } = this.#receipts[0]!;
-      const ask = failures === 0 ? this.#feed.ask : null;
-      const batch = this.#receipts.filter((receipt) => ask || receipt.channel === channel).slice(0, this.#batchMax);
+      const overSocket = failures === 0 ? this.#feed.sendReceipts : null;
+      const batch = this.#receipts
+        .filter((receipt) => overSocket || receipt.channel === channel)
+        .slice(0, this.#batchMax);
       try {
         const body = JSON.stringify(batch.map(({ channel: _, ...receipt }) => receipt));
         const events = batch.map(({ event }) => event);
-        const { rejected } = await (ask ? ask(body, events) : this.#post(channel, body, events));
+        const { rejected } = await (overSocket ? overSocket(body, events) : this.#post(channel, body, events));
         this.#answered(batch, rejected);
         failures = 0;
-        this.#owner.trouble(null);
+        this.#owner.error(null);
         this.#batchMax = RECEIPTS_MAX;
       } catch (error) {
         if (error instanceof PereError && this.#refused(batch, error)) continue;
         failures++;
-        const why = `receipts wait: ${sentenceOf(error)}`;
-        this.#owner.trouble(why);
-        this.#line.trouble(why);
+        const why = `receipts can't be sent yet: ${messageWithCauses(error)}`;
+        this.#owner.error(why);
+        this.#service.report(why);
         this.#owner.changed();
-        const askedMs = error instanceof Trouble ? error.pauseMs : null;
-        const pauseMs = Math.max(this.#pauseMs(failures), (askedMs ?? 0) * (1 + this.#line.random() / 5));
-        this.#mayHurry = askedMs === null;
-        // A socket that failed is followed by a request at once.
-        if (!ask) await this.#sleep.sleep(pauseMs, signal);
+        const askedMs = error instanceof RetryableError ? error.pauseMs : null;
+        const pauseMs = Math.max(this.#pauseMs(failures), (askedMs ?? 0) * (1 + this.#service.random() / 5));
+        this.#mayRetryNow = askedMs === null;
+        // After a failure on a socket, a POST is tried at once.
+        if (!overSocket) await this.#sleep.sleep(pauseMs, signal);
       }
     }
   }
 
   async #post(channel: string, body: string, events: readonly string[]): Promise<ReceiptsAnswer> {
     const { device } = this.#owner;
-    const url = addressOf(this.#line.base, "feedback", [channel], device === undefined ? {} : { device });
+    const url = addressOf(this.#service.base, "feedback", [channel], device === undefined ? {} : { device });
     const init = { method: "POST", headers: { "Content-Type": "application/json" }, body };
     try {
-      const text = await this.#line.ask(url, init, this.#over, this.#line.timing.requestMs);
+      const text = await this.#service.ask(url, init, this.#closed, this.#service.timing.requestMs);
       return answerOf(objectOf(text), events);
     } catch (error) {
       if (error instanceof PereError && isObject(error.problem) && Array.isArray(error.problem.rejected))
@@ -151,11 +154,11 @@ export class Outbox {
     }
   }
 
-  /** The service has these receipts, save those that it rejects. */
+  /** The service has recorded these receipts, except those that it rejected. */
   #answered(batch: readonly Receipt[], rejected: ReceiptsAnswer["rejected"]): void {
     const reasons = new Map(rejected.map(({ index, reason }) => [index, reason]));
-    const gone = new Set(batch);
-    this.#receipts = this.#receipts.filter((receipt) => !gone.has(receipt));
+    const answered = new Set(batch);
+    this.#receipts = this.#receipts.filter((receipt) => !answered.has(receipt));
     batch.forEach((receipt, index) => {
       if (receipt.status === "done" || receipt.status === "failed") this.#owner.settle(receipt.event);
       const reason = reasons.get(index);
@@ -168,8 +171,9 @@ export class Outbox {
   }
 
   /**
-   * The service refused a whole request: the receipt that it is about is found by halves, is given without its detail, and else let go of.
-   * @returns false: it is not about a receipt; all of them wait
+   * The service refused a whole request. The request is halved until the receipt is found that it refuses; that one is sent again without its detail, and
+   * if that is refused too, it is dropped and reported as rejected.
+   * @returns false when the refusal is not about the receipts: they stay
    */
   #refused(batch: readonly Receipt[], { status, message }: PereError): boolean {
     if (status !== 400 && status !== 413 && status !== 422) return false;
@@ -177,16 +181,16 @@ export class Outbox {
     const [receipt] = batch;
     if (batch.length > 1 || !receipt) return true;
     if (receipt.detail === undefined || (isObject(receipt.detail) && "refused" in receipt.detail))
-      this.#answered(batch, [{ index: 0, reason: message || "it was refused" }]);
+      this.#answered(batch, [{ index: 0, reason: message || `the service answered with status ${status}` }]);
     else {
-      const spare = { ...receipt, detail: { refused: message } };
-      this.#receipts = this.#receipts.map((other) => (other === receipt ? spare : other));
+      const reduced = { ...receipt, detail: { refused: message } };
+      this.#receipts = this.#receipts.map((other) => (other === receipt ? reduced : other));
     }
     return true;
   }
 }
 
-/** What a receipt can carry of a value: itself, or, where it is too large or no JSON, what can be said of it. Undefined: there is none. */
+/** The detail for a value: the value itself, or a description of it when it is too large or not JSON. @returns undefined when there is none */
 export function detailOf(value: unknown): unknown {
   let text: string | undefined;
   try {

@@ -4,20 +4,20 @@
 import type { Tally } from "./model.ts";
 import { addressOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { jitterMs, Sleep } from "./timing.ts";
-import { foreign, objectOf, Trouble } from "./trouble.ts";
+import { notFromPere, objectOf, RetryableError } from "./errors.ts";
 import { isCount, isObject, isText } from "./values.ts";
 
-/** Lines in one batch: the service's limit. */
-const LINES_MAX = 1_000;
+/** Events in one request: the service's limit. */
+const EVENTS_MAX = 1_000;
 
 export interface PublishOptions extends Omit<ConnectionOptions, "url" | "WebSocket"> {
   /** The SSE event's name. `open`, `message`, `error` and names that begin with `pere.` are refused (422). */
   readonly type?: string | undefined;
-  /** The devices that it is addressed to. The default is all enrolled devices. */
+  /** The devices that the event is addressed to. The default is all enrolled devices. */
   readonly to?: readonly string[] | undefined;
-  /** Seconds after which it is no longer delivered. */
+  /** Seconds after which the event is no longer delivered. */
   readonly ttl?: number | undefined;
-  /** Seconds within which each device owes a final receipt. */
+  /** Seconds within which each device must send its final receipt. */
   readonly deadline?: number | undefined;
   /** Interval in seconds at which devices that have not answered are reminded. */
   readonly remind?: number | undefined;
@@ -25,9 +25,9 @@ export interface PublishOptions extends Omit<ConnectionOptions, "url" | "WebSock
   readonly wait?: number | undefined;
   /** Idempotency key: the same key and data are stored once within 24 hours. The default is a random key. */
   readonly key?: string | undefined;
-  /** The data is JSON text already, and is sent as it is. */
+  /** The data is JSON text already and is sent unchanged. */
   readonly isJson?: boolean | undefined;
-  /** Milliseconds after which it gives up. The default is one minute plus `wait`. */
+  /** Milliseconds after which the push is no longer repeated. The default is one minute plus `wait`. */
   readonly giveUpMs?: number | undefined;
 }
 
@@ -58,7 +58,8 @@ export interface PushedMany {
 
 /**
  * Pushes one event. The request is repeated with the same key until the service answers, so the event is stored once, however often the network fails.
- * @throws TypeError when an option is invalid; PereError when it is refused; Error when there was no answer within `giveUpMs`, or the signal ended it: it may have been stored
+ * @throws TypeError when an option is invalid; PereError when the service refuses it; Error when there was no answer within `giveUpMs`, or the signal was
+ * aborted: the event may then have been stored
  */
 export function publish(url: string, channel: string, data: unknown, options: PublishOptions = {}): Promise<Pushed> {
   return push(url, channel, textOf(data, options), "application/json", null, options) as Promise<Pushed>;
@@ -71,33 +72,37 @@ export async function publishMany(
   data: readonly unknown[],
   options: PublishOptions = {},
 ): Promise<PushedMany> {
-  if (data.length === 0 || data.length > LINES_MAX) throw new RangeError(`1 to ${LINES_MAX} events at once`);
-  // Line breaks in a JSON text stand between its tokens, where a space is as good.
+  if (data.length === 0 || data.length > EVENTS_MAX)
+    throw new RangeError(`publishMany takes 1 to ${EVENTS_MAX} events, not ${data.length}`);
+  // Line breaks in a JSON text are between its tokens, where a space means the same.
   const lines = data.map((value) => textOf(value, options).replaceAll(/[\r\n]/g, " "));
   return push(url, channel, lines.join("\n"), "application/x-ndjson", lines.length, options) as Promise<PushedMany>;
 }
 
-/** 128 bits of chance, also on a page without TLS, where `crypto.randomUUID` is not there. */
+/** 128 random bits. `crypto.randomUUID` is missing in pages without TLS. */
 const newKey = (): string =>
   [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 function textOf(data: unknown, { isJson = false }: PublishOptions): string {
   const text = isJson ? data : JSON.stringify(data);
-  if (typeof text !== "string") throw new TypeError("what is pushed must be JSON");
-  return text;
+  if (typeof text === "string") return text;
+  throw new TypeError(
+    `data must be ${isJson ? "a string of JSON text" : "a value with a JSON form"}, not ${typeof data}`,
+  );
 }
 
-/** @throws TypeError for what can't be a header, or would be tried without an end */
+/** @throws TypeError for a key that can't be a header, and for times that are not numbers */
 function checkOptions({ key, wait = 0, giveUpMs = 0 }: PublishOptions): void {
   if (key !== undefined && !/^[ -~]{1,255}$/.test(key))
     throw new TypeError("key must be 1 to 255 printable ASCII characters");
   for (const [name, value] of Object.entries({ wait, giveUpMs }))
     if (typeof value !== "number" || !(value >= 0))
-      throw new TypeError(`${name} must be a number from 0, not ${value}`);
+      throw new TypeError(`${name} must be a number, 0 or more, not ${value}`);
 }
 
+/** @param body one event, or several, one per line @param count how many events; null: a single one */
 async function push(
-  base: string,
+  baseUrl: string,
   channel: string,
   body: string,
   type: string,
@@ -105,7 +110,7 @@ async function push(
   options: PublishOptions,
 ): Promise<unknown> {
   checkOptions(options);
-  const line = new ServiceClient({ ...options, url: base });
+  const service = new ServiceClient({ ...options, url: baseUrl });
   const {
     to,
     ttl,
@@ -119,28 +124,28 @@ async function push(
   const query: Record<string, string> = {};
   for (const [name, value] of Object.entries({ type: options.type, to: to?.join(","), ttl, deadline, remind }))
     if (value !== undefined) query[name] = String(value);
-  const url = addressOf(line.base, "push", [channel], query);
-  const startedAt = line.monotonic();
+  const url = addressOf(service.base, "push", [channel], query);
+  const startedAt = service.monotonic();
   const never = new AbortController().signal;
-  const nap = new Sleep(line.setTimer);
+  const sleep = new Sleep(service.setTimer);
   for (let failures = 1; ; failures++) {
-    const leftMs = Math.max(0, (wait ?? 0) * 1000 - (line.monotonic() - startedAt));
+    const leftMs = Math.max(0, (wait ?? 0) * 1000 - (service.monotonic() - startedAt));
     const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
     const headers = { "Content-Type": type, "Idempotency-Key": key, ...prefer };
     try {
-      const text = await line.ask(url, { method: "POST", headers, body }, signal, line.timing.requestMs + leftMs);
+      const text = await service.ask(url, { method: "POST", headers, body }, signal, service.timing.requestMs + leftMs);
       const answer = objectOf(text);
-      if (!isPushed(answer, channel, count)) throw foreign();
+      if (!isPushed(answer, channel, count)) throw notFromPere();
       return answer;
     } catch (error) {
-      const pastMs = line.monotonic() - startedAt;
-      if (!(error instanceof Trouble) || signal?.aborted || pastMs >= giveUpMs) throw error;
+      const elapsedMs = service.monotonic() - startedAt;
+      if (!(error instanceof RetryableError) || signal?.aborted || elapsedMs >= giveUpMs) throw error;
       const pauseMs = Math.max(
-        jitterMs(line.random, failures, 250, line.timing.pauseMsMax),
-        (error.pauseMs ?? 0) * (1 + line.random() / 5),
+        jitterMs(service.random, failures, 250, service.timing.pauseMsMax),
+        (error.pauseMs ?? 0) * (1 + service.random() / 5),
       );
-      line.trouble(error.message);
-      await nap.sleep(Math.min(pauseMs, giveUpMs - pastMs), signal ?? never);
+      service.report(error.message);
+      await sleep.sleep(Math.min(pauseMs, giveUpMs - elapsedMs), signal ?? never);
     }
   }
 }
@@ -148,7 +153,7 @@ async function push(
 const isStored = (value: unknown): value is Record<string, unknown> =>
   isObject(value) && isText(value.id) && isCount(value.seq) && isText(value.at);
 
-/** Whether this says that what was pushed is stored. @param count of events; null: one, that was pushed alone */
+/** Whether this is the answer of a service that has stored the events. @param count how many; null: a single one */
 function isPushed(answer: Record<string, unknown>, channel: string, count: number | null): boolean {
   const { audience, events } = answer;
   if (!isObject(audience) || !isCount(audience.addressed) || !isCount(audience.connected)) return false;

@@ -1,10 +1,10 @@
 /**
- * `receipts`: what devices answer, as it comes, for publishers.
+ * `receipts`: the receipts of devices as they arrive, for publishers.
  */
 import { Feed, WAITING_MAX } from "./feed.ts";
 import type { Gap, Tally, Word } from "./model.ts";
 import { type ConnectionOptions, ServiceClient } from "./service-client.ts";
-import { type Promised, promised } from "./timing.ts";
+import { type Deferred, deferred } from "./timing.ts";
 
 /** A receipt as publishers receive it. The service itself sends `missing` when a deadline passes. */
 export interface DeviceReceipt {
@@ -15,7 +15,7 @@ export interface DeviceReceipt {
   readonly device: string;
   readonly status: Word | "missing";
   readonly detail: unknown;
-  /** `detail` as its device wrote it, with numbers that JavaScript would round. */
+  /** The JSON text of `detail` as its device wrote it, with numbers that JavaScript would round. */
   readonly text: string;
   readonly at: string;
   readonly deviceAt: string | null;
@@ -45,9 +45,9 @@ export interface ReceiptsOptions extends ConnectionOptions {
 
 /** Receipts as they arrive. */
 export interface Receipts extends AsyncIterableIterator<ReceiptMessage> {
-  /** Resolves when connected: no receipt after that is missed. @throws PereError when the service refuses for good */
+  /** Resolves when connected: no later receipt is missed. @throws PereError when the service refuses for good */
   readonly ready: Promise<void>;
-  /** The position behind the last receipt that was read, for the `since` of a later call. */
+  /** The position after the last receipt that was read, for the option `since` of a later call. */
   readonly position: string;
   /** The last error; null once all is well again. */
   readonly error: string | null;
@@ -55,37 +55,38 @@ export interface Receipts extends AsyncIterableIterator<ReceiptMessage> {
 
 /**
  * Follows the receipts of channels, from now on or from a position, and reconnects when the connection breaks.
- * It ends with the signal, or with the loop that reads it. @throws PereError, in the loop, when the service refuses for good
+ * It ends with the signal, or when the loop that reads it ends. @throws PereError, in the loop, when the service refuses for good
  */
 export function receipts(options: ReceiptsOptions): Receipts {
-  return new Follower(options);
+  return new ReceiptsFollower(options);
 }
 
-class Follower implements Receipts {
+class ReceiptsFollower implements Receipts {
   readonly ready: Promise<void>;
-  readonly #ending = new AbortController();
+  readonly #closing = new AbortController();
   readonly #feed: Feed;
-  readonly #said: { readonly said: ReceiptMessage; readonly last: string }[] = [];
+  /** Messages that were not read yet, each with the position before it. */
+  readonly #queue: { readonly message: ReceiptMessage; readonly last: string }[] = [];
   readonly #signal: AbortSignal | undefined;
-  readonly #end = (): void => {
-    this.#ending.abort();
+  readonly #close = (): void => {
+    this.#closing.abort();
     this.#room?.resolve();
   };
   #position: string;
-  #news: Promised<void> = promised();
-  #room: Promised<void> | null = null;
+  #arrival: Deferred<void> = deferred();
+  #room: Deferred<void> | null = null;
   #failure: unknown = null;
-  #isOver = false;
+  #isEnded = false;
 
   constructor(options: ReceiptsOptions) {
     const { channel, since, signal } = options;
-    const ready = promised();
+    const ready = deferred();
     this.ready = ready.promise;
     this.ready.catch(() => {});
     const channels = typeof channel === "string" ? channel.split(",") : channel;
-    // A position of before is where it goes on, so that a gap is told.
-    const isPlace = since !== undefined && since !== "now" && since !== "earliest";
-    this.#position = isPlace ? since : "";
+    // An earlier position is sent as the last event id, so that the service reports a gap.
+    const isPosition = since !== undefined && since !== "now" && since !== "earliest";
+    this.#position = isPosition ? since : "";
     this.#feed = new Feed(
       new ServiceClient(options),
       "feedback",
@@ -93,8 +94,8 @@ class Follower implements Receipts {
       since === "earliest" ? { since } : {},
       this.#position,
       {
-        take: (value) => this.#add({ kind: "receipt", ...value } as DeviceReceipt),
-        own: (name, body) => {
+        entry: (value) => this.#add({ kind: "receipt", ...value } as DeviceReceipt),
+        control: (name, body) => {
           if (name === "ready") ready.resolve();
           if (name === "complete") this.#add({ kind: "complete", ...body } as Complete);
           if (name === "gap") this.#add({ kind: "gap", ...body } as unknown as ReceiptMessage);
@@ -104,15 +105,15 @@ class Follower implements Receipts {
       },
     );
     this.#signal = signal;
-    if (signal?.aborted) this.#end();
-    signal?.addEventListener("abort", this.#end);
+    if (signal?.aborted) this.#close();
+    signal?.addEventListener("abort", this.#close);
     void this.#feed
-      .run(this.#ending.signal)
+      .run(this.#closing.signal)
       .catch((error: unknown) => {
         this.#failure = error;
         ready.reject(error);
       })
-      .finally(() => this.#over());
+      .finally(() => this.#ended());
   }
 
   get position(): string {
@@ -123,46 +124,46 @@ class Follower implements Receipts {
     return this.#feed.error;
   }
 
-  #over(): void {
-    this.#isOver = true;
-    this.#signal?.removeEventListener("abort", this.#end);
-    this.#news.resolve();
+  #ended(): void {
+    this.#isEnded = true;
+    this.#signal?.removeEventListener("abort", this.#close);
+    this.#arrival.resolve();
   }
 
-  #add(said: ReceiptMessage): void {
-    // The position behind it is known when the next one comes; until then it would come again.
-    this.#said.push({ said, last: this.#feed.last });
-    this.#news.resolve();
+  #add(message: ReceiptMessage): void {
+    // The position after this message is known when the next one arrives.
+    this.#queue.push({ message, last: this.#feed.last });
+    this.#arrival.resolve();
   }
 
   #hasRoom(): Promise<void> | null {
-    if (this.#said.length < WAITING_MAX || this.#ending.signal.aborted) return null;
-    this.#room ??= promised();
+    if (this.#queue.length < WAITING_MAX || this.#closing.signal.aborted) return null;
+    this.#room ??= deferred();
     return this.#room.promise;
   }
 
   async next(): Promise<IteratorResult<ReceiptMessage>> {
     for (;;) {
-      const first = this.#said.shift();
-      if (this.#said.length <= WAITING_MAX / 2) {
+      const first = this.#queue.shift();
+      if (this.#queue.length <= WAITING_MAX / 2) {
         this.#room?.resolve();
         this.#room = null;
       }
       if (first) {
-        this.#position = this.#said.length === 0 ? this.#feed.last : this.#said[0]!.last;
-        return { done: false, value: first.said };
+        this.#position = this.#queue.length === 0 ? this.#feed.last : this.#queue[0]!.last;
+        return { done: false, value: first.message };
       }
-      if (this.#isOver) {
+      if (this.#isEnded) {
         if (this.#failure !== null) throw this.#failure;
         return { done: true, value: undefined };
       }
-      this.#news = promised();
-      await this.#news.promise;
+      this.#arrival = deferred();
+      await this.#arrival.promise;
     }
   }
 
   async return(): Promise<IteratorResult<ReceiptMessage>> {
-    this.#end();
+    this.#close();
     return { done: true, value: undefined };
   }
 

@@ -1,9 +1,9 @@
 /**
  * HTTP requests to the service: base address, token and its renewal, redirects, time limits. All parts of the SDK share it.
  */
+import { BlockedError, errorOf, messageWithCauses, notFromPere, redirectError, RetryableError } from "./errors.ts";
 import { PereError } from "./model.ts";
-import { call, promised, type SetTimer, setTimer, TIMER_MS_MAX, type Timing, TIMING } from "./timing.ts";
-import { Blocked, foreign, redirected, refusalOf, sentenceOf, Trouble } from "./trouble.ts";
+import { call, deferred, type SetTimer, setTimer, TIMER_MS_MAX, type Timing, TIMING } from "./timing.ts";
 import { isObject, jsonOf } from "./values.ts";
 
 /** Redirects that are followed in a row. */
@@ -23,7 +23,7 @@ export interface SocketLike {
 
 /** How to reach the service. Tests inject their own fetch, clocks and timers. */
 export interface ConnectionOptions {
-  /** The address of PERE, such as `https://pere.example`, with a path where it has one. A query, a user name or an invalid URL throws a TypeError. */
+  /** The address of PERE, such as `https://pere.example`, with a path if it has one. A query, a user name or an invalid URL throws a TypeError. */
   readonly url: string;
   readonly token?: Token | undefined;
   /** Ends it when aborted. */
@@ -46,6 +46,7 @@ export interface ConnectionOptions {
   readonly parse?: ((text: string) => unknown) | undefined;
 }
 
+/** The URL of a request for channels. @param path `feed`, `feedback` or `push` */
 export const addressOf = (
   base: string,
   path: string,
@@ -59,31 +60,32 @@ export const addressOf = (
   return text === "" ? address : `${address}?${text}`;
 };
 
-/** A token without whitespace around it. @throws TypeError: it is not a JWT; the message does not quote it */
-function tokenOf(given: unknown): string {
-  const token = typeof given === "string" ? given.trim() : "";
+/** A token without whitespace around it. @throws TypeError when it is not a JWT; the message does not quote it */
+function tokenOf(value: unknown): string {
+  const token = typeof value === "string" ? value.trim() : "";
   if (!/^[A-Za-z0-9._-]+$/.test(token))
-    throw new TypeError("the token is no JWT: it must be letters, digits and . _ - alone");
+    throw new TypeError("the token is not a JWT: use one that consists of letters, digits and . _ - only");
   return token;
 }
 
-/** @throws TypeError when it can't be the address of a service */
-function baseOf(given: string): string {
+/** The address of the service without a slash at its end. @throws TypeError when it can't be one */
+function baseOf(text: string): string {
   let url: URL | null = null;
   try {
-    url = new URL(given);
+    url = new URL(text);
   } catch {
-    // It is told below.
+    // Reported below.
   }
-  if (url === null || !/^https?:\/\//.test(given))
-    throw new TypeError(`url must begin with http:// or https://, not "${given.replace(/\/\/.*@/, "//…@")}"`);
+  if (url === null || !/^https?:\/\//.test(text))
+    throw new TypeError(`url must begin with http:// or https://, not "${text.replace(/\/\/.*@/, "//…@")}"`);
   if (url.username !== "" || url.password !== "")
-    throw new TypeError("url must hold no name and no password; a token is given beside it");
-  if (/[?#]/.test(given)) throw new TypeError(`url must end before "${/[?#]/.exec(given)![0]}": it is where PERE is`);
-  return given.replace(/\/+$/, "");
+    throw new TypeError("url must not contain a user name or a password; use the option token");
+  const [mark] = /[?#]/.exec(text) ?? [];
+  if (mark) throw new TypeError(`url must not contain a query or a fragment: remove "${mark}" and what follows`);
+  return text.replace(/\/+$/, "");
 }
 
-/** What is tried again, and how: shared by all that talks to the service. */
+/** Sends requests to one service. */
 export class ServiceClient {
   readonly base: string;
   readonly fetch: (url: string, init: RequestInit) => Promise<Response>;
@@ -94,113 +96,116 @@ export class ServiceClient {
   readonly setTimer: SetTimer;
   readonly timing: Timing;
   readonly parse: (text: string) => unknown;
-  readonly trouble: (why: string) => void;
+  /** Reports an error that will be retried. */
+  readonly report: (why: string) => void;
   readonly #token: Token | null;
-  #current: string | null = null;
-  #asking: Promise<string> | null = null;
+  #currentToken: string | null = null;
+  #tokenRequest: Promise<string> | null = null;
   #refusals = 0;
-  /** When a fresh token is due, by the clock that is never set. */
+  /** When a new token is due, on the monotonic clock. */
   #dueAt = Number.POSITIVE_INFINITY;
 
-  /** @throws TypeError when `url` is no address, or the token is none: trying again would not make it one */
-  constructor(reach: ConnectionOptions) {
+  /** @throws TypeError when `url` or the token is invalid */
+  constructor(options: ConnectionOptions) {
     const socket = (globalThis as { WebSocket?: ServiceClient["WebSocket"] }).WebSocket;
-    const { onTrouble, setTimer: timer = setTimer } = reach;
-    this.base = baseOf(reach.url);
-    this.fetch = reach.fetch ?? ((url, init) => fetch(url, init));
-    this.WebSocket = reach.WebSocket === undefined ? (socket ?? null) : reach.WebSocket;
-    this.random = reach.random ?? Math.random;
-    this.now = reach.now ?? Date.now;
-    this.monotonic = reach.monotonic ?? (() => performance.now());
+    const { onTrouble, setTimer: timer = setTimer } = options;
+    this.base = baseOf(options.url);
+    this.fetch = options.fetch ?? ((url, init) => fetch(url, init));
+    this.WebSocket = options.WebSocket === undefined ? (socket ?? null) : options.WebSocket;
+    this.random = options.random ?? Math.random;
+    this.now = options.now ?? Date.now;
+    this.monotonic = options.monotonic ?? (() => performance.now());
     this.setTimer = (run, ms) => timer(run, Math.min(Math.max(0, ms), TIMER_MS_MAX));
-    this.timing = { ...TIMING, ...reach.timing };
-    this.parse = reach.parse ?? JSON.parse;
-    this.trouble = onTrouble ? (why) => call(() => onTrouble(why)) : () => {};
-    const { token = null } = reach;
+    this.timing = { ...TIMING, ...options.timing };
+    this.parse = options.parse ?? JSON.parse;
+    this.report = onTrouble ? (why) => call(() => onTrouble(why)) : () => {};
+    const { token = null } = options;
     this.#token = typeof token === "function" || token === null ? token : tokenOf(token);
   }
 
-  /** The token for the next request; null: there is none. @throws what the token's giver throws */
+  /** The token for the next request; null: there is none. @throws the error of the token function */
   async token(): Promise<string | null> {
     if (typeof this.#token !== "function") return this.#token;
-    if (this.#current !== null && this.dueMs > 0) return this.#current;
-    this.#asking ??= this.#fetchToken(this.#token);
-    this.#current = await this.#asking;
-    const { exp } = claimsOf(this.#current);
+    if (this.#currentToken !== null && this.dueMs > 0) return this.#currentToken;
+    this.#tokenRequest ??= this.#fetchToken(this.#token);
+    this.#currentToken = await this.#tokenRequest;
+    const { exp } = claimsOf(this.#currentToken);
     const leftMs = typeof exp === "number" ? exp * 1000 - this.now() : Number.POSITIVE_INFINITY;
-    // One that is past by this clock is used all the same: the clock may be wrong, and the service says so if not.
+    // A token that has expired by this clock is used all the same: the clock may be wrong, and otherwise the service refuses it.
     this.#dueAt = leftMs > 0 ? this.monotonic() + leftMs - Math.min(30_000, leftMs / 5) : Number.POSITIVE_INFINITY;
-    return this.#current;
+    return this.#currentToken;
   }
 
-  async #fetchToken(giver: () => string | Promise<string>): Promise<string> {
-    const late = promised<never>();
-    const stop = this.setTimer(() => late.reject(new Trouble("no token was given in time")), this.timing.requestMs);
+  async #fetchToken(provider: () => string | Promise<string>): Promise<string> {
+    const late = deferred<never>();
+    const { requestMs } = this.timing;
+    const why = `the token function returned nothing within ${requestMs} ms`;
+    const stop = this.setTimer(() => late.reject(new RetryableError(why)), requestMs);
     try {
-      return tokenOf(await Promise.race([giver(), late.promise]));
+      return tokenOf(await Promise.race([provider(), late.promise]));
     } finally {
       stop();
-      this.#asking = null;
+      this.#tokenRequest = null;
     }
   }
 
-  /** Milliseconds until a fresh token is due. */
+  /** Milliseconds until a new token is due. */
   get dueMs(): number {
     return this.#dueAt - this.monotonic();
   }
 
-  /** The service took the token. */
+  /** The service accepted the token. */
   accepted(): void {
     this.#refusals = 0;
   }
 
-  /** The service did not take it. @returns whether there may be another one */
+  /** The service refused the token. @returns whether there may be another one */
   refused(token: string | null): boolean {
     if (typeof this.#token !== "function") return false;
     this.#refusals++;
-    if (this.#current === token) this.#current = null;
+    if (this.#currentToken === token) this.#currentToken = null;
     return true;
   }
 
-  /** Whether 401 was the answer more than once in a row. */
-  get isUnwelcome(): boolean {
+  /** Whether the service refused tokens more than once in a row. */
+  get isRefusedAgain(): boolean {
     return this.#refusals > 1;
   }
 
   /**
-   * One request. 307 and 308 are followed within the origin (RFC 9110, 15.4): the request stays what it is, and the token goes to nobody else. A browser
-   * does not say which it was; there, what leads to the same request under another path is followed.
-   * @throws Blocked: something leads elsewhere
+   * Sends one request. 307 and 308 are followed within the origin (RFC 9110, 15.4), so that the method stays and no other server gets the token. Browsers
+   * hide the status of a redirect; there, a redirect to the same request under another path is followed.
+   * @throws BlockedError for any other redirect
    */
   async request(url: string, init: Init): Promise<Response> {
     let at = url;
-    let lead: Blocked | null = null;
+    let redirect: BlockedError | null = null;
     for (let count = 0; ; count++) {
       const response = await this.fetch(at, { ...init, redirect: "manual" });
       const { status, type } = response;
       const isHidden = type === "opaqueredirect";
       if (!isHidden && ![301, 302, 303, 307, 308].includes(status)) {
-        // What has led away from PERE's own path has led to something else of PERE's, or of another one's.
-        if (lead !== null && status === 404) throw lead;
+        // The redirect led to something that does not know this path.
+        if (redirect !== null && status === 404) throw redirect;
         return response;
       }
       response.body?.cancel().catch(() => {});
-      const to = isHidden ? await this.#revealed(at, init) : leadsTo(response, at);
-      lead = redirected(status, to && this.#addressTo(to, url));
+      const to = isHidden ? await this.#redirectTarget(at, init) : locationOf(response, at);
+      redirect = redirectError(status, to && this.#addressTo(to, url));
       const isFollowed = isHidden ? to?.href.endsWith(this.#requestOf(url)) : status === 307 || status === 308;
-      if (!isFollowed || to?.origin !== new URL(at).origin || count === REDIRECTS_MAX) throw lead;
+      if (!isFollowed || to?.origin !== new URL(at).origin || count === REDIRECTS_MAX) throw redirect;
       at = to.href;
     }
   }
 
-  /** What is asked of the service, without where it is: path and query. */
+  /** Path and query of a request, relative to the base address. */
   #requestOf(url: string): string {
     const { pathname, search } = new URL(url);
     return pathname.slice(new URL(this.base).pathname.replace(/\/+$/, "").length) + search;
   }
 
-  /** Where a redirect leads that a browser does not show: it is followed with nothing in hand. @returns null: it does not say */
-  async #revealed(
+  /** The target of a redirect that the browser hides: a request without the token follows it. @returns null when it is unknown */
+  async #redirectTarget(
     url: string,
     { headers: { Authorization: _, ...headers } = {}, signal, cache }: Init,
   ): Promise<URL | null> {
@@ -217,16 +222,16 @@ export class ServiceClient {
     }
   }
 
-  /** The address to use instead of this one, where a redirect leads to the same place elsewhere; without the query, which is not for showing. */
+  /** The base address to use instead, if the redirect leads to the same request elsewhere. Without the query, which may hold a token. */
   #addressTo({ origin, pathname }: URL, url: string): string {
     const own = this.#requestOf(url).replace(/\?.*/, "");
     return origin + (pathname.endsWith(own) ? pathname.slice(0, -own.length) : pathname);
   }
 
   /**
-   * One request with the token. @param limitMs the longest that it may take
-   * @returns what an answer of 200 or 201 holds: PERE has no other
-   * @throws PereError when the service said no for good, Trouble when another try may help
+   * Sends one request with the token. @param limitMs its time limit
+   * @returns the body of the response, which has status 200 or 201: PERE sends no other success
+   * @throws PereError when the service refuses for good, RetryableError when another attempt may succeed
    */
   async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number): Promise<string> {
     const stop = new AbortController();
@@ -240,18 +245,19 @@ export class ServiceClient {
         const headers = { ...init.headers, ...(token === null ? {} : { Authorization: `Bearer ${token}` }) };
         const response = await this.request(url, { ...init, headers, signal: stop.signal });
         if (response.ok) {
-          if (response.status !== 200 && response.status !== 201) throw foreign();
+          if (response.status !== 200 && response.status !== 201) throw notFromPere();
           this.accepted();
-          // The body has the same time as the head: it is read whole here, and small.
+          // The time limit includes the body.
           return await response.text();
         }
-        const refusal = await refusalOf(response, this.now());
-        if (!(refusal instanceof PereError) || refusal.status !== 401 || !this.refused(token) || this.isUnwelcome)
-          throw refusal;
+        const error = await errorOf(response, this.now());
+        if (!(error instanceof PereError) || error.status !== 401 || !this.refused(token) || this.isRefusedAgain)
+          throw error;
       }
     } catch (error) {
-      if (error instanceof PereError || error instanceof Trouble) throw error;
-      throw new Trouble(stop.signal.aborted && !signal?.aborted ? "there was no answer in time" : sentenceOf(error));
+      if (error instanceof PereError || error instanceof RetryableError) throw error;
+      const isLate = stop.signal.aborted && !signal?.aborted;
+      throw new RetryableError(isLate ? `no answer within ${Math.round(limitMs)} ms` : messageWithCauses(error));
     } finally {
       endTimer();
       signal?.removeEventListener("abort", abort);
@@ -259,11 +265,11 @@ export class ServiceClient {
   }
 }
 
-/** How a request is made; its headers are written out. */
+/** `RequestInit` with headers as an object. */
 type Init = Omit<RequestInit, "headers"> & { readonly headers?: Record<string, string> };
 
-/** Where a redirect leads. @returns null: it does not say */
-function leadsTo({ headers }: Response, from: string): URL | null {
+/** The target of a redirect. @returns null when the response does not say */
+function locationOf({ headers }: Response, from: string): URL | null {
   try {
     return new URL(headers.get("location") ?? "", from);
   } catch {
@@ -271,7 +277,7 @@ function leadsTo({ headers }: Response, from: string): URL | null {
   }
 }
 
-/** What a JWT says, unchecked: only its owner needs to know, and the service checks it. */
+/** Claims of a JWT. They are not verified here, because the service does that. */
 export function claimsOf(token: string | null): { exp?: unknown; sub?: unknown } {
   const part = token?.split(".")[1]?.replaceAll("-", "+").replaceAll("_", "/");
   if (!part) return {};

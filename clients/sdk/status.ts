@@ -2,7 +2,7 @@
  * The status of a listener, which can be read, subscribed to, or followed with `for await`.
  */
 import type { Transport } from "./model.ts";
-import { call, promised } from "./timing.ts";
+import { call, deferred } from "./timing.ts";
 
 /** The status of a listener. Counts are current; times are milliseconds since 1970. */
 export interface Status {
@@ -20,7 +20,7 @@ export interface Status {
   readonly waiting: number;
   /** Events that `onEvent` is handling. */
   readonly open: number;
-  /** Receipts that the service has not answered for. */
+  /** Receipts that the service has not answered. */
   readonly unsent: number;
   /** Receipts that the service refused for good. */
   readonly rejected: number;
@@ -34,13 +34,13 @@ export interface Status {
 /** A value that changes: read it, subscribe to it, or follow it with `for await`. */
 export interface Observable<Value> extends AsyncIterable<Value> {
   get(): Value;
-  /** Calls `hear` with the value now and after each change. @returns a function that ends the subscription */
-  subscribe(hear: (value: Value) => void): () => void;
+  /** Calls `listener` with the value now and after each change. @returns a function that ends the subscription */
+  subscribe(listener: (value: Value) => void): () => void;
 }
 
 export class StatusSignal implements Observable<Status> {
   #value: Status;
-  readonly #hearers = new Set<(value: Status) => void>();
+  readonly #listeners = new Set<(value: Status) => void>();
 
   constructor(value: Status) {
     this.#value = value;
@@ -50,28 +50,29 @@ export class StatusSignal implements Observable<Status> {
     return this.#value;
   }
 
+  /** Sets the value and calls the subscribers. @returns false when nothing has changed */
   set(value: Status): boolean {
     const names = Object.keys(value) as (keyof Status)[];
     if (names.every((name) => value[name] === this.#value[name])) return false;
     this.#value = value;
-    for (const hear of [...this.#hearers]) call(() => hear(value));
+    for (const listener of [...this.#listeners]) call(() => listener(value));
     return true;
   }
 
-  subscribe(hear: (value: Status) => void): () => void {
-    this.#hearers.add(hear);
-    hear(this.#value);
-    return () => void this.#hearers.delete(hear);
+  subscribe(listener: (value: Status) => void): () => void {
+    this.#listeners.add(listener);
+    listener(this.#value);
+    return () => void this.#listeners.delete(listener);
   }
 
-  /** Each change, the ones between two looks left out, until it is closed. */
+  /** The value now and after changes, until it is closed. A slow reader gets only the newest value. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Status> {
-    let changed = promised();
+    let changed = deferred();
     const stop = this.subscribe(() => changed.resolve());
     try {
       for (;;) {
         await changed.promise;
-        changed = promised();
+        changed = deferred();
         const value = this.#value;
         yield value;
         if (value.state === "closed") return;

@@ -9,7 +9,7 @@ export interface DeviceStorage {
   set(name: string, text: string): unknown;
 }
 
-/** The browser's `localStorage`, as far as there is one. @throws what a browser throws that allows none */
+/** The browser's `localStorage`; null: there is none. @throws the browser's error when it does not allow storage */
 const localStore = (): Pick<Storage, "getItem" | "setItem"> | null => globalThis.localStorage ?? null;
 
 /**
@@ -22,18 +22,18 @@ export function browserStorage(store?: Pick<Storage, "getItem" | "setItem">): De
       try {
         return (store ?? localStore())?.getItem(name);
       } catch {
-        return null; // What allows no look has kept nothing.
+        return null; // Without access, nothing was stored.
       }
     },
     set(name, text) {
-      const kept = store ?? localStore();
-      if (!kept) throw new Error("this browser keeps nothing");
-      kept.setItem(name, text);
+      const target = store ?? localStore();
+      if (!target) throw new Error("there is no localStorage here; pass another storage");
+      target.setItem(name, text);
     },
   };
 }
 
-/** What is used here of Bun's, Node's and Deno's files. */
+/** The part of `node:fs/promises` that is used here. Bun, Node and Deno have it. */
 interface Files {
   readFile(path: string, encoding: "utf8"): Promise<string>;
   readlink(path: string): Promise<string>;
@@ -47,27 +47,27 @@ interface Files {
   ): Promise<{ writeFile(text: string): Promise<void>; sync(): Promise<void>; close(): Promise<void> }>;
 }
 
-/** What a promise gives, or null where there is no such file. */
-const unlessMissing = <Value>(asked: Promise<Value>): Promise<Value | null> =>
-  asked.catch((error: { code?: string }) => {
+/** The promise's value; null when there is no such file. */
+const unlessMissing = <Value>(value: Promise<Value>): Promise<Value | null> =>
+  value.catch((error: { code?: string }) => {
     if (error.code !== "ENOENT") throw error;
     return null;
   });
 
-/** Links in a row that lead to a file. */
+/** Symbolic links that are followed in a row. */
 const LINKS_MAX = 20;
 
-/** The file that a path leads to, by links too, which stay what they are; and its mode. @throws Error: it is a folder, a device or the like */
-async function placeOf({ readlink, stat }: Files, path: string): Promise<{ path: string; mode: number }> {
-  let place = path;
+/** The file that a path leads to, after symbolic links, and its mode. @throws Error when it is a folder, a device or the like */
+async function targetOf({ readlink, stat }: Files, path: string): Promise<{ path: string; mode: number }> {
+  let target = path;
   for (let count = 0; count < LINKS_MAX; count++) {
-    const to = await readlink(place).catch(() => null);
+    const to = await readlink(target).catch(() => null);
     if (to === null) break;
-    place = /^([/\\]|[A-Za-z]:)/.test(to) ? to : `${place.replace(/[^/\\]*$/, "")}${to}`;
+    target = /^([/\\]|[A-Za-z]:)/.test(to) ? to : `${target.replace(/[^/\\]*$/, "")}${to}`;
   }
-  const found = await unlessMissing(stat(place));
-  if (found && !found.isFile()) throw new Error(`${path} is no file`);
-  return { path: place, mode: found ? found.mode & 0o777 : 0o600 };
+  const found = await unlessMissing(stat(target));
+  if (found && !found.isFile()) throw new Error(`${path} is not a file; name a file, or a new one`);
+  return { path: target, mode: found ? found.mode & 0o777 : 0o600 };
 }
 
 /**
@@ -75,43 +75,43 @@ async function placeOf({ readlink, stat }: Files, path: string): Promise<{ path:
  * any moment. A symbolic link stays one. Anything that is not a file of this kind is refused, and not overwritten.
  */
 export function fileStorage(path: string): DeviceStorage {
-  // The name is no literal, so that bundlers for browsers leave it alone.
+  // A variable and not a literal, so that bundlers for browsers ignore the import.
   const module = "node:fs/promises";
   const files = import(module) as Promise<Files>;
-  files.catch(() => {}); // Told to whoever reads or writes.
-  let kept: Record<string, unknown> = {};
+  files.catch(() => {}); // Reading and writing report it.
+  let texts: Record<string, unknown> = {};
   let writing: Promise<void> = Promise.resolve();
   const read = async (): Promise<Record<string, unknown>> => {
-    const place = await placeOf(await files, path);
-    const text = (await unlessMissing((await files).readFile(place.path, "utf8"))) ?? "";
+    const target = await targetOf(await files, path);
+    const text = (await unlessMissing((await files).readFile(target.path, "utf8"))) ?? "";
     if (text.trim() === "") return {};
     const found = jsonOf(text);
     if (!isObject(found) || !Object.values(found).every((value) => typeof value === "string"))
-      throw new Error(`${path} holds something else`);
+      throw new Error(`${path} is not a state file of this SDK; name another file`);
     return found;
   };
   const write = async (): Promise<void> => {
     const { open, rename, rm } = await files;
-    const place = await placeOf(await files, path);
-    const fresh = `${place.path}.new`;
+    const target = await targetOf(await files, path);
+    const fresh = `${target.path}.new`;
     await rm(fresh, { force: true });
-    const file = await open(fresh, "wx", place.mode);
+    const file = await open(fresh, "wx", target.mode);
     try {
-      await file.writeFile(JSON.stringify(kept));
+      await file.writeFile(JSON.stringify(texts));
       await file.sync();
     } finally {
       await file.close();
     }
-    await rename(fresh, place.path);
+    await rename(fresh, target.path);
   };
   return {
     async get(name) {
-      kept = { ...(await read()), ...kept };
-      const text = kept[name];
+      texts = { ...(await read()), ...texts };
+      const text = texts[name];
       return typeof text === "string" ? text : null;
     },
     set(name, text) {
-      kept[name] = text;
+      texts[name] = text;
       writing = writing.then(write, write);
       return writing;
     },

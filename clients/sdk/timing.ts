@@ -1,8 +1,8 @@
 /**
- * Timeouts and their defaults, pauses between attempts, and small tools for promises.
+ * Timeouts and their defaults, pauses between attempts, and tools for promises.
  */
 
-/** The longest delay that a timer takes. */
+/** The longest delay that `setTimeout` takes, in milliseconds. */
 export const TIMER_MS_MAX = 2 ** 31 - 1;
 
 /** Times in milliseconds. The defaults suit the internet; tests use shorter ones. */
@@ -36,6 +36,7 @@ export const TIMING: Timing = {
   leaderMs: 15_000,
 };
 
+/** Calls `run` after `ms` milliseconds. @returns a function that cancels it */
 export type SetTimer = (run: () => void, ms: number) => () => void;
 
 export const setTimer: SetTimer = (run, ms) => {
@@ -67,34 +68,44 @@ export class Sleep {
     });
   }
 
+  /** Ends the pause now, if there is one. */
   wake(): void {
     this.#wake?.();
   }
 }
 
-/** Full jitter (Brooker, "Exponential Backoff and Jitter", 2015): anything up to twice as long each time. */
-export const jitterMs = (random: () => number, failures: number, fromMs: number, mostMs: number): number =>
-  random() * Math.min(mostMs, fromMs * 2 ** Math.min(failures, 16));
+/**
+ * The pause after a number of failures in a row, in milliseconds: a random part of a time that doubles with each failure, up to `maxMs`.
+ * (Full jitter: Brooker, "Exponential Backoff and Jitter", 2015.)
+ */
+export const jitterMs = (random: () => number, failures: number, fromMs: number, maxMs: number): number =>
+  random() * Math.min(maxMs, fromMs * 2 ** Math.min(failures, 16));
 
 /** A promise with its `resolve` and `reject`. */
-export interface Promised<Value> {
+export interface Deferred<Value> {
   readonly promise: Promise<Value>;
   readonly resolve: (value: Value) => void;
   readonly reject: (error: unknown) => void;
 }
 
-export function promised<Value = void>(): Promised<Value> {
-  let ends: Omit<Promised<Value>, "promise">;
+export function deferred<Value = void>(): Deferred<Value> {
+  let ends: Omit<Deferred<Value>, "promise">;
   const promise = new Promise<Value>((resolve, reject) => (ends = { resolve, reject }));
   return { promise, ...ends! };
 }
 
-/** Calls the application's code. What it throws, now or later, goes to the console and stops nothing. */
+/** Resolves when the signal is aborted; at once, if it already is. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve()));
+}
+
+/** Calls a function of the application. An error of it, now or later, is printed on the console and changes nothing here. */
 export function call(run: () => unknown): void {
-  const tell = (error: unknown): void => console.error(error);
+  const print = (error: unknown): void => console.error(error);
   try {
-    void Promise.resolve(run()).catch(tell);
+    void Promise.resolve(run()).catch(print);
   } catch (error) {
-    tell(error);
+    print(error);
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Checks of values that come from outside, and JSON read as text: numbers that JavaScript would round stay as they were written.
+ * Checks of values from outside, and parts of JSON as text, in which numbers that JavaScript would round are as they were written.
  */
 
 export const isText = (value: unknown): value is string => typeof value === "string" && value !== "";
@@ -9,7 +9,7 @@ export const isCount = (value: unknown): value is number => Number.isInteger(val
 export const isObject = (value: unknown): value is Record<string, unknown> =>
   typeof value === "object" && value !== null && !Array.isArray(value);
 
-/** Undefined: it is not JSON. */
+/** Parses JSON. @returns undefined when it is not JSON */
 export function jsonOf(text: string, parse: (text: string) => unknown = JSON.parse): unknown {
   try {
     return parse(text);
@@ -18,7 +18,7 @@ export function jsonOf(text: string, parse: (text: string) => unknown = JSON.par
   }
 }
 
-/** The members of a JSON object, or the elements of an array by their numbers, each as the text that stands there. */
+/** The members of a JSON object by name, or the elements of an array by index, each as its JSON text. @param json valid JSON */
 export function partsOf(json: string): Map<string, string> {
   const parts = new Map<string, string>();
   let [depth, start, name] = [0, 0, ""];
@@ -43,20 +43,20 @@ export function partsOf(json: string): Map<string, string> {
   return parts;
 }
 
-/** Where the next quotation mark is. */
+/** The position of the next quotation mark. */
 function endOf(json: string, from: number): number {
   const at = json.indexOf('"', from);
   return at === -1 ? json.length : at;
 }
 
-/** Whether an odd number of backslashes stands before this place. */
+/** Whether an odd number of backslashes comes before this position. */
 function isEscaped(json: string, at: number): boolean {
   let before = at;
   while (json[before - 1] === "\\") before--;
   return at < json.length && (at - before) % 2 === 1;
 }
 
-/** How deep a JSON text nests. */
+/** The depth to which a JSON text is nested. */
 export function depthOf(text: string): number {
   let [depth, deepest] = [0, 0];
   for (const [mark] of text.matchAll(/"(?:[^"\\]|\\.)*"|[[\]{}]/g)) {
