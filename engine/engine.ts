@@ -45,7 +45,7 @@ export const LIMITS: Limits = {
   beatMs: 15_000,
   renewMs: 15 * 60_000,
   feeds: 100_000,
-  feedsACaller: Number.POSITIVE_INFINITY,
+  feedsPerCaller: Number.POSITIVE_INFINITY,
   seenMs: 5_000,
   trimMs: 30_000,
   keptEvents: 10_000,

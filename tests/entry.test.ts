@@ -385,7 +385,7 @@ describe("a caller who does too much", () => {
   });
 
   test("has only so many feeds open at once; who closes one may open another", async () => {
-    const { url, engine } = await start({}, { limits: { feedsACaller: 1 } });
+    const { url, engine } = await start({}, { limits: { feedsPerCaller: 1 } });
     const first = await listen(`${url}/feed/orders?token=${GOOD}`);
     const stream = await fetch(`${url}/feed/orders`, { headers: bearer(GOOD) });
     expect(await stream.text()).toContain('{"reason":"busy"}');

@@ -23,7 +23,7 @@ const framesOf = (raw: string): string[] =>
     .filter((frame) => frame.split("\n").some((line) => !line.startsWith(":")));
 
 test("each frame has data, the first one too: some clients take any other for an empty event", async () => {
-  const pere = await begin({ limits: { feedsACaller: 3 } });
+  const pere = await begin({ limits: { feedsPerCaller: 3 } });
   const streams = [
     await listen(`${pere.url}/feed/orders?device=d`),
     await listen(`${pere.url}/feedback/orders`),

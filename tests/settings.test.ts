@@ -24,7 +24,7 @@ test("defaults need nothing", () => {
     tls: null,
   });
   expect(limits).toEqual({
-    feedsACaller: Number.POSITIVE_INFINITY,
+    feedsPerCaller: Number.POSITIVE_INFINITY,
     keptEvents: LIMITS.keptEvents,
     keptMs: LIMITS.keptMs,
   });
@@ -184,7 +184,7 @@ test("origins of this machine and of apps are taken as they are written, without
 test("limits on callers hold wherever there are tokens, and on loopback without them nobody is told from another", () => {
   const limits = (env: Record<string, string>): number[] => {
     const { rates, limits } = readSettings([], env);
-    return [rates.push, rates.receipt, rates.feed, limits.feedsACaller!];
+    return [rates.push, rates.receipt, rates.feed, limits.feedsPerCaller!];
   };
   const usual = [6_000, 60_000, 1_200, 10_000];
   for (const env of [{ PERE_JWT_SECRET: "x".repeat(32) }, { PERE_JWKS: "keys.json" }, { HOST: "0.0.0.0" }])

@@ -21,7 +21,7 @@ export interface FeedLimits {
   /** Maximum number of feeds per instance, internal ones excluded. */
   readonly feeds: number;
   /** Maximum number of feeds per caller. */
-  readonly feedsACaller: number;
+  readonly feedsPerCaller: number;
 }
 
 /** Ticks per beat: the resolution of a beat. */
@@ -136,7 +136,7 @@ export class Feeds {
       const { kind, device, caller } = request;
       const isFull =
         caller !== null &&
-        (this.#connections > this.#limits.feeds || this.#feedsOf(caller) > this.#limits.feedsACaller);
+        (this.#connections > this.#limits.feeds || this.#feedsOf(caller) > this.#limits.feedsPerCaller);
       if (request.refused !== null || isFull) return feed.end("busy");
       // Follow before reading, so that no entry is missed.
       await Promise.all(request.channels.map((channel) => this.#store.follow(kind, channel)));

@@ -331,7 +331,7 @@ export function readSettings(
     metricsChannels: channelsOf(env.PERE_METRICS_CHANNELS),
     unknown: Object.keys(variables).filter((name) => name.startsWith("PERE_") && !(name in SETTINGS)),
     limits: {
-      feedsACaller: rate("PERE_FEEDS_A_CALLER") || Number.POSITIVE_INFINITY,
+      feedsPerCaller: rate("PERE_FEEDS_A_CALLER") || Number.POSITIVE_INFINITY,
       ...(env.PERE_KEEP && { keep: readKeep(env.PERE_KEEP) }),
       keptEvents: whole("PERE_KEEP_EVENTS", 1, KEPT_EVENTS_MAX),
       keptMs: 1000 * whole("PERE_KEEP_SECONDS", 1, KEPT_SECONDS_MAX),
