@@ -10,8 +10,9 @@ import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./group-commit.ts";
 import { Turn } from "../yield.ts";
 import { Counters } from "../counters.ts";
+import { ChannelRows } from "./channels.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
-import { type Channel, isLeaving, type Leaving, SCHEMA } from "./schema.ts";
+import { type Channel, isLeaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
 import { ReceiptRows } from "./receipt-rows.ts";
@@ -66,20 +67,9 @@ const READ_REMINDERS = 1_000;
 /** What a name in `to` counts against `READ_BYTES`. */
 const NAME_BYTES = 64;
 
-/** Resolution of `touched`, the time of the last sign of life in an unused channel. */
-const TOUCH_MS = 60_000;
-/** Epochs reserved for channels that do not exist yet. If one is evicted, followers of that channel get an unnecessary gap. */
-const RESERVED_MAX = 100_000;
-
 const NOTHING = { head: 0, floor: 0 };
 const NOBODY: ReadonlyMap<string, number> = new Map();
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
-
-/** Reads channels; see `schema.ts`. */
-const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched,
-  max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
-  max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
-  (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
 
 interface EventRow {
   seq: number;
@@ -133,26 +123,16 @@ function without(tally: Tally, status: State): Tally {
 /** @throws PereError as `SqliteFile` */
 export class SqliteStore implements Store {
   readonly #file: SqliteFile;
-  readonly #epoch: () => string;
-  readonly #channelsMost: number;
+  readonly #channels: ChannelRows;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
   readonly #receipts: Receipts;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
-  readonly #channels = new Map<string, Channel>();
-  /** Epochs announced for channels that do not exist yet, oldest first. The change that creates such a channel uses its epoch. */
-  readonly #reserved = new Map<string, string>();
-  /** Channels whose row the running transaction must write. */
-  readonly #changed = new Set<Channel>();
-  /** The running transaction appended to a log. */
-  #hasGrown = false;
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
   constructor({ path, epoch = newEpoch, cacheLimits = CACHE_LIMITS, counts = new Counters(), warn }: SqliteOptions) {
-    this.#epoch = epoch;
-    this.#channelsMost = cacheLimits.channels;
     this.#file = new SqliteFile(
       path,
       SCHEMA,
@@ -160,19 +140,16 @@ export class SqliteStore implements Store {
         finish: () => {
           this.#receipts.write();
           this.#tallies.save();
-          for (const channel of this.#changed) this.#saveChannel(channel);
+          this.#channels.save();
         },
         committed: () => {
-          this.#changed.clear();
-          this.#hasGrown = false;
+          this.#channels.committed();
           const wakes = this.#wakes;
           this.#wakes = [];
           for (const wake of wakes) this.#listener(wake);
         },
         undone: () => {
           this.#wakes = [];
-          this.#changed.clear();
-          this.#hasGrown = false;
           // The caches were ahead of the file.
           this.#channels.clear();
           this.#enrolments.clear();
@@ -182,14 +159,15 @@ export class SqliteStore implements Store {
         // Positions handed out after the backup was made have the old epochs, so they never match new ones.
         onRestoredCopy: (file) => {
           for (const { id } of file.all<Channel>("SELECT id FROM channels"))
-            file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, this.#epoch());
+            file.run("UPDATE channels SET epoch = ?2 WHERE id = ?1", id, epoch());
         },
       },
       counts,
       warn,
     );
-    this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#changed.add(channel));
     this.#hooks = new HookRows(this.#file);
+    this.#channels = new ChannelRows(this.#file, this.#hooks, epoch, cacheLimits.channels);
+    this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
     this.#tallies = new TallyCache(this.#file, cacheLimits);
     this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
       this.#queueReceipt(channel, receipt),
@@ -199,84 +177,10 @@ export class SqliteStore implements Store {
 
   // -------------------------------------------------------------------------------------------------------------- channels
 
-  #find(name: string): Channel | null {
-    const known = this.#channels.get(name);
-    if (known) return known;
-    const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
-    if (row) {
-      const leaving = this.#file.get<Leaving>(
-        "SELECT device, joined, upTo, released, at FROM leaving WHERE channel = ?1",
-        row.id,
-      );
-      if (leaving) row.leaving = leaving;
-      if (this.#channels.size >= this.#channelsMost && this.#changed.size === 0 && !this.#hasGrown)
-        this.#channels.clear();
-      this.#channels.set(name, row);
-    }
-    return row;
-  }
-
-  /** In a transaction: finds or creates the channel and marks it as in use. */
-  #make(name: string): Channel {
-    const channel = this.#findOrCreate(name, null);
-    if (channel.touched !== null) {
-      channel.touched = null;
-      this.#changed.add(channel);
-    }
-    return channel;
-  }
-
-  /** In a transaction: finds the channel, or creates it as unused since `touched`. */
-  #findOrCreate(name: string, touched: number | null): Channel {
-    const found = this.#find(name);
-    if (found) return found;
-    const epoch = this.#reserved.get(name) ?? this.#epoch();
-    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3)", name, epoch, touched);
-    return this.#find(name)!;
-  }
-
-  /** In a transaction: marks the channel as unused if it has no events, devices or hooks. */
-  #idle(channel: Channel, now: number): void {
-    const { name, head, audience, touched } = channel;
-    if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
-    channel.touched = now;
-    this.#changed.add(channel);
-  }
-
-  /** Notes a sign of life of one of the channel's devices. */
-  #touch(channel: Channel, now: number): void {
-    if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
-    channel.touched = now;
-    this.#changed.add(channel);
-  }
-
-  #saveChannel({ id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
-    this.#file.run(
-      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
-      id,
-      head,
-      floor,
-      deletedUpTo,
-      receiptsHead,
-      receiptsFloor,
-      audience,
-      touched,
-    );
-  }
-
   async open(name: string): Promise<Heads> {
     const found = await this.heads(name);
     if (found) return found;
-    const epoch = this.#reserved.get(name) ?? this.#epoch();
-    this.#reserve(name, epoch);
-    return { epoch, events: NOTHING, receipts: NOTHING, isUnborn: true };
-  }
-
-  /** Reserves this epoch for the channel until it is created. */
-  #reserve(name: string, epoch: string): void {
-    this.#reserved.delete(name); // Moves it to the end.
-    this.#reserved.set(name, epoch);
-    if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
+    return { epoch: this.#channels.reserve(name), events: NOTHING, receipts: NOTHING, isUnborn: true };
   }
 
   heads(name: string): Promise<Heads | null> {
@@ -286,7 +190,7 @@ export class SqliteStore implements Store {
   /** Reads from a channel, or returns `none` if there is no such channel. */
   #read<Result>(name: string, none: Result, run: (channel: Channel) => Result | Promise<Result>): Promise<Result> {
     return this.#file.read(() => {
-      const channel = this.#find(name);
+      const channel = this.#channels.find(name);
       return channel ? run(channel) : none;
     });
   }
@@ -298,7 +202,7 @@ export class SqliteStore implements Store {
 
   channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
     return this.#file.read(() => {
-      const rows = this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit + 1);
+      const rows = this.#channels.list(after, limit + 1);
       const items = rows.map((row) => ({
         channel: row.name,
         devices: row.audience,
@@ -313,7 +217,7 @@ export class SqliteStore implements Store {
 
   append(name: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
     return this.#file.change(() => {
-      const channel = this.#make(name);
+      const channel = this.#channels.use(name);
       if (key) {
         // Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
         const known = this.#file.get<{
@@ -362,7 +266,7 @@ export class SqliteStore implements Store {
     const expires = afterSeconds(at, draft.ttl);
     const deadline = afterSeconds(at, draft.deadline);
     const remind = afterSeconds(0, draft.remind);
-    this.#hasGrown = true;
+    this.#channels.grown();
     this.#file.run(
       "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
       channel.id,
@@ -430,7 +334,7 @@ export class SqliteStore implements Store {
 
   /** In a transaction: queues a receipts-log entry for watchers. Entries of one transaction are sent together. */
   #queueReceipt(channel: Channel, receipt: Receipt): void {
-    this.#hasGrown = true;
+    this.#channels.grown();
     const last = this.#wakes.at(-1);
     if (last?.kind === "receipts" && last.channel === channel.name) (last.entries as Receipt[]).push(receipt);
     else this.#wakes.push({ kind: "receipts", channel: channel.name, epoch: channel.epoch, entries: [receipt] });
@@ -438,7 +342,7 @@ export class SqliteStore implements Store {
 
   record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
     return this.#file.change(() => {
-      const channel = this.#find(name);
+      const channel = this.#channels.find(name);
       if (!channel) return drafts.map((): Verdict => "unknown");
       return drafts.map((draft) => this.#receipts.record(channel, draft, now));
     });
@@ -498,15 +402,11 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       this.#receipts.write();
       return this.#receipts.recordMissing(
-        (id) => this.#byId(id),
+        (id) => this.#channels.byId(id),
         (channel) => this.#release(channel, now),
         now,
       );
     });
-  }
-
-  #byId(id: number): Channel {
-    return this.#find(this.#file.get<{ name: string }>("SELECT name FROM channels WHERE id = ?1", id)!.name)!;
   }
 
   reminders(name: string, now: number): Promise<Reminder[]> {
@@ -537,8 +437,8 @@ export class SqliteStore implements Store {
   async join(name: string, device: string, now: number): Promise<Joined> {
     const { more, ...joined } = await this.#file.change(() => {
       this.#receipts.write();
-      const channel = this.#findOrCreate(name, now);
-      this.#touch(channel, now);
+      const channel = this.#channels.findOrCreate(name, now);
+      this.#channels.touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
     });
@@ -546,7 +446,7 @@ export class SqliteStore implements Store {
     while (found?.more) {
       found = await this.#file.change(() => {
         this.#receipts.write();
-        return this.#enrolments.settle(this.#find(name)!, device, now);
+        return this.#enrolments.settle(this.#channels.find(name)!, device, now);
       });
       if (found) joined.settled = Math.min(found.settled, joined.events.head);
     }
@@ -554,19 +454,19 @@ export class SqliteStore implements Store {
   }
 
   enrol(name: string, device: string, now: number): Promise<boolean> {
-    return this.#file.change(() => this.#enrolments.enrol(this.#make(name), device, now));
+    return this.#file.change(() => this.#enrolments.enrol(this.#channels.use(name), device, now));
   }
 
   async retire(name: string, device: string, now: number): Promise<boolean> {
     for (;;) {
       const { isRetired, more } = await this.#file.change(() => {
         this.#receipts.write();
-        const channel = this.#find(name);
+        const channel = this.#channels.find(name);
         // One at a time: finish the release of the device that was retired before.
         if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
         if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
         this.#wakes.push({ kind: "retired", channel: name, device });
-        this.#idle(channel, now);
+        this.#channels.idle(channel, now);
         return { isRetired: true, more: this.#release(channel, now) };
       });
       if (isRetired === null) continue;
@@ -575,7 +475,7 @@ export class SqliteStore implements Store {
         isLeft = await this.#file
           .change(() => {
             this.#receipts.write();
-            return this.#release(this.#find(name)!, now);
+            return this.#release(this.#channels.find(name)!, now);
           })
           .catch(() => false);
       return isRetired;
@@ -592,10 +492,10 @@ export class SqliteStore implements Store {
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
     return this.#file.change(() => {
       this.#receipts.write();
-      const channel = this.#find(name);
+      const channel = this.#channels.find(name);
       if (!channel) return;
       this.#enrolments.seen(channel, times);
-      for (const at of times.values()) this.#touch(channel, at);
+      for (const at of times.values()) this.#channels.touch(channel, at);
     });
   }
 
@@ -612,7 +512,7 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       this.#receipts.write();
       if (name === null) return trimKeys(this.#file, now) || this.#trimUnused(retention, now);
-      const channel = this.#find(name);
+      const channel = this.#channels.find(name);
       if (!channel) return false;
       if (channel.leaving) {
         this.#release(channel, now);
@@ -620,7 +520,7 @@ export class SqliteStore implements Store {
       }
       const before = channel.floor + channel.deletedUpTo + channel.receiptsFloor;
       const more = trimChannel(this.#file, this.#receipts, this.#enrolments, channel, retention, now);
-      if (channel.floor + channel.deletedUpTo + channel.receiptsFloor > before) this.#changed.add(channel);
+      if (channel.floor + channel.deletedUpTo + channel.receiptsFloor > before) this.#channels.changed(channel);
       return more;
     });
   }
@@ -629,8 +529,7 @@ export class SqliteStore implements Store {
     const { dropped, isMore } = trimUnused(this.#file, retention, now);
     if (dropped.length > 0) this.#enrolments.clear();
     for (const { name, epoch } of dropped) {
-      this.#channels.delete(name);
-      this.#reserve(name, epoch); // No one has seen an entry of it, but it may have followers: keep its epoch.
+      this.#channels.removed(name, epoch);
     }
     return isMore;
   }
@@ -662,13 +561,13 @@ export class SqliteStore implements Store {
   // ----------------------------------------------------------------------------------------------------------------- hooks
 
   putHook(name: string, draft: HookDraft, fresh: string, now: number): Promise<{ hook: Hook; created: boolean }> {
-    return this.#file.change(() => this.#hooks.put(this.#make(name), draft, fresh, now));
+    return this.#file.change(() => this.#hooks.put(this.#channels.use(name), draft, fresh, now));
   }
   dropHook(name: string, hook: string, now: number): Promise<boolean> {
     return this.#file.change(() => {
-      const channel = this.#find(name);
+      const channel = this.#channels.find(name);
       const isDropped = this.#hooks.drop(channel, hook);
-      if (channel && isDropped) this.#idle(channel, now);
+      if (channel && isDropped) this.#channels.idle(channel, now);
       return isDropped;
     });
   }
@@ -679,7 +578,7 @@ export class SqliteStore implements Store {
     return this.#read<Delivery[]>(name, [], (channel) => this.#hooks.deliveries(channel, hook));
   }
   progress(name: string, hook: string, fence: number | null, progress: Progress): Promise<boolean> {
-    return this.#file.change(() => this.#hooks.progress(this.#find(name), hook, fence, progress));
+    return this.#file.change(() => this.#hooks.progress(this.#channels.find(name), hook, fence, progress));
   }
 
   /** Stored beside the database file, readable by its owner only. */

@@ -1,0 +1,164 @@
+/**
+ * Channels in a SQLite file: their rows, cached while in use, and the epochs of channels that do not exist yet. All functions that write run in a
+ * transaction.
+ */
+import type { SqliteFile } from "./group-commit.ts";
+import type { HookRows } from "./hooks.ts";
+import type { Channel, Leaving } from "./schema.ts";
+
+/** Resolution of `touched`, the time of the last sign of life in an unused channel. */
+const TOUCH_MS = 60_000;
+/** Epochs reserved for channels that do not exist yet. If one is evicted, followers of that channel get an unnecessary gap. */
+const RESERVED_MAX = 100_000;
+
+/** Reads channels; see `schema.ts`. */
+const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched,
+  max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
+  max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
+  (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
+
+export class ChannelRows {
+  readonly #file: SqliteFile;
+  readonly #hooks: HookRows;
+  readonly #epoch: () => string;
+  readonly #cachedMax: number;
+  readonly #cached = new Map<string, Channel>();
+  /** Epochs announced for channels that do not exist yet, oldest first. The change that creates such a channel uses its epoch. */
+  readonly #reserved = new Map<string, string>();
+  /** Channels whose row the running transaction must write. */
+  readonly #changed = new Set<Channel>();
+  /** The running transaction appended to a log. */
+  #hasGrown = false;
+
+  /**
+   * @param epoch creates epochs
+   * @param cachedMax limit of the cache
+   */
+  constructor(file: SqliteFile, hooks: HookRows, epoch: () => string, cachedMax: number) {
+    this.#file = file;
+    this.#hooks = hooks;
+    this.#epoch = epoch;
+    this.#cachedMax = cachedMax;
+  }
+
+  /** A channel, or null if there is none. */
+  find(name: string): Channel | null {
+    const known = this.#cached.get(name);
+    if (known) return known;
+    const row = this.#file.get<Channel>(`${CHANNELS} WHERE name = ?1`, name);
+    if (row) {
+      const leaving = this.#file.get<Leaving>(
+        "SELECT device, joined, upTo, released, at FROM leaving WHERE channel = ?1",
+        row.id,
+      );
+      if (leaving) row.leaving = leaving;
+      if (this.#cached.size >= this.#cachedMax && this.#changed.size === 0 && !this.#hasGrown) this.#cached.clear();
+      this.#cached.set(name, row);
+    }
+    return row;
+  }
+
+  /** In a transaction: finds or creates the channel and marks it as in use. */
+  use(name: string): Channel {
+    const channel = this.findOrCreate(name, null);
+    if (channel.touched !== null) {
+      channel.touched = null;
+      this.#changed.add(channel);
+    }
+    return channel;
+  }
+
+  /** In a transaction: finds the channel, or creates it as unused since `touched`. */
+  findOrCreate(name: string, touched: number | null): Channel {
+    const found = this.find(name);
+    if (found) return found;
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3)", name, epoch, touched);
+    return this.find(name)!;
+  }
+
+  /** In a transaction: marks the channel as unused if it has no events, devices or hooks. */
+  idle(channel: Channel, now: number): void {
+    const { name, head, audience, touched } = channel;
+    if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
+  /** Notes a sign of life of one of the channel's devices. */
+  touch(channel: Channel, now: number): void {
+    if (channel.touched === null || Math.abs(now - channel.touched) < TOUCH_MS) return;
+    channel.touched = now;
+    this.#changed.add(channel);
+  }
+
+  #write({ id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
+    this.#file.run(
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
+      id,
+      head,
+      floor,
+      deletedUpTo,
+      receiptsHead,
+      receiptsFloor,
+      audience,
+      touched,
+    );
+  }
+
+  /** An existing channel by the id of its row. */
+  byId(id: number): Channel {
+    return this.find(this.#file.get<{ name: string }>("SELECT name FROM channels WHERE id = ?1", id)!.name)!;
+  }
+
+  /** Channels by name, after the channel `after`. */
+  list(after: string, limit: number): Channel[] {
+    return this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit);
+  }
+
+  /** The epoch that a channel without a row will have; it is kept until the channel is created. */
+  reserve(name: string): string {
+    const epoch = this.#reserved.get(name) ?? this.#epoch();
+    this.#keepEpoch(name, epoch);
+    return epoch;
+  }
+
+  #keepEpoch(name: string, epoch: string): void {
+    this.#reserved.delete(name); // Moves it to the end.
+    this.#reserved.set(name, epoch);
+    if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
+  }
+
+  /** The row of a channel was deleted. No one has seen an entry of it, but it may have followers: keeps its epoch. */
+  removed(name: string, epoch: string): void {
+    this.#cached.delete(name);
+    this.#keepEpoch(name, epoch);
+  }
+
+  /** In a transaction: the channel's row must be written. */
+  changed(channel: Channel): void {
+    this.#changed.add(channel);
+  }
+
+  /** In a transaction: an entry was appended to a log, so a cached head may be ahead of the file. */
+  grown(): void {
+    this.#hasGrown = true;
+  }
+
+  /** In a transaction, after its changes: writes the changed rows. */
+  save(): void {
+    for (const channel of this.#changed) this.#write(channel);
+  }
+
+  /** The transaction has ended. */
+  committed(): void {
+    this.#changed.clear();
+    this.#hasGrown = false;
+  }
+
+  /** The transaction was rolled back: the cache was ahead of the file. */
+  clear(): void {
+    this.committed();
+    this.#cached.clear();
+  }
+}
