@@ -27,6 +27,7 @@ import {
   type Tally,
 } from "../model.ts";
 import { RedisSubscriber } from "./subscriber.ts";
+import { ChannelList, namesAfter } from "./channels.ts";
 import { RedisCluster } from "./cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
 import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
@@ -54,8 +55,6 @@ import {
   type Reminder,
   type Retention,
   type Store,
-  UNUSED_MAX,
-  UNUSED_MS_MIN,
   type Verdict,
   type Wake,
 } from "../store.ts";
@@ -75,10 +74,8 @@ const TRIM_ROWS = 1_000;
 const KEY_SLACK_MS = 3_600_000;
 /** For this long after a sign of life, an unused channel is listed as used: the device may be at another instance. */
 const LATELY_MS = 5_000;
-/** Unused channels per slice. */
-const UNUSED_AT_ONCE = 200;
-/** Maximum number of channels that are cached as listed. */
-const LISTED_MAX = 100_000;
+/** Maximum number of channels whose extent is remembered. */
+const REACHED_MAX = 100_000;
 
 const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
 
@@ -114,8 +111,6 @@ const databaseOf = (url: string): number => Number(new URL(url).pathname.slice(1
 /** @throws PereError as `RedisLink` */
 export class RedisStore implements Store {
   readonly #prefix: string;
-  /** The key of the list of unused channels. */
-  readonly #unused: string;
   readonly #keys: (channel: string) => Keys;
   readonly #scripts: typeof SCRIPTS;
   readonly #epoch: () => string;
@@ -125,8 +120,7 @@ export class RedisStore implements Store {
   readonly #presence: RedisPresence;
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
-  /** Channels that this instance has added to the list of channels. */
-  readonly #listed = new Set<string>();
+  readonly #list: ChannelList;
   /** How far each channel's logs are known to reach: detects that Redis was restored to an older state before a number is used twice. */
   readonly #lastKnown = new Map<
     string,
@@ -136,7 +130,6 @@ export class RedisStore implements Store {
 
   constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
     this.#prefix = prefix;
-    this.#unused = `${prefix}unused`;
     const database = databaseOf(urls[0]!);
     this.#keys = keysWith(prefix, database);
     this.#scripts = scriptsFor(topicSuffix(database));
@@ -146,7 +139,7 @@ export class RedisStore implements Store {
       // First on every connection, so that the calls of one turn keep their order.
       for (const { text } of Object.values(this.#scripts)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
       // The new connection may lead to a server in another state.
-      this.#listed.clear();
+      this.#list.markUnverified();
       this.#presence.markUnverified();
       this.#subscriber.markUnverified();
     };
@@ -157,6 +150,10 @@ export class RedisStore implements Store {
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
     );
+    this.#list = new ChannelList(this.#link, prefix, {
+      discard: async (channel, upTo) => (await this.#run(this.#scripts.discard, channel, [upTo]))[0],
+      exists: async (channel) => (await this.heads(channel)) !== null,
+    });
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // In a Cluster, a message published at one node reaches all nodes.
     this.#subscriber = new RedisSubscriber(urls, {
@@ -202,9 +199,9 @@ export class RedisStore implements Store {
     quorum?: ReplicaQuorum,
   ): Promise<readonly Reply[]> {
     const made = this.#link.run(script, [...this.#keys(channel).all, ...keys], [this.#epoch(), ...values], quorum);
-    if (!this.#listed.has(channel)) return (await Promise.all([made, this.#list(channel)]))[0] as readonly Reply[];
+    if (!this.#list.has(channel)) return (await Promise.all([made, this.#list.add(channel)]))[0] as readonly Reply[];
     const reply = (await made) as readonly Reply[];
-    if (reply[0] === 1) await this.#list(channel); // A new epoch; the list may be lost as well.
+    if (reply[0] === 1) await this.#list.add(channel); // A new epoch; the list may be lost as well.
     return reply;
   }
 
@@ -220,7 +217,7 @@ export class RedisStore implements Store {
     { events = 0, receipts = 0 }: { events?: number; receipts?: number },
   ): void {
     const before = this.#lastKnown.get(channel);
-    if (!before && this.#lastKnown.size >= LISTED_MAX) this.#lastKnown.clear();
+    if (!before && this.#lastKnown.size >= REACHED_MAX) this.#lastKnown.clear();
     const isSame = before?.epoch === epoch;
     this.#lastKnown.set(channel, {
       epoch,
@@ -233,19 +230,6 @@ export class RedisStore implements Store {
   #guardOf(channel: string): string {
     const given = this.#lastKnown.get(channel);
     return given ? `${given.epoch} ${given.events} ${given.receipts} ${this.#epoch()}` : "";
-  }
-
-  /** Adds a channel to the list of channels. The change itself is already stored; if this fails, the next change tries again. */
-  async #list(channel: string): Promise<void> {
-    const isDone = await this.#link.send("ZADD", `${this.#prefix}channels`, "0", channel).catch(() => null);
-    if (isDone === null) return;
-    if (this.#listed.size >= LISTED_MAX) this.#listed.clear();
-    this.#listed.add(channel);
-  }
-
-  /** Adds a channel to the list of unused channels, by its last sign of life. If this fails, the next feed tries again. */
-  async #note(channel: string, at: number): Promise<void> {
-    await this.#link.send("ZADD", this.#unused, String(at), channel).catch(() => {});
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -270,7 +254,7 @@ export class RedisStore implements Store {
   }
 
   async channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
-    const names = await this.#names(`${this.#prefix}channels`, after, limit + 1);
+    const names = await this.#list.names(after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
     const found = await Promise.all(items.map((channel) => this.#counters(channel)));
     return {
@@ -282,11 +266,6 @@ export class RedisStore implements Store {
       }),
       next,
     };
-  }
-
-  async #names(key: string, after: string, limit: number): Promise<readonly string[]> {
-    const from = after === "" ? "-" : `(${after}`;
-    return (await this.#link.send("ZRANGEBYLEX", key, from, "+", "LIMIT", "0", String(limit))) as readonly string[];
   }
 
   // ---------------------------------------------------------------------------------------------------------------- events
@@ -517,7 +496,7 @@ export class RedisStore implements Store {
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(this.#scripts.join, channel, [device, now]);
     const [fresh, joined, first, lostSeq, more, unused] = reply.slice(6).map(Number) as SixNumbers;
-    if (unused === 1) await this.#note(channel, now);
+    if (unused === 1) await this.#list.addUnused(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
     for (let isMore = more === 1; isMore;) {
@@ -552,16 +531,16 @@ export class RedisStore implements Store {
   async #idle(channel: string, now: number): Promise<void> {
     const keys = this.#keys(channel);
     const isIdle = await this.#link.run(this.#scripts.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
-    if (isIdle === 1) await this.#note(channel, now);
+    if (isIdle === 1) await this.#list.addUnused(channel, now);
   }
 
   async seen(channel: string, times: ReadonlyMap<string, number>): Promise<void> {
     const [unused] = await this.#run(this.#scripts.seen, channel, [...times].flat());
-    if (unused === 1) await this.#note(channel, Math.max(...times.values()));
+    if (unused === 1) await this.#list.addUnused(channel, Math.max(...times.values()));
   }
 
   async devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>> {
-    const names = await this.#names(this.#keys(channel).names, after, limit + 1);
+    const names = await namesAfter(this.#link, this.#keys(channel).names, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
     const enrolments: EnrolledDevice[] = [];
     // One script after another, each within its limit: a thousand devices may owe very many receipts.
@@ -588,46 +567,13 @@ export class RedisStore implements Store {
   async trim(channel: string | null, { count, before }: Retention, now: number): Promise<boolean> {
     if (channel === null) {
       await this.ready();
-      return this.#trimUnused(before, now);
+      return this.#list.trimUnused(before, now);
     }
     const [more, next] = await this.#run(this.#scripts.trim, channel, [
       ...[count, before, now, TRIM_ROWS, this.#guardOf(channel)],
     ]);
     if (next !== "") await this.#deadlines.ahead(channel, next as string);
     return more === 1;
-  }
-
-  /** Deletes one slice of unused channels; if there are very many, before their time is over. */
-  async #trimUnused(before: number, now: number): Promise<boolean> {
-    const beyond = Number(await this.#link.send("ZCARD", this.#unused)) - UNUSED_MAX;
-    let upTo = before;
-    if (beyond > 0) {
-      const last = String(beyond - 1);
-      const [newest] = (await this.#link.send("ZRANGE", this.#unused, last, last)) as readonly string[];
-      if (newest !== undefined) upTo = Math.max(before, Number(await this.#link.send("ZSCORE", this.#unused, newest)));
-    }
-    upTo = Math.min(upTo, now - UNUSED_MS_MIN);
-    const due = (await this.#link.send(
-      "ZRANGEBYSCORE",
-      this.#unused,
-      "-inf",
-      String(upTo),
-      "LIMIT",
-      "0",
-      String(UNUSED_AT_ONCE),
-    )) as readonly string[];
-    await Promise.all(due.map((channel) => this.#discard(channel, upTo)));
-    return due.length === UNUSED_AT_ONCE;
-  }
-
-  async #discard(channel: string, upTo: number): Promise<void> {
-    const [at] = await this.#run(this.#scripts.discard, channel, [upTo]);
-    if (typeof at === "string") return this.#note(channel, Number(at));
-    await this.#link.send("ZREM", this.#unused, channel);
-    if (at !== 1) return;
-    this.#listed.delete(channel);
-    await this.#link.send("ZREM", `${this.#prefix}channels`, channel);
-    if (await this.heads(channel)) await this.#list(channel); // It was used again meanwhile.
   }
 
   // ----------------------------------------------------------------------------------------------------------------- hooks
@@ -705,8 +651,8 @@ export class RedisStore implements Store {
   async close(): Promise<void> {
     this.#closing ??= (async () => {
       // Sent before the connection closes.
-      const farewell = this.#presence.close();
-      await Promise.all([this.#subscriber.close(), this.#link.close(), farewell]);
+      const withdrawn = this.#presence.close();
+      await Promise.all([this.#subscriber.close(), this.#link.close(), withdrawn]);
     })();
     await this.#closing;
   }
