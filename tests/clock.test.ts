@@ -4,14 +4,12 @@
  * Both clocks are held by the test. That something did not happen is said after something else of the same round did: an event that retention drops
  * by number, a deadline that passes by the steady clock.
  */
-import { afterAll, afterEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, afterEach, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Clock } from "../engine/clock.ts";
 import type { Service } from "../index.ts";
 import { ask, give, push, start, startOn, temporary, until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
-
-setDefaultTimeout(60_000);
 
 const SECOND = 1_000;
 const MINUTE = 60 * SECOND;

@@ -133,5 +133,5 @@ test.skipIf(noProxy !== null)(
     await until(async () => (await Bun.file(log).text()).includes("GET /feed/yard 200"));
     expect(await Bun.file(log).text()).not.toContain("secret");
   },
-  30_000,
+  180_000,
 );

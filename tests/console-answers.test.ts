@@ -25,7 +25,7 @@ browserTest(
     };
     using page = new Page();
     await page.view.navigate(proxy.url);
-    await until(async () => (await page.text(".link")).includes("live"), "it to be live", 30_000);
+    await until(async () => (await page.text(".link")).includes("live"), "it to be live");
     expect(statuses).toEqual([]);
   },
 );

@@ -49,7 +49,7 @@ test("what is on it is answered with an incident on all transports and to all re
   const id = (await ask(`${url}/channels`)).body.channels[0].last as string;
   const epoch = id.split("-")[0]!;
 
-  const poll = await ask(`${url}/feed/orders?since=earliest&wait=30`, { headers: { Accept: "application/json" } });
+  const poll = await ask(`${url}/feed/orders?since=earliest&wait=60`, { headers: { Accept: "application/json" } });
   expect([poll.status, poll.body.detail]).toEqual([503, expect.any(String)]);
   const receipts = await ask(`${url}/feedback/orders?since=earliest`, { headers: { Accept: "application/json" } });
   expect(receipts.status).toBe(200);

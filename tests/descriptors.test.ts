@@ -18,6 +18,7 @@ import {
   temporary,
   until,
 } from "./support/harness.ts";
+import { NO_HOST } from "./support/ports.ts";
 
 const LIMIT = 64;
 const started: Process[] = [];
@@ -126,14 +127,14 @@ describe("where a process may have few files and connections", () => {
       const { openSync } = await import("node:fs");
       descriptors();
       try { for (;;) openSync("/dev/null", "r"); } catch {}
-      await checkHookUrl(new URL("http://name.invalid/"), []).catch(({ code }) => console.log(code));`;
+      await checkHookUrl(new URL("http://${NO_HOST}/"), []).catch(({ code }) => console.log(code));`;
     const child = Bun.spawn(["/bin/sh", "-c", `ulimit -n ${LIMIT}; exec "$@"`, "sh", process.execPath, "-e", script], {
       stdout: "pipe",
       stderr: "inherit",
     });
     expect((await new Response(child.stdout).text()).trim()).toBe("away");
     await child.exited;
-    const unknown = checkHookUrl(new URL("http://name.invalid/"), [], { resolve: async () => [] });
+    const unknown = checkHookUrl(new URL(`http://${NO_HOST}/`), [], { resolve: async () => [] });
     await expect(unknown).rejects.toMatchObject({ code: "refused" });
   });
 });

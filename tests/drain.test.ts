@@ -281,5 +281,5 @@ test.skipIf(noRedis !== null)(
     for (const { child } of fleet) child.kill("SIGKILL");
     await redis.end();
   },
-  60_000,
+  180_000,
 );

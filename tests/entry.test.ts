@@ -137,7 +137,7 @@ describe("a secret of its own", () => {
       (await ask(`${pere.url}/push/orders`, { body: 1, headers: bearer(minted.texts.stdout.trim()) })).status,
     ).toBe(201);
     expect(await pere.end("SIGTERM")).toBe(0);
-  }, 30_000);
+  });
 
   test.skipIf(noRedis !== null)(
     `is one for all instances on a Redis${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
@@ -170,7 +170,7 @@ test("PERE_OPEN=1 is open beyond loopback, under any name; there is no link", as
   // Pages of strangers are none of everybody.
   expect((await ask(`${url}/channels`, { headers: { Origin: "https://evil.example" } })).status).toBe(403);
   expect(await end("SIGTERM")).toBe(0);
-}, 30_000);
+});
 
 // ------------------------------------------------------------------------------------------------------------------- pages
 
@@ -238,7 +238,7 @@ describe("the token command", () => {
     stream.close();
     // Without them it is a token of another house.
     expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: bearer(GOOD) })).status).toBe(401);
-  }, 30_000);
+  });
 
   test.each([
     [[], {}, "PERE_JWT_SECRET"],

@@ -64,7 +64,7 @@ describe("how a feed ends", () => {
     const going = await start();
     const stream = await listen(`${going.url}/feed/c`);
     const socket = await connect(`${going.url}/feed/c`);
-    const polled = ask(`${going.url}/feed/c?wait=30`, { headers: { Accept: "application/json" } });
+    const polled = ask(`${going.url}/feed/c?wait=60`, { headers: { Accept: "application/json" } });
     await until(() => going.engine.held.feeds === 3);
     await going.stop();
     expect(await stream.own("bye")).toEqual({ reason: "drain" });
@@ -136,7 +136,7 @@ describe("how a feed ends", () => {
     expect(answer.status).toBe(200);
     expect(answer.headers.get("content-type")).toBe("text/event-stream");
     const channel = fresh();
-    const polled = await ask(feed(channel, "?device=ghost&wait=30"), {
+    const polled = await ask(feed(channel, "?device=ghost&wait=60"), {
       method: "HEAD",
       headers: { Accept: "application/json" },
     });

@@ -38,7 +38,7 @@ describe("long-poll", () => {
 
   test("waits until there is something", async () => {
     const channel = fresh();
-    const waiting = poll(channel, "?wait=30&device=a");
+    const waiting = poll(channel, "?wait=60&device=a");
     await until(() => pere.engine.held.present > 0);
     const id = await push(pere.url, channel, 1);
     expect((await waiting).body).toMatchObject({ events: [{ id }], last: id });

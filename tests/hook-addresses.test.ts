@@ -5,7 +5,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { readRanges } from "../engine/addresses.ts";
 import { callHook, checkHookUrl, readHookUrl } from "../engine/hooks/call.ts";
 import { BODY, call, closeReceivers, NONE, OK, receive, refusal, SECRET } from "./support/hook-receivers.ts";
-import { lastingPort } from "./support/ports.ts";
+import { lastingPort, NO_HOST, noIpv6 } from "./support/ports.ts";
 
 afterAll(closeReceivers);
 
@@ -84,8 +84,10 @@ describe("a host", () => {
     expect(readHookUrl(`https://${host}/hook`, NONE).pathname).toBe("/hook");
   });
 
-  test.each(LOOPBACK_HOSTS)("%s sees no connection, and is called where it is allowed", async (host) => {
-    const address = host.startsWith("[") && !host.includes("f") ? "::1" : "127.0.0.1";
+  const isIpv6 = (host: string): boolean => host.startsWith("[") && !host.includes("f");
+  const reachable = LOOPBACK_HOSTS.filter((host) => noIpv6 === null || !isIpv6(host));
+  test.each(reachable)("%s sees no connection, and is called where it is allowed", async (host) => {
+    const address = isIpv6(host) ? "::1" : "127.0.0.1";
     const receiver = await receive(OK, address);
     const lies = [PUBLIC];
     expect(await call(receiver, { host, addresses: lies, allowed: NONE })).toEqual({
@@ -120,7 +122,7 @@ describe("a name", () => {
   });
 
   test("that is in no resolver is refused", async () => {
-    await expect(checkHookUrl(new URL("http://pere.invalid/"), NONE)).rejects.toThrow(/^url: its host /);
+    await expect(checkHookUrl(new URL(`http://${NO_HOST}/`), NONE)).rejects.toThrow(/^url: its host /);
   });
 
   test("that moves to a private address after its check is not called", async () => {

@@ -4,6 +4,7 @@
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import type { Socket } from "node:net";
+import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Webhook } from "standardwebhooks";
 import { callHook, checkHookUrl, type HookAnswer, makeSecret, readSecret } from "../engine/hooks/call.ts";
@@ -26,7 +27,7 @@ import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeReceivers);
 
-/** Signed by itself, for hook.example, until 2125. */
+/** Signed by itself, for hook.example, from 2000 until 2125. */
 const KEY = `-----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZSWdBuyJHhgAJdXR
 NivzYuEBZm3bgTp1j+pa2UgVjuChRANCAAQZbjgh3t4lOYpWv5t9GBJQeNtrUD3e
@@ -34,15 +35,15 @@ dc6s3pDYFGoivQ+MpLWPDFUfZaIk8qmPkACoTkwAn8f56J6CPqNUPUQh
 -----END PRIVATE KEY-----`;
 
 const CERTIFICATE = `-----BEGIN CERTIFICATE-----
-MIIBnjCCAUSgAwIBAgIUbihmP0ldI/pXwzG09/5OV+efu+swCgYIKoZIzj0EAwIw
-FzEVMBMGA1UEAwwMaG9vay5leGFtcGxlMCAXDTI2MTEyMjA1NTQ1MFoYDzIxMjYx
-MDI5MDU1NDUwWjAXMRUwEwYDVQQDDAxob29rLmV4YW1wbGUwWTATBgcqhkjOPQIB
+MIIBfjCCASOgAwIBAgIUBJRfI6HnM7YjtESnq8xx71Bu0AYwCgYIKoZIzj0EAwIw
+FzEVMBMGA1UEAwwMaG9vay5leGFtcGxlMCAXDTAwMDEwMTAwMDAwMFoYDzIxMjUx
+MjMxMDAwMDAwWjAXMRUwEwYDVQQDDAxob29rLmV4YW1wbGUwWTATBgcqhkjOPQIB
 BggqhkjOPQMBBwNCAAQZbjgh3t4lOYpWv5t9GBJQeNtrUD3edc6s3pDYFGoivQ+M
-pLWPDFUfZaIk8qmPkACoTkwAn8f56J6CPqNUPUQho2wwajAdBgNVHQ4EFgQUBZAg
-1s8OOSB7al68bCXSD6MquHUwHwYDVR0jBBgwFoAUBZAg1s8OOSB7al68bCXSD6Mq
-uHUwDwYDVR0TAQH/BAUwAwEB/zAXBgNVHREEEDAOggxob29rLmV4YW1wbGUwCgYI
-KoZIzj0EAwIDSAAwRQIhAI/e9sSnYguLBydQxrm4J833ff/yizyFztfyGcxK/8pv
-AiB6pR6/cTybOBYLiJWad13qcWK8C86Hx1EL/YjIRxr7qA==
+pLWPDFUfZaIk8qmPkACoTkwAn8f56J6CPqNUPUQho0swSTAPBgNVHRMBAf8EBTAD
+AQH/MBcGA1UdEQQQMA6CDGhvb2suZXhhbXBsZTAdBgNVHQ4EFgQUBZAg1s8OOSB7
+al68bCXSD6MquHUwCgYIKoZIzj0EAwIDSQAwRgIhAP87p/ajdj0nKuHU/HTPWsom
+iTCyv+YNMTIOrX2CVC9AAiEAt+pw36SLCznBV0J+Jee+OookK92c3WJTY4mIjDGX
+8eM=
 -----END CERTIFICATE-----`;
 
 describe("a call", () => {
@@ -200,7 +201,7 @@ describe("a receiver that", () => {
   ])("%s is left at once", async (_name, behaviour, answer) => {
     const receiver = await receive(behaviour);
     // Longer than the test may take: who waits for the limit fails it.
-    expect(await call(receiver, { timeoutMs: 120_000 })).toEqual(answer);
+    expect(await call(receiver, { timeoutMs: 600_000 })).toEqual(answer);
     await until(() => receiver.ended === 1, "the connection's end");
   });
 
@@ -253,8 +254,8 @@ describe("TLS", () => {
     const folder = temporary();
     await Bun.write(`${folder}/certificate.pem`, CERTIFICATE);
     const script = `
-      import { callHook } from ${JSON.stringify(new URL("../engine/hooks/call.ts", import.meta.url).pathname)};
-      import { readRanges } from ${JSON.stringify(new URL("../engine/addresses.ts", import.meta.url).pathname)};
+      import { callHook } from ${JSON.stringify(join(import.meta.dir, "../engine/hooks/call.ts"))};
+      import { readRanges } from ${JSON.stringify(join(import.meta.dir, "../engine/addresses.ts"))};
       for (const host of ["hook.example", "hook.example.", "other.example", "127.0.0.1"]) {
         const url = "https://" + host + ":${receiver.port}/";
         const call = { id: "1", url, secret: ${JSON.stringify(SECRET)}, body: ${JSON.stringify(BODY)}, at: Date.now() };

@@ -62,7 +62,7 @@ test("a hook that let 1,000 calls go by is ended, until it is retried", async ()
   await receiver.have(1_001);
   await until(async () => (await listed(pere.url)).retrying.length === 0, "nothing that waits");
   expect(await listed(pere.url)).toMatchObject({ disabled: null, failed: [] });
-}, 30_000);
+});
 
 describe("trouble with the store", () => {
   const away = new PereError("away", "the store is away");

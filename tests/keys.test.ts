@@ -307,5 +307,5 @@ describe("a key set behind a URL", () => {
     } finally {
       await Promise.all([hanging.stop(true), slow.stop(true)]);
     }
-  }, 20_000);
+  });
 });

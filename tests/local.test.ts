@@ -144,7 +144,7 @@ describe("the doctor", () => {
         "ok    it asks for a token",
       );
     },
-    30_000,
+    180_000,
   );
 
   test.skipIf(noFront !== null && process.env.CI !== "true")(
@@ -171,6 +171,6 @@ describe("the doctor", () => {
       expect(then.said).toContain("give it tokens before it is put behind a proxy");
       expect(then.code).toBe(1);
     },
-    30_000,
+    180_000,
   );
 });

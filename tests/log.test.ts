@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { SignJWT } from "jose";
 import { type Level, type Logger, openLog, QUIET_MS } from "../engine/ops/logger.ts";
 import { PereError } from "../engine/model.ts";
-import { PATIENCE_MS, temporary } from "./support/harness.ts";
+import { temporary } from "./support/harness.ts";
+import { PATIENCE_MS } from "./support/limits.ts";
 
 /** A line, looked at field by field; a wrong one fails the test. */
 type Line = Record<string, any>;

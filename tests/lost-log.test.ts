@@ -2,12 +2,10 @@
  * A channel whose log is lost and begins anew, on a real Redis that is flushed: what waits for an event, or was read of the log that was, is never
  * answered with what another event has come to under the same number.
  */
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
 import { ask, connect, give, listen, push, startOn, until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
-
-setDefaultTimeout(60_000);
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
 describe.skipIf(noRedis !== null)(`a log that is lost${why}`, () => {

@@ -113,7 +113,7 @@ const STORY: readonly Step[] = [
   ["giveReceipts", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "one"],
   ["giveReceipts", { type: JSON_TYPE, example: "many" }, 200, JSON_TYPE, "many"],
   ["giveReceipts", { type: FORM, example: "form" }, 200, JSON_TYPE, "one"],
-  ["push", { ...keyed, headers: { ...keyed.headers, Prefer: "wait=30" } }, 200, JSON_TYPE, "waited"],
+  ["push", { ...keyed, headers: { ...keyed.headers, Prefer: "wait=60" } }, 200, JSON_TYPE, "waited"],
   ["followReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["followReceipts", accept("text/event-stream"), 200, "text/event-stream", "example"],
   ["watch", {}, 200, "text/event-stream", "example"],

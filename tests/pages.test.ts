@@ -4,7 +4,8 @@
 import { expect, test } from "bun:test";
 import { chmodSync, cpSync, mkdirSync, readdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
-import { ask, PATIENCE_MS, temporary, until } from "./support/harness.ts";
+import { ask, temporary, until } from "./support/harness.ts";
+import { asNobody, noNobody } from "./support/nobody.ts";
 
 const ROOT = join(import.meta.dir, "..");
 
@@ -90,10 +91,20 @@ async function startMs(command: readonly string[], cwd: string): Promise<number>
 }
 
 /** Packages may have to be fetched. */
-const LIMIT_MS = 3 * PATIENCE_MS;
+const LIMIT_MS = 300_000;
 
-test(
-  "a clone without packages has its pages",
+/** Why no packages can be had, or null: Bun takes them from its cache, or from a registry. */
+const noPackages = ((): string | null => {
+  const folder = temporary();
+  for (const name of ["package.json", "bun.lock"]) cpSync(join(ROOT, name), join(folder, name));
+  const command = [process.execPath, "install", "--frozen-lockfile", "--production"];
+  return Bun.spawnSync(command, { cwd: folder, stdout: "ignore", stderr: "ignore" }).success
+    ? null
+    : "no registry can be reached, and Bun has no packages in its cache";
+})();
+
+test.skipIf(noPackages !== null && process.env.CI !== "true")(
+  `a clone without packages has its pages${noPackages ? ` (skipped: ${noPackages})` : ""}`,
   async () => {
     const clone = temporary();
     for (const name of ["package.json", "bun.lock", "tsconfig.json", "index.ts", "engine", "web", "clients"])
@@ -118,7 +129,7 @@ test(
     mkdirSync(empty, { mode: 0o555 });
     chmodSync(copy, 0o755);
     // Root may write anywhere, so it becomes nobody.
-    const before = process.getuid?.() === 0 ? ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] : [];
+    const before = noNobody === null ? asNobody : [];
     await look([...before, pere], empty);
     expect(readdirSync(empty)).toEqual([]);
 

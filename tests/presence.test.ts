@@ -169,7 +169,7 @@ describe("draining", () => {
     }
     const socket = await connect(`${going.url}/feed/c?device=a`);
     expect((await socket.closed).code).toBe(1012);
-    expect((await poll("/feed/c?device=a&wait=30", going.url)).status).toBe(503);
+    expect((await poll("/feed/c?device=a&wait=60", going.url)).status).toBe(503);
     expect(going.engine.held).toEqual(EMPTY);
 
     const refused = await ask(`${going.url}/push/c`, { body: "2" });

@@ -1,14 +1,12 @@
 /**
  * A Redis that comes back with an older state, under instances that know a newer one: no number that was given out before is given to another entry.
  */
-import { afterEach, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import { draft, hear, heardAll, missAll, SECOND, T, type Told, word } from "./contract/calls.ts";
 import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
-
-setDefaultTimeout(60_000);
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
 describe.skipIf(noRedis !== null)(`a Redis that is put back${why}`, () => {

@@ -11,7 +11,7 @@ const listen = (url: string, command: string, ...more: string[]): Python =>
   new Python(["listen", url, "orders", "--device", "till-7", "--exec", command, ...more]);
 const rowOf = async (url: string, id: string) => (await rowsOf(url, id))[0]!;
 const comesTo = (url: string, id: string, status: string): Promise<unknown> =>
-  until(async () => (await rowOf(url, id)).status === status, status, 20_000);
+  until(async () => (await rowOf(url, id)).status === status, status);
 
 pythonTest("listen: started with SIGCHLD ignored, it runs the command once and answers", async () => {
   const { url } = await service();
@@ -145,7 +145,7 @@ pythonTest("an answer that says Connection: close has the stream's patience, not
   await enrol(url, "till-7");
   const times = ["--first-byte", "300", "--silence", "0.5"];
   const listener = new Python(["listen", proxy.url, "orders", "--device", "till-7", ...times]);
-  await until(() => /on with long-polls/.test(listener.complained), "long-polls", 20_000);
+  await until(() => /on with long-polls/.test(listener.complained), "long-polls");
 });
 
 pythonTest("receipts: told to stop during a long-poll, it stops", async () => {
@@ -157,10 +157,10 @@ def follow(stop, is_ending):
     for receipt in pere.receipts(sys.argv[1], "orders", stop=stop): pass
 pere._until_told(follow)`;
   const follower = new Python(["-c", script, proxy.url]);
-  await until(() => proxy.seen.some(({ target }) => /wait=/.test(target)), "a long-poll", 20_000);
+  await until(() => proxy.seen.some(({ target }) => /wait=/.test(target)), "a long-poll");
   follower.child.kill("SIGTERM");
   // The long-poll itself rests for 25 s.
-  await until(() => follower.child.exitCode === 0, "its end", 15_000);
+  await until(() => follower.child.exitCode === 0, "its end");
 });
 
 pythonTest("publish: a proxy for every program that is no HTTP proxy is passed by", async () => {

@@ -3,11 +3,13 @@
  */
 import { afterEach, describe, expect, jest, setSystemTime, test } from "bun:test";
 import { heapStats } from "bun:jsc";
+import { join } from "node:path";
 import fc from "fast-check";
 import { addressOf, readRanges } from "../engine/addresses.ts";
 import { PereError } from "../engine/model.ts";
 import { RATES, rateHeaders, type RateLimits, RateLimiter, TooMany, type RateKind } from "../engine/http/rate-limit.ts";
-import { PATIENCE_MS, until } from "./support/harness.ts";
+import { until } from "./support/harness.ts";
+import { PATIENCE_MS } from "./support/limits.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const closing: (() => Promise<unknown>)[] = [];
@@ -138,7 +140,7 @@ describe("counted in memory, what a caller may do", () => {
   });
 
   test("keeps no process alive", async () => {
-    const file = new URL("../engine/http/rate-limit.ts", import.meta.url).pathname;
+    const file = join(import.meta.dir, "../engine/http/rate-limit.ts");
     const text = `import { RateLimiter, RATES } from ${JSON.stringify(file)}; new RateLimiter(RATES, null).take("push", "shop");`;
     const child = Bun.spawn([process.execPath, "-e", text], { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
     const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE_MS);

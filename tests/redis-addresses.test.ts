@@ -13,7 +13,7 @@ const closing: (() => Promise<unknown>)[] = [];
 afterEach(async () => {
   for (const close of closing.splice(0).reverse()) await close();
 });
-const LIMIT_MS = 60_000;
+const LIMIT_MS = 180_000;
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
 describe.skipIf(noRedis !== null)(`a Redis Cluster that announces addresses of no use${why}`, () => {

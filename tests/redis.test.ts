@@ -15,7 +15,7 @@ import { ask, give, listen, push, spawn, startOn, type Stream, until } from "./s
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** The longest that a test takes which starts processes, on a slow machine. */
-const PROCESS_MS = 40_000;
+const PROCESS_MS = 180_000;
 const T = Date.UTC(2026, 0, 1);
 const draft = (data: unknown): EventDraft => ({
   type: null,

@@ -4,7 +4,7 @@
  * It imports nothing but Bun, so that it runs in a fresh clone. Programs that some tests drive (a browser, strace, python3) are installed where that
  * is possible, as root on Debian and its kin; elsewhere the tests that need them say so and are skipped. With `CI=true` nothing is skipped.
  */
-const root = new URL("..", import.meta.url).pathname;
+const root = `${import.meta.dir}/..`;
 const bun = process.execPath;
 
 /** Runs a command; its output goes out as it comes, and comes back as text. */
@@ -41,6 +41,7 @@ const PROGRAMS: Record<string, string> = {
   "systemd-analyze": "systemd",
   node: "nodejs",
   busybox: "busybox",
+  openssl: "openssl",
 };
 
 async function installPrograms(): Promise<void> {

@@ -79,5 +79,5 @@ test.skipIf(skipped)(
     );
     expect(checked).toEqual({ code: 0, said: "" });
   },
-  60_000,
+  180_000,
 );

@@ -80,7 +80,7 @@ test(
       cleanup.defer(() => waits.listener.close());
       await until(() => /expired/.test(waits.status().error ?? ""));
       held.push(await tokenFor(600));
-      await until(() => waits.status().state === "connected", "it to be let in", 30_000);
+      await until(() => waits.status().state === "connected", "it to be let in");
     }
     const stranger = device({ url: pere.url, channels: "secrets", token: await tokenFor(600) });
     expect(await stranger.listener.closed.catch((error: unknown) => error)).toHaveProperty("status", 403);

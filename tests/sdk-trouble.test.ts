@@ -89,7 +89,7 @@ for (const storeIs of ["kept", "new"] as const)
       if (storeIs === "new") db = join(temporary(), "pere.db");
       pere = await spawn({ PERE_DB: db, PORT });
       // It was told to come back after up to 4 s, each time.
-      await until(() => status().state === "connected" && status().unsent === 0, "its return", 30_000);
+      await until(() => status().state === "connected" && status().unsent === 0, "its return");
       await publish(pere.url, "orders", 2, { wait: 10 });
       await publish(pere.url, "orders", 3, { wait: 10 });
       expect(worked).toEqual([1, "held", 2, 3]);

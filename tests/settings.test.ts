@@ -7,6 +7,7 @@ import { USAGE } from "../engine/ops/commands.ts";
 import { readSettings, SETTINGS } from "../engine/ops/settings.ts";
 import { command } from "./support/commands.ts";
 import { ask, spawn, temporary } from "./support/harness.ts";
+import { NO_HOST } from "./support/ports.ts";
 import { CONFIGURATION, configuration, EXAMPLE, example } from "./settings-texts.ts";
 
 test("defaults need nothing", () => {
@@ -226,7 +227,7 @@ test("a wrong setting, a taken port and an unusable file each stop it with one c
     [{ PORT: "x" }, "PORT must be"],
     [{ PORT: port, PERE_DB: ":memory:" }, `127.0.0.1, port ${port}: another program listens there`],
     [{ HOST: "192.0.2.1", PERE_OPEN: "1", PERE_DB: ":memory:" }, "192.0.2.1, port 0: this machine has no such address"],
-    [{ HOST: "pere.invalid", PERE_OPEN: "1", PERE_DB: ":memory:" }, "this machine has no such address"],
+    [{ HOST: NO_HOST, PERE_OPEN: "1", PERE_DB: ":memory:" }, "this machine has no such address"],
     [{ PERE_DB: "/nowhere/pere.db" }, "/nowhere/pere.db"],
     [{ PERE_HOOKS_ALLOW: "10.0.0.0", PERE_DB: ":memory:" }, "PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8"],
   ] as const) {

@@ -107,7 +107,7 @@ for (const [store, count] of [
     test("a WebSocket and a long-poll are told as well, and a feed of many channels once", async () => {
       const channel = fresh();
       const names = [channel, fresh(), fresh()].join(",");
-      const polled = ask(`${one}/feed/${channel}?device=pi&wait=10`, {
+      const polled = ask(`${one}/feed/${channel}?device=pi&wait=60`, {
         headers: { ...from(HERE), Accept: "application/json" },
       });
       await until(async () => (await devices(channel))[0]?.connected, "the poll");

@@ -30,7 +30,7 @@ afterEach(async () => {
 });
 
 const shellTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 120_000);
+  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 180_000);
 
 class Device {
   readonly child: Bun.Subprocess<"ignore", "ignore", "pipe">;
@@ -61,7 +61,7 @@ class Device {
     until(
       () => pattern.test(this.complained),
       () => `${pattern}: ${this.complained}`,
-      20_000,
+      180_000,
     );
 
   async ended(): Promise<number> {
@@ -83,7 +83,7 @@ async function service(): Promise<{ url: string; proxy: BadProxy }> {
 const rowOf = async (url: string, id: string): Promise<{ status: string; detail: unknown }> =>
   (await ask(`${url}/events/orders/${id}/receipts`)).body.receipts[0];
 const isDone = (url: string, id: string): Promise<unknown> =>
-  until(async () => (await rowOf(url, id)).status === "done", "done", 30_000);
+  until(async () => (await rowOf(url, id)).status === "done", "done");
 
 shellTest("a signal to it and to what works ends both, and the event comes again", async () => {
   const { url } = await service();
@@ -160,7 +160,7 @@ shellTest("what a command prints is JSON in the receipt where it is JSON", async
   const ids: string[] = [];
   for (const [command] of expected) ids.push(await push(url, "orders", Buffer.from(command).toString("base64")));
   for (const [index, [command, status, detail]] of expected.entries()) {
-    await until(async () => (await rowOf(url, ids[index]!)).status === status, command, 20_000);
+    await until(async () => (await rowOf(url, ids[index]!)).status === status, command);
     const { text } = await ask(`${url}/events/orders/${ids[index]}/receipts`);
     expect([command, text]).toEqual([command, expect.stringContaining(`"detail":${detail},`)]);
   }
@@ -278,7 +278,7 @@ shellTest(
     writeFileSync(file, `\r\n  ${good} \r\n\r\n`);
     const { body } = await ask(`${pere.url}/push/orders`, { body: "1", headers });
     const rows = async () => (await ask(`${pere.url}/events/orders/${body.id}/receipts`, { headers })).body.receipts;
-    await until(async () => (await rows())[0].status === "done", "done", 30_000);
+    await until(async () => (await rows())[0].status === "done", "done");
     expect(device.complained).not.toContain("secret");
     expect(existsSync(join(folder, "written"))).toBe(false);
   },
@@ -390,7 +390,7 @@ test.skipIf(isSkipped || !isMountable)(
     device.child.kill("SIGTERM");
     await device.ended();
   },
-  60_000,
+  180_000,
 );
 
 shellTest("a final receipt that is refused for good does not silence the stream", async () => {
@@ -412,7 +412,7 @@ shellTest("a pause that is asked for `received` delays no work, and no end", asy
   const gate = join(temporary(), "gate");
   const device = new Device([proxy.url, "orders", "till-7", `: >'${gate}'`]);
   const id = await push(url, "orders", 1);
-  await until(() => existsSync(gate), "work", 20_000);
+  await until(() => existsSync(gate), "work");
   device.child.kill("SIGTERM");
   expect(await device.ended()).toBe(143);
   expect((await rowOf(url, id)).status).toBe("done");
@@ -424,10 +424,10 @@ shellTest("a signal ends a long-poll", async () => {
   for (const shell of SHELLS) {
     const before = proxy.seen.length;
     const device = new Device([proxy.url, "orders", "till-7", "cat"], { PERE_FIRST_BYTE: "1" }, shell);
-    await until(() => proxy.seen.slice(before).some(({ errand }) => errand === "poll"), "a long-poll", 20_000);
+    await until(() => proxy.seen.slice(before).some(({ errand }) => errand === "poll"), "a long-poll");
     device.child.kill("SIGTERM");
     // The long-poll itself rests for 25 s.
-    await until(() => device.child.exitCode === 143, `the end of ${shell}`, 15_000);
+    await until(() => device.child.exitCode === 143, `the end of ${shell}`);
   }
 });
 

@@ -20,7 +20,7 @@ afterEach(async () => {
 });
 
 const shellTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 60_000);
+  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 180_000);
 
 async function service(): Promise<string> {
   const pere = await start({ random: () => 0 });

@@ -258,5 +258,5 @@ test.skipIf(noRedis !== null)(
     await Promise.all([pere.stop(), other.stop()]);
     await redis.end();
   },
-  60_000,
+  180_000,
 );

@@ -309,7 +309,7 @@ browserTest("without a token, or where it allows nothing, the page says why and 
     `${pere.url}/weblistener.html?token=${await till("till-7", ["orders"], 8 / 86_400)}&device=till-7`,
   );
   await page.state("connected");
-  await until(async () => (await why()) === "token: it has expired", "the end", 20_000);
+  await until(async () => (await why()) === "token: it has expired", "the end");
 });
 
 browserTest(

@@ -8,13 +8,10 @@ import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { command } from "./support/commands.ts";
 import { temporary } from "./support/harness.ts";
+import { asNobody, NOBODY, noNobody } from "./support/nobody.ts";
 
-/** The service runs as this user; the folder is root's. */
-const USER = 65_534;
-const as = ["setpriv", `--reuid=${USER}`, `--regid=${USER}`, "--clear-groups"];
-const isPossible = process.getuid?.() === 0 && Bun.which("setpriv") !== null;
-const asUser = isPossible || process.env.CI === "true" ? test : test.skip;
-const why = isPossible ? "" : " (skipped: only root can become another user)";
+const asUser = noNobody === null || process.env.CI === "true" ? test : test.skip;
+const why = noNobody === null ? "" : ` (skipped: ${noNobody})`;
 
 /** A folder that everybody may enter. */
 function shared(): string {
@@ -27,7 +24,7 @@ function shared(): string {
 
 /** What somebody else's process says when it can't do its work; always one line. */
 async function said(args: string[], db: string, more: Record<string, string> = {}): Promise<string> {
-  const { code, stderr } = await command(args, { PERE_DB: db, PORT: "0", ...more }, as);
+  const { code, stderr } = await command(args, { PERE_DB: db, PORT: "0", ...more }, asNobody);
   expect([code, stderr.trimEnd().includes("\n")]).toEqual([1, false]);
   return stderr;
 }
@@ -36,8 +33,8 @@ asUser(`a start in a folder of another owner says which user may not write which
   const folder = shared();
   const line = await said([], join(folder, "pere.db"));
   expect(line).toStartWith("PERE can't start: ");
-  expect(line).toContain(`uid ${USER}) may not write the folder ${folder}, which belongs to root (uid 0)`);
-  expect(line).toContain(`chown ${USER} ${folder}`);
+  expect(line).toContain(`uid ${NOBODY}) may not write the folder ${folder}, which belongs to root (uid 0)`);
+  expect(line).toContain(`chown ${NOBODY} ${folder}`);
   expect(readdirSync(folder)).toEqual([]);
 });
 
@@ -46,13 +43,13 @@ asUser(`a file, its log, its lock or its secret of another owner is named${why}`
     const folder = shared();
     const db = join(folder, "pere.db");
     await new SqliteStore({ path: db }).close();
-    for (const name of readdirSync(folder)) chownSync(join(folder, name), USER, USER);
-    chownSync(folder, USER, USER);
+    for (const name of readdirSync(folder)) chownSync(join(folder, name), NOBODY, NOBODY);
+    chownSync(folder, NOBODY, NOBODY);
     writeFileSync(`${db}${end}`, "", { flag: "a", mode: 0o600 });
     chmodSync(`${db}${end}`, 0o600);
     chownSync(`${db}${end}`, 0, 0);
     const line = await said([], db, end === ".secret" ? { HOST: "0.0.0.0" } : {});
-    expect(line).toContain(`uid ${USER}`);
+    expect(line).toContain(`uid ${NOBODY}`);
     expect(line).toContain(`may not write the file ${db}${end}, which belongs to`);
   }
 });
@@ -63,10 +60,10 @@ asUser(
     const folder = shared();
     chmodSync(folder, 0o700);
     expect(await said([], join(folder, "pere.db"))).toContain(
-      `uid ${USER}) may not write the folder ${folder}, which belongs to root`,
+      `uid ${NOBODY}) may not write the folder ${folder}, which belongs to root`,
     );
     chmodSync(folder, 0o500);
-    chownSync(folder, USER, USER);
+    chownSync(folder, NOBODY, NOBODY);
     expect(await said([], join(folder, "pere.db"))).toContain(`although it is its owner: chmod u+w ${folder}`);
     const missing = join(shared(), "missing");
     expect(await said([], join(missing, "pere.db"))).toContain(`there is no folder ${missing}`);
@@ -76,8 +73,8 @@ asUser(
 asUser(`a backup into a folder of another owner says so${why}`, async () => {
   const db = join(shared(), "pere.db");
   await new SqliteStore({ path: db }).close();
-  for (const name of ["", ".lock"]) chownSync(`${db}${name}`, USER, USER);
-  chownSync(join(db, ".."), USER, USER);
+  for (const name of ["", ".lock"]) chownSync(`${db}${name}`, NOBODY, NOBODY);
+  chownSync(join(db, ".."), NOBODY, NOBODY);
   const folder = shared();
   expect(await said(["backup", join(folder, "backup.db")], db)).toContain(`may not write the folder ${folder}`);
 });

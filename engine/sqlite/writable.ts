@@ -50,6 +50,7 @@ function refusal(path: string, kind: "folder" | "file"): string | null {
  */
 export function unwritable(path: string, ends: readonly string[] = []): string | null {
   const full = existsSync(path) ? realpathSync(path) : resolve(path);
+  if (existsSync(full) && !statSync(full).isFile()) return null; // Nobody should get the right to write /dev for its sake.
   const inFolder = refusal(dirname(full), "folder");
   if (inFolder !== null) return inFolder;
   for (const end of ["", ...ends]) {

@@ -188,7 +188,7 @@ export function deadlineContract(ground: Ground): void {
       await heard();
       const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
       expect(told.map(({ seq }) => seq)).toEqual(Array.from({ length: told.length }, (_, n) => n + 1));
-    }, 30_000);
+    });
 
     test("is not waited for when retention drops the event: who owes it is missing before, with the reason", async () => {
       await enrol("till", "kiosk");
@@ -339,6 +339,6 @@ export function deadlineContract(ground: Ground): void {
         ).toEqual(names);
       for (const device of [names[0]!, names.at(-1)!])
         expect((await ground.store.join("orders", device, T + SECOND)).lostSeq).toBe(1);
-    }, 30_000);
+    });
   });
 }

@@ -207,6 +207,6 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       await receiver.hear(said);
       await reached(pere.url, 110);
       await until(async () => (await listed(pere.url)).retrying.length === 0, "nothing that waits");
-    }, 30_000);
+    });
   });
 }

@@ -223,7 +223,7 @@ export function lifeContract(ground: Ground): void {
         expect(await give(1, names[0]!, "done", T + 60_000)).toBe("recorded");
         expect((await reads.receipts(ground.store, "orders", 3_001, 10))[0]!.late).toBe(true);
       },
-      30_000,
+      180_000,
     );
 
     kept(`has its hooks when it is opened again, their fences, and what completed${why}`, async () => {

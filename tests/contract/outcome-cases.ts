@@ -6,7 +6,6 @@
  * that. What must not come is shown by something that comes after it. The cases don't know what the services keep their memory in: they are
  * given a way to start one, and where there are two the publisher is at one of them and the devices at the other.
  */
-import { setDefaultTimeout } from "bun:test";
 import { completionCases, tallyCases } from "./completion-cases.ts";
 import { deadlineCases } from "./deadline-cases.ts";
 import { Fleet, type Open, type Start } from "./fleet.ts";
@@ -15,7 +14,6 @@ import { waitingPushCases } from "./waiting-push-cases.ts";
 
 /** All cases. @param count services at once @param fresh a new memory, with a way to start a service on it */
 export function outcomes(name: string, count: 1 | 2, fresh: () => Promise<Start>): void {
-  setDefaultTimeout(30_000);
   const open: Open = async (options = {}) => new Fleet(await fresh(), count, options).start();
   waitingPushCases(name, open);
   deadlineCases(name, open);

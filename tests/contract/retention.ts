@@ -108,7 +108,7 @@ export function retentionContract(ground: Ground): void {
       expect(
         (await reads.receipts(ground.store, "orders", 0, 10_000)).every(({ event }) => event > 4_990 + calls),
       ).toBe(true);
-    }, 30_000);
+    });
 
     test("remembers for each device the newest it lost unanswered, until a receipt follows a join", async () => {
       await enrol("owes", "answered", "gone");

@@ -40,12 +40,8 @@ async function begin(): Promise<void> {
   heapFile = join(folder, "heap");
   log = "";
   broken.length = 0;
-  pere = await spawn({
-    PERE_DB: join(folder, "pere.db"),
-    PERE_HOOKS_ALLOW: "127.0.0.0/8",
-    HEAP_FILE: heapFile,
-    BUN_OPTIONS: `--preload=${join(import.meta.dir, "..", "support", "witness.ts")}`,
-  });
+  const env = { PERE_DB: join(folder, "pere.db"), PERE_HOOKS_ALLOW: "127.0.0.0/8", HEAP_FILE: heapFile };
+  pere = await spawn(env, [], [], ["--preload", join(import.meta.dir, "..", "support", "witness.ts")]);
   void (async () => {
     const decoder = new TextDecoder();
     for await (const chunk of pere.child.stderr) log += decoder.decode(chunk, { stream: true });

@@ -139,7 +139,7 @@ describe("frames that break the protocol", () => {
     await push(pere.url, "flood", 1);
     await until(() => said().split('"recorded":0').length > 20_000);
     socket.destroy();
-  }, 20_000);
+  });
 
   test.each([
     ["receipts", () => frameOf(TEXT, `[${"0,".repeat(500)}0]`), 4_000],
@@ -171,7 +171,7 @@ describe("frames that break the protocol", () => {
       expect(resident() - residentBefore).toBeLessThan(64 * MEBIBYTE);
       socket.destroy();
     },
-    20_000,
+    180_000,
   );
 
   test("leave nothing behind", unharmed, 20_000);

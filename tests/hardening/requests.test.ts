@@ -234,7 +234,7 @@ describe("requests that no client sends", () => {
         .removeAllListeners("error")
         .on("error", () => {})
         .destroy();
-  }, 20_000);
+  });
 
   test("leave nothing behind", unharmed, 20_000);
 });

@@ -7,7 +7,7 @@ import { lstatSync, readlinkSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { temporary, until } from "./harness.ts";
 
-const LIMIT_MS = 60_000;
+const LIMIT_MS = 180_000;
 export const isInstalled = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"].some((name) =>
   Bun.which(name),
 );

@@ -9,9 +9,7 @@ import { type EventSourceMessage, createParser } from "eventsource-parser";
 import type { EngineOptions } from "../../engine/engine.ts";
 import type { Settings } from "../../engine/ops/settings.ts";
 import { type Service, type ServiceOptions, serve } from "../../index.ts";
-
-/** The longest that a test waits for one thing. */
-export const PATIENCE_MS = 10_000;
+import { PATIENCE_MS } from "./limits.ts";
 
 /** A folder of its own. `leftovers.ts` removes them all at the end. */
 export const temporary = (): string => mkdtempSync(join(tmpdir(), "pere-"));
@@ -95,13 +93,18 @@ export interface Process {
 
 const INDEX = join(import.meta.dir, "..", "..", "index.ts");
 
-/** @param before words before the command, such as `strace` and its flags. @throws Error with what it said when it does not start */
+/**
+ * @param before words before the command, such as `strace` and its flags
+ * @param flags those of Bun itself
+ * @throws Error with what it said when it does not start
+ */
 export async function spawn(
   env: Record<string, string>,
   before: readonly string[] = [],
   args: readonly string[] = [],
+  flags: readonly string[] = [],
 ): Promise<Process> {
-  const child = Bun.spawn([...before, process.execPath, "run", INDEX, ...args], {
+  const child = Bun.spawn([...before, process.execPath, "run", ...flags, INDEX, ...args], {
     env: { PATH: process.env.PATH, HOME: process.env.HOME, TMPDIR: process.env.TMPDIR, PORT: "0", ...env },
     stdin: "ignore",
     stdout: "pipe",

@@ -5,6 +5,22 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 
+/** Why tests that need the address ::1 are skipped, or null where they run: containers often have no IPv6. */
+export const noIpv6: string | null = ((): string | null => {
+  try {
+    Bun.listen({ hostname: "::1", port: 0, socket: { data() {} } }).stop(true);
+    return null;
+  } catch {
+    return "this machine has no IPv6";
+  }
+})();
+
+/**
+ * A name that no host has. Its first part is longer than names allow (RFC 1035, section 2.3.4), so no resolver is asked: some take half a minute to find
+ * that there is no such name, and some give an address for every one.
+ */
+export const NO_HOST = `${"x".repeat(64)}.invalid`;
+
 /** Ports that one test process chooses from, and how many such runs of them there are. */
 const PORTS = 128;
 const RUNS = 96;

@@ -17,7 +17,7 @@ afterEach(async () => {
 
 /** A test that needs python3. */
 export const pythonTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no python3 is installed)` : name, run, 60_000);
+  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no python3 is installed)` : name, run, 180_000);
 
 /** A Python that runs, and what it has said so far. */
 export class Python {

@@ -2,7 +2,7 @@
  * HTTP and WebSocket by the byte: what no client library would send.
  */
 import { connect as dial, type Socket } from "node:net";
-import { PATIENCE_MS } from "./harness.ts";
+import { PATIENCE_MS } from "./limits.ts";
 
 /** What came back on a connection, as Latin-1, so that a character is a byte. */
 export interface Heard {
