@@ -56,15 +56,15 @@ test("finds nothing at a service itself, and leaves nothing behind", async () =>
   expect(said).toContain("Nothing is wrong between here and there.");
   expect(code).toBe(0);
   for (const words of [
-    "it answers; there and back takes",
+    "the service answers; the round trip takes",
     "a WebSocket opens",
-    "its clock and this machine's agree",
+    "the service's clock and this machine's agree",
     "by event stream",
     "by WebSocket",
-    "receipts were taken",
+    "receipts were recorded",
     "a quiet event stream stays open for 1 s",
     "a quiet WebSocket stays open for 1 s",
-    "an answer may take 1 s",
+    "a response may take 1 s",
   ])
     expect(said).toContain(`${words}`);
   expect((await ask(`${url}/devices/pere-doctor`)).body.devices).toEqual([]);
@@ -75,7 +75,7 @@ describe("before the service", () => {
     // As it comes, nginx speaks HTTP/1.0 behind itself, and then passes on full buffers only.
     const url = await nginx(await also(start()), "proxy_ignore_headers X-Accel-Buffering;");
     const { code, said } = await doctor(url);
-    expect(said).toContain("bad   event streams are held back on the way");
+    expect(said).toContain("fail  event streams are held back on the way");
     expect(said).toContain("proxy_buffering off");
     expect(code).toBe(1);
   });
@@ -84,21 +84,21 @@ describe("before the service", () => {
     const packing = "gzip on; gzip_proxied any; gzip_types text/event-stream; gzip_min_length 0;";
     const url = await nginx(await also(start()), `${UPGRADE} ${packing} proxy_ignore_headers X-Accel-Buffering;`);
     const { code, said } = await doctor(url);
-    expect(said).toContain("bad   event streams are");
+    expect(said).toContain("fail  event streams are");
     expect(code).toBe(1);
     // Where only the packing is in the way, that is what it says.
     const other = await nginx(await also(start()), `${UPGRADE} ${packing} proxy_buffering off;`);
     const { said: saidThen } = await doctor(other);
-    expect(saidThen).toMatch(/event streams are packed \(gzip\)/);
+    expect(saidThen).toMatch(/event streams are compressed \(gzip\)/);
     expect(saidThen).toContain("gzip off");
   });
 
   nginxTest("nginx that cuts off what is quiet is found", async () => {
     const url = await nginx(await also(start()), `${UPGRADE} proxy_read_timeout 1s;`);
     const { code, said } = await doctor(url, "", 4);
-    expect(said).toMatch(/bad {3}a quiet event stream is cut off after \d s/);
-    expect(said).toMatch(/bad {3}a quiet WebSocket is cut off after \d s/);
-    expect(said).toMatch(/bad {3}an answer that takes 4 s is cut off after \d s \(status 504\)/);
+    expect(said).toMatch(/fail {2}a quiet event stream is closed after \d s/);
+    expect(said).toMatch(/fail {2}a quiet WebSocket is closed after \d s/);
+    expect(said).toMatch(/fail {2}a response that takes 4 s is cut off after \d s \(status 504\)/);
     expect(said).toContain("proxy_read_timeout 150s");
     expect(code).toBe(1);
   });
@@ -106,7 +106,7 @@ describe("before the service", () => {
   nginxTest("nginx that passes no WebSockets is found", async () => {
     const url = await nginx(await also(start()), "proxy_http_version 1.1;");
     const { code, said } = await doctor(url);
-    expect(said).toContain("bad   no WebSocket opens");
+    expect(said).toContain("fail  no WebSocket opens");
     expect(said).toContain("by event stream");
     expect(code).toBe(1);
   });
@@ -116,7 +116,7 @@ describe("of the service itself", () => {
   test("a clock that is wrong is found", async () => {
     const { url } = await also(start({ now: () => Date.now() + 60_000 }));
     const { code, said } = await doctor(url);
-    expect(said).toMatch(/bad {3}the service's clock and this machine's differ by (60000|59\d\d\d) ms/);
+    expect(said).toMatch(/fail {2}the service's clock and this machine's differ by (60000|59\d\d\d) ms/);
     expect(code).toBe(1);
   });
 
@@ -126,7 +126,7 @@ describe("of the service itself", () => {
       const redis = await also(startRedis({ appendonly: "yes", appendfsync: "everysec" }));
       const { url } = await also(startOn(redis.url));
       const { code, said } = await doctor(url);
-      expect(said).toMatch(/look {2}it keeps its logs in Redis [\d.]+, durability: second/);
+      expect(said).toMatch(/warn {2}its store is Redis [\d.]+, durability: second/);
       expect(said).toContain("→ Set appendfsync always");
       expect(code).toBe(0);
     },
@@ -137,8 +137,8 @@ describe("of the service itself", () => {
     const token = async (...args: string[]): Promise<string> =>
       (await command(["token", ...args], { PERE_JWT_SECRET: SECRET })).stdout.trim();
     for (const [held, words] of [
-      ["", "nothing can be pushed: 401"],
-      [await token("--sub", "till", "--feed", "*"), "nothing can be pushed: 403"],
+      ["", "a push is refused: 401"],
+      [await token("--sub", "till", "--feed", "*"), "a push is refused: 403"],
       [await token("--sub", "till", "--push", "*"), "no event stream opens: status 403"],
     ] as const) {
       const { code, said } = await doctor(url, held);
@@ -149,15 +149,15 @@ describe("of the service itself", () => {
     }
     expect(await doctor(url, "secret")).toEqual({
       code: 1,
-      said: "PERE can't examine: PERE_TOKEN holds no token: that is three parts with dots between them\n",
+      said: "PERE can't examine: PERE_TOKEN is not a token: set it to a JWT, which is three parts with dots between them\n",
     });
     expect((await doctor(url, await token("--sub", "auth0|5f7c", "--push", "*"))).said).toBe(
-      "PERE can't examine: PERE_TOKEN can't follow a feed, because its sub is not a device's name; use a token with one\n",
+      "PERE can't examine: PERE_TOKEN can't follow a feed, because its sub is not a device's name: use a token with one\n",
     );
     expect((await doctor(url, await token("--sub", "*", "--feed", "*", "--push", "*"))).code).toBe(0);
     const good = await token("--sub", "till", "--feed", "*", "--push", "*", "--days", "0.5");
     const { code, said } = await doctor(url, good, 1);
-    expect(said).toContain("look  the token is till's and good for 0.5 days");
+    expect(said).toContain("warn  the token is for till and expires in 0.5 days");
     expect(said).toContain("Nothing is wrong");
     expect(code).toBe(0);
   });
@@ -166,7 +166,7 @@ describe("of the service itself", () => {
     const other = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response("a shop") });
     for (const url of [`http://127.0.0.1:${lastingPort()}`, `http://127.0.0.1:${other.port}`]) {
       const { code, said } = await doctor(url);
-      expect(said).toStartWith(`bad   no PERE answers at ${url}: `);
+      expect(said).toStartWith(`fail  no PERE answers at ${url}: `);
       expect(code).toBe(1);
     }
     await other.stop(true);

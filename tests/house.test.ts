@@ -98,6 +98,12 @@ test("clients and the pages use the public contract only", async () => {
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).not.toMatch(/→ (engine|index|web|tests)/);
   for (const file of new Glob("clients/sdk/*.ts").scanSync("."))
     for (const path of await importsOf(file)) expect(`${file} → ${path}`).toMatch(/→ clients\/sdk\//);
+  // Programs and examples have no more of the SDK than its users, and an example stands on its own.
+  const programs = [...new Glob("clients/**/*.ts").scanSync(".")].filter((file) => !file.startsWith("clients/sdk/"));
+  expect(programs).toContain("clients/examples/approve.ts");
+  for (const file of programs)
+    for (const path of await importsOf(file))
+      expect(`${file} → ${path}`).not.toMatch(/→ clients\/sdk\/(?!index\.ts$)|examples\/\S+ → clients\/(?!sdk\/)/);
   for (const file of new Glob("web/console/*.{ts,tsx}").scanSync("."))
     for (const path of await importsOf(file))
       expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/console)(engine|index|web|tests)/);
@@ -114,6 +120,13 @@ test("the choice of the store is made on one line", async () => {
 test("dependencies are pinned to exact versions", () => {
   for (const version of Object.values({ ...packageJson.dependencies, ...packageJson.devDependencies }))
     expect(version).toMatch(/^\d+\.\d+\.\d+$/);
+});
+
+test("no file of clients is over 420 lines", async () => {
+  for (const file of new Glob("clients/**/*.ts").scanSync(".")) {
+    const lines = (await Bun.file(file).text()).split("\n").length - 1;
+    expect([file, lines]).toEqual([file, Math.min(lines, 420)]);
+  }
 });
 
 test("no file of tests is over 500 lines", async () => {

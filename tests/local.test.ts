@@ -135,13 +135,13 @@ describe("the doctor", () => {
       const open = await start({ host: "0.0.0.0", access: "open" });
       const { port } = new URL(open.url);
       const { code, said } = await doctor(`http://${address}:${port}`);
-      expect(said).toContain(`bad   it answers without a token at ${address}: anyone`);
+      expect(said).toContain(`fail  the service answers without a token at ${address}: anyone`);
       expect(said).toContain("PERE_JWT_SECRET");
       expect(code).toBe(1);
       expect((await doctor(`http://127.0.0.1:${port}`)).code).toBe(0);
       const closed = await start({ host: "0.0.0.0" });
       expect((await doctor(`http://${address}:${new URL(closed.url).port}`)).said).toContain(
-        "ok    it asks for a token",
+        "ok    the service asks for a token",
       );
     },
     180_000,
@@ -162,13 +162,13 @@ describe("the doctor", () => {
       const hiding = await front("");
       expect((await ask(`${hiding}/push/orders`, { body: 1 })).status).toBe(201);
       const { code, said } = await doctor(hiding);
-      expect(said).toContain(`bad   it answers without a token at ${address}`);
+      expect(said).toContain(`fail  the service answers without a token at ${address}`);
       expect(code).toBe(1);
       const honest = await front("proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;");
       expect((await ask(`${honest}/push/orders`, { body: 1 })).status).toBe(403);
       const then = await doctor(honest);
-      expect(then.said).toContain("bad   nothing can be pushed: 403: x-forwarded-for: this service has no tokens");
-      expect(then.said).toContain("give it tokens before it is put behind a proxy");
+      expect(then.said).toContain("fail  a push is refused: 403: x-forwarded-for: this service has no tokens");
+      expect(then.said).toContain("set up tokens before you put it behind a proxy");
       expect(then.code).toBe(1);
     },
     180_000,

@@ -135,24 +135,26 @@ test("an alarm that is not answered is pushed on once, and one that is answered 
 
 test("an approval is asked of one phone, and the program ends with its answer", async () => {
   const { url } = await service();
-  const asked: unknown[] = [];
-  let isApproved = true;
-  device(url, "approvals", "phone-1", ({ data }) => {
-    asked.push(data);
-    if (!isApproved) throw new Error("too much");
-    return "fine";
+  // What the person types.
+  const person = await cook("approve", "answer-approvals.ts", {
+    "http://127.0.0.1:4567": url,
+    "bun ": "printf 'y fine\\nperhaps\\nNo too much\\n' | bun ",
   });
   await enrol(url, "approvals", "phone-2");
+  await until(async () => {
+    const { devices } = (await ask(`${url}/devices/approvals`)).body;
+    return devices.some((one: { device: string; connected: boolean }) => one.device === "phone-1" && one.connected);
+  }, "the person");
   const approve = async (changes: Readonly<Record<string, string>> = {}): Promise<[number, string]> => {
     const running = await cook("approve", "Refund", { "http://127.0.0.1:4567": url, ...changes });
     return [await running.ended(), running.output.text.trim()];
   };
   expect(await approve()).toEqual([0, 'approved: "fine"']);
-  isApproved = false;
   expect(await approve()).toEqual([1, expect.stringMatching(/^denied: .*too much/)]);
   expect(await approve({ "phone-1": "phone-2", " 120 http": " 1 http" })).toEqual([2, "no answer"]);
-  expect(asked).toEqual([
-    { question: "Refund 120 EUR for order 4711?" },
-    { question: "Refund 120 EUR for order 4711?" },
-  ]);
+  const shown = "Refund 120 EUR for order 4711? (y/n, and a note)\n";
+  expect(person.output.text).toBe(shown.repeat(3)); // The second question twice: "perhaps" is no answer.
+  // A question that nobody can answer any more stays open.
+  expect(await approve({ " 120 http": " 1 http" })).toEqual([2, "no answer"]);
+  expect(await person.ended()).toBe(0);
 });
