@@ -46,7 +46,7 @@ browserTest("a push that a portal's page answers is not shown as stored", async 
   await until(() => page.read<boolean>(`document.querySelector(".push button")?.disabled === false`), "the form");
   await page.view.scrollTo(".push button");
   await page.view.click(".push button");
-  await until(async () => (await page.text(".push .trouble")).includes("No answer of PERE's came"), "a word on it");
+  await until(async () => (await page.text(".push .trouble")).includes("PERE did not answer"), "a word on it");
   expect(await page.text(".push .well")).toBe("");
   expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
 });
@@ -69,9 +69,9 @@ browserTest("answers of another shape are told as trouble, and no page goes blan
   using page = new Page();
   await page.view.navigate(proxy.url);
   for (const [place, words] of [
-    ["/orders/devices", "the answer is not the service's"],
-    ["/orders/hooks", "the answer is not the service's"],
-    [`/orders/event/${id}`, "the service is not there"],
+    ["/orders/devices", "the answer does not come from PERE"],
+    ["/orders/hooks", "the answer does not come from PERE"],
+    [`/orders/event/${id}`, "the service can't be reached"],
     ["/orders", "each device"],
   ] as const) {
     await page.read(`void (location.hash = ${JSON.stringify(place)})`);

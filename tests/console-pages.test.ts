@@ -39,7 +39,7 @@ browserTest("every place is readable by axe, light and dark, on a desk and on a 
   const guarded = cleanup.adopt(await startWith(), (one) => one.stop());
   const places = [
     [fresh.url, "/", "Nothing here yet"],
-    [guarded.url, "/", "A token is needed here"],
+    [guarded.url, "/", "A token is required"],
     ...PLACES.map(([place, words]) => [pere.url, place, words] as const),
     [pere.url, `/orders/event/${id}`, "Time to the final receipt"],
   ] as const;

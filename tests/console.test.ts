@@ -261,7 +261,7 @@ browserTest(
     await tab.view.cdp("Network.clearBrowserCookies");
     await tab.view.navigate("about:blank");
     await tab.view.navigate(`${pere.url}/#/shop.1`);
-    await tab.says("main", "A token is needed here");
+    await tab.says("main", "A token is required");
     await tab.click("input[type=password]");
     await tab.view.type("not a token");
     await tab.click("main button");
@@ -277,7 +277,7 @@ browserTest(
     await tab.says("main em", "no right to push on other");
     await tab.go("/shop.1");
     await tab.view.reload();
-    await tab.says("main", "A token is needed here");
+    await tab.says("main", "A token is required");
 
     const own = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
     await tab.view.navigate(own.url + (await own.link())!);

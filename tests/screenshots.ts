@@ -186,7 +186,7 @@ async function pictures(event: string): Promise<void> {
       if (process.argv[2] === undefined && !KEPT.includes(place) && !`${place} ${name}`.startsWith("overview desk"))
         continue;
       await tab.evaluate(`void (location.hash = ${JSON.stringify(hash)})`);
-      const isSettled = "document.readyState === 'complete' && !/Reading…|connecting/.test(document.body.innerText)";
+      const isSettled = "document.readyState === 'complete' && !/Loading…|connecting/.test(document.body.innerText)";
       await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${place} to be there`);
       if (place === "overview") await moveOn();
       await picture(tab, `${place}-${name}`);

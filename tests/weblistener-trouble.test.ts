@@ -154,7 +154,7 @@ browserTest("where proxies stop event streams and sockets it takes what gets thr
     proxy.weather = ({ errand }: Seen) => ((stopped as readonly string[]).includes(errand) ? { status: 403 } : "pass");
     using page = await new Page(390, 780).open(proxy.url, "device=till-1");
     expect(await page.text("#transport")).toBe(transport);
-    expect((await page.text("#state")).includes("since event streams don't get through")).toBe(stopped.length > 0);
+    expect((await page.text("#state")).includes("because event streams don't get through")).toBe(stopped.length > 0);
     const id = await push(pere.url, "orders", transport);
     await page.shows(id, "received");
     await page.click(id, "button.done");
@@ -201,16 +201,16 @@ browserTest("more than it can show, or more than the deadline allows, and it is 
   await page.shows(late, "received");
   await page.state("behind");
   await page.says("#state-why", "1 event past the deadline");
-  expect(await page.text(`#event-${late} .late`)).toStartWith("overdue since ");
+  expect(await page.text(`#event-${late} .late`)).toStartWith("overdue by ");
   await page.picture("behind");
   await page.click(late, "button.done");
   await page.state("connected");
   const many = Array.from({ length: 203 }, (_, n) => n).join("\n");
   const { events } = (await ask(`${pere.url}/push/orders`, { body: many, type: "application/x-ndjson" })).body;
   await page.state("behind");
-  await page.says("#state-why", "3 more events when some of these are answered");
+  await page.says("#state-why", "3 more events will appear when you answer some of these");
   await page.click(events[0].id as string, "button.done");
-  await page.says("#state-why", "2 more events when some of these are answered");
+  await page.says("#state-why", "2 more events will appear when you answer some of these");
   await page.shows(events[200].id as string, "received");
 });
 

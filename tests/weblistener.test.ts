@@ -199,7 +199,7 @@ browserTest("events that were lost while the device was away are told, until dis
   await page.open(pere.url, "device=till-1");
   await page.shows(ids[8]!, "received");
   expect((await page.cards()).map(({ id }) => id)).toEqual([ids[8]!, ids[7]!, ids[6]!]);
-  expect(await page.text("#notices .notice span")).toStartWith("Events on orders were lost: after ");
+  expect(await page.text("#notices .notice span")).toStartWith("Events on orders were lost: those after ");
   expect(await page.text("#notices .notice span")).toContain(` and before ${ids[6]} `);
   await page.picture("gap");
   await page.view.click("#notices button");

@@ -1,13 +1,13 @@
 /**
- * Starts Swagger UI on this service's own description.
+ * Starts Swagger UI with this service's OpenAPI document.
  *
- * The examples tell one story, and an event's id in them can't be known beforehand: its first half is made up by each service. So the page
- * remembers the id of the last event that was pushed from it, and sends that wherever an example has its own (`SAMPLE_EPOCH` of
- * `openapi-schemas.ts`). The request that is shown is the one that was sent.
+ * The examples use each other's event ids, but real ids can't be known in advance: each service chooses its own epochs. So the page remembers the id
+ * of the last event that was pushed from it, and replaces the ids of the examples (`SAMPLE_EPOCH` in `openapi-schemas.ts`) by it. The page shows the
+ * request that was really sent.
  */
 const SAMPLE_ID = /k3x9q2vd-\d+/g;
 let pushed = "";
-/** Where this script is, and with it the service: the page is there as well, or one folder below. */
+/** The URL of the service: that of this script. The page is there as well, or one folder below. */
 const here = document.currentScript.src;
 
 function remember(response) {
@@ -16,15 +16,15 @@ function remember(response) {
   return response;
 }
 
-/** Swagger UI shows the JSON and asks for anything, until a type is chosen; a feed answers that with a stream, which never ends. */
+/** Until a media type is chosen, Swagger UI shows the JSON but sends a wildcard, which a feed would answer with an endless stream. */
 function askForJson({ headers }) {
   if (headers?.accept === "*/*") headers.accept = "application/json";
 }
 
-/** Milliseconds of an event stream that are shown. It has no end to wait for. */
+/** How many milliseconds of an event stream are shown. It does not end by itself. */
 const STREAM_SHOWN_MS = 2_000;
 
-/** Fetches what was asked for; of an event stream, what comes in a while. */
+/** Sends a request; of an event stream, returns what arrives in that time. */
 async function fetchShown(url, request) {
   const leaving = new AbortController();
   const response = await fetch(url, { ...request, signal: leaving.signal });
@@ -37,7 +37,7 @@ async function fetchShown(url, request) {
     for (let part = await reader.read(); !part.done; part = await reader.read())
       text += decoder.decode(part.value, { stream: true });
   } catch {
-    // That was long enough.
+    // The time is over.
   }
   return new Response(text, { status: response.status, headers: response.headers });
 }

@@ -113,7 +113,7 @@ export async function request(path: string, init: RequestInit & { headers?: Reco
 export function withLists<Answer>(answer: unknown, names: readonly string[]): Answer {
   const members = (typeof answer === "object" && answer !== null ? answer : {}) as Record<string, unknown>;
   if (names.every((name) => Array.isArray(members[name]))) return answer as Answer;
-  throw new Error("the answer is not the service's");
+  throw new Error("the answer does not come from PERE");
 }
 
 /** One answer in JSON. @param list the list that it has @throws Refused; Error: it is another one's; TypeError where nobody answers */
@@ -152,7 +152,7 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
     },
   });
   while (!signal.aborted) {
-    let why = "the service is not there";
+    let why = "the service can't be reached";
     try {
       await listen(`/watch${channel === null ? "" : `?channel=${channel}`}`, (text) => parser.feed(text), signal);
       why = "the service closed the stream";
@@ -177,7 +177,7 @@ async function listen(path: string, take: (text: string) => void, signal: AbortS
   try {
     const response = await request(path, { signal: ended.signal });
     if (!/^text\/event-stream/.test(response.headers.get("content-type") ?? ""))
-      throw new Error("the answer is not the service's");
+      throw new Error("the answer does not come from PERE");
     const reader = response.body!.getReader();
     const decoder = new TextDecoder();
     for (;;) {

@@ -167,7 +167,7 @@ function paintBar(
   context.font = FONT;
   if (addressed === 0) {
     context.fillStyle = palette.muted;
-    context.fillText("addressed to nobody", left + 2, y + ROW / 2);
+    context.fillText("addressed to no device", left + 2, y + ROW / 2);
     return 1;
   }
   let x = left;

@@ -263,7 +263,7 @@ function reveal(element: HTMLDivElement, look: Look, { row, column }: Place): vo
 }
 
 const cellText = (cell: Cell | null | undefined): string => {
-  if (cell === undefined) return "not read yet";
+  if (cell === undefined) return "not loaded yet";
   if (cell === null) return "not addressed";
   return `${cell.status}${cell.late ? ", late" : ""}${cell.at === null ? "" : `, ${timeText(cell.at)}`}`;
 };
@@ -281,7 +281,7 @@ function InFocus({ shown, place, columns }: FocusProps & { readonly columns: num
   if (!at || !line)
     return (
       <div role="row" class="unseen">
-        <span role="gridcell">Nothing is in focus.</span>
+        <span role="gridcell">Nothing has the focus.</span>
       </div>
     );
   const device = shown.devices[at.column];

@@ -114,7 +114,7 @@ function Side({ current }: { readonly current: string | null }) {
           <SideItem key={item.channel} item={item} isCurrent={item.channel === current} />
         ))}
         {wanted.value !== "" && channels.length === 0 && (
-          <li class="muted">{isChannel(wanted.value) ? "Enter opens it." : "No channel can be called that."}</li>
+          <li class="muted">{isChannel(wanted.value) ? "Press Enter to open it." : "Not a valid channel name."}</li>
         )}
       </ul>
     </nav>
@@ -158,9 +158,9 @@ function ChannelHead({ channel, place }: { readonly channel: string; readonly pl
               ...(item.open ? [`${count(item.open)} open`] : []),
               ...(item.missing ? [`${count(item.missing)} missing`] : []),
             ].join(" · ")
-          : overview.value && "not used yet"}
+          : overview.value && "no events or devices yet"}
       </p>
-      <nav class="tabs" aria-label="In this channel">
+      <nav class="tabs" aria-label="Views of this channel">
         {PLACES.map(([name, label]) => {
           const isHere = name === place || (name === "board" && place === "event");
           return (
@@ -186,7 +186,7 @@ function ChannelPage({ channel, place, event }: ChannelPageProps) {
   if (place === "push") return <PushPage channel={channel} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
   if (place === "event" && event !== null) return <EventPage channel={channel} id={event} shown={shown} />;
-  return shown ? <BoardPage shown={shown} /> : <p class="empty">Reading…</p>;
+  return shown ? <BoardPage shown={shown} /> : <p class="empty">Loading…</p>;
 }
 
 /** What a header can carry. */
@@ -198,10 +198,10 @@ function TokenPage({ why }: { readonly why: string }) {
   const isNone = useSignal(false);
   return (
     <section class="welcome">
-      <h1>A token is needed here</h1>
+      <h1>A token is required</h1>
       <p>
-        The service says: <em>{why}</em>. Paste a token with the right to <code>push</code>, or come in by the link that
-        PERE printed when it started.
+        The service answered: <em>{why}</em>. Paste a token with the right <code>push</code>, or open the link that PERE
+        printed when it started.
       </p>
       <form
         onSubmit={(event) => {
@@ -223,10 +223,10 @@ function TokenPage({ why }: { readonly why: string }) {
         <button disabled={token.value === ""}>Use it</button>
         {isNone.value && (
           <p class="trouble" role="alert">
-            That is no token: it has letters that no token has.
+            This is not a token: it contains characters that no token has.
           </p>
         )}
-        <p class="muted small">It is kept in this tab's memory alone, and is gone when you reload or close it.</p>
+        <p class="muted small">It is kept only in this tab's memory, until you reload or close the tab.</p>
       </form>
     </section>
   );

@@ -46,7 +46,7 @@ async function readEvent(channel: string, id: string): Promise<Shown> {
   const start = text.indexOf(',"data":') + ',"data":'.length;
   const event = JSON.parse(text) as Omit<Shown, "text"> | null;
   if (typeof event?.audience?.addressed !== "number" || typeof event.receipts !== "object")
-    throw new Error("the answer is not the service's");
+    throw new Error("the answer does not come from PERE");
   return { ...event, text: text.slice(start, -1) };
 }
 
@@ -92,7 +92,7 @@ export function EventPage({
   const load = (): void => {
     Promise.all([readEvent(channel, id), readRows(channel, id), readSigns(channel)]).then(
       ([one, two, three]) => ([event.value, rows.value, signs.value, trouble.value] = [one, two, three, ""]),
-      (error: Error) => (trouble.value = error instanceof Refused ? error.message : "the service is not there"),
+      (error: Error) => (trouble.value = error instanceof Refused ? error.message : "the service can't be reached"),
     );
   };
   useEffect(load, [channel, id]);
@@ -106,7 +106,7 @@ export function EventPage({
     readAt.value = now.value;
     load();
   });
-  if (event.value === null) return <p class={trouble.value ? "trouble" : "empty"}>{trouble.value || "Reading…"}</p>;
+  if (event.value === null) return <p class={trouble.value ? "trouble" : "empty"}>{trouble.value || "Loading…"}</p>;
   const { type, at, audience, receipts, text, deadline, expiresAt, remind, to, complete } = event.value;
   return (
     <article class="event">
@@ -121,7 +121,7 @@ export function EventPage({
       </header>
       <div class="pair">
         <section aria-labelledby="stand">
-          <h3 id="stand">Where devices stand</h3>
+          <h3 id="stand">Status of devices</h3>
           <Ring tally={receipts} addressed={audience.addressed} />
           <p class="muted">
             {complete ? "Complete. " : ""}Of {some(audience.addressed, "addressed device")}, {count(audience.connected)}{" "}
@@ -141,9 +141,9 @@ export function EventPage({
         </pre>
         <p class="muted">
           {deadline ? `Deadline ${timeText(deadline)}. ` : ""}
-          {remind ? `Reminds every ${span(remind)}. ` : ""}
+          {remind ? `Reminders every ${span(remind)}. ` : ""}
           {expiresAt ? `Expires ${timeText(expiresAt)}. ` : ""}
-          {to ? `To ${some(to.length, "named device")}. ` : ""}
+          {to ? `Sent to ${some(to.length, "named device")}. ` : ""}
         </p>
       </section>
       <Rows channel={channel} id={id} rows={rows.value.rows} signs={signs.value} />
@@ -236,7 +236,7 @@ function Distribution({ at, rows }: { readonly at: string; readonly rows: readon
         </tbody>
       </table>
       <figcaption class="muted">
-        Half within {span(at50)}, 99 of 100 within {span(at99)}.
+        Median {span(at50)}, 99th percentile {span(at99)}.
       </figcaption>
     </figure>
   );
@@ -271,7 +271,7 @@ function Rows({ channel, id, rows, signs }: RowsProps) {
           <select value={only.value} onChange={({ currentTarget }) => (only.value = currentTarget.value as State)}>
             {choices.map((choice) => (
               <option key={choice} value={choice}>
-                {choice === "open" ? "no final word" : choice}
+                {choice === "open" ? "no final receipt" : choice}
               </option>
             ))}
           </select>
@@ -282,15 +282,15 @@ function Rows({ channel, id, rows, signs }: RowsProps) {
         <span class="trouble">{trouble}</span>
       </div>
       {found.length === 0 ? (
-        <p class="empty small">{only.value === "open" ? "Every device has given its final word." : "None."}</p>
+        <p class="empty small">{only.value === "open" ? "Every device has sent its final receipt." : "None."}</p>
       ) : (
-        <div class="scroll" tabIndex={0} role="region" aria-label="Devices and what they said">
+        <div class="scroll" tabIndex={0} role="region" aria-label="Devices and their receipts">
           <table>
             <thead>
               <tr>
                 <th scope="col">Device</th>
                 <th scope="col">Status</th>
-                <th scope="col">Said</th>
+                <th scope="col">At</th>
                 <th scope="col">Detail</th>
                 <th scope="col">Last sign of life</th>
               </tr>
@@ -316,7 +316,7 @@ function Rows({ channel, id, rows, signs }: RowsProps) {
       )}
       {found.length > LISTED && (
         <p class="muted">
-          The first {LISTED} of {count(found.length)}; the export has all.
+          The first {LISTED} of {count(found.length)}; the export has all of them.
         </p>
       )}
     </section>
@@ -326,7 +326,7 @@ function Rows({ channel, id, rows, signs }: RowsProps) {
 /** When a device was last heard from. */
 export function Sign({ device }: { readonly device: Device | undefined }) {
   if (!device) return <>not enrolled</>;
-  const seen = device.seenAt === null ? "never heard" : ago(device.seenAt, now.value);
+  const seen = device.seenAt === null ? "never heard from" : ago(device.seenAt, now.value);
   return (
     <>
       <span class={device.connected ? "dot on" : "dot"} aria-hidden="true" /> {device.connected ? "connected, " : ""}

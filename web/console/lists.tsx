@@ -48,7 +48,7 @@ export function DevicesPage({ channel }: { readonly channel: string }) {
     page,
     trouble,
   );
-  if (page.value === null) return <p class="empty">{trouble.value || "Reading…"}</p>;
+  if (page.value === null) return <p class="empty">{trouble.value || "Loading…"}</p>;
   const { devices, next } = page.value;
   if (devices.length === 0)
     return (
@@ -122,12 +122,12 @@ export function HooksPage({ channel }: { readonly channel: string }) {
   const page = useSignal<{ readonly hooks: readonly Hook[] } | null>(null);
   const trouble = useSignal("");
   useReadings(() => `/hooks/${channel}`, "hooks", page, trouble);
-  if (page.value === null) return <p class="empty">{trouble.value || "Reading…"}</p>;
+  if (page.value === null) return <p class="empty">{trouble.value || "Loading…"}</p>;
   if (page.value.hooks.length === 0)
     return (
       <div class="empty">
         <p>
-          No hooks. A hook is a URL that PERE calls when there are receipts, when an event is complete, when devices are
+          No hooks. A hook is a URL that PERE calls when receipts arrive, when an event is complete, or when devices are
           missing:
         </p>
         <pre tabIndex={0} aria-label="curl command">{`curl -X PUT ${addressOf(`/hooks/${channel}/backoffice`)} \\
@@ -151,13 +151,13 @@ export function HooksPage({ channel }: { readonly channel: string }) {
             <code>{hook.url}</code> <span class="muted">on {hook.on.join(", ")}</span>
           </p>
           {hook.disabled !== null && <p class="trouble">Disabled: {hook.disabled}</p>}
-          <Tries title="Tried again" deliveries={hook.retrying} />
+          <Tries title="Being retried" deliveries={hook.retrying} />
           <Tries title="Given up" deliveries={hook.failed} />
           {hook.retrying.length + hook.failed.length === 0 ? (
-            <p class="muted">Nothing waits for another try.</p>
+            <p class="muted">No failed calls.</p>
           ) : (
             <button type="button" class="plain" onClick={() => retry(hook.name)}>
-              Send {some(hook.retrying.length + hook.failed.length, "call")} again now
+              Retry {some(hook.retrying.length + hook.failed.length, "call")} now
             </button>
           )}
         </article>
@@ -175,10 +175,10 @@ function Tries({ title, deliveries }: { readonly title: string; readonly deliver
         <tr>
           <th scope="col">Call</th>
           <th scope="col" class="number">
-            Tries
+            Attempts
           </th>
           <th scope="col">Last answer</th>
-          <th scope="col">Next try</th>
+          <th scope="col">Next attempt</th>
         </tr>
       </thead>
       <tbody>

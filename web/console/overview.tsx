@@ -11,8 +11,8 @@ const RATES: readonly Line[] = [
   { label: "pushes", color: "--line-3", dash: [2, 3] },
 ];
 const LATENCY: readonly Line[] = [
-  { label: "half within", color: "--line-1" },
-  { label: "99 of 100 within", color: "--line-2", dash: [6, 3] },
+  { label: "median", color: "--line-1" },
+  { label: "99th percentile", color: "--line-2", dash: [6, 3] },
 ];
 const OWED: readonly Line[] = [
   { label: "open", color: "--line-1" },
@@ -27,21 +27,21 @@ export function OverviewPage() {
   const latency = useComputed(() => history.value.latency);
   const owed = useComputed(() => history.value.owed);
   const known = overview.value;
-  if (known === null) return <p class="empty">Reading…</p>;
+  if (known === null) return <p class="empty">Loading…</p>;
   if (known.channels.length === 0) return <Welcome />;
   return (
     <>
-      <section class="plots" aria-label="What this instance does">
+      <section class="plots" aria-label="Activity of this instance">
         <Plot title="Per second" lines={RATES} data={rates} say={(value) => count(Math.round(value * 10) / 10)} />
         <Plot title="From push to final receipt" lines={LATENCY} data={latency} say={span} />
         <Plot title="Receipts owed" lines={OWED} data={owed} say={(value) => count(Math.round(value * 10) / 10)} />
       </section>
       <p class="muted small">
-        Since this page was opened, at most ten minutes. Figures are of the instance that serves this page; owed
-        receipts are of each channel's newest 200 events.
+        Since this page was opened, at most ten minutes. The figures are those of the instance that serves this page.
+        Receipts owed are counted for each channel's newest 200 events.
       </p>
       <Channels channels={known.channels} />
-      {known.more && <p class="muted">The first {known.channels.length} by name; there are more.</p>}
+      {known.more && <p class="muted">These are the first {known.channels.length} channels by name; there are more.</p>}
     </>
   );
 }
@@ -92,11 +92,11 @@ function Channels({ channels }: { readonly channels: readonly ChannelState[] }) 
   );
 }
 
-/** Nothing was pushed yet: what to do first. */
+/** What to do first, while there is no channel. */
 const Welcome = () => (
   <section class="welcome">
     <h2>Nothing here yet</h2>
-    <p>A channel begins with its first event or its first device. Three steps show what PERE does:</p>
+    <p>A channel is created by its first event or its first device. Three steps show what PERE does:</p>
     <ol>
       <li>
         <a href="weblistener.html?channel=orders" target="_blank" rel="noreferrer">

@@ -49,7 +49,7 @@ interface Pushed {
 
 /** Why a text is no JSON, with the place where that is known; "" where it is. */
 function jsonFault(text: string): string {
-  if (text.trim() === "") return "Type one JSON value: an object, a list, a text in quotes, a number.";
+  if (text.trim() === "") return "Type one JSON value: an object, an array, a string in quotes or a number.";
   try {
     JSON.parse(text);
     return "";
@@ -72,7 +72,7 @@ function curlLine(channel: string, options: Options, text: string): string {
     const named = Object.entries(headers).map(([name, value]) => `  -H ${shellWord(`${name}: ${value}`)} \\\n`);
     return `curl -X POST ${shellWord(addressOf(path))} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
   } catch (error) {
-    return `It can't be written: ${String(error)}`;
+    return `The command can't be shown: ${String(error)}`;
   }
 }
 
@@ -84,7 +84,7 @@ async function sent(path: string, init: RequestInit & { headers: Record<string, 
   } catch (error) {
     if (error instanceof Refused) throw error;
   }
-  return "No answer of PERE's came. It may have been stored or not; look at the board before you push again.";
+  return "PERE did not answer. The event may or may not have been stored; check the board before you push again.";
 }
 
 const NO_OPTIONS: Options = { type: "", to: "", ttl: "", deadline: "", remind: "", wait: "" };
@@ -125,7 +125,7 @@ export function PushPage({ channel }: { readonly channel: string }) {
         onInput={({ currentTarget }) => (text.value = currentTarget.value)}
       />
       <p id="push-fault" class={fault === "" ? "muted" : "trouble"} role="status">
-        {fault === "" ? "JSON is well-formed; it is sent as it stands." : fault}
+        {fault === "" ? "Valid JSON; it is sent unchanged." : fault}
       </p>
       <div class="fields">
         {FIELDS.map(({ name, label, hint, pattern }) => (

@@ -24,12 +24,12 @@ export const MARKS: Record<State, string> = {
 };
 
 export const MEANING: Record<State, string> = {
-  done: "done: the device did it",
-  failed: "failed: the device could not",
-  missing: "missing: the deadline passed without a final word",
-  working: "working: the device is at it",
-  received: "received: the device has it",
-  pending: "pending: the device has said nothing yet",
+  done: "done: the device has done the work",
+  failed: "failed: the work failed",
+  missing: "missing: the deadline passed without a final receipt",
+  working: "working: the device is working on it",
+  received: "received: the device has the event",
+  pending: "pending: no receipt yet",
 };
 
 /** Receipts that are still owed, and not missing. */
@@ -37,7 +37,7 @@ export const openOf = ({ pending, received, working }: Tally): number => pending
 
 /** "12 of 14 done, 1 failed, 1 pending" */
 export function tallyText(tally: Tally, addressed: number): string {
-  if (addressed === 0) return "addressed to nobody";
+  if (addressed === 0) return "addressed to no device";
   const rest = STATES.slice(1).filter((state) => tally[state] > 0);
   return [`${tally.done} of ${addressed} done`, ...rest.map((state) => `${tally[state]} ${state}`)].join(", ");
 }

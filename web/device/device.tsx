@@ -80,12 +80,12 @@ function BigState() {
           {transport && (
             <>
               by <span id="transport">{TRANSPORTS[transport]}</span>
-              {transport !== "sse" && ", since event streams don't get through"}
+              {transport !== "sse" && ", because event streams don't get through"}
             </>
           )}
-          {error && <>The last try: {error}</>}
+          {error && <>Last attempt: {error}</>}
           {status.value?.state === "closed" &&
-            "Receipts that wait are kept here. Open the page by a good link to go on."}
+            "Unsent receipts are kept here. Open the page with a valid link to send them."}
         </p>
       </div>
       {how === "elsewhere" && (
@@ -132,8 +132,8 @@ function Nothing() {
       {how === "elsewhere"
         ? "Its events are shown there."
         : how === "offline"
-          ? "What this device still owes an answer comes back with the connection."
-          : "No event yet. What is pushed to this channel appears here."}
+          ? "Unanswered events come back with the connection."
+          : "No events yet. Events that are pushed to this channel appear here."}
     </p>
   );
 }
@@ -196,7 +196,7 @@ function Facts({ card }: { readonly card: Card }) {
       <code>{id}</code>
       {deadline !== undefined && isOpen(card) && (
         <span class={leftSeconds < 0 ? "late" : "due"}>
-          {leftSeconds < 0 ? `overdue since ${span(-leftSeconds)}` : `due in ${span(leftSeconds)}`}
+          {leftSeconds < 0 ? `overdue by ${span(-leftSeconds)}` : `due in ${span(leftSeconds)}`}
         </span>
       )}
     </p>
@@ -271,9 +271,9 @@ function ThisDevice() {
             defaultValue={device.value}
           />
         </label>
-        {setup.token !== null && <p class="muted small">Its token names it.</p>}
+        {setup.token !== null && <p class="muted small">The name comes from the token.</p>}
         <label>
-          <input name="auto" type="checkbox" value="1" defaultChecked={setup.auto} /> Answer <em>done</em> by itself
+          <input name="auto" type="checkbox" value="1" defaultChecked={setup.auto} /> Answer <em>done</em> automatically
         </label>
         <button>Apply</button>
       </form>

@@ -119,7 +119,7 @@ export function nameInAddress(device: string): void {
 
 /** Why no feed can be had so; "" where one can. */
 export function faultOf({ channel, device, token }: Setup): string {
-  if (!isLike(CHANNELS, channel)) return "the channel's name is none";
-  if (token !== null && !isLike(TOKEN, token)) return "the token is none: letters, digits and . _ - are all it has";
-  return isLike(DEVICE, device) ? "" : "the device's name is none";
+  if (!isLike(CHANNELS, channel)) return "invalid channel name in the address";
+  if (token !== null && !isLike(TOKEN, token)) return "invalid token: a token has only letters, digits and . _ -";
+  return isLike(DEVICE, device) ? "" : "invalid device name: use 1 to 128 letters, digits and . _ : ~ -";
 }

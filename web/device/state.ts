@@ -73,7 +73,7 @@ export const state = computed((): { readonly state: State; readonly why: string 
     return { state: "offline", why: isOnline.value ? "the service can't be reached" : "there is no network" };
   if (value.state === "connecting") return { state: "connecting", why: "" };
   if (value.waiting > 0 || value.state === "behind")
-    return { state: "behind", why: `${some(value.waiting, "more event")} when some of these are answered` };
+    return { state: "behind", why: `${some(value.waiting, "more event")} will appear when you answer some of these` };
   if (overdue.value > 0) return { state: "behind", why: `${some(overdue.value, "event")} past the deadline` };
   return { state: "connected", why: "" };
 });
@@ -134,7 +134,7 @@ const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown>
       else void announce(event);
     } catch (error) {
       notice(
-        `An event can't be shown, and is not answered: ${String(error)}. Open the page again, or another browser.`,
+        `An event can't be shown and stays unanswered: ${String(error)}. Reload the page, or use another browser.`,
       );
     }
   });
@@ -151,7 +151,7 @@ const sent = ({ event, status: word }: Receipt): void => {
 const rejected = ({ event }: Receipt, reason: string): void => change(event, { refusal: reason });
 
 const gap = ({ channel, after, from }: Gap): void =>
-  notice(`Events on ${channel} were lost: after ${after} and before ${from} they are no longer kept.`);
+  notice(`Events on ${channel} were lost: those after ${after} and before ${from} are no longer kept.`);
 
 // ----------------------------------------------------------------------------------------------------------------- the feed
 
@@ -197,6 +197,6 @@ export function start(): void {
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
   addEventListener("appinstalled", () => keepSetup(setup));
   if (faultOf(setup)) return;
-  if (!isKeeping()) notice("This browser keeps nothing for this page: receipts that wait are lost when it is closed.");
+  if (!isKeeping()) notice("This browser stores nothing for this page: unsent receipts are lost when it is closed.");
   follow();
 }
