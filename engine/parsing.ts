@@ -202,6 +202,10 @@ export function readLines(text: string): string[] {
   return data;
 }
 
+/** Why a receipt in the name of another device is rejected. */
+export const otherDevice = (named: string, device: string): string =>
+  `device: the receipt names ${named}, but the request is from ${device}; a device sends only its own receipts`;
+
 /**
  * Parses one JSON receipt. `device` is the default device.
  * @returns the draft, or a message that says why it is rejected
@@ -213,7 +217,7 @@ export function readReceipt(value: unknown, device: string | null): ReceiptDraft
   if (!position) return "event: must be an event's id, as PERE gave it";
   if (typeof named !== "string" || !DEVICE.test(named))
     return "device: must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -";
-  if (device !== null && named !== device) return "device: this connection belongs to another device";
+  if (device !== null && named !== device) return otherDevice(named, device);
   if (status !== "received" && status !== "working" && status !== "done" && status !== "failed")
     return "status: must be received, working, done or failed";
   const text = detail === null ? null : JSON.stringify(detail);

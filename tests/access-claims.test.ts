@@ -66,7 +66,7 @@ describe("a token's claims", () => {
   test("name their bearer in sub, which is a device's name only where a device is meant", async () => {
     expect(await whyNot(access, signed({ sub: undefined }))).toBe("token: it has no sub");
     for (const sub of ["", 7, null, ["till-7"], {}])
-      expect(await whyNot(access, signed({ sub }))).toBe("token: its sub must be a text that is not empty");
+      expect(await whyNot(access, signed({ sub }))).toBe("token: its sub must be a non-empty string");
     for (const sub of ["x".repeat(129), "a\r\nb", "a\0", "auth0|5f7c", "ä", " a", "a ", "a\n", "**"]) {
       const grant = await access.read(signed({ sub }));
       expect(grant.subject).toBe(sub);
@@ -120,7 +120,7 @@ describe("a token's claims", () => {
       for (const right of ["push", "feed"])
         expect(await whyNot(access, signed({ pere: { [right]: ["orders", pattern] } }))).toContain(`pere.${right}`);
     expect(await whyNot(access, signed({ pere: { push: ["shop*"] } }))).toBe(
-      'token: pere.push: "shop*" is not a channel, a beginning followed by .*, or * alone',
+      'token: pere.push: "shop*" is not a channel, a prefix followed by .*, or * alone',
     );
     for (const list of ["orders", {}, 1, null, true]) await whyNot(access, signed({ pere: { push: list } }));
     for (const pere of ["push", [], null, 1, { pull: ["orders"] }, { push: [], Feed: [] }])

@@ -29,7 +29,7 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
   await tab.says("#push-fault", "JSON");
   expect(await tab.read<boolean>("document.querySelector('.push button').disabled")).toBe(true);
   await tab.view.type("}");
-  await tab.says("#push-fault", "well-formed");
+  await tab.says("#push-fault", "Valid JSON");
   await tab.click('[name="type"]');
   await tab.view.type("order.created");
   await tab.click('[name="deadline"]');
@@ -70,7 +70,7 @@ browserTest("a push from the form is on the board, and two devices' receipts fil
   await tab.view.press("Enter");
   await tab.says(".event", "100%");
   expect(await tab.text(".event pre")).toContain("12345678901234567890");
-  await tab.says(".event", "Every device has given its final word");
+  await tab.says(".event", "Every device has sent its final receipt");
   await tab.read(`(() => {
     const select = document.querySelector(".event select");
     select.value = "failed";
@@ -297,7 +297,7 @@ browserTest("a channel that the overview has no room for has its board all the s
   await tab.says("main", "there are more");
   await tab.click("input[type=search]");
   await tab.view.type("z");
-  await tab.says(".side", "Enter opens it");
+  await tab.says(".side", "Press Enter to open it");
   await tab.view.press("Enter");
   await tab.says("main", "each device");
   await tab.focus(0, 1);

@@ -283,7 +283,7 @@ test.skipIf(!canTrace)(
         if (answer.status === 201) stored.push(answer.body.id as string);
         else {
           expect(answer.status).toBe(503);
-          expect(answer.body.detail).toBe("the store could not take it; nothing was stored");
+          expect(answer.body.detail).toBe("the store could not write it; nothing was stored");
           refused++;
         }
       }

@@ -198,7 +198,9 @@ describe("a device is its token's sub", () => {
     expect((await give(other, "?device=till-8", { device: "till-8" })).status).toBe(422);
     const form = "application/x-www-form-urlencoded";
     const old = await give(`id=${id}&device=till-8&status=ok`, "", {}, form);
-    expect([old.status, old.body.rejected[0].reason]).toEqual([422, "device: this token speaks for another device"]);
+    const reason =
+      "device: the receipt names till-8, but the request is from till-7; a device sends only its own receipts";
+    expect([old.status, old.body.rejected[0].reason]).toEqual([422, reason]);
     const feed = await connect(`${pere.url}/feed/orders?token=${GOOD}`);
     feed.socket.send(JSON.stringify(other));
     const said = await until(() => feed.messages.find(({ pere }) => pere === "receipts"));
@@ -319,7 +321,7 @@ describe("a token", () => {
     expect(none.headers.get("www-authenticate")).toBe('Bearer realm="PERE"');
     for (const [text, reason] of [
       ["x", "it is not a signed JWT"],
-      [await token({ secret: SECRET.toUpperCase() }), "its signature doesn't fit"],
+      [await token({ secret: SECRET.toUpperCase() }), "its signature is wrong"],
       [await token({ now: () => Date.now() - 7_200_000 }), "it has expired"],
       [
         await token({ now: () => Date.now() + 7_200_000 }),

@@ -72,7 +72,7 @@ const PUBLIC_HOSTS = [
 ];
 
 const NOT_PUBLIC =
-  "leads to an address that is not public; hooks may call such a one only where PERE_HOOKS_ALLOW says so";
+  "its host has an address that is not public; to allow it, the operator can list it in PERE_HOOKS_ALLOW";
 
 describe("a host", () => {
   test.each([...LOOPBACK_HOSTS, ...PRIVATE_HOSTS])("%s is refused as it is written", (host) => {
@@ -213,8 +213,8 @@ test.each([
   ["file:///etc/passwd", "malformed url: must be a URL that begins with http:// or https://"],
   ["unix:/run/x.sock", "malformed url: must be a URL that begins with http:// or https://"],
   ["http://256.1.1.1/", "malformed url: must be a URL that begins with http:// or https://"],
-  ["http://user@hook.example/", "refused url: must not hold a user or a password"],
-  ["http://:secret@hook.example/", "refused url: must not hold a user or a password"],
+  ["http://user@hook.example/", "refused url: must not contain a user name or password"],
+  ["http://:secret@hook.example/", "refused url: must not contain a user name or password"],
   [`http://hook.example/${"a".repeat(2_029)}`, "refused url: must have at most 2048 characters"],
   [`http://hook.example/${"ü".repeat(400)}`, "refused url: must have at most 2048 characters"],
   [`http://hook.example/${" ".repeat(2_100)}`, "refused url: must have at most 2048 characters"],

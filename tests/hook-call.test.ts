@@ -223,7 +223,7 @@ describe("a receiver that", () => {
       error: "there was no answer within 0.05 seconds",
     });
     await expect(checkHookUrl(new URL(url), NONE, never)).rejects.toThrow(
-      "url: its host could not be looked up in time",
+      "url: its host could not be resolved in time",
     );
   });
 });
@@ -245,7 +245,7 @@ describe("TLS", () => {
     expect(await call(silent, { protocol: "https", timeoutMs: 200 })).toEqual({ status: null, error });
     const plain = Bun.serve({ hostname: "127.0.0.1", port: 0, fetch: () => new Response("ok") });
     const answer = await call({ port: plain.port! }, { protocol: "https" });
-    expect(answer).toEqual({ status: null, error: "TLS could not be agreed on" });
+    expect(answer).toEqual({ status: null, error: "the TLS handshake failed" });
     await plain.stop(true);
   });
 

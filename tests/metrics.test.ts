@@ -245,5 +245,5 @@ describe.skipIf(noPromtool !== null)(`Prometheus' own checker${noPromtool ? `: $
 /** What the alert of a store that is away says. */
 const ANNOTATED = {
   summary: "a:4567 can't reach its store: pushes and receipts are refused",
-  description: "Ask /ready why. Feeds stay open, and go on by themselves when it is back.",
+  description: "/ready says why. Feeds stay open and continue by themselves when the store is back.",
 };

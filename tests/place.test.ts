@@ -208,9 +208,9 @@ describe("a file that is no longer where it was opened", () => {
         await feed.have(2);
         expect(feed.events.map(({ data }) => (JSON.parse(data) as { data: number }).data)).toEqual([1, 3]);
       }
-      await until(() => log.lines.some((line) => /no changes are taken until/.test(line)), "a line in the log");
+      await until(() => log.lines.some((line) => /no changes are accepted until/.test(line)), "a line in the log");
       await service.end("SIGKILL");
-      expect(log.lines.filter((line) => /no changes are taken until/.test(line))).toHaveLength(1);
+      expect(log.lines.filter((line) => /no changes are accepted until/.test(line))).toHaveLength(1);
       if (!back && !existsSync(db)) return;
       const again = await spawn(db);
       const kept = (await ask(`${again.url}/events/orders`)).body.events.map(({ data }: { data: number }) => data);

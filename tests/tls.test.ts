@@ -185,8 +185,8 @@ test("on SIGHUP a replaced certificate is shown to whoever comes; a bad one chan
 
 test.each([
   ["first", "second-key", "PERE_TLS_KEY is not the key of PERE_TLS_CERT"],
-  ["first-key", "first-key", "PERE_TLS_CERT holds no certificate"],
-  ["first", "first", "PERE_TLS_KEY holds no private key"],
+  ["first-key", "first-key", "PERE_TLS_CERT does not contain a certificate"],
+  ["first", "first", "PERE_TLS_KEY does not contain a private key"],
   ["nowhere", "first-key", "PERE_TLS_CERT can't be read"],
 ])("files %s and %s stop the start: %s", async (cert, key, message) => {
   expect(() => readCertificate({ cert: file(cert), key: file(key) })).toThrow(message);

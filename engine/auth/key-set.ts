@@ -36,7 +36,7 @@ const UNKNOWN = (): PereError => refused("it is signed with a key that PERE does
 
 /** The error while the key set is not available: the token may well be valid. */
 const noKeys = (cause: unknown): PereError =>
-  new PereError("away", "the keys that tokens are checked with can't be had at the moment", [], cause);
+  new PereError("away", "the keys that verify tokens are not available now; try again in a moment", [], cause);
 
 /** The token's key is unknown, and the key set may not be read again for this many seconds: the key may be new. */
 export class KeyUnknown extends PereError {
@@ -46,7 +46,7 @@ export class KeyUnknown extends PereError {
     const seconds = Math.max(1, Math.ceil(retryAfterMs / 1000));
     super(
       "away",
-      `token: it is signed with a key that PERE doesn't know, and the key set was asked for just now; try again in ${seconds} s`,
+      `token: it is signed with a key that PERE doesn't know, and the key set was fetched just now; try again in ${seconds} s`,
     );
     this.retryAfterSeconds = seconds;
   }
@@ -83,12 +83,14 @@ function algorithmOf({ kty, crv, alg, use, key_ops }: JWK): Algorithm | null {
 /** One member of a key set, or null if PERE does not use it. @throws Error with a message that begins with its name */
 async function readKey(jwk: JWK, name: string): Promise<Key | null> {
   if (jwk.kty === "oct" || SECRET_MEMBERS.some((member) => member in jwk))
-    throw new Error(`${name} is secret, and a key set for checking tokens holds public keys only`);
+    throw new Error(
+      `${name} is a private or symmetric key; a key set that verifies tokens must contain only public keys`,
+    );
   const algorithm = algorithmOf(jwk);
   if (algorithm === null) return null;
-  if (jwk.kid !== undefined && typeof jwk.kid !== "string") throw new Error(`${name} has a kid that is not a text`);
+  if (jwk.kid !== undefined && typeof jwk.kid !== "string") throw new Error(`${name} has a kid that is not a string`);
   const key = await importJWK(jwk, algorithm).catch((cause: unknown) => {
-    throw new Error(`${name} is not a good ${algorithm} key`, { cause });
+    throw new Error(`${name} is not a valid ${algorithm} key`, { cause });
   });
   if (key instanceof Uint8Array) throw new Error(`${name} is not a public key`);
   const { modulusLength } = key.algorithm as { modulusLength?: number };
@@ -114,7 +116,7 @@ async function readKeys(text: string): Promise<readonly Key[]> {
     const key = await readKey(jwk as JWK, `key ${index + 1}`);
     if (key === null) continue;
     if (keys.some(({ kid, algorithm }) => kid === key.kid && algorithm === key.algorithm))
-      throw new Error(`key ${index + 1} has the kid and the type of another one`);
+      throw new Error(`key ${index + 1} has the same kid and type as another key`);
     keys.push(key);
   }
   if (keys.length === 0) throw new Error("it has no EdDSA, ES256 or RS256 key");
@@ -246,7 +248,7 @@ export class KeySet {
       found = this.#candidates(algorithm, kid);
     }
     const [key, another] = found;
-    if (another) throw refused("its header has no kid, and there are several keys that it could mean");
+    if (another) throw refused("its header has no kid, but several keys are possible");
     if (key) return key.key;
     if (this.#failure) throw noKeys(this.#failure);
     throw UNKNOWN();

@@ -42,16 +42,16 @@ const quoted = (text: string): string => JSON.stringify(text.length > 40 ? `${te
 function readPatterns(right: Right, list: unknown): Patterns | string {
   if (list === undefined) return NO_PATTERNS;
   if (!Array.isArray(list)) return `pere.${right} must be a list of channels`;
-  if (list.length > PATTERNS_MAX) return `pere.${right} holds more than ${PATTERNS_MAX} patterns`;
+  if (list.length > PATTERNS_MAX) return `pere.${right} has more than ${PATTERNS_MAX} patterns`;
   const names: string[] = [];
   const beginnings: string[] = [];
   let every = false;
   for (const pattern of list as unknown[]) {
-    if (typeof pattern !== "string") return `pere.${right} must hold texts only`;
+    if (typeof pattern !== "string") return `pere.${right} must contain only strings`;
     if (pattern === "*") every = true;
     else if (CHANNEL.test(pattern)) names.push(pattern);
     else if (pattern.endsWith(".*") && CHANNEL.test(pattern.slice(0, -1))) beginnings.push(pattern.slice(0, -1));
-    else return `pere.${right}: ${quoted(pattern)} is not a channel, a beginning followed by .*, or * alone`;
+    else return `pere.${right}: ${quoted(pattern)} is not a channel, a prefix followed by .*, or * alone`;
   }
   return { every, names, beginnings };
 }
@@ -69,7 +69,7 @@ export function readRights(claim: unknown): Grant["may"] | string {
   if (typeof claim !== "object" || claim === null || Array.isArray(claim)) return "pere must be an object";
   const { push: pushList, feed: feedList, ...others } = claim as Record<string, unknown>;
   const [other] = Object.keys(others);
-  if (other !== undefined) return `pere.${quoted(other)} is not a right; there are push and feed`;
+  if (other !== undefined) return `pere.${quoted(other)} is not a right; the rights are push and feed`;
   const push = readPatterns("push", pushList);
   if (typeof push === "string") return push;
   const feed = readPatterns("feed", feedList);

@@ -72,7 +72,7 @@ function readHeader(token: string): { algorithm: Algorithm; kid: string | undefi
   if (crit !== undefined) throw refused("its header has crit, and PERE knows no extensions");
   if (alg !== "HS256" && alg !== "EdDSA" && alg !== "ES256" && alg !== "RS256")
     throw refused("its alg must be HS256, EdDSA, ES256 or RS256");
-  if (kid !== undefined && typeof kid !== "string") throw refused("its kid must be a text");
+  if (kid !== undefined && typeof kid !== "string") throw refused("its kid must be a string");
   return { algorithm: alg, kid };
 }
 
@@ -82,7 +82,7 @@ function reason(error: unknown): string {
   if (error instanceof errors.JWTClaimValidationFailed)
     return error.reason === "missing" ? `it has no ${error.claim}` : (CLAIM_REASONS[error.claim] ?? "a claim is wrong");
   if (error instanceof errors.JWTInvalid) return "its claims must be a JSON object";
-  if (error instanceof errors.JWSSignatureVerificationFailed) return "its signature doesn't fit";
+  if (error instanceof errors.JWSSignatureVerificationFailed) return "its signature is wrong";
   if (error instanceof errors.JOSEError) return "it is not a JWT that PERE can read";
   throw error;
 }
@@ -110,7 +110,7 @@ export function deviceOfGrant({ subject }: Grant): string | null {
 /** What verified claims allow. @throws PereError unauthorized */
 function readClaims({ sub, exp, iat, pere }: JWTPayload, algorithm: Algorithm, now: number): Grant {
   const isNoDevice = sub === NO_DEVICE && algorithm === "HS256";
-  if (typeof sub !== "string" || sub === "") throw refused("its sub must be a text that is not empty");
+  if (typeof sub !== "string" || sub === "") throw refused("its sub must be a non-empty string");
   if (exp === undefined || exp > TIME_SECONDS_MAX)
     throw refused("its exp must be in seconds, and before the year 10000");
   if (iat !== undefined && iat > now / 1000 + TOLERANCE_SECONDS) throw refused(CLAIM_REASONS.iat!);

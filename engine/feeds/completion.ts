@@ -46,7 +46,7 @@ export class Completion {
     ms: number,
     signal: AbortSignal,
   ): Promise<ReadonlyMap<number, Tally> | null> {
-    if (this.#events + events.length > EVENTS_MAX) throw new PereError("away", "too many pushes wait already");
+    if (this.#events + events.length > EVENTS_MAX) throw new PereError("away", "too many pushes are waiting already");
     this.#events += events.length;
     const [first, last] = [events[0]!, events.at(-1)!];
     const { promise: timeUp, resolve } = Promise.withResolvers<true>();

@@ -1,13 +1,13 @@
 /**
- * One call of a webhook, as Standard Webhooks has it (https://www.standardwebhooks.com): a signed POST to an address that was checked.
+ * One call to a webhook, as described by Standard Webhooks (https://www.standardwebhooks.com): a signed POST to an address that was checked.
  *
- * A hook's URL comes from whoever may set hooks on a channel, and the call is made from where PERE runs: behind the firewall, beside
- * databases and the cloud's metadata. So only public addresses are called, and those that the operator named in PERE_HOOKS_ALLOW.
- * What a name leads to can change between two questions; each call therefore asks once, checks every address of the answer, and gives
- * the connection these addresses and no name. Bun's `fetch` asks for itself, whatever one gives it; `node:http` takes a `lookup`.
+ * A hook's URL comes from a publisher, and the call is made from where PERE runs: behind the firewall, next to databases and the cloud's
+ * metadata service. So only public addresses are called, and those that the operator listed in PERE_HOOKS_ALLOW. A name may resolve to other
+ * addresses a moment later. So each call resolves it once, checks all addresses, and connects to one of them without resolving again. Bun's
+ * `fetch` always resolves for itself; `node:http` takes a `lookup` function.
  *
- * The answer is the status. A body is read, so that the receiver can end in peace, and thrown away; when to try again is for
- * others to say. It never follows a redirect, never reuses a connection, never asks a proxy, never throws.
+ * The result is the status. The body is read, so that the receiver can finish its answer, and dropped; the caller decides when to retry. Never
+ * follows a redirect, never reuses a connection, never uses a proxy, never throws.
  */
 import { lookup } from "node:dns/promises";
 import { request as httpRequest } from "node:http";
@@ -18,34 +18,34 @@ import { type AddressRange, isCallable, literalAddress } from "../addresses.ts";
 import { descriptors } from "../descriptors.ts";
 import { PereError } from "../model.ts";
 
-/** What a URL can be long and still pass every proxy on its way. */
+/** URLs up to this length pass all common proxies. */
 const URL_CHARACTERS_MAX = 2_048;
 /** A key of HMAC-SHA256: Standard Webhooks, "Signature scheme". */
 const SECRET_BYTES_MIN = 24;
 const SECRET_BYTES_MAX = 64;
-/** As long as the digest; more adds nothing. */
+/** As long as the digest; a longer one would not be stronger. */
 const SECRET_BYTES = 32;
-/** Standard Webhooks, "Request timeout", gives 15 to 30 seconds; a receiver that needs longer should answer first and work then. */
+/** Standard Webhooks, "Request timeout", recommends 15 to 30 seconds; a receiver that needs longer should answer first and do its work afterwards. */
 const CALL_MS = 15_000;
-/** Somebody waits for the answer while a name is looked up. */
+/** A request waits while a name is resolved. */
 const CHECK_MS = 5_000;
-/** A receiver that asks for more is called after a day all the same: who would know that it still wants to be? */
+/** A receiver that asks for a longer pause is called after a day all the same; otherwise a mistake there could stop its calls for years. */
 const QUIET_MS_MAX = 24 * 3600 * 1000;
-/** An answer's body is for people who debug; none of it is kept. */
+/** At most this much of an answer's body is read. Nothing of it is kept. */
 const ANSWER_BYTES_MAX = 64 * 1024;
-/** Answers that only announce an answer (RFC 9110, 15.2): a receiver has one or two of them, and a joker has no end. */
+/** Interim answers (1xx; RFC 9110, 15.2). A receiver sends one or two; an endless series is an attack. */
 const ANNOUNCEMENTS_MAX = 8;
 
-/** The addresses of a name, as texts. */
+/** Resolves a name to its addresses. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
 
-/** What a receiver answered: the status, and `Retry-After` as it stands where there is one. */
+/** A receiver's answer: the status, and `Retry-After` as it was sent, if there is one. */
 export interface HookReply {
   readonly status: number;
   readonly retryAfter?: string | undefined;
 }
 
-/** Makes a call to one of the addresses and gives the answer. */
+/** Makes a call to one of the addresses. @returns the receiver's answer */
 export type Send = (
   url: URL,
   addresses: readonly string[],
@@ -53,29 +53,29 @@ export type Send = (
   deadline: AbortSignal,
 ) => Promise<HookReply>;
 
-/** How long it may take, who knows the addresses of a name, and who calls them: Bun's own resolver and `node:http`, unless a test brings others. */
+/** The time limit, the resolver and the function that connects. By default Bun's resolver and `node:http`; tests pass others. */
 export interface CallOptions {
   readonly timeoutMs?: number;
   readonly resolve?: Resolve;
   readonly send?: Send;
 }
 
-/** One attempt. `at`, in milliseconds since 1970, is when it is made; `id` stays the same on every attempt. */
+/** One attempt, made at `at`, in milliseconds since 1970. `id` is the same for every attempt. */
 export interface HookCall {
   readonly id: string;
   readonly url: string;
   readonly secret: string;
-  /** Secrets that it is signed with as well, newest first: the receiver may still know one of these only. */
+  /** Former secrets that it is also signed with, newest first: the receiver may know only one of these. */
   readonly formerSecrets?: readonly string[];
   readonly body: string;
   readonly at: number;
 }
 
-/** The status that the receiver gave, 3xx as it came; or null, and in one sentence why there is none. */
+/** The receiver's status, 3xx included; or null, and the reason in one sentence. */
 export interface HookAnswer {
   readonly status: number | null;
   readonly error: string | null;
-  /** How long the receiver asks not to be called again, in milliseconds; absent: it did not say. */
+  /** How long the receiver asked not to be called, in milliseconds; absent: it did not ask. */
   readonly quietMs?: number;
 }
 
@@ -87,9 +87,9 @@ const malformed = (path: string, message: string): PereError =>
 // -------------------------------------------------------------------------------------------------------------- addresses
 
 const notPublic = (): PereError =>
-  refused("leads to an address that is not public; hooks may call such a one only where PERE_HOOKS_ALLOW says so");
+  refused("its host has an address that is not public; to allow it, the operator can list it in PERE_HOOKS_ALLOW");
 
-/** Every address of the URL's host, all of them good to call. @throws PereError refused */
+/** All addresses of the URL's host, each of which may be called. @throws PereError refused */
 async function checkedAddresses(
   url: URL,
   allowed: readonly AddressRange[],
@@ -103,26 +103,26 @@ async function checkedAddresses(
 }
 
 function unknownName(cause?: unknown): never {
-  // A resolver that gets no descriptor says that there is no such name.
+  // A resolver that gets no file descriptor reports that the name does not exist.
   if (descriptors().short)
-    throw new PereError("away", "its host can't be looked up now: too many connections or files are open", [], cause);
+    throw new PereError("away", "its host can't be resolved now: too many connections or files are open", [], cause);
   throw refused("its host has no address", cause);
 }
 
 const resolveName: Resolve = async (name) => (await lookup(name, { all: true })).map(({ address }) => address);
 
-/** The promise's outcome, or the signal's reason when that comes first. */
+/** Settles as the promise does, or rejects with the signal's reason if that is aborted first. */
 const abortable = <Value>(signal: AbortSignal, promise: Promise<Value>): Promise<Value> =>
   new Promise((resolve, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason), { once: true });
     promise.then(resolve, reject);
   });
 
-// ------------------------------------------------------------------------------------------------------------ reading them
+// ---------------------------------------------------------------------------------------------------------------- parsing
 
 /**
- * A hook's URL: http or https, without user and password, at most 2,048 characters. An address that may not be called is refused
- * at once; a name is not looked up. @throws PereError malformed or refused
+ * Parses a hook's URL: http or https, without user name and password, at most 2,048 characters. An address that may not be called is
+ * refused at once; a name is not resolved. @throws PereError malformed or refused
  */
 export function readHookUrl(text: string, allowed: readonly AddressRange[]): URL {
   const url = URL.canParse(text) ? new URL(text) : null;
@@ -130,13 +130,13 @@ export function readHookUrl(text: string, allowed: readonly AddressRange[]): URL
     throw malformed("url", "must be a URL that begins with http:// or https://");
   if (Math.max(text.length, url.href.length) > URL_CHARACTERS_MAX)
     throw refused(`must have at most ${URL_CHARACTERS_MAX} characters`);
-  if (url.username !== "" || url.password !== "") throw refused("must not hold a user or a password");
+  if (url.username !== "" || url.password !== "") throw refused("must not contain a user name or password");
   const literal = literalAddress(url);
   if (literal !== null && !isCallable(literal, allowed)) throw notPublic();
   return url;
 }
 
-/** Refuses a URL whose host has no address, or any that may not be called; its name is looked up. @throws PereError refused */
+/** Resolves the URL's host. @throws PereError refused: it has no address, or one that may not be called */
 export async function checkHookUrl(
   url: URL,
   allowed: readonly AddressRange[],
@@ -144,13 +144,13 @@ export async function checkHookUrl(
 ): Promise<void> {
   const deadline = AbortSignal.timeout(timeoutMs);
   await abortable(deadline, checkedAddresses(url, allowed, resolve)).catch((error: unknown) => {
-    throw deadline.aborted ? refused("its host could not be looked up in time", error) : error;
+    throw deadline.aborted ? refused("its host could not be resolved in time", error) : error;
   });
 }
 
 /**
- * A secret as Standard Webhooks writes it: `whsec_` and the base64, with its padding, of 24 to 64 bytes.
- * @throws PereError malformed, which does not repeat it
+ * Parses a secret in the format of Standard Webhooks: `whsec_` and the padded base64 of 24 to 64 bytes.
+ * @throws PereError malformed; the message does not contain the secret
  */
 export function readSecret(text: string): string {
   const [, base64 = ""] = /^whsec_([A-Za-z0-9+/]{32,86}={0,2})$/.exec(text) ?? [];
@@ -167,15 +167,15 @@ export const makeSecret = (): string =>
 // --------------------------------------------------------------------------------------------------------------- the call
 
 /**
- * Makes the call and gives its outcome. From looking up the name to the end of the answer it takes at most `timeoutMs`; a status that
- * came before counts, whatever becomes of the body. Never throws.
+ * Makes the call. From resolving the name to the end of the answer it takes at most `timeoutMs`. A status that arrived in time counts, even
+ * if the body is cut off. Never throws.
  */
 export async function callHook(
   call: HookCall,
   allowed: readonly AddressRange[],
   { timeoutMs = CALL_MS, resolve = resolveName, send = post }: CallOptions = {},
 ): Promise<HookAnswer> {
-  // No AbortSignal.timeout: that would hold the body until its time comes, seconds after the call.
+  // Not AbortSignal.timeout, which would keep the call's body in memory until the timeout, seconds after the call.
   const clock = new AbortController();
   const timer = setTimeout(() => clock.abort(), timeoutMs);
   const deadline = clock.signal;
@@ -198,20 +198,20 @@ const DELAY_SECONDS = /^\d+$/;
 const HTTP_DATE = /^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? .*\d\d:\d\d:\d\d/;
 
 /**
- * How long a receiver asks to be left alone (RFC 9110, 10.2.3): milliseconds, at most a day, 0 for a date that has passed.
- * @param now milliseconds since 1970, on the clock of the machine
- * @returns null where it did not say, or what it said can't be read
+ * Parses `Retry-After` (RFC 9110, 10.2.3): milliseconds, at most a day, 0 for a date that has passed.
+ * @param now milliseconds since 1970, by the machine's clock
+ * @returns null: absent or invalid
  */
 export function readRetryAfter(text: string | undefined, now: number): number | null {
   const value = text?.trim() ?? "";
   if (DELAY_SECONDS.test(value)) return Math.min(Number(value) * 1000, QUIET_MS_MAX);
   if (!HTTP_DATE.test(value)) return null;
-  // The oldest form names no zone; all of them are GMT.
+  // The oldest format has no time zone; all formats are in GMT.
   const at = Date.parse(value.endsWith("GMT") ? value : `${value} GMT`);
   return Number.isFinite(at) ? Math.min(Math.max(0, at - now), QUIET_MS_MAX) : null;
 }
 
-/** Standard Webhooks, "Webhook headers"; several signatures stand one after the other, and any of them is good. */
+/** The headers of a call: Standard Webhooks, "Webhook headers". One valid signature among several is enough for the receiver. */
 function headers({ id, secret, formerSecrets = [], body, at }: HookCall): Record<string, string> {
   const time = new Date(at);
   return {
@@ -223,7 +223,7 @@ function headers({ id, secret, formerSecrets = [], body, at }: HookCall): Record
   };
 }
 
-/** Connects to one of `addresses`, the next where one takes no connection, and gives the answer. */
+/** Connects to the first of `addresses` that accepts a connection. @returns the receiver's answer */
 function post(url: URL, addresses: readonly string[], call: HookCall, deadline: AbortSignal): Promise<HookReply> {
   const found = addresses.map((address) => ({ address, family: isIP(address) }));
   const known: LookupFunction = (_name, _options, answer) => answer(null, found);
@@ -240,7 +240,7 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
     };
     let announcements = 0;
     request.on("information", () => {
-      if (++announcements > ANNOUNCEMENTS_MAX) end(new Error("announcements without end"));
+      if (++announcements > ANNOUNCEMENTS_MAX) end(new Error("too many interim answers"));
     });
     request.on("upgrade", ({ statusCode }) => {
       status = statusCode;
@@ -262,13 +262,13 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
   });
 }
 
-/** Error codes of Node, llhttp and OpenSSL, and what they come to for somebody who looks at his hook. */
+/** Error codes of Node, llhttp and OpenSSL, and what they mean to the owner of a hook. */
 const SENTENCES: readonly (readonly [RegExp, string])[] = [
   [/^ECONNREFUSED$/, "the connection was refused"],
   [/^(EHOSTUNREACH|ENETUNREACH|ETIMEDOUT|EADDRNOTAVAIL)$/, "its address can't be reached"],
   [/^(ECONNRESET|EPIPE)$/, "the connection closed before the answer"],
   [/^HPE_/, "the answer is not HTTP"],
-  [/^(ERR_SSL_|EPROTO$)/, "TLS could not be agreed on"],
+  [/^(ERR_SSL_|EPROTO$)/, "the TLS handshake failed"],
   [/CERT|SIGNATURE/, "its certificate can't be verified"],
 ];
 

@@ -26,7 +26,7 @@ const CLOSE_TIMEOUT_MS = 2_000;
 /** @throws PereError malformed */
 export function readHookName(text: string): string {
   if (CHANNEL.test(text)) return text;
-  throw malformed("name", "1 to 128 of A-Z a-z 0-9 . _ : ~ - that begin with a letter or digit");
+  throw malformed("name", "a hook's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit");
 }
 
 /** A publisher's hook settings. @throws PereError malformed or refused */
@@ -36,9 +36,9 @@ export function readHook(name: string, body: unknown, allowed: readonly AddressR
   };
   if (typeof body !== "object" || body === null || Array.isArray(body)) return fail("body", "must be a JSON object");
   const { url, secret = null, on = HOOK_KINDS, ...rest } = body as Record<string, unknown>;
-  for (const path of Object.keys(rest)) fail(path, "there is no such field");
-  if (typeof url !== "string") return fail("url", "must be a text");
-  if (secret !== null && typeof secret !== "string") return fail("secret", "must be a text, or left out");
+  for (const path of Object.keys(rest)) fail(path, "unknown field");
+  if (typeof url !== "string") return fail("url", "must be a string");
+  if (secret !== null && typeof secret !== "string") return fail("secret", "must be a string, or left out");
   const isKind = (kind: unknown): kind is HookKind => (HOOK_KINDS as readonly unknown[]).includes(kind);
   if (!Array.isArray(on) || on.length === 0 || !on.every(isKind))
     return fail("on", `must be a list of ${HOOK_KINDS.join(", ")}`);

@@ -212,7 +212,7 @@ export class Runner implements Wire {
   /** Makes the calls; then, in one change, advances the cursor and stores what failed. @throws PereError away: the cursor did not move */
   async #send(messages: readonly Message[], cursor: Position): Promise<void> {
     while (this.#waiting.size >= WAITING_MAX && !this.stopped) await this.#room.promise;
-    if (!this.#mayCall()) throw new PereError("away", "the lease has run out");
+    if (!this.#mayCall()) throw new PereError("away", "the lease has expired");
     const keep: Delivery[] = [];
     for (const { kind, first, last, body } of messages) {
       const name = `${this.hook.createdAt}/${nameOf(this.hook)}/${kind}/${id(first.epoch, first.seq)}/${last}`;

@@ -39,6 +39,6 @@ function parsed<Value>(name: string, what: string, parse: () => Value): Value {
   try {
     return parse();
   } catch {
-    throw new Error(`${name} holds no ${what} in PEM`);
+    throw new Error(`${name} does not contain a ${what} in PEM format`);
   }
 }

@@ -74,7 +74,7 @@ export function socket(
     const grant = await admission.renewed(token);
     for (const channel of asked.channels) demand(grant, right, channel);
     if (asked.device !== null && grant.subject !== null && grant.subject !== asked.device)
-      throw new PereError("forbidden", `token: it belongs to another device; the feed is ${asked.device}'s`);
+      throw new PereError("forbidden", `token: it is for another device; this feed is for ${asked.device}`);
     feed.expires = grant.expires;
     wire.say("token", { expires: Number.isFinite(grant.expires) ? iso(grant.expires) : null });
   };

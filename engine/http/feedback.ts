@@ -4,6 +4,7 @@
 import type { Server } from "bun";
 import { DETAIL_BYTES_MAX, PereError, type ReceiptDraft, RECEIPTS_MAX } from "../model.ts";
 import {
+  otherDevice,
   readChannel,
   readDevice,
   readOldStatus,
@@ -47,10 +48,11 @@ function oldReceipt(
   const form = new URLSearchParams(text);
   const event = form.get("id") ?? form.get("event") ?? request.headers.get("last-event-id") ?? "";
   const name = form.get("device") ?? device;
-  if (owner !== null && name !== owner) return { event, reason: "device: this token speaks for another device" };
-  if (name === null) return { event, reason: "device: must be named, as a field, in the query or in a header" };
+  if (name === null) return { event, reason: "device: must be given, as a field, in the query or in a header" };
+  const named = readDevice(name);
+  if (owner !== null && named !== owner) return { event, reason: otherDevice(named, owner) };
   const said = readOldStatus(form.get("status") ?? "");
-  const draft = { event: readPosition(event, "id"), device: readDevice(name), ...said, deviceAt: null };
+  const draft = { event: readPosition(event, "id"), device: named, ...said, deviceAt: null };
   return { channel, draft };
 }
 

@@ -185,7 +185,7 @@ function redisUrls(text: string): string[] {
   if (new Set(urls.map(({ protocol }) => protocol)).size > 1)
     throw new Error("REDIS_URL names a Cluster: all of its addresses must begin with redis://, or all with rediss://");
   if (urls.some(({ pathname }) => !/^\/?0?$/.test(pathname)))
-    throw new Error("REDIS_URL names a Cluster: that has no databases with numbers");
+    throw new Error("REDIS_URL names a Cluster, which has no numbered databases: remove the path from each address");
   const named = urls.find(({ username, password }) => username || password);
   const who = named ? `${named.username}:${named.password}@` : "";
   return urls.map(({ protocol, host }) => `${protocol}//${who}${host}`);
@@ -226,11 +226,13 @@ function accessOf(env: Environment, host: string): Settings["access"] {
   };
   const hasKeys = "secret" in found || "jwks" in found;
   if (open === "1" && hasKeys)
-    throw new Error("PERE_OPEN=1 lets everybody in, so PERE_JWT_SECRET and PERE_JWKS must not be set");
+    throw new Error("PERE_OPEN=1 turns tokens off, so PERE_JWT_SECRET and PERE_JWKS must not be set");
   if (hasKeys) return found;
   for (const name of ["PERE_JWT_AUDIENCE", "PERE_JWT_ISSUER"] as const)
     if (env[name])
-      throw new Error(`${name} is set, but neither PERE_JWT_SECRET nor PERE_JWKS: there is no key for such tokens`);
+      throw new Error(
+        `${name} is set, but neither PERE_JWT_SECRET nor PERE_JWKS: there is no key to verify tokens with`,
+      );
   if (open === "1") return "open";
   return isLoopback(host) ? "local" : "own";
 }
@@ -241,7 +243,7 @@ function accessOf(env: Environment, host: string): Settings["access"] {
  */
 function checkLocal(origins: Origins, proxies: readonly AddressRange[]): void {
   const advice =
-    "but nothing asks for tokens: set PERE_JWT_SECRET or PERE_JWKS, or PERE_OPEN=1 to let everybody do everything";
+    "but PERE requires no tokens: set PERE_JWT_SECRET or PERE_JWKS, or PERE_OPEN=1 to let everyone do everything";
   const distant = origins === "*" ? "*" : origins.find(isDistant);
   if (distant !== undefined)
     throw new Error(`PERE_ORIGINS allows ${distant === "*" ? "every page" : `pages of ${distant}`}, ${advice}`);
@@ -312,7 +314,7 @@ export function readSettings(
   if (variables.PERE_REDIS_PREFIX && !redis)
     throw new Error("PERE_REDIS_PREFIX is set, but not REDIS_URL: there are no keys without Redis");
   const { PERE_TLS_CERT: cert, PERE_TLS_KEY: key } = env;
-  if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY are set together, or neither is");
+  if (!cert !== !key) throw new Error("PERE_TLS_CERT and PERE_TLS_KEY must be set together");
   return {
     host,
     port: whole("PORT", 0, 65535, values.port),

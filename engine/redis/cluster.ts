@@ -100,7 +100,7 @@ export class RedisCluster implements Redis {
     if (!String(state).includes("cluster_state:ok")) {
       // A node that is cut off from the others has an old slot map: ask another node next.
       this.#guide.renew();
-      throw away("the Redis Cluster has slots without a node");
+      throw away("the Redis Cluster has slots that no node serves");
     }
     const known = new Set(this.#nodes.values());
     const owners = new Array<RedisLink | undefined>(SLOTS);
@@ -152,7 +152,7 @@ export class RedisCluster implements Redis {
     const slot = slotOf(key);
     let link = this.#owners[slot];
     for (let asking = false, turns = 0; ; turns++) {
-      if (!link) throw away("no node of the Redis Cluster has this channel's slot; nothing was stored");
+      if (!link) throw away("no node of the Redis Cluster serves this channel's slot; nothing was stored");
       try {
         return await link.runCall(call, { quorum, asking, timeoutMs: end - performance.now() });
       } catch (error) {

@@ -234,9 +234,9 @@ export class SqliteFile {
     const trouble = this.#location?.trouble() ?? null;
     if (trouble === this.#misplaced) return trouble;
     this.#misplaced = trouble;
-    if (trouble === null) this.#warn("the file is where it was opened again: changes are taken");
+    if (trouble === null) this.#warn("the file is back at its path: changes are accepted again");
     else {
-      this.#warn(`${trouble} (${this.path}): no changes are taken until it is back or PERE is started again`);
+      this.#warn(`${trouble} (${this.path}): no changes are accepted until it is back or PERE is restarted`);
       this.#moveLog(); // If only the log was deleted, everything acknowledged from now on is in the file.
     }
     return trouble;
@@ -356,12 +356,12 @@ export class SqliteFile {
   #refusal(error: unknown, isFull: boolean): PereError {
     if (error instanceof PereError) return error;
     if (isDamage(error)) return this.#unreadable(error);
-    if (isUnwritten(error)) this.#unwritten = isFull ? "the disk is full" : "the disk refuses what is written";
+    if (isUnwritten(error)) this.#unwritten = isFull ? "the disk is full" : "the disk refuses writes";
     if (isFull) return new PereError("full", "the disk is full; nothing was stored", [], error);
     const what =
       this.#broken === undefined
-        ? "the store could not take it; nothing was stored"
-        : "the disk failed; whether it was stored is known after PERE was started again";
+        ? "the store could not write it; nothing was stored"
+        : "the disk failed; it is unknown whether this was stored until PERE is restarted";
     return new PereError("away", what, [], error);
   }
 
@@ -505,7 +505,7 @@ const open = (path: string): Database => new Database(path, { create: true, read
 
 /** The advice for an operator of a file with a long log. */
 export const longLog = (name: string, bytes: number): string =>
-  `${name}-wal has grown to ${Math.round(bytes / 1e6)} MB. Where it goes on growing, another program reads ${name} and does not stop: end that program.`;
+  `${name}-wal has grown to ${Math.round(bytes / 1e6)} MB. If it keeps growing, another program keeps reading ${name}: stop that program.`;
 
 /** The disk is full. Nothing else is wrong, and space may become free. */
 const isWithoutRoom = (error: unknown): boolean =>

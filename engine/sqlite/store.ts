@@ -599,12 +599,12 @@ export class SqliteStore implements Store {
       ...(logBytes < LONG_LOG_BYTES ? [] : [longLog(name, logBytes)]),
       ...(alone
         ? [
-            `The disk was full when PERE was started, so other programs (backup too) can't read ${name} until the next start.`,
+            `The disk was full when PERE started, so other programs, including backup, can't read ${name} until the next start.`,
           ]
         : []),
       ...(damage === null
         ? []
-        : [`${damage}. End PERE, keep the file aside, and put a backup back with the command restore.`]),
+        : [`${damage}. Stop PERE, move the file away, and restore a backup with the command restore.`]),
     ];
     if (path !== ":memory:") return { ...kept, durability: "fsync", advice };
     return {
