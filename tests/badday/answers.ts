@@ -124,6 +124,6 @@ export function badAnswersDay(
       ]);
       for (const run of runs) if (run.status === "rejected") throw run.reason;
     },
-    3 * LIMIT_MS,
+    LIMIT_MS,
   );
 }

@@ -1,13 +1,28 @@
 /**
- * A device on the SDK in a browser's page, as `badday.ts` wants it: its `Job` stands in the environment, `JOB`. A page reaches no files, so what it
- * records and keeps it gives to the server that it came from, which is this program; when that is killed the browser goes with it.
+ * A device on the SDK in a browser's page, as `badday.ts` wants it. A page reaches no files, so what it records and keeps it gives to the server that it
+ * came from. Each device has a tab and a server of its own; they share the browser, which costs more to start than all else here.
+ *
+ * Killed is a tab when it is closed: the SDK hears nothing of that. It is over when the line that the page holds open to its server is gone.
  */
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Job } from "./badday.ts";
+import type { Job, Running } from "./badday.ts";
 import { openTab } from "../support/browser.ts";
+import { until } from "../support/harness.ts";
 
-const job = JSON.parse(process.env.JOB!) as Job;
+/**
+ * A page may not read what a stranger's proxy answers in the service's stead, `Retry-After` in particular; here it may. And a tab's timers go on while
+ * another one is in front.
+ */
+const FLAGS = [
+  "--disable-web-security",
+  "--disable-background-timer-throttling",
+  "--disable-backgrounding-occluded-windows",
+  "--disable-renderer-backgrounding",
+];
+
+/** For a browser that starts while others want the machine. */
+const START_MS = 60_000;
 
 /** The page's script. @param job as it was given @param clients the SDK */
 async function run(
@@ -16,6 +31,7 @@ async function run(
 ) {
   const ask = async (path: string, body?: string): Promise<string> =>
     (await fetch(path, body === undefined ? {} : { method: "POST", body })).text();
+  void ask("/alive");
   const listener = listen({
     url,
     channels,
@@ -26,7 +42,7 @@ async function run(
       firstByteMs: patience.firstByteMs,
       silentMs: patience.silenceMs,
       againMs: patience.returnMs,
-      pauseMsMax: 2_000,
+      pauseMsMax: patience.pauseMs,
     },
     async onEvent({ id, data }) {
       await ask("/record", `${id} ${JSON.stringify(data)}\n`);
@@ -38,37 +54,73 @@ async function run(
   listener.status().subscribe(({ state, transport, error, unsent }) => console.error(state, transport, error, unsent));
 }
 
-const built = await Bun.build({
-  entrypoints: [join(import.meta.dir, "..", "..", "clients", "sdk", "index.ts")],
-  target: "browser",
-});
-const script = await built.outputs[0]!.text();
-const javascript = new Bun.Transpiler({ loader: "ts" }).transformSync(run.toString());
-const page = `<!doctype html><script type="module">import * as clients from "/pere.js"; ${javascript}; run(${JSON.stringify(job)}, clients);</script>`;
+/** The SDK as a page has it, and the page's script. */
+async function build(): Promise<{ sdk: string; script: string }> {
+  const built = await Bun.build({
+    entrypoints: [join(import.meta.dir, "..", "..", "clients", "sdk", "index.ts")],
+    target: "browser",
+  });
+  const script = new Bun.Transpiler({ loader: "ts" }).transformSync(run.toString());
+  return { sdk: await built.outputs[0]!.text(), script };
+}
+
+let texts: ReturnType<typeof build> | undefined;
 
 /** The file, or nothing. */
 const read = (path: string): string => (existsSync(path) ? readFileSync(path, "utf8") : "");
 
-const server = Bun.serve({
-  hostname: "127.0.0.1",
-  port: 0,
-  routes: {
-    "/": () => new Response(page, { headers: { "Content-Type": "text/html" } }),
-    "/pere.js": () => new Response(script, { headers: { "Content-Type": "text/javascript" } }),
-    "/token": () => new Response(read(job.tokenFile!).trim()),
-    "/go": () => new Response(existsSync(`${job.record}.go`) ? "go" : ""),
-    "/record": async (request) => {
-      appendFileSync(job.record, await request.text());
-      return new Response();
+/** Opens a tab with a device in it. @param said hears what the page reports */
+export function startPage(job: Job, said: (text: string) => void): Running {
+  /** Null: the page has not come yet. */
+  let isAlive: boolean | null = null;
+  const server = Bun.serve({
+    hostname: "127.0.0.1",
+    port: 0,
+    idleTimeout: 0,
+    routes: {
+      "/": async () => {
+        const { script } = await (texts ??= build());
+        const page = `<!doctype html><script type="module">import * as clients from "/pere.js"; ${script}; run(${JSON.stringify(job)}, clients);</script>`;
+        return new Response(page, { headers: { "Content-Type": "text/html" } });
+      },
+      "/pere.js": async () =>
+        new Response((await (texts ??= build())).sdk, { headers: { "Content-Type": "text/javascript" } }),
+      "/alive": ({ signal }) => {
+        isAlive = true;
+        signal.addEventListener("abort", () => (isAlive = false));
+        return new Promise<Response>(() => {});
+      },
+      "/token": () => new Response(read(job.tokenFile!).trim()),
+      "/go": () => new Response(existsSync(`${job.record}.go`) ? "go" : ""),
+      "/record": async (request) => {
+        appendFileSync(job.record, await request.text());
+        return new Response();
+      },
+      "/state": async (request) => {
+        if (request.method === "GET") return new Response(read(job.state));
+        writeFileSync(job.state, await request.text());
+        return new Response();
+      },
     },
-    "/state": async (request) => {
-      if (request.method === "GET") return new Response(read(job.state));
-      writeFileSync(job.state, await request.text());
-      return new Response();
+  });
+  const tab = openTab(400, 300, (what) => said(`${what}\n`), FLAGS);
+  const opened = tab.navigate(server.url.href).then(() => until(() => isAlive !== null, "the page", START_MS));
+  opened.catch((error) => said(`${error}\n`));
+  let isKilled = false;
+  return {
+    get isRunning() {
+      return !isKilled && isAlive !== false;
     },
-  },
-});
-
-// A page may not read what a stranger's proxy answers in the service's stead, `Retry-After` in particular; here it may.
-const tab = openTab(400, 300, (what) => console.log(what), ["--disable-web-security"]);
-await tab.navigate(server.url.href);
+    async kill() {
+      if (isKilled) return;
+      isKilled = true;
+      try {
+        await opened;
+      } finally {
+        tab.close();
+      }
+      await until(() => isAlive === false, "the page to be gone");
+      await server.stop(true);
+    },
+  };
+}

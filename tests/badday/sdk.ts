@@ -20,7 +20,7 @@ const listener = listen({
     firstByteMs: patience.firstByteMs,
     silentMs: patience.silenceMs,
     againMs: patience.returnMs,
-    pauseMsMax: 2_000,
+    pauseMsMax: patience.pauseMs,
   },
   async onEvent({ id, data }) {
     appendFileSync(record, `${id} ${JSON.stringify(data)}\n`);

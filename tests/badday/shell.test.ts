@@ -5,32 +5,37 @@
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { badAnswersDay } from "./answers.ts";
-import { badDay, type Client } from "./badday.ts";
+import { badDay, type Client, startProgram } from "./badday.ts";
 import { temporary } from "../support/harness.ts";
 
 const lack = (name: string): string | null => (Bun.which(name) === null ? `no ${name} is installed` : null);
+
+/** Whole ones, since `sleep` knows no others. */
+const seconds = (ms: number): string => String(Math.ceil(ms / 1_000));
 
 /** @param path where its programs are */
 const clientBy = (shell: string, path: string): Client => ({
   name: `pere.sh by ${shell}`,
   missing: lack(shell) ?? lack("curl"),
   hasSockets: false,
-  command: ({ url, channels, device, tokenFile, state, record, patience }) => ({
-    argv: [
-      shell === "busybox" ? "sh" : shell,
-      join(import.meta.dir, "..", "..", "clients", "pere.sh"),
-      ...[url, channels, device, `sh '${join(import.meta.dir, "worker.sh")}'`],
-    ],
-    env: {
-      PATH: path,
-      PERE_STATE: state,
-      PERE_RECORD: record,
-      PERE_FIRST_BYTE: String(patience.firstByteMs / 1_000),
-      PERE_SILENCE: String(patience.silenceMs / 1_000),
-      PERE_RETURN: String(patience.returnMs / 1_000),
-      ...(tokenFile === null ? {} : { PERE_TOKEN_FILE: tokenFile }),
-    },
-  }),
+  start: ({ url, channels, device, tokenFile, state, record, patience }, said) =>
+    startProgram(
+      [
+        shell === "busybox" ? "sh" : shell,
+        join(import.meta.dir, "..", "..", "clients", "pere.sh"),
+        ...[url, channels, device, `sh '${join(import.meta.dir, "worker.sh")}'`],
+      ],
+      {
+        PATH: path,
+        PERE_STATE: state,
+        PERE_RECORD: record,
+        PERE_FIRST_BYTE: seconds(patience.firstByteMs),
+        PERE_SILENCE: seconds(patience.silenceMs),
+        PERE_RETURN: seconds(patience.returnMs),
+        ...(tokenFile === null ? {} : { PERE_TOKEN_FILE: tokenFile }),
+      },
+      said,
+    ),
 });
 
 /** A folder with busybox's own programs, and curl. */

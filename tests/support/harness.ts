@@ -14,17 +14,18 @@ import { PATIENCE_MS } from "./limits.ts";
 /** A folder of its own. `leftovers.ts` removes them all at the end. */
 export const temporary = (): string => mkdtempSync(join(tmpdir(), "pere-"));
 
-/** Waits until `condition` gives something true, and returns that. */
+/** Waits until `condition` gives something true, and returns that. @param everyMs looks so often */
 export async function until<Value>(
   condition: () => Value | Promise<Value>,
   what: string | (() => string) = "a condition",
   patienceMs = PATIENCE_MS,
+  everyMs = 2,
 ): Promise<Exclude<Value, false | null | undefined | 0 | "">> {
   for (const end = Date.now() + patienceMs; ;) {
     const value = await condition();
     if (value) return value as Exclude<Value, false | null | undefined | 0 | "">;
     if (Date.now() > end) throw new Error(`waited in vain for ${typeof what === "string" ? what : what()}`);
-    await Bun.sleep(2);
+    await Bun.sleep(everyMs);
   }
 }
 
