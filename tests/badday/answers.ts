@@ -6,7 +6,9 @@ import { expect, test } from "bun:test";
 import { type Asked, BAD_ANSWERS, type BadAnswer } from "../support/bad-answers.ts";
 import type { Fate } from "../support/bad-proxy.ts";
 import { ask } from "../support/harness.ts";
-import { type Client, Day, isFeed, isFinalWord, isSkipped, LIMIT_MS } from "./badday.ts";
+import { LIMIT_MS } from "./badday.ts";
+import { type Client, isSkipped } from "./client.ts";
+import { Day, isFeed, isFinalWord } from "./day.ts";
 
 /** Bad answers that are still to be given, in turn: each to one request, or to all that come within its time. */
 class BadTurns {

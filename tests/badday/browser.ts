@@ -1,12 +1,12 @@
 /**
- * A device on the SDK in a browser's page, as `badday.ts` wants it. A page reaches no files, so what it records and keeps it gives to the server that it
+ * A device on the SDK in a browser's page, as `client.ts` wants it. A page reaches no files, so what it records and keeps it gives to the server that it
  * came from. Each device has a tab and a server of its own; they share the browser, which costs more to start than all else here.
  *
  * Killed is a tab when it is closed: the SDK hears nothing of that. It is over when the line that the page holds open to its server is gone.
  */
 import { appendFileSync, existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Job, Running } from "./badday.ts";
+import type { Job, Running } from "./client.ts";
 import { openTab } from "../support/browser.ts";
 import { until } from "../support/harness.ts";
 

@@ -3,7 +3,8 @@
  */
 import { join } from "node:path";
 import { badAnswersDay } from "./answers.ts";
-import { badDay, type Client, startProgram } from "./badday.ts";
+import { badDay } from "./badday.ts";
+import { type Client, startProgram } from "./client.ts";
 
 const python = Bun.which("python3");
 

@@ -1,10 +1,10 @@
 /**
- * The SDK's clients as `badday.ts` wants them: on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
+ * The SDK's clients as `client.ts` wants them: on Bun, on Node, where it runs as the package has it (without types, with a WebSocket given to it), and in
  * a page in Chromium.
  */
 import { afterAll, beforeAll } from "bun:test";
 import { join } from "node:path";
-import { type Client, startProgram } from "./badday.ts";
+import { type Client, startProgram } from "./client.ts";
 import { startPage } from "./browser.ts";
 import { closeBrowser, isInstalled } from "../support/browser.ts";
 import { temporary } from "../support/harness.ts";

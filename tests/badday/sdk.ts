@@ -1,10 +1,10 @@
 /**
- * A device on the SDK, as `badday.ts` wants it: its `Job` stands in the environment, `JOB`. It runs on Bun and, bundled, on Node.
+ * A device on the SDK, as `client.ts` wants it: its `Job` stands in the environment, `JOB`. It runs on Bun and, bundled, on Node.
  */
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { WebSocket as NodeSocket } from "ws";
 import { fileStorage, listen } from "../../clients/sdk/index.ts";
-import type { Job } from "./badday.ts";
+import type { Job } from "./client.ts";
 
 const { url, channels, device, tokenFile, state, record, patience } = JSON.parse(process.env.JOB!) as Job;
 

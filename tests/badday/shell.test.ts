@@ -5,7 +5,8 @@
 import { symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { badAnswersDay } from "./answers.ts";
-import { badDay, type Client, startProgram } from "./badday.ts";
+import { badDay } from "./badday.ts";
+import { type Client, startProgram } from "./client.ts";
 import { temporary } from "../support/harness.ts";
 
 const lack = (name: string): string | null => (Bun.which(name) === null ? `no ${name} is installed` : null);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The work of a client that runs a command for each event, as badday.ts demands it: a line in the record, then done, held up or failed.
+# The work of a client that runs a command for each event, as client.ts demands it: a line in the record, then done, held up or failed.
 # Where the record is gone, the test is over.
 data=$(tr '\n' ' ')
 printf '%s %s\n' "$PERE_EVENT_ID" "$data" >>"$PERE_RECORD" || exit 1
