@@ -24,7 +24,11 @@ async function opened() {
 test("rows run beside the peers that are installed, and add up", async () => {
   const flags = ["--peers", "--rounds", "1", "--only", "fan-out,channels", "--json"];
   const small = ["--devices", String(DEVICES), "--channels", String(DEVICES), "--events", "40"];
-  const bench = Bun.spawn([process.execPath, BENCH, ...flags, ...small], { stdout: "pipe", stderr: "pipe" });
+  const bench = Bun.spawn([process.execPath, BENCH, ...flags, ...small], {
+    env: process.env,
+    stdout: "pipe",
+    stderr: "pipe",
+  });
   const [said, complained] = await Promise.all([new Response(bench.stdout).text(), new Response(bench.stderr).text()]);
   expect(complained).toBe("");
   expect(await bench.exited).toBe(0);

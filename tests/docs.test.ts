@@ -132,7 +132,7 @@ for node in ast.walk(ast.parse(sys.stdin.read())):
       for (const { language, text } of await codeOf(document)) {
         if (language !== "sh") continue;
         const child = Bun.spawn(["bash", "-n"], {
-          env: { PATH: process.env.PATH }, // It would complain of a locale that is set and not installed.
+          env: process.env,
           stdin: Buffer.from(text),
           stderr: "pipe",
         });

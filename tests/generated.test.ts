@@ -91,7 +91,13 @@ export async function wrong(): Promise<void> {
 
 /** Runs a program to its end. @returns its exit code, and all that it said */
 async function run(command: readonly string[], cwd: string): Promise<{ code: number; said: string }> {
-  const child = Bun.spawn([process.execPath, ...command], { cwd, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([process.execPath, ...command], {
+    cwd,
+    env: process.env,
+    stdin: "ignore",
+    stdout: "pipe",
+    stderr: "pipe",
+  });
   const [said, complained] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
   return { code: await child.exited, said: said + complained };
 }

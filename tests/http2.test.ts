@@ -80,9 +80,8 @@ test("a body that does not come, or has no end, holds up its refusal for a momen
     new ReadableStream({ pull: (out) => void (pulled++, out.enqueue(new Uint8Array(64 * 1024))) }),
     new ReadableStream({ pull: (out) => out.error(new Error("gone")) }),
   ];
-  const startedAt = performance.now();
+  // The first two would hold it up for good.
   await Promise.all(bodies.map((body) => discardBody(new Request("http://x/", { method: "POST", body }))));
-  expect(performance.now() - startedAt).toBeLessThan(5_000);
   expect(pulled).toBeLessThan(30);
 });
 

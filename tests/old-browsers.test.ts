@@ -145,7 +145,11 @@ for (const [name, program] of [
     await Bun.write(join(folder, "pere.mjs"), built.outputs[0]!);
     await Bun.write(join(folder, "without.mjs"), WITHOUT);
     await Bun.write(join(folder, "device.mjs"), `import "./without.mjs";\n${SCRIPT}`);
-    const child = Bun.spawn([program!, join(folder, "device.mjs"), pere.url], { stdout: "pipe", stderr: "pipe" });
+    const child = Bun.spawn([program!, join(folder, "device.mjs"), pere.url], {
+      env: process.env,
+      stdout: "pipe",
+      stderr: "pipe",
+    });
     const [said, complained] = await Promise.all([
       new Response(child.stdout).text(),
       new Response(child.stderr).text(),

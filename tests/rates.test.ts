@@ -142,7 +142,12 @@ describe("counted in memory, what a caller may do", () => {
   test("keeps no process alive", async () => {
     const file = join(import.meta.dir, "../engine/http/rate-limit.ts");
     const text = `import { RateLimiter, RATES } from ${JSON.stringify(file)}; new RateLimiter(RATES, null).take("push", "shop");`;
-    const child = Bun.spawn([process.execPath, "-e", text], { stdin: "ignore", stdout: "ignore", stderr: "inherit" });
+    const child = Bun.spawn([process.execPath, "-e", text], {
+      env: process.env,
+      stdin: "ignore",
+      stdout: "ignore",
+      stderr: "inherit",
+    });
     const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE_MS);
     expect(await child.exited).toBe(0);
     clearTimeout(timer);

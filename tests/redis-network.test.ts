@@ -4,7 +4,6 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { until } from "./support/harness.ts";
 import {
-  ANSWER_MS,
   closeAll,
   connected,
   openProxy,
@@ -16,6 +15,7 @@ import {
   urlOf,
   why,
 } from "./support/redis-pair.ts";
+import { ANSWER_MS } from "./support/own-time.ts";
 import { noRedis } from "./support/redis-server.ts";
 
 afterEach(closeAll, TEST_MS);

@@ -11,7 +11,7 @@ const skipped = node === null && process.env.CI !== "true";
 
 /** Runs a program to its end. @returns its exit code, and what it printed */
 async function run(command: readonly string[], cwd: string): Promise<{ code: number; said: string }> {
-  const child = Bun.spawn([...command], { cwd, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
+  const child = Bun.spawn([...command], { cwd, env: process.env, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
   const said = (await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()])).join("");
   return { code: await child.exited, said };
 }

@@ -80,7 +80,7 @@ export const observable: Same<served.Observable<1>, source.Observable<1>> = true
   const flags = ["--strict", "--types", "", "--target", "es2022", "--lib", "es2022,dom", "--module", "esnext"];
   const child = Bun.spawn(
     [process.execPath, ...tsc, ...flags, "--moduleResolution", "bundler", "--allowImportingTsExtensions"],
-    { cwd: folder, stdin: "ignore", stdout: "pipe", stderr: "inherit" },
+    { cwd: folder, env: process.env, stdin: "ignore", stdout: "pipe", stderr: "inherit" },
   );
   expect(await new Response(child.stdout).text()).toBe("");
   expect(await child.exited).toBe(0);

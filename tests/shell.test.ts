@@ -54,7 +54,7 @@ const isFinal = ({ status }: { status: string }): boolean => status === "done" |
 
 test("every shell that is here can read it", () => {
   for (const shell of SHELLS) {
-    const { stderr, exitCode } = Bun.spawnSync([...shell, "-n", CLIENT]);
+    const { stderr, exitCode } = Bun.spawnSync([...shell, "-n", CLIENT], { env: process.env });
     expect([shell, stderr.toString(), exitCode]).toEqual([shell, "", 0]);
   }
 });

@@ -208,10 +208,9 @@ test("a watcher who does not read is told when its right ends, or after a while,
   now += 60_000;
   await until(() => watching.size === 1, "the one who reads alone");
   watching.stop();
-  expect(told).toEqual([
-    ...["expires overview", "stays overview", "reads on overview", "expires expired", "reads on changes"],
-    ...["stays busy", "reads on drain"],
-  ]);
+  // Who is shown the first frame first is left to chance.
+  expect(told.splice(0, 3).toSorted()).toEqual(["expires overview", "reads on overview", "stays overview"]);
+  expect(told).toEqual(["expires expired", "reads on changes", "stays busy", "reads on drain"]);
   await store.close();
 });
 

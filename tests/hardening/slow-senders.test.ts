@@ -99,13 +99,13 @@ describe("a body that comes slowly", () => {
   });
 
   test("is taken when it keeps up with 10 kB/s", async () => {
-    const hasty = await start({ bodyMs: 1_000 });
-    const part = `${"1".padEnd(1_999)}\n`;
+    const hasty = await start({ bodyMs: 8_000 });
+    const part = `${"1".padEnd(9_999)}\n`;
     const head = (length: string) =>
       `POST /push/c HTTP/1.1\r\nHost: localhost\r\nContent-Type: ${LINES}\r\n${length}\r\n`;
-    // 1.5 s: longer than it is given at first, and never so much behind that a busy machine would make it too slow.
-    const whole = drip(hasty.url, head("Content-Length: 20000\r\n"), part, 10, 150);
-    const chunked = drip(hasty.url, head(CHUNKED), `7d0\r\n${part}\r\n`, 10, 150).catch(() => null);
+    // 10 s: longer than it is given at first, and so far ahead of what it must be that no busy machine makes it too slow.
+    const whole = drip(hasty.url, head("Content-Length: 200000\r\n"), part, 20, 500);
+    const chunked = drip(hasty.url, head(CHUNKED), `2710\r\n${part}\r\n`, 20, 500).catch(() => null);
     expect((await whole).status).toBe(201);
     // It has not said that it has ended, and in the end its time is up.
     expect((await chunked)!.status).toBe(408);
