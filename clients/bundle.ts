@@ -1,5 +1,5 @@
 /**
- * The SDK as one file: `clients/sdk/` bundled into an ES module that people can read, and its types. The service serves both at `/pere.js` and
+ * The SDK as one file: `clients/sdk/` bundled into a readable ES module, and its types. The service serves both at `/pere.js` and
  * `/pere.d.ts`, and `pack.ts` puts them into the npm package.
  *
  * Types are taken from the text of the sources, because a service runs without the TypeScript compiler. That is enough for what the SDK exports:
@@ -15,7 +15,7 @@ export async function sdkModule(): Promise<string> {
   return `// PERE's SDK, bundled. Its types and their documentation are in pere.d.ts. MIT licence.\n${await outputs[0]!.text()}`;
 }
 
-/** A top-level declaration: what it is, and its text with the comment before it. */
+/** A top-level declaration: its kind, and its text with the comment before it. */
 interface Declaration {
   readonly kind: string;
   readonly text: string;
@@ -23,7 +23,7 @@ interface Declaration {
 
 const DECLARED = /^(?:export )?(?:async )?(interface|type|class|function|const) (\w+)/;
 
-/** The top-level declarations of a source file, which is formatted: what belongs to one is indented, or closes it. */
+/** The top-level declarations of a formatted source file, in which the lines inside a declaration are indented. */
 function declarationsOf(source: string): Map<string, Declaration> {
   const found = new Map<string, Declaration>();
   for (const text of source.split(
@@ -35,7 +35,7 @@ function declarationsOf(source: string): Map<string, Declaration> {
   return found;
 }
 
-/** A declaration without what runs. */
+/** The declaration as types only. */
 function typesOf({ kind, text }: Declaration): string {
   const [comment = ""] = /^\/\*\*[^]*?\*\/\n/.exec(text) ?? [];
   const code = text.slice(comment.length).replace(/^export /, "");
@@ -49,7 +49,7 @@ function typesOf({ kind, text }: Declaration): string {
   return `${comment}declare ${signature.replace(/(\w+): ([\w<>]+) = [^,)\n]+/g, "$1?: $2")}`;
 }
 
-/** The types of the SDK's public face, and the types that these mention. */
+/** The types of what the SDK exports, and the types that these mention. */
 export async function sdkTypes(): Promise<string> {
   const declared = new Map<string, Declaration>();
   for (const file of new Bun.Glob("*.ts").scanSync(SDK))

@@ -29,6 +29,17 @@ import { fail, UsageError } from "./program.ts";
 
 const USAGE = "usage: bun run index.ts doctor URL [--seconds N] [--channel NAME]";
 
+const HELP = `${USAGE}
+
+Checks a service from this machine, including the proxies in front of it.
+
+  URL             the address of PERE, as devices use it
+  --seconds N     how long quiet connections are watched, 0 to 600 (default: 20)
+  --channel NAME  the channel to use (default: pere-doctor)
+
+Environment: PERE_TOKEN is a token with push and feed on the channel. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used.
+Exit code: 0, or 1 when a check failed.`;
+
 /** How long a quiet connection is watched by default. The service sends a keep-alive every 15 s. */
 const SECONDS = 20;
 const SECONDS_MAX = 600;
@@ -109,6 +120,10 @@ function readArgs(args: readonly string[]): { url: string; channel: string; seco
 
 /** `doctor URL`. @returns the exit code: 0, or 1 when a check failed @throws Error with a one-line message */
 export async function doctor(args: readonly string[]): Promise<number> {
+  if (args.includes("--help")) {
+    console.log(HELP);
+    return 0;
+  }
   const { url, channel, seconds } = readArgs(args);
   const token = process.env.PERE_TOKEN?.trim() || undefined;
   await bypassProxyForOwn(url);

@@ -1,26 +1,26 @@
 /**
- * The health check of a container: asks the service that runs here with these settings whether it lives, and ends with 0 or 1.
+ * The health check of a container: asks the service on this machine, by the same settings, whether it is alive, and ends with 0 or 1.
  *
  *   bun clients/health.ts      and in an executable: pere health
  *
- * It needs no shell and no program beside PERE's own, and as it is asked every few seconds it loads nothing.
+ * It needs no shell and no other program. It imports nothing, because it runs every few seconds.
  */
 
-/** A service that takes longer does not live. */
+/** A service that takes longer counts as dead. */
 const HEALTH_MS = 2_000;
 
-/** @returns 0 when the service lives @throws Error when it does not answer, or is asked for more */
+/** @returns the exit code: 0 when the service is alive @throws Error when it does not answer, or for any argument */
 export async function health(args: readonly string[]): Promise<number> {
-  if (args.length > 0) throw new Error(`"${args[0]}": it takes no arguments`);
+  if (args.length > 0) throw new Error(`health takes no arguments: remove "${args[0]}"`);
   const { PERE_TLS_CERT: certificate } = process.env;
   const [host, port] = [process.env.HOST || "127.0.0.1", process.env.PORT || "4567"];
-  // No proxy stands before this machine's own service, whatever is set for the way out.
+  // A proxy of the environment is not for the service on this machine.
   process.env.NO_PROXY = process.env.no_proxy = "*";
-  // What listens everywhere listens here.
+  // A service that listens on all addresses also listens on loopback.
   const here = host === "0.0.0.0" ? "127.0.0.1" : host === "::" ? "[::1]" : host.includes(":") ? `[${host}]` : host;
   const response = await fetch(`${certificate ? "https" : "http"}://${here}:${port}/health`, {
     signal: AbortSignal.timeout(HEALTH_MS),
-    tls: { rejectUnauthorized: false }, // It is this machine, whatever name its certificate has, and it is told nothing.
+    tls: { rejectUnauthorized: false }, // It is this machine, whatever name its certificate has, and the request holds no secret.
   });
   return response.ok ? 0 : 1;
 }

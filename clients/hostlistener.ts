@@ -1,17 +1,17 @@
 #!/usr/bin/env bun
 /**
- * A device that is a host: it listens, works a moment on each event, and says what became of it.
+ * A device on a host: it follows channels, works on each event for a moment, and sends receipts.
  *
  *   bun clients/hostlistener.ts [url] [channel] [device] [--flaky] [--json] [--state=file] [--concurrency=number]
  *
- * It works for a moment on each event and is done; it fails where the event's data has `"fail": true`, and with `--flaky` one time in ten. With
- * `--state` it remembers in a file what it has finished, and receipts that could not be given. Where the service asks for a token, it is taken
- * from the environment, `PERE_TOKEN`; the device is then the token's, whatever the arguments say. Without either it has a name of this machine's.
+ * Work on an event fails if the event's data has `"fail": true`, and with `--flaky` one time in ten. With `--state` it stores in a file which events it
+ * has finished and which receipts are unsent. If the service requires a token, set `PERE_TOKEN`; the token then names the device, and the argument is
+ * ignored. Without a name and a token it uses a name that is made for this machine.
  *
- * An event counts as received here when its line was printed: where nothing more can be printed, it ends, and what it had not printed stays open. INT and
- * TERM end it when what it has begun is done and told; a second one at once.
+ * An event is worked on after its line was printed. If nothing more can be printed, the program ends, and the events that were not printed stay open. INT
+ * and TERM end it when the open events are finished and their receipts sent; a second signal ends it at once.
  *
- * All that a device must do is in the SDK, `clients/sdk/`; this is an example of what is left to do.
+ * The SDK, `clients/sdk/`, does all that a device must do. This is an example of the rest.
  */
 import {
   fileStorage,
@@ -27,46 +27,49 @@ import { readArgs, UsageError, wholeOf, withText } from "./program.ts";
 
 const USAGE = `bun clients/hostlistener.ts [url] [channel] [device] [options]
 
-  url                   where PERE is; http://127.0.0.1:4567
-  channel               one, or several with commas; orders
-  device                the device's name; without, one that is made for this machine and kept
+Follows channels as a device, works on each event for a moment, and sends receipts.
+
+  url                   the address of PERE (default: http://127.0.0.1:4567)
+  channel               one channel, or several separated by commas (default: orders)
+  device                the device's name (default: a name that is made for this machine and stored)
   --flaky               fail one time in ten
-  --json                print JSON, an object a line
-  --state=file          a file to remember in
-  --concurrency=number  events worked on at once, up to 10,000; 100
+  --json                print one JSON object per line
+  --state=file          store finished events and unsent receipts in this file
+  --concurrency=number  events that are worked on at once, 1 to 10000 (default: 100)
+  --help                print this
 
-PERE_TOKEN: a token, which names the device. HTTP_PROXY, HTTPS_PROXY and NO_PROXY hold.`;
+Environment: PERE_TOKEN is the token, which names the device. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used.`;
 
-/** The device's work: a moment that differs, and perhaps a failure. */
+/** The device's work: it takes up to half a second, and may fail. */
 async function work({ data }: PushedEvent, isFlaky: boolean): Promise<void> {
   await Bun.sleep(50 + Math.random() * 450);
   if (typeof data === "object" && data !== null && "fail" in data && data.fail === true)
-    throw new Error("the event asked for it");
-  if (isFlaky && Math.random() < 0.1) throw new Error("it went wrong by chance");
+    throw new Error("the event asked for a failure");
+  if (isFlaky && Math.random() < 0.1) throw new Error("a random failure (--flaky)");
 }
 
-/** What there is to say of the connection; the same sentence as before is nothing new. */
+/** The status in one line. */
 function sentence({ state, transport, device, error, retryAt }: Status, url: string): string {
   if (state === "connected") return error === null ? `. connected by ${transport} as ${device}` : `! ${error}`;
   if (retryAt === null) return state === "connecting" ? `. connecting to ${url}` : `. ${state}`;
-  return `! ${error ?? state}; coming back in ${((retryAt - Date.now()) / 1000).toFixed(1)} s`;
+  return `! ${error ?? state}; reconnecting in ${((retryAt - Date.now()) / 1000).toFixed(1)} s`;
 }
 
 const fail = (error: unknown): never => failAs("hostlistener", error);
 
-/** A file to remember in. @throws UsageError: it is another one's, no file, or can't be read */
-async function keeperOf(path: string): Promise<DeviceStorage> {
-  const keeper = fileStorage(path);
+/** The storage in a file. @throws UsageError when the file can't be read, or is not a state file */
+async function storageOf(path: string): Promise<DeviceStorage> {
+  const storage = fileStorage(path);
   try {
-    await keeper.get("");
-    return keeper;
+    await storage.get("");
+    return storage;
   } catch (error) {
     throw new UsageError(`--state: ${(error as Error).message}`);
   }
 }
 
-/** Listens. @throws UsageError where the options can't be right */
-function begin(options: ListenOptions): Listener {
+/** Listens. @throws UsageError when an option is invalid */
+function start(options: ListenOptions): Listener {
   try {
     return listen(options);
   } catch (error) {
@@ -94,13 +97,13 @@ async function run(): Promise<void> {
   });
   const print = (name: string, json: string, line: string): Promise<void> =>
     printer.print(isJson ? `{"${name}":${json}}\n` : `${line}\n`);
-  const listener = begin({
+  const listener = start({
     url,
     channels: nameOf("channel", channel) ?? "orders",
     device: nameOf("device", device) ?? (token === undefined ? ownName() : undefined),
     token,
     concurrency,
-    storage: values.state === undefined ? undefined : await keeperOf(values.state),
+    storage: values.state === undefined ? undefined : await storageOf(values.state),
     async onEvent(event) {
       const { data: _, text, ...about } = event;
       const { id, type = "" } = about;
@@ -116,21 +119,21 @@ async function run(): Promise<void> {
       ),
     onGap: (gap) =>
       void print("gap", JSON.stringify(gap), `! events after ${gap.after} and before ${gap.from} are no longer kept`),
-    // A socket would go past the proxy.
+    // A WebSocket would bypass the proxy.
     ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
   });
   let before = "";
   listener.status().subscribe((status) => {
-    // While connected, an error is that receipts or the state don't get away.
+    // While connected, an error means that receipts can't be sent or the state can't be stored.
     const trouble = status.state === "connected" ? status.error : null;
     const now = `${status.state} ${status.transport} ${status.retryAt} ${trouble}`;
     if (now !== before && status.state !== "closed")
       void print("status", JSON.stringify(status), sentence(status, url));
     before = now;
   });
-  let inHand: Pick<Status, "open" | "waiting"> | null = null;
+  let unfinished: Pick<Status, "open" | "waiting"> | null = null;
   onEnd(() => {
-    inHand = listener.status().get();
+    unfinished = listener.status().get();
     void listener.close();
   });
   try {
@@ -141,11 +144,13 @@ async function run(): Promise<void> {
   }
   const { unsent } = listener.status().get();
   if (broken !== null) fail(new Error(broken));
-  const { open, waiting } = inHand ?? { open: 0, waiting: 0 };
-  const left = unsent > 0 ? `, ${unsent} receipts could not be given` : "";
-  await print("end", JSON.stringify({ open, waiting, unsent }), `stopped; ${open + waiting} were in hand${left}`).catch(
-    () => {},
-  );
+  const { open, waiting } = unfinished ?? { open: 0, waiting: 0 };
+  const left = unsent > 0 ? `, ${unsent} receipts were not sent` : "";
+  await print(
+    "end",
+    JSON.stringify({ open, waiting, unsent }),
+    `stopped; ${open + waiting} events were open${left}`,
+  ).catch(() => {});
 }
 
 if (import.meta.main) await run().then(() => process.exit(0), fail);

@@ -1,8 +1,8 @@
 #!/usr/bin/env bun
 /**
  * `bun run pack [folder]`: makes the npm package of the SDK: one ES module, its types, a README, the licence and a package.json. `publint` and
- * `@arethetypeswrong/core` check it the way that its users' tools will read it; a finding fails the run. It publishes nothing: to publish, run
- * `npm publish` with the file that this prints.
+ * `@arethetypeswrong/core` check it as the tools of its users will read it; any finding fails the run. It publishes nothing: to publish, run
+ * `npm publish` with the file that it prints.
  */
 import { checkPackage, createPackageFromTarballData, type Problem } from "@arethetypeswrong/core";
 import { cp, mkdir, readdir, rm } from "node:fs/promises";
@@ -18,23 +18,26 @@ const folder = resolve(process.argv[2] ?? join(root, "dist"));
 /** Runs a program to its end. @returns what it printed @throws Error with its output when it fails */
 async function run(command: readonly string[], cwd: string): Promise<string> {
   const child = Bun.spawn([...command], { cwd, stdin: "ignore", stdout: "pipe", stderr: "pipe" });
-  const [said, complained] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
-  if ((await child.exited) !== 0) throw new Error(`${command.join(" ")}: ${said}${complained}`);
-  return said;
+  const [output, errors] = await Promise.all([new Response(child.stdout).text(), new Response(child.stderr).text()]);
+  if ((await child.exited) !== 0) throw new Error(`${command.join(" ")}: ${output}${errors}`);
+  return output;
 }
 
 const args = process.argv.slice(2);
-const made: unknown = await Bun.file(join(folder, "package.json"))
+const existing: unknown = await Bun.file(join(folder, "package.json"))
   .json()
   .catch(() => null);
-const isOurs = typeof made === "object" && made !== null && "name" in made && made.name === "pere-client";
+const isOurs =
+  typeof existing === "object" && existing !== null && "name" in existing && existing.name === "pere-client";
 const isEmpty = await readdir(folder).then(
   (names) => names.length === 0,
   (error: { code?: string }) => error.code === "ENOENT",
 );
 if (args.length > 1 || args[0] === "" || args[0]?.startsWith("-") || !(isOurs || isEmpty)) {
   console.error(
-    isOurs || isEmpty ? "usage: bun run pack [folder]" : `pack: ${folder} holds something else; name another folder`,
+    isOurs || isEmpty
+      ? "usage: bun run pack [folder]"
+      : `pack: ${folder} is not empty and is not a folder of this command; name another folder`,
   );
   process.exit(2);
 }
@@ -44,7 +47,7 @@ await Bun.write(join(folder, "pere.js"), await sdkModule());
 await Bun.write(join(folder, "pere.d.ts"), await sdkTypes());
 await cp(join(root, "clients", "sdk", "README.md"), join(folder, "README.md"));
 await cp(join(root, "LICENSE"), join(folder, "LICENSE"));
-// Known once package.json names one; JSON leaves out what is undefined.
+// Set once package.json has one; JSON leaves out undefined.
 const repository: unknown = "repository" in packageJson ? packageJson.repository : undefined;
 const manifest = {
   name: "pere-client",
@@ -77,7 +80,7 @@ if (messages.length > 0) process.exit(1);
 const packed = await run([process.execPath, "pm", "pack", "--quiet"], folder);
 const file = join(folder, packed.trim().split("/").at(-1)!);
 
-/** Ways to resolve the package that it does not serve: it is an ES module, and is found by `exports`, as Node ≥ 12.7 and TypeScript ≥ 4.7 do. */
+/** Ways of resolution that the package does not support: it is an ES module with `exports`, which Node ≥ 12.7 and TypeScript ≥ 4.7 resolve. */
 const UNSUPPORTED = ["node10", "node16-cjs"];
 const isSupported = (problem: Problem): boolean =>
   !("resolutionKind" in problem && UNSUPPORTED.includes(problem.resolutionKind));

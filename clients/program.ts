@@ -1,23 +1,22 @@
 /**
- * What the programs beside the SDK have in common: options that are right or refused, lines that are known to be printed, an end that loses nothing, and a
- * device's own name, made once and kept.
+ * What the programs on the SDK share: checked arguments, output whose errors are noticed, an orderly end on signals, and a name for a device that has none.
  */
 import { linkSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, hostname } from "node:os";
 import { dirname, join } from "node:path";
 import { parseArgs, type ParseArgsConfig } from "node:util";
 
-/** Options that can't be right. The program ends with status 2. */
+/** An invalid argument or option. The program ends with status 2. */
 export class UsageError extends Error {}
 
-/** Ends the program with a sentence: with status 2 where its options are wrong, else with 1. */
+/** Prints the error in one line and ends the program: with status 2 for a `UsageError`, else with 1. */
 export function fail(program: string, error: unknown): never {
   const { message } = error instanceof Error ? error : new Error(String(error));
   console.error(`${program}: ${message.split("\n", 1)[0]}`);
   process.exit(error instanceof UsageError ? 2 : 1);
 }
 
-/** Reads the arguments. @param usage what `--help` prints @throws UsageError: an option that there is not, or one with a wrong form; too many arguments */
+/** Reads the arguments. @param usage what `--help` prints @throws UsageError for an unknown option, an invalid one, or too many arguments */
 export function readArgs<Options extends NonNullable<ParseArgsConfig["options"]>>(
   options: Options,
   positionalsMax: number,
@@ -27,7 +26,7 @@ export function readArgs<Options extends NonNullable<ParseArgsConfig["options"]>
     try {
       return parseArgs({ options: { ...options, help: { type: "boolean" as const } }, allowPositionals: true });
     } catch (error) {
-      // What follows the first sentence is for those who wrote the program.
+      // The sentences after the first are for programmers.
       throw new UsageError((error as Error).message.split(/\. |\n/, 1)[0]);
     }
   };
@@ -37,44 +36,46 @@ export function readArgs<Options extends NonNullable<ParseArgsConfig["options"]>
     process.exit(0);
   }
   if (positionals.length > positionalsMax)
-    throw new UsageError(`"${positionals[positionalsMax]}" is one argument too many; --help says what it takes`);
+    throw new UsageError(`too many arguments: remove "${positionals[positionalsMax]}", or see --help`);
   return { values: values as ReturnType<typeof parseArgs<{ options: Options }>>["values"], positionals };
 }
 
-/** @returns undefined where it was not given @throws UsageError when it is empty or has characters that none has */
+/** A channel's or a device's name. @returns undefined when there is none @throws UsageError when it is empty or has control characters */
 export function nameOf(what: "channel" | "device", text: string | undefined): string | undefined {
   if (text === undefined || (text.trim() !== "" && !/[\0-\x1f]/.test(text))) return text;
-  throw new UsageError(`the ${what} must have a name, not ${JSON.stringify(text)}`);
+  throw new UsageError(
+    `the ${what}'s name must not be empty or contain control characters, not ${JSON.stringify(text)}`,
+  );
 }
 
-/** @throws UsageError when it is no whole number within these */
+/** A whole number. @throws UsageError when it is not one from `from` to `to` */
 export function wholeOf(name: string, text: string, from: number, to: number): number {
   if (/^[0-9]{1,9}$/.test(text) && Number(text) >= from && Number(text) <= to) return Number(text);
   throw new UsageError(`--${name} must be a whole number from ${from} to ${to}, not "${text}"`);
 }
 
-/** @throws UsageError when it is no number of seconds */
+/** A number of seconds. @returns undefined when there is none @throws UsageError */
 export function secondsOf(name: string, text: string | undefined): number | undefined {
   if (text === undefined || /^[0-9]{1,9}(\.[0-9]{1,6})?$/.test(text)) return text === undefined ? text : Number(text);
   throw new UsageError(`--${name} must be a number of seconds, not "${text}"`);
 }
 
-/** A JSON text on one line: nothing but blanks and line breaks between its parts are left out. */
+/** A JSON text without the whitespace between its tokens. */
 export const onOneLine = (json: string): string => json.replace(/("(?:[^"\\]|\\.)*")|\s+/g, "$1");
 
-/** A JSON object with one more member, which is a JSON text already and stays what it is. */
+/** An object as JSON on one line, with one more member whose value is a JSON text. */
 export const withText = (value: object, member: string, json: string): string =>
   JSON.stringify({ ...value, [member]: 0 }).replace(/0\}$/, () => `${onOneLine(json)}}`);
 
-/** Standard output. A line counts as printed when the system has taken it; one that it does not take is the last. */
+/** Standard output. A line counts as printed when the system has accepted it. After an error nothing more is printed. */
 export class Printer {
   readonly #broken: (why: string) => void;
   #isBroken = false;
 
-  /** @param broken told once why nothing can be printed any more */
+  /** @param broken called once, with the reason, when nothing more can be printed */
   constructor(broken: (why: string) => void) {
     this.#broken = broken;
-    process.stdout.on("error", (error) => this.#end(error)); // Told here; the line's own promise rejects.
+    process.stdout.on("error", (error) => this.#end(error)); // Reported here; the promise of the line rejects.
   }
 
   #end(error: Error): void {
@@ -91,12 +92,12 @@ export class Printer {
       this.#end(error);
       reject(error);
     });
-    promise.catch(() => {}); // Whoever does not wait for it is told by `broken`.
+    promise.catch(() => {}); // A caller that does not wait for it gets `broken`.
     return promise;
   }
 }
 
-/** Calls `end` at the first of the signals that mean an end; the second one ends the program at once. */
+/** Calls `end` at the first INT, TERM or HUP. The second one ends the program at once. */
 export function onEnd(end: () => void): void {
   let isEnding = false;
   for (const [signal, number] of [
@@ -111,7 +112,7 @@ export function onEnd(end: () => void): void {
     });
 }
 
-/** The proxy that the environment names for an address, as Bun's `fetch` takes it; its WebSocket takes none by itself. Null: there is none. */
+/** The proxy for a URL, from the environment, as Bun's `fetch` reads it. Bun's WebSocket needs it as an option. @returns null: none */
 export function proxyOf(url: string): string | null {
   const { protocol, hostname: host, port } = new URL(url);
   const { env } = process;
@@ -131,9 +132,8 @@ export function proxyOf(url: string): string | null {
 const NAME = /^[A-Za-z0-9._:~-]{1,128}$/;
 
 /**
- * What a device on this machine is called where nobody says: its host's name and something that no other machine has, made once and kept in the user's
- * state folder (XDG Base Directory).
- * @throws UsageError when it can't be kept: it would be another device each time
+ * The name of a device that was given none: the host's name and a random part, created once and stored in the user's state folder (XDG Base Directory).
+ * @throws UsageError when it can't be stored: it would be another device each time
  */
 export function ownName(): string {
   const folder = process.env.XDG_STATE_HOME || join(homedir(), ".local", "state");
@@ -147,9 +147,9 @@ export function ownName(): string {
     }
   };
   try {
-    const kept = read();
-    if (kept !== null && NAME.test(kept)) return kept;
-    if (kept !== null) throw new Error("it holds no device's name");
+    const stored = read();
+    if (stored !== null && NAME.test(stored)) return stored;
+    if (stored !== null) throw new Error("it does not contain a device's name");
     const host = hostname()
       .replace(/[^A-Za-z0-9._:~-]/g, "-")
       .slice(0, 100);
@@ -157,7 +157,7 @@ export function ownName(): string {
     mkdirSync(dirname(path), { recursive: true });
     writeFileSync(fresh, `${host || "host"}-${crypto.randomUUID().slice(0, 8)}\n`);
     try {
-      linkSync(fresh, path); // Whole, and the first one's where two begin at once.
+      linkSync(fresh, path); // Atomic: if two programs start at once, both use the first name.
     } catch (error) {
       if ((error as { code?: string }).code !== "EEXIST") throw error;
     } finally {
@@ -166,7 +166,7 @@ export function ownName(): string {
     return read()!;
   } catch (error) {
     throw new UsageError(
-      `give the device a name: one of its own can't be kept in ${path} (${(error as Error).message})`,
+      `give the device a name: a generated one can't be stored in ${path} (${(error as Error).message})`,
     );
   }
 }

@@ -1,20 +1,20 @@
 #!/usr/bin/env bun
 /**
- * A publisher: it pushes events and shows, for each, how many of its devices have answered, and what.
+ * A publisher: it pushes events and shows, for each event, how many of its devices have answered, and what.
  *
  *   bun clients/publisher.ts [--wait=seconds] [--deadline=seconds] [--remind=seconds] [--json] [url] [channel]
  *   printf '{"table": 7}\\ntwo coffees\\n' | bun clients/publisher.ts
  *
- * On its own it pushes an event every second, until it is interrupted. Given lines on its input it pushes those (a line that is JSON as it is,
- * any other as a JSON string), and ends when every event is complete, or ten seconds after the last line, with status 1 if one is not.
- * A service that can't be reached within the first ten seconds ends it too, with status 1; one that goes later is waited for.
- * Where the service asks for a token, it is taken from the environment, `PERE_TOKEN`; it needs the right to push on the channel.
- * With `--wait` it pushes the next event when the one before is complete, or after so many seconds; the other two are given to each event.
- * On a terminal it keeps a table with a bar for each event; elsewhere it prints a line for each change, with `--json` an object. Where nothing more can be
- * printed it pushes nothing more. INT and TERM end it when the push under way was answered; a second one at once.
+ * On a terminal it pushes one event per second until it is interrupted. Otherwise it pushes the lines of its input: a line of JSON as it is, any other
+ * line as a JSON string. It then ends when every event is complete, or ten seconds after the last line, with status 1 if an event is not complete.
+ * If it can't reach the service within the first ten seconds, it ends with status 1. Later it reconnects until it is ended.
+ * If the service requires a token, set `PERE_TOKEN`; it needs the right to push on the channel.
+ * With `--wait` it pushes the next event when the previous one is complete, or after so many seconds. Each event gets `--deadline` and `--remind`.
+ * On a wide terminal it shows a table with one bar per event, otherwise one line per change, and with `--json` one object per change. If nothing more can
+ * be printed, it pushes nothing more. INT and TERM end it when the current push was answered; a second signal ends it at once.
  *
- * All that a publisher must do is in the SDK, `clients/sdk/`; this is an example of what is left to do. One thing is worth a look: receipts are
- * followed from before the first push, so that none is missed.
+ * The SDK, `clients/sdk/`, does all that a publisher must do. This is an example of the rest. Note that it follows receipts before it pushes the first
+ * event, so that it misses none.
  */
 import { fstatSync } from "node:fs";
 import { createInterface } from "node:readline";
@@ -22,42 +22,46 @@ import { PereError, publish, receipts, type DeviceReceipt, type Receipts } from 
 import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf } from "./program.ts";
 import { UsageError, withText } from "./program.ts";
 
-const USAGE = `bun clients/publisher.ts [url] [channel] [options]      lines on its input are what it pushes; without, one event a second
+const USAGE = `bun clients/publisher.ts [url] [channel] [options]
 
-  url                 where PERE is; http://127.0.0.1:4567
-  channel             where to; orders
-  --wait=seconds      wait for an event to be complete before the next
-  --deadline=seconds  each device owes a final receipt in this time
-  --remind=seconds    silent devices are reminded after each such time
-  --json              print JSON, an object a line
+Pushes each line of its input as an event, or one event per second if its input is a terminal, and shows the receipts.
 
-PERE_TOKEN: a token with the right to push. HTTP_PROXY, HTTPS_PROXY and NO_PROXY hold.`;
+  url                 the address of PERE (default: http://127.0.0.1:4567)
+  channel             the channel (default: orders)
+  --wait=seconds      wait up to this long for an event to be complete before the next one
+  --deadline=seconds  the time within which each device must send its final receipt
+  --remind=seconds    the interval at which devices that have not answered are reminded
+  --json              print one JSON object per line
+  --help              print this
 
-/** Between two events of its own. */
+Environment: PERE_TOKEN is a token with the right to push. HTTP_PROXY, HTTPS_PROXY and NO_PROXY are used.`;
+
+/** The interval between events that it makes itself. */
 const EVERY_MS = 1_000;
-/** How long it waits, after the last line, for those that have not answered; and at the start, for the service. */
+/** The time limit for receipts after the last line, and for the service at the start. */
 const PATIENCE_MS = 10_000;
-/** Before it is connected it says that it tries after this; and at the end a push has so long to be answered. */
+/** It prints that it is connecting if that takes longer than this. */
 const TRYING_MS = 1_000;
+/** At the end, the time limit for the answer to the last push, and then for its receipts. */
 const FLUSH_MS = 5_000;
 const RECEIPTS_MS = 500;
-/** Events that a terminal shows; those before them scroll away as they were. */
+/** Rows of the table; older events scroll away. */
 const SHOWN_MAX = 10;
-/** A table is this wide; on a narrower terminal there are lines. */
+/** The table needs a terminal of this width; a narrower one gets lines. */
 const TABLE_COLUMNS = 80;
-/** Cells of a bar: what the terminal has room for. */
+/** The width of a bar: what the terminal has room for. */
 const BAR_CELLS = Math.min(40, Math.max(0, (process.stdout.columns || 0) - TABLE_COLUMNS) + 4);
 
-/** An event that was pushed, and the last word of each device on it. */
+/** An event that was pushed, and the last status of each device. */
 interface Pushed {
   readonly id: string;
   readonly addressed: number;
-  readonly words: Map<string, DeviceReceipt["status"]>;
+  readonly statuses: Map<string, DeviceReceipt["status"]>;
 }
 
-const WORDS = ["received", "working", "done", "failed", "missing"] as const;
+const STATUSES = ["received", "working", "done", "failed", "missing"] as const;
 /** Colours of a terminal: blue, yellow, green, red, magenta. */
-const COLOURS: Record<(typeof WORDS)[number], number> = {
+const COLOURS: Record<(typeof STATUSES)[number], number> = {
   received: 34,
   working: 33,
   done: 32,
@@ -65,38 +69,39 @@ const COLOURS: Record<(typeof WORDS)[number], number> = {
   missing: 35,
 };
 
-const count = ({ words }: Pushed, word: string): number => [...words.values()].filter((other) => other === word).length;
+const count = ({ statuses }: Pushed, status: string): number =>
+  [...statuses.values()].filter((other) => other === status).length;
 const isComplete = (event: Pushed): boolean => count(event, "done") + count(event, "failed") >= event.addressed;
 
 function lineOf(event: Pushed): string {
-  if (event.addressed === 0) return `${event.id}: addressed to nobody, no device is enrolled`;
-  const counts = WORDS.map((word) => [word, count(event, word)] as const).filter(([, number]) => number > 0);
-  const answers = counts.map(([word, number]) => `${number} ${word}`).join(", ") || "no answer";
-  return `${event.id}: ${event.words.size} of ${event.addressed} answered: ${answers}${isComplete(event) ? ", complete" : ""}`;
+  if (event.addressed === 0) return `${event.id}: addressed to nobody, because no device is enrolled`;
+  const counts = STATUSES.map((status) => [status, count(event, status)] as const).filter(([, number]) => number > 0);
+  const answers = counts.map(([status, number]) => `${number} ${status}`).join(", ") || "no answer";
+  return `${event.id}: ${event.statuses.size} of ${event.addressed} answered: ${answers}${isComplete(event) ? ", complete" : ""}`;
 }
 
-/** A bar whose parts are as long as each word is frequent: final words first. */
+/** A bar with one part per status, final ones first; its length is the share of devices. */
 function barOf(event: Pushed): string {
   let [reached, cells] = [0, 0];
-  const parts = (["done", "failed", "missing", "working", "received"] as const).map((word) => {
-    reached += count(event, word);
+  const parts = (["done", "failed", "missing", "working", "received"] as const).map((status) => {
+    reached += count(event, status);
     const length = Math.round((reached / Math.max(1, event.addressed)) * BAR_CELLS) - cells;
     cells += length;
-    return `\x1b[${COLOURS[word]}m${"█".repeat(Math.max(0, length))}\x1b[39m`;
+    return `\x1b[${COLOURS[status]}m${"█".repeat(Math.max(0, length))}\x1b[39m`;
   });
   return `${parts.join("")}\x1b[2m${"░".repeat(Math.max(0, BAR_CELLS - cells))}\x1b[22m`;
 }
 
 function rowOf(event: Pushed): string {
-  const numbers = WORDS.map((word) => `\x1b[${COLOURS[word]}m${String(count(event, word)).padStart(9)}\x1b[39m`).join(
-    "",
-  );
-  return `${event.id.padEnd(16)} ${barOf(event)} ${`${event.words.size}/${event.addressed}`.padStart(9)}${numbers} ${isComplete(event) ? "✓" : ""}`;
+  const numbers = STATUSES.map(
+    (status) => `\x1b[${COLOURS[status]}m${String(count(event, status)).padStart(9)}\x1b[39m`,
+  ).join("");
+  return `${event.id.padEnd(16)} ${barOf(event)} ${`${event.statuses.size}/${event.addressed}`.padStart(9)}${numbers} ${isComplete(event) ? "✓" : ""}`;
 }
 
-const HEADING = `\x1b[1m${"event".padEnd(16)} ${"".padEnd(BAR_CELLS)} ${"answered".padStart(9)}${WORDS.map((word) => word.padStart(9)).join("")}\x1b[22m`;
+const HEADING = `\x1b[1m${"event".padEnd(16)} ${"".padEnd(BAR_CELLS)} ${"answered".padStart(9)}${STATUSES.map((status) => status.padStart(9)).join("")}\x1b[22m`;
 
-/** Shows events: on a terminal the last ones in a table, in place; elsewhere a line for each change. */
+/** Shows events: the last ones in a table that is redrawn in place, or one line per change. */
 class Board {
   readonly #isTable: boolean;
   readonly #print: (text: string) => void;
@@ -111,7 +116,7 @@ class Board {
   update(event: Pushed): void {
     if (!this.#isTable) return this.#print(`${lineOf(event)}\n`);
     if (!this.#shown.includes(event)) this.#shown.push(event);
-    // What scrolls away stays above the table as it was.
+    // Rows that scroll away stay above the table.
     const gone = this.#shown.splice(0, Math.max(0, this.#shown.length - SHOWN_MAX));
     const up = this.#lines === 0 ? "" : `\x1b[${this.#lines}A`;
     const lines = [...gone.map(rowOf), HEADING, ...this.#shown.map(rowOf)];
@@ -129,7 +134,7 @@ function jsonOf(line: string): string {
   }
 }
 
-/** The texts to push: the input's lines where there is one, otherwise one a second for ever. */
+/** The JSON texts to push: the lines of the input, or one per second without end. */
 async function* texts(isGiven: boolean): AsyncGenerator<string> {
   if (isGiven) {
     for await (const line of createInterface({ input: process.stdin })) if (line.trim() !== "") yield jsonOf(line);
@@ -153,7 +158,7 @@ interface Options {
 const fail = (error: unknown): never =>
   failAs("publisher", error instanceof PereError ? new Error(`${error.message} (status ${error.status})`) : error);
 
-/** Follows the receipts. @throws UsageError where the options can't be right */
+/** Follows the receipts. @throws UsageError when an option is invalid */
 function follow(options: Parameters<typeof receipts>[0]): Receipts {
   try {
     return receipts(options);
@@ -163,26 +168,26 @@ function follow(options: Parameters<typeof receipts>[0]): Receipts {
 }
 
 async function run({ url, channel, isJson, ...options }: Options): Promise<void> {
-  // A terminal and /dev/null are character devices; a pipe or a file is somebody's input.
+  // A terminal and /dev/null are character devices; a pipe or a file is input.
   const isGiven = !fstatSync(0).isCharacterDevice();
   const token = process.env.PERE_TOKEN || undefined;
   const pushed = new Map<string, Pushed>();
-  /** A receipt can be quicker than the answer to its push. */
-  const early = new Map<string, Pushed["words"]>();
+  /** Statuses of devices whose receipts arrived before the answer to the push. */
+  const early = new Map<string, Pushed["statuses"]>();
   let changed = Promise.withResolvers<void>();
-  /** The push under way; and whether there is to be another one. */
-  let underWay: Promise<unknown> | null = null;
+  /** The current push; and whether the program is ending. */
+  let currentPush: Promise<unknown> | null = null;
   let isEnding = false;
   const end = async (finish: () => never): Promise<void> => {
     isEnding = true;
-    let isAnswered = underWay === null;
-    const answered = underWay?.then(
+    let isAnswered = currentPush === null;
+    const answered = currentPush?.then(
       () => (isAnswered = true),
       () => {},
     );
     await Promise.race([answered, Bun.sleep(FLUSH_MS)]);
-    if (!isAnswered) console.error("publisher: the last push was not answered, and may have been stored or not");
-    // Its receipts may be a moment behind its answer.
+    if (!isAnswered) console.error("publisher: the last push was not answered; the event may have been stored");
+    // Receipts may arrive a little after the answer to the push.
     const until = performance.now() + RECEIPTS_MS;
     while (answered && ![...pushed.values()].every(isComplete) && performance.now() < until) await Bun.sleep(20);
     finish();
@@ -195,35 +200,35 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
   const show = (event: Pushed): void => (isJson ? undefined : board.update(event));
   const print = (name: string, json: string): void => void (isJson && printer.print(`{"${name}":${json}}\n`));
 
-  /** Before the service was reached, the last that went wrong; undefined from then on, when all of it is told as it comes. */
-  let away: string | undefined = "no answer";
+  /** The last error before the service was reached; undefined from then on, when errors are printed at once. */
+  let connectError: string | undefined = "no answer";
   const onTrouble = (why: string): void => {
-    if (away === undefined) console.error(`feedback: ${why}; coming back`);
-    else away = why;
+    if (connectError === undefined) console.error(`feedback: ${why}; reconnecting`);
+    else connectError = why;
   };
-  const said = follow({
+  const feed = follow({
     url,
     channel,
     token,
     onTrouble,
-    // A socket would go past the proxy.
+    // A WebSocket would bypass the proxy.
     ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
   });
   const note = ({ event, device, status }: DeviceReceipt): void => {
     const known = pushed.get(event);
-    const words = known?.words ?? early.get(event) ?? new Map<string, DeviceReceipt["status"]>();
-    words.set(device, status);
-    if (!known) return void early.set(event, words);
+    const statuses = known?.statuses ?? early.get(event) ?? new Map<string, DeviceReceipt["status"]>();
+    statuses.set(device, status);
+    if (!known) return void early.set(event, statuses);
     show(known);
     changed.resolve();
   };
   const listen = async (): Promise<void> => {
-    for await (const word of said) {
-      if (word.kind !== "receipt") print(word.kind, JSON.stringify(word));
+    for await (const message of feed) {
+      if (message.kind !== "receipt") print(message.kind, JSON.stringify(message));
       else {
-        note(word);
-        const { detail: _, text, ...about } = word;
-        print(word.kind, withText(about, "detail", text));
+        note(message);
+        const { detail: _, text, ...about } = message;
+        print(message.kind, withText(about, "detail", text));
       }
     }
   };
@@ -236,29 +241,32 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     void printer
       .print(`${text}\n`)
       .then(() => process.exit(!isGiven || complete === pushed.size ? 0 : 1))
-      .catch(() => {}); // The printer ends it.
+      .catch(() => {}); // The printer ends the program.
     return undefined as never;
   };
   onEnd(() => void end(finish));
-  const late = setTimeout(() => fail(new Error(`${url} can't be reached: ${away}`)), PATIENCE_MS);
-  const trying = setTimeout(() => console.error(`publisher: connecting to ${url}: ${away}; trying again`), TRYING_MS);
-  await said.ready;
+  const late = setTimeout(() => fail(new Error(`${url} can't be reached: ${connectError}`)), PATIENCE_MS);
+  const trying = setTimeout(
+    () => console.error(`publisher: connecting to ${url}: ${connectError}; trying again`),
+    TRYING_MS,
+  );
+  await feed.ready;
   clearTimeout(late);
   clearTimeout(trying);
-  away = undefined;
+  connectError = undefined;
   listen().catch(fail);
   const retries = {
     token,
     giveUpMs: Number.POSITIVE_INFINITY,
-    onTrouble: (why: string) => console.error(`push: ${why}; again`),
+    onTrouble: (why: string) => console.error(`push: ${why}; trying again`),
   };
   for await (const text of texts(isGiven)) {
     if (isEnding) return;
     const push = publish(url, channel, text, { ...options, ...retries, isJson: true });
-    underWay = push;
+    currentPush = push;
     const answer = await push;
-    underWay = null;
-    const event = { id: answer.id, addressed: answer.audience.addressed, words: early.get(answer.id) ?? new Map() };
+    currentPush = null;
+    const event = { id: answer.id, addressed: answer.audience.addressed, statuses: early.get(answer.id) ?? new Map() };
     early.clear();
     pushed.set(event.id, event);
     show(event);

@@ -79,7 +79,7 @@ test(
     expect(publisher.said).toContain(`${second}: 2 of 2 answered: 2 done, complete\n`);
     const rows = await ask(`${pere.url}/events/orders/${first}/receipts`);
     expect(rows.body.receipts).toMatchObject(
-      ["till-1", "till-2"].map((device) => ({ device, status: "failed", detail: "the event asked for it" })),
+      ["till-1", "till-2"].map((device) => ({ device, status: "failed", detail: "the event asked for a failure" })),
     );
     // What went out is the line itself where that was JSON, else the line as a JSON string.
     for (const { said } of listeners) {
@@ -197,7 +197,7 @@ test(
     expect(objects(publisher).at(-1)).toEqual({ end: { pushed: 1, complete: 1 } });
     expect(kinds(listener).filter((kind) => kind !== "status")).toEqual(["event", "receipt", "receipt", "end"]);
     const failed = objects(publisher).find(({ receipt }) => receipt?.status === "failed");
-    expect(failed?.receipt).toMatchObject({ device: "till-1", detail: "the event asked for it" });
+    expect(failed?.receipt).toMatchObject({ device: "till-1", detail: "the event asked for a failure" });
   },
   LIMIT_MS,
 );
@@ -292,7 +292,7 @@ for (const signal of ["SIGKILL", "SIGTERM"] as const)
       await push(pere.url, "orders", "after the restart");
       await until(() => listener.times(/connected by sse/g) === 2, "the listener's return");
       // The publisher followed through the restart too: the receipts that came before he was back are on his screen.
-      await publisher.says(/feedback: .*coming back/);
+      await publisher.says(/feedback: .*reconnecting/);
       await publisher.says(new RegExp(`^${own}: 1 of 1 answered: 1 done, complete$`, "m"));
       publisher.child.kill("SIGINT");
       expect(await publisher.child.exited).toBe(0);

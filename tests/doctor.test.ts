@@ -172,6 +172,12 @@ describe("of the service itself", () => {
     await other.stop(true);
   });
 
+  test("--help lists the options", async () => {
+    const { code, stdout } = await command(["doctor", "--help"]);
+    expect(code).toBe(0);
+    for (const option of ["--seconds N", "--channel NAME", "PERE_TOKEN"]) expect(stdout).toContain(option);
+  });
+
   test("wrong arguments are said in one line", async () => {
     for (const args of [
       [],

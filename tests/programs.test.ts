@@ -81,7 +81,7 @@ for (const [name, before] of [
       const inside = readFileSync(`/proc/${till.child.pid}/task/${till.child.pid}/children`, "utf8").trim();
       process.kill(before.length > 0 ? Number(inside) : till.child.pid, "SIGTERM");
       expect(await till.ended()).toBe(0);
-      expect(till.said.out).toMatch(/stopped; \d+ were in hand\n$/);
+      expect(till.said.out).toMatch(/stopped; \d+ events were open\n$/);
       const events = await tallies(pere.url);
       expect(events.map(({ receipts }) => receipts.done)).toEqual(Array.from({ length: 60 }, () => 1));
     },

@@ -4,7 +4,7 @@
  *
  *   bun clients/examples/approve.ts QUESTION [device] [seconds, up to 120] [url] [channel]
  *
- * It ends with status 0 when it was approved, 1 when it was denied, 2 when nobody answered in time.
+ * Its exit code is 0 when the person approved, 1 when the person denied, and 2 when nobody answered in time.
  */
 import { publish } from "../sdk/index.ts";
 

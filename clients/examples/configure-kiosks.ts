@@ -1,6 +1,6 @@
 #!/usr/bin/env bun
 /**
- * Pushes a configuration to all kiosks that do not have it yet. Run it whenever you like: it pushes nothing twice. See docs/recipes/configure-kiosks.md.
+ * Pushes a configuration to all kiosks that do not have it yet. It can run at any time, because it pushes nothing twice. See docs/recipes/configure-kiosks.md.
  *
  *   bun clients/examples/configure-kiosks.ts FILE [url] [channel]      FILE: JSON with a "version"
  */
@@ -8,7 +8,7 @@ import { publish } from "../sdk/index.ts";
 
 const [file, url = "http://127.0.0.1:4567", channel = "kiosks"] = process.argv.slice(2);
 if (file === undefined) throw new Error("usage: bun clients/examples/configure-kiosks.ts FILE [url] [channel]");
-/** Names in one push: they travel in its URL. */
+/** Devices named in one push: the names are in its URL. */
 const NAMES_MAX = 100;
 const token = process.env.PERE_TOKEN;
 const configuration = await Bun.file(file).text();
@@ -24,14 +24,14 @@ async function* all<Item>(path: string, name: string): AsyncGenerator<Item> {
       headers: token ? { Authorization: `Bearer ${token}` } : {},
     });
     const page = (await response.json()) as { next: string | null; detail?: string };
-    if (!response.ok) throw new Error(page.detail);
+    if (!response.ok) throw new Error(`${path} answered with status ${response.status}: ${page.detail}`);
     yield* (page as unknown as Record<string, Item[]>)[name]!;
     if (page.next === null) return;
     after = page.next;
   }
 }
 
-const kiosks = new Map<string, string>(); // What each kiosk's newest word on this version is.
+const kiosks = new Map<string, string>(); // The newest status of this version on each kiosk.
 for await (const { device } of all<{ device: string }>(`/devices/${channel}`, "devices"))
   kiosks.set(device, "lacks it");
 for await (const { id, data } of all<Configured>(`/events/${channel}`, "events"))

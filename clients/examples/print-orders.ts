@@ -4,7 +4,7 @@
  *
  *   bun clients/examples/print-orders.ts [url] [channel] [order, as JSON] [seconds]
  *
- * It ends with status 0 when every till has printed the order, with 1 when some have not after three attempts.
+ * Its exit code is 0 when every till has printed the order, and 1 when some have not after three attempts.
  */
 import { publish, receipts } from "../sdk/index.ts";
 
@@ -14,7 +14,7 @@ const ATTEMPTS = 3;
 const token = process.env.PERE_TOKEN;
 
 const feed = receipts({ url, channel, token });
-await feed.ready; // From here on no receipt is missed.
+await feed.ready; // After this, no receipt is missed.
 
 let to: string[] | undefined; // All tills at first.
 for (let attempt = 1; attempt <= ATTEMPTS; attempt++) {
