@@ -1,48 +1,48 @@
 /**
- * How pages become files that a browser takes: TypeScript and what it imports are bundled by Bun, once, when the first page is asked for.
+ * Builds the pages: Bun bundles their TypeScript with its imports, once, when the first page is requested.
  *
- * Nothing is built ahead and nothing is written: a fresh clone and a read-only container bundle in memory, in a fifth of a second. An executable has
- * no sources to bundle and no packages; it carries what `bun web/build.ts web/built` wrote before it was compiled (with `--asset web/built`).
- * Page and files name each other by content, so all but the page itself may be kept for ever.
+ * Nothing is built in advance and nothing is written to disk: a fresh clone and a read-only container bundle in memory, in a fifth of a second. An
+ * executable has neither sources nor packages; it contains what `bun web/build.ts web/built` wrote before it was compiled (with `--asset web`).
+ * The names of bundled files contain a hash of their content, so everything except the pages themselves may be cached indefinitely.
  *
- * It loads nothing from anywhere but this house and the packages that package.json pins.
+ * Loads only files of this project and packages that package.json pins.
  */
 import { join } from "node:path";
 import { sdkModule, sdkTypes } from "../clients/bundle.ts";
 
-/** The pages, and the script that keeps one for when there is no network, each by its path and its source in `web/`. */
+/** The pages and the service worker: the path of each, and its source in `web/`. */
 const PAGES: Readonly<Record<string, string>> = {
   "/": "console/console.html",
   "/weblistener.html": "device/device.html",
   "/weblistener-worker.js": "device/worker.ts",
 };
 
-/** The SDK, for pages of others to import, and its types. */
+/** The paths of the SDK, which pages of other sites can import, and of its types. */
 export const SDK = "/pere.js";
 export const SDK_TYPES = "/pere.d.ts";
 
-/** Under this path is what pages load. */
+/** The path prefix of the files that pages load. */
 export const BUILT = "/pages/";
 
-/** Media types of files that are not named by Bun. */
+/** Media types of files for which Bun gives none. */
 const TYPES: Readonly<Record<string, string>> = {
   [SDK]: "text/javascript;charset=utf-8",
   [SDK_TYPES]: "application/typescript;charset=utf-8",
 };
 
-/** One file as it is served. */
+/** A file as it is served. */
 export interface PageFile {
   readonly type: string;
   readonly etag: string;
   readonly bytes: Uint8Array<ArrayBuffer>;
 }
 
-/** The name of a package, and perhaps a file in it; not a path and not a `data:` address. */
+/** An import of a package or of a file in one; not a path and not a `data:` URL. */
 const PACKAGE = /^(@[a-z0-9-]+\/)?[a-z][a-z0-9-]*(\/.*)?$/;
 
 /**
- * Packages are found the way that the service itself finds them. Where there is no `node_modules`, Bun fetches them when the service starts, and
- * its bundler by itself would look no further.
+ * Resolves packages as the service itself does. Without a `node_modules` folder, Bun fetches packages when the service starts, but its bundler
+ * would not find them by itself.
  */
 const packages: Bun.BunPlugin = {
   name: "packages",
@@ -56,16 +56,16 @@ const typed = (type: string, bytes: Uint8Array<ArrayBuffer>): PageFile => ({
   bytes,
 });
 
-/** The name of a built page's file: its source's, without folders. */
+/** The file name of a built page: that of its source, without folders. */
 const nameOf = (source: string): string => source.replace(/^.*\//, "").replace(/\.ts$/, ".js");
 
-/** Bundles all pages and the SDK. @returns files by name: pages as their sources are called, what they load under `pages/` */
+/** Bundles all pages and the SDK. @returns files by name: pages under the names of their sources, the files that they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
   const built = await Bun.build({
     entrypoints: Object.values(PAGES).map((source) => join(web, source)),
     target: "browser",
     minify: true,
-    publicPath: "./", // Pages are at the root, wherever a proxy puts that; what they load is under `pages/`.
+    publicPath: "./", // Relative, because a proxy may serve PERE under a path.
     naming: { entry: "[name].[ext]", chunk: "pages/[name]-[hash].[ext]", asset: "pages/[name]-[hash].[ext]" },
     define: { "process.env.NODE_ENV": '"production"' },
     jsx: { runtime: "automatic", importSource: "preact", development: false },
@@ -76,13 +76,13 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
   return files.set(SDK_TYPES.slice(1), new Blob([await sdkTypes()]));
 }
 
-/** What `write` wrote. */
+/** Reads the files that `write` wrote. */
 async function readBuilt(folder: string): Promise<Map<string, Blob>> {
   const names = [...new Bun.Glob("**").scanSync(folder)];
   return new Map(names.map((name) => [name, Bun.file(join(folder, name))]));
 }
 
-/** The pages and what they load, by the path that they are served at. @param web the folder of the pages' sources */
+/** The pages and the files that they load, by path. @param web the folder of the pages' sources */
 export async function buildPages(web: string): Promise<ReadonlyMap<string, PageFile>> {
   const files = Bun.isStandaloneExecutable ? await readBuilt(join(web, "built")) : await bundle(web);
   const pathOf = new Map(Object.entries(PAGES).map(([path, source]) => [nameOf(source), path]));

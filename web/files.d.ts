@@ -1,4 +1,4 @@
-/** Files of packages that are served as they are: what an import `with { type: "file" }` gives is their path. */
+/** Files of packages that are served unchanged: an import `with { type: "file" }` gives the file's path. */
 declare module "swagger-ui-dist/*" {
   const path: string;
   export default path;

@@ -169,7 +169,7 @@ export const schemas = {
   Time: { type: "string", format: "date-time", description: "ISO 8601, UTC, milliseconds." },
   Data: anyJson(`The event's data: one JSON value of any kind, at most ${kib(EVENT_BYTES_MAX)} as text.`),
 
-  Word: {
+  ReceiptStatus: {
     type: "string",
     enum: DEVICE_STATUSES,
     description: "A status only advances. `done` and `failed` are final, and the first final status stays.",
@@ -271,7 +271,7 @@ export const schemas = {
     {
       event: ref("EventId"),
       device: ref("Device"),
-      status: ref("Word"),
+      status: ref("ReceiptStatus"),
       detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher.`),
       at: { ...ref("Time"), description: "By the device's clock; stored in addition to the server's time." },
     },
@@ -549,7 +549,7 @@ export const schemas = {
 
 // -------------------------------------------------------------------------------------------------------------- examples
 
-/** Stands in every example where a real id has the name of its channel's life. `swagger.js` knows it too. */
+/** The epoch of all ids in the examples. `swagger.js` knows it too. */
 export const SAMPLE_EPOCH = "k3x9q2vd";
 /** The time of all examples, milliseconds since 1970. */
 export const SAMPLE_TIME_MS = Date.UTC(2026, 10, 22, 10);
@@ -591,7 +591,7 @@ const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing
 const completed = (seq: number, event: number, receipts: object) => ({
   ...{ id: id(seq), event: id(event), channel, at, receipts, complete: true },
 });
-/** What stands behind the receipts, by their place. */
+/** The `pere.complete` entry that follows each receipt; null: none. */
 const completes = [
   completed(2, 1, tally),
   null,
@@ -605,7 +605,7 @@ const states = orders.map((data, n) => ({
   complete: true,
   data,
 }));
-/** On a channel that nothing was pushed to yet. */
+/** On a channel without events. */
 const readyFor = (reader: string | null) => ({ device: reader, channels: { [channel]: id(0) } });
 const stream = (
   reader: string | null,
@@ -619,7 +619,7 @@ const stream = (
       ...(more[n] ? [`id: ${more[n].id}\nevent: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
     ]),
   ].join("\n\n") + "\n\n";
-/** How things stand when the story has been told: each order is answered. */
+/** The state after all examples were sent: each order is answered. */
 const overview = {
   channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3), open: 0, missing: 0 }],
   more: false,
@@ -633,7 +633,7 @@ const changes = {
   ...{ tallies: [], receipts: [] },
 };
 const hookName = "shop";
-/** Everybody may know this one. */
+/** A public secret, for the example only. */
 const hookDraft = {
   url: "https://shop.example/pere",
   secret: "whsec_ZXZlcnlib2R5IGtub3dzIHRoaXMgb25l",
@@ -644,7 +644,7 @@ const fault = (path: string, message: string) => ({ detail: `${path}: ${message}
 
 const unknownEvent = "there is no such event in this channel, or it is no longer kept";
 
-/** The examples, told by the story at the top of this file. */
+/** The examples; together they tell the story at the top of this file. */
 export const samples = {
   channel,
   device,

@@ -1,8 +1,8 @@
 /**
- * PERE's contract as the console reads it: the shapes of answers, one way to ask, one stream to watch. It knows no page.
+ * PERE's API as the console uses it: the types of answers, requests, and the event stream `GET /watch`. It knows no page.
  *
- * A token that was pasted lives in this module's memory and nowhere else: it goes out in a header, never in an address, and is gone with the
- * tab. Where the link of the start left a cookie, the browser sends that by itself.
+ * A pasted token is kept only in this module's memory: it is sent in a header, never in a URL, and is gone with the tab. If the printed link has
+ * set a cookie, the browser sends that by itself.
  */
 import { createParser } from "eventsource-parser";
 
@@ -69,10 +69,10 @@ export interface Device {
   readonly pending: number;
 }
 
-/** What was said no with; in the service's own words where they are its own. */
+/** A refused request, with the message of the problem document if it is PERE's. */
 export class Refused extends Error {
   readonly status: number;
-  /** It was the service itself, and nobody before it. */
+  /** Whether PERE refused it, and not a proxy in front of it. */
   readonly isOurs: boolean;
   constructor(status: number, message: string, isOurs: boolean) {
     super(message);
@@ -83,7 +83,7 @@ export class Refused extends Error {
 
 let pasted: string | null = null;
 
-/** Uses a token from now on; null: none. */
+/** Sends this token from now on; null: none. */
 export const useToken = (token: string | null): void => void (pasted = token);
 
 const headersOf = (more: Record<string, string>): Record<string, string> => ({
@@ -91,7 +91,7 @@ const headersOf = (more: Record<string, string>): Record<string, string> => ({
   ...(pasted === null ? {} : { Authorization: `Bearer ${pasted}` }),
 });
 
-/** Why an answer is not what was asked for: a problem document's words, else its status. */
+/** The error for an unsuccessful answer: the problem document's message, else the status. */
 async function refusal(response: Response): Promise<Refused> {
   const problem = (await response.json().catch(() => null)) as { type?: unknown; detail?: unknown } | null;
   const isOurs = typeof problem?.type === "string" && problem.type.startsWith("urn:pere:");
@@ -99,47 +99,47 @@ async function refusal(response: Response): Promise<Refused> {
   return new Refused(response.status, detail, isOurs);
 }
 
-/** Where a path of the service is: what is at `/` for itself is under another path where a proxy leads to it. */
+/** The URL of a path of the service, which a proxy may serve under a path prefix. */
 export const addressOf = (path: string): string => new URL(`.${path}`, location.href).href;
 
-/** One request. @throws Refused; TypeError where nobody answers */
+/** Sends a request. @throws Refused; TypeError: there was no answer */
 export async function request(path: string, init: RequestInit & { headers?: Record<string, string> } = {}) {
   const response = await fetch(addressOf(path), { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
   if (!response.ok) throw await refusal(response);
   return response;
 }
 
-/** An answer that has these lists, and so can be the service's. @throws Error: it is another one's */
+/** Checks that an answer has these lists. @throws Error: it does not come from PERE */
 export function withLists<Answer>(answer: unknown, names: readonly string[]): Answer {
   const members = (typeof answer === "object" && answer !== null ? answer : {}) as Record<string, unknown>;
   if (names.every((name) => Array.isArray(members[name]))) return answer as Answer;
   throw new Error("the answer does not come from PERE");
 }
 
-/** One answer in JSON. @param list the list that it has @throws Refused; Error: it is another one's; TypeError where nobody answers */
+/** Reads JSON. @param list a list that the answer must have @throws Refused; Error: it does not come from PERE; TypeError: there was no answer */
 export const read = async <Answer>(path: string, list: string, signal?: AbortSignal): Promise<Answer> =>
   withLists<Answer>(await (await request(path, signal ? { signal } : {})).json(), [list]);
 
-/** What a watcher hears. */
+/** Receives what happens on the stream. */
 export interface Ear {
   overview(body: Overview): void;
   changes(body: Changes): void;
-  /** The store is away; an overview says that it is back. */
+  /** The store is away; the next overview means that it is back. */
   away(why: string): void;
-  /** The stream is gone, and is opened again after so many milliseconds. */
+  /** The stream was lost, and is opened again after this many milliseconds. */
   lost(why: string, againMs: number): void;
-  /** No, and asking again would not help. */
+  /** Refused for good: a retry would not help. */
   refused(why: Refused): void;
 }
 
-/** Quieter than this, and a stream is dead: the service says something every 15 s. */
+/** A stream that is silent for this long is dead: the service sends a comment every 15 s. */
 const DEAD_MS = 40_000;
-/** Where the service did not say when to come back; and the least and the most that is believed. */
+/** The default delay before a reconnect, and the bounds of what the service may ask for. */
 const RETRY_MS = 2_000;
 const RETRY_MS_MIN = 500;
 const RETRY_MS_MAX = 600_000;
 
-/** Watches the overview, and one channel where it is named, until `signal`; comes back by itself. */
+/** Watches the overview, and one channel if given, until `signal`. Reconnects by itself. */
 export async function watch(channel: string | null, ear: Ear, signal: AbortSignal): Promise<void> {
   let retryMs = RETRY_MS;
   const parser = createParser({
@@ -168,7 +168,7 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
   }
 }
 
-/** Reads a stream to its end, or until it is dead. */
+/** Reads a stream until it ends or is dead. */
 async function listen(path: string, take: (text: string) => void, signal: AbortSignal): Promise<void> {
   const ended = new AbortController();
   const end = (): void => ended.abort();
@@ -194,7 +194,7 @@ async function listen(path: string, take: (text: string) => void, signal: AbortS
   }
 }
 
-/** Waits; not longer than the signal. */
+/** Waits, at most until the signal. */
 const sleep = (ms: number, signal: AbortSignal): Promise<void> =>
   new Promise((resolve) => {
     const timer = setTimeout(resolve, ms);

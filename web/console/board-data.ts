@@ -1,25 +1,25 @@
 /**
- * One channel as the console knows it: its newest events, its devices by name, and the cells that somebody looked at.
+ * The data of one channel's board: its newest events, its devices by name, and the cells that were visible so far.
  *
- * Tallies come with the stream. Cells are read for the window that is shown, a row and a block of devices at a time, and then kept up by
- * the receipts that come. Where more receipts came than the stream tells one by one, the rows they touched are read again, as far as they are
- * shown. So neither the service nor the page ever handles more than what is looked at.
+ * Tallies arrive on the stream. Cells are read for the visible window, a row and a block of devices at a time, and then updated by the receipts
+ * on the stream. If there were more receipts than the stream lists one by one, the affected rows are read again, as far as they are visible. So
+ * neither the service nor the page handles more than what is visible.
  */
 import { signal } from "@preact/signals";
 import { type Changes, type Device, type EventHead, read, type Row, type State, type Tally } from "./api.ts";
 
-/** Events on a board; older ones go when new ones come. */
+/** Events on a board; the oldest are removed when new ones arrive. */
 const EVENTS_MAX = 1_000;
-/** Events that are read at once when older ones are asked for. */
+/** Older events per request. */
 const OLDER = 100;
-/** Devices in one page of names. */
+/** Device names per request. */
 const DEVICES_PAGE = 500;
-/** Devices in one block of cells. */
+/** Devices per block of cells. */
 export const BLOCK = 50;
-/** Rows of cells that are read at once. */
+/** Concurrent requests for rows of cells. */
 const READS = 4;
 
-/** One device's standing on one event; null: the event was not addressed to it. */
+/** One device's status on one event; null: the event was not addressed to it. */
 export interface Cell {
   readonly status: State;
   readonly at: string | null;
@@ -31,7 +31,7 @@ interface RowPage {
   readonly next: string | null;
 }
 
-/** What is shown: rows and columns from the first up to the last, which is not. */
+/** The visible rows and columns; the end is exclusive. */
 export interface Window {
   readonly top: number;
   readonly bottom: number;
@@ -39,15 +39,15 @@ export interface Window {
   readonly right: number;
 }
 
-/** An event with the cells of it that are known. */
+/** An event with its known cells. */
 export interface Line {
   head: EventHead;
-  /** Names of devices whose cells were read, by block. */
+  /** The blocks of devices whose cells were read. */
   readonly blocks: Set<number>;
   readonly cells: Map<string, Cell>;
 }
 
-/** How far a state is. What is read and what the stream tells may cross on their way, and a device only moves forward. */
+/** The order of states. An answer and the stream may overtake each other, and a device only moves forward. */
 const RANK: Record<State, number> = { pending: 0, received: 1, working: 2, missing: 3, done: 4, failed: 4 };
 
 function move({ cells }: Line, device: string, cell: Cell): void {
@@ -59,13 +59,13 @@ const isSame = (a: Tally, b: Tally): boolean => (Object.keys(a) as State[]).ever
 
 export class Board {
   readonly channel: string;
-  /** Grows with each change; whoever draws reads it. */
+  /** Incremented with each change, which makes components draw again. */
   readonly version = signal(0);
   /** Newest first. */
   lines: Line[] = [];
-  /** By name, as far as they were read. */
+  /** By name, as far as they are loaded. */
   devices: Device[] = [];
-  /** How many devices there are. */
+  /** The number of enrolled devices. */
   deviceCount = 0;
   readonly #signal: AbortSignal;
   readonly #byId = new Map<string, Line>();
@@ -84,12 +84,12 @@ export class Board {
     this.version.value++;
   }
 
-  /** The line of an event, where it is on the board. */
+  /** The line of an event, if it is on the board. */
   line(id: string): Line | undefined {
     return this.#byId.get(id);
   }
 
-  /** What came on the stream. */
+  /** Applies a frame of the stream. */
   take({ reset, more, events, tallies, receipts }: Changes): void {
     if (reset) {
       this.lines = [];
@@ -121,8 +121,8 @@ export class Board {
   }
 
   /**
-   * How many devices the channel has now; where that is new, their names are read again.
-   * @param devices null: the overview does not name the channel, and they are counted as they are read
+   * Sets the number of devices; if it changed, their names are read again.
+   * @param devices null: the overview does not list the channel, and devices are counted as they are read
    */
   counted(devices: number | null): void {
     const count = devices ?? Math.max(1, this.deviceCount);
@@ -134,12 +134,12 @@ export class Board {
     this.#fill();
   }
 
-  /** Whether there may be events before the oldest one here. */
+  /** Whether there may be events older than the oldest one here. */
   get isOlder(): boolean {
     return (this.lines[this.lines.length - 1]?.head.seq ?? 1) > 1 && this.lines.length < EVENTS_MAX;
   }
 
-  /** Reads events before the oldest one here. @throws Refused */
+  /** Reads older events. @throws Refused */
   async older(): Promise<void> {
     const last = this.lines[this.lines.length - 1];
     if (!last) return;
@@ -162,21 +162,21 @@ export class Board {
 
   // ------------------------------------------------------------------------------------------------------------------- cells
 
-  /** What is shown from now on: its cells are read, unless they are known. */
+  /** Sets the visible window and reads its unknown cells. */
   show(window: Window): void {
     this.#window = window;
     this.#isTrouble = false;
     this.#fill();
   }
 
-  /** A cell; undefined: it is not known yet. */
+  /** A cell; undefined: not loaded yet. */
   cell({ cells, blocks }: Line, column: number): Cell | null | undefined {
     const device = this.devices[column];
     if (!device) return undefined;
     return cells.get(device.device) ?? (blocks.has(Math.floor(column / BLOCK)) ? null : undefined);
   }
 
-  /** Reads what is shown and not known, some at a time. */
+  /** Reads the visible unknown cells, some at a time. */
   #fill(): void {
     const { top, bottom, left, right } = this.#window;
     if (right <= left || this.#signal.aborted || this.#isTrouble) return;
@@ -190,7 +190,7 @@ export class Board {
         this.#inFlight.add(key);
         this.#reading++;
         void this.#readBlock(line, block)
-          .catch(() => (this.#isTrouble = true)) // The stream tells what is wrong; the next frame tries again.
+          .catch(() => (this.#isTrouble = true)) // The stream reports what is wrong; the next frame tries again.
           .finally(() => {
             this.#inFlight.delete(key);
             this.#reading--;
@@ -219,7 +219,7 @@ export class Board {
       "devices",
       this.#signal,
     );
-    if (after !== lastName()) return; // They were counted anew meanwhile.
+    if (after !== lastName()) return; // The list was reset meanwhile.
     this.devices.push(...page.devices);
     const known = this.devices.length;
     this.deviceCount = page.next === null ? known : Math.max(this.deviceCount, known + 1);
@@ -228,8 +228,8 @@ export class Board {
   async #readBlock(line: Line, block: number): Promise<void> {
     const last = this.devices[Math.min((block + 1) * BLOCK, this.devices.length) - 1]?.device ?? "";
     let after: string | null = this.devices[block * BLOCK - 1]?.device ?? "";
-    line.blocks.add(block); // What comes while it is read may clear that again.
-    // The event may have gone to devices that are no longer enrolled: then a block takes more than one page.
+    line.blocks.add(block); // A frame that arrives during the read may clear this again.
+    // The event may be addressed to devices that are no longer enrolled: then a block takes more than one page.
     while (after !== null && after < last) {
       const path: string = `/events/${this.channel}/${line.head.id}/receipts?after=${after}&limit=${BLOCK}`;
       const page: RowPage = await read<RowPage>(path, "receipts", this.#signal).catch((error: unknown) => {

@@ -1,8 +1,8 @@
 /**
- * How the delivery board is drawn: events down, devices across, on one canvas that is as large as what is seen of it.
+ * Draws the delivery board: events down, devices across, on one canvas of the size of the visible part.
  *
- * Two ways to look: `tallies` shows each event as one bar of where its devices stand, however many they are; `cells` shows each device,
- * with a sign and a colour a state. What is drawn is what fits the view, so a frame costs the same for ten devices as for ten thousand.
+ * There are two looks: `tallies` shows each event as one bar of its tally, however many devices it has; `cells` shows each device, with a sign
+ * and a colour per state. Only the visible part is drawn, so a frame costs the same for ten devices as for ten thousand.
  */
 import type { EventHead, State } from "./api.ts";
 import type { Board, Window } from "./board-data.ts";
@@ -14,11 +14,11 @@ export type Look = "tallies" | "cells";
 /** Sizes in CSS pixels. */
 export const ROW = 26;
 export const COLUMN = 26;
-/** Names stand in the first column and, in cells, upright in the first row. */
+/** The first column has the events' names; with cells, the first row has the devices' names, rotated. */
 export const namesWidth = (width: number): number => (width < 520 ? 126 : 216);
 export const headHeight = (look: Look): number => (look === "cells" ? 96 : 0);
 
-/** What is looked at, in CSS pixels: the view, and how far it was scrolled. */
+/** The view's size and scroll position, in CSS pixels. */
 export interface View {
   readonly look: Look;
   readonly width: number;
@@ -32,7 +32,7 @@ export interface Place {
   readonly column: number;
 }
 
-/** The colours of the page as it is now, light or dark. */
+/** The page's current colours, light or dark. */
 export interface Palette {
   readonly text: string;
   readonly muted: string;
@@ -54,7 +54,7 @@ export function readPalette(element: Element): Palette {
   };
 }
 
-/** The rows and columns that are seen, wholly or in part. */
+/** The rows and columns that are visible, at least in part. */
 export function windowOf({ look, width, height, scrollLeft, scrollTop }: View, rows: number, columns: number): Window {
   const top = Math.max(0, Math.floor(scrollTop / ROW));
   const bottom = Math.min(rows, Math.ceil((scrollTop + height - headHeight(look)) / ROW));
@@ -63,7 +63,7 @@ export function windowOf({ look, width, height, scrollLeft, scrollTop }: View, r
   return { top, bottom, left, right: Math.min(columns, Math.ceil((scrollLeft + width - namesWidth(width)) / COLUMN)) };
 }
 
-/** What is at a point of the view; null: a name, or nothing. */
+/** The cell at a point of the view; null: a name, or nothing. */
 export function placeAt(view: View, x: number, y: number): Place | null {
   const row = Math.floor((y - headHeight(view.look) + view.scrollTop) / ROW);
   if (y < headHeight(view.look)) return null;
@@ -80,7 +80,7 @@ const pathOf = (state: State): Path2D => {
   return path;
 };
 
-/** Draws what is seen. @returns how many cells and bars that was */
+/** Draws the visible part. @returns the number of cells and bars drawn */
 export function paint(
   context: CanvasRenderingContext2D,
   board: Board,
@@ -113,7 +113,7 @@ export function paint(
   return drawn;
 }
 
-/** The sign of one cell. Not addressed: a dash. Not known yet: a dot. */
+/** Draws the sign of one cell. Not addressed: a dash. Not loaded yet: a dot. */
 function paintCell(
   context: CanvasRenderingContext2D,
   x: number,
@@ -145,7 +145,7 @@ function paintCell(
   context.stroke(pathOf(state));
   context.restore();
   if (!isLate) return;
-  // Late: a corner is folded.
+  // Late: a folded corner.
   context.fillStyle = palette.ground;
   context.beginPath();
   context.moveTo(left + size - 6, top);
@@ -154,7 +154,7 @@ function paintCell(
   context.fill();
 }
 
-/** Where an event's devices stand, as shares of a bar, each with its number where there is room. */
+/** Draws an event's tally as shares of a bar, each with its number if there is room. */
 function paintBar(
   context: CanvasRenderingContext2D,
   { receipts, addressed }: EventHead,
@@ -193,10 +193,10 @@ function paintBar(
   return drawn;
 }
 
-/** A name in so many characters. */
+/** A name, cut to this many characters. */
 const shortened = (name: string, most: number): string => (name.length <= most ? name : `${name.slice(0, most - 1)}…`);
 
-/** Events' names, over what was scrolled under them. */
+/** Draws the events' names, over what was scrolled under them. */
 function paintNames(
   context: CanvasRenderingContext2D,
   board: Board,
@@ -229,7 +229,7 @@ function paintNames(
   context.restore();
 }
 
-/** Devices' names, upright, over what was scrolled under them. */
+/** Draws the devices' names, rotated, over what was scrolled under them. */
 function paintDevices(
   context: CanvasRenderingContext2D,
   board: Board,
@@ -250,7 +250,7 @@ function paintDevices(
     if (!device) continue;
     context.save();
     context.translate(names + column * COLUMN - scrollLeft + COLUMN / 2, height - 22);
-    // Who has a feed open has a full dot, who has none an empty one.
+    // A full dot: the device has a feed open; an empty one: it has none.
     context.beginPath();
     context.arc(0, 9, 3, 0, 2 * Math.PI);
     context.strokeStyle = context.fillStyle = device.connected ? palette.states.done : palette.muted;
@@ -280,6 +280,6 @@ function paintFocus(context: CanvasRenderingContext2D, view: View, { row, column
   context.stroke();
 }
 
-/** What a row says to who can't see it. */
+/** The text of a row for screen readers. */
 export const rowText = ({ seq, type, at, receipts, addressed }: EventHead): string =>
   `event ${seq}${type === null ? "" : `, ${type}`}, ${timeText(at)}: ${tallyText(receipts, addressed)}`;

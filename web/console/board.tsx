@@ -1,8 +1,8 @@
 /**
- * The delivery board: what is seen of it is drawn on a canvas; what is said of it to a screen reader, and what a keyboard does, is here.
+ * The delivery board. `board-paint.ts` draws it on a canvas; this file handles the keyboard, the mouse and screen readers.
  *
- * It is a grid (WAI-ARIA, "grid") of which only the cell in focus is in the document: arrows move, Enter opens the event, Home, End and
- * the Page keys go far. What the focus is on is told in a line below, for everybody.
+ * It is a grid (WAI-ARIA, "grid") of which only the focused cell is in the document. Arrow keys move the focus, Enter opens the event, and Home,
+ * End, Page Up and Page Down move further. A line below the board describes the focused cell.
  */
 import { type ReadonlySignal, signal, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
@@ -26,10 +26,10 @@ import { Legend, Mark } from "./marks.tsx";
 import { linkTo } from "./state.ts";
 import { timeText } from "./words.ts";
 
-/** With more devices than this, or with none, the board opens with tallies. */
+/** With more devices than this, or with none, the board starts with tallies. */
 const CELLS_AT_ONCE = 60;
 
-/** How the board was last looked at; null: as its size asks for. */
+/** The look that the user chose last; null: it depends on the number of devices. */
 const chosen = signal<Look | null>(null);
 
 export function BoardPage({ shown }: { readonly shown: Board }) {
@@ -98,7 +98,7 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
       draw();
     });
   }, [look]);
-  // A change of the board, of the size or of the focus is a frame.
+  // Draw again when the board, its size or the focus changes.
   useSignalEffect(() => {
     void [shown.version.value, size.value, focus.value];
     draw();
@@ -193,7 +193,7 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
   );
 }
 
-/** Draws once a frame, however much changed; gives what asks for it. */
+/** Draws at most once per frame. @returns a function that requests it */
 function usePainter(
   frame: { readonly current: HTMLDivElement | null },
   canvas: { readonly current: HTMLCanvasElement | null },
@@ -217,7 +217,7 @@ function usePainter(
     const context = surface.getContext("2d")!;
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const drawn = paint(context, shown, view, focus.peek(), readPalette(element));
-    surface.dataset.drawn = String(drawn); // What a frame costs, for those who look after it.
+    surface.dataset.drawn = String(drawn); // For tests: the cost of a frame.
     shown.show(windowOf(view, shown.lines.length, shown.deviceCount));
   };
   useEffect(() => {
@@ -234,7 +234,7 @@ function usePainter(
   };
 }
 
-/** New events come in above; who looks further down goes on looking at the same ones. */
+/** New events are inserted above. If the user has scrolled down, keep the visible events in place. */
 function useStay(
   frame: { readonly current: HTMLDivElement | null },
   shown: Board,
@@ -253,7 +253,7 @@ function useStay(
   });
 }
 
-/** Scrolls no further than is needed to see a place. */
+/** Scrolls as little as needed to make a cell visible. */
 function reveal(element: HTMLDivElement, look: Look, { row, column }: Place): void {
   const height = element.clientHeight - headHeight(look);
   const width = element.clientWidth - namesWidth(element.clientWidth);
@@ -273,7 +273,7 @@ interface FocusProps {
   readonly place: ReadonlySignal<Place | null>;
 }
 
-/** The one row and cell that are in the document. */
+/** The only row and cell that are in the document. */
 function InFocus({ shown, place, columns }: FocusProps & { readonly columns: number }) {
   void shown.version.value;
   const at = place.value;
@@ -300,7 +300,7 @@ function InFocus({ shown, place, columns }: FocusProps & { readonly columns: num
   );
 }
 
-/** What the focus, or the mouse, is on. */
+/** Describes the cell under the focus or the mouse. */
 function FocusLine({ shown, place }: FocusProps) {
   void shown.version.value;
   const line = place.value && shown.lines[place.value.row];

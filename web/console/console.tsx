@@ -1,8 +1,8 @@
 /**
- * The console, for publishers and operators: which channels there are, what became of each event at each device, live, over one stream.
+ * The console, for publishers and operators: the channels, and the status of each event at each device, live over one stream.
  *
- * It uses the public contract only, loads nothing from elsewhere, and shows what strangers wrote as text, never as markup. `state.ts` knows, the
- * other files show.
+ * It uses the public API only, loads nothing from other hosts, and shows all data as text, never as markup. `state.ts` holds the state, the other
+ * files render it.
  */
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
@@ -68,7 +68,7 @@ function Console() {
   );
 }
 
-/** Whether what is seen is how things stand; where not, why. */
+/** Whether the shown state is live; if not, why. */
 function LinkState() {
   const { state } = link.value;
   const why = "why" in link.value ? link.value.why : "";
@@ -189,10 +189,10 @@ function ChannelPage({ channel, place, event }: ChannelPageProps) {
   return shown ? <BoardPage shown={shown} /> : <p class="empty">Loading…</p>;
 }
 
-/** What a header can carry. */
+/** Characters that a header can carry. */
 const TOKEN = /^[ -~]+$/;
 
-/** Where a token is needed: it stays in this page's memory and is gone with the tab. */
+/** Asks for a token, which stays in this page's memory. */
 function TokenPage({ why }: { readonly why: string }) {
   const token = useSignal("");
   const isNone = useSignal(false);

@@ -1,7 +1,7 @@
 /**
- * One event: what it brought, where its devices stand, how long they took, who is missing, and all of it as CSV.
+ * The page of one event: its data, its tally, the time to final receipts, its devices, and an export as CSV.
  *
- * The stream tells when its tally moved; then the event and its rows are read again, at most once a second.
+ * When the stream reports a new tally, the event and its rows are read again, at most once a second.
  */
 import { useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect } from "preact/hooks";
@@ -11,21 +11,21 @@ import { Mark } from "./marks.tsx";
 import { linkTo, now } from "./state.ts";
 import { ago, count, exactJson, MEANING, prettyJson, some, span, STATES, tallyText, timeText } from "./words.ts";
 
-/** Rows that the distribution is drawn from. */
+/** Rows that the distribution is computed from. */
 const ROWS_MAX = 2_000;
-/** Rows in one page. */
+/** Rows per request. */
 const PAGE = 1_000;
-/** Rows that are listed; the export has them all. */
+/** Rows in the table; the export has all of them. */
 const LISTED = 100;
-/** Devices whose last sign of life is looked up. */
+/** Devices whose last sign of life is read. */
 const SIGNS_MAX = 2_000;
 
-/** What moves is read again after this. */
+/** Minimum interval between two reads. */
 const AGAIN_MS = 1_000;
-/** So long a browser may take to begin to save a file. */
+/** How long a browser may take to start saving a file. */
 const SAVING_MS = 30_000;
 
-/** The event as its publisher reads it; the data as its own text. */
+/** The event as its publisher gets it, with the data as unchanged text. */
 interface Shown {
   readonly id: string;
   readonly at: string;
@@ -42,7 +42,7 @@ interface Shown {
 
 async function readEvent(channel: string, id: string): Promise<Shown> {
   const text = await (await request(`/events/${channel}/${id}`)).text();
-  // The data is the last member; nothing before it can hold these characters.
+  // `data` is the last member; nothing before it can contain these characters.
   const start = text.indexOf(',"data":') + ',"data":'.length;
   const event = JSON.parse(text) as Omit<Shown, "text"> | null;
   if (typeof event?.audience?.addressed !== "number" || typeof event.receipts !== "object")
@@ -63,7 +63,7 @@ async function readRows(channel: string, id: string): Promise<{ rows: Row[]; isA
   return { rows, isAll: after === null };
 }
 
-/** Each device's last sign of life, of the first so many. */
+/** The last sign of life of the first devices by name. */
 async function readSigns(channel: string): Promise<Map<string, Device>> {
   const signs = new Map<string, Device>();
   let after: string | null = "";
@@ -96,7 +96,7 @@ export function EventPage({
     );
   };
   useEffect(load, [channel, id]);
-  // Read again while what is shown is not what the stream told, at most once a second.
+  // Read again while the shown tally differs from the stream's, at most once a second.
   const readAt = useSignal(0);
   useSignalEffect(() => {
     void shown?.version.value;
@@ -200,7 +200,7 @@ function Ring({ tally, addressed }: { readonly tally: Tally; readonly addressed:
 /** Upper bounds of the distribution's bars, in seconds. */
 const BOUNDS = [0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 120, 600, 3_600, Infinity];
 
-/** How long devices took, from the push to the final word. */
+/** The time from the push to final receipts. */
 function Distribution({ at, rows }: { readonly at: string; readonly rows: readonly Row[] }) {
   const times = rows
     .filter((row) => (row.status === "done" || row.status === "failed") && row.at !== null)
@@ -249,7 +249,7 @@ interface RowsProps {
   readonly signs: ReadonlyMap<string, Device>;
 }
 
-/** Who is missing first; then everybody, by what they said. */
+/** The devices: at first those without a final receipt, or those that the user selects. */
 function Rows({ channel, id, rows, signs }: RowsProps) {
   const only = useSignal<State | "open" | "all">("open");
   const isOpen = ({ status }: Row): boolean => status !== "done" && status !== "failed";
@@ -335,7 +335,7 @@ export function Sign({ device }: { readonly device: Device | undefined }) {
   );
 }
 
-/** Reads all rows as CSV and hands them to the browser as a file. @throws Refused */
+/** Reads all rows as CSV and lets the browser save them as a file. @throws Refused */
 async function saveCsv(channel: string, id: string): Promise<void> {
   const answer = await request(`/events/${channel}/${id}/receipts`, { headers: { Accept: "text/csv" } });
   const link = document.createElement("a");

@@ -1,10 +1,10 @@
 /**
- * What the pages do without where a browser lacks it. The oldest that they are made for are Safari 15.4, Chrome 94 and Firefox 100; one that is older
- * keeps the sentence that stands in the page's HTML.
+ * Replacements for features that some supported browsers lack. The oldest supported ones are Safari 15.4, Chrome 94 and Firefox 100; older browsers
+ * keep showing the sentence in the page's HTML.
  */
 import { type ComponentChild, render } from "preact";
 
-/** Shows a page in the place of what its HTML holds; where it can't be started, why. @param page begins it and gives what is shown */
+/** Renders a page in place of the text in its HTML, or the reason why it can't start. @param page starts it and returns what to render */
 export function show(id: string, page: () => ComponentChild): void {
   const place = document.getElementById(id)!;
   const old = place.textContent;
@@ -18,7 +18,7 @@ export function show(id: string, page: () => ComponentChild): void {
   }
 }
 
-/** Calls `run` when an element has another size, and once at first. @returns ends that */
+/** Calls `run` at once and whenever an element changes its size. @returns a function that ends this */
 export function onResize(element: Element, run: () => void): () => void {
   if (typeof ResizeObserver === "undefined") {
     addEventListener("resize", run);
@@ -30,7 +30,7 @@ export function onResize(element: Element, run: () => void): () => void {
   return () => measure.disconnect();
 }
 
-/** Adds a rectangle to a path: with round corners, where the browser can (Safari 16, Chrome 99, Firefox 112). */
+/** Adds a rectangle to a path, with round corners if the browser supports them (Safari 16, Chrome 99, Firefox 112). */
 export function addRect(
   context: CanvasRenderingContext2D,
   x: number,
@@ -43,7 +43,7 @@ export function addRect(
   else context.rect(x, y, width, height);
 }
 
-/** The query of an address, `?` and all; "" where it says nothing. What can't be written throws: nothing is left out. */
+/** A URL's query with its `?`, or "". Throws if a value can't be encoded, so that no option is silently left out. */
 export function queryOf(options: Iterable<readonly [name: string, value: string]>): string {
   const parts = [...options].map(([name, value]) => `${encodeURIComponent(name)}=${encodeURIComponent(value)}`);
   return parts.length === 0 ? "" : `?${parts.join("&")}`;

@@ -1,16 +1,16 @@
-/** A channel's devices and its hooks, as tables that are read again while somebody looks. */
+/** The pages of a channel's devices and hooks: tables that are read again while they are visible. */
 import { type Signal, useSignal, useSignalEffect } from "@preact/signals";
 import { addressOf, type Device, read, request } from "./api.ts";
 import { Sign } from "./event.tsx";
 import { now } from "./state.ts";
 import { ago, count, some } from "./words.ts";
 
-/** Rows in one page. */
+/** Rows per page. */
 const PAGE = 100;
 /** Seconds after which a table is read again. */
 const AGAIN_SECONDS = 3;
 
-/** Reads at once, and every few seconds while the component is there. @param list the list that an answer has */
+/** Reads at once, and every few seconds while the component is mounted. @param list a list that the answer must have */
 function useReadings<Answer>(
   path: () => string,
   list: string,
@@ -38,7 +38,7 @@ interface DevicePage {
 }
 
 export function DevicesPage({ channel }: { readonly channel: string }) {
-  /** Where each page so far began. */
+  /** The start of each page so far. */
   const starts = useSignal<readonly string[]>([""]);
   const page = useSignal<DevicePage | null>(null);
   const trouble = useSignal("");

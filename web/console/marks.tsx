@@ -2,7 +2,7 @@
 import type { State } from "./api.ts";
 import { MARKS, MEANING, STATES } from "./words.ts";
 
-/** One state's sign: a shape and a colour. Its word stands beside it. */
+/** One state's sign: a shape and a colour. Its name is shown beside it. */
 export const Mark = ({ state }: { readonly state: State }) => (
   <svg class="mark" data-state={state} viewBox="0 0 16 16" aria-hidden="true">
     <rect x="0.75" y="0.75" width="14.5" height="14.5" rx="3.5" />

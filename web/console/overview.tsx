@@ -1,4 +1,4 @@
-/** The first page: what this instance does, second by second, and all channels. */
+/** The first page: this instance's activity per second, and the channels. */
 import { useComputed } from "@preact/signals";
 import type { ChannelState } from "./api.ts";
 import { type Line, Plot } from "./plots.tsx";

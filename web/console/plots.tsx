@@ -1,4 +1,4 @@
-/** Lines over time: drawn by uPlot on a canvas, with the last figures in words below. */
+/** Plots over time: uPlot draws the lines on a canvas; the last values are shown as text below. */
 import { type ReadonlySignal, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
@@ -9,7 +9,7 @@ export interface Line {
   readonly label: string;
   /** A colour of the page, by the name of its custom property. */
   readonly color: string;
-  /** Dashes in pixels: lines differ by more than their colour. */
+  /** Dashes in pixels, so that lines differ by more than their colour. */
   readonly dash?: number[];
 }
 
@@ -18,9 +18,9 @@ const HEIGHT = 150;
 interface PlotProps {
   readonly title: string;
   readonly lines: readonly Line[];
-  /** Seconds since 1970, then one column a line. */
+  /** Seconds since 1970, then one column per line. */
   readonly data: ReadonlySignal<readonly (number | null)[][]>;
-  /** How a value is said. */
+  /** Formats a value. */
   readonly say: (value: number) => string;
 }
 
@@ -69,7 +69,7 @@ const saidLast = (column: readonly (number | null)[] | undefined, say: (value: n
   return last === null ? "–" : say(last);
 };
 
-/** How it looks, in the page's colours as they are now. */
+/** The plot's options, in the page's current colours. */
 function optionsOf(element: HTMLElement, lines: readonly Line[], say: (value: number) => string): uPlot.Options {
   const style = getComputedStyle(element);
   const color = (name: string): string => style.getPropertyValue(name).trim();

@@ -1,5 +1,5 @@
 /**
- * The push form: what is typed is checked as it is typed, sent as it is typed, and shown as the `curl` line that it stands for.
+ * The push form: checks the text while it is typed, sends it unchanged, and shows the equivalent `curl` command.
  */
 import { useSignal } from "@preact/signals";
 import { addressOf, Refused, request, type Tally } from "./api.ts";
@@ -7,7 +7,7 @@ import { queryOf } from "./floor.ts";
 import { linkTo } from "./state.ts";
 import { count, shellWord, some, tallyText } from "./words.ts";
 
-/** The options of a push, each as typed; empty ones are not sent. */
+/** The options of a push as typed; empty ones are not sent. */
 interface Options {
   readonly type: string;
   readonly to: string;
@@ -39,7 +39,7 @@ const FIELDS: readonly Field[] = [
   { name: "wait", label: "Wait for receipts, s", hint: "no", pattern: SECONDS },
 ];
 
-/** What a push is answered with. */
+/** The answer to a push. */
 interface Pushed {
   readonly id: string;
   readonly audience: { readonly addressed: number; readonly connected: number };
@@ -47,7 +47,7 @@ interface Pushed {
   readonly complete?: boolean;
 }
 
-/** Why a text is no JSON, with the place where that is known; "" where it is. */
+/** Why a text is not JSON, with the place if it is known; "": it is JSON. */
 function jsonFault(text: string): string {
   if (text.trim() === "") return "Type one JSON value: an object, an array, a string in quotes or a number.";
   try {
@@ -58,7 +58,7 @@ function jsonFault(text: string): string {
   }
 }
 
-/** The path and query of a push, and its headers. @throws what can't be written: a push without an option of its would be another push */
+/** The path, query and headers of a push. @throws if an option can't be encoded: without it, it would be another push */
 function pushOf(channel: string, { wait, ...options }: Options): { path: string; headers: Record<string, string> } {
   return {
     path: `/push/${channel}${queryOf(Object.entries(options).filter(([, value]) => value !== ""))}`,
@@ -76,7 +76,7 @@ function curlLine(channel: string, options: Options, text: string): string {
   }
 }
 
-/** Sends it. @returns what became of it, in words where that is not known @throws Refused */
+/** Sends a push. @returns the answer, or a sentence if the outcome is unknown @throws Refused */
 async function sent(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Pushed | string> {
   try {
     const answer = (await (await request(path, init)).json()) as Pushed | null;

@@ -1,7 +1,7 @@
 /**
- * What the console knows: where it is, how its one stream is, the last overview, ten minutes of history, and the channel that is looked at.
+ * The console's state: the current location, the stream's state, the last overview, ten minutes of history, and the shown channel.
  *
- * Components read signals and write none; everything that changes them is here.
+ * Components only read signals; everything that changes them is here.
  */
 import { batch, computed, effect, signal } from "@preact/signals";
 import { type Counts, type Overview, type Refused, useToken, watch } from "./api.ts";
@@ -36,7 +36,7 @@ addEventListener("hashchange", () => {
   scrollTo(0, 0);
 });
 
-/** The address of a place. */
+/** The URL of a location. */
 export const linkTo = (channel: string, place: Place = "board", event = ""): string =>
   `#/${channel}${place === "board" ? "" : `/${place}${event && `/${event}`}`}`;
 
@@ -44,26 +44,26 @@ const channel = computed(() => route.value.channel);
 
 // --------------------------------------------------------------------------------------------------------------------- the stream
 
-/** How the stream is, and why, in words. */
+/** The stream's state, and the reason in words. */
 export type Link =
   { readonly state: "connecting" | "live" } | { readonly state: "away" | "offline" | "refused"; readonly why: string };
 
 export const link = signal<Link>({ state: "connecting" });
 export const overview = signal<Overview | null>(null);
-/** The channel that is looked at. */
+/** The shown channel. */
 export const board = signal<Board | null>(null);
-/** The time, once a second: what says "3 s ago" reads it. */
+/** The current time, updated once a second, for texts such as "3 s ago". */
 export const now = signal(Date.now());
-/** Grows with each token that is pasted. */
+/** Incremented with each pasted token. */
 const tokens = signal(0);
 
-/** Uses a token that was pasted, in this page's memory alone. */
+/** Uses a pasted token, which is kept only in this page's memory. */
 export function paste(token: string): void {
   useToken(token);
   tokens.value++;
 }
 
-/** Watches, from now on, whatever the address says. */
+/** Starts watching, and follows changes of the URL. */
 export function start(): void {
   effect(() => {
     void tokens.value;
@@ -76,7 +76,7 @@ export function start(): void {
 function watchChannel(name: string | null): AbortController {
   const control = new AbortController();
   const fresh = name === null ? null : new Board(name, control.signal);
-  // The board of before stays until the first frame, so that nothing flickers.
+  // The previous board stays until the first frame, so that nothing flickers.
   if (board.peek()?.channel !== name) board.value = fresh;
   if (link.peek().state !== "live") link.value = { state: "connecting" };
   void watch(
@@ -101,10 +101,10 @@ function watchChannel(name: string | null): AbortController {
 
 // ----------------------------------------------------------------------------------------------------------------------- history
 
-/** Seconds that plots look back. */
+/** Seconds of history in the plots. */
 const HISTORY_SECONDS = 600;
 
-/** Columns of figures, one row a second: seconds since 1970, then one value a line. */
+/** Columns of values, one row per second: seconds since 1970, then one column per line. */
 export interface History {
   readonly rates: readonly number[][];
   readonly latency: readonly (number | null)[][];
@@ -114,17 +114,17 @@ export interface History {
 export const history = signal<History>({ rates: [[], [], [], []], latency: [[], [], []], owed: [[], [], []] });
 let before: Counts | null = null;
 
-/** Receipts of all words. */
+/** Receipts of all statuses. */
 export const receiptsOf = ({ receipts }: Counts): number =>
   receipts.received + receipts.working + receipts.done + receipts.failed;
 
-/** One second has passed: a row more of history. What is offline has none, and leaves a gap. */
+/** Adds a row of history each second. While offline there is none, which leaves a gap. */
 function second(): void {
   now.value = Date.now();
   const known = overview.peek();
   if (known === null || link.peek().state !== "live") return void (before = null);
   const { counts, channels } = known;
-  // A service that was started anew counts from nothing.
+  // After a restart, the service counts from 0.
   const rate = (of: (counts: Counts) => number): number => (before === null ? 0 : Math.max(0, of(counts) - of(before)));
   const sum = (of: "open" | "missing"): number => channels.reduce((total, one) => total + (one[of] ?? 0), 0);
   const at = Math.floor(now.value / 1000);

@@ -1,9 +1,9 @@
 /**
- * How things are said: the six states with their marks, times as people say them, numbers, names in a shell.
+ * Texts and formats: the six states with their signs, times, numbers, shell words and JSON.
  */
 import type { State, Tally } from "./api.ts";
 
-/** In the order of bars and legends: what is settled first. */
+/** In the order of bars and legends: final states first. */
 export const STATES = [
   "done",
   "failed",
@@ -13,7 +13,7 @@ export const STATES = [
   "pending",
 ] as const satisfies readonly State[];
 
-/** What each state is drawn with, in a box of 16: never by its colour alone. */
+/** The sign of each state, as a path in a box of 16, so that states differ by more than their colour. */
 export const MARKS: Record<State, string> = {
   done: "M4 8.5 7 11.5 12.5 5",
   failed: "M5 5l6 6M11 5l-6 6",
@@ -32,7 +32,7 @@ export const MEANING: Record<State, string> = {
   pending: "pending: no receipt yet",
 };
 
-/** Receipts that are still owed, and not missing. */
+/** How many final receipts are still owed, without missing ones. */
 export const openOf = ({ pending, received, working }: Tally): number => pending + received + working;
 
 /** "12 of 14 done, 1 failed, 1 pending" */
@@ -45,13 +45,13 @@ export function tallyText(tally: Tally, addressed: number): string {
 const plain = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
-/** 12,345; large ones as 1.2M. */
+/** Formats a number: 12,345; large ones as 1.2M. */
 export const count = (value: number): string => (value < 100_000 ? plain : short).format(value);
 
 /** "1 device", "2 devices" */
 export const some = (value: number, word: string): string => `${count(value)} ${word}${value === 1 ? "" : "s"}`;
 
-/** Seconds as people say them: 4 ms, 1.2 s, 3 min. */
+/** Formats seconds: 4 ms, 1.2 s, 3 min. */
 export function span(seconds: number): string {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 10) return `${Number(seconds.toFixed(1))} s`;
@@ -70,18 +70,18 @@ export function ago(time: string, now: number): string {
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 
-/** The time of today; of another day with its date. */
+/** Formats a time: only the time if it is today, else with the date. */
 export function timeText(time: string): string {
   const date = new Date(time);
   const isToday = date.toDateString() === new Date().toDateString();
   return isToday ? clock.format(date) : `${day.format(date)} ${clock.format(date)}`;
 }
 
-/** A word of a POSIX shell. */
+/** Quotes a text as one word of a POSIX shell. */
 export const shellWord = (text: string): string =>
   /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 
-/** Parses JSON. A number that JavaScript would round keeps its own digits when it is written again, where the browser can (Safari 18.4, Chrome 114, Firefox 135). */
+/** Parses JSON. A number that JavaScript would round keeps its digits when it is serialized again, if the browser supports it (Safari 18.4, Chrome 114, Firefox 135). */
 export function exactJson(text: string): unknown {
   const { rawJSON } = JSON as { rawJSON?: (text: string) => unknown };
   if (!rawJSON) return JSON.parse(text);
@@ -90,7 +90,7 @@ export function exactJson(text: string): unknown {
   return JSON.parse(text, keep);
 }
 
-/** JSON for eyes: on lines of its own, or on one. Numbers, keys and texts stay what they are, letter by letter. */
+/** Formats JSON for reading, on several lines or on one. Numbers, keys and strings stay unchanged. */
 export function prettyJson(text: string, isOnOneLine = false): string {
   let depth = 0;
   let pretty = "";

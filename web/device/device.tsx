@@ -1,7 +1,7 @@
 /**
- * The device page, for a phone or a till: one big state, events as cards to be answered, and who this device is.
+ * The device page, for a phone or a till: one large status, events as cards to answer, and the device's name and settings.
  *
- * It loads nothing from elsewhere, and shows what a publisher sent as text, never as markup. `state.ts` knows, this file shows.
+ * It loads nothing from other hosts, and shows publishers' data as text, never as markup. `state.ts` holds the state, this file renders it.
  */
 import { useSignal } from "@preact/signals";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
@@ -13,7 +13,7 @@ import { CHANNELS, DEVICE } from "./setup.ts";
 import { type Card, cards, device, dismiss, isOpen, isStuck, notices, now, open, setup } from "./state.ts";
 import { start, state, type State, status, take, TRANSPORTS } from "./state.ts";
 
-/** What each state is drawn with, in a box of 24: never by its colour alone. */
+/** The sign of each state, as a path in a box of 24, so that states differ by more than their colour. */
 const SIGNS: Record<State, string> = {
   connecting: "M6 12h.01M12 12h.01M18 12h.01",
   connected: "M5 12.5 10 17.5 19 7",
@@ -109,15 +109,15 @@ function Summary() {
 
 // -------------------------------------------------------------------------------------------------------------------- cards
 
-/** Those to be answered first, then the others; both newest first. */
+/** Open events first, then the others; both newest first. */
 function Cards() {
   const shown = [...open.value, ...cards.value.filter((card) => !isOpen(card))];
   const list = useRef<HTMLOListElement>(null);
-  /** Who has just answered one goes on at the next, and does not fall out of the page. */
+  /** After an answer, the focus moves to the next card and is not lost. */
   const goOn = (place: number): void => list.current?.querySelectorAll("article")[place]?.focus();
   if (shown.length === 0) return <Nothing />;
   return (
-    <ol id="events" ref={list} aria-label="Events, those to answer first">
+    <ol id="events" ref={list} aria-label="Events, unanswered ones first">
       {shown.map((card, place) => (
         <EventCard key={card.event.id} card={card} goOn={() => goOn(place)} />
       ))}
@@ -138,7 +138,7 @@ function Nothing() {
   );
 }
 
-/** What is known of an event's receipt, in short; and the state that it is coloured by. */
+/** The state of an event's receipt, which decides its colour, and its text. */
 function receiptOf({ word, isSent, refusal }: Card): readonly [state: string, text: string] {
   if (refusal !== null) return ["rejected", `rejected: ${refusal}`];
   return isSent ? [word, word] : ["queued", `queued: ${word}`];
@@ -146,7 +146,7 @@ function receiptOf({ word, isSent, refusal }: Card): readonly [state: string, te
 
 interface EventCardProps {
   readonly card: Card;
-  /** Called when it was answered by somebody who stood in it. */
+  /** Called after an answer if the focus was in the card. */
   readonly goOn: () => void;
 }
 

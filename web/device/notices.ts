@@ -1,6 +1,6 @@
 /**
- * What reaches a person who does not look at the page: notifications, where they are allowed; and what makes an app of the page: its worker, and the
- * browser's offer to install it. None of it is there on a page without TLS that is not on this machine, and the page does without.
+ * Notifications, if they are allowed, and the installation of the page as an app: its service worker and the browser's install prompt. Browsers
+ * offer none of this to a page without TLS unless it is on localhost; the page works without it.
  */
 import { signal } from "@preact/signals";
 import type { PushedEvent } from "../../clients/sdk/index.ts";
@@ -13,25 +13,25 @@ const BODY_CHARACTERS = 160;
 const canNotify = "Notification" in globalThis && "serviceWorker" in navigator;
 export const permission = signal<NotificationPermission>(canNotify ? Notification.permission : "denied");
 
-/** Asks the reader. */
+/** Asks for permission. */
 export async function allow(): Promise<void> {
   permission.value = await Notification.requestPermission().catch(() => "denied" as const);
 }
 
-/** Tells of an event, where nobody sees its card. Phones take that from a worker alone. */
+/** Shows a notification for an event if the page is not visible. On phones only a service worker can do this. */
 export async function announce({ id, type, channel, text }: PushedEvent): Promise<void> {
-  // Asked each time, since it can be taken back in the browser's settings.
+  // Checked each time, because the permission can be revoked in the browser's settings.
   if (!canNotify || Notification.permission !== "granted" || !document.hidden) return;
   try {
     const worker = await navigator.serviceWorker.ready;
     const body = prettyJson(text, true).slice(0, BODY_CHARACTERS);
     await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
   } catch {
-    // Its card is on the page all the same.
+    // The card is on the page in any case.
   }
 }
 
-/** The browser's offer, as Chromium makes it. */
+/** Chromium's install prompt. */
 interface Offer extends Event {
   prompt(): Promise<unknown>;
 }
@@ -48,11 +48,11 @@ addEventListener("beforeinstallprompt", (event) => {
 });
 addEventListener("appinstalled", () => (install.value = null));
 
-/** The page starts without a network from now on. What the browser does not want to keep, it need not, however it says so. */
+/** Makes the page start without a network from now on. Any refusal by the browser is ignored. */
 export async function keepPage(): Promise<void> {
   try {
     await navigator.serviceWorker?.register(`${HERE}weblistener-worker.js`, { scope: `${HERE}weblistener.html` });
   } catch {
-    // Then it starts with a network alone.
+    // Then it starts only with a network.
   }
 }

@@ -1,7 +1,7 @@
-/** A text as a QR code, drawn dark on light in both schemes, since that is what scanners look for. */
+/** A text as a QR code, drawn dark on light in both colour schemes, because scanners expect that. */
 import qrcode from "qrcode-generator";
 
-/** Modules of light around it: ISO/IEC 18004 wants four. */
+/** Width of the quiet zone in modules: ISO/IEC 18004 requires four. */
 const QUIET = 4;
 
 export function Qr({ text }: { readonly text: string }) {

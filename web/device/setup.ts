@@ -1,11 +1,11 @@
 /**
- * Who this page is: which channel, which device, with what token, and whether it answers by itself.
+ * The page's settings: channel, device, token, and whether it answers automatically.
  *
- * The address says so; what it leaves out is `orders`, and a UUID that this browser keeps. A token leaves the address at once: it stays with the tab,
- * in `sessionStorage`, and goes out in a header. The app on a home screen starts with no such tab: what it was installed with, its token too, is kept
- * in `localStorage`, for as long as it is installed.
+ * They come from the URL. The defaults are the channel `orders` and a UUID that this browser keeps. A token is removed from the URL at once: it is
+ * kept with the tab, in `sessionStorage`, and sent in a header. The installed app starts without such a tab: the settings that it was installed with,
+ * including the token, are kept in `localStorage` as long as it is installed.
  *
- * A browser that keeps nothing does no harm but that the page is somebody new each time.
+ * In a browser that stores nothing, the page is a new device each time.
  */
 
 /** `channel` may be several, comma separated. Without a token the browser may have a cookie of its own. */
@@ -13,7 +13,7 @@ export interface Setup {
   readonly channel: string;
   readonly device: string;
   readonly token: string | null;
-  /** It answers `done` by itself. */
+  /** Answers `done` automatically. */
   readonly auto: boolean;
   /** It was started from a home screen. */
   readonly isInstalled: boolean;
@@ -24,12 +24,12 @@ export const DEVICE = "[A-Za-z0-9._:~\\-]{1,128}";
 const TOKEN = "[A-Za-z0-9._\\-]+";
 const isLike = (pattern: string, text: string): boolean => new RegExp(`^(${pattern})$`).test(text);
 
-/** The folder that the page is in, where the service is too. */
+/** The URL of the service: the folder of the page. */
 export const HERE = new URL(".", location.href).href;
 
 const INSTALLED = "pere.installed";
 
-/** Whether what is kept here is there the next time, too. */
+/** Whether the browser stores data for this page. */
 export function isKeeping(): boolean {
   try {
     localStorage.setItem("pere.kept", "1");
@@ -39,7 +39,7 @@ export function isKeeping(): boolean {
   }
 }
 
-/** @returns null also where the browser refuses to keep anything */
+/** @returns null also if the browser refuses access to storage */
 function recall(store: "localStorage" | "sessionStorage", key: string): string | null {
   try {
     return globalThis[store].getItem(key) ?? null;
@@ -56,7 +56,7 @@ function remember(store: "localStorage" | "sessionStorage", key: string, text: s
   }
 }
 
-/** A UUID of version 4, also on a page without TLS, where `crypto.randomUUID` is not there. */
+/** A UUID of version 4, also on a page without TLS, where `crypto.randomUUID` is missing. */
 function newDevice(): string {
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   bytes[6] = (bytes[6]! & 0x0f) | 0x40;
@@ -78,13 +78,13 @@ function tabToken(given: string | null): string | null {
   return token || recall("sessionStorage", "pere.token");
 }
 
-/** What the app was installed with, where the address says nothing else. */
+/** The settings that the app was installed with, unless the URL has settings. */
 function installedQuery(query: URLSearchParams): URLSearchParams {
   if (["channel", "device", "token", "auto"].some((name) => query.has(name))) return query;
   return new URLSearchParams(`installed&${recall("localStorage", INSTALLED) ?? ""}`);
 }
 
-/** Reads the address, and takes the token out of it. */
+/** Reads the settings from the URL, and removes the token from it. */
 export function readSetup(): Setup {
   const asked = new URLSearchParams(location.search);
   const isInstalled = asked.has("installed");
@@ -103,13 +103,13 @@ export function readSetup(): Setup {
   return setup;
 }
 
-/** What the app on the home screen starts with from now on. */
+/** Stores the settings for the installed app. */
 export function keepSetup({ channel, device, token, auto }: Setup): void {
   const query = { channel, device, ...(token === null ? {} : { token }), ...(auto ? { auto: "1" } : {}) };
   remember("localStorage", INSTALLED, String(new URLSearchParams(query)));
 }
 
-/** The address says the device's name, as its token does. */
+/** Puts the device's name into the URL. */
 export function nameInAddress(device: string): void {
   const query = new URLSearchParams(location.search);
   if (query.get("device") === device) return;
@@ -117,7 +117,7 @@ export function nameInAddress(device: string): void {
   history.replaceState(null, "", `?${query}`);
 }
 
-/** Why no feed can be had so; "" where one can. */
+/** Why these settings are invalid; "": they are valid. */
 export function faultOf({ channel, device, token }: Setup): string {
   if (!isLike(CHANNELS, channel)) return "invalid channel name in the address";
   if (token !== null && !isLike(TOKEN, token)) return "invalid token: a token has only letters, digits and . _ -";

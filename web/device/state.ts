@@ -1,9 +1,8 @@
 /**
- * What the device page knows: how its feed is, and its events as cards, each with the receipt that was given. The work is the SDK's
- * (`clients/sdk/`): it follows, falls back, remembers, and sends receipts until they have arrived. A card is one call of `onEvent`, which ends
- * when somebody presses a button.
+ * The device page's state: that of its feed, and its events as cards, each with its receipt. The SDK (`clients/sdk/`) does the work: it follows,
+ * changes transports, remembers, and sends receipts until they are recorded. A card is one call of `onEvent`, which ends when a button is pressed.
  *
- * Components read signals; everything that changes them is here.
+ * Components only read signals; everything that changes them is here.
  */
 import { batch, computed, signal } from "@preact/signals";
 import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/sdk/index.ts";
@@ -12,22 +11,22 @@ import { some } from "../console/words.ts";
 import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
 import { announce } from "./notices.ts";
 
-/** Cards on the page, and so events that may wait for an answer at once; the SDK holds the others back. */
+/** Maximum number of cards, and so of events that wait for an answer; the SDK holds further ones back. */
 const CARDS_MAX = 200;
-/** Milliseconds after which an event is answered by itself: from, and up to. It is seen before it is gone, and a hundred devices don't answer at once. */
+/** The delay of an automatic answer in milliseconds, from and to: the event is visible for a moment, and many devices don't answer at once. */
 const AUTO_MS = [300, 1_000] as const;
 
 export type Word = "received" | "done" | "failed";
 
-/** An event and what this device has said of it. */
+/** An event and this device's receipt for it. */
 export interface Card {
   readonly event: PushedEvent;
   readonly word: Word;
-  /** The service has it. */
+  /** The service has recorded the receipt. */
   readonly isSent: boolean;
-  /** Why the service would not take it; it takes no other either. */
+  /** Why the service rejected the receipt; it would reject any other one too. */
   readonly refusal: string | null;
-  /** Gives the final word, once. */
+  /** Sends the final receipt, once. */
   answer(word: "done" | "failed", note: string): void;
 }
 
@@ -37,18 +36,18 @@ export const status = signal<Status | null>(null);
 export const isOnline = signal(navigator.onLine);
 /** Newest first. */
 export const cards = signal<readonly Card[]>([]);
-/** What must be read, until it is dismissed. */
+/** Messages that stay until they are dismissed. */
 export const notices = signal<readonly string[]>([]);
-/** The time, once a second: what is due reads it. */
+/** The current time, updated once a second, for deadlines. */
 export const now = signal(Date.now());
 
-/** Nothing more can be said of it here. */
+/** Whether the event still needs an answer here. */
 export const isOpen = ({ word, refusal }: Card): boolean => word === "received" && refusal === null;
 export const open = computed(() => cards.value.filter(isOpen));
 export const overdue = computed(
   () => open.value.filter(({ event }) => event.deadline && Date.parse(event.deadline) < now.value).length,
 );
-/** As the service knows it. */
+/** The device's name, as the service knows it. */
 export const device = computed(() => status.value?.device ?? setup.device);
 
 // ------------------------------------------------------------------------------------------------------------- the big state
@@ -61,7 +60,7 @@ export const TRANSPORTS: Record<Transport, string> = {
   longpoll: "long-polling",
 };
 
-/** How it is, and why, in a few words. */
+/** The status, and the reason in a few words. */
 export const state = computed((): { readonly state: State; readonly why: string } => {
   const fault = faultOf(setup);
   if (fault) return { state: "offline", why: fault };
@@ -78,7 +77,7 @@ export const state = computed((): { readonly state: State; readonly why: string 
   return { state: "connected", why: "" };
 });
 
-/** Whether receipts wait for more than their turn. */
+/** Whether receipts can't be sent now. */
 export const isStuck = computed(
   () =>
     status.value !== null && status.value.unsent > 0 && (status.value.state !== "connected" || !!status.value.error),
@@ -86,7 +85,7 @@ export const isStuck = computed(
 
 // -------------------------------------------------------------------------------------------------------------------- cards
 
-/** A text that the reader must see; the same one only once. */
+/** Shows a message; the same one only once. */
 function notice(text: string): void {
   if (!notices.peek().includes(text)) notices.value = [...notices.peek(), text];
 }
@@ -97,7 +96,7 @@ const change = (id: string, part: Partial<Card>): void =>
 
 const find = (id: string): Card | undefined => cards.peek().find(({ event }) => event.id === id);
 
-/** Shows an event, on top; beyond the most that are shown the oldest answered one goes. */
+/** Adds an event on top; if there are too many cards, removes the oldest answered one. */
 function show(card: Card): void {
   const shown = cards.peek().filter(({ event }) => event.id !== card.event.id);
   const answered = shown.filter((one) => !isOpen(one));
@@ -105,17 +104,17 @@ function show(card: Card): void {
   cards.value = [card, ...shown.filter((one) => one !== gone)];
 }
 
-/** `onEvent`: resolves or rejects with somebody's answer, and with nothing else. A page that can't show an event leaves it open. */
+/** `onEvent`: resolves or rejects only with a person's answer. If the page can't show an event, it stays open. */
 const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown> =>
   new Promise((resolve, reject) => {
     let auto: ReturnType<typeof setTimeout> | undefined;
-    // The signal may live as long as the tab, and what listens to it keeps the event.
+    // The signal may live as long as the tab, and a listener on it would keep the event in memory.
     const settle = (how: () => void): void => {
       ending.removeEventListener("abort", stop);
       clearTimeout(auto);
       how();
     };
-    // It comes again, here or in another tab.
+    // The event comes again, here or in another tab.
     const stop = (): void => {
       cards.value = cards.peek().filter((card) => card.event.id !== event.id || !isOpen(card));
       settle(() => reject(new Error("the page has stopped")));
@@ -139,7 +138,7 @@ const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown>
     }
   });
 
-/** Events that wait for their card, and of which the service knows already that they were received. */
+/** Events without a card yet whose `received` is recorded already. */
 const early = new Set<string>();
 
 const sent = ({ event, status: word }: Receipt): void => {
@@ -162,7 +161,7 @@ function follow(): void {
   listener = listen({
     url: HERE,
     channels: channel,
-    // A token says who its bearer is.
+    // A token names its device.
     ...(token === null ? { device: setup.device } : { token }),
     concurrency: CARDS_MAX,
     storage: browserStorage(),
@@ -179,7 +178,7 @@ function follow(): void {
   );
 }
 
-/** The service's name for this device stands in the address; where a cookie gave it, the page begins anew with that name. */
+/** Puts the name that the service uses into the URL. If a cookie decided it, reloads the page with that name. */
 function named({ device: name, state: how }: Status): void {
   if (name === null) return;
   if (setup.token !== null) return nameInAddress(name);
@@ -188,10 +187,10 @@ function named({ device: name, state: how }: Status): void {
   location.reload();
 }
 
-/** The device is used in this tab from now on, and no longer in the one that had it. */
+/** Makes this tab the active one for its device. */
 export const take = (): void => listener?.take();
 
-/** Follows, from now on. */
+/** Starts following. */
 export function start(): void {
   setInterval(() => (now.value = Date.now()), 1_000);
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));

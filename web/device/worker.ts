@@ -1,9 +1,9 @@
 /**
- * The device page's service worker: it keeps the page and the files that it names, so that the page starts without a network, and brings a
- * notification's reader back to it.
+ * The device page's service worker: it caches the page and its files, so that the page starts without a network, and opens the page when a
+ * notification is clicked.
  *
- * The page is the service's, where that answers in time: what came is kept, and its files with it. They have their content in their names, so they are
- * never old. Whatever else is asked (feeds, receipts, other pages) is not looked at and never kept, and no address with a query is.
+ * If the service answers in time, its page is used and cached with its files. Their names contain a hash of their content, so they are never
+ * outdated. All other requests (feeds, receipts, other pages) are not touched and never cached, nor is any URL with a query.
  */
 export {};
 
@@ -20,7 +20,7 @@ interface Clicked extends Waiting {
 interface Tab {
   focus(): Promise<unknown>;
 }
-/** What is used here of a worker's own world, which the page's types don't have. */
+/** The parts of the service worker API used here, which the page's types lack. */
 declare const self: {
   readonly location: Location;
   readonly clients: {
@@ -36,14 +36,14 @@ declare const self: {
 
 const KEPT = "pere device";
 const PAGE = new URL("weblistener.html", self.location.href);
-/** Milliseconds that the service has for the page, where one is kept: networks that swallow everything are as good as none. */
+/** How long to wait for the service if the page is cached, in milliseconds: a network that drops everything is as good as none. */
 const PATIENCE_MS = 3_000;
 
-/** The files that a page of ours names; a hotel's page names none. */
+/** The files that PERE's page refers to; a captive portal's page has none of them. */
 const filesOf = (html: string): string[] =>
   [...html.matchAll(/(?:href|src)="([^"]*\/pages\/[^"]+)"/g)].map(([, name]) => new URL(name!, PAGE).href);
 
-/** Keeps a page: its files first, so that what is kept is whole, then lets go of those that it does not name. */
+/** Caches a page: first its files, so that the cache is complete, then the page; then removes other files. */
 async function keep(page: Response): Promise<void> {
   const files = filesOf(await page.clone().text());
   if (files.length === 0) return;
@@ -53,7 +53,7 @@ async function keep(page: Response): Promise<void> {
   for (const { url } of await cache.keys()) if (url !== PAGE.href && !files.includes(url)) await cache.delete(url);
 }
 
-/** The page as the service has it now, or as it was kept. */
+/** The service's current page, or the cached one. */
 async function page(fresh: Promise<Response>): Promise<Response> {
   const kept = await caches.match(PAGE, { cacheName: KEPT });
   if (!kept) return fresh;
