@@ -54,9 +54,9 @@ describe("while SQLite does not answer", () => {
     if (verb === "receipts") await ask(`${pere.url}/feedback/c`, { body: { event, device: "a", status: "working" } });
     const spy = spyOn(SqliteStore.prototype, verb).mockImplementation(never);
     try {
-      const { status, headers, body } = await poll(pere.url, path);
-      expect([status, Number(headers.get("retry-after")) > 0, body.status]).toEqual([503, true, 503]);
-      expect((await poll(pere.url, `${path}${path.includes("?") ? "&" : "?"}wait=3`)).status).toBe(503);
+      const paths = [path, `${path}${path.includes("?") ? "&" : "?"}wait=2`];
+      for (const { status, headers, body } of await Promise.all(paths.map((path) => poll(pere.url, path))))
+        expect([status, Number(headers.get("retry-after")) > 0, body.status]).toEqual([503, true, 503]);
     } finally {
       spy.mockRestore();
     }
