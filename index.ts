@@ -275,7 +275,12 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
 };
 
 /** How the error message names a command, where its own name does not fit. */
-const VERBS: Readonly<Record<string, string>> = { token: "make a token", doctor: "examine", health: "be reached" };
+const VERBS: Readonly<Record<string, string>> = {
+  token: "make a token",
+  backup: "back up",
+  doctor: "examine",
+  health: "be reached",
+};
 
 /** Signals that end PERE, after a drain. */
 const ENDING = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGXCPU"] as const;
@@ -307,13 +312,13 @@ async function run(settings: Settings): Promise<void> {
     });
   service = await serve(settings);
   console.log(`PERE listening on ${service.url}`);
-  for (const name of settings.unknown) log.warn(`unknown setting ${name}`);
+  for (const name of settings.unknown) log.warn(`unknown setting ${name} is ignored`);
   const link = await service.link();
   if (link !== null) {
     // A service on all addresses also listens on loopback.
     const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
     console.log(
-      `No key is set, so PERE made a secret of its own. With all rights, for ${LINK.days} days: ${here}${link}`,
+      `No key is configured, so PERE made its own secret. Link with all rights, valid for ${LINK.days} days: ${here}${link}`,
     );
   }
   service.engine.ready().then(

@@ -31,7 +31,7 @@ test.skipIf(skipped !== "")(
       const file = join(folder, "backup.db");
       expect(await command(["backup", file], { PERE_DB: db })).toMatchObject({
         code: 1,
-        stderr: `PERE can't backup: ${file} can't be written: the disk is full\n`,
+        stderr: `PERE can't back up: ${file} can't be written: the disk is full\n`,
       });
       expect(readdirSync(folder)).toEqual(["ballast"]);
     } finally {

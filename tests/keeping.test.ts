@@ -191,7 +191,7 @@ describe("what is put back", () => {
     const { code, stdout } = await command(["restore", file], { PERE_DB: db });
     expect([code, stdout]).toEqual([
       0,
-      `${db} holds 1 channels with 1 events again; from its start on their ids are new\n`,
+      `restored to ${db} (channels: 1, events: 1); when PERE starts, events get new ids\n`,
     ]);
 
     const second = await spawn({ PERE_DB: db });
@@ -324,7 +324,7 @@ test("compact gives room back, keeps everything else, and leaves a file that is 
   expect(code).toBe(0);
   const after = statSync(db).size;
   expect(after).toBeLessThan(before / 5);
-  expect(stdout).toBe(`${db} took ${(before / 1e6).toFixed(1)} MB and takes ${(after / 1e6).toFixed(1)} MB\n`);
+  expect(stdout).toBe(`compacted ${db} from ${(before / 1e6).toFixed(1)} MB to ${(after / 1e6).toFixed(1)} MB\n`);
   const again = new SqliteStore({ path: db });
   expect((await again.heads("orders"))!.epoch).toBe(epoch);
   expect((await reads.events(again, "orders", 0, 100)).map(({ seq }) => seq)).toEqual(

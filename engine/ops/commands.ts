@@ -63,7 +63,7 @@ export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact
   backup(args, settings) {
     const [file] = filesOf("backup", args, 1) as [string];
     const { channels, events, bytes } = backup(fileOf(settings), file);
-    console.log(`${file} holds ${channels} channels with ${events} events, in ${size(bytes)}`);
+    console.log(`backed up to ${file} (channels: ${channels}, events: ${events}, ${size(bytes)})`);
     return 0;
   },
 
@@ -71,7 +71,7 @@ export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact
     const [file] = filesOf("restore", args, 1) as [string];
     const db = fileOf(settings);
     const { channels, events } = restore(file, db);
-    console.log(`${db} holds ${channels} channels with ${events} events again; from its start on their ids are new`);
+    console.log(`restored to ${db} (channels: ${channels}, events: ${events}); when PERE starts, events get new ids`);
     return 0;
   },
 
@@ -79,7 +79,7 @@ export const commands: Readonly<Record<"token" | "backup" | "restore" | "compact
     filesOf("compact", args, 0);
     const db = fileOf(settings);
     const { before, after } = compact(db);
-    console.log(`${db} took ${size(before)} and takes ${size(after)}`);
+    console.log(`compacted ${db} from ${size(before)} to ${size(after)}`);
     return 0;
   },
 
@@ -113,7 +113,7 @@ function helpText(): string {
   );
   return `bun run index.ts [--host ADDRESS] [--port PORT]    starts PERE; -o and -p for short
 
-Instead of that it does one of these:
+Commands, which run instead of the service:
 
 ${called.join("\n")}
 
