@@ -320,6 +320,45 @@ describe("shell blocks run", () => {
     expect(events[0]).toMatchObject({ data: { table: 7 }, receipts: { done: 1 } });
   });
 
+  test.skipIf(!Bun.which("python3"))(
+    "docs/python-and-shell.md: the Python programs, plain and in asyncio",
+    async () => {
+      const blocks = (await codeOf("docs/python-and-shell.md")).filter(({ language }) => language === "python");
+      expect(blocks).toHaveLength(4);
+      for (const prints of ["def print_order", "async def print_order"]) {
+        const service = also(await start());
+        const folder = workplace();
+        const python = async (block: Block, before: string): Promise<Running> => {
+          const script = `import asyncio, pere\n${before}\n${block.text}`.replaceAll(
+            "http://127.0.0.1:4567",
+            service.url,
+          );
+          await Bun.write(join(folder, `block-${block.line}.py`), script);
+          const env = {
+            PYTHONPATH: join(ROOT, "clients", "python"),
+            PYTHONDONTWRITEBYTECODE: "1",
+            PYTHONUNBUFFERED: "1",
+          };
+          return background(run(`python3 block-${block.line}.py`, folder, env));
+        };
+        const device = await python(blocks.shift()!, `${prints}(data): print("printed", data); return "well"`);
+        await until(
+          async () => ((await ask(`${service.url}/devices/orders`)).body.devices ?? []).length > 0,
+          () => device.output.text,
+        );
+        const publisher = await python(blocks.shift()!, "");
+        const output = () => `${device.output.text}${publisher.output.text}`;
+        await until(() => /^True \{.*'done': 1/m.test(publisher.output.text), output, 30_000);
+        // What is pushed from now on has receipts to show.
+        await until(
+          async () => (await push(service.url, "orders", 8), /'detail': 'well'/.test(publisher.output.text)),
+          output,
+        );
+        expect(device.output.text).toStartWith("printed {'table': 7}\n");
+      }
+    },
+  );
+
   test.skipIf(!Bun.which("openssl"))("docs/operations.md: a backup is made and restored, TLS is served", async () => {
     const folder = workplace();
     const db = join(folder, "pere.db");

@@ -38,11 +38,15 @@ It never keeps a position on the disk: the service knows what a device has not a
 """
 
 import argparse
+import asyncio
 import base64
 import collections
+import concurrent.futures
+import contextvars
 import decimal
 import email.utils
 import errno
+import functools
 import http.client
 import inspect
 import json
@@ -63,10 +67,12 @@ import urllib.parse
 import urllib.request
 import uuid
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple, Union
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar, Union, cast
 
 #: A token, or what gives the newest one.
 Token = Union[str, Callable[[], str], None]
+#: The same for asyncio; the function may be `async`.
+AsyncToken = Union[str, Callable[[], str], Callable[[], Awaitable[str]], None]
 
 #: For the head and the first byte of an event stream; longer, and something holds it back.
 FIRST_BYTE_SECONDS = 5.0
@@ -115,6 +121,8 @@ DETAIL_DEPTH_MAX = 32
 OUTPUT_BYTES_MAX = 65_536
 #: The shortest pause before an event that came to no end is worked on again.
 AGAIN_SECONDS = 1.0
+#: How often a background thread looks whether the event loop that it serves is closed.
+LOOP_CHECK_SECONDS = 1.0
 
 _NAME = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 _CHANNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}")
@@ -148,6 +156,10 @@ class _Trouble(Exception):
     def __init__(self, message: str, after: float = 0.0) -> None:
         super().__init__(message)
         self.after = after
+
+
+class _CannotGoOn(BaseException):
+    """Something that this module itself needs is missing, which says nothing about an event. Not an Exception, so that it is not taken for a handler's failure."""
 
 
 @dataclass(frozen=True)
@@ -382,6 +394,26 @@ def _shut(sock: socket.socket) -> None:
         pass
 
 
+class _Request:
+    """The socket of the newest request, so that another thread can end it."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
+        self.socket: Optional[socket.socket] = None
+
+    def connected(self, sock: socket.socket) -> None:
+        self.socket = sock
+        if self.stop.is_set():
+            _shut(sock)
+
+    def end(self) -> None:
+        """Ends the request, and each one that comes after it."""
+        self.stop.set()
+        sock = self.socket
+        if sock is not None:
+            _shut(sock)
+
+
 def _whole(answer: http.client.HTTPResponse, seconds: float) -> bytes:
     """An answer's body, to its end. Raises _Trouble where it has none in sight."""
     until = time.monotonic() + seconds
@@ -505,8 +537,7 @@ class _Feed:
         #: How often in a row the event stream was held back.
         self._held_back = 0
         self._line: Optional[http.client.HTTPConnection] = None
-        #: Of the newest request, answered or not.
-        self._sock: Optional[socket.socket] = None
+        self._request = _Request(stop)
 
     def messages(self) -> Iterator[_Message]:
         """Raises Refused."""
@@ -532,26 +563,19 @@ class _Feed:
             self._stop.wait(seconds)
 
     def end(self) -> None:
-        """Wakes a reader that waits for bytes; called when `stop` is set."""
-        sock = self._sock
-        if sock is not None:
-            _shut(sock)
-
-    def _connected(self, sock: socket.socket) -> None:
-        self._sock = sock
-        if self._stop.is_set():
-            self.end()
+        """Sets `stop`, and wakes a reader that waits for bytes."""
+        self._request.end()
 
     def _open(self, headers: Dict[str, str], query: Dict[str, str], seconds: float) -> http.client.HTTPResponse:
         if self.position != "":
             headers["Last-Event-ID"] = self.position
         query = {**self._query, **query}
         path = f"{self._path}?{urllib.parse.urlencode(query)}" if query else self._path
-        self._line, answer = self._service.open("GET", path, headers, None, seconds, self._connected)
+        self._line, answer = self._service.open("GET", path, headers, None, seconds, self._request.connected)
         return answer
 
     def _close(self) -> None:
-        line, self._line, self._sock = self._line, None, None
+        line, self._line, self._request.socket = self._line, None, None
         if line is not None:
             line.close()
 
@@ -567,8 +591,8 @@ class _Feed:
                 raise _Trouble("the answer is not an event stream")
             chunk = answer.read1(65_536)
             try:
-                if self._sock is not None:
-                    self._sock.settimeout(self._silence_seconds)
+                if self._request.socket is not None:
+                    self._request.socket.settimeout(self._silence_seconds)
             except OSError:
                 pass  # The answer is complete, and its socket closed.
             while chunk:
@@ -1163,9 +1187,19 @@ def _check_handler(handler: Any) -> None:
     """Raises ValueError for what can't be called, and for what does nothing when it is called."""
     if not callable(handler):
         raise ValueError(f"the handler must be a function, and not {handler!r}")
-    for one in (handler, getattr(handler, "__call__", None)):
-        if inspect.iscoroutinefunction(one) or inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one):
-            raise ValueError("the handler must be a plain function: calling an async function or a generator runs none of its lines")
+    if any(map(inspect.iscoroutinefunction, _calls_of(handler))):
+        raise ValueError("the handler must be a plain function: calling an async function runs none of its lines; use alisten() for that")
+    if _is_generator_function(handler):
+        raise ValueError("the handler must be a plain function: calling a generator runs none of its lines")
+
+
+def _calls_of(handler: Any) -> Tuple[Any, Any]:
+    """What may tell what kind of function a handler is."""
+    return handler, getattr(handler, "__call__", None)
+
+
+def _is_generator_function(handler: Any) -> bool:
+    return any(inspect.isgeneratorfunction(one) or inspect.isasyncgenfunction(one) for one in _calls_of(handler))
 
 
 def _is_of_surroundings(error: Exception) -> bool:
@@ -1272,6 +1306,26 @@ def publish(
 
     Raises Refused, Unavailable; ValueError and TypeError for data that JSON can't say and for arguments that can't be meant.
     """
+    return _push(_Request(threading.Event()), url, channel, data, type, to, ttl, deadline, remind, wait, key, token, patience_seconds, report)
+
+
+def _push(
+    request: _Request,
+    url: str,
+    channel: str,
+    data: Any,
+    type: Optional[str],
+    to: Union[str, List[str], None],
+    ttl: Optional[int],
+    deadline: Optional[int],
+    remind: Optional[int],
+    wait: Optional[int],
+    key: Optional[str],
+    token: Token,
+    patience_seconds: float,
+    report: Callable[[str], None],
+) -> Dict[str, Any]:
+    """`publish`, until `request` is ended."""
     body = data if isinstance(data, bytes) else _encode(data).encode()
     if key is not None and not re.fullmatch(r"[ -~]{1,255}", key):
         raise ValueError("a key is 1 to 255 printable ASCII characters")
@@ -1287,21 +1341,25 @@ def publish(
     news = threading.Timer(NEWS_SECONDS, lambda: report(f"no answer from {url} yet; trying for {patience_seconds:.0f} s"))
     news.daemon = True
     news.start()
+
+    def connected(sock: socket.socket) -> None:
+        request.connected(sock)
+        if wait is not None:
+            news.cancel()  # The answer takes as long as the receipts do.
+
     try:
         while True:
             try:
-                # Who waits for receipts has no news to expect once he is connected.
-                connected = (lambda _sock: news.cancel()) if wait is not None else (lambda _sock: None)
                 path = f"/push/{_quote(channel)}?{query}"
                 return _stored(service.ask("POST", path, headers, body, ANSWER_SECONDS + (wait or 0), connected), channel)
             except _Trouble as error:
                 failures += 1
                 pause = _pause(failures, error.after)
-                if time.monotonic() + pause > until:
+                if request.stop.is_set() or time.monotonic() + pause > until:
                     raise Unavailable(str(error)) from error
                 news.cancel()
                 report(f"{error}; trying again in {pause:.1f} s")
-                time.sleep(pause)
+                request.stop.wait(pause)
     finally:
         news.cancel()
 
@@ -1363,6 +1421,235 @@ def _receipt_texts(
         stop.set()
 
 
+# ------------------------------------------------------------------------------------------------------------------- asyncio
+
+
+_Result = TypeVar("_Result")
+
+
+def _in_thread(function: Callable[..., _Result], *arguments: Any) -> "asyncio.Future[_Result]":
+    """Calls a function in a thread of its own, for the event loop that runs. Cancelling the future drops the result; it does not end the call."""
+    loop = asyncio.get_running_loop()
+    future: "asyncio.Future[_Result]" = loop.create_future()
+
+    def settle(result: Optional[_Result], error: Optional[BaseException]) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(_Result, result))
+
+    def run() -> None:
+        result, error = None, None  # type: Tuple[Optional[_Result], Optional[BaseException]]
+        try:
+            result = function(*arguments)
+        except BaseException as raised:
+            error = raised
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            pass  # The loop is closed, so nobody waits for this.
+
+    threading.Thread(target=run, name="pere-asyncio", daemon=True).start()
+    return future
+
+
+class _LoopCalls:
+    """Calls that background threads make, and whose awaitable results the caller's event loop awaits."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        #: Called functions see the context variables of whoever called the interface, as with `asyncio.to_thread`.
+        self._context = contextvars.copy_context()
+        self._tasks: Set["asyncio.Task[Any]"] = set()
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """Cancels what the loop awaits for these calls, and what it would await from now on. Called on the loop."""
+        self._is_cancelled = True
+        for task in list(self._tasks):
+            task.cancel()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function in this thread. If it returns an awaitable, waits until the loop has awaited it, and returns that result. Raises what the
+        function raises; NoOutcome if the awaiting was cancelled; _CannotGoOn if the loop is closed."""
+        value = self._context.copy().run(function, *arguments)
+        return self._context.copy().run(self._wait_for, value) if inspect.isawaitable(value) else value
+
+    def _wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        awaiting = self._await(awaitable)
+        try:
+            future = asyncio.run_coroutine_threadsafe(awaiting, self._loop)
+        except RuntimeError as error:
+            awaiting.close()
+            _discard(awaitable)
+            raise _CannotGoOn("the event loop is closed") from error
+        # The future of a loop that is closed meanwhile never ends. `result(timeout)` would not tell its TimeoutError from one of the function's own.
+        while not concurrent.futures.wait([future], LOOP_CHECK_SECONDS).done:
+            if self._loop.is_closed():
+                raise _CannotGoOn("the event loop was closed")
+        if future.cancelled():
+            raise NoOutcome("it was cancelled")
+        return future.result()
+
+    async def _await(self, awaitable: Awaitable[Any]) -> Any:
+        if self._is_cancelled:
+            _discard(awaitable)
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await awaitable
+        finally:
+            self._tasks.discard(task)
+
+
+def _discard(awaitable: Awaitable[Any]) -> None:
+    """Without this, Python warns that a coroutine was never awaited."""
+    if inspect.iscoroutine(awaitable):
+        awaitable.close()
+
+
+def _sync_token(token: AsyncToken, calls: _LoopCalls) -> Token:
+    """A token source that background threads can call."""
+    return functools.partial(calls.run, token) if callable(token) else token
+
+
+def _on_loop(report: Callable[[str], None]) -> Callable[[str], None]:
+    """A `report` that background threads can call; `report` itself runs on the event loop."""
+    loop = asyncio.get_running_loop()
+    return lambda line: cast(None, loop.call_soon_threadsafe(report, line))
+
+
+async def alisten(
+    url: str,
+    channels: Union[str, List[str]],
+    device: str,
+    on_event: Callable[[Event], Any],
+    *,
+    token: AsyncToken = None,
+    state: Optional[str] = None,
+    workers: int = 1,
+    stop: Optional[asyncio.Event] = None,
+    report: Callable[[str], None] = _say,
+    first_byte_seconds: float = FIRST_BYTE_SECONDS,
+    silence_seconds: float = SILENCE_SECONDS,
+    return_seconds: float = RETURN_SECONDS,
+) -> None:
+    """
+    `listen` for asyncio: follows channels as a device until `stop` is set or the task is cancelled. The promises and the arguments are those of `listen`.
+
+    How it works: `listen` runs in background threads, and the caller's event loop awaits the handlers. At most `workers` handlers run at once, each held by
+    one waiting thread; while all are busy, at most 1,000 events wait and the feed is not read further. An `async` handler runs on the caller's loop. A plain
+    function runs in a background thread, so it may block; if it returns an awaitable, the loop awaits that. `token` may be an `async` function as well.
+    `report` is called on the loop.
+
+    `stop` lets handlers that run come to their end. Cancelling the task cancels the handlers that are awaited. An event whose handler was cancelled, or raises
+    after that, gets no final receipt and comes again; a handler that catches the cancellation and returns is `done`. A plain function can't be cancelled
+    and is waited for. In both cases `alisten` ends when the receipts that are due were answered, or after at most 20 seconds of trying; with `state` the rest
+    are sent next time. A second cancellation does not wait. If the loop is closed without that, listening ends and the events stay open.
+
+    Raises what `listen` raises.
+    """
+    if not callable(on_event) or _is_generator_function(on_event):
+        raise ValueError(f"the handler must be a function or an async function, and not {'a generator' if callable(on_event) else repr(on_event)}")
+    loop, handlers, tokens = asyncio.get_running_loop(), _LoopCalls(), _LoopCalls()
+    ending, report = threading.Event(), _safely(_on_loop(report))
+    times = {"first_byte_seconds": first_byte_seconds, "silence_seconds": silence_seconds, "return_seconds": return_seconds}
+    handler, token = functools.partial(handlers.run, on_event), _sync_token(token, tokens)
+    options: Dict[str, Any] = {"token": token, "state": state, "workers": workers, "stop": ending, "report": report, **times}
+    listening = _in_thread(functools.partial(listen, url, channels, device, handler, **options))
+
+    def watch_loop() -> None:
+        while not ending.wait(LOOP_CHECK_SECONDS):
+            if loop.is_closed():
+                report("the event loop was closed; listening ends, and events without a final receipt stay open")
+                ending.set()
+
+    threading.Thread(target=watch_loop, name="pere-loop", daemon=True).start()
+    stopped = None if stop is None else loop.create_task(stop.wait())
+    ends: Set["asyncio.Future[Any]"] = {listening} if stopped is None else {listening, stopped}
+    try:
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        ending.set()
+        await asyncio.wait({listening})
+    except asyncio.CancelledError:
+        # In this order: what a handler raises after `ending` is set answers nothing.
+        ending.set()
+        handlers.cancel()
+        await asyncio.wait({listening})
+        raise
+    finally:
+        ending.set()
+        tokens.cancel()
+        if stopped is not None:
+            stopped.cancel()
+    listening.result()
+
+
+async def apublish(
+    url: str,
+    channel: str,
+    data: Any,
+    *,
+    type: Optional[str] = None,
+    to: Union[str, List[str], None] = None,
+    ttl: Optional[int] = None,
+    deadline: Optional[int] = None,
+    remind: Optional[int] = None,
+    wait: Optional[int] = None,
+    key: Optional[str] = None,
+    token: AsyncToken = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _say,
+) -> Dict[str, Any]:
+    """
+    `publish` for asyncio, in a background thread. `token` may be an `async` function; `report` is called on the loop.
+
+    Cancelling the task ends the request and the retries at once. The event may be stored or not then; pass `key` to be able to ask again.
+
+    Raises what `publish` raises.
+    """
+    request, tokens = _Request(threading.Event()), _LoopCalls()
+    options = (type, to, ttl, deadline, remind, wait, key, _sync_token(token, tokens), patience_seconds, _safely(_on_loop(report)))
+    try:
+        return await _in_thread(_push, request, url, channel, data, *options)
+    finally:
+        request.end()
+        tokens.cancel()
+
+
+async def areceipts(
+    url: str,
+    channels: Union[str, List[str]],
+    *,
+    after: str = "",
+    token: AsyncToken = None,
+    report: Callable[[str], None] = _say,
+) -> AsyncIterator[Dict[str, Any]]:
+    """
+    `receipts` for asyncio. A background thread reads the next receipt only when the caller asks for it, so a slow caller slows the feed down and no
+    receipts pile up here. `token` may be an `async` function; `report` is called on the loop.
+
+    It ends when the task is cancelled or the iterator is closed (`contextlib.aclosing`). To go on later, pass the last receipt's `id` as `after`.
+
+    Raises what `receipts` raises.
+    """
+    stop, tokens = threading.Event(), _LoopCalls()
+    texts = _receipt_texts(url, channels, after, _sync_token(token, tokens), stop, _safely(_on_loop(report)))
+    try:
+        while True:
+            text = await _in_thread(next, texts, None)
+            if text is None:
+                return
+            yield _json.decode(text)
+    finally:
+        stop.set()
+        tokens.cancel()
+
+
 # ------------------------------------------------------------------------------------------------------------------- program
 
 
@@ -1370,10 +1657,6 @@ def _receipt_texts(
 _ENDED_BY = (1, 2, 3, 9, 13, 15)
 #: What a shell says of a command that it could not run.
 _NOT_RUN = (126, 127)
-
-
-class _CannotGoOn(BaseException):
-    """What this program itself needs is missing. It passes by every handler, since it says nothing of an event."""
 
 
 def _print(line: str) -> None:
