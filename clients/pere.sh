@@ -1,65 +1,71 @@
 #!/bin/sh
-# A device for PERE out of a POSIX shell, its usual tools, and curl.
+# A device for PERE that needs only a POSIX shell, its usual tools, and curl.
 #
 #   sh pere.sh URL CHANNEL DEVICE COMMAND
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
-# It follows the channel (several: comma separated) and runs the command for each event, one after the other: the publisher's data on its input,
-# PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment. Its end with status 0 is `done`, and its output goes along: as JSON where all
-# of it or its last line is JSON, else the last line as text. Any other end is `failed`, with the last line of its error output, or else of its output.
+# It follows the channel, or several separated by commas, and runs the command for each event, one after the other. The command has the event's data on
+# its standard input, and PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment.
 #
-# An event is `failed` only when the command said so. It stays open, and the command is run again, when it could not be run (status 126 or 127), was
-# ended by HUP, INT, QUIT, KILL, PIPE or TERM (status 128 and the signal's number), or did not end well while PERE_STATE can't be written to (its output
-# goes there) or this program is told to end.
+# If the command exits with status 0, the event is `done`. Its output becomes the detail of the receipt: as JSON if all of it or its last line is JSON,
+# otherwise the last line as text. Any other status is `failed`, with the last line of the error output, or else of the output, as the detail.
 #
-#   PERE_TOKEN, PERE_TOKEN_FILE   a token, or a file that holds the newest one and is read for each request
-#   PERE_STATE                    a folder for what must survive, one process at a time; ./pere-CHANNEL-DEVICE
-#   PERE_FIRST_BYTE, PERE_SILENCE, PERE_RETURN   patience in whole seconds, as below
-#   HTTP_PROXY, HTTPS_PROXY, NO_PROXY            the proxy to use, and for which addresses not
+# The event stays open, and the command runs again, if it could not be run (status 126 or 127), if HUP, INT, QUIT, KILL, PIPE or TERM ended it (status 128
+# plus the number of the signal), or if it fails while PERE_STATE can't be written to or while this program is being stopped.
 #
-# It ends with status 2 where one of these makes no sense, and with 1 where the service refuses.
+# Environment:
+#   PERE_TOKEN         the token
+#   PERE_TOKEN_FILE    a file with the newest token, which is read for each request
+#   PERE_STATE         a folder for the position and the outcomes, for one process at a time (default: ./pere-CHANNEL-DEVICE)
+#   PERE_FIRST_BYTE    how long to wait for the start of an event stream, in seconds (default: 5)
+#   PERE_SILENCE       the longest silence on an event stream, in seconds (default: 40)
+#   PERE_RETURN        how long to use long-polling before the event stream is tried again, in seconds (default: 60)
+#   HTTP_PROXY, HTTPS_PROXY, NO_PROXY    the proxy to use, and the hosts to connect to directly
 #
-# On a bad network it comes back where it broke off, after what the service asked for (`retry:`, `Retry-After`) and a random time that doubles with
-# each failure. Where nothing comes on the event stream, something on the way holds it back: then it asks by long-poll, and tries again later.
-#
-# An event is worked on once. What became of it is in the file `handled` before its final receipt leaves, and the position moves on when the
-# receipt was answered; so a shell that is killed in between gives the receipt again and does not run the command again. Only where it is killed
-# while the command runs does it run it again, because nobody knows how far it was. The files are not synced: a power cut may take the last moment.
-#
-# There is no JSON in a shell. This works because of what PERE promises: an event is {"id":"…","channel":"…",…,"data":…}, and nothing before the data
-# can hold a quote; an answer to one receipt is {"recorded":…,"duplicate":…,"rejected":[]}; a refusal begins with {"type":"urn:pere:. What looks
-# different is not PERE's, and not believed. Nothing that comes from outside is used before its characters are known to be harmless.
+# Exit status: 2 for an invalid argument or setting, 1 if the service refuses the device, 128 plus its number after a signal.
 
-# For the first byte of an event stream.
+# On a bad network: when the stream breaks, it resumes from its position after the delay that the service asked for (`retry:`, `Retry-After`), and at least
+# after a random delay that doubles with each failure. If nothing comes on the event stream, a proxy holds it back: then it uses long-polling, and
+# tries the stream again later.
+#
+# It works on each event once. It writes the outcome to the file `handled` before it sends the final receipt, and moves the position on when the receipt was
+# answered. A shell that is killed in between sends the receipt again without running the command again. If it is killed while the command runs, it runs
+# the command again, because nobody knows how far it was. The files are not synced, so a power cut may lose the last moment.
+#
+# A shell has no JSON. This works because of what PERE promises: an event is {"id":"…","channel":"…",…,"data":…}, and nothing before the data can contain a
+# quote; the answer to one receipt is {"recorded":…,"duplicate":…,"rejected":[]}; a refusal begins with {"type":"urn:pere:. Anything else is not PERE's
+# and is ignored. Nothing that comes from outside is used before its characters are checked.
+
+# The longest wait for the first byte of an event stream, in seconds.
 first_byte=${PERE_FIRST_BYTE:-5}
-# For a sign of life on it: the service gives one each 15 s, and two may be late.
+# The longest silence on it. The service sends something every 15 s; two of these may be late.
 silence=${PERE_SILENCE:-40}
-# On long-polls, before the event stream is tried again; doubled each time that it was in vain, four times at most.
+# How long long-polling is used before the event stream is tried again. It doubles with each failed try, four times at most.
 return_after=${PERE_RETURN:-60}
-# How long one long-poll rests (some proxies cut what is quiet for 30 s), and what an answer may take beyond.
+# How long one long-poll waits (some proxies cut connections that are quiet for 30 s), and the longest wait for an answer beyond that.
 poll_rest=25
 answer_time=15
-# The longest pause between two tries; the longest that is believed when the service, or what stands before it, asks for one; and what is left of it.
+# The longest random delay between two tries; the longest delay that is accepted from an answer; and the longest that is granted.
 pause_max=30
 asked_max=86400
 asked_cut=3600
 # Redirects that are followed for one request.
 redirects_max=5
-# Outcomes that are kept; twice as many are let grow.
+# Outcomes that are kept. The file is cut to these when it has twice as many.
 handled_max=1000
-# What the service takes of a detail, and how deep.
+# The longest detail that the service accepts, in bytes, and its most levels of nesting.
 detail_bytes_max=4096
 detail_depth_max=32
 
-# Where nobody reads this any more, that is no reason to stop.
-say() { (printf 'pere: %s\n' "$*" 2>/dev/null) >&2 || :; }
+# If nobody reads the error output any more, that is no reason to stop.
+log() { (printf 'pere: %s\n' "$*" 2>/dev/null) >&2 || :; }
 
-refuse() {
-  say "$*"
+usage_error() {
+  log "$*"
   exit 2
 }
 
-# Names and patterns are bytes here; the command is given the locale that we were given.
+# Names and patterns are bytes here. The command gets the original locale.
 locale=${LC_ALL-unset}
 LC_ALL=C
 
@@ -102,28 +108,34 @@ is_address() {
   esac
 }
 
-# trim TEXT: without the blanks around it, in $trimmed.
+# trim TEXT: sets $trimmed to the text without surrounding whitespace.
 trim() {
   trimmed=${1#"${1%%[!$blanks]*}"}
   trimmed=${trimmed%"${trimmed##*[!$blanks]}"}
 }
 
-[ $# -eq 4 ] || refuse "usage: sh pere.sh URL CHANNEL DEVICE COMMAND"
-command -v curl >/dev/null 2>&1 || refuse "curl is needed, and is not on the PATH"
+case ${1:-} in -h | --help)
+  # The comment at the top of this file.
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
+  exit
+  ;;
+esac
+[ $# -eq 4 ] || usage_error "usage: sh pere.sh URL CHANNEL DEVICE COMMAND; see --help"
+command -v curl >/dev/null 2>&1 || usage_error "curl is needed, but it is not on the PATH"
 url=${1%/} channels=$2 device=$3 command=$4
 case $url in *://*) ;; *) url=http://$url ;; esac
-is_address "$url" || refuse "not an address of a service (http://host:port, no query): $1"
-is_channels "$channels" || refuse "a channel's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begins with a letter or digit; several stand with commas between them: $2"
-is_name "$device" || refuse "a device's name is 1 to 128 of A-Z a-z 0-9 . _ : ~ -, and not: $3"
+is_address "$url" || usage_error "the address of the service must be http://host:port or https://host:port, without a query: $1"
+is_channels "$channels" || usage_error "a channel name must be 1 to 128 of A-Z a-z 0-9 . _ : ~ - and begin with a letter or digit; separate several with commas: $2"
+is_name "$device" || usage_error "a device name must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -: $3"
 trim "$command"
-[ -n "$trimmed" ] || refuse "the command is empty"
+[ -n "$trimmed" ] || usage_error "the command must not be empty"
 for seconds in "$first_byte" "$silence" "$return_after"; do
-  is_seconds "$seconds" || refuse "PERE_FIRST_BYTE, PERE_SILENCE and PERE_RETURN are whole seconds from 1 to $asked_max, and not: $seconds"
+  is_seconds "$seconds" || usage_error "PERE_FIRST_BYTE, PERE_SILENCE and PERE_RETURN must be whole seconds from 1 to $asked_max: $seconds"
 done
 token_file=${PERE_TOKEN_FILE:-}
 trim "${PERE_TOKEN:-}"
 token=$trimmed
-[ -z "$token" ] || is_token "$token" || refuse "PERE_TOKEN is not a JWT: it holds other characters than A-Z a-z 0-9 . _ -"
+[ -z "$token" ] || is_token "$token" || usage_error "PERE_TOKEN is not a JWT: it contains characters other than A-Z a-z 0-9 . _ -"
 scheme=${url%%://*}
 origin=$scheme://${url#*://}
 origin=$scheme://$(printf '%s' "${origin#*://}" | sed 's|/.*||')
@@ -132,55 +144,55 @@ state=${PERE_STATE:-./pere-$channels-$device}
 case $state in /*) ;; *) state=./$state ;; esac
 umask 077
 mkdir -p "$state" 2>/dev/null
-[ -d "$state" ] && [ -w "$state" ] || refuse "PERE_STATE must be a folder that can be written to, and not: $state"
+[ -d "$state" ] && [ -w "$state" ] || usage_error "PERE_STATE must be a folder that can be written to: $state"
 for kept in handled position; do
-  [ ! -e "$state/$kept" ] || [ -f "$state/$kept" ] || refuse "$state/$kept must be a regular file"
+  [ ! -e "$state/$kept" ] || [ -f "$state/$kept" ] || usage_error "$state/$kept must be a regular file"
 done
-# A link is followed, so that it is still one when the file is written anew.
+# A symbolic link is resolved: it would be replaced when the file is rewritten.
 handled=$(readlink -f "$state/handled" 2>/dev/null) || handled=$state/handled
-place=$(readlink -f "$state/position" 2>/dev/null) || place=$state/position
+position_file=$(readlink -f "$state/position" 2>/dev/null) || position_file=$state/position
 pipe=$state/pipe.$$
 rm -f "$state"/pipe.* "$state/heard" "$state/quiet" "$state/busy"
 mkfifo "$pipe" || exit 1
-touch "$handled" "$place" || exit 1
-# A last line that was not written to its end is no outcome.
+touch "$handled" "$position_file" || exit 1
+# A last line that was written in part only is not an outcome.
 if [ -n "$(tail -c 1 "$handled" | tr '\0' ' ')" ]; then
-  sed '$d' "$handled" >"$handled.new" && mv "$handled.new" "$handled" || refuse "$state can't be written to"
+  sed '$d' "$handled" >"$handled.new" && mv "$handled.new" "$handled" || usage_error "$state can't be written to"
 fi
-position=$(tr '\0' ' ' <"$place")
+position=$(tr '\0' ' ' <"$position_file")
 is_position "$position" || position=''
-curl_id='' watch_id='' nap_id='' retry=0 failures=0 stream_again=0 held_back=0 redirects=0 moved=''
-# The last line of `handled` was not written to its end. When receipts are given again, where the service asked for a pause.
+curl_id='' watch_id='' sleep_id='' retry=0 failures=0 stream_again=0 held_back=0 redirects=0 moved=''
+# is_torn: a line end, if the last line of `handled` was written in part only. receipts_at: when receipts are sent again after the service asked for a delay.
 is_torn='' receipts_at=0
-# Set while an event is in hand; and, when a signal came meanwhile, the status to end with.
+# working: an event is being worked on. ending: a signal came meanwhile; the status to exit with.
 working='' ending=''
 
-leave() {
+quit() {
   trap - EXIT
-  kill $curl_id $watch_id $nap_id 2>/dev/null
+  kill $curl_id $watch_id $sleep_id 2>/dev/null
   rm -f "$pipe"
   exit "$1"
 }
-# The first signal lets an event in hand come to its end; the second doesn't.
-told() {
-  [ -n "$working" ] && [ -z "$ending" ] || leave "$1"
+# After the first signal, an event that is being worked on is finished. A second signal ends the program at once.
+on_signal() {
+  [ -n "$working" ] && [ -z "$ending" ] || quit "$1"
   ending=$1
 }
-trap 'leave $?' EXIT
-trap 'told 129' HUP
-trap 'told 130' INT
-trap 'told 131' QUIT
-trap 'told 143' TERM
+trap 'quit $?' EXIT
+trap 'on_signal 129' HUP
+trap 'on_signal 130' INT
+trap 'on_signal 131' QUIT
+trap 'on_signal 143' TERM
 
-# Sleeps, and wakes up for a signal.
-nap() {
+# Sleeps, but a signal ends it.
+sleep_until_signal() {
   sleep "$1" &
-  nap_id=$!
-  wait "$nap_id"
-  nap_id=''
+  sleep_id=$!
+  wait "$sleep_id"
+  sleep_id=''
 }
 
-# Seconds on a clock that nobody sets, where there is one.
+# Seconds on a clock that is never set, if the system has one.
 now() {
   if read -r up rest_of_line 2>/dev/null </proc/uptime; then
     printf '%s\n' "${up%%.*}"
@@ -189,16 +201,16 @@ now() {
   fi
 }
 
-# clear FILE: makes it, and empty. A bare `:` ends the shell where that fails.
-clear() { true >"$1"; } 2>/dev/null
+# make_empty FILE: makes an empty file. If that fails, a bare `:` would end the shell.
+make_empty() { true >"$1"; } 2>/dev/null
 
-# The newest token, as a line of curl's configuration: what comes through a pipe is in nobody's list of processes.
+# Sets $authorization to the newest token as a line of curl's configuration. curl reads that from a pipe, so the token is in no list of processes.
 authorize() {
   if [ -n "$token_file" ]; then
     trim "$(tr '\0' ' ' 2>/dev/null <"$token_file")"
     token=$trimmed
     if ! is_token "$token"; then
-      say "there is no token: $token_file can't be read, or what it holds is not a JWT"
+      log "no token: $token_file can't be read or does not contain a JWT"
       return 1
     fi
   fi
@@ -206,7 +218,7 @@ authorize() {
   [ -z "$token" ] || authorization="header = \"Authorization: Bearer $token\""
 }
 
-# From the head of an answer in a file: its status, and a field's value.
+# From a file with the headers of an answer: its status, and the value of a header.
 status_in() { sed -n 's|^HTTP/[0-9.]* \([0-9]*\).*|\1|p' "$1" | tail -n 1; }
 field_in() {
   awk -v name="$2" '/^HTTP\// { value = "" } {
@@ -214,10 +226,10 @@ field_in() {
     if (value == "" && tolower(substr($0, 1, at - 1)) == name) { value = substr($0, at + 1); gsub(/^[ \t]+|[ \t\r]+$/, "", value) }
   } END { print value }' "$1"
 }
-# The beginning of a file, fit for a terminal.
-start_of() { head -n 20 "$1" | cut -c 1-1000 | tr -cd '\40-\176' | cut -c 1-1000; }
+# The beginning of a file, in printable characters.
+printable_start() { head -n 20 "$1" | cut -c 1-1000 | tr -cd '\40-\176' | cut -c 1-1000; }
 
-# asked_seconds TEXT: what stands in Retry-After, as far as it makes sense.
+# asked_seconds TEXT: the seconds of a Retry-After header, 0 if it is missing or invalid.
 asked_seconds() {
   case $1 in
   '' | *[!0-9]* | ??????*) echo 0 ;;
@@ -225,7 +237,7 @@ asked_seconds() {
   esac
 }
 
-# is_refusal STATUS BODY: PERE itself says no, and will say it again. Without a file that may hold another token tomorrow, 401 and 403 are final.
+# is_refusal STATUS BODY: whether PERE itself refuses for good. 401 and 403 are final unless a token file may contain another token later.
 is_refusal() {
   case $2 in '{"type":"urn:pere:'*) ;; *) return 1 ;; esac
   case $1 in
@@ -236,7 +248,7 @@ is_refusal() {
   esac
 }
 
-# is_moved STATUS LOCATION: whether the same is to be asked again, and at which address ($moved): by 307 and 308, at the same origin.
+# is_moved STATUS LOCATION: whether to repeat the request at another address, in $moved: 307 and 308 are followed to the same origin.
 is_moved() {
   case $1 in
   307 | 308) [ "$redirects" -lt "$redirects_max" ] || return 1 ;;
@@ -252,8 +264,8 @@ is_moved() {
   redirects=$((redirects + 1))
 }
 
-# What a status means, in words. $2: Location; $3: the path that was asked for
-words_of() {
+# status_text STATUS LOCATION PATH: what the status of a request for a path means, for a message.
+status_text() {
   case $1 in
   3??)
     place_to_use=$(printf '%s' "$2" | tr -cd '\41-\176' | cut -c 1-300)
@@ -264,32 +276,32 @@ words_of() {
   esac
 }
 
-# pause FAILURES AT_LEAST: sleeps a random time, of at most 1, 2, 4 … seconds, and at least what was asked for.
-pause() {
+# back_off FAILURES AT_LEAST: sleeps for a random time of at most 1, 2, 4 … seconds, and at least as long as the service asked for.
+back_off() {
   most=$pause_max
   [ "$1" -gt 5 ] || most=$((1 << ($1 - 1)))
   random=$(od -An -N2 -tu2 /dev/urandom)
   seconds=$((random % (most + 1)))
   [ "$seconds" -ge "$2" ] || seconds=$2
-  nap "$seconds"
+  sleep_until_signal "$seconds"
 }
 
 # ------------------------------------------------------------------------------------------------------------- receipts
 
-# give CHANNEL EVENT STATUS DETAIL: until it is answered; `received` is tried once, since a final word will follow, and never delays the work.
-give() {
+# send_receipt CHANNEL EVENT STATUS DETAIL: sends a receipt until it is answered. `received` is tried once and never delays the work: a final receipt follows.
+send_receipt() {
   tries=0 receipt_after=0 receipt_status='' receipt_location='' redirects=0 moved=''
   head=$state/receipt-head answer=$state/answer
   rest=$((receipts_at - $(now)))
   if [ "$rest" -gt 0 ] && [ "$rest" -le "$asked_cut" ]; then
     [ "$3" != received ] || return
-    [ -n "$ending" ] || nap "$rest"
+    [ -n "$ending" ] || sleep_until_signal "$rest"
   fi
   receipts_at=0
   while :; do
     if authorize && printf '{"event":"%s","status":"%s","detail":%s}' "$2" "$3" "$4" >"$state/receipt"; then
-      clear "$head"
-      clear "$answer"
+      make_empty "$head"
+      make_empty "$answer"
       http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -D "$head" -o "$answer" -m "$answer_time" \
         -H 'Content-Type: application/json' --data-binary "@$state/receipt" "${moved:-$url/feedback/$1?device=$device}" <<END
 $authorization
@@ -298,24 +310,24 @@ END
       receipt_location=$(field_in "$head" location)
       is_moved "$receipt_status" "$receipt_location" && continue
       receipt_after=$(asked_seconds "$(field_in "$head" retry-after)")
-      body=$(start_of "$answer")
+      body=$(printable_start "$answer")
       if [ "$receipt_status" = 200 ]; then
         case $(sed -n 's/^{"recorded":\([01]\),"duplicate":\([01]\),"rejected":\[]\(,.*\)\{0,1\}}$/\1\2/p' "$answer") in 01 | 10) return ;; esac
       elif is_refusal "$receipt_status" "$body"; then
         case $receipt_status in
         401 | 403)
-          say "refused: $body"
-          leave 1
+          log "refused: $body"
+          quit 1
           ;;
         400 | 413 | 422)
-          # Where it lists what it rejects, it must be this one.
+          # If the answer lists rejected receipts, this one must be among them.
           case $body in
           *'"rejected":[{"index":0,"event":"'"$2"'","reason":"'*) is_ours=1 ;;
           *'"rejected":'*) is_ours='' ;;
           *) is_ours=1 ;;
           esac
           if [ -n "$is_ours" ]; then
-            say "$3 of $2 was rejected: $body"
+            log "$3 of $2 was rejected: $body"
             return
           fi
           ;;
@@ -323,20 +335,20 @@ END
       fi
     fi
     redirects=0 moved=''
-    # What is told to end has one try; the receipt is given by whoever comes next.
-    [ -z "$ending" ] || leave "$ending"
+    # When this program is being stopped, it tries once; the next run sends the receipt.
+    [ -z "$ending" ] || quit "$ending"
     if [ "$3" = received ]; then
       [ "$receipt_after" = 0 ] || receipts_at=$(($(now) + receipt_after))
       return
     fi
     tries=$((tries + 1))
-    say "a receipt waits ($(words_of "$receipt_status" "$receipt_location" "/feedback/$1")); again"
-    pause "$tries" "$receipt_after"
+    log "a receipt could not be sent ($(status_text "$receipt_status" "$receipt_location" "/feedback/$1")); trying again"
+    back_off "$tries" "$receipt_after"
   done
 }
 
-# json_in FILE: what a command printed as JSON, in ASCII and on one line: all of it, or its last line; nothing, where neither is JSON. With `text`, the
-# last line as a string, up to 500 characters. The bytes come as numbers, since programs differ in what they make of others.
+# json_in FILE: the output of a command as JSON, in ASCII and on one line: all of it, or its last line; nothing if neither is JSON. With `text`, the last
+# line as a string of up to 500 characters. awk reads the bytes as numbers, because awks differ in how they read bytes that are not ASCII.
 json_in() {
   [ "$(wc -c <"$1")" -le "$detail_bytes_max" ] && is_whole=1 || is_whole=0
   tail -c "$detail_bytes_max" "$1" | od -An -v -tu1 | awk -v is_whole="$is_whole" -v is_text="${2:-}" -v depth_max="$detail_depth_max" -v bytes_max="$detail_bytes_max" '
@@ -430,43 +442,43 @@ json_in() {
       for (start = last; start > first && b[start - 1] != 10; ) start--
       while (start < last && is_blank(b[start])) start++
       if (is_text) { print text_of(start, last); exit }
-      # What is cut off at its beginning is no line.
+      # A line that is cut off at its beginning does not count.
       if ((is_whole == 1 || start > first) && is_json(start, last)) print json
     }'
 }
 
-# Runs the command for the event at hand.
-run() {
+# Runs the command for the current event.
+run_command() {
   case $locale in unset) unset LC_ALL ;; *) LC_ALL=$locale ;; esac
-  PERE_EVENT_ID=$name PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type exec sh -c "$command"
+  PERE_EVENT_ID=$event_id PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type exec sh -c "$command"
 }
 
-# outcome_of VALUE: runs the command until it is known what became of the event ($outcome). What it can't be run for is not the event's fault.
+# outcome_of VALUE: runs the command until the outcome is known, and sets $outcome. If the command can't be run, the event stays open.
 outcome_of() {
   tries=0
-  complained=$state/complained
+  errors=$state/errors
   while :; do
-    [ -z "$ending" ] || leave "$ending"
+    [ -z "$ending" ] || quit "$ending"
     why='' detail=''
-    if printf '%s' "$1" >"$state/data" && clear "$state/said" && clear "$complained"; then
-      (run) <"$state/data" >"$state/said" 2>"$complained"
+    if printf '%s' "$1" >"$state/data" && make_empty "$state/output" && make_empty "$errors"; then
+      (run_command) <"$state/data" >"$state/output" 2>"$errors"
       code=$?
       case $code in
       0)
-        detail=$(json_in "$state/said")
-        [ -n "$detail" ] || detail=$(json_in "$state/said" text)
-        outcome="$name done ${detail:-null}"
+        detail=$(json_in "$state/output")
+        [ -n "$detail" ] || detail=$(json_in "$state/output" text)
+        outcome="$event_id done ${detail:-null}"
         return
         ;;
-      126 | 127) why="the command could not be run: $(start_of "$complained")" ;;
+      126 | 127) why="the command could not be run: $(printable_start "$errors")" ;;
       129 | 130 | 131 | 137 | 141 | 143) why="the command was ended by signal $((code - 128))" ;;
       *)
-        [ -z "$ending" ] || leave "$ending"
-        # Its output goes to this disk; a full one is not the work's fault.
+        [ -z "$ending" ] || quit "$ending"
+        # The command may have failed because its output goes to a disk that is full.
         if dd if=/dev/zero of="$state/probe" bs=4096 count=1 2>/dev/null; then
-          detail=$(json_in "$complained" text)
-          [ -n "$detail" ] || detail=$(json_in "$state/said" text)
-          outcome="$name failed ${detail:-\"exit status $code\"}"
+          detail=$(json_in "$errors" text)
+          [ -n "$detail" ] || detail=$(json_in "$state/output" text)
+          outcome="$event_id failed ${detail:-\"exit status $code\"}"
           return
         fi
         why="the command ended with status $code, but $state can't be written to"
@@ -476,18 +488,18 @@ outcome_of() {
       why="$state can't be written to"
     fi
     tries=$((tries + 1))
-    say "$name stays open: $why"
-    [ -z "$ending" ] || leave "$ending"
-    pause "$tries" 1
+    log "$event_id stays open: $why"
+    [ -z "$ending" ] || quit "$ending"
+    back_off "$tries" 1
   done
 }
 
-# work EVENT: an event's JSON text.
-work() {
+# handle_event EVENT: works on an event, given as its JSON text, and sends its receipts.
+handle_event() {
   about=${1%%',"data":'*}
   value=${1#*',"data":'}
-  name=${about#'{"id":"'}
-  name=${name%%'"'*}
+  event_id=${about#'{"id":"'}
+  event_id=${event_id%%'"'*}
   channel=${about#*'"channel":"'}
   channel=${channel%%'"'*}
   type=''
@@ -496,19 +508,19 @@ work() {
     type=${type%%'"'*}
     ;;
   esac
-  case $1 in '{"id":"'*'","channel":"'*',"data":'*'}') ;; *) name='' ;; esac
-  if ! is_position "$name" || ! is_name "$channel" || ! is_channels "$channel"; then
-    say "something came that is no event: $(printf '%s' "$1" | tr -cd '\40-\176' | cut -c 1-100)"
+  case $1 in '{"id":"'*'","channel":"'*',"data":'*'}') ;; *) event_id='' ;; esac
+  if ! is_position "$event_id" || ! is_name "$channel" || ! is_channels "$channel"; then
+    log "the feed sent something that is not an event: $(printf '%s' "$1" | tr -cd '\40-\176' | cut -c 1-100)"
     return
   fi
-  outcome=$(grep "^$name \(done\|failed\) " "$handled" | tail -n 1)
+  outcome=$(grep "^$event_id \(done\|failed\) " "$handled" | tail -n 1)
   if [ -z "$outcome" ]; then
-    give "$channel" "$name" received null
+    send_receipt "$channel" "$event_id" received null
     outcome_of "${value%'}'}"
     if printf '%s%s\n' "$is_torn" "$outcome" >>"$handled"; then
       is_torn=''
     else
-      say "what became of $name could not be kept"
+      log "the outcome of $event_id could not be stored"
       is_torn=$newline
     fi
     if [ "$(wc -l <"$handled")" -gt $((2 * handled_max)) ]; then
@@ -516,18 +528,18 @@ work() {
     fi
   fi
   outcome=${outcome#* }
-  give "$channel" "$name" "${outcome%% *}" "${outcome#* }"
+  send_receipt "$channel" "$event_id" "${outcome%% *}" "${outcome#* }"
 }
 
 # ---------------------------------------------------------------------------------------------------------------- feeds
 
 keep_position() {
   position=$1
-  printf '%s\n' "$position" >"$place.new" && mv "$place.new" "$place"
+  printf '%s\n' "$position" >"$position_file.new" && mv "$position_file.new" "$position_file"
 }
 
-# read_messages HEAD: reads an event stream on its input, to its end; with HEAD, the head of the answer stands before it. A message counts when its
-# blank line has come, and when the stream has said that it is PERE's.
+# read_messages PART: reads an event stream from its standard input; if PART is `head`, the headers of the answer come first. A message counts when its
+# blank line has come, and when the stream has begun as PERE's do.
 read_messages() {
   id=$position event='' data='' asked='' problem='' kind='' part=$1
   [ -n "$part" ] && is_ready='' || is_ready=1
@@ -556,15 +568,15 @@ read_messages() {
       problem=${problem:-$line}
       continue
     fi
-    clear "$state/heard"
+    make_empty "$state/heard"
     case $line in
     '')
       case $event in
       pere.ready)
         case $data in '{'*'"channels":{'*) is_ready=1 failures=0 ;; esac
         ;;
-      pere.gap) [ -z "$is_ready" ] || say "events are no longer kept: $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
-      pere.shared) [ -z "$is_ready" ] || say "this device is open at several addresses; is its name another machine's as well? $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
+      pere.gap) [ -z "$is_ready" ] || log "some events are no longer kept: $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
+      pere.shared) [ -z "$is_ready" ] || log "this device is connected from several addresses; does another machine use the same name? $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
       pere.bye)
         case $data in '{"reason":"'*) [ -z "$asked" ] || retry=$asked ;; esac
         ;;
@@ -574,9 +586,9 @@ read_messages() {
           kill $curl_id 2>/dev/null
           return
         fi
-        clear "$state/busy"
+        make_empty "$state/busy"
         working=1
-        [ -z "$data" ] || work "$data"
+        [ -z "$data" ] || handle_event "$data"
         working=''
         rm -f "$state/busy"
         ;;
@@ -585,7 +597,7 @@ read_messages() {
         [ -z "$asked" ] || retry=$asked
         [ "$id" = "$position" ] || keep_position "$id"
       fi
-      [ -z "$ending" ] || leave "$ending"
+      [ -z "$ending" ] || quit "$ending"
       event='' data='' asked=''
       ;;
     id:*)
@@ -608,11 +620,11 @@ read_messages() {
       ;;
     esac
   done
-  # A problem document has no line's end.
+  # A problem document has no line end.
   [ "$part" != body ] || problem=${problem:-$line}
 }
 
-# Ends the stream's curl when nothing was heard for too long, and when the shell that reads it is gone.
+# Ends the curl of the event stream when nothing came for too long, or when the shell that reads it is gone.
 watch() {
   quiet=0 most=$first_byte
   while kill -0 $$ 2>/dev/null; do
@@ -624,7 +636,7 @@ watch() {
       quiet=$((quiet + 1))
     fi
     if [ "$quiet" -ge "$most" ]; then
-      clear "$state/quiet"
+      make_empty "$state/quiet"
       break
     fi
   done
@@ -646,7 +658,7 @@ END
   wait $curl_id $watch_id 2>/dev/null
   curl_id='' watch_id=''
   if [ -e "$state/quiet" ]; then
-    say "nothing comes on the event stream, on with long-polls"
+    log "nothing comes on the event stream; using long-polling"
     stream_again=$(($(now) + return_after * (1 << held_back)))
     [ "$held_back" -ge 4 ] || held_back=$((held_back + 1))
   else
@@ -654,8 +666,8 @@ END
   fi
 }
 
-# The answer to a long-poll, {"events":[…],"last":"…"}, as an event stream: an event a message, and last the position. Split at its quotes: every
-# other part is a string, save where the quote was escaped. Nothing, where it is not such an answer to its end.
+# messages_of FILE: the answer to a long-poll, {"events":[…],"last":"…"}, as an event stream: one message per event, then the position. awk splits it at its
+# quotes: every other part is a string, except if the quote was escaped. Prints nothing if it is not a complete answer to a long-poll.
 messages_of() {
   tr '\r\n\0' '   ' <"$1" | LC_ALL=C awk '{
     count = split($0, parts, "\""); inside = 0; depth = 0; key = ""; string = ""; text = ""; found = ""
@@ -699,13 +711,13 @@ poll() {
   rest=$((stream_again - $(now)))
   [ "$rest" -le "$poll_rest" ] || rest=$poll_rest
   [ "$rest" -ge 1 ] || rest=1
-  clear "$state/head"
-  clear "$state/polled"
+  make_empty "$state/head"
+  make_empty "$state/polled"
   http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -D "$state/head" -o "$state/polled" -m $((rest + answer_time)) \
     -H 'Accept: application/json' -H "Last-Event-ID: $position" "${moved:-$feed&wait=$rest}" <<END &
 $authorization
 END
-  # A signal ends this wait, and would not end that for a program.
+  # A signal ends `wait`, but not the wait for a program in the foreground.
   curl_id=$!
   wait "$curl_id"
   is_complete=$?
@@ -721,7 +733,7 @@ END
   fi
   location=$(field_in "$state/head" location)
   after=$(field_in "$state/head" retry-after)
-  problem=$(start_of "$state/polled")
+  problem=$(printable_start "$state/polled")
   return 1
 }
 
@@ -729,7 +741,7 @@ feed="$url/feed/$channels?device=$device"
 while :; do
   status='' location='' after='' problem='' at_least=0
   rest=$((stream_again - $(now)))
-  # Where only the wall clock is to be had, and it was set back, that is no reason to wait.
+  # If only the wall clock is available and it was set back, that is no reason to wait.
   if [ "$rest" -gt 0 ] && [ "$rest" -le $((return_after * 16)) ]; then
     poll && {
       moved='' redirects=0
@@ -743,18 +755,18 @@ while :; do
   is_moved "$status" "$location" && continue
   moved='' redirects=0
   if is_refusal "$status" "$problem"; then
-    # A position that the service doesn't understand is none.
+    # The service does not accept the position, so it starts without one.
     if [ "$status" = 400 ] && [ -n "$position" ]; then
-      say "the position in $place is forgotten: $(printf '%s' "$problem" | tr -cd '\40-\176' | cut -c 1-300)"
+      log "the service refuses the position in $position_file, which is dropped: $(printf '%s' "$problem" | tr -cd '\40-\176' | cut -c 1-300)"
       keep_position ''
       continue
     fi
-    say "refused: status $status: $(printf '%s' "$problem" | tr -cd '\40-\176' | cut -c 1-1000)"
-    leave 1
+    log "refused: status $status: $(printf '%s' "$problem" | tr -cd '\40-\176' | cut -c 1-1000)"
+    quit 1
   fi
   after=$(asked_seconds "$after")
   [ "$after" -le "$at_least" ] || at_least=$after
   failures=$((failures + 1))
-  say "the feed ended ($(words_of "$status" "$location" "/feed/$channels")); coming back"
-  pause "$failures" "$at_least"
+  log "the feed ended ($(status_text "$status" "$location" "/feed/$channels")); reconnecting"
+  back_off "$failures" "$at_least"
 done

@@ -8,8 +8,8 @@ import { createServer } from "node:net";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
-import { ask, give, push, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
-import { cleanup, enrol, Python, pythonTest, rowsOf, service } from "./support/python.ts";
+import { give, push, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
+import { cleanup, comesTo, enrol, Python, pythonTest, rowOf, service } from "./support/python.ts";
 
 /** A program in asyncio. It waits for files of a folder where the test tells it when to go on. */
 class Program extends Python {
@@ -40,9 +40,6 @@ ${loop}`;
   }
 }
 
-const rowOf = async (url: string, id: string) => (await rowsOf(url, id))[0]!;
-const comesTo = (url: string, id: string, status: string): Promise<unknown> =>
-  until(async () => (await rowOf(url, id)).status === status, status, 20_000);
 const isOpen = async (url: string, id: string): Promise<boolean> =>
   ["pending", "received"].includes((await rowOf(url, id)).status);
 const areDone = async (url: string, ids: readonly string[]): Promise<void> => {
@@ -222,7 +219,7 @@ pythonTest("alisten: a handler that somebody else cancels has said nothing, and 
   await enrol(url, "till-7");
   const program = new Program(
     url,
-    `pere.AGAIN_SECONDS = 0.01
+    `pere.HANDLER_RETRY_SECONDS_MIN = 0.01
 times = []
 async def handler(event):
     times.append(event)
@@ -236,7 +233,7 @@ ${LISTENS}`,
   await comesTo(url, id, "done");
   expect((await rowOf(url, id)).detail).toBe(3);
   program.tell("end");
-  await program.endsWell(/^(pere: .* stays open: it was cancelled; again in .*\n){2}$/);
+  await program.endsWell(/^(pere: .* stays open: it was cancelled; trying again in .*\n){2}$/);
 });
 
 pythonTest("alisten: goes on through a restart of the service; each event is worked on once", async () => {
@@ -280,9 +277,9 @@ await asyncio.wait({task})`;
   proxy.weather = ({ errand }) => (errand === "receipts" ? { status: 503 } : "pass");
   const program = new Program(proxy.url, listens('await told("cancel")'));
   const id = await push(url, "orders", 1);
-  await until(() => existsSync(state) && readFileSync(state, "utf8").includes('"done"'), "the outcome", 20_000);
+  await until(() => existsSync(state) && readFileSync(state, "utf8").includes('"done"'), "the outcome");
   program.tell("cancel");
-  await program.endsWell(/2 receipts could not be given\n$/);
+  await program.endsWell(/2 receipts could not be sent\n$/);
   expect(await isOpen(url, id)).toBe(true);
   proxy.weather = () => "pass";
   const next = new Program(proxy.url, listens('await told("cancel")'));
@@ -339,13 +336,15 @@ async def handler(event):
     return agenerator(event)
 try: await pere.alisten(url, "orders", "till-7", handler)
 except TypeError as error: print(error, flush=True)
+await told("answered")
 await pere.alisten(url, "orders", "till-7", handler)`,
   );
-  await program.says(/^(the handler must be .*\n){4}a device's name .*\n400\n$/);
+  await program.says(/^(the handler must be .*\n){4}a device name .*\n400\n$/);
   const id = await push(url, "orders", 1);
-  await program.says(/the handler gave a async_generator that nobody has run/);
+  await program.says(/the handler returned a async_generator, which does nothing by itself/);
   expect((await rowOf(url, id)).status).toBe("received");
   await give(url, "orders", id, "till-7", "done");
+  program.tell("answered");
   const last = await push(url, "orders", "leave");
   expect(await program.ended()).toBe(1);
   expect(program.complained).toContain("bye");
@@ -404,7 +403,7 @@ while any(thread.name.startswith("pere-") for thread in threading.enumerate()): 
     await program.endsWell();
     expect(program.said).toMatch(/^20\nchannel: .*\nstatus 503\n(cancelled\n){2}$/);
     // The service sees that nobody waits for the receipts any more.
-    await until(() => proxy.seen.every(({ endedAt }) => endedAt !== null), "the end of its requests", 20_000);
+    await until(() => proxy.seen.every(({ endedAt }) => endedAt !== null), "the end of its requests");
   },
 );
 

@@ -260,7 +260,7 @@ text = "id: é😀\\r\\nx\\ry\\n\\n:\\r\\n\\r\\nlast\\nunfinished".encode()
 expected = ["id: é😀", "x", "y", "", ":", "", "last"]
 for first in range(len(text) + 1):
     for second in range(first, len(text) + 1):
-        lines = pere._Lines()
+        lines = pere._LineDecoder()
         got = [line for part in (text[:first], text[first:second], text[second:]) for line in lines.feed(part)]
         assert got == expected, (first, second, got)
 print("well")`;
@@ -273,33 +273,33 @@ pythonTest("its file: cut off at any byte it is read, and a line that was whole 
   const file = join(temporary(), "state");
   const script = `import pere, sys, os
 path = sys.argv[1]
-memory = pere._Memory(path)
-for n in range(3): memory.note("e-%d" % n, "orders", "done", {"n": n})
-memory.given(["e-0"])
+memory = pere._OutcomeStore(path)
+for n in range(3): memory.record("e-%d" % n, "orders", "done", {"n": n})
+memory.mark_answered(["e-0"])
 memory.close()
 whole = open(path, "rb").read()
 for size in range(len(whole) + 1):
     with open(path, "wb") as out: out.write(whole[:size])
-    memory = pere._Memory(path)
+    memory = pere._OutcomeStore(path)
     lines = whole[:size].count(b"\\n")
     known = [memory.outcome("e-%d" % n) is not None for n in range(3)]
     assert known == [lines > n for n in range(3)], (size, known)
-    assert len(memory.unsent()) == min(lines, 3) - (lines > 3), size
-    memory.note("more", "orders", "failed", None)
+    assert len(memory.unanswered()) == min(lines, 3) - (lines > 3), size
+    memory.record("more", "orders", "failed", None)
     memory.close()
-    memory = pere._Memory(path)
+    memory = pere._OutcomeStore(path)
     assert memory.outcome("more") == ("orders", "failed", None)
     memory.close()
-pere.HANDLED_MAX = 10
-memory = pere._Memory(path)
+pere.OUTCOMES_MAX = 10
+memory = pere._OutcomeStore(path)
 for n in range(100):
-    memory.note("f-%d" % n, "orders", "done", "x" * 100)
-    if n != 7: memory.given(["f-%d" % n])
+    memory.record("f-%d" % n, "orders", "done", "x" * 100)
+    if n != 7: memory.mark_answered(["f-%d" % n])
 assert os.path.getsize(path) < 10_000, os.path.getsize(path)
 memory.close()
-memory = pere._Memory(path)
+memory = pere._OutcomeStore(path)
 assert memory.outcome("f-99") and memory.outcome("f-7") and not memory.outcome("f-8")
-assert "f-7" in [unsent[0] for unsent in memory.unsent()]
+assert "f-7" in [one[0] for one in memory.unanswered()]
 print("well")`;
   const run = new Python(["-c", script, file]);
   await run.ended();

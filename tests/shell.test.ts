@@ -2,66 +2,31 @@
  * `clients/pere.sh` beside what the bad day asks of it: what goes into a receipt, several channels, where it goes on after an end, who is not let in,
  * and that its reader of long-polls agrees with JSON on texts that are meant to mislead it.
  */
-import { afterEach, expect, test } from "bun:test";
+import { expect, test } from "bun:test";
 import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
-import { ask, push, SECRET, start, startWith, temporary, until } from "./support/harness.ts";
+import { ask, push, SECRET, startWith, temporary, until } from "./support/harness.ts";
+import { CLIENT, cleanup, Device, rowOf, service, SHELLS, shellTest } from "./support/shell.ts";
 
-const CLIENT = join(import.meta.dir, "..", "clients", "pere.sh");
-const isSkipped = Bun.which("curl") === null && process.env.CI !== "true";
 /** All that are here must be able to read it. */
-const SHELLS = [["sh"], ["dash"], ["bash", "--posix"], ["busybox", "sh"]].filter(([name]) => Bun.which(name!) !== null);
+const READERS = [...SHELLS, ["sh"], ["bash", "--posix"]].filter(([name]) => Bun.which(name!) !== null);
 
-const cleanup: (() => unknown)[] = [];
-afterEach(async () => {
-  for (const undo of cleanup.splice(0).reverse()) await undo();
-});
+const device = (url: string, channels: string, command: string, env: Record<string, string> = {}): Device =>
+  new Device([url, channels, "till-7", command], env);
 
-const shellTest = (name: string, run: () => Promise<void>): void =>
-  test.skipIf(isSkipped)(isSkipped ? `${name} (skipped: no curl is installed)` : name, run, 180_000);
-
-async function service(): Promise<string> {
-  const pere = await start({ random: () => 0 });
-  cleanup.push(() => pere.stop());
-  return pere.url;
-}
-
-interface Device {
-  readonly child: Bun.Subprocess<"ignore", "ignore", "pipe">;
-  readonly complained: Promise<string>;
-}
-
-function device(url: string, channels: string, command: string, env: Record<string, string> = {}): Device {
-  const child = Bun.spawn(["sh", CLIENT, url, channels, "till-7", command], {
-    env: { PATH: process.env.PATH, PERE_STATE: join(temporary(), "state"), ...env },
-    stdin: "ignore",
-    stdout: "ignore",
-    stderr: "pipe",
-  });
-  cleanup.push(async () => {
-    child.kill("SIGTERM");
-    await child.exited;
-  });
-  return { child, complained: new Response(child.stderr).text() };
-}
-
-const enrol = (url: string, channel: string) => ask(`${url}/devices/${channel}/till-7`, { method: "PUT" });
-const rowOf = async (url: string, channel: string, id: string): Promise<{ status: string; detail: unknown }> =>
-  (await ask(`${url}/events/${channel}/${id}/receipts`)).body.receipts[0];
 const isFinal = ({ status }: { status: string }): boolean => status === "done" || status === "failed";
 
 test("every shell that is here can read it", () => {
-  for (const shell of SHELLS) {
+  for (const shell of READERS) {
     const { stderr, exitCode } = Bun.spawnSync([...shell, "-n", CLIENT], { env: process.env });
     expect([shell, stderr.toString(), exitCode]).toEqual([shell, "", 0]);
   }
 });
 
 shellTest("what the command printed last goes into the receipt, whatever it is", async () => {
-  const url = await service();
-  await enrol(url, "orders");
+  const { url } = await service();
   device(url, "orders", 'sh -c "$(cat | sed \'s/^"//; s/"$//\' | base64 -d)"');
   const expected: [string, string, unknown][] = [
     ["true", "done", null],
@@ -75,35 +40,32 @@ shellTest("what the command printed last goes into the receipt, whatever it is",
   const ids: string[] = [];
   for (const [command] of expected) ids.push(await push(url, "orders", Buffer.from(command).toString("base64")));
   for (const [index, [command, status, detail]] of expected.entries()) {
-    await until(async () => isFinal(await rowOf(url, "orders", ids[index]!)), command);
-    expect(await rowOf(url, "orders", ids[index]!)).toMatchObject({ status, detail });
+    await until(async () => isFinal(await rowOf(url, ids[index]!)), command);
+    expect(await rowOf(url, ids[index]!)).toMatchObject({ status, detail });
   }
 });
 
 shellTest("several channels on one feed: each receipt goes to its own", async () => {
-  const url = await service();
+  const { url } = await service();
   const out = join(temporary(), "out");
-  for (const channel of ["orders", "alarms"]) await enrol(url, channel);
+  await ask(`${url}/devices/alarms/till-7`, { method: "PUT" });
   device(url, "orders,alarms", `printf '%s ' "$PERE_EVENT_CHANNEL" "$PERE_EVENT_TYPE" "$PERE_EVENT_ID" >>'${out}'`);
   const ids = { orders: await push(url, "orders", 1), alarms: await push(url, "alarms", 2, "?type=fire.1") };
   for (const [channel, id] of Object.entries(ids)) {
-    await until(async () => isFinal(await rowOf(url, channel, id)), channel);
+    await until(async () => isFinal(await rowOf(url, id, channel)), channel);
     expect(readFileSync(out, "utf8")).toContain(`${channel} ${channel === "alarms" ? "fire.1" : ""} ${id} `);
   }
 });
 
 shellTest("it goes on where it was, also after an end; SIGTERM ends it, and its curl", async () => {
-  const url = await service();
-  const proxy = await BadProxy.to(url);
-  cleanup.push(() => proxy.stop());
-  await enrol(url, "orders");
+  const { url, proxy } = await service();
   const state = join(temporary(), "state");
   const first = device(proxy.url, "orders", "cat", { PERE_STATE: state });
   const id = await push(url, "orders", 1);
-  await until(async () => isFinal(await rowOf(url, "orders", id)), "done");
+  await until(async () => isFinal(await rowOf(url, id)), "done");
   await until(() => readFileSync(join(state, "position"), "utf8") === `${id}\n`, "the position");
   first.child.kill("SIGTERM");
-  expect(await first.child.exited).toBe(143);
+  expect(await first.ended()).toBe(143);
   await until(() => proxy.seen.every(({ endedAt }) => endedAt !== null), "its lines to end");
   const before = proxy.seen.length;
   device(proxy.url, "orders", "cat", { PERE_STATE: state });
@@ -122,9 +84,9 @@ shellTest(
       ["nonsense", 401],
       [await token(["others"]), 403],
     ] as const) {
-      const { child, complained } = device(pere.url, "orders", "cat", { PERE_TOKEN: given });
-      expect(await child.exited).toBe(1);
-      expect(await complained).toContain(`refused: status ${status}`);
+      const refused = device(pere.url, "orders", "cat", { PERE_TOKEN: given });
+      expect(await refused.ended()).toBe(1);
+      expect(refused.complained).toContain(`refused: status ${status}`);
     }
     const good = await token(["orders"]);
     const proxy = await BadProxy.to(pere.url);
@@ -163,7 +125,7 @@ shellTest("its reader of long-polls agrees with JSON", async () => {
     expect(() => JSON.parse(answer) as unknown).not.toThrow();
     writeFileSync(join(here, "answer"), answer);
     const path = join(here, "answer");
-    for (const shell of SHELLS) {
+    for (const shell of READERS) {
       const { stdout } = Bun.spawnSync([...shell, "-c", `${reader}\nmessages_of '${path}'`]);
       const messages = stdout.toString().split("\n\n").slice(0, -1);
       expect(messages.at(-1)).toBe("id: k3-42.x-1");

@@ -59,6 +59,7 @@ export class Python {
     until(
       () => pattern.test(this.said),
       () => `${pattern}; said: ${this.said}\n${this.complained}`,
+      180_000,
     );
 
   /** Waits for its end, and gives its status. */
@@ -81,3 +82,11 @@ export async function service(): Promise<{ url: string; proxy: BadProxy }> {
 export const enrol = (url: string, device: string) => ask(`${url}/devices/orders/${device}`, { method: "PUT" });
 export const rowsOf = async (url: string, id: string): Promise<{ device: string; status: string; detail: unknown }[]> =>
   (await ask(`${url}/events/orders/${id}/receipts`)).body.receipts;
+/** The receipt of the only device of an event. */
+export const rowOf = async (url: string, id: string) => (await rowsOf(url, id))[0]!;
+export const comesTo = (url: string, id: string, status: string): Promise<unknown> =>
+  until(async () => (await rowOf(url, id)).status === status, status);
+
+/** The program as the device `till-7`, with a command for each event. */
+export const listen = (url: string, command: string, ...more: string[]): Python =>
+  new Python(["listen", url, "orders", "--device", "till-7", "--exec", command, ...more]);
