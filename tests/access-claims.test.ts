@@ -24,14 +24,14 @@ import {
   whyNot,
 } from "./support/tokens.ts";
 
-describe("a token has its time", () => {
-  test("and is taken until 30 seconds after its exp", async () => {
+describe("the times of a token", () => {
+  test("it is accepted until 30 seconds after its exp", async () => {
     expect((await access.read(signed({ exp: SECONDS - 29 }))).expires).toBe(NOW - 29_000);
     for (const exp of [SECONDS - 30, SECONDS - 31, 0, -1, -1e308])
       expect(await whyNot(access, signed({ exp }))).toBe("token: it has expired");
   });
 
-  test("which must be a number of seconds before the year 10000", async () => {
+  test("exp must be a number of seconds, before the year 10000", async () => {
     expect(await whyNot(access, signed({ exp: undefined }))).toBe("token: it has no exp");
     for (const exp of [String(SECONDS + 60), null, true, [SECONDS + 60], {}, ""])
       expect(await whyNot(access, signed({ exp }))).toContain("exp must be a number");
@@ -42,7 +42,7 @@ describe("a token has its time", () => {
     expect((await access.read(signed({ exp: 253_402_300_799 }))).expires).toBe(Date.UTC(9999, 11, 31, 23, 59, 59));
   });
 
-  test("that has begun, with the same tolerance", async () => {
+  test("nbf and iat must be in the past, with the same tolerance", async () => {
     for (const claim of ["nbf", "iat"]) {
       for (const value of [SECONDS + 30, SECONDS, 0, -5]) await access.read(signed({ [claim]: value }));
       for (const value of [SECONDS + 31, 1e308, "1", null, {}])
@@ -50,7 +50,7 @@ describe("a token has its time", () => {
     }
   });
 
-  test("also when it is known from before", async () => {
+  test("a cached token expires too", async () => {
     let time = NOW;
     const clocked = await open({ now: () => time });
     const token = signed({ exp: SECONDS + 10 });
@@ -63,7 +63,7 @@ describe("a token has its time", () => {
 });
 
 describe("a token's claims", () => {
-  test("name their bearer in sub, which is a device's name only where a device is meant", async () => {
+  test("sub names the bearer, and must be a device's name only if a device is needed", async () => {
     expect(await whyNot(access, signed({ sub: undefined }))).toBe("token: it has no sub");
     for (const sub of ["", 7, null, ["till-7"], {}])
       expect(await whyNot(access, signed({ sub }))).toBe("token: its sub must be a non-empty string");
@@ -75,7 +75,7 @@ describe("a token's claims", () => {
     expect(deviceOfGrant(await access.read(signed({ sub: "x".repeat(128) })))).toBe("x".repeat(128));
   });
 
-  test("name none with *, which the secret's owner alone may say", async () => {
+  test("sub * names no device, and only tokens signed with the secret may use it", async () => {
     expect(deviceOfGrant(await access.read(signed({ sub: "*" })))).toBeNull();
     for (const algorithm of ALGORITHMS) {
       const grant = await access.read(await bySet(algorithm, { sub: "*" }));
@@ -84,7 +84,7 @@ describe("a token's claims", () => {
     }
   });
 
-  test("fit the audience and the issuer where these are set", async () => {
+  test("aud and iss must match the settings", async () => {
     const strict = await open({ audience: "pere", issuer: "https://id.example" });
     const good = { aud: "pere", iss: "https://id.example" };
     await strict.read(signed(good));
@@ -98,7 +98,7 @@ describe("a token's claims", () => {
     await access.read(signed({ aud: "anything", iss: "anybody" }));
   });
 
-  test("hold no pattern that doesn't work", async () => {
+  test("invalid patterns are rejected", async () => {
     const bad = [
       "",
       "**",
@@ -130,7 +130,7 @@ describe("a token's claims", () => {
     await access.read(signed({ pere: { push: many.slice(1) } }));
   });
 
-  test("without rights give none", async () => {
+  test("no rights in the token means no rights", async () => {
     for (const pere of [undefined, {}, { push: [], feed: [] }]) {
       const grant = await access.read(signed({ pere }));
       expect(grant.may("push", "orders")).toBe(false);
@@ -139,8 +139,8 @@ describe("a token's claims", () => {
   });
 });
 
-describe("what is remembered of tokens", () => {
-  test("spares the second check of a signature", async () => {
+describe("the token cache", () => {
+  test("a signature is verified once", async () => {
     const own = await open({ jwks: await file(jwks) });
     const token = await bySet("RS256");
     const first = await own.read(token);
@@ -148,7 +148,7 @@ describe("what is remembered of tokens", () => {
     expect(await own.read(await bySet("EdDSA"))).not.toBe(first);
   });
 
-  test("is bounded, and the oldest goes first", async () => {
+  test("its size is bounded, and the oldest token is dropped first", async () => {
     const own = await open();
     const more = "x".repeat(5_500);
     const tokens = Array.from({ length: 600 }, (_, index) => signed({ sub: `till-${index}`, more }));
@@ -159,7 +159,7 @@ describe("what is remembered of tokens", () => {
     expect((await own.read(tokens[0]!)).subject).toBe("till-0");
   });
 
-  test("is no token that was refused", async () => {
+  test("rejected tokens are not cached", async () => {
     const own = await open();
     const token = forge({ alg: "HS256" }, CLAIMS, hmac("x"));
     for (let count = 0; count < 3; count++) expect(await whyNot(own, token)).toContain("signature");
@@ -170,7 +170,7 @@ describe("a request's token", () => {
   const find = (headers: Record<string, string>, query = ""): string | null =>
     tokenOf(new Headers(headers), new URLSearchParams(query));
 
-  test("stands in one of four places", () => {
+  test("is read from one of four places", () => {
     expect(find({})).toBeNull();
     for (const scheme of ["Bearer", "bearer", "BEARER "])
       expect(find({ authorization: `${scheme} a.b.c` })).toBe("a.b.c");
@@ -180,7 +180,7 @@ describe("a request's token", () => {
     expect(find({}, "t%6Fken=a.b.c")).toBe("a.b.c");
   });
 
-  test("is none where the words are others'", () => {
+  test("other schemes and subprotocols are not tokens", () => {
     expect(find({ authorization: "Basic eDp5" })).toBeNull();
     expect(find({ authorization: "Bearers x" })).toBeNull();
     expect(find({ cookie: "xpere_token=a; pere_token=" })).toBeNull();
@@ -188,7 +188,7 @@ describe("a request's token", () => {
     expect(find({ cookie: "pere_token=a.b.c", authorization: "Basic eDp5" })).toBe("a.b.c");
   });
 
-  test("that is empty is a bad one, not none", async () => {
+  test("an empty token is an invalid one, not a missing one", async () => {
     for (const token of [
       find({ authorization: "Bearer" }),
       find({}, "token="),
@@ -199,7 +199,7 @@ describe("a request's token", () => {
     }
   });
 
-  test("may stand twice, but not two of them", () => {
+  test("the same token may be sent twice, but not two different ones", () => {
     expect(
       find({ authorization: "Bearer a", "sec-websocket-protocol": "pere.v1,pere.token.a" }, "token=a&token=a"),
     ).toBe("a");
@@ -220,7 +220,7 @@ describe("a request's token", () => {
     }
   });
 
-  test("in a cookie gives way to one that was sent on purpose", () => {
+  test("an explicit token takes precedence over the cookie", () => {
     const cookie = "pere_token=c";
     expect(find({ cookie, authorization: "Bearer a" })).toBe("a");
     expect(find({ cookie }, "token=q")).toBe("q");
@@ -228,7 +228,7 @@ describe("a request's token", () => {
     expect(find({ cookie }, "token=")).toBe("");
   });
 
-  test("that is missing, bad or too weak is told apart in WWW-Authenticate", async () => {
+  test("WWW-Authenticate distinguishes a missing, an invalid and an insufficient token", async () => {
     expect(wwwAuthenticate(await refusal(access.read(null)))).toBe('Bearer realm="PERE"');
     expect(wwwAuthenticate(await refusal(access.read("x")))).toBe(
       'Bearer realm="PERE", error="invalid_token", error_description="token: it is not a signed JWT"',
@@ -241,7 +241,7 @@ describe("a request's token", () => {
 });
 
 describe("a log", () => {
-  test("holds no token, wherever in a URL it stood", () => {
+  test("contains no token, wherever it was in the URL", () => {
     const token = signed();
     const urls = [
       `/feed/orders?token=${token}`,
@@ -259,7 +259,7 @@ describe("a log", () => {
     expect(redact("/feed/a?device=d&token=simple&since=now")).toBe("/feed/a?device=d&token=…&since=now");
   });
 
-  test("keeps the rest as it was", () => {
+  test("keeps the rest of the URL", () => {
     const plain = [
       "/",
       "/feed/orders?device=till-7&since=k3x9-42.a1-3",
@@ -269,7 +269,7 @@ describe("a log", () => {
     for (const url of plain) expect(redact(url)).toBe(url);
   });
 
-  test("is not held up by a long URL", () => {
+  test("takes linear time for long URLs", () => {
     const evil = [
       "e",
       "ey",

@@ -77,7 +77,7 @@ const namesOf = ({ headers, payload }: Said, names: readonly string[]): string[]
     );
   });
 
-test("it is valid AsyncAPI 3.0, and says which PERE it is", async () => {
+test("the document is valid AsyncAPI 3.0 and has PERE's version", async () => {
   const { document: parsed, diagnostics } = await new Parser().parse(text);
   expect(parsed?.version()).toBe("3.0.0");
   expect(document.info.version).toBe(packageJson.version);
@@ -85,7 +85,7 @@ test("it is valid AsyncAPI 3.0, and says which PERE it is", async () => {
   expect(diagnostics.filter(({ code }) => code !== "asyncapi-latest-version")).toEqual([]);
 });
 
-test("its schemas are those of the OpenAPI document, all of them in use", () => {
+test("its schemas are those of the OpenAPI document, and all are used", () => {
   const { schemas } = document.components;
   expect(Object.keys(schemas)).toContain("Receipt");
   for (const [name, schema] of Object.entries(schemas)) {
@@ -94,7 +94,7 @@ test("its schemas are those of the OpenAPI document, all of them in use", () => 
   }
 });
 
-test("each channel's messages are sent, taken or answered there, and each message's examples are of its own kind alone", () => {
+test("each message belongs to a channel, and its examples match only its own schema", () => {
   const inUse = new Set<string>();
   for (const [key, channel] of Object.entries(document.channels)) {
     const own = Object.values(document.operations).filter((operation) => last(operation.channel) === key);
@@ -205,7 +205,7 @@ async function play(): Promise<(readonly [key: string, said: Said])[]> {
   return JSON.parse(JSON.stringify(cameOn(listening)).replaceAll(epoch, SAMPLE_EPOCH)) as [string, Said][];
 }
 
-test("what a running service says is described, frame by frame; all that is described comes, and as the examples have it", async () => {
+test("every frame of a running service is described, and every described message is sent, as in the examples", async () => {
   const came = await play();
   const seen = new Set<string>();
   for (const [key, said] of came) {

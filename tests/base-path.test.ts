@@ -50,7 +50,7 @@ for (const [kind, target] of [
     /** An address as an answer names it, seen from where it was asked. */
     const at = (where: string, named: string): string => new URL(named, where).href;
 
-    test("events and receipts go their ways, by each transport, and Location leads to the event", async () => {
+    test("events and receipts pass by each transport, and Location leads to the event", async () => {
       const pushed = await ask(`${url}/push/orders?to=till`, { body: 1 });
       const location = pushed.headers.get("location")!;
       expect(location).toBe(`/pere/events/orders/${pushed.body.id}`);
@@ -67,13 +67,13 @@ for (const [kind, target] of [
       expect((await publish(url, "orders", { by: "the SDK" })).seq).toBe(2);
     });
 
-    test("what is not there is 404 or 405 there as well", async () => {
+    test("unknown paths and methods get 404 and 405 there too", async () => {
       expect((await ask(`${url}/nothing`)).status).toBe(404);
       const wrong = await ask(`${url}/push/orders`);
       expect([wrong.status, wrong.headers.get("allow")]).toEqual([405, "POST"]);
     });
 
-    test("a link with a token becomes a cookie of that path alone, and leads back to the page there", async () => {
+    test("a link with a token sets a cookie for that path only, and redirects to the page", async () => {
       const claims = { sub: "till", push: ["*"], feed: ["*"], days: 1 };
       const token = await issueToken({ secret: SECRET, now: Date.now }, claims);
       const { status, headers } = await ask(`${secured}/?token=${token}`);
@@ -85,7 +85,7 @@ for (const [kind, target] of [
       expect((await ask(`${secured}/channels`, { headers: { Cookie: cookie! } })).status).toBe(200);
     });
 
-    test("the documents name it, and pages and the manifest name nothing outside of it", async () => {
+    test("the API documents contain it, and pages and the manifest refer to nothing outside of it", async () => {
       expect((await ask(`${url}/swagger/json`)).body.servers).toMatchObject([{ url: "/pere" }]);
       const asyncapi = (await ask(`${url}/asyncapi.json`)).body as { servers: Record<string, { pathname: string }> };
       expect(Object.values(asyncapi.servers).map(({ pathname }) => pathname)).toEqual(["/pere", "/pere"]);
@@ -136,7 +136,7 @@ for (const [kind, target] of [
     });
   });
 
-test("without a proxy the paths with and without it work, and the one without its slash leads to the page", async () => {
+test("without a proxy, paths with and without it work, and the one without a slash redirects", async () => {
   const pere = await startWith({ access: "open", basePath: "/pere" });
   for (const path of ["/health", "/pere/health", "/icon.svg", "/pere/icon.svg", "/", "/pere/"])
     expect(`${path} ${(await ask(pere.url + path)).status}`).toBe(`${path} 200`);
@@ -145,7 +145,7 @@ test("without a proxy the paths with and without it work, and the one without it
   await pere.stop();
 });
 
-test("the printed link has the path, and leads there", async () => {
+test("the printed link has the path, and works", async () => {
   const pere = await startWith({ access: "own", basePath: "/pere", db: join(temporary(), "pere.db") });
   const link = (await pere.link())!;
   expect(link).toStartWith("/pere/?token=");
@@ -171,7 +171,7 @@ describe("PERE_BASE_PATH", () => {
       );
     },
   );
-  test("that begins as a path of PERE's own does stops the start", async () => {
+  test("a base path that begins like one of PERE's own paths stops the start", async () => {
     for (const path of ["/events", "/push/pere", "/health"])
       await expect(startWith({ basePath: path })).rejects.toThrow(
         "PERE_BASE_PATH must not begin with a path of PERE's",

@@ -73,7 +73,7 @@ describe.each(STORES)("on %s", (_, open, missing) => {
   };
 
   describe.each(TRANSPORTS)("by %s", (_, read) => {
-    it("a device that was retired and comes back with its last place gets nothing of the time between", async () => {
+    it("a retired device that returns with its last position gets nothing from the time between", async () => {
       const { url, channel, device, feed } = await prepare();
       await device("d", "PUT");
       await device("e", "PUT");
@@ -90,7 +90,7 @@ describe.each(STORES)("on %s", (_, open, missing) => {
       expect((await give(url, channel, named, "d", "done")).status).toBe(422);
     });
 
-    it("a new device with another's place, or since a place or the earliest, gets what is pushed from then on", async () => {
+    it("a new device with another's position, or with since, gets only events pushed after its enrolment", async () => {
       const { url, channel, device, feed } = await prepare();
       await device("old", "PUT");
       const first = await push(url, channel, 1);
@@ -104,7 +104,7 @@ describe.each(STORES)("on %s", (_, open, missing) => {
       }
     });
 
-    it("a device that is enrolled goes on from its place, and is not given what it answered", async () => {
+    it("an enrolled device continues from its position, and does not get what it answered", async () => {
       const { url, channel, device, feed } = await prepare();
       await device("d", "PUT");
       const first = await push(url, channel, 1);

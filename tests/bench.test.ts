@@ -40,7 +40,7 @@ test("rows run beside the peers that are installed, and add up", async () => {
   for (const { servers } of rows) expect(servers.PERE!.middle).toBeGreaterThanOrEqual(0);
 }, 60_000);
 
-test("each feed has a count of its own: what one was not given is a fault", async () => {
+test("each feed is counted separately: an event that one feed lacks is a failure", async () => {
   const { pere, feeds } = await opened();
   for (let event = 0; event < 3; event++) await push(pere.url, "c", JSON.parse(eventData(event, 200)));
   await feeds.until(3 * DEVICES);
@@ -57,7 +57,7 @@ test("each feed has a count of its own: what one was not given is a fault", asyn
   await pere.stop();
 });
 
-test("a feed that the service closes is a fault", async () => {
+test("a feed that the service closes is a failure", async () => {
   const { pere, feeds } = await opened();
   await pere.stop();
   await until(() => feeds.faults.length >= DEVICES);

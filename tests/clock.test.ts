@@ -38,7 +38,7 @@ describe("the clock", () => {
     return { hands, pass, clock };
   };
 
-  test("is the wall clock, also where that is set by seconds or slewed by any amount", () => {
+  test("is the wall clock, also if that is corrected by seconds or slewed by any amount", () => {
     const { hands, pass, clock } = open();
     for (const step of [0, 4_000, -4_000, 4_000]) {
       hands.wall += step;
@@ -56,7 +56,7 @@ describe("the clock", () => {
   test.each([
     ["ahead", 8 * DAY],
     ["back", -8 * DAY],
-  ])("goes on second by second while the wall clock has leapt %s, and says so once", (way, ms) => {
+  ])("continues second by second while the wall clock has leapt %s, and reports it once", (way, ms) => {
     const { hands, pass, clock } = open();
     hands.wall += ms;
     expect(clock.now()).toBe(NOW);
@@ -70,7 +70,7 @@ describe("the clock", () => {
     expect([clock.leapMs, clock.advice, told.length]).toEqual([0, [], 2]);
   });
 
-  test("takes the time that the machine slept for passed, and what was set beside that for a leap", () => {
+  test("counts the time that the machine slept, and treats a change on top of that as a leap", () => {
     const { hands, pass } = clocks();
     let slept = 0;
     const clock = new Clock({
@@ -92,7 +92,7 @@ describe("the clock", () => {
     expect(Math.abs(clock.leapMs - DAY)).toBeLessThanOrEqual(SECOND);
   });
 
-  test("believes a leap that has stood for five minutes, and not before; one that moves begins anew", () => {
+  test("accepts a leap after five minutes, not before; a further leap starts the five minutes again", () => {
     const { hands, pass, clock } = open();
     hands.wall += 2 * DAY;
     clock.now();
@@ -108,7 +108,7 @@ describe("the clock", () => {
     expect(clock.now()).toBe(hands.wall);
   });
 
-  test("that began in 1970 does not follow at once to what it is", () => {
+  test("that started in 1970 does not jump to the current time at once", () => {
     const { hands, pass, clock } = open(30 * SECOND);
     pass(MINUTE);
     hands.wall = NOW;
@@ -192,7 +192,7 @@ describe.each(STORES)("on %s", (_, prepare, missing) => {
     expect(polled.body.events).toHaveLength(3);
   };
 
-  it("a clock that leaps eight days ahead and back ends nothing, and is told meanwhile", async () => {
+  it("a clock that leaps eight days ahead and back expires nothing, and is reported meanwhile", async () => {
     const { hands, pass, options } = clocks();
     const { url } = await opened(await prepare(), options);
     const events = await fill(url);
@@ -213,7 +213,7 @@ describe.each(STORES)("on %s", (_, prepare, missing) => {
     expect(await kept(url, "orders")).toBe(4);
   });
 
-  it("what is pushed after a wrong clock was put right ends in its time, also when that is believed", async () => {
+  it("events pushed after a wrong clock was corrected expire in time, also once the correction is accepted", async () => {
     const { hands, pass, options } = clocks(20 * SECOND);
     const { url } = await opened(await prepare(), options);
     await push(url, "orders", "before");
@@ -231,7 +231,7 @@ describe.each(STORES)("on %s", (_, prepare, missing) => {
     await until(async () => (await missingOf(url, owed)) === 1, "the deadline");
   });
 
-  it("a leap that stands for minutes is believed: what is over by then goes then", async () => {
+  it("a leap that lasts for minutes is accepted: what has expired by then is dropped", async () => {
     const { hands, pass, options } = clocks();
     const { url } = await opened(await prepare(), options);
     const events = await fill(url);
@@ -246,7 +246,7 @@ describe.each(STORES)("on %s", (_, prepare, missing) => {
     await until(async () => (await kept(url, "orders")) === 0, "retention by age");
   });
 
-  it("a start in 1970 ends nothing of what was kept with times ahead of it, nor does the leap to now", async () => {
+  it("a start in 1970 drops nothing of what was stored before, nor does the leap to the current time", async () => {
     const open = await prepare();
     const first = await open(clocks().options);
     const events = await fill(first.url);

@@ -53,7 +53,7 @@ const WRONG_CHARSETS = [
 const RIGHT_CHARSETS = ["utf-8", "UTF-8", "Utf-8", '"utf-8"', '"UTF-8"', "utf8", '"\\utf-8"'];
 
 describe.each(ROUTES)("%s %s with %s", (method, path, type, body, usual) => {
-  test("takes no coding but identity, whatever the bytes are, and says which it takes", async () => {
+  test("accepts no content coding but identity, whatever the body is, and says so", async () => {
     for (const coding of CODINGS)
       for (const bytes of [body, gzipSync(body)]) {
         const headers = { "Content-Encoding": coding };
@@ -68,7 +68,7 @@ describe.each(ROUTES)("%s %s with %s", (method, path, type, body, usual) => {
     }
   });
 
-  test("takes UTF-8 alone, however that is written", async () => {
+  test("accepts UTF-8 only, however that is written", async () => {
     for (const charset of WRONG_CHARSETS)
       for (const parameters of [
         `charset=${charset}`,
@@ -87,7 +87,7 @@ describe.each(ROUTES)("%s %s with %s", (method, path, type, body, usual) => {
       }
   });
 
-  test("answers before it has read the body", async () => {
+  test("answers before it reads the body", async () => {
     for (const header of ["Content-Encoding: gzip", `Content-Type: ${type}; charset=utf-16`]) {
       const lines = header.startsWith("Content-Type") ? header : `Content-Type: ${type}\r\n${header}`;
       const head = `${method} ${path} HTTP/1.1\r\nHost: localhost\r\n${lines}\r\nContent-Length: 1000\r\n\r\n`;
@@ -96,7 +96,7 @@ describe.each(ROUTES)("%s %s with %s", (method, path, type, body, usual) => {
   });
 });
 
-test.each(BODILESS)("%s %s, which needs no body, takes no packed one either", async (method, path, usual) => {
+test.each(BODILESS)("%s %s, which needs no body, refuses an encoded one too", async (method, path, usual) => {
   const packed = await ask(pere.url + path, { method, body: gzipSync("{}"), headers: { "Content-Encoding": "gzip" } });
   expect([packed.status, packed.headers.get("accept-encoding")]).toEqual([415, "identity"]);
   expect((await ask(pere.url + path, { method })).status).toBe(usual);

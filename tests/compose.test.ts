@@ -71,7 +71,7 @@ test("compose.yaml: a durable Redis, two instances, and nothing published but th
   ]);
 });
 
-test("the image is labelled with this version, on this Bun, and is given all that it copies", async () => {
+test("the image has this version's label and this Bun, and .dockerignore admits everything that it copies", async () => {
   const text = await Bun.file(join(ROOT, "Dockerfile")).text();
   const stages = text.split(/^FROM /m).slice(1);
   const given = (await Bun.file(join(ROOT, ".dockerignore")).text()).split("\n");
@@ -87,7 +87,7 @@ test("the image is labelled with this version, on this Bun, and is given all tha
 });
 
 test.skipIf(noProxy !== null)(
-  `its proxy, in a real nginx, passes events at once and WebSockets at all${noProxy === null ? "" : ` (skipped: ${noProxy})`}`,
+  `its proxy configuration, in a real nginx, passes events at once and supports WebSockets${noProxy === null ? "" : ` (skipped: ${noProxy})`}`,
   async () => {
     const redis = await startRedis();
     running.push({ redis });

@@ -13,7 +13,7 @@ afterAll(closeBrowser);
 const PORTAL = "<!doctype html><p>Welcome to our network";
 
 browserTest(
-  "a proxy's refusal is not the service's: the console goes on, and is live when the service answers",
+  "an error page of a proxy is not final: the console retries, and is live when the service answers",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
@@ -51,7 +51,7 @@ browserTest("a push that a portal's page answers is not shown as stored", async 
   expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
 });
 
-browserTest("answers of another shape are told as trouble, and no page goes blank", async () => {
+browserTest("answers of another shape are reported as an error, and no page goes blank", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());

@@ -20,7 +20,7 @@ const PLACES: readonly (readonly [place: string, words: string])[] = [
   ["/empty", "No events yet"],
 ];
 
-browserTest("every place is readable by axe, light and dark, on a desk and on a phone", async () => {
+browserTest("axe finds no fault in any page, light and dark, on a desktop and on a phone", async () => {
   await using cleanup = new AsyncDisposableStack();
   const service = await start({ hookCall: { resolve: async () => ["192.0.2.1"] } });
   const pere = cleanup.adopt(service, (one) => one.stop());
@@ -89,7 +89,7 @@ const HOOK = {
   failed: [{ id: "msg_2", attempts: 7, nextAt: null, status: null, error: "connection refused" }],
 };
 
-browserTest("whatever strangers write is text", async () => {
+browserTest("all foreign data is shown as text", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   const strings = [

@@ -13,106 +13,109 @@ import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeBrowser);
 
-browserTest("a push from the form is on the board, and two devices' receipts fill its cells as they come", async () => {
-  await using cleanup = new AsyncDisposableStack();
-  const pere = cleanup.adopt(await start(), (service) => service.stop());
-  const { url } = pere;
-  using tab = await new Tab().open(url);
-  expect(await tab.says("main", "Nothing here yet")).toContain("Three steps");
-  for (const device of ["till-1", "till-2"])
-    cleanup.adopt(await listen(`${url}/feed/orders?device=${device}`), (stream) => stream.close());
+browserTest(
+  "a push from the form appears on the board, and two devices' receipts fill its cells as they arrive",
+  async () => {
+    await using cleanup = new AsyncDisposableStack();
+    const pere = cleanup.adopt(await start(), (service) => service.stop());
+    const { url } = pere;
+    using tab = await new Tab().open(url);
+    expect(await tab.says("main", "Nothing here yet")).toContain("Three steps");
+    for (const device of ["till-1", "till-2"])
+      cleanup.adopt(await listen(`${url}/feed/orders?device=${device}`), (stream) => stream.close());
 
-  await tab.click('a[href="#/orders/push"]');
-  await tab.click("#push-data");
-  await tab.read("document.querySelector('#push-data').select()");
-  await tab.view.type('{"table": 7, "total": 12.50, "number": 12345678901234567890');
-  await tab.says("#push-fault", "JSON");
-  expect(await tab.read<boolean>("document.querySelector('.push button').disabled")).toBe(true);
-  await tab.view.type("}");
-  await tab.says("#push-fault", "Valid JSON");
-  await tab.click('[name="type"]');
-  await tab.view.type("order.created");
-  await tab.click('[name="deadline"]');
-  await tab.view.type("600");
-  expect(await tab.text("details pre")).toBe(
-    `curl -X POST '${url}/push/orders?type=order.created&deadline=600' \\\n` +
-      `  -H 'Content-Type: application/json' \\\n` +
-      `  --data-raw '{"table": 7, "total": 12.50, "number": 12345678901234567890}'`,
-  );
-  await tab.click(".push button");
-  expect(await tab.says(".push .well", "Stored as")).toContain("addressed to 2 devices, 2 connected");
-  const [event] = (await ask(`${url}/events/orders`)).body.events as { id: string }[];
-  // The publisher's bytes, as they were typed.
-  expect((await ask(`${url}/events/orders/${event!.id}`)).text).toContain(
-    '"data":{"table": 7, "total": 12.50, "number": 12345678901234567890}',
-  );
+    await tab.click('a[href="#/orders/push"]');
+    await tab.click("#push-data");
+    await tab.read("document.querySelector('#push-data').select()");
+    await tab.view.type('{"table": 7, "total": 12.50, "number": 12345678901234567890');
+    await tab.says("#push-fault", "JSON");
+    expect(await tab.read<boolean>("document.querySelector('.push button').disabled")).toBe(true);
+    await tab.view.type("}");
+    await tab.says("#push-fault", "Valid JSON");
+    await tab.click('[name="type"]');
+    await tab.view.type("order.created");
+    await tab.click('[name="deadline"]');
+    await tab.view.type("600");
+    expect(await tab.text("details pre")).toBe(
+      `curl -X POST '${url}/push/orders?type=order.created&deadline=600' \\\n` +
+        `  -H 'Content-Type: application/json' \\\n` +
+        `  --data-raw '{"table": 7, "total": 12.50, "number": 12345678901234567890}'`,
+    );
+    await tab.click(".push button");
+    expect(await tab.says(".push .well", "Stored as")).toContain("addressed to 2 devices, 2 connected");
+    const [event] = (await ask(`${url}/events/orders`)).body.events as { id: string }[];
+    // The publisher's bytes, as they were typed.
+    expect((await ask(`${url}/events/orders/${event!.id}`)).text).toContain(
+      '"data":{"table": 7, "total": 12.50, "number": 12345678901234567890}',
+    );
 
-  await tab.go("/orders");
-  await tab.focus(0, 0);
-  expect(await tab.says("#cell-in-focus", "till-1: pending")).toContain("event 1, order.created");
-  await give(url, "orders", event!.id, "till-1", "done");
-  await tab.says("#cell-in-focus", "till-1: done");
-  const about = `"event":"${event!.id}","device":"till-2","status":"failed"`;
-  await ask(`${url}/feedback/orders`, { body: `{${about},"detail":{"no paper":12345678901234567890}}` });
-  await tab.view.press("ArrowRight");
-  await tab.says("#cell-in-focus", "till-2: failed");
-  for (const [column, state] of [
-    [0, "done"],
-    [1, "failed"],
-  ] as const)
-    await until(async () => {
-      const [found, wanted] = await tab.pixel(0, column, state);
-      return found === wanted;
-    }, `a cell to be drawn as ${state}`);
-  expect(await tab.text(".focus-line")).toContain("1 of 2 done, 1 failed");
+    await tab.go("/orders");
+    await tab.focus(0, 0);
+    expect(await tab.says("#cell-in-focus", "till-1: pending")).toContain("event 1, order.created");
+    await give(url, "orders", event!.id, "till-1", "done");
+    await tab.says("#cell-in-focus", "till-1: done");
+    const about = `"event":"${event!.id}","device":"till-2","status":"failed"`;
+    await ask(`${url}/feedback/orders`, { body: `{${about},"detail":{"no paper":12345678901234567890}}` });
+    await tab.view.press("ArrowRight");
+    await tab.says("#cell-in-focus", "till-2: failed");
+    for (const [column, state] of [
+      [0, "done"],
+      [1, "failed"],
+    ] as const)
+      await until(async () => {
+        const [found, wanted] = await tab.pixel(0, column, state);
+        return found === wanted;
+      }, `a cell to be drawn as ${state}`);
+    expect(await tab.text(".focus-line")).toContain("1 of 2 done, 1 failed");
 
-  // Enter opens the event.
-  await tab.view.press("Enter");
-  await tab.says(".event", "100%");
-  expect(await tab.text(".event pre")).toContain("12345678901234567890");
-  await tab.says(".event", "Every device has sent its final receipt");
-  await tab.read(`(() => {
+    // Enter opens the event.
+    await tab.view.press("Enter");
+    await tab.says(".event", "100%");
+    expect(await tab.text(".event pre")).toContain("12345678901234567890");
+    await tab.says(".event", "Every device has sent its final receipt");
+    await tab.read(`(() => {
     const select = document.querySelector(".event select");
     select.value = "failed";
     select.dispatchEvent(new Event("change", { bubbles: true }));
   })()`);
-  expect(await tab.says(".event .scroll tbody", "till-2")).toBeDefined();
-  expect(await tab.text(".event .detail")).toBe('{"no paper":12345678901234567890}');
+    expect(await tab.says(".event .scroll tbody", "till-2")).toBeDefined();
+    expect(await tab.text(".event .detail")).toBe('{"no paper":12345678901234567890}');
 
-  // An event that is open moves with its devices' receipts.
-  const next = await push(url, "orders", 2);
-  await tab.go(`/orders/event/${next}`);
-  await tab.says(".event", "0%");
-  await give(url, "orders", next, "till-2", "done");
-  await tab.says(".event", "50%");
-  await tab.says(".event .scroll", "till-1");
-  expect(await tab.text(".event .scroll tbody")).not.toContain("till-2");
-  await tab.go(`/orders/event/${event!.id}`);
-  await tab.says(".event", "100%");
+    // An event that is open moves with its devices' receipts.
+    const next = await push(url, "orders", 2);
+    await tab.go(`/orders/event/${next}`);
+    await tab.says(".event", "0%");
+    await give(url, "orders", next, "till-2", "done");
+    await tab.says(".event", "50%");
+    await tab.says(".event .scroll", "till-1");
+    expect(await tab.text(".event .scroll tbody")).not.toContain("till-2");
+    await tab.go(`/orders/event/${event!.id}`);
+    await tab.says(".event", "100%");
 
-  // What the export brings is what the service exports.
-  const folder = temporary();
-  await tab.view.cdp("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder });
-  await tab.read(
-    `[...document.querySelectorAll("button")].find(({ textContent }) => textContent === "Export as CSV").click()`,
-  );
-  const exported = await ask(`${url}/events/orders/${event!.id}/receipts`, { headers: { Accept: "text/csv" } });
-  const file = join(folder, `orders-${event!.id}.csv`);
-  const saved = (): Promise<string> =>
-    Bun.file(file)
-      .text()
-      .catch(() => "nothing");
-  let text = "";
-  await until(
-    async () => (text = await saved()) === exported.text,
-    () => `the export in a file, which holds ${JSON.stringify(text)}`,
-  );
+    // What the export brings is what the service exports.
+    const folder = temporary();
+    await tab.view.cdp("Browser.setDownloadBehavior", { behavior: "allow", downloadPath: folder });
+    await tab.read(
+      `[...document.querySelectorAll("button")].find(({ textContent }) => textContent === "Export as CSV").click()`,
+    );
+    const exported = await ask(`${url}/events/orders/${event!.id}/receipts`, { headers: { Accept: "text/csv" } });
+    const file = join(folder, `orders-${event!.id}.csv`);
+    const saved = (): Promise<string> =>
+      Bun.file(file)
+        .text()
+        .catch(() => "nothing");
+    let text = "";
+    await until(
+      async () => (text = await saved()) === exported.text,
+      () => `the export in a file, which holds ${JSON.stringify(text)}`,
+    );
 
-  expect(await tab.strangers(url)).toEqual([]);
-  expect(tab.complaints).toEqual([]);
-});
+    expect(await tab.strangers(url)).toEqual([]);
+    expect(tab.complaints).toEqual([]);
+  },
+);
 
-browserTest("when the service is killed the console says so, and goes on when it is back", async () => {
+browserTest("when the service is killed the console says so, and continues when it is back", async () => {
   const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
   const first = await spawn(env);
   await push(first.url, "orders", 1, "?to=till-1");
@@ -150,7 +153,7 @@ async function fill(url: string, devices: readonly string[], events: number): Pr
   return ids;
 }
 
-browserTest("1,000 devices × 200 events: it asks for what it shows, draws what it shows, and scrolls", async () => {
+browserTest("1,000 devices × 200 events: it reads and draws only what is visible, and scrolls", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   const devices = Array.from({ length: 1_000 }, (_, n) => `label-${String(n).padStart(4, "0")}`);
@@ -218,7 +221,7 @@ browserTest("1,000 devices × 200 events: it asks for what it shows, draws what 
   expect(tab.complaints).toEqual([]);
 });
 
-browserTest("new events come in above, and who looks further down goes on looking at the same ones", async () => {
+browserTest("new events are inserted above, and the visible ones stay in place after scrolling", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   await ask(`${pere.url}/devices/orders/till-1`, { method: "PUT" });
@@ -245,48 +248,45 @@ browserTest("new events come in above, and who looks further down goes on lookin
   expect(tab.complaints).toEqual([]);
 });
 
-browserTest(
-  "a token is asked for, pasted, and kept in this page's memory alone; the link of the start leads here",
-  async () => {
-    await using cleanup = new AsyncDisposableStack();
-    const pere = cleanup.adopt(await startWith(), (service) => service.stop());
-    const token = await issueToken(
-      { secret: SECRET, now: Date.now },
-      { sub: "office", push: ["shop.*"], feed: [], days: 1 },
-    );
-    const bearer = { Authorization: `Bearer ${token}` };
-    await ask(`${pere.url}/push/shop.1?to=a`, { body: "1", headers: bearer });
-    using tab = new Tab();
-    await tab.view.navigate(pere.url);
-    await tab.view.cdp("Network.clearBrowserCookies");
-    await tab.view.navigate("about:blank");
-    await tab.view.navigate(`${pere.url}/#/shop.1`);
-    await tab.says("main", "A token is required");
-    await tab.click("input[type=password]");
-    await tab.view.type("not a token");
-    await tab.click("main button");
-    await tab.says("main em", "not a signed JWT");
-    await tab.read("document.querySelector('input[type=password]').select()");
-    await tab.view.type(token);
-    await tab.click("main button");
-    await tab.state("live");
-    await tab.says("header.title", "1 event");
-    const left = "JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])";
-    expect(await tab.read<string>(left)).toBe(JSON.stringify([{}, {}, "", `${pere.url}/#/shop.1`]));
-    await tab.go("/other");
-    await tab.says("main em", "no right to push on other");
-    await tab.go("/shop.1");
-    await tab.view.reload();
-    await tab.says("main", "A token is required");
+browserTest("a token is asked for, pasted, and kept only in the page's memory; the printed link works", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await startWith(), (service) => service.stop());
+  const token = await issueToken(
+    { secret: SECRET, now: Date.now },
+    { sub: "office", push: ["shop.*"], feed: [], days: 1 },
+  );
+  const bearer = { Authorization: `Bearer ${token}` };
+  await ask(`${pere.url}/push/shop.1?to=a`, { body: "1", headers: bearer });
+  using tab = new Tab();
+  await tab.view.navigate(pere.url);
+  await tab.view.cdp("Network.clearBrowserCookies");
+  await tab.view.navigate("about:blank");
+  await tab.view.navigate(`${pere.url}/#/shop.1`);
+  await tab.says("main", "A token is required");
+  await tab.click("input[type=password]");
+  await tab.view.type("not a token");
+  await tab.click("main button");
+  await tab.says("main em", "not a signed JWT");
+  await tab.read("document.querySelector('input[type=password]').select()");
+  await tab.view.type(token);
+  await tab.click("main button");
+  await tab.state("live");
+  await tab.says("header.title", "1 event");
+  const left = "JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])";
+  expect(await tab.read<string>(left)).toBe(JSON.stringify([{}, {}, "", `${pere.url}/#/shop.1`]));
+  await tab.go("/other");
+  await tab.says("main em", "no right to push on other");
+  await tab.go("/shop.1");
+  await tab.view.reload();
+  await tab.says("main", "A token is required");
 
-    const own = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
-    await tab.view.navigate(own.url + (await own.link())!);
-    await tab.state("live");
-    expect(await tab.read<string>("location.pathname + location.search")).toBe("/");
-  },
-);
+  const own = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
+  await tab.view.navigate(own.url + (await own.link())!);
+  await tab.state("live");
+  expect(await tab.read<string>("location.pathname + location.search")).toBe("/");
+});
 
-browserTest("a channel that the overview has no room for has its board all the same", async () => {
+browserTest("a channel beyond the overview's limit has a board too", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   for (let n = 0; n < 201; n++) await push(pere.url, `a-${n}`, n, "?to=nobody");

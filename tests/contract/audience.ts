@@ -10,7 +10,7 @@ export function audienceContract(ground: Ground): void {
   const { append, enrol, give, devicesOf, pendingOf } = ground;
 
   describe("the audience", () => {
-    test("is whoever was enrolled at the push", async () => {
+    test("is the devices enrolled at the push", async () => {
       await enrol("till", "kiosk");
       expect((await append("a")).addressed).toBe(2);
       await enrol("late");
@@ -20,7 +20,7 @@ export function audienceContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("of an event pushed before anybody came is nobody", async () => {
+    test("of an event pushed before any enrolment is empty", async () => {
       expect((await append("a")).addressed).toBe(0);
       await enrol("till");
       expect(await rowsOf(ground.store, "orders", 1)).toEqual([]);
@@ -28,7 +28,7 @@ export function audienceContract(ground: Ground): void {
       expect(await pendingOf("till")).toBe(0);
     });
 
-    test("is who was named in `to`, enrolled or not, and nobody else", async () => {
+    test("is the devices named in `to`, enrolled or not, and no others", async () => {
       await enrol("till", "kiosk");
       expect((await append("a", { to: ["till", "stranger"] })).addressed).toBe(2);
       expect((await reads.events(ground.store, "orders", 0, 1)).map((event) => sorted(event).to)).toEqual([
@@ -45,7 +45,7 @@ export function audienceContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("named before it enrolled owes what was addressed to it", async () => {
+    test("a device named before its enrolment owes that event", async () => {
       await append("for all");
       await append("for it", { to: ["truck"] });
       const joined = await ground.store.join("orders", "truck", T);
@@ -74,7 +74,7 @@ export function audienceContract(ground: Ground): void {
       for (const event of [1, 2]) expect((await tallyOf(ground.store, "orders", event))!.addressed).toBe(2);
     });
 
-    test("follows from the order of the calls when they are made in one turn", async () => {
+    test("follows the order of calls made in one turn", async () => {
       const calls = [
         append("nobody"),
         ground.store.enrol("orders", "till", T),
@@ -96,7 +96,7 @@ export function joinContract(ground: Ground): void {
   const { append, enrol, give } = ground;
 
   describe("join", () => {
-    test("enrols whom it does not know, after what was pushed", async () => {
+    test("enrols an unknown device, after what was pushed", async () => {
       await append("before");
       expect(await ground.store.join("orders", "till", T)).toEqual({
         ...(await ground.store.heads("orders"))!,
@@ -108,7 +108,7 @@ export function joinContract(ground: Ground): void {
       expect(await ground.store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 1 });
     });
 
-    test("says up to where nothing is owed, also where answers came out of order", async () => {
+    test("returns up to where nothing is owed, also if receipts arrived out of order", async () => {
       await enrol("till");
       for (const data of ["a", "b", "c", "d"]) await append(data);
       const settled = async (): Promise<number> => (await ground.store.join("orders", "till", T)).settled;
@@ -128,7 +128,7 @@ export function joinContract(ground: Ground): void {
       expect(await settled()).toBe(5);
     });
 
-    test("is not needed to have the device's answers: settled() has the final ones", async () => {
+    test("is not needed for the device's final receipts: settled() has them", async () => {
       await enrol("till", "kiosk");
       for (const data of ["a", "b", "c", "d"]) await append(data);
       await give(1, "till", "done");
@@ -147,7 +147,7 @@ export function devicesContract(ground: Ground): void {
   const { append, enrol, give, devicesOf, pendingOf } = ground;
 
   describe("devices", () => {
-    test("come by name, a page at a time, each with what it owes", async () => {
+    test("are listed by name, page by page, each with what it owes", async () => {
       await enrol("b", "a", "c", "A");
       await append("a");
       await enrol("d");
@@ -170,7 +170,7 @@ export function devicesContract(ground: Ground): void {
       for (const limit of [1, 2, 5, 100]) expect(await read(limit)).toEqual(expected);
     });
 
-    test("owe the same whether or not they have joined since", async () => {
+    test("owe the same whether or not they have joined since then", async () => {
       await enrol("till");
       for (const data of ["a", "b", "c"]) await append(data);
       await append("d", { to: ["till"] });
@@ -186,7 +186,7 @@ export function devicesContract(ground: Ground): void {
       expect(await pendingOf("till")).toBe(0);
     });
 
-    test("show when they were enrolled and last seen; a stranger's sign of life is nothing", async () => {
+    test("show when they were enrolled and last seen; a sign of life of an unknown device is ignored", async () => {
       await ground.store.enrol("orders", "till", T);
       await ground.store.join("orders", "kiosk", T + 1);
       await ground.store.seen(

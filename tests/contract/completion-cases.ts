@@ -12,7 +12,7 @@ const shifted = (id: string, by: number): string => id.replace(/\d+$/, (seq) => 
 
 export function completionCases(name: string, open: Open): void {
   describe(`${name}: that an event is complete`, () => {
-    test("is told on an event stream right after the receipt that made it so, with an id of its own", async () => {
+    test("is sent on an event stream right after the last receipt, with its own id", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const stream = await listen(`${fleet.here.url}/feedback/c`);
@@ -46,7 +46,7 @@ export function completionCases(name: string, open: Open): void {
       stream.close();
     });
 
-    test("is told on a socket, and beside the events of a long-poll; a receipt that completes nothing brings none", async () => {
+    test("is sent on a socket, and beside the events of a long-poll; a receipt that completes nothing causes none", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const url = `${fleet.here.url}/feedback/c`;
@@ -69,7 +69,7 @@ export function completionCases(name: string, open: Open): void {
       socket.close();
     });
 
-    test("is told to who resumes before it, and not again to who resumes after it", async () => {
+    test("is sent to readers that resume before it, and not again to those that resume after it", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const id = await fleet.push("c");
@@ -90,7 +90,7 @@ export function completionCases(name: string, open: Open): void {
       for (const stream of [before, after]) stream.close();
     });
 
-    test("is told to who was cut off between the last receipt and it, on every transport and on a feed of several channels", async () => {
+    test("is sent to readers that were cut off between the last receipt and it, on every transport and on feeds of several channels", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const id = await fleet.push("c");
@@ -132,7 +132,7 @@ export function completionCases(name: string, open: Open): void {
       for (const each of [socket, socketAgain]) each.socket.close();
     });
 
-    test("has an entry of its own when the last device that owed a word was retired, with an id to resume after", async () => {
+    test("has its own entry if the last device that owed a receipt was retired, with an id to resume after", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const url = `${fleet.here.url}/feedback/c`;
@@ -168,7 +168,7 @@ export function completionCases(name: string, open: Open): void {
 }
 
 export function tallyCases(name: string, open: Open): void {
-  test(`${name}: the states of the addressed devices add up to them at all times, whatever happens (SEED=${seed})`, async () => {
+  test(`${name}: the tally always adds up to the number of addressed devices (SEED=${seed})`, async () => {
     await using fleet = await open();
     const random = chance(seed);
     const pick = <Item>(items: readonly Item[]): Item => items[Math.floor(random() * items.length)]!;

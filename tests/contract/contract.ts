@@ -53,7 +53,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
 export function modelContract(ground: Ground): void {
   const { histories, open } = ground;
 
-  test("does what an obviously right model does, whatever is asked of it", async () => {
+  test("behaves like a naive model, call by call", async () => {
     await fc.assert(
       fc.asyncProperty(HISTORY, async (history) => {
         const fresh = await open();

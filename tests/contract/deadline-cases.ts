@@ -22,7 +22,7 @@ export function deadlineCases(name: string, open: Open): void {
       stream.close();
     });
 
-    test("makes missing whoever owes a final word when it passes, once, and nobody else", async () => {
+    test("records as missing the devices that owe a final receipt when it passes, once, and no others", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "done", "failed", "received", "retired", "silent", "working");
       const id = await fleet.push("c", "?deadline=10");
@@ -44,7 +44,7 @@ export function deadlineCases(name: string, open: Open): void {
       expect([receipts, complete]).toEqual([{ ...NOBODY, done: 1, failed: 1, missing: 3 }, false]);
     });
 
-    test("that has not passed makes nobody missing", async () => {
+    test("that has not passed records nothing", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       await fleet.push("c", "?deadline=10");
@@ -57,7 +57,7 @@ export function deadlineCases(name: string, open: Open): void {
       await until(async () => (await fleet.missing("c")).length === 1);
     });
 
-    test("is told on an event stream, on a socket and to a long-poll, each device with an id of its own", async () => {
+    test("is reported on an event stream, on a socket and to a long-poll, each device with its own id", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const url = `${fleet.here.url}/feedback/c`;
@@ -77,7 +77,7 @@ export function deadlineCases(name: string, open: Open): void {
       socket.socket.close();
     });
 
-    test("that passed makes a later final word late; other words say nothing new", async () => {
+    test("that passed makes a later final receipt late; other receipts are duplicates", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b", "c");
       const id = await fleet.push("c", "?deadline=10");
@@ -122,7 +122,7 @@ export function deadlineCases(name: string, open: Open): void {
       ]);
     });
 
-    test("is not waited for until the next regular look where the clock runs on", async () => {
+    test("takes effect before the next regular check if the clock moves on", async () => {
       await using fleet = await open({ now: Date.now });
       /** How long after its deadline an event's device is missing. */
       const lateMs = async (): Promise<number> => {
@@ -161,7 +161,7 @@ export function deadlineCases(name: string, open: Open): void {
       await until(async () => (await fleet.missing("c")).length === 3);
     });
 
-    test("of an event to a thousand devices makes each of them missing once, and of each of many events", async () => {
+    test("of an event to a thousand devices records each of them once, also for many events", async () => {
       await using fleet = await open();
       const devices = Array.from({ length: 1_000 }, (_, n) => `d${n}`);
       const body = "1\n2\n3\n";
@@ -180,7 +180,7 @@ export function deadlineCases(name: string, open: Open): void {
       stream.close();
     });
 
-    test("and a time between reminders must be a time, and within bounds", async () => {
+    test("and a reminder interval must be numbers within bounds", async () => {
       await using fleet = await open();
       for (const query of [
         "deadline=0",

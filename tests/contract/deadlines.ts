@@ -32,7 +32,7 @@ export function deadlineContract(ground: Ground): void {
       ({ event, device, status: "missing", detail, at, deviceAt: null, late: false, completes: null }) as const;
     const EXPIRED = '{"reason":"expired"}';
 
-    test("that passes makes missing who owes a final word, once: in the log, in the rows and in the tally", async () => {
+    test("that passes records devices that owe a final receipt as missing, once: in the log, the rows and the tally", async () => {
       await enrol("silent", "working", "done", "failed");
       const { epoch } = await append("a", { deadline: 10 });
       await ground.store.record(
@@ -71,7 +71,7 @@ export function deadlineContract(ground: Ground): void {
       expect(told).toEqual(await reads.receipts(ground.store, "orders", 0, 10));
     });
 
-    test("asks for a word of whom the event was addressed to: not who came later, not who left, but a stranger in `to`", async () => {
+    test("applies to the devices the event was addressed to: not later or retired ones, but also an unknown one in `to`", async () => {
       await enrol("till", "gone");
       await append("for all", { deadline: 1 });
       await append("for some", { deadline: 1, to: ["stranger", "gone"] });
@@ -94,7 +94,7 @@ export function deadlineContract(ground: Ground): void {
       expect(await missing()).toEqual([entryOf(1, "till", T + 5 * SECOND)]);
     });
 
-    test("that has passed leaves room for a final word, which is late; anything less says nothing new", async () => {
+    test("that has passed still allows a late final receipt; any other receipt is a duplicate", async () => {
       await enrol("till", "kiosk", "truck");
       const { epoch } = await append("a", { deadline: 1 });
       await give(1, "kiosk", "working");
@@ -129,7 +129,7 @@ export function deadlineContract(ground: Ground): void {
       expect(await missing(4)).toEqual([]);
     });
 
-    test("that has passed does not settle what is owed, nor does it count as a sign that a device was told of a loss", async () => {
+    test("that has passed does not settle what is owed, and does not count as a receipt after a loss", async () => {
       await enrol("till");
       await append("lost");
       await append("a", { deadline: 1 });
@@ -143,7 +143,7 @@ export function deadlineContract(ground: Ground): void {
       expect(await ground.store.join("orders", "till", T + SECOND)).toMatchObject({ lostSeq: 2 });
     });
 
-    test("is told before it passes, the next one of all channels; none, when none is ahead", async () => {
+    test("returns the next deadline of all channels; null if none is ahead", async () => {
       await enrol("till");
       await ground.store.enrol("others", "till", T);
       expect(await ground.store.recordMissing(T)).toBeNull();
@@ -167,7 +167,7 @@ export function deadlineContract(ground: Ground): void {
       ]);
     });
 
-    test("of 3,000 devices is dealt with in slices, each device once, while words and pushes come between", async () => {
+    test("of 3,000 devices is processed in slices, each device once, with receipts and pushes in between", async () => {
       const names = namesOf(3_000);
       await Promise.all(names.map((device) => ground.store.enrol("orders", device, T)));
       await append("a", { deadline: 1 });
@@ -190,7 +190,7 @@ export function deadlineContract(ground: Ground): void {
       expect(told.map(({ seq }) => seq)).toEqual(Array.from({ length: told.length }, (_, n) => n + 1));
     });
 
-    test("is not waited for when retention drops the event: who owes it is missing before, with the reason", async () => {
+    test("is not awaited if retention drops the event: devices that owe it are recorded as missing before, with the reason", async () => {
       await enrol("till", "kiosk");
       await append("goes early", { deadline: 10 });
       await append("passed unnoticed", { deadline: 1, to: ["till"] });
@@ -212,7 +212,7 @@ export function deadlineContract(ground: Ground): void {
       expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
     });
 
-    test("holds from the moment it passes, looked at or not: a word after it finds its device missing, once, and is late", async () => {
+    test("takes effect when it passes, processed or not: a receipt after it is late, and its device was missing once", async () => {
       await enrol("kiosk", "till", "truck");
       const { epoch } = await append("a", { deadline: 1 });
       await append("without");
@@ -258,7 +258,7 @@ export function deadlineContract(ground: Ground): void {
       ]);
     });
 
-    test("that has passed unnoticed makes a device that leaves missing before it leaves", async () => {
+    test("that has passed but was not processed records a retired device as missing before its retirement", async () => {
       await enrol("kiosk", "till");
       await append("for all", { deadline: 1 });
       await append("for one", { deadline: 5, to: ["till"] });
@@ -276,7 +276,7 @@ export function deadlineContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("of 1,200 devices is told once of each, where words come before, between and after its slices", async () => {
+    test("of 1,200 devices is recorded once for each, with receipts before, between and after its slices", async () => {
       const names = namesOf(1_200);
       await Promise.all(names.map((device) => ground.store.enrol("orders", device, T)));
       const { epoch } = await append("a", { deadline: 1 });
@@ -296,7 +296,7 @@ export function deadlineContract(ground: Ground): void {
       expect(entries.at(-1)).toMatchObject({ status: "pending", completes: { done: 1_200, failed: 0 } });
     });
 
-    test("finds nobody missing who answers in the same moment", async () => {
+    test("records no device as missing that answers at the same moment", async () => {
       await enrol("kiosk", "till");
       const { epoch } = await append("answered", { deadline: 1 });
       await Promise.all([

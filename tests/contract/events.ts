@@ -33,7 +33,7 @@ export function positionsContract(ground: Ground): void {
       ]);
     });
 
-    test("have an epoch, one a channel, that all answers agree on", async () => {
+    test("have one epoch per channel, the same in all answers", async () => {
       const { epoch } = await append("a");
       const other = await ground.store.append("others", [draft("a")], T);
       expect(epoch).toMatch(/^[0-9a-z]{1,16}$/);
@@ -48,14 +48,14 @@ export function positionsContract(ground: Ground): void {
       ]);
     });
 
-    test("of one channel are no business of another's", async () => {
+    test("of one channel are independent of another's", async () => {
       await append("a");
       const other = await ground.store.append("others", [draft("b")], T);
       expect(other.first).toBe(1);
       expect((await reads.events(ground.store, "orders", 0, 10)).length).toBe(1);
     });
 
-    test("have no holes when many calls are made in one turn, and come in the order of the calls", async () => {
+    test("have no gaps when many calls are made in one turn, and follow the order of the calls", async () => {
       const answers = await Promise.all(Array.from({ length: 50 }, (_, n) => append(n)));
       expect(answers.map(({ first }) => first)).toEqual(Array.from({ length: 50 }, (_, n) => n + 1));
       expect((await reads.events(ground.store, "orders", 0, 100)).map(({ data }) => data)).toEqual(
@@ -68,8 +68,8 @@ export function positionsContract(ground: Ground): void {
 export function numberedReadsContract(ground: Ground): void {
   const { append, enrol, give } = ground;
 
-  describe("what is read by its number", () => {
-    test("is read of the life of the log that is asked for, and of no other", async () => {
+  describe("reading by number", () => {
+    test("returns entries of the requested epoch only", async () => {
       await enrol("till");
       const { epoch } = await append("a", { remind: 1 });
       await give(1, "till", "done");
@@ -92,7 +92,7 @@ export function numberedReadsContract(ground: Ground): void {
 
 export function channelContract(ground: Ground): void {
   describe("a channel", () => {
-    test("is made by its first use, and by no reading", async () => {
+    test("is created by its first use, and by no read", async () => {
       expect(await ground.store.heads("orders")).toBeNull();
       expect(await reads.events(ground.store, "orders", 0, 10)).toEqual([]);
       expect(await reads.receipts(ground.store, "orders", 0, 10)).toEqual([]);
@@ -125,7 +125,7 @@ export function channelContract(ground: Ground): void {
       expect(await ground.store.heads("orders")).toEqual(extent);
     });
 
-    test("opened by many at once is made once", async () => {
+    test("used by many at once is created once", async () => {
       const epochs = await Promise.all(
         Array.from({ length: 10 }, async () => (await ground.store.open("orders")).epoch),
       );
@@ -156,7 +156,7 @@ export function eventContract(ground: Ground): void {
   const { append, enrol, give, pendingOf } = ground;
 
   describe("an event", () => {
-    test("keeps the publisher's bytes, its type and all its times", async () => {
+    test("keeps the publisher's bytes, its type and its times", async () => {
       const data = '{"b":1,"a":12345678901234567890,"a":-0,  "text":"ü\\u0000\\ud83d 😀 \'quoted\'"}';
       await ground.store.append(
         "orders",
@@ -177,7 +177,7 @@ export function eventContract(ground: Ground): void {
       ]);
     });
 
-    test("is read after a position, at most so many, at least one whatever its size", async () => {
+    test("is read after a position, up to a limit, at least one whatever its size", async () => {
       const big = "x".repeat(10_000);
       await ground.store.append(
         "orders",
@@ -199,7 +199,7 @@ export function eventContract(ground: Ground): void {
       expect(await seqs(10, 100)).toEqual([11]);
     });
 
-    test("past its expiry is still kept, but owed by nobody", async () => {
+    test("past its expiry is still kept, but no device owes it", async () => {
       await enrol("till");
       await append("soon gone", { ttl: 1 });
       await append("stays");

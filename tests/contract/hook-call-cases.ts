@@ -46,7 +46,7 @@ export function storedHookCases(name: string, makeWorld: () => World): void {
       expect((await ask(`${hookUrl(pere.url)}/retry`, { method: "POST" })).status).toBe(404);
     });
 
-    test("has a secret that is shown once, when it was made here, and never again", async () => {
+    test("shows a generated secret once, and never again", async () => {
       const pere = await begin(makeWorld());
       const made = (await put(pere.url, { url: "http://127.0.0.1:1/" })).body.secret as string;
       const own = makeSecret();
@@ -100,7 +100,7 @@ export function storedHookCases(name: string, makeWorld: () => World): void {
       expect(await list(pere.url)).toEqual([]);
     });
 
-    test("may call no private address, however it is written, unless the operator allowed it", async () => {
+    test("may not call a private address, however it is written, unless the operator allowed it", async () => {
       const pere = await begin(makeWorld(), {
         hooksAllowed: [],
         hookCall: { resolve: async (host) => (host === "inside.example" ? ["93.184.216.34", "10.0.0.1"] : []) },
@@ -126,7 +126,7 @@ export function storedHookCases(name: string, makeWorld: () => World): void {
       expect(await list(pere.url)).toEqual([]);
     });
 
-    test("is one of at most 16 of its channel", async () => {
+    test("is one of at most 16 per channel", async () => {
       const pere = await begin(makeWorld());
       for (let n = 0; n < 16; n++) expect((await put(pere.url, fine, `h${n}`)).status).toBe(201);
       const answer = await put(pere.url, fine, "h16");
@@ -142,7 +142,7 @@ export function storedHookCases(name: string, makeWorld: () => World): void {
 
 export function callCases(name: string, makeWorld: () => World): void {
   describe(`${name}: a call`, () => {
-    test("says what devices said, as the feed of receipts has it", async () => {
+    test("has the receipts as the feed of receipts has them", async () => {
       const clock = heldClock();
       const pere = await begin(makeWorld(), { now: clock.now });
       const receiver = new Receiver();
@@ -161,7 +161,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(call!.at).toBe(clock.at);
     });
 
-    test("holds at most 100 receipts, in order, and each comes once", async () => {
+    test("has at most 100 receipts, in order, and each is sent once", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver();
       await hook(pere.url, receiver);
@@ -173,7 +173,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(new Set(receiver.calls.map(({ id }) => id)).size).toBe(receiver.calls.length);
     });
 
-    test("is not larger for long details", async () => {
+    test("has a size limit for long details", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver();
       await hook(pere.url, receiver);
@@ -187,7 +187,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       for (const { text } of receiver.calls) expect(text.length).toBeLessThan(70_000);
     });
 
-    test("goes to every hook of the channel that asked for it, and to no other", async () => {
+    test("is made for every hook of the channel with that kind, and for no other", async () => {
       const pere = await begin(makeWorld());
       const [receipts, complete, missing, elsewhere] = [new Receiver(), new Receiver(), new Receiver(), new Receiver()];
       await hook(pere.url, receipts, { on: ["receipt"] }, "a");
@@ -209,7 +209,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(elsewhere.receipts).toEqual(["e done"]);
     });
 
-    test("is made for what comes after the hook was stored", async () => {
+    test("is made for receipts after the hook was stored", async () => {
       const pere = await begin(makeWorld());
       await receive(pere.url, ["before"]);
       const receiver = new Receiver();
@@ -232,7 +232,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(call!.body).toEqual({ type: "pere.complete", timestamp: expect.any(String), data: state });
     });
 
-    test("says so with what is left to say, when the event is no longer kept", async () => {
+    test("reports completion with the tally only, if the event is no longer kept", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver();
       await hook(pere.url, receiver, { on: ["complete"] });
@@ -247,7 +247,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(call!.body.data).toEqual({ event, channel: "c", at: timestamp, receipts, complete: true });
     });
 
-    test("says so too when the last who owed a word was retired, and calls that no receipt", async () => {
+    test("reports completion without a receipt if the last device that owed one was retired", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver();
       await hook(pere.url, receiver);
@@ -262,7 +262,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       expect(receiver.receipts).toEqual(["e working"]);
     });
 
-    test("names who is missing, at most 100 at once", async () => {
+    test("lists missing devices, at most 100 at once", async () => {
       const clock = heldClock();
       const pere = await begin(makeWorld(), { now: clock.now });
       const receiver = new Receiver();

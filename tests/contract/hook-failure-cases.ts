@@ -32,7 +32,7 @@ const WAITS = [5 * SECOND, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, 10 * HOU
 
 export function failingCallCases(name: string, makeWorld: () => World): void {
   describe(`${name}: a call that fails`, () => {
-    test("is made again by the schedule, the same each time, and then given up; it can be sent again", async () => {
+    test("is retried by the schedule, the same each time, and then given up; it can be retried by request", async () => {
       const clock = heldClock();
       const pere = await begin(makeWorld(), { now: clock.now, random: () => 0.5 });
       const receiver = new Receiver(failing);
@@ -80,7 +80,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       expect((await ask(`${hookUrl(pere.url)}/retry`, { method: "POST" })).body).toEqual({ retried: 0 });
     });
 
-    test("is not made before its time, which is give or take a tenth", async () => {
+    test("is not retried before its time, which varies by a tenth", async () => {
       const clock = heldClock();
       let chance = 0.999;
       const pere = await begin(makeWorld(), { now: clock.now, random: () => (chance = 0.999 - chance) });
@@ -106,7 +106,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       await until(async () => (await tries(1 - early)) === 2, "the second try of the other");
     });
 
-    test("holds up only itself", async () => {
+    test("delays only itself", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver((call) => (call.text.includes('"bad"') ? failing(call, 0) : well(call, 0)));
       const other = new Receiver();
@@ -120,7 +120,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       expect((await list(pere.url)).find((known) => known.name === "other")!.retrying).toEqual([]);
     });
 
-    test("is listed with what it was answered, or why there was no answer; a redirect is a failure, and not followed", async () => {
+    test("is listed with its answer, or why there was none; a redirect is a failure, and not followed", async () => {
       const pere = await begin(makeWorld(), { hookCall: { timeoutMs: 2_000 } });
       const target = new Receiver();
       const cases: [Receiver, number | null, string][] = [
@@ -143,7 +143,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       expect(target.calls).toEqual([]);
     });
 
-    test("counts as delivered when its answer is good and then drips without end", async () => {
+    test("counts as delivered if its status is 2xx and the body never ends", async () => {
       const pere = await begin(makeWorld(), { hookCall: { timeoutMs: 2_000 } });
       const receiver = new Receiver(
         () =>
@@ -162,7 +162,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       expect((await listed(pere.url)).retrying).toEqual([]);
     });
 
-    test("ends the hook when it is answered 410, until the hook is stored or retried; nothing is lost by it", async () => {
+    test("disables the hook if it is answered 410, until the hook is stored or retried; nothing is lost", async () => {
       const pere = await begin(makeWorld());
       const receiver = new Receiver(() => new Response("", { status: 410 }));
       const witness = new Receiver();
@@ -188,7 +188,7 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
       }
     });
 
-    test("is one of 100 that wait at most; the hook reads no further then, and loses nothing", async () => {
+    test("is one of at most 100 pending ones; then the hook stops reading, and loses nothing", async () => {
       // The clock stands: nothing is tried again before it is asked for.
       const pere = await begin(makeWorld(), { now: heldClock().now });
       const receiver = new Receiver(failing);

@@ -30,7 +30,7 @@ const end = async (service: Service): Promise<void> => {
 
 export function nothingLostCases(name: string, makeWorld: () => World): void {
   describe(`${name}: nothing is lost`, () => {
-    test("where a receiver is slow, and what comes meanwhile waits in the log", async () => {
+    test("if a receiver is slow, and new receipts wait in the log", async () => {
       const pere = await begin(makeWorld());
       const slow = door();
       const receiver = new Receiver(slow.behaviour);
@@ -43,7 +43,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
       expect(receiver.receipts).toEqual(said);
     });
 
-    test("where a receiver is slower than retention: what waits is in the log, not in memory, and the hook is told what went", async () => {
+    test("if a receiver is slower than retention: receipts wait in the log, not in memory, and the hook is told of the gap", async () => {
       const pere = await begin(makeWorld(), { limits: { keptEvents: 2, trimMs: 20 } });
       const slow = door();
       const receiver = new Receiver(slow.behaviour);
@@ -64,7 +64,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
       expect(receiver.receipts.length).toBeLessThan(6_000);
     });
 
-    test("where retention overtook the hook: it is told what it did not hear", async () => {
+    test("if retention overtook the hook: it is told of the gap", async () => {
       const pere = await begin(makeWorld(), { limits: { keptEvents: 2, trimMs: 20 } });
       const receiver = new Receiver(() => new Response("", { status: 410 }));
       await hook(pere.url, receiver, { on: ["receipt"] });
@@ -89,7 +89,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
       expect(receiver.receipts).toEqual(["c received", "d received"]);
     });
 
-    test("and nothing repeated where a service stops with a call in flight, and another goes on", async () => {
+    test("and nothing is repeated if a service stops with a call in flight, and another continues", async () => {
       const world = makeWorld();
       const first = await begin(world);
       const slow = door();
@@ -110,7 +110,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
       expect(receiver.calls).toHaveLength(3);
     });
 
-    test("where a service does not wait for a receiver that hangs: what it was called for is called for again", async () => {
+    test("if a service does not wait for a receiver that hangs: the call is repeated", async () => {
       const world = makeWorld();
       // Who waits for it is still waiting when this test's time is up.
       const first = await begin(world, { hookCall: { timeoutMs: 600_000 } });
@@ -125,7 +125,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
       expect(after).toMatchObject({ id: before!.id, text: before!.text });
     });
 
-    test("where a process is killed between receipts and calls", async () => {
+    test("if a process is killed between receipts and calls", async () => {
       const world = makeWorld();
       const env = { ...world.env, PERE_HOOKS_ALLOW: "127.0.0.0/8" };
       const spawned = async (): Promise<Process> => {
@@ -172,7 +172,7 @@ export function nothingLostCases(name: string, makeWorld: () => World): void {
 
 export function callInFlightCases(name: string, makeWorld: () => World): void {
   describe(`${name}: with a call in flight`, () => {
-    test("a hook that is stored anew goes on where that call leaves it, at its new place", async () => {
+    test("a hook that is stored again continues after that call, at its new URL", async () => {
       const pere = await begin(makeWorld());
       const slow = door();
       const [before, after] = [new Receiver(slow.behaviour), new Receiver()];
@@ -193,7 +193,7 @@ export function callInFlightCases(name: string, makeWorld: () => World): void {
       expect(before.calls).toHaveLength(1);
     });
 
-    test("a hook that is stored anew is not ended by what its old place answers", async () => {
+    test("a hook that is stored again is not disabled by an answer of its old URL", async () => {
       const pere = await begin(makeWorld(), { now: heldClock().now });
       const slow = door();
       const [before, after] = [new Receiver(slow.behaviour), new Receiver()];
@@ -208,7 +208,7 @@ export function callInFlightCases(name: string, makeWorld: () => World): void {
       await after.hear(["a received"]);
     });
 
-    test("a hook that is removed leaves nothing behind for the next of its name", async () => {
+    test("a removed hook leaves nothing behind for the next one of its name", async () => {
       const pere = await begin(makeWorld());
       const slow = door();
       const [before, after] = [new Receiver(slow.behaviour), new Receiver()];

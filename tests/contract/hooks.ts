@@ -31,7 +31,7 @@ export function hookContract(ground: Ground): void {
       ...more,
     });
 
-    test("starts at the end of the receipts log, with the secret that it came with or a fresh one", async () => {
+    test("starts at the end of the receipts log, with its own secret or a generated one", async () => {
       await enrol("till");
       await append("a");
       await give(1, "till", "received");
@@ -57,7 +57,7 @@ export function hookContract(ground: Ground): void {
       expect(first.cursor).toEqual({ epoch: (await ground.store.heads("new"))!.epoch, seq: 0 });
     });
 
-    test("put again goes on where it is, keeps its secret unless another comes, and is disabled no more", async () => {
+    test("stored again continues, keeps its secret unless a new one is given, and is enabled", async () => {
       await enrol("till");
       const { hook: made } = await put(hook("a", { secret: "one" }));
       await append("a");
@@ -80,7 +80,7 @@ export function hookContract(ground: Ground): void {
       expect(await ground.store.hooks("orders")).toEqual([changed.hook]);
     });
 
-    test("keeps the secrets that it had before, newest first and a few of them, until when each was its own", async () => {
+    test("keeps a few former secrets, newest first, each with the time until which it was current", async () => {
       await put(hook("a", { secret: "one" }));
       for (const [index, secret] of ["one", null, "two", "two", "three", "four", "five", "six"].entries())
         await put(hook("a", { secret }), "orders", T + index);
@@ -124,7 +124,7 @@ export function hookContract(ground: Ground): void {
       expect((await names(null)).sort()).toEqual(["an-other z", "orders A", "orders a", "orders b"]);
     });
 
-    test("is removed with its deliveries; another of that name is another", async () => {
+    test("is removed with its deliveries; a later hook of that name is a different one", async () => {
       const { hook: made } = await put(hook("a"));
       await put(hook("b"));
       for (const name of ["a", "b"]) await ground.store.progress("orders", name, 7, { keep: [delivery("d1")] });
@@ -151,7 +151,7 @@ export function hookContract(ground: Ground): void {
       expect(await ground.store.deliveries("orders", "a")).toEqual([delivery("d3")]);
     });
 
-    test("keeps its deliveries as they are, oldest first, until they are done", async () => {
+    test("keeps its deliveries, oldest first, until they are finished", async () => {
       await put(hook("a"));
       await put(hook("b"));
       const kept = [
@@ -170,7 +170,7 @@ export function hookContract(ground: Ground): void {
       expect(await ground.store.deliveries("orders", "a")).toEqual([]);
     });
 
-    test("moves by what its runner has done, and only by that of which it speaks", async () => {
+    test("is changed by its runner's results, and only the parts that they name", async () => {
       const { hook: made } = await put(hook("a"));
       const cursor = { ...made.cursor, seq: 5 };
       expect(await ground.store.progress("orders", "a", 1, { cursor })).toBe(true);
@@ -190,7 +190,7 @@ export function hookContract(ground: Ground): void {
       expect(await ground.store.deliveries("orders", "none")).toEqual([]);
     });
 
-    test("is not moved by a runner that another has followed; whoever is no runner has it look again", async () => {
+    test("is not changed by a replaced runner; a change by someone else makes the runner reload", async () => {
       const { hook: made } = await put(hook("a"));
       const at = (seq: number) => ({ ...made.cursor, seq });
       expect(await ground.store.progress("orders", "a", 3, { cursor: at(1), keep: [delivery("d1")] })).toBe(true);

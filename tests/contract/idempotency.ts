@@ -33,7 +33,7 @@ export function idempotencyKeyContract(ground: Ground): void {
       expect(ground.wakes.length).toBe(1);
     });
 
-    test("that an earlier version kept, with a digest of the body alone, is still known", async () => {
+    test("stored by an earlier version, with a digest of the body only, is still known", async () => {
       const now = (digest: string, subject = "") => ({ key: `${subject}k`, earlier: "k", digest });
       const first = await keep("a", { key: "k", digest: "one:body" });
       for (const given of [now("one:body?options"), now("one:body?others", "till/")])
@@ -42,7 +42,7 @@ export function idempotencyKeyContract(ground: Ground): void {
       expect(await codeOf(keep("b", now("one:else?options", "till/")))).toBe("refused");
     });
 
-    test("that this version kept for nobody in particular is no subject's", async () => {
+    test("stored by this version without a subject belongs to no subject", async () => {
       const first = await keep("a", { key: "k", digest: "one:body?" });
       const other = await keep("b", { key: "till/k", earlier: "k", digest: "one:body?" });
       expect(other).toMatchObject({ first: first.first + 1, replayed: false });
@@ -53,7 +53,7 @@ export function idempotencyKeyContract(ground: Ground): void {
       expect(await codeOf(keep("d", { key: "k", digest: "one:body?x" }))).toBe("refused");
     });
 
-    test("with another digest is refused, and nothing of that call is stored or told", async () => {
+    test("with another digest is refused, and nothing of that call is stored or announced", async () => {
       await ground.store.append("orders", [draft(1)], T, key("k"));
       const refused = ground.store.append("orders", [draft(2), draft(3)], T, key("k", "another"));
       const neighbour = append("neighbour");
@@ -70,7 +70,7 @@ export function idempotencyKeyContract(ground: Ground): void {
       expect((await ground.store.append("others", [draft(2)], T, key("k", "another"))).replayed).toBe(false);
     });
 
-    test("is forgotten after a day by the time passed in, trimmed or not", async () => {
+    test("is forgotten after a day by the given time, trimmed or not", async () => {
       await ground.store.append("orders", [draft(1)], T, key("k"));
       const before = await ground.store.append("orders", [draft(1)], T + KEY_MEMORY_MS - 1, key("k"));
       expect(before.replayed).toBe(true);

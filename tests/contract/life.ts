@@ -25,13 +25,13 @@ import { FOLLOWED, type Ground } from "./ground.ts";
 export function wakeContract(ground: Ground): void {
   const { heard, append, enrol, give } = ground;
 
-  describe("a wake", () => {
+  describe("a notification", () => {
     const told = (kind: Told["kind"], channel = "orders"): number[] =>
       ground.wakes
         .filter((wake) => wake.kind === kind && wake.channel === channel)
         .flatMap(({ entries }) => entries.map(({ seq }) => seq));
 
-    test("tells every entry once, in the order of its log, as it can be read", async () => {
+    test("has every entry once, in log order, as it can be read", async () => {
       await enrol("till");
       await Promise.all([append(1), ground.store.append("others", [draft(1)], T), append(2, { ttl: 5, to: ["till"] })]);
       const { epoch } = await ground.store.append("orders", [draft(3, { type: "t" }), draft(4)], T);
@@ -51,7 +51,7 @@ export function wakeContract(ground: Ground): void {
       expect(receipts).toEqual(await reads.receipts(ground.store, "orders", 0, 10));
     });
 
-    test("does not come for what stored nothing", async () => {
+    test("is not sent if nothing was stored", async () => {
       await enrol("till");
       const { epoch } = await append(1);
       await give(1, "till", "done");
@@ -65,13 +65,13 @@ export function wakeContract(ground: Ground): void {
       await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
       // Wakes come in order: what follows is the first to be told.
       await append("something");
-      await until(() => ground.wakes.length > 0, "a wake");
+      await until(() => ground.wakes.length > 0, "a notification");
       expect(ground.wakes.map(({ kind, entries }) => [kind, ...entries.map(({ seq }) => seq)])).toEqual([
         ["events", 2],
       ]);
     });
 
-    test("comes when what it tells is there to be read", async () => {
+    test("is sent when its entries can be read", async () => {
       const readings: Promise<boolean>[] = [];
       hear(ground.store, ({ kind, channel, entries }) => {
         const { seq } = entries.at(-1)!;
@@ -93,20 +93,20 @@ export function wakeContract(ground: Ground): void {
 export function lifeContract(ground: Ground): void {
   const { append, enrol, give, log, namesOf, devicesOf, keepsNothing } = ground;
 
-  describe("its life", () => {
-    test("says at any time what an operator can rely on", async () => {
+  describe("its life cycle", () => {
+    test("reports at any time what an operator can rely on", async () => {
       const ready = await ground.store.ready();
       expect(ready.store.length).toBeGreaterThan(0);
       expect(["fsync", "second", "memory"]).toContain(ready.durability);
     });
 
-    test("gives a lease to who asks, and again to who holds it", async () => {
+    test("grants a lease, and renews it for its holder", async () => {
       const number = await ground.store.lease("work", "me", 60_000);
       expect(number).toBeGreaterThan(0);
       expect(await ground.store.lease("work", "me", 60_000)).toBe(number);
     });
 
-    test("ends once what was asked of it is stored; after that every call is told that it is away", async () => {
+    test("closes once pending changes are stored; after that every call fails with away", async () => {
       const last = append("last");
       await Promise.all([ground.store.close(), ground.store.close()]);
       expect((await last).first).toBe(1);

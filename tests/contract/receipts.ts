@@ -12,7 +12,7 @@ export function receiptContract(ground: Ground): void {
   describe("a receipt", () => {
     const STATUSES = ["received", "working", "done", "failed"] as const;
 
-    test("counts only when it moves its device forward; done and failed are equal and final", async () => {
+    test("counts only if it advances its device; done and failed are equal and final", async () => {
       await enrol("till");
       let event = 0;
       for (const first of STATUSES)
@@ -32,7 +32,7 @@ export function receiptContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("is kept as it was given, in the row and in the log", async () => {
+    test("is stored unchanged, in the row and in the log", async () => {
       await enrol("till");
       const { epoch } = await append("a");
       const detail = '{"printed":true,"text":"ü \'x\'"}';
@@ -59,7 +59,7 @@ export function receiptContract(ground: Ground): void {
       ]);
     });
 
-    test("for an event that is not there is unknown: another epoch, ahead of the head, none at all", async () => {
+    test("for a nonexistent event is unknown: another epoch, beyond the head, no channel", async () => {
       await enrol("till");
       const { epoch } = await append("a");
       const verdicts = await ground.store.record(
@@ -76,7 +76,7 @@ export function receiptContract(ground: Ground): void {
       expect((await ground.store.heads("orders"))!.receipts.head).toBe(0);
     });
 
-    test("of many in one call each has its verdict, in order", async () => {
+    test("in a call with many has its own verdict, in order", async () => {
       await enrol("till", "kiosk");
       const { epoch } = await append("a");
       const verdicts = await ground.store.record(
@@ -111,7 +111,7 @@ export function receiptContract(ground: Ground): void {
       ]);
     });
 
-    test("given twice in one turn counts once", async () => {
+    test("sent twice in one turn counts once", async () => {
       await enrol("till");
       await append("a");
       const verdicts = await Promise.all([give(1, "till", "done"), give(1, "till", "failed")]);
@@ -119,7 +119,7 @@ export function receiptContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("with which every addressed device gave a final word is followed by an entry that says so, with the outcome; no other is", async () => {
+    test("that completes its event is followed by an entry that says so, with the outcome; no other is", async () => {
       await enrol("a", "b", "c");
       const { epoch } = await append("a");
       await append("to one", { to: ["stranger"] });
@@ -161,7 +161,7 @@ export function receiptContract(ground: Ground): void {
       );
     });
 
-    test("log is read after a position, at most so many", async () => {
+    test("log is read after a position, up to a limit", async () => {
       await enrol("till");
       const { epoch } = await ground.store.append(
         "orders",
@@ -186,7 +186,7 @@ export function rowsContract(ground: Ground): void {
   const { append, enrol } = ground;
 
   describe("rows", () => {
-    test("come by device name, a page at a time, of one state or of all", async () => {
+    test("are listed by device name, page by page, of one state or of all", async () => {
       const devices = ["b", "A", "a", "a:1", "a-1", "c", "~"];
       await enrol(...devices);
       const { epoch } = await append("a");
@@ -214,7 +214,7 @@ export function rowsContract(ground: Ground): void {
       expect(first.next).not.toBeNull();
     });
 
-    test("of a device that said nothing are empty but for its name", async () => {
+    test("of a device without receipts have only its name", async () => {
       await enrol("till");
       await append("a");
       expect(await rowsOf(ground.store, "orders", 1)).toEqual([
@@ -222,7 +222,7 @@ export function rowsContract(ground: Ground): void {
       ]);
     });
 
-    test("of an event that is not there are none", async () => {
+    test("of a nonexistent event are empty", async () => {
       await enrol("till");
       await append("a");
       for (const event of [0, 2]) expect(await rowsOf(ground.store, "orders", event)).toEqual([]);

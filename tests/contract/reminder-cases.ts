@@ -30,7 +30,7 @@ async function control(fleet: Fleet, channel: string, seconds: number) {
 
 export function reminderCases(name: string, open: Open): void {
   describe(`${name}: a reminder`, () => {
-    test("comes at each interval to a device that is connected and has said nothing, and to nobody else", async () => {
+    test("is sent at each interval to connected devices without a receipt, and to no others", async () => {
       await using fleet = await open();
       const names = ["silent", "received", "working", "done"];
       const streams = await Promise.all(names.map((device) => fleet.device("c", device)));
@@ -53,7 +53,7 @@ export function reminderCases(name: string, open: Open): void {
       for (const each of [...streams, anonymous, later, stream]) each.close();
     });
 
-    test("comes only when the interval is over, and once for several that have passed", async () => {
+    test("is sent only when the interval is over, and once if several have passed", async () => {
       await using fleet = await open();
       const stream = await fleet.device("c", "a");
       await fleet.push("c", "?remind=60", "slow");
@@ -70,7 +70,7 @@ export function reminderCases(name: string, open: Open): void {
       for (const each of [stream, quick]) each.close();
     });
 
-    test("has no id line, and leaves where its reader resumes as it was", async () => {
+    test("has no id line, and does not move the reader's position", async () => {
       await using fleet = await open();
       const source = new EventSource(`${fleet.there.url}/feed/c?device=a`);
       const came: { data: unknown; lastEventId: string }[] = [];
@@ -98,7 +98,7 @@ export function reminderCases(name: string, open: Open): void {
       resumed.close();
     });
 
-    test("comes on a socket as the event itself, and answers a long-poll that waits", async () => {
+    test("is sent on a socket like the event itself, and answers a waiting long-poll", async () => {
       await using fleet = await open();
       const { socket, messages } = await connect(`${fleet.there.url}/feed/c?device=a`);
       await fleet.enrol("c", "b");
@@ -140,7 +140,7 @@ export function reminderCases(name: string, open: Open): void {
       for (const each of [stream, back, other]) each.close();
     });
 
-    test("goes on after a restart, and by the same clock", async () => {
+    test("continues after a restart, on the same schedule", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const id = await fleet.push("c", "?remind=10", "it");
@@ -157,7 +157,7 @@ export function reminderCases(name: string, open: Open): void {
       for (const each of [stream, other]) each.close();
     });
 
-    test("comes also when the clock went back, an interval later at most", async () => {
+    test("is sent also if the clock was set back, at most an interval later", async () => {
       await using fleet = await open();
       const stream = await fleet.device("c", "a");
       await fleet.push("c", "?remind=10");
@@ -176,7 +176,7 @@ export function reminderCases(name: string, open: Open): void {
       for (const each of [stream, other]) each.close();
     });
 
-    test("of one of many channels on a feed leaves the places in all of them", async () => {
+    test("of one of many channels on a feed moves no position", async () => {
       await using fleet = await open();
       const stream = await fleet.device("c,d", "a");
       await fleet.push("c", "?remind=10", "in c");
@@ -197,7 +197,7 @@ export function reminderCases(name: string, open: Open): void {
       again.close();
     });
 
-    test("comes on every feed of a device", async () => {
+    test("is sent on every feed of a device", async () => {
       await using fleet = await open();
       const streams = [await fleet.device("c", "a"), await fleet.device("c", "a"), await fleet.device("c,d", "a")];
       await fleet.push("c", "?remind=10", "it");
@@ -210,7 +210,7 @@ export function reminderCases(name: string, open: Open): void {
       }
     });
 
-    test("of many events at once lets others have their turn", async () => {
+    test("of many events at once does not block other work", async () => {
       await using fleet = await open();
       let turn = 0;
       let given = 0;
@@ -238,7 +238,7 @@ export function reminderCases(name: string, open: Open): void {
       feed.stop();
     });
 
-    test("does not go to a reader that is behind", async () => {
+    test("is not sent to a reader that is behind", async () => {
       await using fleet = await open();
       const told: string[] = [];
       const wire: Wire = {

@@ -11,7 +11,7 @@ export function remindersContract(ground: Ground): void {
   describe("reminders", () => {
     const remindersOf = async (now: number) => [...(await ground.store.reminders("orders", now))].sort(bySeq);
 
-    test("are what is to be sent again, until it expires, its deadline passes or it is no longer kept", async () => {
+    test("are listed until their event expires, its deadline passes or it is no longer kept", async () => {
       await enrol("till");
       await append("without", { deadline: 5 });
       await append("for ever", { remind: 60 });
@@ -34,7 +34,7 @@ export function remindersContract(ground: Ground): void {
       expect(await remindersOf(T)).toEqual(both);
     });
 
-    test("are for who is silent: of these devices those that an event is addressed to and that gave no word at all", async () => {
+    test("are for addressed devices that sent no receipt", async () => {
       await enrol("a", "b", "c", "d", "e");
       await append("a", { remind: 1 });
       await append("b", { remind: 1 });
@@ -59,7 +59,7 @@ export function remindersContract(ground: Ground): void {
       expect(await silent(4, ["a"])).toEqual([]);
     });
 
-    test("are not for a device that was retired and is back, also where the event names it and it said something then", async () => {
+    test("are not for a device that was retired and enrolled again, even if the event names it and it had sent a receipt", async () => {
       await enrol("a", "b");
       await append("to all", { remind: 1 });
       await append("to some", { remind: 1, to: ["a", "b"] });

@@ -18,13 +18,13 @@ export function retentionContract(ground: Ground): void {
       expect((await append(6)).first).toBe(6);
     });
 
-    test("by age keeps what was pushed at that moment or after it", async () => {
+    test("by age keeps what was pushed at that moment or later", async () => {
       for (let n = 1; n <= 4; n++) await append(n, {}, T + n);
       await trimAll(ground.store, "orders", { count: 100, before: T + 3 }, T + 4);
       expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([3, 4]);
     });
 
-    test("may drop everything; positions go on", async () => {
+    test("may drop everything; positions continue", async () => {
       for (let n = 1; n <= 3; n++) await append(n);
       await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
       expect((await ground.store.heads("orders"))!.events).toEqual({ head: 3, floor: 3 });
@@ -60,7 +60,7 @@ export function retentionContract(ground: Ground): void {
       expect((await rowsOf(ground.store, "orders", 3)).map(({ status }) => status)).toEqual(["done"]);
     });
 
-    test("keeps the receipts of kept events, whatever went before them in the log", async () => {
+    test("keeps the receipts of kept events, whatever was dropped before them in the log", async () => {
       await enrol("till");
       await append(1);
       await append(2);
@@ -73,7 +73,7 @@ export function retentionContract(ground: Ground): void {
       expect(await reads.receipts(ground.store, "orders", 0, 10)).toEqual([]);
     });
 
-    test("is done in slices, and pushes go between them", async () => {
+    test("runs in slices, with pushes in between", async () => {
       await enrol("till", "kiosk");
       for (let batch = 0; batch < 5; batch++) {
         const { epoch, first } = await ground.store.append(
@@ -110,7 +110,7 @@ export function retentionContract(ground: Ground): void {
       ).toBe(true);
     });
 
-    test("remembers for each device the newest it lost unanswered, until a receipt follows a join", async () => {
+    test("remembers for each device the newest event that it lost unanswered, until a receipt follows a join", async () => {
       await enrol("owes", "answered", "gone");
       for (let n = 1; n <= 3; n++) await append(n);
       for (const event of [1, 2]) await give(event, "answered", "done");
@@ -139,7 +139,7 @@ export function retentionContract(ground: Ground): void {
       expect(await lost("owes")).toBe(4);
     });
 
-    test("loses nothing that had expired, or that was not addressed to the device", async () => {
+    test("does not count expired events, or events for other devices, as lost", async () => {
       await enrol("till");
       await append("short", { ttl: 1 });
       await append("other's", { to: ["kiosk"] });
@@ -148,7 +148,7 @@ export function retentionContract(ground: Ground): void {
       expect((await ground.store.join("orders", "till", T + 2 * SECOND)).lostSeq).toBe(0);
     });
 
-    test("loses what was addressed to the device by name", async () => {
+    test("counts events that name the device as lost", async () => {
       await enrol("till", "kiosk");
       await append("its own", { to: ["till"] });
       await append("kept");
@@ -157,7 +157,7 @@ export function retentionContract(ground: Ground): void {
       expect((await ground.store.join("orders", "kiosk", T)).lostSeq).toBe(0);
     });
 
-    test("loses nothing that the device answers in the same moment", async () => {
+    test("does not count an event as lost that the device answers at the same moment", async () => {
       await enrol("kiosk", "till");
       const { epoch } = await append("answered");
       await append("kept");

@@ -11,7 +11,7 @@ export function retiringContract(ground: Ground): void {
   const { heard, append, enrol, give, log, devicesOf, pendingOf } = ground;
 
   describe("retiring a device", () => {
-    test("releases what it owes and keeps its final words", async () => {
+    test("releases what it owes and keeps its final receipts", async () => {
       await enrol("till", "kiosk");
       for (const data of ["done", "working", "pending"]) await append(data);
       await append("named", { to: ["till"] });
@@ -34,7 +34,7 @@ export function retiringContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("does not bring back what was released when it enrols again", async () => {
+    test("does not restore what was released if it enrols again", async () => {
       await enrol("till");
       await append("first life, done");
       await append("first life, owed");
@@ -56,7 +56,7 @@ export function retiringContract(ground: Ground): void {
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
-    test("that completes events has an entry for each in the log, with the device's name and no word of it", async () => {
+    test("that completes events adds an entry for each to the log, with the device's name and without a receipt", async () => {
       await enrol("till", "kiosk");
       for (const data of ["kiosk is done", "till is done", "both owe", "till alone"])
         await append(data, data === "till alone" ? { to: ["till"], deadline: 1 } : {});
@@ -115,7 +115,7 @@ export function retirementContract(ground: Ground): void {
   const { append, enrol, devicesOf } = ground;
 
   describe("a retirement", () => {
-    test("is told to who follows the channel's events, once it is done, and only where there was one", async () => {
+    test("is announced to followers of the channel's events once it is stored, and only if the device was enrolled", async () => {
       const told: (readonly [string, string] | number)[] = [];
       ground.store.watch((wake) => {
         if (wake.kind === "retired") told.push([wake.channel, wake.device]);
@@ -132,7 +132,7 @@ export function retirementContract(ground: Ground): void {
       expect(told).toEqual([1, ["orders", "till"], ["orders", "kiosk"], 2, ["others", "till"]]);
     });
 
-    test("is there to be read when it is told", async () => {
+    test("can be read when it is announced", async () => {
       const readings: Promise<number>[] = [];
       ground.store.watch(({ kind }) => {
         if (kind === "retired") readings.push(devicesOf("orders").then(({ length }) => length));

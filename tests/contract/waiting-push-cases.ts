@@ -32,7 +32,7 @@ function pushAlone(url: string, path: string): Promise<Answer["body"]> {
 
 export function waitingPushCases(name: string, open: Open): void {
   describe(`${name}: a push that waits`, () => {
-    test("is answered when every addressed device has given a final receipt, however that came in", async () => {
+    test("is answered when every addressed device has sent a final receipt, by any transport", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "by-http", "by-form", "by-socket");
       const { socket, messages } = await connect(`${fleet.there.url}/feed/c?device=by-socket`);
@@ -55,7 +55,7 @@ export function waitingPushCases(name: string, open: Open): void {
       socket.close();
     });
 
-    test("is answered when the time is up, with what there is until then", async () => {
+    test("is answered when the time is up, with the current tally", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b", "silent");
       const from = performance.now();
@@ -70,7 +70,7 @@ export function waitingPushCases(name: string, open: Open): void {
       await until(() => Bun.deepEquals(fleet.here.engine.held, EMPTY));
     });
 
-    test("no seconds is answered at once, with the tally as it is", async () => {
+    test("of zero seconds is answered at once, with the current tally", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const { body, headers } = await fleet.wait("c", "wait=0");
@@ -78,7 +78,7 @@ export function waitingPushCases(name: string, open: Open): void {
       expect([body.complete, body.receipts]).toEqual([false, { ...NOBODY, pending: 1 }]);
     });
 
-    test("for nobody is answered at once: it is complete", async () => {
+    test("for no device is answered at once: it is complete", async () => {
       await using fleet = await open();
       const { body } = await fleet.wait("c", "wait=120");
       expect([body.audience.addressed, body.complete, body.receipts]).toEqual([0, true, NOBODY]);
@@ -91,14 +91,14 @@ export function waitingPushCases(name: string, open: Open): void {
       "wait = 0; x=1",
       'x="wait=7, wait=no", wait=0',
       "wait=0, wait=9",
-    ])("is asked for by %s as well", async (prefer) => {
+    ])("is also requested by %s", async (prefer) => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const { status, body, headers } = await fleet.wait("c", prefer);
       expect([status, body.complete, headers.get("preference-applied")]).toEqual([201, false, "wait"]);
     });
 
-    test("is not asked for by other preferences, which are left alone", async () => {
+    test("is not requested by other preferences, which are ignored", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       for (const headers of [{}, { Prefer: 'respond-async, handling=lenient, waiting=5, x="wait=5"' }]) {
@@ -108,7 +108,7 @@ export function waitingPushCases(name: string, open: Open): void {
       }
     });
 
-    test("too long, or for what is no time, is refused and stores nothing", async () => {
+    test("with an invalid or too long time is refused and stores nothing", async () => {
       await using fleet = await open();
       for (const prefer of ["wait=121", "wait=120.5", "wait=-1", "wait=1e1"])
         expect(`${prefer} ${(await fleet.wait("c", prefer)).status}`).toBe(`${prefer} 422`);
@@ -117,7 +117,7 @@ export function waitingPushCases(name: string, open: Open): void {
       expect((await ask(`${fleet.here.url}/events/c`)).status).toBe(404);
     });
 
-    test("is answered when the last device that owes a word is retired", async () => {
+    test("is answered when the last device that owes a receipt is retired", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a", "b");
       const answer = fleet.wait("c", "wait=60");
@@ -128,7 +128,7 @@ export function waitingPushCases(name: string, open: Open): void {
       expect((await answer).body).toMatchObject({ complete: true, receipts: { ...NOBODY, done: 1 } });
     });
 
-    test("is not answered by a deadline, but by the late words after it", async () => {
+    test("is not answered by a deadline, but by the late receipts after it", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const answer = fleet.wait("c", "wait=60", { query: "?deadline=5" });
@@ -164,7 +164,7 @@ export function waitingPushCases(name: string, open: Open): void {
       );
     });
 
-    test("again, by its key, waits for the first time's events, also where some are complete already", async () => {
+    test("repeated with its key waits for the first call's events, also if some are complete already", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const keyed = { body: "1\n2\n", type: "application/x-ndjson", headers: { "Idempotency-Key": "k" } };
@@ -182,7 +182,7 @@ export function waitingPushCases(name: string, open: Open): void {
       }
     });
 
-    test("and whose publisher hangs up, at any moment, leaves nothing behind", async () => {
+    test("whose publisher disconnects at any moment leaves nothing behind", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       const hangingUp = Array.from({ length: 60 }, async (_, n) => {
@@ -224,7 +224,7 @@ export function waitingPushCases(name: string, open: Open): void {
       expect((await ask(`${url}/events/d`)).body.events).toHaveLength(1);
     });
 
-    test("costs one cursor a channel: a thousand on one channel are all answered by their receipts", async () => {
+    test("costs one cursor per channel: a thousand on one channel are all answered by their receipts", async () => {
       await using fleet = await open();
       const answers = Array.from({ length: 1_000 }, () => pushAlone(fleet.here.url, "/push/c?to=a"));
       const events = await until(async () => {
@@ -258,7 +258,7 @@ export function waitingPushCases(name: string, open: Open): void {
       await until(() => Bun.deepEquals(fleet.here.engine.held, EMPTY));
     });
 
-    test("is answered by receipts, when the time is up or the service drains, also where there are as many feeds as may be", async () => {
+    test("is answered by receipts, at its timeout or by a drain, also at the maximum number of feeds", async () => {
       await using fleet = await open({ limits: { feeds: 0 } });
       await fleet.enrol("c", "a");
       const pushed = (count: number) =>
@@ -279,7 +279,7 @@ export function waitingPushCases(name: string, open: Open): void {
       await stopped;
     });
 
-    test("is one of so many that wait; one more is stored and answered at once, without an outcome", async () => {
+    test("beyond the maximum number is stored and answered at once, without an outcome", async () => {
       await using fleet = await open();
       await fleet.enrol("c", "a");
       // By its key a push waits for the first time's events: a thousand, two hundred times.
@@ -302,7 +302,7 @@ export function waitingPushCases(name: string, open: Open): void {
       await stopped;
     });
 
-    test("is answered with what there is when the service drains, also where it comes at the last moment", async () => {
+    test("is answered with the current tally when the service drains, also if it arrives at the last moment", async () => {
       const draining = Array.from({ length: 12 }, async (_, turns) => {
         await using fleet = await open();
         await fleet.enrol("c", "a");
