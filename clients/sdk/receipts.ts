@@ -49,7 +49,7 @@ export interface Receipts extends AsyncIterableIterator<ReceiptMessage> {
   readonly ready: Promise<void>;
   /** The position after the last receipt that was read, for the option `since` of a later call. */
   readonly position: string;
-  /** The last error; null once all is well again. */
+  /** The last error; null when there is none any more. */
   readonly error: string | null;
 }
 

@@ -27,7 +27,7 @@ export interface Status {
   /** When the service was last heard from. */
   readonly heardAt: number | null;
   readonly retryAt: number | null;
-  /** The last error; null once all is well again. */
+  /** The last error; null when there is none any more. */
   readonly error: string | null;
 }
 
