@@ -1,23 +1,12 @@
 /**
  * GET /feed: how a feed ends, by each of its three transports.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { EventSource } from "eventsource";
-import type { Service } from "../index.ts";
+import { feed, feedService, fresh, pere } from "./support/feed-service.ts";
 import { ask, connect, listen, push, start, until } from "./support/harness.ts";
 
-let pere: Service;
-
-beforeAll(async () => void (pere = await start()));
-
-afterAll(() => pere.stop());
-
-let count = 0;
-
-/** A channel that no other test uses. */
-const fresh = (): string => `feed-${++count}`;
-
-const feed = (channel: string, query = ""): string => `${pere.url}/feed/${channel}${query}`;
+feedService();
 
 describe("how a feed ends", () => {
   test("an event stream is renewed after its time, with pere.bye and a short retry, and nothing is lost between", async () => {

@@ -1,28 +1,14 @@
 /**
  * GET /feed by long-poll and by WebSocket, and what a request for a feed may say.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import { connect as dial } from "node:net";
 import { WebSocket as NodeWebSocket } from "ws";
 import { RING_ENTRIES_MAX } from "../engine/feeds/log.ts";
-import type { Service } from "../index.ts";
-import { ask, connect, listen, push, start, until } from "./support/harness.ts";
+import { feed, feedService, fresh, pere, poll } from "./support/feed-service.ts";
+import { ask, connect, listen, push, until } from "./support/harness.ts";
 
-let pere: Service;
-
-beforeAll(async () => void (pere = await start()));
-
-afterAll(() => pere.stop());
-
-let count = 0;
-
-/** A channel that no other test uses. */
-const fresh = (): string => `feed-${++count}`;
-
-const feed = (channel: string, query = ""): string => `${pere.url}/feed/${channel}${query}`;
-
-const poll = (channel: string, query = "", headers = {}) =>
-  ask(feed(channel, query), { headers: { Accept: "application/json", ...headers } });
+feedService();
 
 const seqs = (ids: readonly (string | undefined)[]): number[] => ids.map((id) => Number(id!.split("-")[1]));
 

@@ -1,25 +1,11 @@
 /**
  * GET /feed: where a feed starts, what it carries, and several channels on one feed.
  */
-import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import type { Service } from "../index.ts";
+import { describe, expect, test } from "bun:test";
+import { feed, feedService, fresh, pere, poll } from "./support/feed-service.ts";
 import { ask, connect, give, listen, push, start, until } from "./support/harness.ts";
 
-let pere: Service;
-
-beforeAll(async () => void (pere = await start()));
-
-afterAll(() => pere.stop());
-
-let count = 0;
-
-/** A channel that no other test uses. */
-const fresh = (): string => `feed-${++count}`;
-
-const feed = (channel: string, query = ""): string => `${pere.url}/feed/${channel}${query}`;
-
-const poll = (channel: string, query = "", headers = {}) =>
-  ask(feed(channel, query), { headers: { Accept: "application/json", ...headers } });
+feedService();
 
 describe("where a feed starts", () => {
   test("an anonymous feed starts now", async () => {
