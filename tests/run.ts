@@ -74,8 +74,16 @@ await installPrograms();
 count((await run([bun, "fmt", "--no-script", "--check", "."])).code === 0);
 count((await run([bun, "check", "--no-script"])).code === 0);
 
-// Two files at a time, each in a process of its own: most tests wait for something to happen.
-const tests = await run([bun, "test", "--parallel=2", "--timeout", "30000", ...process.argv.slice(2)]);
+/**
+ * Files at a time. Most tests wait for something to happen, so there are more of them than cores; but not many, since a test has services, browsers and
+ * servers of its own.
+ */
+const AT_ONCE = Math.min(2 * navigator.hardwareConcurrency, 8);
+
+// The slowest files begin first, so that none of them is left alone at the end. `bun run test --update-timings` measures all of them again.
+const timings = `--timings=${import.meta.dir}/timings.json`;
+const flags = [`--parallel=${AT_ONCE}`, timings, "--timeout", "30000"];
+const tests = await run([bun, "test", ...flags, ...process.argv.slice(2)]);
 const figure = (word: string): number => Number(new RegExp(`^\\s*(\\d+) ${word}$`, "m").exec(tests.said)?.[1] ?? 0);
 passed += figure("pass");
 failed += Math.max(figure("fail"), tests.code === 0 ? 0 : 1);
