@@ -5,12 +5,15 @@
  *   publish(url, channel, data, options)                 pushes an event; repeated until the service answers, stored once
  *   receipts({ url, channel })                           what the devices answer, as it arrives
  *
- * The network may cut, stall or delay any connection, and a proxy or a portal may answer in place of the service. A feed is therefore followed from its
- * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
- * arrives. A receipt stays in the outbox until the service has answered for it.
+ * To read it, start with model.ts and service-client.ts (requests). feed.ts follows a feed: event-stream.ts, websocket.ts, watchdog.ts and messages.ts are
+ * its parts. listen.ts is a device: outbox.ts, event-queue.ts, device-state.ts, status.ts and tabs.ts are its parts. publish.ts and receipts.ts are the
+ * publisher.
  *
- * Each field of an answer is checked before it is believed. The SDK never runs `onEvent` for an event that is finished, never drops a receipt on its own
- * account, sends `failed` only where `onEvent` threw, and contacts no address but `url`.
+ * The network may cut, stall or delay any connection, and a proxy or a login page may answer in place of the service. A feed is therefore followed from its
+ * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
+ * arrives. A receipt stays in the outbox until the service has answered it.
+ *
+ * Each field of an answer is checked before it is believed. The SDK never runs `onEvent` for an event that is finished, never drops a receipt that the service has not answered, sends `failed` only where `onEvent` threw, and contacts no address but `url`.
  *
  * The oldest supported browsers are Safari 15.4, Chrome 94 and Firefox 100. Features that they lack are not used, or are optional.
  */
