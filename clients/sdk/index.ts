@@ -13,7 +13,8 @@
  * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
  * arrives. A receipt stays in the outbox until the service has answered it.
  *
- * Each field of an answer is checked before it is believed. The SDK never runs `onEvent` for an event that is finished, never drops a receipt that the service has not answered, sends `failed` only where `onEvent` threw, and contacts no address but `url`.
+ * Each field of an answer is checked before it is believed. The SDK never runs `onEvent` for an event that is finished, never drops a receipt that the
+ * service has not answered, sends `failed` only when `onEvent` threw, and contacts no address but `url`.
  *
  * The oldest supported browsers are Safari 15.4, Chrome 94 and Firefox 100. Features that they lack are not used, or are optional.
  */

@@ -13,7 +13,10 @@ const MEMBERS = {
   feedback: { texts: ["id", "channel", "at", "event", "device", "status"], value: "detail" },
 } as const;
 
-/** An event or a receipt, with the text of its `data` or `detail`. @param text the JSON that `value` was parsed from @throws BlockedError when PERE sends no such entry */
+/**
+ * Checks an event or a receipt. @param text the JSON that `value` was parsed from @returns it with the text of its `data` or `detail`
+ * @throws BlockedError when PERE sends no such entry
+ */
 export function entryOf(log: Log, text: string, value: unknown, channels: readonly string[]): Record<string, unknown> {
   const { texts, value: member } = MEMBERS[log];
   if (!isObject(value) || !texts.every((name) => isText(value[name]))) throw notFromPere();
