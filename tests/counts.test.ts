@@ -5,7 +5,7 @@ import { expect, test } from "bun:test";
 import { Counters, Distribution } from "../engine/counters.ts";
 import { ask, give, listen, push, start, until } from "./support/harness.ts";
 
-test("each push, delivery and word is counted once, and how long the word took", async () => {
+test("each push, delivery and receipt is counted once, with the receipt's latency", async () => {
   let now = Date.now();
   const service = await start({ now: () => now, counts: new Counters(["vip"]) });
   const { url, engine } = service;
@@ -44,14 +44,14 @@ test("each push, delivery and word is counted once, and how long the word took",
   expect(engine.counts.byes).toEqual({ drain: 3, renew: 0, expired: 0, busy: 0 });
 });
 
-test("a value at a bound belongs to that bound, one beyond all bounds to the last place", () => {
+test("a value at a bound belongs to its bucket, one beyond all bounds to the last", () => {
   const spread = new Distribution([1, 2, 4]);
   for (const value of [0, 1, 1.5, 4, 5]) spread.note(value);
   expect(spread.counts).toEqual([2, 1, 1, 1]);
   expect(spread).toMatchObject({ sum: 11.5, count: 5 });
 });
 
-test("a latency that is no longer remembered is not counted, and none is ever another event's", () => {
+test("a latency whose push was forgotten is not counted, and none is attributed to another event", () => {
   const counts = new Counters();
   counts.pushed("one", 1, 1, 1_000);
   counts.recorded(counts.rest, "done", { epoch: "other", seq: 1 }, 5_000);

@@ -42,7 +42,7 @@ async function damaged(words: string): Promise<Process> {
   return service;
 }
 
-test("what is on it is answered with an incident on all transports and to all readers, and the rest goes on", async () => {
+test("data on it is answered with an incident on all transports and to all readers, and everything else continues", async () => {
   const service = await damaged("zz");
   const { url } = service;
   const log = logOf(service);
@@ -83,7 +83,7 @@ test("what is on it is answered with an incident on all transports and to all re
   expect(new Set(told.map(({ error }) => error)).size).toBe(told.length);
 });
 
-test("a device that owes what is on it is told at each return, and is served again when it need not be read", async () => {
+test("a device that owes an event on it is told at each reconnect, and is served again when that event need not be read", async () => {
   const { url } = await damaged("zz");
   for (const wait of [0, 5]) {
     const answer = await ask(`${url}/feed/orders?device=till&wait=${wait}`, {

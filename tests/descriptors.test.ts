@@ -65,8 +65,8 @@ async function fill(url: string): Promise<number> {
   }
 }
 
-describe("where a process may have few files and connections", () => {
-  test("feeds are told to come later on all transports, and their connections are closed; everything else is answered", async () => {
+describe("in a process that may open few files and connections", () => {
+  test("feeds are told to reconnect later on all transports, and their connections are closed; everything else is answered", async () => {
     const service = await spawn();
     const { url } = service;
     const log = logOf(service);
@@ -100,7 +100,7 @@ describe("where a process may have few files and connections", () => {
     expect(told()).toHaveLength(1);
   });
 
-  test("a hundred feeds at once leave it idle, and healthy", async () => {
+  test("after a hundred feeds at once it is idle and healthy", async () => {
     const service = await spawn();
     const readers = Array.from({ length: 100 }, (_, n) => follow(service.url, `device-${n}`));
     await until(
@@ -120,7 +120,7 @@ describe("where a process may have few files and connections", () => {
     }, "a process that rests");
   });
 
-  test("a hook's name that can't be looked up for want of a descriptor is no unknown name", async () => {
+  test("a hook's host that can't be resolved for lack of a descriptor is not an unknown host", async () => {
     const script = `
       const { descriptors } = await import(${JSON.stringify(join(import.meta.dir, "../engine/descriptors.ts"))});
       const { checkHookUrl } = await import(${JSON.stringify(join(import.meta.dir, "../engine/hooks/call.ts"))});
@@ -139,7 +139,7 @@ describe("where a process may have few files and connections", () => {
   });
 });
 
-test("the limit is the system's, and what is kept for others is counted from it", () => {
+test("the limit is the system's, and the reserve is computed from it", () => {
   const lowest = openSync("/dev/null", "r");
   closeSync(lowest);
   expect(new Descriptors(lowest + 17).short).toBeFalse();

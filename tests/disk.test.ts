@@ -19,7 +19,7 @@ const isPossible = mount(folder) && unmount(folder);
 const skipped = isPossible || process.env.CI === "true" ? "" : ": a small disk can't be mounted here";
 
 test.skipIf(skipped !== "")(
-  `a backup to a full disk says whose disk is full, and leaves nothing there${skipped}`,
+  `a backup to a full disk says which disk is full, and leaves nothing behind${skipped}`,
   async () => {
     const db = join(temporary(), "pere.db");
     const service = await spawn({ PERE_DB: db });
@@ -41,7 +41,7 @@ test.skipIf(skipped !== "")(
 );
 
 test.skipIf(skipped !== "")(
-  `on a full disk pushes and receipts get 507, feeds and reading go on, and with space all goes on without a restart${skipped}`,
+  `on a full disk pushes and receipts get 507, feeds and reads continue, and with free space everything recovers without a restart${skipped}`,
   async () => {
     expect(mount(folder)).toBeTrue();
     const ballast = join(folder, "ballast");
@@ -139,7 +139,7 @@ test.skipIf(skipped !== "")(
 );
 
 test.skipIf(skipped !== "")(
-  `a service that was killed on a full disk starts there: it serves what it has, and takes changes when there is space again${skipped}`,
+  `a service that was killed on a full disk starts there: it serves what it has, and accepts changes when there is space again${skipped}`,
   async () => {
     expect(mount(folder)).toBeTrue();
     const env = { PERE_DB: join(folder, "pere.db") };
@@ -194,7 +194,7 @@ test.skipIf(skipped !== "")(
 );
 
 test.skipIf(skipped !== "")(
-  `a service that was stopped starts on a full disk, too, and says that nobody else can read its file until the next start${skipped}`,
+  `a service that was stopped starts on a full disk too, and says that no other program can read its file until the next start${skipped}`,
   async () => {
     expect(mount(folder)).toBeTrue();
     const db = join(folder, "pere.db");
@@ -232,7 +232,7 @@ test.skipIf(skipped !== "")(
   },
 );
 
-test("a limit on the size of files is a full disk as well: 507, feeds and reading go on, and nothing that was acknowledged is lost", async () => {
+test("a file size limit acts like a full disk: 507, feeds and reads continue, and nothing acknowledged is lost", async () => {
   const db = join(temporary(), "pere.db");
   const service = await spawn({ PERE_DB: db }, ["/bin/sh", "-c", 'ulimit -f 12000; exec "$@"', "sh"]);
   const { url } = service;

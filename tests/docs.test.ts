@@ -99,7 +99,7 @@ describe("a document", () => {
   });
 });
 
-describe("code in a document can be read", () => {
+describe("code in a document is valid", () => {
   test("JSON, YAML and units", async () => {
     for (const document of DOCUMENTS)
       for (const { language, text, line } of await codeOf(document)) {
@@ -127,7 +127,7 @@ for node in ast.walk(ast.parse(sys.stdin.read())):
       }
   });
 
-  test("shell commands are a shell's", async () => {
+  test("shell commands have valid syntax", async () => {
     for (const document of DOCUMENTS)
       for (const { language, text } of await codeOf(document)) {
         if (language !== "sh") continue;
@@ -141,7 +141,7 @@ for node in ast.walk(ast.parse(sys.stdin.read())):
   });
 });
 
-describe("console blocks print what is shown", () => {
+describe("console blocks print the shown output", () => {
   /** Runs a document's console blocks, in order; frames in `text` blocks come on the stream that was opened last. */
   async function walk(document: string, { url }: Service, replace: (text: string) => string = (text) => text) {
     const ids: Ids = new Map();
@@ -192,7 +192,7 @@ describe("console blocks print what is shown", () => {
     expect((await walk("docs/recipes/escalate-alarm.md", also(await start()))).steps).toBe(1);
   });
 
-  test("docs/hooks.md, whose receiver is called with a signature that the reference verifier takes", async () => {
+  test("docs/hooks.md, whose receiver is called with a signature that the reference verifier accepts", async () => {
     const calls: { headers: Record<string, string>; text: string }[] = [];
     const receiver = Bun.serve({
       hostname: "127.0.0.1",
@@ -298,7 +298,7 @@ describe("shell blocks run", () => {
     expect(await runAll("README.md", null)).toEqual(["bun run index.ts"]);
   });
 
-  test("docs/access.md: the token that is made lets a listener in", async () => {
+  test("docs/access.md: a listener connects with the issued token", async () => {
     const service = also(await startWith());
     const ran = runAll("docs/access.md", null, (text) => text.replace("http://shop.example:4567", service.url));
     expect(await ran).toHaveLength(2);
@@ -395,7 +395,7 @@ describe("shell blocks run", () => {
     expect(await ran).toHaveLength(2);
   });
 
-  test("no document's shell blocks are left out", async () => {
+  test("the shell blocks of all documents are run", async () => {
     const here = await Bun.file(import.meta.path).text();
     // Recipes' commands run in `recipes.test.ts`.
     for (const document of DOCUMENTS) {

@@ -50,7 +50,7 @@ async function nginx(service: Service, lines: string): Promise<string> {
 }
 const UPGRADE = "proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade;";
 
-test("finds nothing at a service itself, and leaves nothing behind", async () => {
+test("finds no fault at a service without a proxy, and leaves nothing behind", async () => {
   const { url } = await also(start());
   const { code, said } = await doctor(url, "", 1);
   expect(said).toContain("Nothing is wrong between here and there.");
@@ -70,8 +70,8 @@ test("finds nothing at a service itself, and leaves nothing behind", async () =>
   expect((await ask(`${url}/devices/pere-doctor`)).body.devices).toEqual([]);
 });
 
-describe("before the service", () => {
-  nginxTest("nginx that collects answers is found", async () => {
+describe("in front of the service", () => {
+  nginxTest("an nginx that buffers is found", async () => {
     // As it comes, nginx speaks HTTP/1.0 behind itself, and then passes on full buffers only.
     const url = await nginx(await also(start()), "proxy_ignore_headers X-Accel-Buffering;");
     const { code, said } = await doctor(url);
@@ -80,7 +80,7 @@ describe("before the service", () => {
     expect(code).toBe(1);
   });
 
-  nginxTest("nginx that packs event streams is found", async () => {
+  nginxTest("an nginx that compresses event streams is found", async () => {
     const packing = "gzip on; gzip_proxied any; gzip_types text/event-stream; gzip_min_length 0;";
     const url = await nginx(await also(start()), `${UPGRADE} ${packing} proxy_ignore_headers X-Accel-Buffering;`);
     const { code, said } = await doctor(url);
@@ -93,7 +93,7 @@ describe("before the service", () => {
     expect(saidThen).toContain("gzip off");
   });
 
-  nginxTest("nginx that cuts off what is quiet is found", async () => {
+  nginxTest("an nginx that closes quiet connections is found", async () => {
     const url = await nginx(await also(start()), `${UPGRADE} proxy_read_timeout 1s;`);
     const { code, said } = await doctor(url, "", 4);
     expect(said).toMatch(/fail {2}a quiet event stream is closed after \d s/);
@@ -103,7 +103,7 @@ describe("before the service", () => {
     expect(code).toBe(1);
   });
 
-  nginxTest("nginx that passes no WebSockets is found", async () => {
+  nginxTest("an nginx without WebSockets is found", async () => {
     const url = await nginx(await also(start()), "proxy_http_version 1.1;");
     const { code, said } = await doctor(url);
     expect(said).toContain("fail  no WebSocket opens");
@@ -113,7 +113,7 @@ describe("before the service", () => {
 });
 
 describe("of the service itself", () => {
-  test("a clock that is wrong is found", async () => {
+  test("a wrong clock is found", async () => {
     const { url } = await also(start({ now: () => Date.now() + 60_000 }));
     const { code, said } = await doctor(url);
     expect(said).toMatch(/fail {2}the service's clock and this machine's differ by (60000|59\d\d\d) ms/);
@@ -121,7 +121,7 @@ describe("of the service itself", () => {
   });
 
   test.skipIf(noRedis !== null)(
-    `a Redis that promises less than it could is found${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
+    `a Redis with weak durability is found${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
     async () => {
       const redis = await also(startRedis({ appendonly: "yes", appendfsync: "everysec" }));
       const { url } = await also(startOn(redis.url));
@@ -132,7 +132,7 @@ describe("of the service itself", () => {
     },
   );
 
-  test("a token that is missing, ended, worth too little or none at all is found, and never repeated", async () => {
+  test("a missing, expired, insufficient or invalid token is found, and never repeated", async () => {
     const { url } = await also(startWith());
     const token = async (...args: string[]): Promise<string> =>
       (await command(["token", ...args], { PERE_JWT_SECRET: SECRET })).stdout.trim();
@@ -162,7 +162,7 @@ describe("of the service itself", () => {
     expect(code).toBe(0);
   });
 
-  test("an address where nothing is, and one where something else is, are found", async () => {
+  test("an address without a service, and one with something else, are found", async () => {
     const other = Bun.serve({ port: 0, hostname: "127.0.0.1", fetch: () => new Response("a shop") });
     for (const url of [`http://127.0.0.1:${lastingPort()}`, `http://127.0.0.1:${other.port}`]) {
       const { code, said } = await doctor(url);
@@ -178,7 +178,7 @@ describe("of the service itself", () => {
     for (const option of ["--seconds N", "--channel NAME", "PERE_TOKEN"]) expect(stdout).toContain(option);
   });
 
-  test("wrong arguments are said in one line", async () => {
+  test("wrong arguments are reported in one line", async () => {
     for (const args of [
       [],
       ["x"],
@@ -216,7 +216,7 @@ describe("the proxies of docs/deployment.md", () => {
     return { service, token: (await command(args, { PERE_JWT_SECRET: SECRET })).stdout.trim() };
   }
 
-  nginxTest("nginx passes all the doctor's tests, and writes no token down", async () => {
+  nginxTest("nginx passes all checks, and logs no token", async () => {
     const { service, token } = await behind();
     const port = lastingPort();
     const log = join(temporary(), "access.log");
@@ -238,7 +238,7 @@ describe("the proxies of docs/deployment.md", () => {
     expect(written).not.toContain("secret");
   });
 
-  caddyTest("Caddy passes all the doctor's tests", async () => {
+  caddyTest("Caddy passes all checks", async () => {
     const { service, token } = await behind();
     const port = lastingPort();
     const changes = { "push.example.com": `http://127.0.0.1:${port}`, "127.0.0.1:4567": new URL(service.url).host };
@@ -252,7 +252,7 @@ describe("the proxies of docs/deployment.md", () => {
     await page.text();
   });
 
-  test("Traefik's is YAML that names what it should (Debian has no traefik to run it)", async () => {
+  test("Traefik's is valid YAML with the required fields (Debian has no traefik to run it)", async () => {
     const { http } = Bun.YAML.parse(await snippet("yaml")) as {
       http: {
         routers: { pere: { rule: string; service: string } };
@@ -266,7 +266,7 @@ describe("the proxies of docs/deployment.md", () => {
   });
 });
 
-test("health ends with 0 where the service lives, with 1 where it does not", async () => {
+test("health exits with 0 if the service is alive, with 1 if not", async () => {
   const PORT = String(lastingPort());
   const service = await spawn({ PERE_DB: ":memory:", PORT });
   for (const HOST of ["127.0.0.1", "0.0.0.0"]) expect((await command(["health"], { HOST, PORT })).code).toBe(0);

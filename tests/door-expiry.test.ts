@@ -23,7 +23,7 @@ describe("a feed ends with its token", () => {
   /** The wheel turns every 10 ms. */
   const QUICK = { beatMs: 150 };
 
-  test("on all three wires, not before, and does not open again", async () => {
+  test("on all three transports, not before, and does not reopen", async () => {
     let time = Date.now();
     const now = (): number => time;
     const pere = await start({}, { now, limits: QUICK });
@@ -63,7 +63,7 @@ describe("a feed ends with its token", () => {
     expect(await handshake(pere.url, "/feed/orders", headers)).toBe(401);
   });
 
-  test("also while it has much to say", async () => {
+  test("also while events are being sent", async () => {
     let time = Date.now();
     const now = (): number => time;
     const pere = await start({}, { now, limits: QUICK });
@@ -89,7 +89,7 @@ describe("a feed ends with its token", () => {
     expect(ownMs() - from).toBeLessThan(5_000);
   });
 
-  test("and not at once where that is in a month or in ten years: no timer is so long", async () => {
+  test("and not at once if exp is in a month or in ten years, beyond the longest timer", async () => {
     const pere = await start({}, { limits: QUICK });
     for (const days of [25, 30, 3_600]) {
       const text = await token({ feed: ["orders"], seconds: days * DAY_SECONDS });
@@ -101,7 +101,7 @@ describe("a feed ends with its token", () => {
     }
   });
 
-  test("and is not opened with one that has expired, though for a request it is taken 30 s longer", async () => {
+  test("and is not opened with an expired token, although requests accept it for 30 s longer", async () => {
     let time = Date.now();
     const now = (): number => time;
     const pere = await start({}, { now });
@@ -118,7 +118,7 @@ describe("a feed ends with its token", () => {
   });
 });
 
-describe("a fresh token on a socket", () => {
+describe("a new token on a socket", () => {
   /** A socket whose token has ten minutes, and a clock. */
   async function open(path = "/feed/orders", claims: Claims = { feed: ["orders"] }) {
     const clock = { time: Math.ceil(Date.now() / 1000) * 1000 };
@@ -148,7 +148,7 @@ describe("a fresh token on a socket", () => {
     return { ...feed, clock, fresh, give, isOpenAt, endsAt, begin };
   }
 
-  test("puts its end off", async () => {
+  test("extends it", async () => {
     const { give, fresh, isOpenAt, endsAt, begin, closed, messages } = await open();
     expect(await give(await fresh({ seconds: 1200 }))).toEqual({
       pere: "token",
@@ -160,14 +160,14 @@ describe("a fresh token on a socket", () => {
     expect(messages.at(-1)).toEqual({ pere: "bye", reason: "expired" });
   });
 
-  test("that ends sooner is gone by", async () => {
+  test("with an earlier exp shortens it", async () => {
     const { give, fresh, isOpenAt, endsAt } = await open();
     expect((await give(await fresh({ seconds: 60 }))).pere).toBe("token");
     await isOpenAt(59);
     await endsAt(60);
   });
 
-  test("of another device, with fewer rights, of another key, expired, or no token at all changes nothing", async () => {
+  test("for another device, with fewer rights, with another key, expired, or invalid changes nothing", async () => {
     const { give, fresh, isOpenAt, endsAt, begin } = await open();
     const past = begin - 610_000;
     for (const [text, words] of [
@@ -184,7 +184,7 @@ describe("a fresh token on a socket", () => {
     await endsAt(600);
   });
 
-  test("is taken on a receipts feed from anybody who may push there", async () => {
+  test("is accepted on a receipts feed from any bearer with the right push", async () => {
     const { give, fresh, isOpenAt, endsAt } = await open("/feedback/orders", { push: ["orders"] });
     expect((await give(await fresh({ push: [], feed: ["*"], seconds: 1200 }))).detail).toContain("no right to push");
     expect((await give(await fresh({ sub: "colleague", seconds: 1200 }))).pere).toBe("token");
@@ -192,12 +192,12 @@ describe("a fresh token on a socket", () => {
     await endsAt(1200);
   });
 
-  test("is needed on all of its channels", async () => {
+  test("needs the right on all of the feed's channels", async () => {
     const { give, fresh } = await open("/feed/a,b", { feed: ["a", "b"] });
     expect((await give(await fresh({ feed: ["a"] }))).detail).toContain("no right to feed on b");
   });
 
-  test("is answered where none is needed", async () => {
+  test("is answered even if none is required", async () => {
     const pere = await start({ access: "open" });
     const { socket, messages } = await connect(`${pere.url}/feed/orders?device=d`);
     socket.send(JSON.stringify({ pere: "token", token: GOOD }));

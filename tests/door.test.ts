@@ -62,7 +62,7 @@ const ROUTES: readonly (readonly [
 ];
 
 describe("a right", () => {
-  test("is asked for on every route, and the other right, another channel's, or another key's does not do", async () => {
+  test("is required on every route; the other right, another channel's or another key's is not enough", async () => {
     const pere = await start({ hooksAllowed: readRanges("127.0.0.0/8") });
     const all = await token({ sub: "boss", push: ["*"], feed: ["*"] });
     const id = (await ask(`${pere.url}/push/orders`, { body: 0, headers: bearer(all) })).body.id as string;
@@ -104,7 +104,7 @@ describe("a right", () => {
     expect((await ask(`${pere.url}/events/orders`, { headers: bearer(all) })).body.events).toHaveLength(2);
   });
 
-  test("is asked for by every operation that is described, save the two of the process and the two that are of all channels", async () => {
+  test("is required by every described operation, except the two probes and the two for all channels", async () => {
     const pere = await start();
     const { paths } = (await ask(`${pere.url}/swagger/json`)).body as { paths: Record<string, Record<string, object>> };
     const described = Object.entries(paths).flatMap(([path, item]) =>
@@ -119,14 +119,14 @@ describe("a right", () => {
     expect(left.toSorted()).toEqual(["get /channels", "get /health", "get /metrics", "get /ready"]);
   });
 
-  test("is not needed for the pages and for looking at the process", async () => {
+  test("is not needed for pages and probes", async () => {
     const pere = await start();
     const pages = ["/", "/weblistener.html", "/weblistener-worker.js", "/swagger"];
     for (const path of [...pages, "/swagger/json", "/asyncapi.json", "/health", "/ready"])
       expect(`${path} ${(await ask(pere.url + path)).status}`).toBe(`${path} 200`);
   });
 
-  test("is needed on each of a feed's channels", async () => {
+  test("is needed on each channel of a feed", async () => {
     const pere = await start();
     const some = bearer(await token({ push: ["a", "b"], feed: ["a", "b"] }));
     for (const log of ["feed", "feedback"])
@@ -142,7 +142,7 @@ describe("a right", () => {
       }
   });
 
-  test("to push decides which channels are listed, and no page names another one", async () => {
+  test("push decides which channels are listed, and no page contains another one", async () => {
     const pere = await start();
     const all = bearer(await token({ push: ["*"] }));
     for (const channel of ["a", "shop.1", "shop.2", "shops", "shop.3", "z"])
@@ -164,7 +164,7 @@ describe("a right", () => {
 });
 
 describe("a device is its token's sub", () => {
-  test("whatever the query and the header say, on all three wires", async () => {
+  test("whatever the query and the header say, on all three transports", async () => {
     const pere = await start();
     const headers = { ...bearer(GOOD), device: "other" };
     const path = "/feed/orders?device=other";
@@ -179,7 +179,7 @@ describe("a device is its token's sub", () => {
     expect((body.devices as { device: string }[]).map(({ device }) => device)).toEqual(["till-7"]);
   });
 
-  test("and receipts that name another one are rejected: in JSON, in an array, in the old form, on a socket", async () => {
+  test("and receipts that name another device are rejected: in JSON, in an array, in the old form, on a socket", async () => {
     const pere = await start();
     const headers = bearer(GOOD);
     const { id } = (await ask(`${pere.url}/push/orders?to=till-7,till-8`, { body: 1, headers })).body;
@@ -215,10 +215,10 @@ describe("a device is its token's sub", () => {
   });
 });
 
-describe("a publisher's sub is any text", () => {
+describe("a publisher's sub may be any text", () => {
   const SUB = "auth0|5f7c 8ä\n";
 
-  test("with which everything is done that push allows, and nothing as a device", async () => {
+  test("with which everything works that push allows, and nothing as a device", async () => {
     const pere = await start({ hooksAllowed: readRanges("127.0.0.0/8") });
     const text = await issueToken({ secret: SECRET }, { sub: SUB, push: ["orders"], feed: [], days: 1 });
     const boss = bearer(await token({ push: ["*"], feed: ["*"] }));
@@ -237,7 +237,7 @@ describe("a publisher's sub is any text", () => {
       expect((await ask(pere.url + path, { headers: bearer(text) })).status).toBe(path === "/metrics" ? 403 : 200);
   });
 
-  test("and no device's: with feed it opens no feed and gives no receipt", async () => {
+  test("that is not a device's name: with feed it opens no feed and sends no receipt", async () => {
     const pere = await start();
     const text = await new SignJWT({ pere: { push: ["orders"], feed: ["orders"] } })
       .setProtectedHeader({ alg: "HS256" })
@@ -261,7 +261,7 @@ describe("a publisher's sub is any text", () => {
 });
 
 describe("a token", () => {
-  test("in the query opens a feed for EventSource, to which 401 and 403 are final", async () => {
+  test("in the query opens a feed for EventSource, for which 401 and 403 are final", async () => {
     const pere = await start();
     const source = new EventSource(`${pere.url}/feed/orders?token=${GOOD}`);
     closing.push(() => source.close());
@@ -280,7 +280,7 @@ describe("a token", () => {
     }
   });
 
-  test("in a cookie opens feeds and gives receipts; one that was sent on purpose goes before it", async () => {
+  test("in a cookie opens feeds and sends receipts; an explicit one takes precedence", async () => {
     const pere = await start();
     const Cookie = `a=b; pere_token=${GOOD}`;
     expect(await statusFor(pere.url, "GET", "/feed/orders", { headers: { Cookie } })).toBe(200);
@@ -290,7 +290,7 @@ describe("a token", () => {
     expect((await ask(`${pere.url}/channels`, { headers: { Cookie, ...bearer("x") } })).status).toBe(401);
   });
 
-  test("in a subprotocol stands beside pere.v1, which is the one that is spoken", async () => {
+  test("in a subprotocol is beside pere.v1, which is selected", async () => {
     const pere = await start();
     const { socket, messages } = await connect(`${pere.url}/feed/orders`, ["pere.v1", `pere.token.${GOOD}`]);
     expect([socket.protocol, messages[0]!.device]).toEqual(["pere.v1", "till-7"]);
@@ -299,7 +299,7 @@ describe("a token", () => {
     expect(await handshake(pere.url, "/feed/orders", { "Sec-WebSocket-Protocol": "pere.v1, pere.token.x" })).toBe(401);
   });
 
-  test("is given once: two that differ are a malformed request", async () => {
+  test("must be unique: two different ones are a malformed request", async () => {
     const pere = await start();
     const other = await token({ sub: "till-8", feed: ["orders"] });
     const answer = await ask(`${pere.url}/feed/orders?token=${other}`, { headers: bearer(GOOD) });
@@ -310,7 +310,7 @@ describe("a token", () => {
     expect(await handshake(pere.url, "/feed/orders", protocols)).toBe(400);
   });
 
-  test("that is missing, bad or too weak is answered with the reason, for machines too", async () => {
+  test("that is missing, invalid or insufficient is answered with the reason, also in WWW-Authenticate", async () => {
     const pere = await start();
     const none = await ask(`${pere.url}/push/orders`, { body: 1 });
     expect([none.status, none.headers.get("content-type"), none.body]).toEqual([
@@ -343,7 +343,7 @@ describe("a token", () => {
     expect(weak.headers.get("www-authenticate")).toContain('error="insufficient_scope"');
   });
 
-  test("is in no line that a service writes, wherever it stood and whatever came of it", async () => {
+  test("is in no line of the log, wherever it was sent and whatever the answer was", async () => {
     const { url, end, said } = await run({ PERE_JWT_SECRET: SECRET, PERE_DB: `${temporary()}/pere.db` });
     const bad = `${GOOD.slice(0, -4)}AAAA`;
     const past = await token({ sub: "somebody-s-device", now: () => Date.now() - 7_200_000 });

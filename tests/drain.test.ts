@@ -49,7 +49,7 @@ async function openFeeds(url: string, channel: string, count: number): Promise<L
   return lines;
 }
 
-test("with 5,000 feeds open: not ready at once, no pushes, receipts to the last, each feed told and given its own time to return; exit 0", async () => {
+test("with 5,000 feeds open: not ready at once, no pushes, receipts until the end, each feed told with its own retry time; exit 0", async () => {
   const db = join(temporary(), "pere.db");
   const service = await spawn({ PERE_DB: db });
   const { url } = service;

@@ -54,7 +54,7 @@ interface Given {
   readonly status: "received" | "working" | "done" | "failed";
 }
 
-test(`kill -9 in the middle of pushes and receipts loses nothing that was answered (SEED=${seed})`, async () => {
+test(`kill -9 during pushes and receipts loses nothing acknowledged (SEED=${seed})`, async () => {
   const random = chance(seed);
   const below = (limit: number): number => Math.floor(random() * limit);
   const env = { PERE_DB: join(temporary(), "pere.db") };
@@ -177,7 +177,7 @@ test(`kill -9 in the middle of pushes and receipts loses nothing that was answer
   expect(await pere.end("SIGTERM")).toBe(0);
 });
 
-test("SIGTERM while pushes run: every feed is told, everything answered is there, the exit code is 0", async () => {
+test("SIGTERM during pushes: every feed is told, everything acknowledged is stored, the exit code is 0", async () => {
   const env = { PERE_DB: join(temporary(), "pere.db") };
   const pere = await spawn(env);
   const feeds = await Promise.all([

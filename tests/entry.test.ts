@@ -48,11 +48,11 @@ async function enter(
   return { cookie: cookie!, attributes };
 }
 
-describe("a secret of its own", () => {
+describe("PERE's own secret", () => {
   const own = (settings: Partial<Settings> = {}, options: EngineOptions = {}): Promise<Service> =>
     start({ access: "own", ...settings }, options);
 
-  test("is kept beside the data, for its owner alone, and is the same after a restart", async () => {
+  test("is stored beside the data, readable only by its owner, and is the same after a restart", async () => {
     const db = join(temporary(), "pere.db");
     const first = await own({ db });
     const link = (await first.link())!;
@@ -69,7 +69,7 @@ describe("a secret of its own", () => {
     expect((await ask(`${second.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(200);
   });
 
-  test("that is no secret any more stops the start", async () => {
+  test("that is damaged stops the start", async () => {
     const db = join(temporary(), "pere.db");
     for (const text of ["", "short\n"]) {
       writeFileSync(`${db}.secret`, text);
@@ -78,7 +78,7 @@ describe("a secret of its own", () => {
     }
   });
 
-  test("in memory lasts as long as the process", async () => {
+  test("in memory lives as long as the process", async () => {
     const [one, other] = [await own(), await own()];
     const { cookie } = await enter(one.url, (await one.link())!);
     expect((await ask(`${one.url}/channels`, { headers: { Cookie: cookie } })).status).toBe(200);
@@ -86,7 +86,7 @@ describe("a secret of its own", () => {
     expect(await Bun.file(":memory:.secret").exists()).toBe(false);
   });
 
-  test("makes a link that leaves a cookie which no script and no other site gets, and that opens everything", async () => {
+  test("makes a link that sets a cookie, which no script and no other site gets, and which allows everything", async () => {
     const time = Date.UTC(2040, 0, 1);
     const pere = await own({}, { now: () => time });
     const link = (await pere.link())!;
@@ -111,7 +111,7 @@ describe("a secret of its own", () => {
     expect((await ask(`${pere.url}/channels`)).status).toBe(401);
   });
 
-  test("takes no link that it did not make", async () => {
+  test("accepts no link that it did not make", async () => {
     const pere = await own();
     for (const text of ["", "x", GOOD, await token(ALL)]) {
       const { status, headers } = await ask(`${pere.url}/?token=${text}`);
@@ -122,7 +122,7 @@ describe("a secret of its own", () => {
     expect([status, headers.has("set-cookie")]).toEqual([200, false]);
   });
 
-  test("is made beyond loopback by a process, which prints the link, and tokens can be made with it", async () => {
+  test("is created beyond loopback by a process, which prints the link, and tokens can be issued with it", async () => {
     const db = join(temporary(), "pere.db");
     const pere = await run({ PERE_DB: db }, ["-o", "0.0.0.0"]);
     const links = [...pere.texts.stdout.matchAll(/http:\/\/127\.0\.0\.1:\d+(\/\?token=\S+)/g)];
@@ -140,7 +140,7 @@ describe("a secret of its own", () => {
   });
 
   test.skipIf(noRedis !== null)(
-    `is one for all instances on a Redis${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
+    `is shared by all instances on a Redis${noRedis === null ? "" : ` (skipped: ${noRedis})`}`,
     async () => {
       const redis = await startRedis();
       closing.push(() => redis.end());
@@ -174,7 +174,7 @@ test("PERE_OPEN=1 is open beyond loopback, under any name; there is no link", as
 
 // ------------------------------------------------------------------------------------------------------------------- pages
 
-test("pages load from here alone, run no script of their own, are framed by nobody, and are taken for nothing else", async () => {
+test("pages load only from this service, have no inline scripts, can't be framed, and have fixed content types", async () => {
   const pere = await start();
   for (const path of ["/weblistener.html", "/swagger", "/swagger/", "/"]) {
     const { headers, text } = await ask(pere.url + path);
@@ -194,7 +194,7 @@ test("pages load from here alone, run no script of their own, are framed by nobo
 describe("the token command", () => {
   const db = "/nowhere/pere.db";
 
-  test("makes a token that the service with the same secret takes, to the letter of what was said", async () => {
+  test("issues a token that the service with the same secret accepts, with exactly the given claims", async () => {
     const path = join(temporary(), "secret");
     writeFileSync(path, `${SECRET}\n`);
     const environment = {
@@ -248,7 +248,7 @@ describe("the token command", () => {
     [["--days", "0"], { PERE_JWT_SECRET: SECRET }, "--days"],
     [["--push", "or*ders"], { PERE_JWT_SECRET: SECRET }, "or*ders"],
     [["--until", "friday"], { PERE_JWT_SECRET: SECRET }, "--until"],
-  ] as const)("says in one line why it makes none: %j %j", async (args, env, words) => {
+  ] as const)("reports in one line why it issues none: %j %j", async (args, env, words) => {
     const usual = args[0] === "--sub" ? [] : ["--sub", "till-7"];
     const { texts, code } = await run({ PERE_DB: db, ...env }, ["token", "--feed", "orders", ...usual, ...args]);
     expect([await code(), texts.stdout]).toEqual([1, ""]);
@@ -260,11 +260,11 @@ describe("the token command", () => {
 
 // ------------------------------------------------------------------------------------------------------------------ settings
 
-describe("settings of the door are read together", () => {
+describe("settings of access are read together", () => {
   const whoMay = (env: Record<string, string>, argv: readonly string[] = []): Settings["access"] =>
     readSettings(argv, env).access;
 
-  test("open on loopback, a secret of its own beyond, and keys wherever there are some", () => {
+  test("open on loopback, an own secret beyond it, and configured keys everywhere", () => {
     for (const host of ["127.0.0.1", "127.9.9.9", "localhost", "::1"]) {
       expect(whoMay({ HOST: host })).toBe("local");
       expect(whoMay({ HOST: host, PERE_OPEN: "1" })).toBe("open");
@@ -279,7 +279,7 @@ describe("settings of the door are read together", () => {
     expect(whoMay({ PERE_JWKS: "keys.json", PERE_JWT_AUDIENCE: "a" })).toEqual({ jwks: "keys.json", audience: "a" });
   });
 
-  test("a secret may stand in a file, with a line's end behind it", () => {
+  test("a secret may be in a file, with a trailing newline", () => {
     const path = join(temporary(), "secret");
     for (const end of ["", "\n", "\r\n"]) {
       writeFileSync(path, SECRET + end);
@@ -289,7 +289,7 @@ describe("settings of the door are read together", () => {
     expect(readSettings([], { REDIS_URL_FILE: path }).redis).toEqual(["redis://:geheim@127.0.0.1"]);
   });
 
-  test("what can't be meant stops the start", () => {
+  test("contradictory settings stop the start", () => {
     const empty = join(temporary(), "empty");
     writeFileSync(empty, "\n");
     for (const [env, words] of [
@@ -308,7 +308,7 @@ describe("settings of the door are read together", () => {
       expect(() => readSettings([], env as Record<string, string>)).toThrow(words);
   });
 
-  test("a key that is none stops the start before anything is opened", async () => {
+  test("an invalid key stops the start before anything is opened", async () => {
     const db = join(temporary(), "pere.db");
     for (const access of [{ secret: "short" }, { jwks: "/nowhere/keys.json" }]) {
       const refused = await start({ db, access }).catch((error: Error) => error.message);
@@ -317,7 +317,7 @@ describe("settings of the door are read together", () => {
     expect(await Bun.file(db).exists()).toBe(false);
   });
 
-  test("a name that means nothing is named, and nothing else of it", async () => {
+  test("an unknown setting is reported by name, without its value", async () => {
     expect(readSettings([], { PERE_JWT_SECERT: "x", PERE_OPEN: "0", PATH: "/" }).unknown).toEqual(["PERE_JWT_SECERT"]);
     const { texts, end } = await run({ PERE_DB: ":memory:", PERE_JWT_SECERT: SECRET });
     await until(() => texts.stderr.includes("PERE_JWT_SECERT"), "the name");
@@ -326,12 +326,12 @@ describe("settings of the door are read together", () => {
   });
 });
 
-describe("a caller who does too much", () => {
+describe("a caller over its limits", () => {
   const rates = { push: 3, receipt: 3, feed: 2 };
   const at = (url: string, path: string, grant: string, init: Parameters<typeof ask>[1] = {}) =>
     ask(`${url}${path}`, { ...init, headers: { ...bearer(grant), ...init.headers } });
 
-  test("pushes no more for a while, lines of batches counted each; others go on", async () => {
+  test("can't push for a while, with each line of a batch counted; others continue", async () => {
     const { url } = await start({ rates });
     const other = await token({ sub: "other", push: ["orders"] });
     const two = await at(url, "/push/orders", GOOD, { body: "1\n2\n", type: "application/x-ndjson" });
@@ -348,7 +348,7 @@ describe("a caller who does too much", () => {
     expect((await at(url, "/events/orders", GOOD)).body.events).toHaveLength(4);
   });
 
-  test("gives no more receipts, by HTTP and by WebSocket, and nothing of them is stored", async () => {
+  test("can't send receipts, by HTTP and by WebSocket, and none of them is stored", async () => {
     const { url } = await start({ rates });
     const event = (await at(url, "/push/orders?to=till-7", GOOD, { body: 1 })).body.id as string;
     const words = ["received", "working", "received"].map((status) => ({ event, status }));
@@ -364,7 +364,7 @@ describe("a caller who does too much", () => {
     expect((await at(url, `/events/orders/${event}`, GOOD)).body.receipts).toMatchObject({ working: 1, done: 0 });
   });
 
-  test("opens no more feeds: a stream and a socket are told to come back, a poll gets 429", async () => {
+  test("can't open feeds: a stream and a socket are told to come back, a poll gets 429", async () => {
     const { url } = await start({ rates });
     for (let n = 0; n < 2; n++)
       expect((await at(url, "/feed/orders?wait=0", GOOD, { headers: JSON_ONLY })).status).toBe(200);
@@ -376,7 +376,7 @@ describe("a caller who does too much", () => {
     expect((await socket.closed).code).toBe(1013);
   });
 
-  test("opens no more channels than feeds: each channel of a feed counts", async () => {
+  test("is limited by channels: each channel of a feed counts", async () => {
     const { url } = await start({ rates: { ...rates, feed: 5 } });
     const all = bearer(await token({ feed: ["*"] }));
     const poll = async (channels: string): Promise<number> =>
@@ -384,7 +384,7 @@ describe("a caller who does too much", () => {
     expect([await poll("a,b,c"), await poll("d,e"), await poll("f")]).toEqual([200, 200, 429]);
   });
 
-  test("has only so many feeds open at once; who closes one may open another", async () => {
+  test("may have only so many feeds open at once; closing one allows another", async () => {
     const { url, engine } = await start({}, { limits: { feedsPerCaller: 1 } });
     const first = await listen(`${url}/feed/orders?token=${GOOD}`);
     const stream = await fetch(`${url}/feed/orders`, { headers: bearer(GOOD) });
@@ -399,7 +399,7 @@ describe("a caller who does too much", () => {
     await until(() => engine.held.live === 2, "it to be back");
   });
 
-  test("is told apart by his address where there are no tokens, and a stranger's word on that is not believed", async () => {
+  test("is identified by its address without tokens, and an untrusted X-Forwarded-For is ignored", async () => {
     const { url } = await start({ access: "open", rates, proxies: readRanges("10.0.0.0/8") });
     const from = (address: string) => ask(`${url}/push/orders`, { body: 1, headers: { "X-Forwarded-For": address } });
     for (const address of ["192.0.2.1", "192.0.2.2", "192.0.2.3"]) expect((await from(address)).status).toBe(201);
@@ -412,7 +412,7 @@ describe("a caller who does too much", () => {
     expect((await through("192.0.2.2")).status).toBe(201);
   });
 
-  test("is told apart by his address on a socket too, the proxy's word where that is believed", async () => {
+  test("is identified by its address on a socket too, as reported by a trusted proxy", async () => {
     const few = { push: 0, receipt: 3, feed: 0 };
     const direct = await start({ access: "open", rates: few });
     const behind = await start({ access: "open", rates: few, proxies: readRanges("127.0.0.0/8") });

@@ -72,8 +72,8 @@ function follow(log: Log, sink: Sink, cursor: number, device: string | null = "d
   return follower;
 }
 
-describe("a device that answers by another way while its feed stands still", () => {
-  test("is served on, however many events that were, and what is remembered of them is bounded", async () => {
+describe("a device that answers on another connection while its feed is stalled", () => {
+  test("is still served, however many events it answered, and what is remembered of them is bounded", async () => {
     const answered = new Set<number>();
     const { log } = longLog(300_000, answered);
     const reader = new Reader();
@@ -96,7 +96,7 @@ describe("a device that answers by another way while its feed stands still", () 
     expect(log.live).toBe(1);
   });
 
-  test("is not given what it answers while the store is asked for the page, also behind a gap", async () => {
+  test("does not get what it answers while the page is read, also after a gap", async () => {
     const { log } = longLog(20_000, new Set(), {
       read: async (after, limit) =>
         Array.from({ length: Math.min(limit, 20_000 - Math.max(after, 19_990)) }, (_, n) =>
@@ -113,7 +113,7 @@ describe("a device that answers by another way while its feed stands still", () 
     expect(reader.told).not.toContain(19_995);
   });
 
-  test("is not given an event that it answered before the event was announced here", async () => {
+  test("does not get an event that it answered before the event was announced here", async () => {
     const { log } = longLog(0, new Set());
     const reader = new Reader();
     const follower = follow(log, reader, 0);
@@ -126,7 +126,7 @@ describe("a device that answers by another way while its feed stands still", () 
 });
 
 describe("a log", () => {
-  test("serves all others, now and later, where a fault happens at one reader", async () => {
+  test("serves all others, now and later, after a fault at one reader", async () => {
     const { log, faults } = longLog(0, new Set());
     const readers = Array.from({ length: 300 }, () => new Reader());
     for (const reader of readers) follow(log, reader, 0, null);
@@ -147,7 +147,7 @@ describe("a log", () => {
     expect(log.followers).toBe(299);
   });
 
-  test("ends a reader who is behind where a fault happens, and tells it", async () => {
+  test("ends a reader that is behind if a fault happens, and tells it", async () => {
     const { log, faults } = longLog(5, new Set());
     const reader = new Reader();
     reader.onWrite = () => {
@@ -225,7 +225,7 @@ const feedOf = (device: string) =>
   ({ ...OWN, caller: "c", kind: "events", channels: ["orders"], device, last: null, since: "now" }) as const;
 
 describe("an engine", () => {
-  test("lets go of a feed whose connection can't be written to, not even to be ended", async () => {
+  test("releases a feed whose connection can't be written to, not even to end it", async () => {
     await withEngine({}, async (engine, _, faults) => {
       const fails = (): never => {
         throw new TypeError("the connection is gone");
@@ -243,7 +243,7 @@ describe("an engine", () => {
     });
   });
 
-  test("writes nothing more to a feed of several channels where one could not be written: a position behind it would be a loss", async () => {
+  test("writes nothing more to a feed of several channels after a failed write: a later position would lose the entry", async () => {
     await withEngine({}, async (engine) => {
       await engine.push("orders", [draft(1)]);
       await engine.push("stock", [draft(2)]);
@@ -262,7 +262,7 @@ describe("an engine", () => {
     });
   });
 
-  test("gives every other feed its sign of life where one can't take it", async () => {
+  test("sends every other feed its keep-alive if one fails", async () => {
     await withEngine(
       {},
       async (engine, _, faults) => {
@@ -283,7 +283,7 @@ describe("an engine", () => {
     );
   });
 
-  test("tells of a feed that could not be opened for a fault, and opens the next one", async () => {
+  test("reports a feed that could not be opened, and opens the next one", async () => {
     await withEngine({ join: 1 }, async (engine, _, faults) => {
       const [first, second] = [wire(), wire()];
       engine.follow(feedOf("a"), first);
@@ -294,7 +294,7 @@ describe("an engine", () => {
     });
   });
 
-  test("records who is missing after a fault at a deadline", async () => {
+  test("records missing devices after a fault at a deadline", async () => {
     await withEngine({ recordMissing: 1 }, async (engine, store, faults) => {
       await store.enrol("orders", "a", Date.now());
       const { first } = await engine.push("orders", [draft(1, { deadline: 1 })]);
@@ -303,7 +303,7 @@ describe("an engine", () => {
     });
   });
 
-  test("writes signs of life down after a fault", async () => {
+  test("stores signs of life after a fault", async () => {
     await withEngine(
       { seen: 1 },
       async (engine, store, faults) => {
@@ -334,7 +334,7 @@ describe("an engine", () => {
     });
   });
 
-  test("tells of a mistake that shows as a store that is away, and asks again", async () => {
+  test("reports a bug that looks like an absent store, and retries", async () => {
     const left = { open: 1 };
     const mistake = new PereError("away", "the store can't be read now", [], new TypeError("a mistake in reading"));
     await withEngine(

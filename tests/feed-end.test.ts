@@ -9,7 +9,7 @@ import { ask, connect, listen, push, start, until } from "./support/harness.ts";
 feedService();
 
 describe("how a feed ends", () => {
-  test("an event stream is renewed after its time, with pere.bye and a short retry, and nothing is lost between", async () => {
+  test("an event stream is renewed after its time, with pere.bye and a short retry, and nothing is lost in between", async () => {
     const quick = await start({ limits: { beatMs: 75, renewMs: 150 } });
     const source = new EventSource(`${quick.url}/feed/c?device=a`);
     const got: number[] = [];
@@ -76,7 +76,7 @@ describe("how a feed ends", () => {
     other.close();
   });
 
-  test("retiring a device ends also its feeds that are only about to start", async () => {
+  test("retiring a device also ends its feeds that are starting", async () => {
     for (let n = 0; n < 50; n++) {
       const channel = fresh();
       await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
@@ -100,7 +100,7 @@ describe("how a feed ends", () => {
     }
   });
 
-  test("a device that is retired while it comes anew is given what a new one is", async () => {
+  test("a device that is retired while it reconnects gets what a new device gets", async () => {
     for (let n = 0; n < 20; n++) {
       const channel = fresh();
       await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
@@ -119,7 +119,7 @@ describe("how a feed ends", () => {
     }
   });
 
-  test("HEAD tells the headers and follows nothing", async () => {
+  test("HEAD returns the headers and follows nothing", async () => {
     await until(() => pere.engine.held.feeds === 0);
     const answer = await ask(feed(fresh()), { method: "HEAD" });
     expect(answer.status).toBe(200);

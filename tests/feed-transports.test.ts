@@ -13,7 +13,7 @@ feedService();
 const seqs = (ids: readonly (string | undefined)[]): number[] => ids.map((id) => Number(id!.split("-")[1]));
 
 describe("long-poll", () => {
-  test("answers at once with what there is, and where to go on", async () => {
+  test("answers at once with the available events and the position to continue from", async () => {
     const channel = fresh();
     const empty = await poll(channel);
     expect(empty.body.events).toEqual([]);
@@ -30,12 +30,12 @@ describe("long-poll", () => {
     expect((await waiting).body).toMatchObject({ events: [{ id }], last: id });
   });
 
-  test("answers empty when the time is up", async () => {
+  test("answers without events when the time is up", async () => {
     const answer = await poll(fresh(), "?wait=0.05");
     expect(answer.body.events).toEqual([]);
   });
 
-  test("a long history comes in several answers, without a loss", async () => {
+  test("a long history takes several answers, without a loss", async () => {
     const channel = fresh();
     const lines = Array.from({ length: 1000 }, (_, n) => n).join("\n");
     for (let n = 0; n < 3; n++) await ask(`${pere.url}/push/${channel}`, { body: lines, type: "application/x-ndjson" });
@@ -52,7 +52,7 @@ describe("long-poll", () => {
     expect(seqs(got)).toEqual(Array.from({ length: 3000 }, (_, n) => n + 1));
   });
 
-  test("a poller that goes away leaves nothing behind", async () => {
+  test("a client that disconnects leaves nothing behind", async () => {
     const before = pere.engine.held.feeds;
     const abort = new AbortController();
     const gone = fetch(feed(fresh(), "?wait=60"), { headers: { Accept: "application/json" }, signal: abort.signal });
@@ -68,7 +68,7 @@ describe("long-poll", () => {
 });
 
 describe("WebSocket", () => {
-  test("carries ready, events and receipts, and speaks pere.v1 where it is offered", async () => {
+  test("carries ready, events and receipts, and selects pere.v1 if it is offered", async () => {
     const channel = fresh();
     const { socket, messages } = await connect(feed(channel, "?device=a"), ["pere.v1", "pere.token.x"]);
     expect(socket.protocol).toBe("pere.v1");
@@ -93,7 +93,7 @@ describe("WebSocket", () => {
     socket.close();
   });
 
-  test("takes receipts of several channels on one socket", async () => {
+  test("accepts receipts of several channels on one socket", async () => {
     const [one, two] = [fresh(), fresh()];
     const { socket, messages } = await connect(feed(`${one},${two}`, "?device=a"));
     const ids = [await push(pere.url, one, 1), await push(pere.url, two, 2)];
@@ -103,7 +103,7 @@ describe("WebSocket", () => {
     socket.close();
   });
 
-  test("takes receipts that come before it said that it is ready", async () => {
+  test("accepts receipts before it has sent ready", async () => {
     const [one, two] = [fresh(), fresh()];
     for (const channel of [one, two]) await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
     const ids = [await push(pere.url, one, 1), await push(pere.url, two, 2)];
@@ -123,7 +123,7 @@ describe("WebSocket", () => {
   });
 
   test.each(["7", "true", "null", "{", '"x"', "[[]]", "[1]"])(
-    "%s is answered, and the socket goes on",
+    "%s is answered, and the socket stays open",
     async (text) => {
       const channel = fresh();
       const { socket, messages } = await connect(feed(channel, "?device=a"));
@@ -137,7 +137,7 @@ describe("WebSocket", () => {
     },
   );
 
-  test("an anonymous feed can't give receipts, nor speak as another device", async () => {
+  test("an anonymous feed can't send receipts, and a device can't act as another one", async () => {
     const channel = fresh();
     const { socket, messages } = await connect(feed(channel));
     const named = await connect(feed(channel, "?device=a"));
@@ -164,7 +164,7 @@ describe("WebSocket", () => {
   });
 });
 
-describe("what a request may say", () => {
+describe("options and headers of a request", () => {
   test.each([
     ["text/event-stream", "text/event-stream"],
     ["*/*", "text/event-stream"],
@@ -180,7 +180,7 @@ describe("what a request may say", () => {
     abort.abort();
   });
 
-  test("an empty name or position counts as none", async () => {
+  test("an empty name or position counts as missing", async () => {
     const channel = fresh();
     await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" });
     const id = await push(pere.url, channel, 1);
@@ -193,7 +193,7 @@ describe("what a request may say", () => {
     stream.close();
   });
 
-  test("a subprotocol that PERE does not speak is not agreed to", async () => {
+  test("an unknown subprotocol is not selected", async () => {
     const socket = new WebSocket(feed(fresh()).replace("http", "ws"), ["pere.token.x"]);
     const closed = await new Promise<CloseEvent>((resolve) => (socket.onclose = resolve));
     expect(closed.code).not.toBe(1000);

@@ -17,7 +17,7 @@ describe("where a feed starts", () => {
     stream.close();
   });
 
-  test("since=earliest starts with everything that is kept, since=<id> after that event", async () => {
+  test("since=earliest starts with all kept events, since=<id> after that event", async () => {
     const channel = fresh();
     const ids = [await push(pere.url, channel, 1), await push(pere.url, channel, 2), await push(pere.url, channel, 3)];
     const all = await listen(feed(channel, "?since=earliest"));
@@ -39,7 +39,7 @@ describe("where a feed starts", () => {
     expect(byQuery.body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(1));
   });
 
-  test("a device that is enrolled starts with what it owes, oldest first, whatever since says", async () => {
+  test("an enrolled device starts with what it owes, oldest first, whatever since says", async () => {
     const channel = fresh();
     await push(pere.url, channel, "before it joined");
     expect((await ask(`${pere.url}/devices/${channel}/a`, { method: "PUT" })).status).toBe(201);
@@ -55,7 +55,7 @@ describe("where a feed starts", () => {
     stream.close();
   });
 
-  test("a device's first feed enrols it, and what was pushed before is not for it, also since=earliest", async () => {
+  test("a device's first feed enrols it, and earlier events are not for it, even with since=earliest", async () => {
     const channel = fresh();
     const first = await push(pere.url, channel, 1);
     const stream = await listen(feed(channel, "?device=new&since=earliest"));
@@ -69,7 +69,7 @@ describe("where a feed starts", () => {
     stream.close();
   });
 
-  test("a device that was named in `to` before it ever came gets that event, and nothing else from before", async () => {
+  test("a device that was named in `to` before its enrolment gets that event, and no other earlier one", async () => {
     const channel = fresh();
     await push(pere.url, channel, "to all");
     const mine = await push(pere.url, channel, "to it", "?to=late,other");
@@ -81,7 +81,7 @@ describe("where a feed starts", () => {
     stream.close();
   });
 
-  test("the device is named by the header where the query does not", async () => {
+  test("the device is named by the header if the query has none", async () => {
     const channel = fresh();
     const stream = await listen(feed(channel), { device: "by-header" });
     expect(await stream.own("ready")).toMatchObject({ device: "by-header" });
@@ -111,7 +111,7 @@ describe("where a feed starts", () => {
     },
   );
 
-  test("an id of another life of the channel is told as a gap, and everything that is kept follows", async () => {
+  test("an id of another epoch is reported as a gap, followed by all kept events", async () => {
     const channel = fresh();
     const ids = [await push(pere.url, channel, 1), await push(pere.url, channel, 2)];
     const stream = await listen(feed(channel), { "Last-Event-ID": "oldlife1-7" });
@@ -121,7 +121,7 @@ describe("where a feed starts", () => {
     stream.close();
   });
 
-  test("an id beyond the end of the log, as after a restored backup, is told as a gap as well", async () => {
+  test("an id beyond the end of the log, as after a restored backup, is reported as a gap too", async () => {
     const channel = fresh();
     const first = await push(pere.url, channel, 1);
     const ahead = first.replace(/-1$/, "-99");
@@ -135,7 +135,7 @@ describe("where a feed starts", () => {
 });
 
 describe("what a feed carries", () => {
-  test("the first bytes come at once: a retry with jitter, then pere.ready with a position to resume from", async () => {
+  test("the first bytes arrive at once: a retry with jitter, then pere.ready with a position to resume from", async () => {
     const channel = fresh();
     const at = await push(pere.url, channel, 1);
     const stream = await listen(feed(channel, "?device=a"));
@@ -160,7 +160,7 @@ describe("what a feed carries", () => {
     other.close();
   });
 
-  test("a feed that broke before its first event resumes without a loss from the position of pere.ready", async () => {
+  test("a feed that breaks before its first event resumes without a loss from the position of pere.ready", async () => {
     const channel = fresh();
     const stream = await listen(feed(channel));
     const position = stream.messages[0]!.id!;
@@ -177,7 +177,7 @@ describe("what a feed carries", () => {
     ' {"spaces":\t1}\t',
     '{"lines":\n[1,\n2]\n}\n',
     '{"event: x":"\\ndata: y\\n\\nid: z"}',
-  ])("the publisher's bytes come unchanged: %j", async (text) => {
+  ])("the publisher's bytes arrive unchanged: %j", async (text) => {
     const channel = fresh();
     const stream = await listen(feed(channel));
     const { socket, messages } = await connect(feed(channel));
@@ -198,7 +198,7 @@ describe("what a feed carries", () => {
     socket.close();
   });
 
-  test("carriage returns between tokens reach an event stream as line feeds and the other wires as they are", async () => {
+  test("carriage returns between tokens reach an event stream as line feeds and the other transports unchanged", async () => {
     const channel = fresh();
     const stream = await listen(feed(channel));
     const text = '{"a":\r\n1,\r"b":2}';
@@ -208,7 +208,7 @@ describe("what a feed carries", () => {
     stream.close();
   });
 
-  test("an event to named devices is given to them alone, and to no anonymous feed", async () => {
+  test("an event to named devices is sent only to them, and to no anonymous feed", async () => {
     const channel = fresh();
     const [a, b, anonymous] = [
       await listen(feed(channel, "?device=a")),
@@ -226,7 +226,7 @@ describe("what a feed carries", () => {
     for (const stream of [a, b, anonymous]) stream.close();
   });
 
-  test("an event past its ttl is given to nobody, and not owed", async () => {
+  test("an event past its ttl is not sent, and not owed", async () => {
     let now = Date.now();
     const held = await start({ now: () => now });
     await ask(`${held.url}/devices/c/a`, { method: "PUT" });
@@ -246,7 +246,7 @@ describe("what a feed carries", () => {
     await held.stop();
   });
 
-  test("a quiet feed gets a comment each beat, with its position when it moved past what was not for it", async () => {
+  test("a quiet feed gets periodic comments, with its position if it has passed events that are not for it", async () => {
     const quick = await start({ limits: { beatMs: 60 } });
     const stream = await listen(`${quick.url}/feed/c?device=a`);
     await until(() => stream.comments.length >= 2);
@@ -260,7 +260,7 @@ describe("what a feed carries", () => {
 });
 
 describe("several channels on one feed", () => {
-  test("carry one another's events in each one's order, and resume all of them from one id", async () => {
+  test("carry the events of each in order, and resume all of them from one id", async () => {
     const [one, two] = [fresh(), fresh()];
     const stream = await listen(feed(`${one},${two}`, "?device=a"));
     expect(Object.keys((await stream.own("ready")).channels as object)).toEqual([one, two]);
@@ -280,7 +280,7 @@ describe("several channels on one feed", () => {
     again.close();
   });
 
-  test("a channel that is new on the feed starts as if alone; one whose life ended is told as a gap", async () => {
+  test("a channel that is new on the feed starts as if alone; one with a new epoch is reported as a gap", async () => {
     const [one, two] = [fresh(), fresh()];
     const at = await push(pere.url, one, 1);
     await push(pere.url, two, 1);

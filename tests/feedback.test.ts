@@ -23,7 +23,7 @@ const rowOf = async (channel: string, event: string, device: string) =>
   );
 
 describe("a receipt", () => {
-  test("moves forward only: earlier and equal words are duplicates, the first final word stands", async () => {
+  test("only moves forward: earlier and equal statuses are duplicates, the first final one stands", async () => {
     const { channel, event } = await channelWithEvent();
     const words = ["received", "received", "working", "received", "failed", "done", "failed", "working"];
     const answers = [];
@@ -57,14 +57,14 @@ describe("a receipt", () => {
     expect(Math.abs(Date.parse(row.at) - Date.now())).toBeLessThan(60_000);
   });
 
-  test("keeps the numbers of its detail as they were written", async () => {
+  test("keeps the numbers in its detail as they were written", async () => {
     const { channel, event, url } = await channelWithEvent();
     const detail = '{"n":12345678901234567890,"big":1e400,"z":-0,"f":12.50}';
     await ask(url, { body: `{"event":"${event}","device":"a","status":"done","detail":${detail}}` });
     expect((await ask(`${pere.url}/events/${channel}/${event}/receipts`)).text).toContain(`"detail":${detail},`);
   });
 
-  test("takes its device from the query or a header where it names none", async () => {
+  test("takes its device from the query or a header if it names none", async () => {
     const { channel, event, url } = await channelWithEvent();
     expect((await ask(`${url}?device=a`, { body: { event, status: "done" } })).body.recorded).toBe(1);
     expect((await ask(url, { body: { event, status: "done" }, headers: { device: "b" } })).body.recorded).toBe(1);
@@ -74,7 +74,7 @@ describe("a receipt", () => {
 });
 
 describe("an array of receipts", () => {
-  test("is recorded as far as it can be, and says which were not and why", async () => {
+  test("is recorded as far as possible, and the answer says which receipts were not, and why", async () => {
     const { channel, event, url } = await channelWithEvent();
     const stranger = event.replace(/-1$/, "-2");
     const answer = await ask(url, {
@@ -103,7 +103,7 @@ describe("an array of receipts", () => {
     expect((await stateOf(channel, event)).receipts).toMatchObject({ done: 1, received: 1, pending: 1 });
   });
 
-  test("of which none can be recorded is a problem with the same body", async () => {
+  test("without any valid receipt is a problem with the same body", async () => {
     const { url, event } = await channelWithEvent();
     const answer = await ask(url, { body: [{ event, device: "nobody", status: "done" }] });
     expect(answer.status).toBe(422);
@@ -121,12 +121,12 @@ describe("an array of receipts", () => {
     ).toBe(422);
   });
 
-  test("of none is nothing to do", async () => {
+  test("that is empty does nothing", async () => {
     const { url } = await channelWithEvent();
     expect((await ask(url, { body: [] })).body).toEqual({ recorded: 0, duplicate: 0, rejected: [] });
   });
 
-  test("may hold 1,000 and no more", async () => {
+  test("may have 1,000 and no more", async () => {
     const { channel, url } = await channelWithEvent();
     const lines = Array.from({ length: 1000 }, (_, n) => n).join("\n");
     const pushed = await ask(`${pere.url}/push/${channel}`, { body: lines, type: "application/x-ndjson" });
@@ -206,7 +206,7 @@ describe("the clients of 2014", () => {
 });
 
 describe("the receipts feed", () => {
-  test("tells each word that counted, once, in order, by all three transports, with ids of its own", async () => {
+  test("sends each recorded receipt once, in order, by all three transports, with its own ids", async () => {
     const { channel, event, url } = await channelWithEvent();
     const stream = await listen(url);
     const { socket, messages } = await connect(url);
@@ -252,7 +252,7 @@ describe("the receipts feed", () => {
     again.close();
   });
 
-  test("only tells: a message on its socket is answered with an error", async () => {
+  test("is read-only: a message on its socket is answered with an error", async () => {
     const { url } = await channelWithEvent();
     const { socket, messages } = await connect(url);
     socket.send("{}");

@@ -22,7 +22,7 @@ const framesOf = (raw: string): string[] =>
     .split("\n\n")
     .filter((frame) => frame.split("\n").some((line) => !line.startsWith(":")));
 
-test("each frame has data, the first one too: some clients take any other for an empty event", async () => {
+test("each frame has data, also the first: some clients treat one without data as an empty event", async () => {
   const pere = await begin({ limits: { feedsPerCaller: 3 } });
   const streams = [
     await listen(`${pere.url}/feed/orders?device=d`),
@@ -41,7 +41,7 @@ test("each frame has data, the first one too: some clients take any other for an
   expect(framesOf(refused.raw).at(-1)).toContain('event: pere.bye\ndata: {"reason":"busy"}');
 });
 
-test("the first bytes do not wait for the first frame: they are here while the store is asked", async () => {
+test("the first bytes do not wait for the first frame: they arrive while the store is read", async () => {
   const pere = await begin();
   const { promise, resolve } = Promise.withResolvers<void>();
   const held = pere.engine as unknown as { follow: Service["engine"]["follow"] };
@@ -58,7 +58,7 @@ test("the first bytes do not wait for the first frame: they are here while the s
   expect(stream.retry).toBeGreaterThanOrEqual(1_000);
 });
 
-test("a gap that a feed starts behind does not move its position back, on one channel and on several", async () => {
+test("a gap before a feed's start does not move its position back, on one channel and on several", async () => {
   const pere = await begin({ limits: { keptEvents: 2, trimMs: 20 } });
   const enrolled = await ask(`${pere.url}/devices/orders/d`, { method: "PUT" });
   expect(enrolled.status).toBe(201);
@@ -99,7 +99,7 @@ test("a gap that a feed starts behind does not move its position back, on one ch
   }
 });
 
-test("an event that an earlier version took under a name of EventSource's own does not fire that", async () => {
+test("an event that an earlier version accepted with a reserved type of EventSource does not fire that", async () => {
   const path = join(temporary(), "pere.db");
   const store = new SqliteStore({ path });
   const draft = { to: null, ttl: null, deadline: null, remind: null };

@@ -113,7 +113,7 @@ class Device {
   }
 }
 
-test(`devices on bad lines lose nothing and see nothing out of order (SEED=${seed})`, async () => {
+test(`devices on bad connections lose nothing and get everything in order (SEED=${seed})`, async () => {
   const random = chance(seed);
   const channel = "fuzz";
   const pushed: Pushed[] = [];

@@ -212,7 +212,7 @@ describe("in a file, in one turn of the event loop,", () => {
     Database.prototype.prepare = prepare;
   });
 
-  test("a feed that catches up by what its device answered lets others have their turn", async () => {
+  test("a feed that catches up past answered events does not block other work", async () => {
     const engine = new Engine(store);
     const wire: Wire = {
       ready() {},

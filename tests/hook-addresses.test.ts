@@ -75,18 +75,18 @@ const NOT_PUBLIC =
   "its host has an address that is not public; to allow it, the operator can list it in PERE_HOOKS_ALLOW";
 
 describe("a host", () => {
-  test.each([...LOOPBACK_HOSTS, ...PRIVATE_HOSTS])("%s is refused as it is written", (host) => {
+  test.each([...LOOPBACK_HOSTS, ...PRIVATE_HOSTS])("%s is refused at once", (host) => {
     for (const protocol of ["http", "https"])
       expect(refusal(() => readHookUrl(`${protocol}://${host}:8080/hook`, NONE))).toBe(`refused url: ${NOT_PUBLIC}`);
   });
 
-  test.each(PUBLIC_HOSTS)("%s is taken", (host) => {
+  test.each(PUBLIC_HOSTS)("%s is accepted", (host) => {
     expect(readHookUrl(`https://${host}/hook`, NONE).pathname).toBe("/hook");
   });
 
   const isIpv6 = (host: string): boolean => host.startsWith("[") && !host.includes("f");
   const reachable = LOOPBACK_HOSTS.filter((host) => noIpv6 === null || !isIpv6(host));
-  test.each(reachable)("%s sees no connection, and is called where it is allowed", async (host) => {
+  test.each(reachable)("%s gets no connection, and is called if it is allowed", async (host) => {
     const address = isIpv6(host) ? "::1" : "127.0.0.1";
     const receiver = await receive(OK, address);
     const lies = [PUBLIC];
@@ -104,7 +104,7 @@ describe("a name", () => {
   const url = new URL("http://hook.example/");
   const leadsTo = (...addresses: string[]): { resolve(): Promise<string[]> } => ({ resolve: async () => addresses });
 
-  test("is taken when all of its addresses are public, and refused for one that is not", async () => {
+  test("is accepted if all of its addresses are public, and refused for one that is not", async () => {
     await checkHookUrl(url, NONE, leadsTo(PUBLIC, "2606:4700::1111"));
     for (const address of [
       "127.0.0.1",
@@ -121,7 +121,7 @@ describe("a name", () => {
     await expect(checkHookUrl(url, NONE, leadsTo())).rejects.toThrow("url: its host has no address");
   });
 
-  test("that is in no resolver is refused", async () => {
+  test("that does not resolve is refused", async () => {
     await expect(checkHookUrl(new URL(`http://${NO_HOST}/`), NONE)).rejects.toThrow(/^url: its host /);
   });
 
@@ -137,7 +137,7 @@ describe("a name", () => {
     expect({ questions, connections: receiver.connections }).toEqual({ questions: 2, connections: 0 });
   });
 
-  test("is asked for once a call, and only what was answered is called", async () => {
+  test("is resolved once per call, and only that address is called", async () => {
     const port = lastingPort();
     const right = await receive(OK, "127.0.0.3", port);
     const wrong = await receive(OK, "127.0.0.1", port);
@@ -158,7 +158,7 @@ describe("a name", () => {
     });
   });
 
-  test("with one private address among public ones sees no connection", async () => {
+  test("with one private address among public ones gets no connection", async () => {
     const receiver = await receive(OK);
     for (const addresses of [
       ["127.0.0.1", PUBLIC],
@@ -173,7 +173,7 @@ describe("a name", () => {
 });
 
 describe("PERE_HOOKS_ALLOW", () => {
-  test("lets its ranges through and nothing beside them", () => {
+  test("allows its ranges and nothing else", () => {
     const allowed = readRanges(" 10.1.0.0/16,fd00:1::/32 , 192.168.7.7/32");
     for (const host of ["10.1.255.255", "[::ffff:10.1.2.3]", "[fd00:1:ffff::1]", "192.168.7.7"])
       expect(refusal(() => readHookUrl(`http://${host}/`, allowed))).toBe("taken");
@@ -181,7 +181,7 @@ describe("PERE_HOOKS_ALLOW", () => {
       expect(refusal(() => readHookUrl(`http://${host}/`, allowed))).toBe(`refused url: ${NOT_PUBLIC}`);
   });
 
-  test("counts for what an IPv6 address carries: allowing NAT64's ranges lets no IPv4 address in that is not allowed", () => {
+  test("applies to embedded IPv4 addresses: allowing NAT64's ranges allows no further IPv4 address", () => {
     const ranges = readRanges("64:ff9b::/96,64:ff9b:1::/48,2002::/16,2001::/32");
     for (const host of ["[64:ff9b::7f00:1]", "[64:ff9b:1::a00:1]", "[2002:7f00:1::]", "[2001:0:808:808::f5ff:fffe]"])
       expect(refusal(() => readHookUrl(`http://${host}/`, ranges))).toBe(`refused url: ${NOT_PUBLIC}`);
@@ -200,7 +200,7 @@ describe("PERE_HOOKS_ALLOW", () => {
     "::ffff:10.0.0.0/104",
     "lan",
     "10.0.0.0/-1",
-  ])("%s is not understood, in a line that names the setting", (text) => {
+  ])("%s is invalid, in a message that names the setting", (text) => {
     expect(() => readRanges(`127.0.0.0/8,${text}`)).toThrow(
       `PERE_HOOKS_ALLOW must be ranges like 10.0.0.0/8 or fd00::/8, comma separated, not "${text}"`,
     );

@@ -47,7 +47,7 @@ iTCyv+YNMTIOrX2CVC9AAiEAt+pw36SLCznBV0J+Jee+OookK92c3WJTY4mIjDGX
 -----END CERTIFICATE-----`;
 
 describe("a call", () => {
-  test("is a signed POST that the reference verifier takes", async () => {
+  test("is a signed POST that the reference verifier accepts", async () => {
     const receiver = await receive(OK);
     const at = Date.now();
     const url = `http://hook.example:${receiver.port}/hook?for=me`;
@@ -74,7 +74,7 @@ describe("a call", () => {
     expect(() => new Webhook(makeSecret()).verify(body, headers)).toThrow();
   });
 
-  test.each([200, 204, 301, 307, 410, 429, 500, 503])("gives the status %d as it came", async (status) => {
+  test.each([200, 204, 301, 307, 410, 429, 500, 503])("returns the status %d unchanged", async (status) => {
     const elsewhere = await receive(OK);
     const receiver = await receive(
       `HTTP/1.1 ${status} So\r\nLocation: http://127.0.0.1:${elsewhere.port}/\r\nContent-Length: 0\r\n\r\n`,
@@ -83,7 +83,7 @@ describe("a call", () => {
     expect(elsewhere.connections).toBe(0);
   });
 
-  test("uses a connection once, and ends it although the receiver would keep it", async () => {
+  test("uses a connection once, and closes it although the receiver would keep it", async () => {
     const receiver = await receive(OK);
     for (const count of [1, 2, 3]) {
       expect((await call(receiver)).status).toBe(200);
@@ -92,13 +92,13 @@ describe("a call", () => {
     expect(receiver.connections).toBe(3);
   });
 
-  test("tries the next address where one takes no connection", async () => {
+  test("tries the next address if one accepts no connection", async () => {
     const receiver = await receive(OK, "127.0.0.1", lastingPort());
     const addresses = ["127.0.0.2", "::1", "127.0.0.1"];
     expect(await call(receiver, { host: "hook.example", addresses })).toEqual({ status: 200, error: null });
   });
 
-  test("asks no proxy that the environment names", async () => {
+  test("uses no proxy from the environment", async () => {
     const [proxy, receiver] = [await receive(OK), await receive("HTTP/1.1 204 No Content\r\n\r\n")];
     const names = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
     for (const name of names) process.env[name] = `http://127.0.0.1:${proxy.port}`;
@@ -110,7 +110,7 @@ describe("a call", () => {
     expect(proxy.connections).toBe(0);
   });
 
-  test("with a name that can't be resolved, or a secret or URL that is none, ends in a sentence", async () => {
+  test("with an unresolvable name, an invalid secret or an invalid URL, ends with a sentence", async () => {
     const good = { id: "1", url: "http://hook.example/", secret: SECRET, body: BODY, at: Date.now() };
     const none = { resolve: () => Promise.reject(new Error("getaddrinfo EAI_AGAIN 10.1.2.3")) };
     const somewhere = { resolve: async () => ["127.0.0.1"] };
@@ -205,7 +205,7 @@ describe("a receiver that", () => {
     await until(() => receiver.ended === 1, "the connection's end");
   });
 
-  test("takes no connection is said to refuse it", async () => {
+  test("accepts no connection is reported as refusing it", async () => {
     const receiver = await receive(OK, "127.0.0.2", lastingPort());
     const error = "the connection was refused";
     expect(await call(receiver)).toEqual({ status: null, error });
@@ -215,7 +215,7 @@ describe("a receiver that", () => {
     });
   });
 
-  test("has a name that nobody answers for keeps nobody beyond the limit", async () => {
+  test("has a name whose resolver does not answer delays no one beyond the limit", async () => {
     const never = { timeoutMs: 50, resolve: () => new Promise<string[]>(() => {}) };
     const url = "http://hook.example/";
     expect(await callHook({ id: "1", url, secret: SECRET, body: BODY, at: Date.now() }, NONE, never)).toEqual({
@@ -233,13 +233,13 @@ describe("TLS", () => {
     listen(createTlsServer({ key: KEY, cert: CERTIFICATE }), "secureConnection", OK, "127.0.0.1");
   const unverified = { status: null, error: "its certificate can't be verified" };
 
-  test("with a certificate of its own making fails, and hears nothing", async () => {
+  test("with a self-signed certificate fails, and sends nothing", async () => {
     const receiver = await listenTls();
     expect(await call(receiver, { host: "hook.example", protocol: "https" })).toEqual(unverified);
     expect(receiver.heard).toBe("");
   });
 
-  test("on a port that is silent, or speaks HTTP without it, fails", async () => {
+  test("on a silent port, or one with plain HTTP, fails", async () => {
     const silent = await receive(OK);
     const error = "there was no answer within 0.2 seconds";
     expect(await call(silent, { protocol: "https", timeoutMs: 200 })).toEqual({ status: null, error });

@@ -55,18 +55,18 @@ describe("Retry-After", () => {
     ["Sun Nov 22 10:02:00 2026", 120 * SECOND],
     ["Sun, 22 Nov 2026 09:00:00 GMT", 0],
     ["Fri, 31 Dec 9999 23:59:59 GMT", DAY],
-  ])("%p is so many milliseconds, a day at most", (text, ms) => {
+  ])("%p is parsed to milliseconds, at most a day", (text, ms) => {
     expect(readRetryAfter(text, now)).toBe(ms);
   });
 
   test.each(["", "-5", "1.5", "1e3", "0x10", "²", "120 seconds", "soon", "Sun", "Sun, 99 Foo 2026 10:00:00 GMT"])(
-    "%p says nothing",
+    "%p is ignored",
     (text) => {
       expect(readRetryAfter(text, now)).toBeNull();
     },
   );
 
-  test("is heard with 4xx and 5xx, and with nothing else", async () => {
+  test("counts with 4xx and 5xx only", async () => {
     const call = { id: "msg_1", secret: makeSecret(), body: "{}", at: Date.now() };
     for (const status of [200, 202, 301, 307, 400, 413, 429, 500, 503, 504]) {
       const receiver = new Receiver(later("120", status), call.secret);
@@ -101,7 +101,7 @@ for (const store of ["SQLite", "Redis"])
         return retrying.length === count && (retrying as any[]);
       }, `${count} deliveries that wait`);
 
-    test("stays away for as long as its receiver asks, with what is new as well; then all of it goes", async () => {
+    test("pauses as long as its receiver asks, also for new calls; then all of them are made", async () => {
       const clock = heldClock();
       const pere = await fresh(clock);
       const receiver = new Receiver(later("3600", 503));
@@ -129,7 +129,7 @@ for (const store of ["SQLite", "Redis"])
       expect(receiver.calls).toHaveLength(4);
     });
 
-    test("is never called sooner than by its schedule, and is called at once when it is retried", async () => {
+    test("is never called sooner than by its schedule, and at once when it is retried by request", async () => {
       const clock = heldClock();
       const pere = await fresh(clock);
       const receiver = new Receiver(later("1"));
@@ -147,7 +147,7 @@ for (const store of ["SQLite", "Redis"])
       await receiver.have(3);
     });
 
-    test("signs with both secrets what is from before a change, however late it is tried, and all else for a day", async () => {
+    test("signs calls from before a change with both secrets, however late they are retried, and all others for a day", async () => {
       const clock = heldClock();
       const pere = await fresh(clock);
       const [first, second, third] = [makeSecret(), makeSecret(), makeSecret()] as const;
@@ -188,7 +188,7 @@ for (const store of ["SQLite", "Redis"])
       receiver.wrong.length = 0; // That receiver knows the first secret alone.
     });
 
-    test("signs what is new with both secrets for a day, so that the receiver may change when it likes", async () => {
+    test("signs new calls with both secrets for a day, so that the receiver can change at any time", async () => {
       const clock = heldClock();
       const pere = await fresh(clock);
       const old = makeSecret();

@@ -34,7 +34,7 @@ function sqliteWorld(): World {
 
 hookCases("SQLite", sqliteWorld);
 
-test("a hook that let 1,000 calls go by is ended, until it is retried", async () => {
+test("a hook with 1,000 given-up calls is disabled, until it is retried", async () => {
   const path = join(temporary(), "pere.db");
   const receiver = new Receiver(failing);
   const store = new SqliteStore({ path });
@@ -72,7 +72,7 @@ describe("trouble with the store", () => {
     return service;
   };
 
-  test("what was delivered is not delivered again while that can't be kept", async () => {
+  test("delivered calls are not repeated while their result can't be stored", async () => {
     const pere = await begin();
     const receiver = new Receiver();
     await hook(pere.url, receiver);
@@ -89,7 +89,7 @@ describe("trouble with the store", () => {
     expect(receiver.receipts).toEqual(["a received", "b received"]);
   });
 
-  test("a feed that broke is opened again, and goes on from the cursor", async () => {
+  test("a broken feed is opened again, and continues from the cursor", async () => {
     const pere = await begin();
     const receiver = new Receiver();
     await hook(pere.url, receiver);
@@ -109,7 +109,7 @@ describe("trouble with the store", () => {
     expect(receiver.receipts).toEqual(["a received", "b received", "c received"]);
   });
 
-  test("no call is made after the lease has run out, and none is left out when it is had again", async () => {
+  test("no call is made after the lease expired, and none is left out when it is held again", async () => {
     const pere = await begin();
     const slow = door();
     const receiver = new Receiver(slow.behaviour);
@@ -134,7 +134,7 @@ describe("trouble with the store", () => {
     expect(receiver.receipts).toEqual(said);
   });
 
-  test("who does not have the lease makes no call; who gets it misses nothing", async () => {
+  test("an instance without the lease makes no calls; one that gets it misses nothing", async () => {
     const lease = spyOn(SqliteStore.prototype, "lease").mockResolvedValue(null);
     const receiver = new Receiver();
     let said: string[] = [];
@@ -152,7 +152,7 @@ describe("trouble with the store", () => {
     expect(receiver.receipts).toEqual(said);
   });
 
-  test("who gets the lease anew works under its new number", async () => {
+  test("an instance that gets the lease again uses its new number", async () => {
     const pere = await begin();
     const receiver = new Receiver();
     await hook(pere.url, receiver);
@@ -172,7 +172,7 @@ describe("trouble with the store", () => {
     }
   });
 
-  test("a runner that was overtaken keeps nothing, and makes no further call", async () => {
+  test("a replaced runner stores nothing, and makes no further call", async () => {
     const pere = await begin();
     const receiver = new Receiver(failing);
     await hook(pere.url, receiver, { on: ["receipt"] });

@@ -41,7 +41,7 @@ async function curl(args: readonly string[], path: string, body: string): Promis
 }
 
 test.skipIf(!hasHttp2 && process.env.CI !== "true")(
-  `a request that is answered before its body was read has its answer${hasHttp2 ? "" : " (skipped: no curl with HTTP/2)"}`,
+  `a request that is answered before its body was read gets the answer${hasHttp2 ? "" : " (skipped: no curl with HTTP/2)"}`,
   async () => {
     const bearer = ["-H", `Authorization: Bearer ${token}`];
     const asked: [status: number, args: string[], path: string][] = [
@@ -73,7 +73,7 @@ test.skipIf(!hasHttp2 && process.env.CI !== "true")(
   180_000,
 );
 
-test("a body that does not come, or has no end, holds up its refusal for a moment only", async () => {
+test("a body that does not arrive, or has no end, delays its refusal only for a moment", async () => {
   let pulled = 0;
   const bodies = [
     new ReadableStream({ pull: () => new Promise(() => {}) }),

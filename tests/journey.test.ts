@@ -9,7 +9,7 @@ let pere: Service;
 beforeAll(async () => void (pere = await start()));
 afterAll(() => pere.stop());
 
-test("an order is pushed to two tills and a truck; the publisher sees what became of it at each", async () => {
+test("an order is pushed to two tills and a truck; the publisher sees the outcome at each", async () => {
   // Two tills listen by SSE and WebSocket. A truck is enrolled, but out of reach.
   const till = await listen(`${pere.url}/feed/orders?device=till-1`);
   const kiosk = await connect(`${pere.url}/feed/orders?device=kiosk-2`);

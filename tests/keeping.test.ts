@@ -42,7 +42,7 @@ const epochOf = (id: string): string => id.split("-")[0]!;
 const counted = ({ received, working, done, failed }: Tally): number => received + working + done + failed;
 
 describe("a link", () => {
-  test("that leads to where a secret or a backup is to be stays one, and the file is where it leads", async () => {
+  test("at the path of a secret or a backup stays a link, and its target is written", async () => {
     const folder = temporary();
     mkdirSync(join(folder, "far"));
     const db = join(folder, "pere.db");
@@ -69,7 +69,7 @@ describe("a link", () => {
 });
 
 describe("a backup", () => {
-  test("of a service at work holds all that was acknowledged before it began, and nothing by half", async () => {
+  test("of a running service has everything acknowledged before it began, and nothing in part", async () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const service = await spawn({ PERE_DB: db });
@@ -113,7 +113,7 @@ describe("a backup", () => {
     await copy.close();
   });
 
-  test("of what a killed service left holds what it acknowledged, and leaves its files as they are", async () => {
+  test("of a killed service's file has what it acknowledged, and leaves its files unchanged", async () => {
     const folder = temporary();
     const db = join(folder, "pere.db");
     const service = await spawn({ PERE_DB: db });
@@ -148,7 +148,7 @@ describe("a backup", () => {
     expect(named).toBeLessThan(listed);
   });
 
-  test("is refused in one line where it can't be made, and then nothing is left of it", async () => {
+  test("is refused in one line if it can't be made, and leaves nothing behind", async () => {
     const folder = temporary();
     const db = join(folder, "pere.db");
     await new SqliteStore({ path: db }).close();
@@ -174,8 +174,8 @@ describe("a backup", () => {
   });
 });
 
-describe("what is put back", () => {
-  test("has other epochs: ids that were given out after the backup are never taken for new ones", async () => {
+describe("a restored file", () => {
+  test("has new epochs: ids assigned after the backup never match new ones", async () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const first = await spawn({ PERE_DB: db });
@@ -216,7 +216,7 @@ describe("what is put back", () => {
     expect(epochOf(await push(third.url, "orders", { n: 4 }))).toBe(epochOf(fresh));
   });
 
-  test("has other epochs each time, also where a backup is put in place by hand", async () => {
+  test("has new epochs each time, also if a backup is copied into place by hand", async () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const store = new SqliteStore({ path: db });
@@ -241,7 +241,7 @@ describe("what is put back", () => {
     expect(epochs.size).toBe(5);
   });
 
-  test("has the secret that tokens in use were signed with, for its owner alone", async () => {
+  test("has the secret that issued tokens were signed with, readable only by its owner", async () => {
     const folder = temporary();
     const [db, file, other] = [join(folder, "pere.db"), join(folder, "backup.db"), join(folder, "other.db")];
     await spawn({ PERE_DB: db, HOST: "0.0.0.0" });
@@ -256,7 +256,7 @@ describe("what is put back", () => {
     expect((await ask(`${url}/feed/orders?wait=0`, { headers })).status).toBe(200);
   });
 
-  test("is put over nothing: not over a file, not under a service, not beside a log", async () => {
+  test("overwrites nothing: no file, no file of a running service, no log", async () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const service = await spawn({ PERE_DB: db });
@@ -285,7 +285,7 @@ describe("what is put back", () => {
     expect(existsSync(other)).toBe(false);
   });
 
-  test("is refused where it is damaged", async () => {
+  test("is refused if it is damaged", async () => {
     const folder = temporary();
     const [db, file] = [join(folder, "pere.db"), join(folder, "backup.db")];
     const store = new SqliteStore({ path: db });
@@ -305,7 +305,7 @@ describe("what is put back", () => {
   });
 });
 
-test("compact gives room back, keeps everything else, and leaves a file that is worked with alone", async () => {
+test("compact returns space, keeps everything else, and does not touch a file in use", async () => {
   const db = join(temporary(), "pere.db");
   const store = new SqliteStore({ path: db });
   const draft = { data: `"${"x".repeat(10_000)}"`, type: null, to: null, ttl: null, deadline: null, remind: null };

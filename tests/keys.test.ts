@@ -34,7 +34,7 @@ describe("a key set", () => {
       (error: Error) => error.message,
     );
 
-  test("holds public keys only", async () => {
+  test("must contain only public keys", async () => {
     for (const algorithm of ALGORITHMS) {
       const jwk = { ...(await exportJWK(pairs[algorithm].privateKey)), kid: "x" };
       expect(await openSet({ keys: [...jwks.keys, jwk] })).toBe(
@@ -50,14 +50,14 @@ describe("a key set", () => {
       expect(await openSet({ keys: [jwk] })).toContain("private or symmetric key");
   });
 
-  test("holds no weak key", async () => {
+  test("must not contain a weak key", async () => {
     const { publicKey } = generateKeyPairSync("rsa", { modulusLength: 1024 });
     expect(await openSet({ keys: [publicKey.export({ format: "jwk" })] })).toBe(
       "PERE_JWKS can't be used: key 1 has 1024 bits, and RS256 needs 2048",
     );
   });
 
-  test("holds no key that is none", async () => {
+  test("must not contain an invalid key", async () => {
     const ec = await publicJwk("ES256");
     for (const jwk of [
       { ...ec, x: ec.y },
@@ -70,7 +70,7 @@ describe("a key set", () => {
     expect(await openSet({ keys: [ec, { ...ec }] })).toContain("key 2 has the same kid and type as another key");
   });
 
-  test("may hold keys for others, which check no token", async () => {
+  test("may contain keys for other uses, which verify no token", async () => {
     const es384 = (await exportJWK((await generateKeyPair("ES384", { extractable: true })).publicKey)) as object;
     const others = [
       es384,
@@ -93,7 +93,7 @@ describe("a key set", () => {
     for (const key of others.slice(5)) expect(key).toHaveProperty("kid");
   });
 
-  test("with several keys of a kind needs a kid in the token", async () => {
+  test("with several keys of a type needs a kid in the token", async () => {
     const other = await exportJWK((await generateKeyPair("ES256", { extractable: true })).publicKey);
     const two = await openAccess({ jwks: await file({ keys: [...jwks.keys, { ...other, kid: "other" }] }), now });
     await two.read(await bySet("ES256"));
@@ -101,7 +101,7 @@ describe("a key set", () => {
     expect(await whyNot(two, token)).toContain("several keys");
   });
 
-  test("that is no key set stops the start with one line", async () => {
+  test("that is invalid stops the start with one line", async () => {
     const lines = await Promise.all(["", "x", "[]", "{}", '{"keys":{}}', '{"keys":[]}', '{"keys":[7]}'].map(openSet));
     lines.push(
       await openSet({ keys: Array.from({ length: 33 }, (_, index) => ({ ...jwks.keys[0], kid: `${index}` })) }),
@@ -138,14 +138,14 @@ describe("a key set behind a URL", () => {
   }
   const only = async (algorithm: Algorithm): Promise<Response> => Response.json({ keys: [await publicJwk(algorithm)] });
 
-  test("is asked once, however many tokens come", async () => {
+  test("is fetched once, however many tokens arrive", async () => {
     const remote = await openUrl(() => Response.json(jwks));
     const tokens = await Promise.all(ALGORITHMS.map((algorithm) => bySet(algorithm)));
     await Promise.all([...tokens, ...tokens].map((token) => remote.read(token)));
     expect(asked).toBe(1);
   });
 
-  test("is asked at once for a key that is new, and then not for 30 seconds", async () => {
+  test("is fetched at once for an unknown key, and then not for 30 seconds", async () => {
     const remote = await openUrl(() => only("EdDSA"));
     await remote.read(await bySet("EdDSA"));
     answer = () => Response.json(jwks);
@@ -165,7 +165,7 @@ describe("a key set behind a URL", () => {
     expect(asked).toBe(3);
   });
 
-  test("that has a new key is waited for: 503 with Retry-After, and a feed is told to come back", async () => {
+  test("that may have a new key is waited for: 503 with Retry-After, and a feed is told to reconnect", async () => {
     asked = 0;
     answer = () => only("EdDSA");
     const pere = await startWith({ access: { jwks: server.url.href } });
@@ -199,7 +199,7 @@ describe("a key set behind a URL", () => {
     }
   });
 
-  test("that withdraws a key ends the tokens of that key, known ones too", async () => {
+  test("that removes a key ends that key's tokens, also cached ones", async () => {
     const remote = await openUrl(() => Response.json(jwks));
     const token = await bySet("ES256");
     await remote.read(token);
@@ -218,7 +218,7 @@ describe("a key set behind a URL", () => {
     await remote.read(await bySet("EdDSA"));
   });
 
-  test("that withdraws a key while a signature is checked with it ends its tokens all the same", async () => {
+  test("that removes a key during a verification ends its tokens all the same", async () => {
     const remote = await openUrl(() => Response.json(jwks));
     const token = await bySet("ES256");
     const verify = crypto.subtle.verify.bind(crypto.subtle);
@@ -241,7 +241,7 @@ describe("a key set behind a URL", () => {
     expect(await whyNot(remote, token)).toContain("doesn't know");
   });
 
-  test("stands for an hour while its server is away; then tokens are neither good nor bad", async () => {
+  test("stays valid for an hour while its server is away; then tokens are neither accepted nor rejected", async () => {
     const remote = await openUrl(() => Response.json(jwks));
     const token = await bySet("ES256", { exp: SECONDS + 7_200 });
     await remote.read(token);
@@ -256,7 +256,7 @@ describe("a key set behind a URL", () => {
     await remote.read(token);
   });
 
-  test("that is bad, or not there, makes tokens neither good nor bad, and is asked again soon", async () => {
+  test("that is invalid or missing makes tokens neither accepted nor rejected, and is fetched again soon", async () => {
     const many = { keys: Array(33).fill(jwks.keys[0]) };
     const answers: (() => Response | Promise<Response>)[] = [
       () => new Response("no", { status: 500 }),
@@ -282,13 +282,13 @@ describe("a key set behind a URL", () => {
     }
   });
 
-  test("stops the start when it is there and can't be used", async () => {
+  test("stops the start if it is available but invalid", async () => {
     const secret = { keys: [{ ...(await exportJWK(pairs.ES256.privateKey)) }] };
     for (const bad of [() => new Response("<html>"), () => Response.json(secret), () => Response.json({ keys: [] })])
       await expect(openUrl(bad)).rejects.toThrow("PERE_JWKS can't be used");
   });
 
-  test("that never answers, or never ends, is given up after 5 seconds, and the secret works meanwhile", async () => {
+  test("that never answers, or never ends, is abandoned after 5 seconds, and the secret works meanwhile", async () => {
     const endless = (): Response =>
       new Response(
         new ReadableStream({ start: (controller) => controller.enqueue(new TextEncoder().encode('{"keys":[')) }),

@@ -129,7 +129,7 @@ async function told(store: Store): Promise<Record<number, string[]>> {
 describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
   const it = test.skipIf(missing !== null);
 
-  it("is in no audience but those it gave a final word to, as it is when it has left", async () => {
+  it("is in no audience except of events with its final receipt, as after its retirement", async () => {
     const { store, isLeaving } = await left();
     expect(await isLeaving()).toBe(true);
     const before = await told(store);
@@ -141,7 +141,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     expect(await told(store)).toEqual(before);
   });
 
-  it("leaves its last mark where it was the last that owed a word, whoever ends it", async () => {
+  it("completes events for which it was the last that owed a receipt, whichever call finishes the retirement", async () => {
     const { store } = await left();
     await trimAll(store, "orders", EVERYTHING, T + 2 * SECOND);
     const ends = (await reads.receipts(store, "orders", 0, 100)).filter(({ completes }) => completes !== null);
@@ -152,7 +152,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     ]);
   });
 
-  it("gives no word any more, save one that repeats a final one", async () => {
+  it("can't send receipts any more, except a repeated final one", async () => {
     const { store } = await left();
     const { epoch } = (await store.heads("orders"))!;
     const say = (seq: number) => store.record("orders", [word(epoch, seq, "a", "done")], T + SECOND);
@@ -161,7 +161,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     expect(await say(4_002)).toEqual(["duplicate"]);
   });
 
-  it("is not missing at a deadline that passes then", async () => {
+  it("is not recorded as missing at a deadline that passes then", async () => {
     const { store } = await left();
     await missAll(store, T + 20 * SECOND);
     expect((await rowsOf(store, "orders", DUE)).map(({ device, status }) => `${device} ${status}`)).toEqual([
@@ -173,7 +173,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     await told(store);
   });
 
-  it("may come back meanwhile, owes what is pushed from then on, and is given nothing of before", async () => {
+  it("may return meanwhile, owes only later events, and gets none from before", async () => {
     const { store, isLeaving } = await left();
     expect(await store.join("orders", "a", T + SECOND)).toMatchObject({
       enrolled: false,
@@ -201,7 +201,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     await told(store);
   });
 
-  it("makes way for the next one that is retired, which leaves to its end", async () => {
+  it("is finished when the next one is retired, which is finished too", async () => {
     const { store, isLeaving } = await left();
     expect(await store.retire("orders", "a", T + SECOND)).toBe(false);
     expect(await store.retire("orders", "b", T + SECOND)).toBe(true);
@@ -212,7 +212,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     expect((await store.append("orders", [draft("nobody")], T)).addressed).toBe(0);
   });
 
-  it("goes with the events that retention drops meanwhile", async () => {
+  it("is finished also for events that retention drops meanwhile", async () => {
     const { store } = await left();
     await trimAll(store, "orders", { count: 100, before: 0 }, T + SECOND);
     const { events } = (await store.heads("orders"))!;

@@ -38,7 +38,7 @@ const FIELDS = [
 ] as const;
 
 describe("without tokens, on loopback, a request that came through a proxy", () => {
-  test("is refused on every wire, with a sentence that names the field, and tokens first", async () => {
+  test("is refused on every transport, with a message that names the header field and advises tokens", async () => {
     const pere = await start({ access: "local" });
     for (const [name, value] of FIELDS) {
       const headers = { [name]: value };
@@ -66,13 +66,13 @@ describe("without tokens, on loopback, a request that came through a proxy", () 
     expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
   });
 
-  test("is told from what programs on the machine send", async () => {
+  test("is distinguished from requests of local programs", async () => {
     const pere = await start({ access: "local" });
     for (const name of ["traceparent", "baggage", "X-Amzn-Trace-Id", "X-Request-Id", "X-Requested-With", "Device"])
       expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: { [name]: "a" } })).status).toBe(201);
   });
 
-  test("is served where there are tokens, and where the operator says that everybody may", async () => {
+  test("is served with tokens, and with PERE_OPEN=1", async () => {
     for (const access of ["open", { secret: "another secret of thirty-two bytes" }] as const) {
       const pere = await start({ access });
       for (const [name, value] of FIELDS) {
@@ -83,7 +83,7 @@ describe("without tokens, on loopback, a request that came through a proxy", () 
     }
   });
 
-  test("is what PERE refuses as it is started by default, and PERE_OPEN=1 takes", async () => {
+  test("is refused by a PERE with default settings, and accepted with PERE_OPEN=1", async () => {
     for (const [env, status] of [
       [{}, 403],
       [{ PERE_OPEN: "1" }, 201],
@@ -99,7 +99,7 @@ describe("without tokens, on loopback, a request that came through a proxy", () 
     }
   });
 
-  test("stops the start where the settings name pages or proxies of other machines", async () => {
+  test("settings with origins or proxies on other machines stop the start", async () => {
     for (const env of [
       { PERE_ORIGINS: "https://push.example.com" },
       { PERE_ORIGINS: "*" },
@@ -130,7 +130,7 @@ describe("the doctor", () => {
   };
 
   test.skipIf(missing !== null)(
-    `fails an address beyond loopback that answers without a token${missing ? ` (skipped: ${missing})` : ""}`,
+    `reports an address beyond loopback that answers without a token${missing ? ` (skipped: ${missing})` : ""}`,
     async () => {
       const open = await start({ host: "0.0.0.0", access: "open" });
       const { port } = new URL(open.url);
@@ -148,7 +148,7 @@ describe("the doctor", () => {
   );
 
   test.skipIf(noFront !== null && process.env.CI !== "true")(
-    `finds a proxy that hides whose requests it passes on${noFront ? ` (skipped: ${noFront})` : ""}`,
+    `finds a proxy that hides its clients${noFront ? ` (skipped: ${noFront})` : ""}`,
     async () => {
       const pere = await start({ access: "local" });
       const front = async (lines: string): Promise<string> => {

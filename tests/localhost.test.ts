@@ -14,7 +14,7 @@ const found = await addressesOf("localhost");
 const hasBoth = found.length === 2;
 const why = hasBoth ? "" : ` (skipped: this machine has ${found.join(", ")} alone)`;
 
-test("only localhost is more than one address, and a name that nobody knows is none", async () => {
+test("only localhost is more than one address, and an unknown name is an error", async () => {
   for (const host of ["127.0.0.1", "::1", "0.0.0.0", "::", "192.0.2.1"])
     expect(await addressesOf(host)).toEqual([host]);
   await expect(addressesOf(NO_HOST)).rejects.toThrow(`${NO_HOST}: this machine has no such address`);
@@ -32,7 +32,7 @@ describe.skipIf(!hasBoth)(`at localhost${why}`, () => {
   });
   afterAll(() => pere.stop());
 
-  test("all transports, and bodies, are taken at both addresses, and what comes in at one goes out at the other", async () => {
+  test("all transports and bodies work at both addresses, and events pushed at one are delivered at the other", async () => {
     for (const [one, other] of [urls, urls.toReversed()] as [string, string][]) {
       const channel = `c${urls.indexOf(one)}`;
       const stream = await listenTo(`${one}/feed/${channel}?device=d`);
@@ -52,7 +52,7 @@ describe.skipIf(!hasBoth)(`at localhost${why}`, () => {
     }
   });
 
-  test("a port that is taken at one of them stops the start, and leaves the other free", async () => {
+  test("a port in use at one of them stops the start, and leaves the other free", async () => {
     const port = lastingPort();
     const squatter = createServer();
     await new Promise<void>((resolve) => squatter.listen(port, "::1", resolve));
@@ -65,7 +65,7 @@ describe.skipIf(!hasBoth)(`at localhost${why}`, () => {
     await expect(fetch(`http://[::1]:${port}/health`)).rejects.toThrow();
   });
 
-  test("a free port is one that is free at both", async () => {
+  test("port 0 picks a port that is free at both", async () => {
     const stopped: number[] = [];
     let free = 40_001;
     const listening = listen<unknown>(

@@ -36,7 +36,7 @@ function expectNoToken(text: string): void {
 }
 
 describe("a line", () => {
-  test("has level, time and message, and the fields beside them", () => {
+  test("has level, time, message and its fields", () => {
     const { log, lines } = openHere();
     const before = Date.now();
     log.info("PERE listening", { port: 4567, tls: false, url: "http://127.0.0.1:4567", none: null });
@@ -59,7 +59,7 @@ describe("a line", () => {
     ]);
   });
 
-  test("is written from its level on", () => {
+  test("is written from the configured level on", () => {
     const all = ["debug", "info", "warn", "error"] as const;
     const writtenFrom = (level?: Level): string[] => {
       const { log, lines } = openHere(level);
@@ -70,7 +70,7 @@ describe("a line", () => {
     for (const [n, level] of all.entries()) expect(writtenFrom(level)).toEqual(all.slice(n));
   });
 
-  test("is one line, whatever is in it", () => {
+  test("is a single line, whatever it contains", () => {
     const cyclic: Record<string, unknown> = { name: "cyclic" };
     cyclic.self = cyclic;
     let deep: unknown = "bottom";
@@ -129,7 +129,7 @@ describe("a line", () => {
     expect(strings.map(({ msg }) => msg as string)).toEqual(values.slice(0, 4) as string[]);
   });
 
-  test("shows an error with its code, its stack and what caused it, and no source", () => {
+  test("has an error's code, stack and causes, without source code", () => {
     const { log, lines } = openHere();
     const refusedBy = (port: number): Error =>
       Object.assign(new Error(`connect 127.0.0.1:${port}`), { code: "ECONNREFUSED" });
@@ -152,7 +152,7 @@ describe("a line", () => {
     expect(lines()[1]!.chain.split("caused by")).toHaveLength(16);
   });
 
-  test("is no longer than collectors take", () => {
+  test("is no longer than log collectors accept", () => {
     const { log, written, lines } = openHere();
     const long = "x".repeat(1024 * 1024);
     log.info("a field", { long });
@@ -174,7 +174,7 @@ describe("a line", () => {
 describe("tokens are not written", () => {
   const url = `http://pere/feed/orders?device=d&token=opensesame&since=now`;
 
-  test("whether they stand in a message, a field, an error, its cause or its stack", () => {
+  test("whether they are in a message, a field, an error, its cause or its stack", () => {
     const failure = (): Error => {
       const cause = new TypeError(`fetch failed: "${url}"`);
       const error = new PereError("away", `refused: Bearer ${token}`, [{ path: "token", message: token }], cause);
@@ -198,7 +198,7 @@ describe("tokens are not written", () => {
     expect(thrown!.error).toContain("token=…&since=now");
   });
 
-  test("nor is a part of one that a cut would leave", () => {
+  test("nor is a part of one that truncation would leave", () => {
     const { log, written, lines } = openHere();
     for (let before = 8192 - token.length; before < 8192; before += 7) {
       log.info("cut", { text: " ".repeat(before) + token });
@@ -212,7 +212,7 @@ describe("tokens are not written", () => {
 describe("causes", () => {
   afterEach(() => void jest.useRealTimers());
 
-  test("are told at once, then once a second with how many there were", () => {
+  test("are logged at once, then once a second with their number", () => {
     jest.useFakeTimers();
     const { log, lines } = openHere();
     const told = () => lines().map(({ msg, others }) => [msg, others] as const);
@@ -236,7 +236,7 @@ describe("causes", () => {
     expect(told().slice(3)).toEqual([["later", undefined]]);
   });
 
-  test("of incidents are all told, each with its own id", () => {
+  test("of incidents are all logged, each with its own id", () => {
     const { log, lines } = openHere();
     const ids = Array.from({ length: 10 }, (_, n) => log.incident(new Error(`number ${n}`)));
     expect(new Set(ids).size).toBe(10);
@@ -277,12 +277,12 @@ describe("a process", () => {
     );
   };
 
-  test("has written all of it to standard error when it ends", async () => {
+  test("has written the whole log to standard error when it ends", async () => {
     expectAll(await said(run(process.execPath, await program(`${body} process.exit(0);`))));
     expectAll(await said(run(process.execPath, await program(body))));
   });
 
-  test("does not stay for the causes that it may still be told", async () => {
+  test("does not wait for further causes before it ends", async () => {
     const file = await program(`const set = globalThis.setTimeout, timers = [];
       globalThis.setTimeout = (...given) => (timers.push(set(...given)), timers.at(-1));
       log.cause("refused", new Error("disk full"));
@@ -301,7 +301,7 @@ describe("a process", () => {
     expectAll(await said(run(executable)));
   }, 60_000);
 
-  test("goes on where nobody reads its log, and loses lines instead", async () => {
+  test("continues if its log is not read, and loses lines instead", async () => {
     // A thousand times what a pipe holds.
     const child = run(
       process.execPath,

@@ -29,7 +29,7 @@ describe.skipIf(noRedis !== null)(`a log that is lost${why}`, () => {
   const enrol = (url: string, device: string) => ask(`${url}/devices/c/${device}`, { method: "PUT" });
 
   test.each(["one event", "a batch"])(
-    "while a push of %s waits: it is told so, and not what became of the next life's events",
+    "while a push of %s waits: the push fails, and gets no tally of the next epoch's events",
     async (what) => {
       const [here, there] = [await open(), await open()];
       await enrol(here.url, "d1");
@@ -57,7 +57,7 @@ describe.skipIf(noRedis !== null)(`a log that is lost${why}`, () => {
     },
   );
 
-  test("is told to a push that waits also where nothing is pushed any more", async () => {
+  test("is reported to a waiting push even if nothing more is pushed", async () => {
     const pere = await open();
     await enrol(pere.url, "d1");
     const waiting = wait(pere.url);
@@ -66,7 +66,7 @@ describe.skipIf(noRedis !== null)(`a log that is lost${why}`, () => {
     expect((await waiting).status).toBe(503);
   });
 
-  test("takes its answers with it: a device that answered the first event gets the first event of the next life", async () => {
+  test("takes its receipts with it: a device that answered the first event gets the first event of the next epoch", async () => {
     const pere = await open();
     const [stream, socket] = [
       await listen(`${pere.url}/feed/c?device=a`),

@@ -43,7 +43,7 @@ const value = (text: string, series: string): number | undefined => {
   return line === undefined ? undefined : Number(line.slice(series.length + 1));
 };
 
-test("a scrape tells what was done and what is held, and nothing of devices or channels", async () => {
+test("a scrape has counters and current state, and no device or channel", async () => {
   const service = await start();
   const { url } = service;
   const stream = await listen(`${url}/feed/orders?device=till-7`);
@@ -86,7 +86,7 @@ test("a scrape tells what was done and what is held, and nothing of devices or c
   await service.stop();
 });
 
-test("a bucket holds all that is at most its bound, and the last one all", async () => {
+test("a bucket counts all values up to its bound, and the last one all values", async () => {
   const counts = new Counters();
   for (const seconds of [0.0001, 0.002, 0.002, 9]) counts.commits.note(seconds);
   const service = await start({ counts });
@@ -97,7 +97,7 @@ test("a bucket holds all that is at most its bound, and the last one all", async
   await service.stop();
 });
 
-test("channels that the operator names have series of their own, and are in no other", async () => {
+test("channels that the operator lists have their own series, and are in no other", async () => {
   const service = await startWith({ access: "open", metricsChannels: ["orders"] });
   for (const channel of ["orders", "orders", "menu"]) await push(service.url, channel, 1);
   const text = await scrape(service.url);
@@ -107,7 +107,7 @@ test("channels that the operator names have series of their own, and are in no o
   await service.stop();
 });
 
-test("calls to hooks are counted by what became of them", async () => {
+test("calls to hooks are counted by result", async () => {
   const answers = [204, 500, 410];
   const port = lastingPort(); // In the end nobody listens there.
   const receiver = Bun.serve({
@@ -137,7 +137,7 @@ test("calls to hooks are counted by what became of them", async () => {
   await service.stop();
 });
 
-test("where there are tokens, one that may push everywhere reads metrics, and no other", async () => {
+test("where tokens are required, only one with push on all channels reads metrics", async () => {
   const service = await startWith();
   const status = async (rights: { push?: string[]; feed?: string[] } | null): Promise<number> => {
     const token =
@@ -152,7 +152,7 @@ test("where there are tokens, one that may push everywhere reads metrics, and no
 });
 
 test.skipIf(noRedis !== null)(
-  `a Redis that is away is told, and that it is back${noRedis ? `: ${noRedis}` : ""}`,
+  `a Redis that is away is reported, and its return too${noRedis ? `: ${noRedis}` : ""}`,
   async () => {
     const redis = await startRedis();
     const service = await startOn(redis.url);
@@ -173,7 +173,7 @@ test.skipIf(noRedis !== null)(
 describe.skipIf(noPromtool !== null)(`Prometheus' own checker${noPromtool ? `: ${noPromtool}` : ""}`, () => {
   const FOLDER = `${import.meta.dir}/../web/monitoring`;
 
-  test("accepts every series, finds no fault with a name, and knows all that rules and dashboard ask for", async () => {
+  test("accepts every series and name, and finds all series that rules and dashboard use", async () => {
     const service = await startWith({ access: "open", metricsChannels: ["orders"] });
     const stream = await listen(`${service.url}/feed/orders`);
     const text = await scrape(service.url);
@@ -193,7 +193,7 @@ describe.skipIf(noPromtool !== null)(`Prometheus' own checker${noPromtool ? `: $
     expect(code).toBe(0);
   });
 
-  test("fires them when it should, and only then", async () => {
+  test("fires the alerts when it should, and only then", async () => {
     const folder = temporary();
     const series = (name: string, values: string) => ({ series: `${name}{instance="a:4567"}`, values });
     const alert = (alertname: string, eval_time: string, labels?: Record<string, string>) => ({
@@ -226,7 +226,7 @@ describe.skipIf(noPromtool !== null)(`Prometheus' own checker${noPromtool ? `: $
     expect(await promtool(["test", "rules", `${folder}/test.json`])).toMatchObject({ code: 0 });
   });
 
-  test("parses every question of the dashboard", async () => {
+  test("parses every query of the dashboard", async () => {
     const { panels } = (await Bun.file(`${FOLDER}/grafana.json`).json()) as {
       panels: { targets?: { expr: string }[]; gridPos: { x: number; w: number } }[];
     };

@@ -5,10 +5,10 @@ import { describe, expect, test } from "bun:test";
 import { issueToken, readTokenDraft } from "../engine/auth/issue.ts";
 import { SECRET, NOW, now, open, access } from "./support/tokens.ts";
 
-describe("minting", () => {
+describe("issuing tokens", () => {
   const draft = { sub: "till-7", push: ["orders", "shop.*"], feed: ["*"], days: 30 };
 
-  test("makes a token that the same PERE takes", async () => {
+  test("issues a token that the same PERE accepts", async () => {
     const grant = await access.read(await issueToken({ secret: SECRET, now }, draft));
     expect(grant).toMatchObject({ subject: "till-7", expires: NOW + 30 * 86_400_000 });
     expect(grant.may("push", "shop.a")).toBe(true);
@@ -18,7 +18,7 @@ describe("minting", () => {
     await (await open(strict)).read(await issueToken(strict, draft));
   });
 
-  test("makes none that no PERE would take", async () => {
+  test("issues none that PERE would reject", async () => {
     const wrong = [
       { sub: "" },
       { sub: "a b" },
@@ -36,7 +36,7 @@ describe("minting", () => {
     await expect(issueToken({ now }, draft)).rejects.toThrow("PERE_JWT_SECRET");
   });
 
-  test("reads its arguments", () => {
+  test("parses its arguments", () => {
     expect(readTokenDraft(["--push", "orders,shop.*", "--feed", "orders", "--sub", "till-7", "--days", "0.5"])).toEqual(
       {
         sub: "till-7",

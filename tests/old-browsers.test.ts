@@ -72,7 +72,7 @@ for (const [name, script] of [
     expect(page.complaints).toEqual([]);
   });
 
-browserTest("a push of which the options can't be written is not sent", async () => {
+browserTest("a push whose options can't be encoded is not sent", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await oldPage("");
@@ -103,7 +103,7 @@ for (const [what, path, script] of [
     );
   });
 
-test("pages are written in the JavaScript of the oldest browsers", async () => {
+test("pages use only JavaScript of the oldest supported browsers", async () => {
   const files = await buildPages(join(import.meta.dir, "..", "web"));
   const scripts = [...files].filter(([path]) => path.endsWith(".js"));
   expect(scripts.length).toBeGreaterThan(2);

@@ -64,7 +64,7 @@ describe("frames that break the protocol", () => {
       1009,
     ],
   ];
-  test.each(attacks)("%s: closed with its code, and nothing else is said", async (_what, frames, code) => {
+  test.each(attacks)("%s: closed with its code, and no other message is sent", async (_what, frames, code) => {
     const heard = await sayFrames(pere.url, "/feed/frames?device=d", [...frames, frameOf(TEXT, "[]")]);
     expect([heard.code, heard.closed]).toEqual([code, true]);
     expect(heard.text).not.toContain('"recorded"');
@@ -101,7 +101,7 @@ describe("frames that break the protocol", () => {
     expect([heard.code, heard.closed]).toEqual([0, false]);
   });
 
-  test("half a handshake is 4xx", async () => {
+  test("an incomplete handshake gets 4xx", async () => {
     for (const headers of [
       { "Sec-WebSocket-Key": null },
       { "Sec-WebSocket-Key": "short" },
@@ -117,7 +117,7 @@ describe("frames that break the protocol", () => {
     expect((await say(pere.url, handshake("/health"))).status).toBe(200);
   });
 
-  test("a thousand messages before it is ready are each answered", async () => {
+  test("a thousand messages before ready are each answered", async () => {
     const { socket, said } = await openRaw(pere.url, "/feed/early?device=d");
     socket.destroy();
     expect(said()).toContain('"pere":"ready"');
@@ -132,7 +132,7 @@ describe("frames that break the protocol", () => {
     hasty.destroy();
   });
 
-  test("50,000 pings and 20,000 tiny messages keep nobody waiting", async () => {
+  test("50,000 pings and 20,000 tiny messages delay no one", async () => {
     const { socket, said } = await openRaw(pere.url, "/feed/flood?device=d");
     socket.write(Buffer.concat(Array.from({ length: 50_000 }, () => frameOf(PING, "p"))));
     socket.write(Buffer.concat(Array.from({ length: 20_000 }, () => frameOf(TEXT, "[]"))));

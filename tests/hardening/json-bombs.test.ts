@@ -9,11 +9,11 @@ import { LINES, pere, POLL, putUnderAttack, tried, unharmed } from "./attack.ts"
 
 putUnderAttack();
 
-describe("JSON that is meant to hurt", () => {
+describe("hostile JSON", () => {
   const deep = (depth: number, inside = ""): string => "[".repeat(depth) + inside + "]".repeat(depth);
   const deepObjects = (depth: number): string => '{"a":'.repeat(depth) + "1" + "}".repeat(depth);
 
-  test("100,000 levels are refused wherever JSON is taken", async () => {
+  test("100,000 levels are refused wherever JSON is accepted", async () => {
     const event = await push(pere.url, "deep", 1, "?to=d");
     const feed = await connect(`${pere.url}/feed/deep?device=d`);
     for (const [depth, status] of [
@@ -41,7 +41,7 @@ describe("JSON that is meant to hurt", () => {
     expect((await ask(`${pere.url}/events/deep/${event}`)).body.receipts.pending).toBe(1);
   });
 
-  test("huge numbers stay as they were written, in events and in receipts", async () => {
+  test("huge numbers stay unchanged, in events and in receipts", async () => {
     const numbers = `[1e400,-1e400,1e-400,-0,${"9".repeat(2_000)},0.${"1".repeat(1_000)},1E+2,12345678901234567890]`;
     const event = await push(pere.url, "numbers", 1, "?to=d");
     const answer = await tried("/push/numbers", { body: numbers });
@@ -55,7 +55,7 @@ describe("JSON that is meant to hurt", () => {
         );
   });
 
-  test("__proto__, constructor and keys given twice are data, and change nobody", async () => {
+  test("__proto__, constructor and duplicate keys are data, and change no object", async () => {
     const data = '{"__proto__":{"polluted":true},"constructor":{"prototype":{"polluted":true}},"a":1,"a":2}';
     const event = await push(pere.url, "proto", 1, "?to=d,e,polluted");
     const pushed = await tried("/push/proto?to=d", { body: data });
@@ -87,7 +87,7 @@ describe("JSON that is meant to hurt", () => {
     expect(({} as { polluted?: boolean }).polluted).toBeUndefined();
   });
 
-  test("many small things in one text are taken in their time", async () => {
+  test("many small values in one text are parsed in linear time", async () => {
     expect((await tried("/push/many", { body: `[${"0,".repeat(32_000)}0]` })).status).toBe(201);
     expect(
       (await tried("/push/many", { body: `{${Array.from({ length: 6_000 }, (_, n) => `"${n}":0`).join(",")}}` }))

@@ -12,7 +12,7 @@ putUnderAttack();
 describe(`${parsing.length} JSON texts of the JSON test suite`, () => {
   const is = (kind: string) => parsing.filter(({ name }) => name.startsWith(kind));
 
-  test("that are good come back byte by byte on three wires and to readers", async () => {
+  test("that are valid come back byte by byte on three transports and to readers", async () => {
     const stream = await listen(`${pere.url}/feed/suite`);
     const framed: string[] = [];
     const socket = new WebSocket(`${pere.url.replace("http", "ws")}/feed/suite`);
@@ -40,7 +40,7 @@ describe(`${parsing.length} JSON texts of the JSON test suite`, () => {
     stream.close();
   });
 
-  test("that are bad are refused, as one event, as a line, as receipts, as a hook and as a message", async () => {
+  test("that are invalid are refused, as an event, as a line, as receipts, as a hook and as a message", async () => {
     const feed = await connect(`${pere.url}/feed/bad?device=d`);
     for (const { name, input } of is("n_")) {
       const bytes = new TextEncoder().encode(input);
@@ -61,11 +61,11 @@ describe(`${parsing.length} JSON texts of the JSON test suite`, () => {
     expect((await ask(`${pere.url}/events/bad`)).body.events).toEqual([]);
   });
 
-  test("that are either are taken or refused", async () => {
+  test("that may be either are accepted or refused", async () => {
     for (const { input } of is("i_")) await tried("/push/either", { body: new TextEncoder().encode(input) });
   });
 
-  test("and bytes that are no UTF-8 are refused", async () => {
+  test("and bytes that are not UTF-8 are refused", async () => {
     const wrong = [
       "22ff22",
       "22c0af22",

@@ -20,7 +20,7 @@ import { FORM, LINES, pere, POLL, putUnderAttack, tried, unharmed } from "./atta
 
 putUnderAttack();
 
-describe("what just fits is taken, and what is more is refused with its status and a sentence", () => {
+describe("input at the limit is accepted, and beyond it refused with a status and a sentence", () => {
   const names = (count: number, prefix = "n"): string =>
     Array.from({ length: count }, (_, n) => `${prefix}${n}`).join(",");
   const asPoll = { headers: POLL };
@@ -230,7 +230,7 @@ describe("what just fits is taken, and what is more is refused with its status a
     feed.socket.close();
   });
 
-  test("an old client's status is kept up to what a detail may hold", async () => {
+  test("an old client's status is kept up to the limit of a detail", async () => {
     const event = await push(pere.url, "l", 1, "?to=a");
     const body = new URLSearchParams({ id: event, device: "a", status: "\0".repeat(5_000) }).toString();
     expect((await tried("/feedback/l", { body, type: FORM })).body.recorded).toBe(1);

@@ -24,7 +24,7 @@ function readCsv(text: string): string[][] {
 const escaped = naughty.map((text) => encodeURIComponent(text));
 
 describe(`${naughty.length} naughty strings`, () => {
-  test("as a channel: named so, or refused", async () => {
+  test("as a channel: accepted as its name, or refused", async () => {
     for (const [n, text] of naughty.entries()) {
       const answer = await tried(`/push/${escaped[n]}`, { body: "1" });
       expect(answer.status === 201, text).toBe(CHANNEL.test(text));
@@ -83,7 +83,7 @@ describe(`${naughty.length} naughty strings`, () => {
     }
   });
 
-  test("as the bytes of any header: no other header comes of them", async () => {
+  test("as the bytes of any header: they create no other header", async () => {
     const headers = [
       "Idempotency-Key",
       "Device",
@@ -117,7 +117,7 @@ describe(`${naughty.length} naughty strings`, () => {
     }
   }, 120_000);
 
-  test("as an Idempotency-Key: remembered as what it is, or refused", async () => {
+  test("as an Idempotency-Key: remembered unchanged, or refused", async () => {
     for (const text of naughty.filter((text) => /^[\x20-\x7e]+$/.test(text))) {
       const once = () => tried("/push/keys", { body: "1", headers: { "Idempotency-Key": text } });
       const [first, again] = [await once(), await once()];
@@ -126,7 +126,7 @@ describe(`${naughty.length} naughty strings`, () => {
     }
   });
 
-  test("as an event's data: come back byte by byte on three wires and to every reader", async () => {
+  test("as an event's data: come back byte by byte on three transports and to every reader", async () => {
     const texts = naughty.flatMap((text) => [JSON.stringify(text), JSON.stringify({ [text]: [text] })]);
     const stream = await listen(`${pere.url}/feed/data`);
     const socket = new WebSocket(`${pere.url.replace("http", "ws")}/feed/data`);
@@ -156,7 +156,7 @@ describe(`${naughty.length} naughty strings`, () => {
     stream.close();
   });
 
-  test("as a receipt's detail: come back equal on three wires, in rows, in NDJSON and in CSV", async () => {
+  test("as a receipt's detail: come back equal on three transports, in rows, in NDJSON and in CSV", async () => {
     const devices = naughty.map((_, n) => `d${n}`);
     // As many names as fit into a request's head.
     const event = await push(pere.url, "details", 1, `?to=${devices.join(",")}`);
@@ -216,7 +216,7 @@ describe(`${naughty.length} naughty strings`, () => {
     }
   });
 
-  test("as a hook's name, URL, secret or kind: taken or refused", async () => {
+  test("as a hook's name, URL, secret or kind: accepted or refused", async () => {
     for (const [n, text] of naughty.entries()) {
       await tried(`/hooks/calls/${escaped[n]}`, { method: "DELETE" });
       const bodies = [

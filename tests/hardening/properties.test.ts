@@ -38,7 +38,7 @@ import { broken, FORM, JSON_TYPE, LINES, pere, POLL, putUnderAttack, tried, unha
 
 putUnderAttack();
 
-describe(`what holds for anything (SEED=${seed})`, () => {
+describe(`properties of any input (SEED=${seed})`, () => {
   const runs = { seed, numRuns: 500 };
   const anyText = fc.oneof(fc.string({ unit: "binary" }), fc.string(), fc.constantFrom(...naughty));
   const typeOf = fc.stringMatching(/^[A-Za-z0-9._-]{1,64}$/);
@@ -53,7 +53,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     }
   };
 
-  test("an event stream's frames are read back as they were, in pieces of any size", () => {
+  test("an event stream's frames are parsed back unchanged, in chunks of any size", () => {
     const field = fc.record({ id: positionOf, event: fc.option(typeOf), data: anyText.filter((text) => text !== "") });
     const property = fc.property(
       fc.array(field),
@@ -76,7 +76,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     fc.assert(property, runs);
   });
 
-  test("positions are read back as they were written, and nothing else is one", () => {
+  test("positions are parsed back unchanged, and nothing else is a position", () => {
     const lists = fc.array(positionOf, { minLength: 1, maxLength: 16 });
     fc.assert(
       fc.property(lists, (list) => expect(readPositions(positionsText(list), "x")).toEqual(list)),
@@ -90,7 +90,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     fc.assert(property, { ...runs, numRuns: 2_000 });
   });
 
-  test("a receipt is one by the contract or is refused in a sentence", () => {
+  test("a receipt satisfies the contract or is refused in a sentence", () => {
     const time = fc.oneof(
       fc.date({ noInvalidDate: true }).map((date) => date.toISOString()),
       fc.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)$/),
@@ -135,7 +135,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     expect(taken).toBeGreaterThan(50);
   });
 
-  test("every reader gives what its promise says, or refuses in a sentence", () => {
+  test("every parser returns what it documents, or refuses in a sentence", () => {
     const property = fc.property(anyText, (text) => {
       const number = orRefuses(() => readSeconds(text, "x", 1, 60));
       if (number !== null) expect(number).toBeWithin(1, 60.000001);
@@ -153,7 +153,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     fc.assert(property, { ...runs, numRuns: 3_000 });
   });
 
-  test("data is refused for its depth when and only when it nests deeper than that", () => {
+  test("data is refused for its depth if and only if it nests deeper than the limit", () => {
     const depthOf = (value: unknown): number =>
       typeof value === "object" && value !== null ? 1 + Math.max(0, ...Object.values(value).map(depthOf)) : 0;
     const wrapped = fc.tuple(
@@ -188,7 +188,7 @@ describe(`what holds for anything (SEED=${seed})`, () => {
     await fc.assert(property, { ...runs, numRuns: 150 });
   });
 
-  test("any bytes are answered, as a body on every route that takes one", async () => {
+  test("any bytes are answered, as a body on every route that accepts one", async () => {
     const property = fc.asyncProperty(fc.uint8Array({ maxLength: 300, size: "max" }), async (bytes) => {
       for (const type of [JSON_TYPE, LINES]) await tried("/push/bytes", { body: bytes, type });
       for (const type of [JSON_TYPE, FORM]) await tried("/feedback/bytes", { body: bytes, type });

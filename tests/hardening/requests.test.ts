@@ -17,7 +17,7 @@ const pushing = (channel: string, headers: string, behind: string, version = "HT
 /** A second request, which nobody may answer when it is inside a first one that is ambiguous. */
 const HIDDEN = "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
-describe("requests that no client sends", () => {
+describe("requests that no real client sends", () => {
   const stored = async (channel: string): Promise<number> =>
     (await ask(`${pere.url}/events/${channel}`)).body.events?.length ?? 0;
 
@@ -56,7 +56,7 @@ describe("requests that no client sends", () => {
     ["a chunk's size with a space behind it", CHUNKED, "1 \r\n1\r\n0\r\n\r\n"],
     ["chunks that end in LF", CHUNKED, "1\n1\n0\n\n"],
   ])(
-    "%s: 400, the connection is closed, nothing is stored, nothing behind it is answered",
+    "%s: 400, the connection is closed, nothing is stored, nothing after it is answered",
     async (what, headers, behind) => {
       const channel = `smuggled-${what.replaceAll(/\W/g, "-")}`;
       const heard = await say(pere.url, pushing(channel, headers, behind));
@@ -113,7 +113,7 @@ describe("requests that no client sends", () => {
     expect(heard.text).not.toContain("told");
   });
 
-  test("a way out of the pages' folder leads nowhere", async () => {
+  test("paths out of the pages' folder lead nowhere", async () => {
     for (const way of [
       "/../",
       "/..%2f",
@@ -136,7 +136,7 @@ describe("requests that no client sends", () => {
       }
   });
 
-  test("who asks to go on is told to, and is answered", async () => {
+  test("Expect: 100-continue is answered, and so is the request", async () => {
     const { hostname, port } = new URL(pere.url);
     const socket = dial(Number(port), hostname);
     let said = "";
@@ -148,7 +148,7 @@ describe("requests that no client sends", () => {
     socket.destroy();
   });
 
-  test("requests in a row without waiting are answered in order, or the connection is closed", async () => {
+  test("pipelined requests are answered in order, or the connection is closed", async () => {
     const each = pushing("row", "Content-Length: 1\r\n", "1");
     const heard = await say(pere.url, [each.repeat(20)]);
     const seqs = [...heard.text.matchAll(/"seq":(\d+)/g)].map(([, seq]) => Number(seq));
@@ -157,20 +157,20 @@ describe("requests that no client sends", () => {
     expect(heard.answers).toBe(seqs.length);
   });
 
-  test("trailers are not taken by Bun: it answers 400, whatever became of the body", async () => {
+  test("Bun answers trailers with 400, whatever happened to the body", async () => {
     for (const trailer of ["X-Any: y", `X-Any: ${"y".repeat(100_000)}`]) {
       const heard = await say(pere.url, pushing("trailing", CHUNKED, `1\r\n1\r\n0\r\n${trailer}\r\n\r\n`));
       expect([heard.status, heard.closed]).toEqual([400, true]);
     }
   });
 
-  test("an extension of a chunk that never ends is cut off", async () => {
+  test("a chunk extension without end is cut off", async () => {
     const heard = await say(pere.url, [pushing("extended", CHUNKED, "1;"), "a".repeat(MEBIBYTE)]);
     expect([heard.status, heard.closed]).toEqual([413, true]);
     expect(await stored("extended")).toBe(0);
   });
 
-  test("a body in chunks of a byte costs what it holds", async () => {
+  test("a body in one-byte chunks costs only its size", async () => {
     const { hostname, port } = new URL(pere.url);
     const socket = dial(Number(port), hostname);
     let said = "";
@@ -186,7 +186,7 @@ describe("requests that no client sends", () => {
     socket.destroy();
   });
 
-  test("a body without end is refused when it is too large, and what still comes of it is kept nowhere", async () => {
+  test("a body without end is refused when it is too large, and the rest is not stored", async () => {
     for (const headers of ["Content-Length: 200000000\r\n", CHUNKED]) {
       const before = await heap();
       const part = headers === CHUNKED ? `10000\r\n${"1".repeat(65_536)}\r\n` : "1".repeat(65_536);
@@ -197,7 +197,7 @@ describe("requests that no client sends", () => {
     expect(await stored("endless")).toBe(0);
   });
 
-  test("a body that ends before its end stores nothing", async () => {
+  test("a truncated body stores nothing", async () => {
     for (const headers of ["Content-Length: 5\r\n", CHUNKED])
       for (const behind of ["", headers === CHUNKED ? "1\r\n1\r\n" : "1"]) {
         const heard = await say(pere.url, pushing("half", headers, behind), { end: true });
@@ -207,7 +207,7 @@ describe("requests that no client sends", () => {
     expect(await stored("half")).toBe(0);
   });
 
-  test("who sends a whole request and hangs up half is answered or let go", async () => {
+  test("a client that half-closes after a complete request is answered or disconnected", async () => {
     const heard = await say(pere.url, pushing("half-closed", "Content-Length: 1\r\n", "1"), { end: true });
     expect(heard.closed).toBeTrue();
     expect([0, 201]).toContain(heard.status);
@@ -215,7 +215,7 @@ describe("requests that no client sends", () => {
     expect(feed.closed).toBeTrue();
   });
 
-  test("10,000 connections that say nothing keep nobody out", async () => {
+  test("10,000 silent connections keep no one out", async () => {
     const limit = /Max open files\s+(\d+)/.exec(readFileSync("/proc/self/limits", "utf8"));
     const count = Math.min(10_000, Number(limit?.[1] ?? 1_024) - 1_000);
     const { hostname, port } = new URL(pere.url);

@@ -47,7 +47,7 @@ let steady: Promise<Answer>;
 
 let drippedHead: Promise<boolean>;
 
-describe("a body that comes slowly", () => {
+describe("a body that arrives slowly", () => {
   beforeAll(() => {
     steady = slowButSteady();
     drippedHead = dripHead();
@@ -98,7 +98,7 @@ describe("a body that comes slowly", () => {
     await hasty.stop();
   });
 
-  test("is taken when it keeps up with 10 kB/s", async () => {
+  test("is accepted if it keeps up with 10 kB/s", async () => {
     const hasty = await start({ bodyMs: 8_000 });
     const part = `${"1".padEnd(9_999)}\n`;
     const head = (length: string) =>
@@ -112,11 +112,11 @@ describe("a body that comes slowly", () => {
     await hasty.stop();
   });
 
-  test("for longer than Bun allows a request is taken as well", async () => {
+  test("is accepted for longer than Bun's own limit", async () => {
     expect((await steady).text).toStartWith("HTTP/1.1 201");
   }, 60_000);
 
-  test("with its head already, Bun cuts off", async () => {
+  test("is cut off by Bun if its head is slow", async () => {
     expect(await drippedHead).toBeTrue();
   }, 60_000);
 
