@@ -24,7 +24,7 @@ import { SqliteStore } from "../../engine/sqlite/store.ts";
 import type { Store } from "../../engine/store.ts";
 import type { SocketData } from "../../engine/http/transports.ts";
 import { type Clock, Machine, PlainResponse } from "./clock.ts";
-import type { Host, SocketHandlers } from "./line.ts";
+import type { Host, SocketHandlers } from "./pipe.ts";
 
 /** Where instances keep what they know. */
 export type Disk = { readonly kind: "redis" } | { readonly kind: "sqlite"; path: string };

@@ -4,7 +4,7 @@
 import { rmSync } from "node:fs";
 import { chance } from "../support/chance.ts";
 import { type Plan, planOf, type Step } from "./plan.ts";
-import { RealRedis } from "./redis.ts";
+import { RealRedis } from "./real-redis.ts";
 import { World } from "./world.ts";
 
 export interface Play {

@@ -3,7 +3,7 @@
  * judged here; the rest at the end, by `promises.ts`.
  */
 import type { Clock } from "./clock.ts";
-import type { Heard } from "./line.ts";
+import type { Heard } from "./pipe.ts";
 
 /** So long a word may be on its way that was sent before another one was recorded, milliseconds. */
 const ON_ITS_WAY_MS = 3_000;

@@ -22,7 +22,8 @@ import { Network } from "./line.ts";
 import { Witness } from "./witness.ts";
 import { type DevicePlan, type Plan, type Step, TROUBLE_MS, type Way } from "./plan.ts";
 import { brokenPromises } from "./promises.ts";
-import { type RealRedis, setRedis, SimulatedRedis } from "./redis.ts";
+import type { RealRedis } from "./real-redis.ts";
+import { setRedis, SimulatedRedis } from "./redis.ts";
 
 /** After the trouble so much time is given, milliseconds. */
 const PEACE_MS = 100_000;
