@@ -45,7 +45,7 @@ describedServices();
 const isGuarded = (status: number): boolean => status === 401 || status === 403;
 
 describe("the examples", () => {
-  test("are one story, and come true", async () => {
+  test("form one story, and match the real answers", async () => {
     const told: unknown[] = [];
     for (const [operationId, asking, status, type, example] of STORY) {
       const step = `${operationId} ${status} ${type} ${example}`;
@@ -71,7 +71,7 @@ describe("the examples", () => {
     );
   });
 
-  test("are all in the story, save those of numbers, of trouble inside, of too much, and of bodies that do not come", () => {
+  test("are all in the story, except those of limits, internal errors, rate limits and slow bodies", () => {
     const key = (...parts: unknown[]): string => parts.join(" ");
     const inStory = new Set(
       STORY.map(([operationId, , status, type, example]) => key(replyOf(operationId, status)!.pointer, type, example)),
@@ -101,7 +101,7 @@ describe("the examples", () => {
     ]);
   });
 
-  test("of event streams hold what their schemas say, frame by frame", () => {
+  test("of event streams match their schemas, frame by frame", () => {
     const expected = {
       followEvents: ["Ready", "Event"],
       followReceipts: ["Ready", "Receipt", "Complete"],
@@ -122,7 +122,7 @@ describe("the examples", () => {
     }
   });
 
-  test("of requests are what their schemas ask for", () => {
+  test("of requests match their schemas", () => {
     let count = 0;
     for (const { path, method, operation } of operations.values()) {
       const pointer = `/paths/${escape(path)}/${method.toLowerCase()}`;
@@ -247,9 +247,9 @@ const usual = (operationId: string): Asking =>
       ? { ...accept(JSON_TYPE), parameters: { wait: "0" } }
       : {};
 
-describe("what can go wrong", () => {
+describe("errors", () => {
   for (const [operationId, statuses] of Object.entries(WRONG))
-    test(`${operationId} answers as described when it is asked wrongly`, async () => {
+    test(`${operationId} answers an invalid request as described`, async () => {
       for (const [status, askings] of Object.entries(statuses))
         for (const asking of askings) {
           const answer = await tried(operationId, asking);
@@ -259,7 +259,7 @@ describe("what can go wrong", () => {
         }
     });
 
-  test("without a token, with one that has expired, and with one too weak, each operation answers as described", async () => {
+  test("without a token, with an expired one, and with an insufficient one, each operation answers as described", async () => {
     for (const [operationId, { operation }] of operations)
       for (const [status, token] of [[401], [401, "expired"], [403, "weak"]] as const) {
         const asking = { ...usual(operationId), ...(token ? { token } : {}) };
@@ -270,7 +270,7 @@ describe("what can go wrong", () => {
       expect((await tried(operationId, {}, guarded.url)).status, operationId).toBe(200);
   });
 
-  test("a fault inside, a store that is away and a disk that is full are answered as described", async () => {
+  test("an internal error, an absent store and a full disk are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
       for (const [operationId, method] of Object.entries({ ...BEHIND, ...BEHIND_HOOKS }))
@@ -294,7 +294,7 @@ describe("what can go wrong", () => {
     }
   });
 
-  test("a body that comes too slowly is answered as described", async () => {
+  test("a body that arrives too slowly is answered as described", async () => {
     const hasty = await start({ bodyMs: 10 });
     for (const operationId of SLOW) {
       const { url, init } = requestOf(operationId, usual(operationId), hasty.url);
@@ -309,7 +309,7 @@ describe("what can go wrong", () => {
     await hasty.stop();
   });
 
-  test("who does too much is answered as described", async () => {
+  test("a caller over its limits is answered as described", async () => {
     const small = await startWith({ access: "open", rates: { push: 1, receipt: 1, feed: 1 } });
     for (const operationId of LIMITED) {
       const { url, init } = requestOf(operationId, usual(operationId), small.url);
@@ -324,7 +324,7 @@ describe("what can go wrong", () => {
     await small.stop();
   });
 
-  test("nothing is declared that was not seen to come", async () => {
+  test("every declared answer was observed", async () => {
     const seen = new Set(STORY.map(([operationId, , status]) => `${operationId} ${status}`));
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
@@ -377,7 +377,7 @@ describe("what can go wrong", () => {
     expect(declared.toSorted()).toEqual([...seen].toSorted());
   });
 
-  test("another method is 405 with the ones there are, another path 404, as the introduction says", async () => {
+  test("another method gets 405 with the allowed ones, an unknown path 404, as the introduction says", async () => {
     const wrong = await ask(`${pere.url}/push/orders`);
     expect([wrong.status, wrong.headers.get("allow"), shapeOf("Problem", wrong.body)]).toEqual([405, "POST", ""]);
     const nothing = await ask(`${pere.url}/nothing`);

@@ -17,7 +17,7 @@ import { describedServices, document, JSON_TYPE, operations, replyOf, routes, sh
 describedServices();
 
 describe("the document", () => {
-  test("is valid OpenAPI 3.1, and says which PERE it is", async () => {
+  test("is valid OpenAPI 3.1 and has PERE's version", async () => {
     const result = await new Validator().validate(structuredClone(document) as unknown as Record<string, unknown>);
     expect(result.errors ?? []).toEqual([]);
     expect(result.valid).toBe(true);
@@ -25,7 +25,7 @@ describe("the document", () => {
     expect(document.info.version).toBe(packageJson.version);
   });
 
-  test("describes every route, and no other", async () => {
+  test("describes every route, and nothing else", async () => {
     const documents = ["/swagger/json", "/asyncapi.json"];
     const device = ["/weblistener.html", "/weblistener-worker.js"];
     const swagger = ["/swagger", "/swagger/", "/swagger/ui.css", "/swagger/ui.js"];
@@ -42,7 +42,7 @@ describe("the document", () => {
     expect(described).toHaveLength(19);
   });
 
-  test("says of each operation what it is for, and what can go wrong where input can be wrong", () => {
+  test("has each operation's purpose, and its errors if it takes input", () => {
     const tags = document.tags.map(({ name }) => name);
     for (const { path, operation } of operations.values()) {
       expect(operation.summary, path).toMatch(/^[A-Z].{9,59}$/);
@@ -62,7 +62,7 @@ describe("the document", () => {
     }
   });
 
-  test("declares each way of giving a token, and asks for one everywhere but where the process is looked at", () => {
+  test("declares each place of a token, and requires one everywhere except at the probes", () => {
     expect(document.components.securitySchemes).toMatchObject({
       bearer: { type: "http", scheme: "bearer", bearerFormat: "JWT" },
       cookie: { type: "apiKey", in: "cookie", name: "pere_token" },
@@ -78,7 +78,7 @@ describe("the document", () => {
     }
   });
 
-  test("refers to every schema that it has, and has every schema that it refers to", () => {
+  test("uses every schema that it has, and has every schema that it uses", () => {
     const prose = JSON.stringify(document);
     for (const name of Object.keys(document.components.schemas))
       // What is only inside event streams is referred to in prose.
@@ -87,7 +87,7 @@ describe("the document", () => {
       expect(Object.keys(document.components.schemas)).toContain(name!);
   });
 
-  test("draws names and ids as the service reads them", () => {
+  test("has the patterns of names and ids that the service uses", () => {
     const long = (length: number): string => "a".repeat(length);
     const texts = ["orders", "A.b_c:d~e-f", "-a", ".a", "~", "a b", "a/b", "ü", "", "a\n", "pere.x", "pere", "Pere.x"]
       .concat(["open", "message", "error", "Error", "messages", "an.error"])
@@ -120,7 +120,7 @@ describe("the document", () => {
   });
 });
 
-test("hooks are called with what is described", async () => {
+test("calls to hooks match the document", async () => {
   const bodies: { type: string }[] = [];
   const receiver = Bun.serve({
     hostname: "127.0.0.1",

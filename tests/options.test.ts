@@ -18,7 +18,7 @@ afterAll(() => pere.stop());
 
 const POLL = { Accept: "application/json" };
 
-describe("an option that a route does not have", () => {
+describe("an unknown query option", () => {
   test.each([
     ["GET", "/feed/orders?devise=d1"],
     ["GET", "/feed/orders?Device=d1"],
@@ -52,7 +52,7 @@ describe("an option that a route does not have", () => {
     expect(answer.body.errors).toEqual([{ path: name, message: expect.any(String) }]);
   });
 
-  test("is told with those that there are, and cut where it is long", async () => {
+  test("is reported with the known ones, and truncated if it is long", async () => {
     const feed = await ask(`${pere.url}/feed/orders?devise=d1`, { headers: POLL });
     expect(feed.body.detail).toContain("device, since, last-event-id, lastEventId, wait");
     const long = await ask(`${pere.url}/channels?${"x".repeat(3_000)}=1`);
@@ -60,7 +60,7 @@ describe("an option that a route does not have", () => {
     expect(long.text.length).toBeLessThan(500);
   });
 
-  test("is refused on an event stream and at a WebSocket's handshake alike", async () => {
+  test("is refused on an event stream and in a WebSocket's handshake", async () => {
     const stream = await openStream(`${pere.url}/feed/orders?devise=d1`);
     expect(stream.response.status).toBe(400);
     stream.close();
@@ -69,7 +69,7 @@ describe("an option that a route does not have", () => {
     expect(socket.readyState).toBe(WebSocket.CLOSED);
   });
 
-  test("is no matter to probes, pages and documents, and a token is no matter anywhere", async () => {
+  test("is ignored by probes, pages and documents, and a token is allowed everywhere", async () => {
     for (const path of ["/", "/health", "/ready", "/weblistener.html", "/swagger", "/swagger/json", "/asyncapi.json"])
       expect((await ask(`${pere.url}${path}?probe=1&v=2`)).status, path).toBe(200);
     for (const path of ["/channels", "/events/orders", "/devices/orders", "/hooks/orders", "/metrics"])
@@ -80,7 +80,7 @@ describe("an option that a route does not have", () => {
 describe("lastEventId, as polyfills of EventSource send it,", () => {
   const second = () => push(pere.url, "resumed", 2);
 
-  test("is last-event-id, on each transport and on both feeds", async () => {
+  test("is accepted as last-event-id, on each transport and on both feeds", async () => {
     const first = await push(pere.url, "resumed", 1);
     const next = await second();
     const polled = await ask(`${pere.url}/feed/resumed?lastEventId=${first}`, { headers: POLL });
@@ -95,7 +95,7 @@ describe("lastEventId, as polyfills of EventSource send it,", () => {
     expect(receipts.body.gaps).toHaveLength(1);
   });
 
-  test("wins over last-event-id, which the page began with, and the header wins over each", async () => {
+  test("wins over last-event-id, which the page started with, and the header wins over both", async () => {
     const first = await second();
     const both = await ask(`${pere.url}/feed/resumed?lastEventId=${first}&last-event-id=0-1`, { headers: POLL });
     expect(both.body).toEqual({ events: [], last: first });
@@ -106,7 +106,7 @@ describe("lastEventId, as polyfills of EventSource send it,", () => {
   });
 });
 
-test("a type that an EventSource fires by itself is refused; one like it is not", async () => {
+test("an event type that EventSource fires itself is refused; a similar one is not", async () => {
   for (const type of ["error", "open", "message"]) {
     for (const [body, as] of [
       ["1", "application/json"],
@@ -142,7 +142,7 @@ for (const [store, open] of [
     const keyed = (channel: string, query = "", headers: Record<string, string> = {}) =>
       ask(`${kept.url}/push/${channel}${query}`, { body: "1", headers: { "Idempotency-Key": "k", ...headers } });
 
-    test("covers every option: with another one it is 422, and nothing is stored", async () => {
+    test("covers every option: with another one the answer is 422, and nothing is stored", async () => {
       const options = ["?to=a", "?type=a", "?ttl=60", "?deadline=60", "?remind=60"];
       for (const [index, query] of ["", ...options].entries()) {
         const channel = `covers-${index}`;
@@ -159,7 +159,7 @@ for (const [store, open] of [
       }
     });
 
-    test("takes options for the same in any order and any spelling", async () => {
+    test("treats options as equal in any order and any spelling", async () => {
       const first = await keyed("spelled", "?type=a.b&ttl=60&to=x,y");
       for (const query of [
         "?to=x,y&ttl=60&type=a.b",

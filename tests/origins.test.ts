@@ -12,10 +12,10 @@ afterEach(closeAll);
 
 const SHOP = "https://shop.example";
 
-describe("a page of an origin that was named", () => {
+describe("a page of a listed origin", () => {
   const CREDENTIALS = "access-control-allow-credentials";
 
-  test("may ask beforehand, without a token", async () => {
+  test("may send a preflight, without a token", async () => {
     const pere = await start({ origins: [SHOP] });
     for (const path of ["/push/orders", "/feed/orders", "/devices/orders/d"]) {
       const { status, headers, text } = await ask(pere.url + path, {
@@ -42,7 +42,7 @@ describe("a page of an origin that was named", () => {
     expect((await ask(`${pere.url}/push/orders`, { method: "OPTIONS", headers: { Origin: SHOP } })).status).toBe(405);
   });
 
-  test("may read every answer: good ones, errors of all kinds, pages, and streams", async () => {
+  test("may read every answer: successes, errors of all kinds, pages and streams", async () => {
     const pere = await start({ origins: ["http://127.0.0.1:1", SHOP] });
     const good = bearer(GOOD);
     for (const [path, status, init] of [
@@ -79,7 +79,7 @@ describe("a page of an origin that was named", () => {
     expect(await handshake(pere.url, "/feed/orders", { ...good, Origin: SHOP })).toBe(101);
   });
 
-  test("may send every field that it asks for, and what is none is left out", async () => {
+  test("may send every header field that it asks for; invalid names are left out", async () => {
     const pere = await start({ origins: [SHOP] });
     const preflight = async (fields: string): Promise<string[]> => {
       const headers = {
@@ -101,7 +101,7 @@ describe("a page of an origin that was named", () => {
     expect(await preflight("x y, ,(z), *")).toEqual([...usual, "*"]);
   });
 
-  test("may be an app's, as it is written: its requests, preflights and sockets", async () => {
+  test("may be an app's, as listed: its requests, preflights and sockets", async () => {
     const apps = ["capacitor://localhost", "tauri://localhost", "chrome-extension://abcdef", "file://", "null"];
     const pere = await start({ origins: apps });
     for (const Origin of apps) {
@@ -114,13 +114,13 @@ describe("a page of an origin that was named", () => {
       expect((await ask(`${pere.url}/channels`, { headers: { Origin, ...bearer(GOOD) } })).status).toBe(403);
   });
 
-  test("is told apart by caches, also where no page asked", async () => {
+  test("is distinguished by caches, also in answers without an origin", async () => {
     const pere = await start({ origins: [SHOP] });
     const { headers } = await ask(`${pere.url}/weblistener.html`);
     expect([headers.get("vary"), headers.has("access-control-allow-origin")]).toEqual(["Origin", false]);
   });
 
-  test("is any page with *, which brings no cookies along", async () => {
+  test("is any page with *, which allows no cookies", async () => {
     const pere = await start({ origins: "*" });
     const { status, headers } = await ask(`${pere.url}/channels`, {
       headers: { Origin: "https://any.example", ...bearer(GOOD) },
@@ -131,8 +131,8 @@ describe("a page of an origin that was named", () => {
   });
 });
 
-describe("a page of a stranger", () => {
-  test("gets nothing and does nothing, by any method and on any wire, though it has a token", async () => {
+describe("a page of an unlisted origin", () => {
+  test("gets nothing and changes nothing, by any method and transport, even with a token", async () => {
     const pere = await start({ origins: [SHOP] });
     const good = bearer(GOOD);
     const evil = [
@@ -176,7 +176,7 @@ describe("a page of a stranger", () => {
     expect((await ask(`${pere.url}/channels`, { headers: good })).body.channels).toEqual([]);
   });
 
-  test("is one without an origin, also where every page may", async () => {
+  test("is also one with the origin null, even with *", async () => {
     const pere = await start({ origins: "*" });
     const headers = { ...bearer(GOOD), Origin: "null" };
     const { status, headers: said } = await ask(`${pere.url}/channels`, { headers });
@@ -184,7 +184,7 @@ describe("a page of a stranger", () => {
     expect(await handshake(pere.url, "/feed/orders", headers)).toBe(403);
   });
 
-  test("makes no device on an open service with an image or a link", async () => {
+  test("enrols no device on an open service through an image or a link", async () => {
     const pere = await start({ access: "open" });
     const path = "/feed/orders?device=evil&wait=0";
     for (const site of ["cross-site", "same-site"])
@@ -203,7 +203,7 @@ describe("a page of a stranger", () => {
   });
 });
 
-test("its own pages may call it, also behind a proxy with TLS, where the scheme is another", async () => {
+test("its own pages may call it, also behind a proxy with TLS, where the scheme differs", async () => {
   const pere = await start();
   for (const [Host, Origin] of [
     [new URL(pere.url).host, pere.url],
@@ -224,7 +224,7 @@ describe("Host", () => {
   const get = (url: string, host: string | null, path = "/health", version = "1.1"): Promise<number> =>
     raw(url, `GET ${path} HTTP/${version}\r\n${host === null ? "" : `Host: ${host}\r\n`}\r\n`).then(statusOf);
 
-  test("must be a name or an address, perhaps with a port, before anything else is looked at", async () => {
+  test("must be a name or an address, optionally with a port, which is checked first", async () => {
     const pere = await start({ origins: [SHOP] });
     for (const host of [
       "shop.example",
@@ -268,7 +268,7 @@ describe("Host", () => {
     expect(statusOf(await raw(pere.url, preflight))).toBe(400);
   });
 
-  test("that is short moves no path: what is routed is what was asked for", async () => {
+  test("that is short does not shift the path: the requested path is routed", async () => {
     const pere = await start({ access: "local" });
     const tokens = await start();
     for (const host of ["x", "ab", "a.b"]) {
@@ -284,7 +284,7 @@ describe("Host", () => {
     expect(await get(tokens.url, "a", "/%2fchannels")).toBe(404);
   });
 
-  test("of a service for its own machine is a loopback name: one that a stranger points here is the stranger's", async () => {
+  test("of a local service must be a loopback name: any other may be DNS rebinding", async () => {
     const pere = await start({ access: "local", origins: ["http://localhost:5173"] });
     for (const host of [
       "127.0.0.1",
@@ -316,7 +316,7 @@ describe("Host", () => {
     expect((await ask(`${pere.url}/push/orders`, { body: 1, headers: rebound })).status).toBe(403);
   });
 
-  test("and Origin do not matter to /health and /ready, which answer whoever asks", async () => {
+  test("and Origin do not matter to /health and /ready, which answer any caller", async () => {
     for (const pere of [await start({ origins: [SHOP] }), await start({ access: "local" })])
       for (const path of ["/health", "/ready", "/ready?x=1"]) {
         for (const host of ["balancer.internal", "10.0.0.9:4567", "a/b", "a b", "", "-", "x".repeat(300)])
@@ -338,7 +338,7 @@ describe("Host", () => {
   });
 
   test.skipIf(noIpv6 !== null)(
-    `in a browser on ::1 is in brackets${noIpv6 ? ` (skipped: ${noIpv6})` : ""}`,
+    `of a browser on ::1 is in brackets${noIpv6 ? ` (skipped: ${noIpv6})` : ""}`,
     async () => {
       const pere = await start({ host: "::1", access: "local" });
       expect(pere.url).toStartWith("http://[::1]:");

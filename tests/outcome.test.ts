@@ -10,7 +10,7 @@ outcomes("SQLite", 1, async () => {
   return (options) => start(options, path);
 });
 
-test("a file whose receipts say themselves that they complete an event: who is cut off behind one is told again, and once it was told, no more", async () => {
+test("a file with receipts of the older format that complete an event: a reader cut off after one gets the completion again, and afterwards no more", async () => {
   const path = join(temporary(), "pere.db");
   const before = await start({}, path);
   await ask(`${before.url}/devices/c/a`, { method: "PUT" });

@@ -104,7 +104,7 @@ const noPackages = ((): string | null => {
 })();
 
 test.skipIf(noPackages !== null && process.env.CI !== "true")(
-  `a clone without packages has its pages${noPackages ? ` (skipped: ${noPackages})` : ""}`,
+  `a clone without installed packages serves its pages${noPackages ? ` (skipped: ${noPackages})` : ""}`,
   async () => {
     const clone = temporary();
     for (const name of ["package.json", "bun.lock", "tsconfig.json", "index.ts", "engine", "web", "clients"])
@@ -115,7 +115,7 @@ test.skipIf(noPackages !== null && process.env.CI !== "true")(
 );
 
 test(
-  "an executable is made by one command, and in an empty folder that it may not write to it has its pages and all else",
+  "one command makes an executable, which works in an empty read-only folder, with its pages and commands",
   async () => {
     // Compiled from a copy, so that nothing is left in the house.
     const copy = temporary();

@@ -57,8 +57,8 @@ const traced = canTrace ? test : test.skip;
 const why = canTrace ? "" : " (skipped: strace is not installed)";
 const linux = process.platform === "linux" ? test : test.skip;
 
-describe("a file that a service works with", () => {
-  test("is refused to a second one through hard links, symbolic links and other paths, and left unharmed", async () => {
+describe("a file in use by a service", () => {
+  test("is refused to a second service through hard links, symbolic links and other paths, and stays unharmed", async () => {
     const folder = temporary();
     const db = join(folder, "pere.db");
     const service = await spawn(db);
@@ -105,7 +105,7 @@ describe("a file that a service works with", () => {
   });
 
   test.skipIf(!canBind)(
-    "is refused to a second one through a bind mount, and so is a backup of it without its log",
+    "is refused to a second service through a bind mount, and so is a backup without its log",
     async () => {
       const db = join(temporary(), "pere.db");
       const service = await spawn(db);
@@ -124,7 +124,7 @@ describe("a file that a service works with", () => {
     },
   );
 
-  test("is free again when the service was killed", async () => {
+  test("is free again after the service was killed", async () => {
     const db = join(temporary(), "pere.db");
     const first = await spawn(db);
     await first.end("SIGKILL");
@@ -133,7 +133,7 @@ describe("a file that a service works with", () => {
   });
 });
 
-describe("a file that is no longer where it was opened", () => {
+describe("a file that is no longer at its path", () => {
   /** What is done to the file in the folder, and what is done to put it back. */
   const moves: Record<string, readonly [away: (db: string) => void, back: ((db: string) => void) | null]> = {
     "was removed": [(db) => rmSync(db), null],
@@ -174,7 +174,7 @@ describe("a file that is no longer where it was opened", () => {
   };
 
   for (const [what, [away, back]] of Object.entries(moves))
-    test(`because it ${what} gets nothing acknowledged, and says so`, async () => {
+    test(`because it ${what} stops acknowledgement, and is reported`, async () => {
       const folder = join(temporary(), "data");
       mkdirSync(folder);
       const db = join(folder, "pere.db");
@@ -217,7 +217,7 @@ describe("a file that is no longer where it was opened", () => {
       expect(kept).toEqual(back ? [1, 3] : [1]);
     });
 
-  test("is noticed within a second while nobody stores anything", async () => {
+  test("is noticed within a second while nothing is stored", async () => {
     const db = join(temporary(), "pere.db");
     const service = await spawn(db);
     const log = logOf(service);
@@ -280,7 +280,7 @@ describe("a file that is no longer where it was opened", () => {
     },
   );
 
-  test("gets nothing acknowledged although pushes run while it goes", async () => {
+  test("stops acknowledgement even during pushes", async () => {
     const db = join(temporary(), "pere.db");
     const service = await spawn(db);
     let isGone = false;

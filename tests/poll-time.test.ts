@@ -17,7 +17,7 @@ const poll = (url: string, path: string) => ask(`${url}${path}`, { headers: { Ac
 const never = (): Promise<never> => new Promise(() => {});
 
 describe("while SQLite does not answer", () => {
-  test("a poll that was looking through what is for others says how far it has come, and the next goes on there", async () => {
+  test("a poll that was passing events for others returns its position, and the next continues there", async () => {
     const pere = await start();
     services.push(pere);
     await ask(`${pere.url}/devices/c/a`, { method: "PUT" });
@@ -46,7 +46,7 @@ describe("while SQLite does not answer", () => {
     ["events", "/feed/c?since=earliest"],
     ["receipts", "/feedback/c?since=earliest"],
     ["finalized", "/feed/c?device=a"],
-  ] as const)("%s: a poll of %s is told so", async (verb, path) => {
+  ] as const)("%s: a poll of %s fails with 503", async (verb, path) => {
     const pere = await start();
     services.push(pere);
     await ask(`${pere.url}/devices/c/a`, { method: "PUT" });
@@ -64,7 +64,7 @@ describe("while SQLite does not answer", () => {
     expect((await poll(pere.url, path)).status).toBe(200);
   });
 
-  test("behind its first page: a poll is answered with that page, and the next one goes on from it", async () => {
+  test("after its first page: a poll is answered with that page, and the next one continues from it", async () => {
     const pere = await start();
     services.push(pere);
     const lines = "1\n".repeat(1_000);
@@ -93,7 +93,7 @@ describe("while SQLite does not answer", () => {
 
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 test.skipIf(noRedis !== null)(
-  `while Redis stands still every poll that set out is answered, however many they are${why}`,
+  `while Redis stalls every poll is answered in time, however many there are${why}`,
   async () => {
     const redis = await startRedis();
     const pere = await startOn(redis.url);

@@ -75,8 +75,8 @@ class Counted implements Wire {
   }
 }
 
-describe("who is connected", () => {
-  test("a device with two feeds counts once, and until the last of them is closed", async () => {
+describe("connected devices", () => {
+  test("a device with two feeds counts once, until the last of them is closed", async () => {
     const [one, two] = [await listen(`${pere.url}/feed/two?device=a`), await listen(`${pere.url}/feed/two?device=a`)];
     const audience = async () => (await ask(`${pere.url}/push/two`, { body: "1" })).body.audience;
     expect(await audience()).toEqual({ addressed: 1, connected: 1 });
@@ -96,7 +96,7 @@ describe("who is connected", () => {
     expect(pere.engine.held).toEqual(EMPTY);
   });
 
-  test("a feed of two channels connects its device in both, and leaves both", async () => {
+  test("a feed of two channels connects its device in both, and disconnects it in both", async () => {
     const [both, one] = [
       await listen(`${pere.url}/feed/both-1,both-2?device=a`),
       await listen(`${pere.url}/feed/both-1?device=a`),
@@ -109,7 +109,7 @@ describe("who is connected", () => {
     await until(() => pere.engine.held.feeds === 0);
   });
 
-  test("a feed whose reader leaves at any moment of its opening leaves nothing behind", async () => {
+  test("a feed whose reader disconnects at any moment of its opening leaves nothing behind", async () => {
     const wires: Counted[] = [];
     // Some leave before they are told where they start, and in the end some after.
     let turns = 0;
@@ -133,7 +133,7 @@ describe("who is connected", () => {
     expect(enrolled.map(({ device }) => device)).toContain(`leaves-${turns - 1}`);
   });
 
-  test("many that open and leave at once leave nothing behind", async () => {
+  test("many feeds that open and close at once leave nothing behind", async () => {
     const opening = Array.from({ length: 120 }, async (_, n) => {
       const abort = new AbortController();
       const response = fetch(`${pere.url}/feed/crowd?device=d${n}`, { signal: abort.signal });
@@ -153,7 +153,7 @@ describe("who is connected", () => {
 });
 
 describe("draining", () => {
-  test("a feed that is opened after the drain began is told so and holds nothing; pushes are refused, reading goes on", async () => {
+  test("a feed that is opened after the drain began is told so and leaves nothing behind; pushes are refused, reads continue", async () => {
     const going = await start();
     await enrol("c", "a", going.url);
     const id = await push(going.url, "c", 1);
@@ -185,7 +185,7 @@ describe("draining", () => {
 });
 
 describe("signs of life", () => {
-  test("a receipt of a device that has no feed is one, also a repeated one; a rejected one is none", async () => {
+  test("a receipt of a device without a feed is one, also a repeated one; a rejected one is not", async () => {
     await enrol("word", "a");
     const id = await push(pere.url, "word", 1);
     expect((await device("word")).seenAt).toBeNull();
@@ -200,7 +200,7 @@ describe("signs of life", () => {
     expect((await device("word")).seenAt).toBe(iso(seen));
   });
 
-  test("a message on a socket is one, whatever it says, on every channel of the feed", async () => {
+  test("a message on a socket is one, whatever it contains, on every channel of the feed", async () => {
     const { socket, messages } = await connect(`${pere.url}/feed/talk-1,talk-2?device=a`);
     const opened = now;
     expect((await device("talk-1")).seenAt).toBe(iso(opened));
@@ -226,7 +226,7 @@ describe("signs of life", () => {
     await until(() => pere.engine.held.feeds === 0);
   });
 
-  test("are written down while the service runs, and the newest outlives it", async () => {
+  test("are stored while the service runs, and the newest outlives it", async () => {
     const path = join(temporary(), "pere.db");
     let time = T;
     const store = new SqliteStore({ path });
@@ -271,7 +271,7 @@ describe("quiet feeds", () => {
     await quick.stop();
   });
 
-  test("a reader that is stuck is sent no beat", async () => {
+  test("a stalled reader gets no keep-alive", async () => {
     const quick = await start({ limits: { beatMs: 15 } });
     const [stuck, well] = [new Counted(true), new Counted()];
     const feeds = [quick.engine.follow(asked("a"), stuck), quick.engine.follow(asked("b"), well)];
@@ -288,8 +288,8 @@ describe("quiet feeds", () => {
   });
 });
 
-describe("what a device lost", () => {
-  test("is what it was there for: who joined just after a dropped event has no gap, who joined just before has one", async () => {
+describe("what a device has lost", () => {
+  test("is what was addressed to it: a device that joined just after a dropped event has no gap, one that joined just before has one", async () => {
     const small = await start({ limits: { keptEvents: 1 } });
     await enrol("c", "before", small.url);
     const dropped = await push(small.url, "c", 1);
@@ -307,7 +307,7 @@ describe("what a device lost", () => {
     await small.stop();
   });
 
-  test("is told at once, also to a poll that would wait and finds nothing left to read", async () => {
+  test("is reported at once, also to a poll that would otherwise wait", async () => {
     let time = T;
     const old = await start({ now: () => time, limits: { keptMs: 60_000, trimMs: 10 } });
     await enrol("c", "owes", old.url);
@@ -325,7 +325,7 @@ describe("what a device lost", () => {
   });
 });
 
-describe("a crowd that comes back at once", () => {
+describe("many devices that reconnect at once", () => {
   /** Calls to a store, by what was asked. */
   const counting = (store: Store, calls: Map<string, number>): Store =>
     new Proxy(store, {
@@ -375,7 +375,7 @@ describe("a crowd that comes back at once", () => {
   });
 });
 
-test("a device that leaves while it is enrolled anew, in a new life of its channel, is not told to others as connected", async () => {
+test("a device that disconnects while it is enrolled again in a new epoch is not reported as connected", async () => {
   const told: (number | null)[] = [];
   class Told extends SqliteStore {
     override setPresence(_channel?: string, _device?: string, joined: number | null = null): void {
@@ -396,7 +396,7 @@ test("a device that leaves while it is enrolled anew, in a new life of its chann
   await store.close();
 });
 
-test("signs of life are written one after the other, the newest last, however slow the store is", async () => {
+test("signs of life are stored one after the other, the newest last, however slow the store is", async () => {
   const written: string[] = [];
   const { promise: slow, resolve: goOn } = Promise.withResolvers<void>();
   class Slow extends SqliteStore {
@@ -427,11 +427,11 @@ test("signs of life are written one after the other, the newest last, however sl
   await store.close();
 });
 
-describe("more channels in one commit than are kept in memory", () => {
+describe("more channels in one commit than are cached", () => {
   /** One more than the store keeps counters of. */
   const names = Array.from({ length: 10_001 }, (_, n) => `c${String(n).padStart(5, "0")}`);
 
-  test("pushed to twice in one turn: each one's seq grows by exactly 1, and each is told once and in order", async () => {
+  test("pushed to twice in one turn: each seq grows by exactly 1, and each event is announced once and in order", async () => {
     let epochs = 0;
     const store = new SqliteStore({ path: ":memory:", epoch: () => `epoch${epochs++}` });
     const told = new Map<string, number[]>();

@@ -18,7 +18,7 @@ const stored = async (channel: string): Promise<number> => {
 };
 
 describe("one event", () => {
-  test("is answered with its id, place, time and audience, and where to read it", async () => {
+  test("is answered with its id, seq, time and audience, and a Location", async () => {
     const channel = fresh();
     const answer = await ask(`${pere.url}/push/${channel}`, { body: "{}" });
     expect(answer.status).toBe(201);
@@ -30,7 +30,7 @@ describe("one event", () => {
     expect(read.body).toMatchObject({ id: answer.body.id, data: {}, complete: true });
   });
 
-  test("grows the channel's seq by exactly one, in an epoch that stays", async () => {
+  test("increments the channel's seq by exactly one, in the same epoch", async () => {
     const channel = fresh();
     const ids = [await push(pere.url, channel, 1), await push(pere.url, channel, 2), await push(pere.url, channel, 3)];
     const [epoch] = ids[0]!.split("-");
@@ -38,7 +38,7 @@ describe("one event", () => {
     expect((await push(pere.url, fresh(), 1)).startsWith(`${epoch}-`)).toBeFalse();
   });
 
-  test("may be sent in chunks, without its length announced", async () => {
+  test("may be sent in chunks, without Content-Length", async () => {
     const channel = fresh();
     const { port } = new URL(pere.url);
     const socket = dial(Number(port), "127.0.0.1");
@@ -64,7 +64,7 @@ describe("many events", () => {
   const ndjson = (channel: string, body: string, headers = {}) =>
     ask(`${pere.url}/push/${channel}`, { body, type: "application/x-ndjson", headers });
 
-  test("are stored in one go, in order, with the options of the query", async () => {
+  test("are stored together, in order, with the options of the query", async () => {
     const channel = fresh();
     const stream = await listen(`${pere.url}/feed/${channel}?device=a`);
     const answer = await ask(`${pere.url}/push/${channel}?type=t`, {
@@ -82,7 +82,7 @@ describe("many events", () => {
     stream.close();
   });
 
-  test("are refused all together when one line is bad, and each bad line is named", async () => {
+  test("are refused together if one line is invalid, and each invalid line is listed", async () => {
     const channel = fresh();
     const answer = await ndjson(channel, "1\n{\n3\nx");
     expect(answer.status).toBe(400);
@@ -90,14 +90,14 @@ describe("many events", () => {
     expect(await stored(channel)).toBe(0);
   });
 
-  test("may be 1,000 and no more", async () => {
+  test("may be at most 1,000", async () => {
     const channel = fresh();
     const lines = Array.from({ length: 1000 }, (_, n) => n);
     expect((await ndjson(channel, `${lines.join("\n")}\n`)).body.events).toHaveLength(1000);
     expect((await ndjson(channel, [...lines, 0].join("\n"))).status).toBe(413);
   });
 
-  test("to many devices each are refused when they are too much for one commit", async () => {
+  test("to many devices each are refused if they are too much for one commit", async () => {
     const channel = fresh();
     const names = Array.from({ length: 1000 }, (_, n) => `d${n}`).join(",");
     const send = (lines: number) =>
@@ -117,7 +117,7 @@ describe("an Idempotency-Key", () => {
   const keyed = (channel: string, key: string, body: string, type = "application/json") =>
     ask(`${pere.url}/push/${channel}`, { body, type, headers: { "Idempotency-Key": key } });
 
-  test("with the same body answers the first event again, and stores nothing", async () => {
+  test("with the same body returns the first event again, and stores nothing", async () => {
     const channel = fresh();
     const first = await keyed(channel, "k", '{"a":1}');
     const again = await keyed(channel, "k", '{"a":1}');
@@ -129,7 +129,7 @@ describe("an Idempotency-Key", () => {
     expect(await stored(channel)).toBe(1);
   });
 
-  test("with another body is 422, in another channel its own", async () => {
+  test("with another body is 422, in another channel independent", async () => {
     const channel = fresh();
     await keyed(channel, "k", "1");
     expect((await keyed(channel, "k", "1 ")).status).toBe(422);
@@ -147,7 +147,7 @@ describe("an Idempotency-Key", () => {
     expect(await stored(channel)).toBe(2);
   });
 
-  test("sent many times at once stores one event", async () => {
+  test("sent many times concurrently stores one event", async () => {
     const channel = fresh();
     const answers = await Promise.all(Array.from({ length: 50 }, () => keyed(channel, "k", "1")));
     expect(answers.filter(({ status }) => status === 201)).toHaveLength(1);
@@ -155,7 +155,7 @@ describe("an Idempotency-Key", () => {
     expect(await stored(channel)).toBe(1);
   });
 
-  test("is remembered for 24 hours, and then forgotten", async () => {
+  test("is remembered for 24 hours, then forgotten", async () => {
     let now = Date.now();
     const held = await start({ now: () => now });
     const send = () => ask(`${held.url}/push/c`, { body: "1", headers: { "Idempotency-Key": "k" } });
@@ -228,7 +228,7 @@ describe("what is refused", () => {
     expect(await stored(channel)).toBe(0);
   });
 
-  test("but not what just fits", async () => {
+  test("but not what is within the limits", async () => {
     const channel = fresh();
     for (const body of [`${"[".repeat(64)}${"]".repeat(64)}`, `"${"x".repeat(65_534)}"`, '"[[[{{{\\"[["'])
       expect(
@@ -251,7 +251,7 @@ describe("what is refused", () => {
     },
   );
 
-  test("another method is told which ones there are, another path that there is nothing", async () => {
+  test("another method gets the list of allowed ones, an unknown path 404", async () => {
     const answer = await ask(`${pere.url}/push/c`, { method: "PATCH" });
     expect(answer.status).toBe(405);
     expect(answer.headers.get("allow")).toBe("POST");

@@ -9,7 +9,7 @@ import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
-describe.skipIf(noRedis !== null)(`a Redis that is put back${why}`, () => {
+describe.skipIf(noRedis !== null)(`a Redis that is restored to an older state${why}`, () => {
   let redis: RedisServer;
   let stores: RedisStore[] = [];
   let wakes: Told[][] = [];
@@ -48,7 +48,7 @@ describe.skipIf(noRedis !== null)(`a Redis that is put back${why}`, () => {
     await redis.restart();
   }
 
-  test.each([0, 1])("the first push after it, by instance %i of two, has an id that nobody had", async (which) => {
+  test.each([0, 1])("the first push after it, by instance %i of two, gets a new id", async (which) => {
     const [a, b] = stores as [RedisStore, RedisStore];
     const { epoch } = await a.append("c", [draft(1), draft(2)], T);
     await putBack(() => Promise.all([a.append("c", [draft(3)], T), b.append("c", [draft(4)], T)]));
@@ -61,7 +61,7 @@ describe.skipIf(noRedis !== null)(`a Redis that is put back${why}`, () => {
     expect([next.epoch, next.first]).toEqual([again.epoch, 4]);
   });
 
-  test("what is pushed again after it with its key is stored once, where the older state has it, and has its new id", async () => {
+  test("a push repeated after it with its key is stored once if the older state has it, and returns its new id", async () => {
     const [a, b] = stores as [RedisStore, RedisStore];
     const keys = [1, 2].map((n) => ({ key: `k${n}`, digest: "d" }));
     const { epoch } = await a.append("c", [draft("kept")], T, keys[0]);
@@ -78,7 +78,7 @@ describe.skipIf(noRedis !== null)(`a Redis that is put back${why}`, () => {
     expect(await first(() => a.append("c", [draft("kept")], T, keys[0]))).toMatchObject({ first: 1, replayed: false });
   });
 
-  test("the first receipt after it is of an event that is unknown by now, and no entry of the log passes for another", async () => {
+  test("the first receipt after it is for an unknown event, and no entry of the log is mistaken for another", async () => {
     const [a, b] = stores as [RedisStore, RedisStore];
     const { epoch } = await a.append("c", [draft(1), draft(2)], T);
     await putBack(() => a.record("c", [word(epoch, 1, "till", "done")], T));

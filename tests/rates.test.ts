@@ -50,8 +50,8 @@ const timesUntilRefused = async (rates: RateLimiter, work: RateKind, caller: str
   for (let times = 0; ; times++) if (await refusal(rates, work, caller)) return times;
 };
 
-describe("counted in memory, what a caller may do", () => {
-  test("is limited by caller and by work, and answered at once", () => {
+describe("rate limits in memory", () => {
+  test("apply per caller and kind of work, and are checked at once", () => {
     const rates = openRates(FEW);
     for (const caller of ["shop", "till-7"]) {
       for (let n = 0; n < 3; n++) expect(rates.take("push", caller)).toBeUndefined();
@@ -61,7 +61,7 @@ describe("counted in memory, what a caller may do", () => {
     }
   });
 
-  test("comes back a minute after he began, and not before", () => {
+  test("are reset a minute after the first request, and not before", () => {
     setSystemTime(1_000_000_000_000);
     const rates = openRates(FEW);
     rates.take("push", "shop");
@@ -76,7 +76,7 @@ describe("counted in memory, what a caller may do", () => {
     expect(() => rates.take("push", "late")).toThrow("try again in 50 s");
   });
 
-  test("counts batches by their number; a batch larger than the limit is a whole minute's worth", async () => {
+  test("count each item of a batch; a batch larger than the limit takes a whole minute's limit", async () => {
     setSystemTime(1_000_000_000_000);
     const rates = openRates(FEW);
     rates.take("receipt", "till-7", 60);
@@ -93,12 +93,12 @@ describe("counted in memory, what a caller may do", () => {
     rates.take("receipt", "outbox", 1_000);
   });
 
-  test("is unlimited where the limit is 0", () => {
+  test("do not apply if the limit is 0", () => {
     const rates = openRates({ push: 0, receipt: 0, feed: 0 });
     for (let n = 0; n < 100_000; n++) rates.take("push", "shop", 1_000);
   });
 
-  test("is by default more than honest use takes, and less than a loop", () => {
+  test("are by default above normal use, and below a loop", () => {
     const rates = openRates(RATES);
     for (let n = 0; n < 60; n++) rates.take("receipt", "till-7", 1_000);
     expect(() => rates.take("receipt", "till-7", 1_000)).toThrow(TooMany);
@@ -106,7 +106,7 @@ describe("counted in memory, what a caller may do", () => {
     expect(() => rates.take("feed", "192.0.2.1")).toThrow(TooMany);
   });
 
-  test("holds for callers who are known, whoever comes beside them, in bounded memory", () => {
+  test("hold for known callers, however many others there are, in bounded memory", () => {
     setSystemTime(1_000_000_000_000);
     const rates = openRates(FEW);
     rates.take("push", "shop", 2);
@@ -123,7 +123,7 @@ describe("counted in memory, what a caller may do", () => {
     expect(() => rates.take("push", "stranger 999999")).toThrow(TooMany);
   });
 
-  test("is forgotten when it is over", () => {
+  test("are forgotten when their minute is over", () => {
     jest.useFakeTimers();
     const CALLERS = 50_000;
     const rates = openRates(FEW);
@@ -139,7 +139,7 @@ describe("counted in memory, what a caller may do", () => {
     rates.take("push", "caller 0", 3);
   });
 
-  test("keeps no process alive", async () => {
+  test("keep no process alive", async () => {
     const file = join(import.meta.dir, "../engine/http/rate-limit.ts");
     const text = `import { RateLimiter, RATES } from ${JSON.stringify(file)}; new RateLimiter(RATES, null).take("push", "shop");`;
     const child = Bun.spawn([process.execPath, "-e", text], {
@@ -155,7 +155,7 @@ describe("counted in memory, what a caller may do", () => {
 });
 
 describe("a refusal", () => {
-  test("says so in headers", () => {
+  test("has the headers of the limit", () => {
     setSystemTime(1_000_000_000_000);
     const rates = openRates(FEW);
     rates.take("receipt", "till-7", 100);
@@ -179,7 +179,7 @@ describe("a refusal", () => {
 });
 
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
-describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`, () => {
+describe.skipIf(noRedis !== null)(`rate limits on Redis${why}`, () => {
   const openRedis = async (): Promise<RedisServer> => {
     const server = await startRedis();
     closing.push(() => server.end());
@@ -194,7 +194,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     }, "Redis to count");
   };
 
-  test("is one count for all instances", async () => {
+  test("are shared by all instances", async () => {
     const server = await openRedis();
     const [one, other] = [openRates(FEW, [server.url]), openRates(FEW, [server.url])];
     await isShared(server, one);
@@ -212,7 +212,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     expect(await server.ask("TTL", "pere:rate:push:shop")).toMatch(/^:(60|5\d)$/);
   });
 
-  test("is not asked again of Redis for those who are refused", async () => {
+  test("are not read again from Redis for refused callers", async () => {
     const server = await openRedis();
     const rates = openRates(FEW, [server.url]);
     await isShared(server, rates);
@@ -220,7 +220,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     expect(await server.ask("GET", "pere:rate:push:shop")).toEndWith("\r\n4");
   });
 
-  test("goes on in memory while Redis stalls, soon and then at once, and is shared again after it", async () => {
+  test("continue in memory while Redis stalls, and are shared again afterwards", async () => {
     const server = await openRedis();
     const warned: string[] = [];
     const rates = openRates(FEW, [server.url], (message) => void warned.push(message));
@@ -246,7 +246,7 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     await isShared(server, rates);
   });
 
-  test("goes on in memory while Redis is gone, from the start or later", async () => {
+  test("continue in memory while Redis is gone, from the start or later", async () => {
     const server = await openRedis();
     const early = openRates(FEW, [server.url]);
     await isShared(server, early);
@@ -257,14 +257,14 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
     for (const rates of [early, late]) await isShared(server, rates);
   });
 
-  test("is not asked of Redis where there is no limit", async () => {
+  test("are not read from Redis without a limit", async () => {
     const server = await openRedis();
     const rates = openRates({ ...FEW, push: 0 }, [server.url]);
     await isShared(server, rates);
     expect(rates.take("push", "shop")).toBeUndefined();
   });
 
-  test("is counted by each instance for itself with a Cluster", async () => {
+  test("are counted by each instance alone with a Cluster", async () => {
     const server = await openRedis();
     const rates = openRates(FEW, [server.url, server.url]);
     await Bun.sleep(100);
@@ -276,14 +276,14 @@ describe.skipIf(noRedis !== null)(`counted on Redis, what a caller may do${why}`
 describe("the address of a caller", () => {
   const proxies = readRanges("10.0.0.0/8, 2001:db8:ffff::/48");
 
-  test("is the socket's, whatever a stranger writes into X-Forwarded-For", () => {
+  test("is the socket's, whatever an untrusted client writes into X-Forwarded-For", () => {
     expect(addressOf("192.0.2.1", null, proxies)).toBe("192.0.2.1");
     expect(addressOf("192.0.2.1", "198.51.100.7", proxies)).toBe("192.0.2.1");
     expect(addressOf("192.0.2.1", "198.51.100.7, 10.0.0.1", proxies)).toBe("192.0.2.1");
     expect(addressOf("10.0.0.1", "198.51.100.7", [])).toBe("10.0.0.1");
   });
 
-  test("is what trusted proxies say, up to the first one that is not trusted", () => {
+  test("is what trusted proxies report, up to the first untrusted one", () => {
     expect(addressOf("10.0.0.1", "198.51.100.7", proxies)).toBe("198.51.100.7");
     expect(addressOf("::ffff:10.0.0.1", "198.51.100.7", proxies)).toBe("198.51.100.7");
     expect(addressOf("2001:db8:ffff::1", "198.51.100.7", proxies)).toBe("198.51.100.7");
@@ -293,7 +293,7 @@ describe("the address of a caller", () => {
     expect(addressOf("10.0.0.1", null, proxies)).toBe("10.0.0.1");
   });
 
-  test("may come with a port, and is the last proxy's where it can't be read", () => {
+  test("may have a port, and is the last proxy's if it can't be parsed", () => {
     expect(addressOf("10.0.0.1", "198.51.100.7:4711", proxies)).toBe("198.51.100.7");
     expect(addressOf("10.0.0.1", "[2001:db8:1:2::3]:4711", proxies)).toBe("2001:db8:1:2::/64");
     expect(addressOf("10.0.0.1", "[2001:db8:1:2::3]", proxies)).toBe("2001:db8:1:2::/64");
@@ -302,7 +302,7 @@ describe("the address of a caller", () => {
     expect(addressOf("10.0.0.1", "198.51.100.7, unknown, 10.0.0.2", proxies)).toBe("10.0.0.2");
   });
 
-  test("is an IPv4 address where one is mapped, and the network where it is IPv6", () => {
+  test("is the IPv4 address if that is mapped, and the network if it is IPv6", () => {
     expect(addressOf("::ffff:192.0.2.1", null, [])).toBe("192.0.2.1");
     expect(addressOf("::ffff:c000:201", null, [])).toBe("192.0.2.1");
     expect(addressOf("2001:db8:1:2:3:4:5:6", null, [])).toBe("2001:db8:1:2::/64");
@@ -313,7 +313,7 @@ describe("the address of a caller", () => {
     expect(addressOf("", null, [])).toBe("");
   });
 
-  test("is never chosen by who asks a trusted proxy", () => {
+  test("can't be chosen by a client of a trusted proxy", () => {
     fc.assert(
       fc.property(fc.string({ unit: "grapheme", maxLength: 100 }), fc.boolean(), (written, comma) => {
         expect(addressOf("10.0.0.1", `${written}${comma ? "," : ", "}198.51.100.7`, proxies)).toBe("198.51.100.7");

@@ -17,7 +17,7 @@ const retire = (channel: string, device: string) =>
 const get = (path: string, headers = {}) => ask(`${pere.url}${path}`, { headers });
 
 describe("events", () => {
-  test("come in pages, oldest first, with tallies that add up and the publisher's bytes", async () => {
+  test("are listed in pages, oldest first, with tallies that add up and the publisher's bytes", async () => {
     for (const device of ["a", "b"]) await enrol("list", device);
     const ids: string[] = [];
     for (let n = 0; n < 5; n++)
@@ -43,7 +43,7 @@ describe("events", () => {
     });
   });
 
-  test("that were never there are 404, as is a channel that was never used", async () => {
+  test("that never existed are 404, as is a channel that was never used", async () => {
     const id = await push(pere.url, "one", 1);
     expect((await get(`/events/one/${id}`)).status).toBe(200);
     for (const path of [
@@ -66,7 +66,7 @@ describe("events", () => {
     },
   );
 
-  test("count as connected those of their audience that are", async () => {
+  test("have the number of connected devices of their audience", async () => {
     const stream = await listen(`${pere.url}/feed/who?device=a`);
     await enrol("who", "b");
     const id = await push(pere.url, "who", 1);
@@ -79,7 +79,7 @@ describe("events", () => {
 });
 
 describe("rows", () => {
-  test("show one line a device, pages by name, filtered by state, as JSON, CSV and NDJSON", async () => {
+  test("have one line per device, in pages by name, filtered by status, as JSON, CSV and NDJSON", async () => {
     const devices = Array.from({ length: 7 }, (_, n) => `d${n}`);
     for (const device of devices) await enrol("rows", device);
     const id = await push(pere.url, "rows", 1);
@@ -115,7 +115,7 @@ describe("rows", () => {
     expect(lines.map((line) => (JSON.parse(line) as { device: string }).device)).toEqual(devices);
   });
 
-  test("an export of more than a page is whole", async () => {
+  test("an export of more than a page is complete", async () => {
     const names = Array.from({ length: 2500 }, (_, n) => `x${String(n).padStart(4, "0")}`);
     const ids: string[] = [];
     for (let n = 0; n < 3; n++)
@@ -132,7 +132,7 @@ describe("rows", () => {
 });
 
 describe("an export", () => {
-  test("lets others have their turn", async () => {
+  test("does not block other work", async () => {
     for (let n = 0; n < 6_000; n += 500)
       await Promise.all(Array.from({ length: 500 }, (_, k) => enrol("turns", `d${n + k}`)));
     const id = await push(pere.url, "turns", 1);
@@ -152,7 +152,7 @@ describe("an export", () => {
     expect(new Set(turns).size).toBeGreaterThan(2);
   });
 
-  test("of an event that goes meanwhile breaks off, and is not taken for whole", async () => {
+  test("of an event that is dropped meanwhile breaks off, and does not look complete", async () => {
     let now = Date.UTC(2026, 10, 22);
     await using held = await disposable(start({ now: () => now, limits: { trimMs: 20, keptMs: 60_000 } }));
     const names = Array.from({ length: 1_000 }, (_, n) => `d${n}`);
@@ -209,13 +209,13 @@ describe("devices", () => {
     stream.close();
   });
 
-  test("a bad name is refused", async () => {
+  test("an invalid name is refused", async () => {
     for (const name of ["a%20b", "x".repeat(129), "%2F", "é"]) expect((await enrol("dev", name)).status).toBe(400);
   });
 });
 
 describe("channels", () => {
-  test("are listed by name with what is in them", async () => {
+  test("are listed by name with their numbers", async () => {
     await push(pere.url, "zz-1", 1);
     const id = await push(pere.url, "zz-2", 1);
     await enrol("zz-2", "a");
@@ -224,7 +224,7 @@ describe("channels", () => {
     expect((await get("/channels?limit=1")).body.next).toBeString();
   });
 
-  test("are all listed when no page was asked for", async () => {
+  test("are all listed if no page was requested", async () => {
     const many = await start();
     await Promise.all(Array.from({ length: 1_200 }, (_, n) => push(many.url, `c${n}`, n)));
     const { body } = await ask(`${many.url}/channels`);
@@ -235,14 +235,14 @@ describe("channels", () => {
 });
 
 describe("health", () => {
-  test("tells that the process lives, and what the store can promise", async () => {
+  test("reports that the process is alive, and what the store guarantees", async () => {
     expect((await get("/health")).body).toEqual({ status: "ok" });
     expect((await get("/ready")).body).toMatchObject({ status: "ready", store: "sqlite", durability: "memory" });
   });
 });
 
 describe("retention", () => {
-  test("by count: the oldest go, and a feed that asks for them is told a gap, never nothing", async () => {
+  test("by count: the oldest are dropped, and a feed that asks for them is told of a gap", async () => {
     const small = await start({ limits: { keptEvents: 3 } });
     await enrol("c", "owes", small.url);
     await enrol("c", "answers", small.url);
@@ -280,7 +280,7 @@ describe("retention", () => {
     await small.stop();
   });
 
-  test("by the first rule that fits a channel; what it leaves open is as everywhere", async () => {
+  test("by the first rule that matches a channel; values that it omits are the general ones", async () => {
     let now = Date.now();
     const keep = readKeep("brief.till:events=4;brief.*:events=2;young:seconds=60");
     const ruled = await start({ now: () => now, limits: { keep, keptEvents: 5, keptMs: 600_000, trimMs: 10 } });
@@ -298,11 +298,11 @@ describe("retention", () => {
     await ruled.stop();
   });
 
-  test("by a channel's own rule before that of the channels whose names begin with its own", () => {
+  test("by a channel's own rule before that of a prefix", () => {
     expect(readKeep("shop.:events=1;shop.*:events=2").map(({ pattern }) => pattern)).toEqual(["shop.", "shop.*"]);
   });
 
-  test("by age, also when nothing is pushed any more", async () => {
+  test("by age, also if nothing is pushed any more", async () => {
     let now = Date.now();
     const old = await start({ now: () => now, limits: { keptMs: 60_000, trimMs: 10 } });
     await enrol("c", "a", old.url);

@@ -85,7 +85,7 @@ test("an order is printed at each till, and pushed again to one that failed and 
   expect(lines).toEqual(Array(1 + again).fill('{"number": 4711}'));
 });
 
-test("a configuration goes to kiosks that lack it, once, and to one that comes later", async () => {
+test("a configuration is pushed to kiosks that lack it, once, and to one that is added later", async () => {
   const { url } = await service();
   const folder = workplace();
   await Bun.write(join(folder, "configuration.json"), '{"version": 12, "opens": "08:00"}');
@@ -112,7 +112,7 @@ test("a configuration goes to kiosks that lack it, once, and to one that comes l
   expect(got.sort()).toEqual([1, 2, 3].map((n) => `kiosk-${n} {"version":12,"opens":"08:00"}`));
 });
 
-test("an alarm that is not answered is pushed on once, and one that is answered is not", async () => {
+test("an unanswered alarm is escalated once, and an answered one is not", async () => {
   const { url } = await service();
   for (const name of ["guard-1", "guard-2"]) await enrol(url, "alarms", name);
   const onCall: unknown[] = [];
@@ -133,7 +133,7 @@ test("an alarm that is not answered is pushed on once, and one that is answered 
   expect((await ask(`${url}/events/on-call`)).body.events).toHaveLength(1);
 });
 
-test("an approval is asked of one phone, and the program ends with its answer", async () => {
+test("an approval is requested from one phone, and the program exits with its answer", async () => {
   const { url } = await service();
   // What the person types.
   const person = await cook("approve", "answer-approvals.ts", {

@@ -16,7 +16,7 @@ afterEach(async () => {
 const LIMIT_MS = 180_000;
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
-describe.skipIf(noRedis !== null)(`a Redis Cluster that announces addresses of no use${why}`, () => {
+describe.skipIf(noRedis !== null)(`a Redis Cluster that announces unreachable addresses${why}`, () => {
   const begin = async (): Promise<Cluster> => {
     const cluster = await startCluster();
     closing.push(() => cluster.end());
@@ -35,7 +35,7 @@ describe.skipIf(noRedis !== null)(`a Redis Cluster that announces addresses of n
   };
 
   test(
-    "says which, in its log, at /ready and where a push is refused for it; other channels go on",
+    "PERE reports which, in its log, at /ready and when a push is refused for it; other channels continue",
     async () => {
       const cluster = await begin();
       await announce(cluster, 1, 0);
@@ -68,7 +68,7 @@ describe.skipIf(noRedis !== null)(`a Redis Cluster that announces addresses of n
   );
 
   test(
-    "stops the start where none of them can be reached",
+    "stops the start if none of them can be reached",
     async () => {
       const cluster = await begin();
       for (const nth of [0, 1, 2]) await announce(cluster, nth, nth);
@@ -127,7 +127,7 @@ async function startTlsRedis(): Promise<{ port: number; ca: string } | null> {
 }
 
 test.skipIf(noRedis !== null)(
-  `a Redis whose certificate a CA of one's own signed is reached with NODE_EXTRA_CA_CERTS, and the error without names that${why}`,
+  `a Redis with a certificate of a private CA is reached with NODE_EXTRA_CA_CERTS, which the error without it names${why}`,
   async () => {
     const redis = await startTlsRedis();
     if (redis === null) return; // Built without TLS.

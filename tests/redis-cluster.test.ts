@@ -104,13 +104,13 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
     { histories: 10 },
   );
 
-  test("a key's slot is what Redis says it is", async () => {
+  test("a key's slot is the same as Redis computes", async () => {
     const keys = ["", "a", "{}", "{}x", "{a}b", "x{a}{b}", "{{a}}", "a}{b", "{a", "pere:{ä€😀}:events", ...CHANNELS];
     for (const key of keys) expect(await cluster.masters[0]!.ask("CLUSTER", "KEYSLOT", key)).toBe(`:${slotOf(key)}`);
   });
 
   test(
-    "two instances, channels on all nodes: everybody gets everything in order, receipts and tallies and presence are right",
+    "two instances, channels on all nodes: every reader gets everything in order, receipts, tallies and presence are correct",
     async () => {
       const [a, b] = [await openService(cluster.url), await openService(cluster.url)] as const;
       await byNode(cluster);
@@ -142,7 +142,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
   );
 
   test(
-    "one node stalls: its channels are refused in time, the others' go on, and it comes back by itself",
+    "one node stalls: its channels are refused in time, the others continue, and it recovers by itself",
     async () => {
       const on = await openCluster();
       const [a, b] = [await openService(on.url), await openService(on.url)] as const;
@@ -192,7 +192,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
   );
 
   test(
-    "a master dies and its replica takes over: PERE goes on within seconds, an instance that starts meanwhile too",
+    "a master dies and its replica takes over: PERE continues within seconds, also an instance that starts meanwhile",
     async () => {
       const on = await openCluster(true);
       const a = await openService(on.url);
@@ -216,7 +216,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
   );
 
   test(
-    "a slot that moves while pushes go on loses nothing, and its keys go where it is",
+    "a slot that moves during pushes loses nothing, and its keys move with it",
     async () => {
       const on = await openCluster();
       const [a, b] = [await openService(on.url), await openService(on.url)] as const;
@@ -254,7 +254,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
   );
 
   test(
-    "one address of a Cluster, and several that are none, are each told in one line",
+    "a single address of a Cluster, and several of no Cluster, are each reported in one line",
     async () => {
       const url = cluster.masters[0]!.url;
       const said = await spawn({ REDIS_URL: url }).catch((error: Error) => error.message);

@@ -358,7 +358,7 @@ async function settled(condition: () => boolean, what: () => string): Promise<vo
 
 const skipped = noRedis === null ? "" : `; skipped: ${noRedis}`;
 test.skipIf(noRedis !== null)(
-  `instances come and go, and nothing is lost, doubled or out of order (SEED=${seed}${skipped})`,
+  `instances start and stop, and nothing is lost, duplicated or out of order (SEED=${seed}${skipped})`,
   async () => {
     redis = await startRedis({ appendonly: "yes", appendfsync: "always" });
     const instances: Instance[] = [];

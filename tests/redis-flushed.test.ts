@@ -52,7 +52,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     }
 
     test(
-      "while all is quiet: every follower of either log is told as a gap; later events and receipts arrive",
+      "while idle: every follower of either log is told of a gap; later events and receipts arrive",
       async () => {
         const server = await openRedis();
         const pair = await Pair.open(server.url, server.url);
@@ -92,7 +92,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "in the midst of pushes: the log of the new life is given from its first event on",
+      "during pushes: the log of the new epoch is delivered from its first event on",
       async () => {
         const server = await openRedis();
         const pair = await Pair.open(server.url, server.url);
@@ -108,7 +108,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "while an instance is cut off, and longer than before when it comes back: it is not taken for the same",
+      "while an instance is cut off, and longer than before when it reconnects: it is not mistaken for the old log",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);
@@ -124,7 +124,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "by a restart, because it keeps nothing",
+      "by a restart without persistence",
       async () => {
         const server = await openRedis({ appendonly: "no" });
         const pair = await Pair.open(server.url, server.url);
@@ -145,7 +145,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     }
 
     test(
-      "in part, by a restart that puts an older state back",
+      "in part, by a restart that restores an older state",
       async () => {
         const server = await openRedis();
         const pair = await Pair.open(server.url, server.url);
@@ -156,7 +156,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "in part, and at once as long as before: no new event passes for one that was lost",
+      "in part, and at once as long as before: no new event is mistaken for a lost one",
       async () => {
         const server = await openRedis();
         const pair = await Pair.open(server.url, server.url);
@@ -170,7 +170,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "in part, and longer than before when those who knew the old state come back: nothing is passed over in silence",
+      "in part, and longer than before when followers of the old state reconnect: nothing is skipped silently",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);

@@ -63,7 +63,7 @@ function openAddress(port: number): { readonly url: string; leadTo(port: number)
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
 describe.skipIf(noRedis !== null)(`a connection to Redis${why}`, () => {
-  test("that is gone refuses at once what it did not send, and says that nothing was stored", async () => {
+  test("that is gone refuses calls at once, and says that nothing was stored", async () => {
     const server = await openRedis();
     const link = await openLink(server.url);
     const sent = errorOf(link.send("BLPOP", "nothing", "0"));
@@ -78,7 +78,7 @@ describe.skipIf(noRedis !== null)(`a connection to Redis${why}`, () => {
     await until(() => link.send("SET", "key", "value").catch(() => null), "the connection");
   });
 
-  test("closes at once when Redis dies meanwhile, and after its calls when it lives", async () => {
+  test("closes at once if Redis dies meanwhile, else after its calls", async () => {
     const server = await openRedis();
     const link = await openLink(server.url);
     const slow = link.send("BLPOP", "list", "0");
@@ -98,7 +98,7 @@ describe.skipIf(noRedis !== null)(`a connection to Redis${why}`, () => {
     expect(ownMs() - from).toBeLessThan(AT_ONCE_MS);
   });
 
-  test("whose server became a replica is left for a new one to the same address", async () => {
+  test("whose server became a replica is replaced by a new one to the same address", async () => {
     const [first, second] = [await openRedis(), await openRedis()];
     const address = openAddress(first.port);
     const link = await openLink(address.url);
@@ -109,7 +109,7 @@ describe.skipIf(noRedis !== null)(`a connection to Redis${why}`, () => {
     expect(await second.ask("GET", "key")).toContain("2");
   });
 
-  test("with several addresses goes on to the next when one dies", async () => {
+  test("with several addresses changes to the next if one dies", async () => {
     const [first, second] = [await openRedis(), await openRedis()];
     const link = await openLink(first.url, second.url);
     const here = link.url === first.url ? first : second;
@@ -140,7 +140,7 @@ test.each([
   ["-OOM command not allowed when used memory > 'maxmemory'.", "away"],
   ["-READONLY You can't write against a read only replica.", "away"],
   ["attempt to index a nil value", "inside"],
-])("an error within a script, as Redis before 7 tells it: %s is %s", async (said, code) => {
+])("an error within a script, as reported by Redis before 7: %s is %s", async (said, code) => {
   const link = await openLink(
     pretend(`ERR Error running script (call to f_${"0f".repeat(20)}): @user_script:12: @user_script: 12: ${said}`),
   );

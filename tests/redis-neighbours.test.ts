@@ -45,8 +45,8 @@ describe.skipIf(noRedis !== null)("on one Redis", () => {
     ["prefixes in another database", async () => [await open(3, "a:"), await open(3, "b:")]],
   ];
 
-  describe.each(NEIGHBOURS)("two services with %s of their own", (_, both) => {
-    test("have each its events, devices, receipts and feeds, whatever the other does", async () => {
+  describe.each(NEIGHBOURS)("two services with their own %s", (_, both) => {
+    test("have separate events, devices, receipts and feeds, whatever the other does", async () => {
       const [here, there] = await both();
       const streams = await Promise.all([here, there].map((url) => follow(`${url}/feed/orders?device=till`)));
       const told = await follow(`${there}/feedback/orders`);
@@ -65,7 +65,7 @@ describe.skipIf(noRedis !== null)("on one Redis", () => {
     });
   });
 
-  test("rates are counted under the prefix, for each service by itself", async () => {
+  test("rates are counted under the prefix, separately for each service", async () => {
     const rates = { push: 2, receipt: 0, feed: 0 };
     const [here, there] = [await open(0, "a:", rates), await open(0, "b:", rates)];
     const status = async (url: string) => (await ask(`${url}/push/orders`, { body: "1" })).status;
@@ -74,7 +74,7 @@ describe.skipIf(noRedis !== null)("on one Redis", () => {
     expect(await redis.ask("KEYS", "[^ab]*")).toBe("*0");
   });
 
-  test("what is kept has the names that it had before there were prefixes", async () => {
+  test("the default prefix gives the same keys as earlier versions", async () => {
     const url = await open(0);
     await push(url, "orders", 1);
     expect(await redis.ask("EXISTS", "pere:{orders}:counters", "pere:{orders}:events", "pere:channels")).toBe(":3");
@@ -82,7 +82,7 @@ describe.skipIf(noRedis !== null)("on one Redis", () => {
     expect(await redis.ask("PUBSUB", "NUMSUB", "pere:{orders}:events")).toEndWith(":1");
   });
 
-  test("what a message of another epoch says is not believed, and looks at that log alone", async () => {
+  test("a message with another epoch is not trusted, and causes a check of that log only", async () => {
     const store = await RedisStore.open({ urls: [redis.url] });
     closing.push(() => store.close());
     const url = await open(0);
@@ -106,7 +106,7 @@ describe.skipIf(noRedis !== null)("on one Redis", () => {
     expect(streams[1]!.ended).toBe(false);
   });
 
-  test("a retirement is heard also where nothing of the log was heard before", async () => {
+  test("a retirement is received even if nothing of the log was received before", async () => {
     const [one, other] = [await open(0), await open(0)];
     await push(one, "orders", 1);
     const stream = await follow(`${other}/feed/orders?device=till`);

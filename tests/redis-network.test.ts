@@ -21,9 +21,9 @@ import { noRedis } from "./support/redis-server.ts";
 afterEach(closeAll, TEST_MS);
 
 describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
-  describe("behind a network", () => {
+  describe("behind a faulty network", () => {
     test(
-      "that swallows everything of one instance: the other goes on, and the one is refused, waits and catches up",
+      "that drops all traffic of one instance: the other continues, and the one gets errors, waits and catches up",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);
@@ -46,7 +46,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "that swallows everything of both",
+      "that drops all traffic of both",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);
@@ -62,7 +62,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "that swallows the answers: what was stored is said to be unknown, and repeating it finds it",
+      "that drops the replies: the result is reported as unknown, and a repeat finds it",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);
@@ -83,7 +83,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "that cuts every connection in the midst of pushes: what is repeated with its key is stored once",
+      "that cuts every connection during pushes: a push repeated with its key is stored once",
       async () => {
         const server = await openRedis();
         const proxies = [await openProxy(server), await openProxy(server)] as const;
@@ -104,7 +104,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "that refuses connections, and then takes them again",
+      "that refuses connections, and then accepts them again",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);
@@ -120,7 +120,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "that is slow: pushes take their time; one that is slower than patience is away, and comes back",
+      "that is slow: pushes are slow too; beyond the timeout the store is away, and recovers",
       async () => {
         const server = await openRedis();
         const proxy = await openProxy(server);

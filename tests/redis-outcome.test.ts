@@ -30,7 +30,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
   hookCases("Redis", () => ({ start: (options) => startOn(redis.url, options), env: { REDIS_URL: redis.url } }));
 
   describe("a race", () => {
-    test("of three instances for one deadline: each device is missing once, and each hears of it", async () => {
+    test("of three instances for one deadline: each device is missing once, and each instance is notified", async () => {
       const prefix = "deadline-race:";
       const stores = await Promise.all([1, 2, 3].map(() => RedisStore.open({ urls: [redis.url], prefix })));
       const [store] = stores as [RedisStore];
@@ -59,7 +59,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       await Promise.all(stores.map((one) => one.close()));
     });
 
-    test("of two instances for one hook: each receipt is told once, and an instance that is killed is followed within seconds", async () => {
+    test("of two instances for one hook: each receipt is sent once, and a killed instance is replaced within seconds", async () => {
       const receiver = new Receiver();
       const env = { REDIS_URL: redis.url, PERE_HOOKS_ALLOW: "127.0.0.0/8" };
       const first = await spawn(env);
@@ -80,7 +80,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       expect(receiver.receipts).toEqual(["a done", "b done", "c done"]);
     });
 
-    test("for a deadline that an instance took up and died over: the others come back to it at once", async () => {
+    test("for a deadline whose instance died while processing it: the others take over at once", async () => {
       let now = Date.now();
       const pere = await startOn(redis.url, { now: () => now });
       services.push(pere);
@@ -99,7 +99,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       await until(async () => (await redis.ask("ZCARD", "pere:due")) === ":0", "nothing to be due");
     });
 
-    test("for a deadline that nobody looks at: a word past it is late, and its device is missing before", async () => {
+    test("for a deadline that is not processed: a receipt past it is late, and its device was missing before", async () => {
       const stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url] })));
       const [one, other] = stores as [RedisStore, RedisStore];
       await one.enrol("c", "till", T);

@@ -13,7 +13,7 @@ import { noRedis, type RedisServer } from "./support/redis-server.ts";
 afterEach(closeAll, TEST_MS);
 
 describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
-  describe("put back under one store's feet", () => {
+  describe("restored to an older state under a running store", () => {
     /** What the store is told of `orders`: each event as `epoch-seq data`, and each extent. */
     async function hearing(store: RedisStore): Promise<{ events: string[]; extents: Extent[] }> {
       const heard = { events: [] as string[], extents: [] as Extent[] };
@@ -58,7 +58,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     };
 
     test(
-      "to fewer events, with no connection lost: another life",
+      "to fewer events, with no connection lost: a new epoch",
       async () => {
         const { server, store, extents, epoch } = await three();
         await replace(server, "a");
@@ -71,7 +71,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "to an event with its Idempotency-Key: the key answers it under its new id, and stores nothing again",
+      "to an event with its Idempotency-Key: the key returns it under its new id, and stores nothing again",
       async () => {
         const server = await openRedis();
         const store = await openStore(server);
@@ -92,7 +92,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test.each(LOST)(
-      "to others that are more, while %s connections are lost: another life, and nothing of it passes for what was",
+      "to more and other events, while %s connections are lost: a new epoch, and none of its events is mistaken for an old one",
       async (types) => {
         const { server, store, events, extents, epoch } = await three();
         await replace(server, "a", "x", "y", "z");
@@ -115,7 +115,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test.each(LOST)(
-      "not at all, while %s connections are lost: it is the same life, trimmed meanwhile or not",
+      "not at all, while %s connections are lost: it is the same epoch, trimmed meanwhile or not",
       async (types) => {
         const { server, store, events, extents, epoch } = await three();
         for (const [count, head] of [
@@ -137,7 +137,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "to others, while both connections are lost: who follows now reads of the new life alone",
+      "to others, while both connections are lost: a new follower reads only the new epoch",
       async () => {
         const { server, store, epoch } = await three();
         await replace(server, "a", "x", "y", "z");
@@ -155,7 +155,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     );
 
     test(
-      "to others, where the last one was found by looking and not heard: its mark was read from the log",
+      "to others, if the last one was found by a check and not by a message: its mark was read from the log",
       async () => {
         const server = await openRedis();
         const first = await openStore(server);

@@ -66,7 +66,7 @@ async function outputOf(env: Record<string, string>, lines: number): Promise<str
 
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
 
-describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
+describe.skipIf(noRedis !== null)(`what Redis guarantees${why}`, () => {
   test.each([
     [{ appendonly: "no" }, "memory", ["appendonly yes"]],
     [{ appendonly: "yes", appendfsync: "everysec" }, "second", ["appendfsync always"]],
@@ -85,7 +85,7 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     for (const [n, words] of advice.entries()) expect(body.advice[n]).toContain(words);
   });
 
-  test("is read anew each time", async () => {
+  test("is read again each time", async () => {
     const server = await openRedis(ALWAYS);
     const url = await openService(server.url);
     expect((await ask(`${url}/ready`)).body.durability).toBe("fsync");
@@ -93,7 +93,7 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     expect((await ask(`${url}/ready`)).body.durability).toBe("second");
   });
 
-  test("is looked at once for all who ask at the same time", async () => {
+  test("is read once for concurrent requests", async () => {
     const server = await openRedis();
     const url = await openService(server.url);
     const looks = async (): Promise<number> =>
@@ -109,7 +109,7 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     expect((await looks()) - before - aLook).toBeLessThan(100 * aLook);
   });
 
-  test("is nothing where its settings may not be read, and that is said", async () => {
+  test("is unknown if its settings may not be read, and advice says so", async () => {
     const server = await openRedis(ALWAYS);
     await server.ask("ACL", "SETUSER", "pere", "on", ">secret", "~*", "&*", "+@all", "-config");
     const url = await openService(`redis://pere:secret@127.0.0.1:${server.port}`);
@@ -120,7 +120,7 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     expect((await ask(`${url}/ready`)).body).toMatchObject({ durability: "fsync", advice: [] });
   });
 
-  test("is less than it could be where there is a replica and nobody waits for it", async () => {
+  test("is weaker than possible if there is a replica that is not waited for", async () => {
     const [server, replica] = [await openRedis(ALWAYS), await openRedis()];
     const url = await openService(server.url);
     await replica.ask("REPLICAOF", "127.0.0.1", String(server.port));
@@ -128,7 +128,7 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
     expect((await ask(`${url}/ready`)).body.advice).toEqual([expect.stringContaining("PERE_REDIS_REPLICAS=1")]);
   });
 
-  test("stands in the log after the address, a line for each advice", async () => {
+  test("is printed after the address, with a line for each advice", async () => {
     const server = await openRedis({ appendonly: "yes", appendfsync: "everysec" });
     const said = await outputOf({ REDIS_URL: server.url }, 3);
     expect(said[0]).toMatch(/^PERE listening on http:\S+$/);
@@ -138,13 +138,13 @@ describe.skipIf(noRedis !== null)(`what Redis promises${why}`, () => {
   });
 });
 
-test("SQLite's promise stands in the log too; in memory there is advice", async () => {
+test("SQLite's guarantee is printed too; in memory there is advice", async () => {
   const said = await outputOf({ PERE_DB: ":memory:" }, 3);
   expect(said[1]).toMatch(/^PERE keeps its logs in SQLite \d\S+, durability: memory$/);
   expect(said[2]).toStartWith("Set PERE_DB to a file");
 });
 
-test("a Redis that is too old stops the start in one line", async () => {
+test("a Redis that is too old stops the start with one line", async () => {
   for (const version of ["5.0.14", "6.0.16"]) {
     const url = pretend(`redis_version:${version}`, "redis_mode:standalone", "connected_slaves:0");
     const said = await spawn({ REDIS_URL: url }).catch((error: Error) => error.message);
@@ -159,8 +159,8 @@ test("a Valkey is called by its name", async () => {
   expect(await store.ready()).toMatchObject({ version: "Valkey 8.1.0", durability: "memory" });
 });
 
-describe.skipIf(noRedis !== null)(`a Redis that takes no changes${why}`, () => {
-  test("because it is full makes the service not ready, until there is room, by itself", async () => {
+describe.skipIf(noRedis !== null)(`a Redis that refuses writes${why}`, () => {
+  test("because it is full makes the service not ready, until there is memory again", async () => {
     const server = await openRedis({ "maxmemory-policy": "noeviction" });
     const url = await openService(server.url);
     expect((await ask(`${url}/push/orders`, { body: "1" })).status).toBe(201);

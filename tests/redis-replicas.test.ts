@@ -74,7 +74,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
   );
 
   test(
-    "a replica that stalls: 503 in time, also for what is repeated, until the replica has it; reading goes on",
+    "a replica that stalls: 503 in time, also for repeats, until the replica has it; reads continue",
     async () => {
       const { master, replica } = await openPair();
       const url = await openService(master.url, 1);
@@ -129,7 +129,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
   );
 
   test(
-    "what one instance stored and another hears repeated waits for the replica as well",
+    "a request stored by one instance and repeated at another waits for the replica too",
     async () => {
       const { master, replica } = await openPair();
       const [a, b] = [await openService(master.url, 1), await openService(master.url, 1)];
@@ -160,7 +160,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
   );
 
   test(
-    "fewer replicas than are asked for: 503, and /ready says why",
+    "fewer replicas than required: 503, and /ready says why",
     async () => {
       const { master } = await openPair();
       const url = await openService(master.url, 2);
@@ -175,7 +175,7 @@ describe.skipIf(noRedis !== null)(`with a replica that must have all that is ack
   );
 
   test(
-    "one wait is for many calls",
+    "one wait serves many calls",
     async () => {
       const { master, replica } = await openPair();
       const url = await openService(master.url, 1);

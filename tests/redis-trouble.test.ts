@@ -42,7 +42,7 @@ const seqOf = (id: string): number => Number(id.slice(id.lastIndexOf("-") + 1));
 
 describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   test(
-    "stalled: refused in time, nothing is kept for later, and everybody catches up",
+    "stalled: requests are refused in time, nothing is queued, and all followers catch up",
     async () => {
       const server = await openRedis();
       const pair = await Pair.open(server.url, server.url);
@@ -61,7 +61,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   );
 
   test(
-    "stalled for a moment, again and again: a push is stored once however often it is repeated",
+    "stalled for a moment, again and again: a push is stored once, however often it is repeated",
     async () => {
       const server = await openRedis();
       const pair = await Pair.open(server.url, server.url);
@@ -78,7 +78,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   );
 
   test(
-    "killed in the midst of pushes, gone, and started again: all that was acknowledged is there, in the same life",
+    "killed during pushes, gone, and started again: everything acknowledged is there, in the same epoch",
     async () => {
       const server = await openRedis(DURABLE);
       const pair = await Pair.open(server.url, server.url);
@@ -112,7 +112,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   );
 
   test(
-    "its subscribers killed: nobody notices, neither during many events nor before the last one",
+    "its subscribers killed: no follower is affected, neither during many events nor before the last one",
     async () => {
       const server = await openRedis();
       const pair = await Pair.open(server.url, server.url);
@@ -137,7 +137,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   );
 
   test(
-    "cut off as slow subscribers, event after event: what the messages don't bring is read from the log",
+    "disconnected as slow subscribers, event after event: missed messages are read from the log",
     async () => {
       const server = await openRedis();
       const pair = await Pair.open(server.url, server.url);
@@ -159,7 +159,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     TEST_MS,
   );
 
-  test("no room: refused in a sentence, and nothing of it is stored", async () => {
+  test("out of memory: requests are refused in a sentence, and nothing of them is stored", async () => {
     const server = await openRedis();
     const store = await openStore(server);
     await store.append("orders", [draft(1)], T);
@@ -171,7 +171,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     expect((await store.append("orders", [draft(3)], T)).first).toBe(2);
   });
 
-  test("scripts forgotten: they are sent again", async () => {
+  test("scripts flushed: they are sent again", async () => {
     const server = await openRedis();
     const store = await openStore(server);
     await server.ask("SCRIPT", "FLUSH");
@@ -179,7 +179,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   });
 
   test(
-    "presence: an older state that is put back says nothing of who is connected now",
+    "presence: a restored older state does not change which devices are connected now",
     async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server.url), await openService(server.url)];
@@ -210,7 +210,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
   );
 
   test(
-    "presence: the devices of an instance that is killed are gone within seconds, also from the counts of a push",
+    "presence: the devices of a killed instance are gone within seconds, also from the counts of a push",
     async () => {
       const server = await openRedis();
       const here = await openService(server.url);

@@ -95,7 +95,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     { histories: 40 },
   );
 
-  test("a read that retention comes into has no hole: it ends before it, and the next one begins behind it", async () => {
+  test("a read during retention has no hole: it ends before the gap, and the next one begins after it", async () => {
     const store = await openStore(prefix());
     const { epoch } = await store.append("orders", upTo(300).map(draft), T);
     // The first step of the read is on its way when retention follows it.
@@ -110,7 +110,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
   });
 
   describe("two instances", () => {
-    test("hear each other's entries and their own, in order, exactly once", async () => {
+    test("are notified of each other's entries and their own, in order, exactly once", async () => {
       const name = prefix();
       const [a, b] = [await openStore(name), await openStore(name)];
       const [atA, atB] = [await hearing(a), await hearing(b)];
@@ -122,7 +122,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect(atA.wakes).toEqual(atB.wakes);
     });
 
-    test("hear only of what they follow, and no longer than that", async () => {
+    test("are notified only of logs that they follow, and only as long as they follow them", async () => {
       const name = prefix();
       const store = await openStore(name);
       const { seqs } = await hearing(store);
@@ -142,7 +142,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       await until(() => seqs.length > 1, "another entry");
     });
 
-    test("hear of a batch that is too large for a message, and read it", async () => {
+    test("are notified of a batch that is too large for a message, and read it", async () => {
       const service = await openService(await openRedis());
       const feed = await open(`${service.url}/feed/orders`);
       const lines = upTo(20).map(() => JSON.stringify("x".repeat(30_000)));
@@ -151,7 +151,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect(seqsOf(feed)).toEqual(upTo(20));
     });
 
-    test("find what was stored and never told, by looking", async () => {
+    test("find unannounced entries by checking", async () => {
       const name = prefix();
       const store = await openStore(name);
       const { seqs, extents } = await hearing(store);
@@ -163,7 +163,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect(extents).toEqual([{ kind: "events", channel: "orders", epoch, head: 2 }]);
     });
 
-    test("serve one feed after the other: push to any, listen at any, give a receipt to any", async () => {
+    test("serve one feed after the other: push to any, follow at any, send a receipt to any", async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server), await openService(server)];
       const feed = await open(`${b.url}/feed/orders?device=till`);
@@ -185,7 +185,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
   describe("retiring a device", () => {
     const retire = (url: string) => ask(`${url}/devices/orders/till`, { method: "DELETE" });
 
-    test("ends its feeds at every instance, and nobody else's", async () => {
+    test("ends its feeds at every instance, and no others", async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server), await openService(server)];
       const feeds = [
@@ -211,7 +211,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect(stay.some(({ ended }) => ended)).toBe(false);
     });
 
-    test("is asked of one that does not follow the channel itself", async () => {
+    test("works at an instance that does not follow the channel", async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server), await openService(server)];
       const feed = await open(`${b.url}/feed/orders?device=till`);
@@ -228,7 +228,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     const connected = async (url: string): Promise<number> =>
       (await ask(`${url}/channels`)).body.channels[0].connected as number;
 
-    test("of a device is known at every instance; one that is at two counts once", async () => {
+    test("of a device is known at every instance; a device at two instances counts once", async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server), await openService(server)];
       const till = await open(`${b.url}/feed/orders?device=till`);
@@ -248,7 +248,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect((await ask(`${b.url}/push/orders?to=till,kiosk`, { body: 2 })).body.audience.connected).toBe(1);
     });
 
-    test("is written again after Redis has lost it", async () => {
+    test("is written again after Redis lost it", async () => {
       const server = await openRedis();
       const [a, b] = [await openService(server), await openService(server)];
       await open(`${b.url}/feed/orders?device=till`);
@@ -273,7 +273,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     });
   });
 
-  describe("its promise", () => {
+  describe("its guarantee", () => {
     test.each([
       [{ appendonly: "no" }, "memory"],
       [{ appendonly: "yes", appendfsync: "everysec" }, "second"],
@@ -285,7 +285,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     });
 
     test(
-      "is kept by the process that people start with REDIS_URL; without a Redis there it says so in one line",
+      "holds for a process started with REDIS_URL; without a Redis there, it says so in one line",
       async () => {
         const pere = await spawn({ REDIS_URL: redis.url });
         closing.push(() => pere.end("SIGKILL"));

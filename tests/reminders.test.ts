@@ -28,7 +28,7 @@ function knowing() {
   return { state, reminders, push };
 }
 
-test("what retention took is forgotten, long before it is due", async () => {
+test("reminders of dropped events are forgotten, long before they are due", async () => {
   const { state, reminders, push } = knowing();
   for (let seq = 1; seq <= 10_000; seq++) {
     push(seq);
@@ -41,7 +41,7 @@ test("what retention took is forgotten, long before it is due", async () => {
   reminders.stop();
 });
 
-test("an event of a new life is reminded of by its own time, although its number was another's", async () => {
+test("an event of a new epoch is repeated by its own time, although its number was another's", async () => {
   const { state, reminders, push } = knowing();
   await Promise.resolve();
   push(1, 0);

@@ -95,7 +95,7 @@ test(`${FEEDS} feeds that were opened and dropped leave no memory behind, seen f
   expect((await least(3)) - before).toBeLessThan(60 * MEBIBYTE);
 }, 120_000);
 
-test("devices that stop reading cost a bounded buffer, hold up nobody, and go on from the log", async () => {
+test("devices that stop reading cost a bounded buffer, delay no others, and continue from the log", async () => {
   const stuck = await open(pere.url, 50, (n) => `/feed/slow?device=s${n}`, true);
   const [well] = await open(pere.url, 1, () => "/feed/slow?device=well");
   let read = 0;
@@ -127,7 +127,7 @@ test("devices that stop reading cost a bounded buffer, hold up nobody, and go on
   drop([...stuck, well!]);
 }, 60_000);
 
-test("a WebSocket that stops reading costs a bounded buffer as well", async () => {
+test("a WebSocket that stops reading costs a bounded buffer too", async () => {
   const { hostname, port } = new URL(pere.url);
   const before = resident();
   const sockets: Socket[] = [];

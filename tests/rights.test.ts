@@ -11,7 +11,7 @@ describe("a right", () => {
   const grantOf = (push: readonly string[], feed: readonly string[] = []): Promise<Grant> =>
     access.read(signed({ pere: { push, feed } }));
 
-  test("is for every channel, one channel, or all that begin so", async () => {
+  test("applies to every channel, one channel, or all with a prefix", async () => {
     const table: readonly (readonly [string, readonly string[], readonly string[]])[] = [
       ["*", ["orders", "shop.a"], []],
       ["orders", ["orders"], ["order", "orders2", "orders.a", "Orders"]],
@@ -31,7 +31,7 @@ describe("a right", () => {
     }
   });
 
-  test("is what a naive reading of the patterns says", async () => {
+  test("is the same as in a naive implementation", async () => {
     const letter = fc.constantFrom("a", "b", ".", "-", ":", "~");
     const channel = fc
       .tuple(fc.constantFrom("a", "b"), fc.string({ unit: letter, maxLength: 6 }))
@@ -61,21 +61,21 @@ describe("a right", () => {
   });
 
   // Some milliseconds; who tries every way through the dots is never done.
-  test("is found in a time that grows no faster than the patterns", async () => {
+  test("is checked in time linear in the patterns", async () => {
     const evil = Array.from({ length: 45 }, (_, index) => `${"a.".repeat(48)}${index}.*`);
     const grant = await grantOf(evil);
     const name = "a.".repeat(64);
     for (let round = 0; round < 10_000; round++) expect(grant.may("push", name)).toBe(false);
   });
 
-  test("that is missing is forbidden, with what would be needed", async () => {
+  test("that is missing is reported as forbidden, with the right that is needed", async () => {
     const grant = await grantOf(["orders"]);
     demand(grant, "push", "orders");
     const error = await refusal((async () => demand(grant, "feed", "orders"))());
     expect(error).toMatchObject({ code: "forbidden", message: "this token gives no right to feed on orders" });
   });
 
-  test("is everybody's where no key is configured", () => {
+  test("is granted to everyone if no key is configured", () => {
     expect(OPEN).toMatchObject({ subject: null, expires: Infinity });
     demand(OPEN, "push", "orders");
     demand(OPEN, "feed", "orders");

@@ -10,7 +10,7 @@ import { ask, spawn, temporary } from "./support/harness.ts";
 import { NO_HOST } from "./support/ports.ts";
 import { CONFIGURATION, configuration, EXAMPLE, example } from "./settings-texts.ts";
 
-test("defaults need nothing", () => {
+test("the defaults need no settings", () => {
   const { limits, hooksAllowed, access, origins, rates, proxies, log, metricsChannels, unknown, ...settings } =
     readSettings([], {});
   expect([rates, proxies, log]).toEqual([{ push: 0, receipt: 0, feed: 0 }, [], "info"]);
@@ -32,12 +32,12 @@ test("defaults need nothing", () => {
   expect([hooksAllowed, access, origins, metricsChannels, unknown]).toEqual([[], "local", [], [], []]);
 });
 
-test("REDIS_URL chooses Redis, with TLS or without", () => {
+test("REDIS_URL selects Redis, with TLS or without", () => {
   for (const url of ["redis://127.0.0.1", "rediss://user:secret@redis.example:6380/1"])
     expect(readSettings([], { REDIS_URL: url }).redis).toEqual([url]);
 });
 
-test("PERE_REDIS_PREFIX is what keys begin with, and means nothing without Redis", () => {
+test("PERE_REDIS_PREFIX is the prefix of keys, and an error without Redis", () => {
   const prefix = (text: string) => readSettings([], { REDIS_URL: "redis://a", PERE_REDIS_PREFIX: text }).redisPrefix;
   expect(prefix("shop-2:")).toBe("shop-2:");
   for (const wrong of ["{x}:", "a b", ":x", "a*", "ü", "x".repeat(65)])
@@ -45,7 +45,7 @@ test("PERE_REDIS_PREFIX is what keys begin with, and means nothing without Redis
   expect(() => readSettings([], { PERE_REDIS_PREFIX: "x:" })).toThrow("not REDIS_URL");
 });
 
-test("several addresses in REDIS_URL are a Cluster's, and who knows one of them knows all", () => {
+test("several addresses in REDIS_URL are a Cluster, with one user for all", () => {
   const cluster = (text: string) => readSettings([], { REDIS_URL: text }).redis;
   expect(cluster("redis://a:7000,redis://b:7001")).toEqual(["redis://a:7000", "redis://b:7001"]);
   expect(cluster("rediss://a:7000, rediss://user:p%40ss@[::1]:7001/0,rediss://b")).toEqual([
@@ -73,7 +73,7 @@ test.each([
   expect(refused()).not.toContain("secret");
 });
 
-test("PERE_REDIS_REPLICAS says how many replicas must have what is acknowledged", () => {
+test("PERE_REDIS_REPLICAS is the number of replicas that must have acknowledged data", () => {
   const REDIS_URL = "redis://a:1";
   expect(readSettings([], { REDIS_URL }).replicas).toBe(0);
   expect(readSettings([], { REDIS_URL, PERE_REDIS_REPLICAS: "2" }).replicas).toBe(2);
@@ -85,7 +85,7 @@ test("docs/configuration.md and .env.example say what the settings are; `bun tes
   expect(await Bun.file(EXAMPLE).text()).toBe(example());
 });
 
-test("--help names every setting and every command, and each command that is named is there", async () => {
+test("--help lists every setting and every command, and each listed command exists", async () => {
   const { code, stdout, stderr } = await command(["--help"], { PORT: "wrong" });
   expect([code, stderr]).toEqual([0, ""]);
   for (const name of Object.keys(SETTINGS)) expect(stdout).toContain(`\n  ${name}`);
@@ -97,7 +97,7 @@ test("--help names every setting and every command, and each command that is nam
   }
 });
 
-test("flags win over the environment", () => {
+test("flags take precedence over the environment", () => {
   expect(
     readSettings(["-o", "::1", "--port", "8080"], { HOST: "127.0.0.2", PORT: "1", PERE_DB: "x.db" }),
   ).toMatchObject({ host: "::1", port: 8080, db: "x.db" });
@@ -106,7 +106,7 @@ test("flags win over the environment", () => {
   ).toMatchObject({ host: "127.9.9.9", port: 0, limits: { keptEvents: 5, keptMs: 60_000 } });
 });
 
-test("PERE_HOOKS_ALLOW names ranges; empty, it names none", () => {
+test("PERE_HOOKS_ALLOW lists ranges; empty, it lists none", () => {
   const ranges = (text: string): string[] =>
     readSettings([], { PERE_HOOKS_ALLOW: text }).hooksAllowed.map(([address, bits]) => `${address}/${bits}`);
   expect(ranges("10.0.0.0/8, fd00::/8")).toEqual(["10.0.0.0/8", "fd00::/8"]);
@@ -158,13 +158,13 @@ test.each([
   expect(() => readSettings(argv, env)).toThrow(name);
 });
 
-test("origins and proxies of other machines are taken where tokens are asked for, or where it is said that it is open", () => {
+test("origins and proxies on other machines are accepted with tokens or with PERE_OPEN=1", () => {
   const elsewhere = { PERE_ORIGINS: "https://shop.example,null", PERE_PROXIES: "10.0.0.0/8" };
   for (const env of [{ PERE_JWT_SECRET: "x".repeat(32) }, { PERE_OPEN: "1" }, { HOST: "0.0.0.0" }])
     expect(readSettings([], { ...elsewhere, ...env }).origins).toEqual(["https://shop.example", "null"]);
 });
 
-test("origins of this machine and of apps are taken as they are written, without tokens too", () => {
+test("origins on this machine and of apps are accepted as written, also without tokens", () => {
   const origins = [
     "http://localhost:5173",
     "https://pere.localhost",
@@ -182,7 +182,7 @@ test("origins of this machine and of apps are taken as they are written, without
   expect([read.origins, read.access]).toEqual([origins, "local"]);
 });
 
-test("limits on callers hold wherever there are tokens, and on loopback without them nobody is told from another", () => {
+test("rate limits apply wherever tokens are required, and not on loopback without tokens, where all callers are the same", () => {
   const limits = (env: Record<string, string>): number[] => {
     const { rates, limits } = readSettings([], env);
     return [rates.push, rates.receipt, rates.feed, limits.feedsPerCaller!];
@@ -196,7 +196,7 @@ test("limits on callers hold wherever there are tokens, and on loopback without 
   expect(limits({ PERE_RATE_FEEDS: "7" })[2]).toBe(7);
 });
 
-test("PERE_KEEP is read rule by rule, also for names with colons", () => {
+test("PERE_KEEP is parsed rule by rule, also for names with colons", () => {
   const { limits } = readSettings([], {
     PERE_KEEP: " a:b:events=5 ; shop.till:seconds=60;shop.*:events=7, seconds=8;*:events=9;",
   });
@@ -208,11 +208,11 @@ test("PERE_KEEP is read rule by rule, also for names with colons", () => {
   ]);
 });
 
-test("beyond loopback only where the operator says that it is open", () => {
+test("beyond loopback only with PERE_OPEN=1", () => {
   expect(readSettings(["-o", "0.0.0.0"], { PERE_OPEN: "1" }).host).toBe("0.0.0.0");
 });
 
-test("the process says where it listens, serves, and ends with 0 on SIGTERM and SIGINT", async () => {
+test("the process prints where it listens, serves, and exits with 0 on SIGTERM and SIGINT", async () => {
   for (const signal of ["SIGTERM", "SIGINT"] as const) {
     const pere = await spawn({ PERE_DB: `${temporary()}/pere.db` }, [], ["--host", "127.0.0.1"]);
     expect((await ask(`${pere.url}/health`)).status).toBe(200);
@@ -220,7 +220,7 @@ test("the process says where it listens, serves, and ends with 0 on SIGTERM and 
   }
 });
 
-test("a wrong setting, a taken port and an unusable file each stop it with one clear line", async () => {
+test("a wrong setting, a port in use and an unusable file each stop it with one clear line", async () => {
   const pere = await spawn({ PERE_DB: ":memory:" });
   const { port } = new URL(pere.url);
   for (const [env, words] of [

@@ -58,7 +58,7 @@ for (const [store, count] of [
       (await ask(`${url}/devices/${channel}`)).body.devices ?? [];
     const shared = { device: "pi", addresses: BOTH };
 
-    test("both are told, once each, and /devices shows from where it is open", async () => {
+    test("both are told, once each, and /devices shows the addresses", async () => {
       const channel = fresh();
       const first = await listen(`${one}/feed/${channel}?device=pi`, from(HERE));
       expect((await devices(channel))[0].addresses).toEqual([HERE]);
@@ -83,7 +83,7 @@ for (const [store, count] of [
       expect((await devices(channel))[0].addresses).toEqual([]);
     });
 
-    test("many tabs behind one address, and an IPv6 address beside an IPv4 one, are nothing to tell", async () => {
+    test("many tabs behind one address, and an IPv6 address beside an IPv4 one, are not reported", async () => {
       const channel = fresh();
       const tabs = [
         await listen(`${one}/feed/${channel}?device=pi`, from(HERE)),
@@ -104,7 +104,7 @@ for (const [store, count] of [
       for (const tab of [...tabs, third]) tab.close();
     });
 
-    test("a WebSocket and a long-poll are told as well, and a feed of many channels once", async () => {
+    test("a WebSocket and a long-poll are told too, and a feed of many channels once", async () => {
       const channel = fresh();
       const names = [channel, fresh(), fresh()].join(",");
       const polled = ask(`${one}/feed/${channel}?device=pi&wait=60`, {

@@ -10,7 +10,7 @@ import { ask, listen, openStream, type Process, spawn, temporary, until } from "
 
 const alive = async ({ url }: Process): Promise<boolean> => (await ask(`${url}/health`)).status === 200;
 
-test("what means nothing is passed over: USR1, USR2, PIPE, HUP and their kin", async () => {
+test("other signals are ignored: USR1, USR2, PIPE, HUP and similar ones", async () => {
   const pere = await spawn({ PERE_DB: join(temporary(), "pere.db") });
   const stream = await listen(`${pere.url}/feed/orders?device=till`);
   for (const signal of [
@@ -34,7 +34,7 @@ test("what means nothing is passed over: USR1, USR2, PIPE, HUP and their kin", a
 });
 
 test.each(["SIGTERM", "SIGINT", "SIGQUIT"] as const)(
-  "%s drains: feeds are told, and it ends with 0",
+  "%s drains: feeds are told, and the exit code is 0",
   async (signal) => {
     const pere = await spawn({ PERE_DB: join(temporary(), "pere.db") });
     const stream = await openStream(`${pere.url}/feed/orders?device=till`);
@@ -44,7 +44,7 @@ test.each(["SIGTERM", "SIGINT", "SIGQUIT"] as const)(
   },
 );
 
-test("a second signal ends it at once, whichever it is", async () => {
+test("a second signal of any kind ends it at once", async () => {
   const pere = await spawn({ PERE_DB: ":memory:" });
   const { hostname, port } = new URL(pere.url);
   // A request that is under way is waited for.
@@ -59,7 +59,7 @@ test("a second signal ends it at once, whichever it is", async () => {
   slow.destroy();
 });
 
-test("SIGHUP reads a replaced key set, without TLS too; one that can't be used changes nothing, and the log says so", async () => {
+test("SIGHUP reads a replaced key set, also without TLS; an unusable one changes nothing, and the log says so", async () => {
   const file = join(temporary(), "keys.json");
   const pairs = {
     old: await generateKeyPair("EdDSA", { extractable: true }),

@@ -25,7 +25,7 @@ test(`the contract's promises hold in ${SEEDS} worlds from seed ${FIRST} on, on 
   for (const { code, said } of runs) expect(`${said}exit code ${code}`).toEndWith("exit code 0");
 }, 1_200_000);
 
-test("a seed is the same history each time, whatever was played before it", async () => {
+test("a seed gives the same history each time, whatever ran before it", async () => {
   const histories = async (from: number, seeds: number): Promise<Map<string, string>> => {
     const { said } = await simulate(
       "--from",
@@ -45,7 +45,7 @@ test("a seed is the same history each time, whatever was played before it", asyn
   for (const [seed, history] of later) expect(`${seed} ${all.get(seed)}`).toBe(`${seed} ${history}`);
 }, 300_000);
 
-test("a word that is lost on purpose is found, and the history that shows it is short", async () => {
+test("a receipt that is lost on purpose is found, and the history that shows it is short", async () => {
   const { code, said } = await simulate("--from", String(FIRST), "--seeds", "50", "--store", "sqlite", "--sabotage");
   expect(code).toBe(1);
   expect(said).toMatch(/^seed \d+ on sqlite breaks a promise:\n {2}follower: \w+ was never told that \S+ is complete/);

@@ -40,7 +40,7 @@ async function open(url: string) {
 const padded = (characters: number, receipt: object): string => JSON.stringify(receipt).padEnd(characters, " ");
 
 describe("one socket's unanswered messages are bounded", () => {
-  test("before its feed is ready: beyond, it is told to wait for ready, and closed", async () => {
+  test("before its feed is ready: beyond the limit it is told to wait for ready, and closed", async () => {
     const pere = await start({ access: "open" });
     held("join");
     const { socket, messages, closed } = await open(`${pere.url}/feed/orders?device=d`);
@@ -51,7 +51,7 @@ describe("one socket's unanswered messages are bounded", () => {
     await until(() => pere.engine.held.feeds === 0, "the feed to be let go of");
   });
 
-  test("while the store is slow: beyond, it is told to wait for answers, and closed", async () => {
+  test("while the store is slow: beyond the limit it is told to wait for answers, and closed", async () => {
     const pere = await start({ access: "open" });
     const { socket, messages, closed } = await open(`${pere.url}/feed/orders?device=d`);
     await until(() => messages.some(({ pere }) => pere === "ready"), "ready");
@@ -63,7 +63,7 @@ describe("one socket's unanswered messages are bounded", () => {
     expect(messages.find(({ pere }) => pere === "error")!.detail).toContain("wait for answers");
   });
 
-  test("and what is within is answered, as soon as that can be done", async () => {
+  test("and messages within the limit are answered as soon as possible", async () => {
     const pere = await start({ access: "open" });
     const goOn = held("join");
     const { socket, messages } = await open(`${pere.url}/feed/orders?device=d`);

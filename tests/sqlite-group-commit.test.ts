@@ -14,7 +14,7 @@ import { SqliteStore } from "../engine/sqlite/store.ts";
 import { draft, hear, missAll, reads, rowsOf, SECOND, T, word } from "./contract/calls.ts";
 import { temporary } from "./support/harness.ts";
 
-test("rows of one state among very many devices are looked for while others have their turn", async () => {
+test("a search for rows of one status among very many devices does not block other work", async () => {
   const store = new SqliteStore({ path: ":memory:" });
   const names = Array.from({ length: 20_000 }, (_, n) => `d${String(n).padStart(5, "0")}`);
   await Promise.all(names.map((name) => store.enrol("orders", name, T)));
@@ -52,7 +52,7 @@ describe("the group commit", () => {
     return count;
   }
 
-  test("takes 200 calls of one turn in one transaction, and calls that wait for one another in one each", async () => {
+  test("runs 200 calls of one turn in one transaction, and calls that wait for one another in one each", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const { epoch } = await store.open("orders");
@@ -79,7 +79,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("waits for what the next turns bring, and not for long turns", async () => {
+  test("waits for calls of the next turns, and not for long turns", async () => {
     const counts = new Counters();
     const store = new SqliteStore({ path: ":memory:", counts });
     await store.open("orders");
@@ -104,7 +104,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("leaves what there is no time for to the next transaction, in order", async () => {
+  test("leaves calls beyond its time limit to the next transaction, in order", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     await store.open("orders");
@@ -129,7 +129,7 @@ describe("the group commit", () => {
     expect((await Promise.all(unfinished)).at(-1)!.first).toBe(399_001);
   });
 
-  test("goes on in the next transaction with what is asked for while it runs", async () => {
+  test("runs calls that arrive meanwhile in the next transaction", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     await store.open("orders");
@@ -145,7 +145,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("does not let one call that can't be stored take its neighbours with it", async () => {
+  test("does not let one failing call fail the others", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const told: number[] = [];
@@ -185,7 +185,7 @@ describe("the group commit", () => {
     await reopened.close();
   });
 
-  test("waits once for another program that writes, whatever is to be stored, and stores again when that is done", async () => {
+  test("waits once for another program that writes, however many calls there are, and continues when it is done", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const { epoch } = await store.open("orders");
@@ -206,7 +206,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("remembers no more words than it may, also where no event comes after them", async () => {
+  test("caches no more statuses than its limit, also if no further event is pushed", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path, cacheLimits: { channels: 10, tallies: 10, receipts: 2, enrolments: 10 } });
     const { epoch } = await store.append("orders", [draft(1, { to: ["a", "b", "c"] })], T);
@@ -219,7 +219,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("has committed before anybody is woken or answered: a copy of the files at that moment has the entry", async () => {
+  test("has committed before anyone is notified or answered: a copy of the files at that moment has the entry", async () => {
     const folder = temporary();
     const path = join(folder, "pere.db");
     const store = new SqliteStore({ path });
@@ -251,7 +251,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("is not kept from tidying its log by a read that stopped early", async () => {
+  test("can checkpoint its log after a read that stopped early", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const big = "x".repeat(20_000);
@@ -275,7 +275,7 @@ describe("a deadline", () => {
   /** So many rows hold up a push by a few milliseconds. */
   const ROWS_A_CALL = 3_000;
 
-  test("of 100,000 devices is dealt with in slices that let pushes through", async () => {
+  test("of 100,000 devices is processed in slices that let pushes through", async () => {
     const store = new SqliteStore({ path: ":memory:" });
     const count = 100_000;
     await Promise.all(Array.from({ length: count }, (_, n) => store.enrol("orders", `device-${n}`, T)));
@@ -307,7 +307,7 @@ describe("a deadline", () => {
     await store.close();
   });
 
-  test("of 100,000 devices that all have answered but one costs slices too", async () => {
+  test("of 100,000 devices of which all but one have answered is processed in slices too", async () => {
     const store = new SqliteStore({ path: ":memory:" });
     const devices = Array.from({ length: 100_000 }, (_, n) => `device-${String(n).padStart(6, "0")}`);
     await Promise.all(devices.map((device) => store.enrol("orders", device, T)));
@@ -335,7 +335,7 @@ describe("a deadline", () => {
     await store.close();
   });
 
-  test("of thousands of events at the same time is dealt with in slices", async () => {
+  test("of thousands of events at the same time is processed in slices", async () => {
     const store = new SqliteStore({ path: ":memory:" });
     await store.enrol("orders", "till", T);
     for (let batch = 0; batch < 10; batch++)

@@ -99,7 +99,7 @@ describe("a file", () => {
     expect(line).not.toContain("    at ");
   };
 
-  test("belongs to one store at a time, in one process and between two, until that one is gone", async () => {
+  test("belongs to one store at a time, within a process and between two, until that store is gone", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     await store.append("orders", [draft(1)], T);
@@ -122,7 +122,7 @@ describe("a file", () => {
     await again.close();
   });
 
-  test("belongs to one store by whatever name it is called, and others may read it meanwhile", async () => {
+  test("belongs to one store under any name, and other programs may read it meanwhile", async () => {
     const folder = temporary();
     const [path, link] = [join(folder, "pere.db"), join(folder, "link.db")];
     symlinkSync(path, link); // Also before there is a file.
@@ -143,7 +143,7 @@ describe("a file", () => {
     await again.close();
   });
 
-  test("that is a text, short or long, is refused and left as it is", async () => {
+  test("that is a text file, short or long, is refused and left unchanged", async () => {
     // SQLite itself takes a file of a single byte for an empty one.
     for (const text of ["ab", "a shopping list\n", "a shopping list\n".repeat(1_000)]) {
       const path = join(temporary(), "list.txt");
@@ -156,7 +156,7 @@ describe("a file", () => {
     expectOneLine(await said(path), path);
   });
 
-  test("that is another program's database is refused and left as it is", async () => {
+  test("that is another program's database is refused and left unchanged", async () => {
     const path = join(temporary(), "other.db");
     const other = new Database(path);
     other.run("CREATE TABLE channels (name TEXT)");
@@ -171,7 +171,7 @@ describe("a file", () => {
     expect(readFileSync(path)).toEqual(before);
   });
 
-  test("of a newer PERE is refused and left as it is", async () => {
+  test("of a newer PERE is refused and left unchanged", async () => {
     const path = join(temporary(), "pere.db");
     await new SqliteStore({ path }).close();
     const newer = new Database(path);
@@ -186,7 +186,7 @@ describe("a file", () => {
     expect(readFileSync(path)).toEqual(before);
   });
 
-  test("that can't be opened or made is refused: no such folder, a folder in its place, a folder that takes no files", async () => {
+  test("that can't be opened or created is refused: no such folder, a folder in its place, a read-only folder", async () => {
     const folder = temporary();
     mkdirSync(join(folder, "pere.db"));
     // Nobody can make a file in /proc, not even root.
@@ -199,7 +199,7 @@ describe("a file", () => {
     expectOneLine(await said("/proc/pere.db"), "/proc/pere.db");
   });
 
-  test("stores what came in one turn with something that can't be stored, as if it had come alone", async () => {
+  test("stores calls of one turn beside a failing one as if each had come alone", async () => {
     const store = new SqliteStore({ path: join(temporary(), "pere.db") });
     const { epoch } = await store.append("orders", [draft(1)], T);
     await store.enrol("orders", "till", T);
@@ -232,7 +232,7 @@ describe("a file", () => {
     await store.close();
   });
 
-  test("of the first version is taken with all that it has, and has deadlines from then on", async () => {
+  test("of the first version is migrated with all of its data, and has deadlines from then on", async () => {
     const path = join(temporary(), "pere.db");
     const first = new Database(path);
     first.run(readFileSync(join(import.meta.dir, "support", "schema-1.sql"), "utf8"));
@@ -300,7 +300,7 @@ describe("a file", () => {
     await store.close();
   });
 
-  test("takes one row for a push to everybody, until it is answered", async () => {
+  test("needs one row for a push to all devices, until it is answered", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     const { epoch } = await store.open("orders");
@@ -339,7 +339,7 @@ describe("a file", () => {
     await again.close();
   });
 
-  test("that is empty is taken, and one that was left by kill -9 too", async () => {
+  test("that is empty is accepted, and so is one left by kill -9", async () => {
     const path = join(temporary(), "pere.db");
     writeFileSync(path, "");
     const process = await spawn({ PERE_DB: path });
@@ -350,7 +350,7 @@ describe("a file", () => {
     expect(await again.end("SIGTERM")).toBe(0);
   });
 
-  test("that is damaged while it is in use is told as such, by writing and by reading", async () => {
+  test("that is damaged while in use is reported as damaged, by writes and by reads", async () => {
     const path = join(temporary(), "pere.db");
     const before = new SqliteStore({ path });
     const big = Array.from({ length: 100 }, () => draft("x".repeat(20_000)));
@@ -377,7 +377,7 @@ describe("a file", () => {
     await store.close();
   });
 
-  test("that ends up whole on disk leaves no log beside it when it is closed", async () => {
+  test("leaves no log beside it when it is closed", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     await store.append("orders", [draft(1)], T);

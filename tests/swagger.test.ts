@@ -38,7 +38,7 @@ const askingsOf = ({ operation }: Place): Asking[] => {
   return bodies.length > 0 ? bodies : answers.length > 0 ? answers.map((Accept) => ({ headers: { Accept } })) : [{}];
 };
 
-test("every example of a request, sent to a running service in the document's order, is answered with a 2xx that is described", async () => {
+test("every example request, sent to a running service in the document's order, gets a described 2xx", async () => {
   await using cleanup = new AsyncDisposableStack();
   const own = cleanup.adopt(await startThere(), (service) => service.stop());
   const tried: string[] = [];
@@ -74,7 +74,7 @@ describe("the page", () => {
     "/swagger/ui.css",
   ];
 
-  test("and all that it loads is served, with its type", async () => {
+  test("and all that it loads is served, with its media type", async () => {
     const types = await Promise.all(
       files.map(async (path) => {
         const { status, headers } = await ask(pere.url + path);
@@ -92,7 +92,7 @@ describe("the page", () => {
     ]);
   });
 
-  test("names no other host, and holds no script of its own", async () => {
+  test("refers to no other host, and has no inline script", async () => {
     for (const path of files.filter((name) => !name.endsWith("ui.js"))) {
       const { text } = await ask(pere.url + path);
       const allowed = text.replaceAll("http://www.w3.org/2000/svg", "").replace(/url\("?data:[^)]*\)/g, "");
@@ -108,11 +108,11 @@ describe("the page", () => {
     expect(text).toContain("default-src 'none'");
   });
 
-  test("looks for the sample id that the examples have", async () => {
+  test("replaces the sample epoch that the examples use", async () => {
     expect((await ask(`${pere.url}/swagger.js`)).text).toContain(`/${SAMPLE_EPOCH}-\\d+/g`);
   });
 
-  browserTest("shows every operation in a browser, tries the story, and asks nobody else", async () => {
+  browserTest("shows every operation in a browser, runs the story, and contacts no other host", async () => {
     await using view = openTab(390, 844);
     const page = <Value>(script: string): Promise<Value> => view.evaluate(script) as Promise<Value>;
     const shown = (selector: string): Promise<number> =>

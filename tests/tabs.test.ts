@@ -19,7 +19,7 @@ async function secondTab(url: string): Promise<Page> {
   return second;
 }
 
-browserTest("a leading tab that is frozen is replaced, and is one that waits when it comes back", async () => {
+browserTest("a frozen active tab is replaced, and waits when it is resumed", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using first = await new Page().open(pere.url, "device=till-1");
@@ -43,7 +43,7 @@ browserTest("a leading tab that is frozen is replaced, and is one that waits whe
 /** The page says nothing more to other tabs, as one that stands still; the browser does not know. */
 const STILL = `void (BroadcastChannel.prototype.postMessage = () => {})`;
 
-browserTest("a leading tab that gives no sign of life is replaced after a while", async () => {
+browserTest("a silent active tab is replaced after a while", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using first = await new Page().open(pere.url, "device=till-1");
@@ -59,7 +59,7 @@ browserTest("a leading tab that gives no sign of life is replaced after a while"
   await row(pere.url, id, "till-1", "failed");
 });
 
-browserTest("a tab that is reloaded beside one that stands still says so, and can be used at once", async () => {
+browserTest("a tab that is reloaded beside a frozen one says so, and can take over at once", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using first = await new Page().open(pere.url, "device=till-1");

@@ -19,8 +19,8 @@ import {
   sizes,
 } from "./support/log-readers.ts";
 
-describe("what the ring does not have", () => {
-  test("entries announced with a hole are read from the source, and those announced twice are given once", async () => {
+describe("entries that are not in the ring", () => {
+  test("entries announced with a hole are read from the source, and those announced twice are sent once", async () => {
     const source = new Past(entries(1, 9));
     const log = logOf(source);
     const all = readers(log, MANY);
@@ -40,7 +40,7 @@ describe("what the ring does not have", () => {
     expect([source.asked.length, source.asked[0], source.asked.at(-1)]).toEqual([2, 1, 6]);
   });
 
-  test("a moment behind costs no read; what was there two ages ago is let go of", async () => {
+  test("a follower a moment behind costs no read; older entries are dropped", async () => {
     const source = new Past(entries(1, 12));
     const log = logOf(source);
     const from = async (cursor: number): Promise<(number | string)[]> => {
@@ -69,7 +69,7 @@ describe("what the ring does not have", () => {
     expect(source.asked).toEqual([5, 11]);
   });
 
-  test("many who come back together at one place cost one read, and share their batch", async () => {
+  test("many followers that return at one position cost one read, and share their batch", async () => {
     const source = new Past(entries(1, 300));
     const log = logOf(source, 300);
     const all = readers(log, MANY, 200);
@@ -84,7 +84,7 @@ describe("what the ring does not have", () => {
     expect(source.asked).toEqual([200]);
   });
 
-  test("many who come back together to a source that has just failed cost one read as well", async () => {
+  test("many followers that return after the source has failed cost one read too", async () => {
     const source = new Past(entries(1, 300));
     const log = logOf(source, 300);
     source.error = new Error("the disk is away");
@@ -96,7 +96,7 @@ describe("what the ring does not have", () => {
     expect(source.asked.length).toBe(2);
   });
 
-  test("a long catch-up of large entries comes in pages that one write may carry", async () => {
+  test("a long catch-up of large entries is split into pages of at most one write", async () => {
     const text = "x".repeat(60_000);
     const source = new Past(entries(1, 40, { text }));
     const log = logOf(source, 40);
@@ -109,7 +109,7 @@ describe("what the ring does not have", () => {
   test.each([
     ["near", 8],
     ["far", RING_ENTRIES_MAX + 600],
-  ])("a gap %s behind is told once, before the first entry after it", async (_, head) => {
+  ])("a gap %s behind is reported once, before the first entry after it", async (_, head) => {
     const log = logOf(new Past(entries(5, head)), head);
     const [reader] = readers(log, 1);
     await until(() => reader!.rests > 0);
@@ -119,7 +119,7 @@ describe("what the ring does not have", () => {
     expect(reader!.told.slice(-2)).toEqual([head, head + 1]);
   });
 
-  test("an entry that overtakes a read which finds nothing lies behind the gap, and is given", async () => {
+  test("an entry that overtakes a read without result is after the gap, and is sent", async () => {
     const past = new Past();
     past.gate = gate();
     const log = logOf(past, 10);
@@ -132,7 +132,7 @@ describe("what the ring does not have", () => {
     expect(reader.told).toEqual(["gap 5 11", 11]);
   });
 
-  test("where nothing is kept the gap ends with what comes next", async () => {
+  test("if nothing is kept the gap ends with the next entry", async () => {
     const log = logOf(new Past(), 8);
     const [reader] = readers(log, 1, 3);
     await until(() => reader!.rests > 0);
@@ -144,7 +144,7 @@ describe("what the ring does not have", () => {
   test.each([
     ["near", 8],
     ["far", RING_ENTRIES_MAX + 600],
-  ])("a source that fails %s behind ends the sink, once, and nobody else", async (_, head) => {
+  ])("a source that fails %s behind ends that sink, once, and no other", async (_, head) => {
     const source = new Past(entries(1, head));
     const log = logOf(source, head);
     const [resting] = readers(log, 1, head);
@@ -161,7 +161,7 @@ describe("what the ring does not have", () => {
     expect(again!.told).toEqual(numbers(1, head).concat(again!.told.length > head ? [head + 1] : []));
   });
 
-  test("a follower that was stopped while its source answered hears nothing, whatever the answer", async () => {
+  test("a follower that was stopped during a read gets nothing, whatever the result", async () => {
     for (const error of [undefined, new Error("the disk is away")]) {
       const source = new Past(entries(1, 8));
       source.gate = gate();

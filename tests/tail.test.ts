@@ -25,7 +25,7 @@ import {
 } from "./support/log-readers.ts";
 
 describe("live", () => {
-  test("entries that come in the middle of a pass reach everybody once and in order, in as few writes as can be", async () => {
+  test("entries that arrive during a pass reach every follower once and in order, in as few writes as possible", async () => {
     const log = logOf(new Past());
     const all = readers(log, MANY);
     // Within a slice, and in a later one.
@@ -44,7 +44,7 @@ describe("live", () => {
     expect(log.live).toBe(MANY);
   });
 
-  test("entries that come between two slices reach everybody once and in order", async () => {
+  test("entries that arrive between two slices reach every follower once and in order", async () => {
     const log = logOf(new Past());
     const all = readers(log, MANY);
     log.announce([entry(1)]);
@@ -56,7 +56,7 @@ describe("live", () => {
     for (const { told } of all) expect(told).toEqual(numbers(1, 9));
   });
 
-  test("more than one write may carry comes in several, without another wake-up", async () => {
+  test("entries beyond the limit of one write are sent in several, without another wake-up", async () => {
     const source = new Past();
     const log = logOf(source);
     const all = readers(log, MANY);
@@ -70,7 +70,7 @@ describe("live", () => {
     expect(source.asked).toEqual([]);
   });
 
-  test("an event whose time to live ends in the middle of a pass is given to nobody from then on", async () => {
+  test("an event that expires during a pass is sent to no further follower", async () => {
     const source = new Past();
     const log = logOf(source);
     const all = readers(log, MANY);
@@ -80,7 +80,7 @@ describe("live", () => {
     for (const [index, { told }] of all.entries()) expect(told).toEqual(index < SLICE_FOLLOWERS ? [1, 2] : [2]);
   });
 
-  test("an event whose time to live ends before the pass begins is given to nobody, and nobody comes back for it", async () => {
+  test("an event that expires before the pass is sent to no follower, and causes no further work", async () => {
     const source = new Past();
     const log = logOf(source);
     const [reader] = readers(log, 1);
@@ -98,8 +98,8 @@ describe("live", () => {
   });
 });
 
-describe("a final word on what is still on its way", () => {
-  test("keeps that entry from its device alone, also when it is more than one write ahead", async () => {
+describe("a final receipt for an entry that was not sent yet", () => {
+  test("withholds that entry only from its device, also if it is more than one write ahead", async () => {
     const log = logOf(new Past());
     const [reader, other] = [new Reader(), new Reader()];
     const follower = follow(log, reader);
@@ -113,7 +113,7 @@ describe("a final word on what is still on its way", () => {
 });
 
 describe("a reader that pushes back", () => {
-  test("gets no write until it has read, live, and then the rest in order; others are not kept", async () => {
+  test("gets no live write until it has drained, and then the rest in order; others are not delayed", async () => {
     const log = logOf(new Past());
     const [slow, quick] = readers(log, 2);
     slow!.slow = true;
@@ -138,7 +138,7 @@ describe("a reader that pushes back", () => {
     expect(slow!.told).toEqual([1, 2, 3, 4]);
   });
 
-  test("gets one page a drain in catch-up, and what came meanwhile", async () => {
+  test("gets one page per drain in catch-up, and newer entries afterwards", async () => {
     const behind = RING_ENTRIES_MAX + 1_000;
     const log = logOf(new Past(entries(1, behind + 2)), behind);
     const reader = new Reader();
@@ -157,7 +157,7 @@ describe("a reader that pushes back", () => {
     expect(log.live).toBe(1);
   });
 
-  test("whose connection breaks instead is gone on with: its sink will say so", async () => {
+  test("whose connection breaks instead is not waited for: its sink ends", async () => {
     const log = logOf(new Past());
     const reader = new Reader();
     const broken = Promise.withResolvers<void>();
@@ -175,7 +175,7 @@ describe("a reader that pushes back", () => {
     expect(reader.errors).toEqual([]);
   });
 
-  test("holds back every log that it follows: one that grows", async () => {
+  test("blocks every log that it follows: one that grows", async () => {
     const [one, two] = [logOf(new Past()), logOf(new Past())];
     const reader = new Reader();
     reader.slow = true;
@@ -194,7 +194,7 @@ describe("a reader that pushes back", () => {
     expect(reader.errors).toEqual([]);
   });
 
-  test("holds back every log that it follows: one whose source answers meanwhile", async () => {
+  test("blocks every log that it follows: one whose source answers meanwhile", async () => {
     const past = new Past(entries(1, 3));
     past.gate = gate();
     const [one, two] = [logOf(new Past()), logOf(past, 3)];

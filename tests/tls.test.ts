@@ -59,7 +59,7 @@ interface Page {
 }
 
 browserTest(
-  "a browser has twelve feeds over one connection, a WebSocket beside them, and pushes between them",
+  "a browser has twelve feeds over one connection, a WebSocket beside them, and pushes in between",
   async () => {
     const service = await startWith({ access: "open", tls: TLS });
     const proxy = await Proxy.to(Number(new URL(service.url).port));
@@ -111,7 +111,7 @@ browserTest(
   },
 );
 
-test("a feed that is cancelled on a shared connection ends alone, and one that stops reading costs the others nothing", async () => {
+test("a cancelled feed on a shared connection ends alone, and one that stops reading does not affect the others", async () => {
   const service = await startWith({ access: "open", tls: TLS });
   const session = connectHttp2(service.url, { rejectUnauthorized: false });
   const texts = ["", "", ""];
@@ -137,7 +137,7 @@ test("a feed that is cancelled on a shared connection ends alone, and one that s
   await service.stop();
 });
 
-test("on SIGHUP a replaced certificate is shown to whoever comes; a bad one changes nothing; who is connected stays so", async () => {
+test("on SIGHUP new connections get the replaced certificate; an invalid one changes nothing; open connections stay", async () => {
   const use = (cert: string, key = `${cert}-key`): void => {
     copyFileSync(file(cert), file("used"));
     copyFileSync(file(key), file("used-key"));
@@ -192,7 +192,7 @@ test.each([
   expect(() => readCertificate({ cert: file(cert), key: file(key) })).toThrow(message);
 });
 
-test("what has no route is answered as it is without TLS, by both protocols", async () => {
+test("unknown paths are answered as without TLS, by both protocols", async () => {
   const service = await startWith({ access: "open", tls: TLS });
   const session = connectHttp2(service.url, { rejectUnauthorized: false });
   const overHttp2 = async (path: string): Promise<{ status: number; detail: string; allow: string | undefined }> => {
@@ -216,14 +216,14 @@ test("what has no route is answered as it is without TLS, by both protocols", as
   await service.stop();
 });
 
-test("the link's cookie is for TLS alone where the service speaks it", async () => {
+test("the link's cookie is Secure if the service has TLS", async () => {
   const service = await startWith({ access: "own", tls: TLS });
   const answer = await ask(`${service.url}${await service.link()}`);
   expect(answer.headers.get("set-cookie")).toContain("Secure");
   await service.stop();
 });
 
-test("the health check of a container speaks it, too", async () => {
+test("the health check of a container supports TLS too", async () => {
   const env = { PERE_DB: ":memory:", PERE_TLS_CERT: TLS.cert, PERE_TLS_KEY: TLS.key };
   const service = await spawn(env);
   const { port } = new URL(service.url);

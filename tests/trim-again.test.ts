@@ -56,7 +56,7 @@ const trimmed = async (store: Store, state: { failed: boolean }, left: () => num
   await engine.close();
 };
 
-test("what is left of a dropped log goes in the next round when its removal failed", async () => {
+test("the rest of a dropped log is deleted in the next round if its deletion failed", async () => {
   const { store, left } = await longAgo();
   const { store: failing, state } = failingAt(store, "trim", (_, channel) => {
     // All of it was dropped, and not yet all of it removed.
@@ -65,7 +65,7 @@ test("what is left of a dropped log goes in the next round when its removal fail
   await trimmed(failing, state, left);
 });
 
-test("what a process before left goes in the next round when the channels could not be read in the first", async () => {
+test("leftovers of an earlier process are deleted in the next round if the channels could not be read in the first", async () => {
   const { path, store, left } = await longAgo();
   const retention = { count: 1, before: Date.now() - KEPT_MS };
   while (left() === 450) await store.trim("orders", retention, Date.now());
@@ -76,7 +76,7 @@ test("what a process before left goes in the next round when the channels could 
   await trimmed(failing, state, left);
 });
 
-test("a channel behind one that failed is trimmed in the same round", async () => {
+test("a channel after one that failed is trimmed in the same round", async () => {
   const { store, left } = await longAgo();
   await store.append("later", Array(10).fill(draft), 0);
   const { store: failing, state } = failingAt(store, "trim", (_, channel) => channel === "orders");

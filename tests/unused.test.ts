@@ -47,7 +47,7 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
   const storeTest = (what: string, run: () => Promise<void>) =>
     skip === null ? test(what, run) : test.skip(`${what} (skipped: ${skip})`, run);
 
-  storeTest("following makes no channel, and what is stored first has the epoch that was told", async () => {
+  storeTest("following creates no channel, and the first stored entry has the announced epoch", async () => {
     const store = await open();
     const { epoch } = await store.open("orders");
     expect((await store.open("orders")).epoch).toBe(epoch);
@@ -58,16 +58,19 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
     expect(await listed(store)).toEqual(["orders"]);
   });
 
-  storeTest("a device that joins is addressed by the first event, and its channel is listed from then on", async () => {
-    const store = await open();
-    const { epoch } = await store.open("orders");
-    expect(await store.join("orders", "till", T)).toMatchObject({ epoch, enrolled: false, joined: 0 });
-    expect(await store.join("orders", "till", T + 1)).toMatchObject({ epoch, enrolled: true });
-    expect((await store.devices("orders", "", 10, T)).items.map(({ device }) => device)).toEqual(["till"]);
-    expect(await listed(store)).toEqual([]);
-    expect(await store.append("orders", [EVENT], T)).toMatchObject({ epoch, first: 1, addressed: 1 });
-    expect(await listed(store)).toEqual(["orders"]);
-  });
+  storeTest(
+    "a device that joins is in the first event's audience, and its channel is listed from then on",
+    async () => {
+      const store = await open();
+      const { epoch } = await store.open("orders");
+      expect(await store.join("orders", "till", T)).toMatchObject({ epoch, enrolled: false, joined: 0 });
+      expect(await store.join("orders", "till", T + 1)).toMatchObject({ epoch, enrolled: true });
+      expect((await store.devices("orders", "", 10, T)).items.map(({ device }) => device)).toEqual(["till"]);
+      expect(await listed(store)).toEqual([]);
+      expect(await store.append("orders", [EVENT], T)).toMatchObject({ epoch, first: 1, addressed: 1 });
+      expect(await listed(store)).toEqual(["orders"]);
+    },
+  );
 
   storeTest("a device that a publisher enrols, and a hook, bring a channel into use", async () => {
     const store = await open();
@@ -81,32 +84,29 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
     expect(await store.heads("c")).toBeNull();
   });
 
-  storeTest(
-    "a channel that nothing was pushed to is unused when its last device and its last hook are gone",
-    async () => {
-      const store = await open();
-      const hook = { name: "h", url: "https://a.example/", secret: null, on: ["receipt"] as const };
-      await store.enrol("a", "till", T);
-      await store.putHook("a", hook, "whsec_x", T);
-      await store.putHook("b", hook, "whsec_x", T);
-      await store.enrol("c", "till", T);
-      await store.append("c", [EVENT], T);
-      expect(await listed(store)).toEqual(["a", "b", "c"]);
-      expect(await store.retire("a", "till", T)).toBe(true);
-      expect(await store.retire("c", "till", T)).toBe(true);
-      expect(await listed(store)).toEqual(["a", "b", "c"]);
-      expect(await store.dropHook("a", "h", Date.now())).toBe(true);
-      expect(await store.dropHook("b", "h", Date.now())).toBe(true);
-      await until(async () => (await listed(store)).join() === "c", "the others to be unused");
-      const later = Date.now() + 8 * DAY;
-      while (await store.trim(null, week(later), later));
-      expect([await store.heads("a"), await store.heads("b")]).toEqual([null, null]);
-      expect(await store.heads("c")).not.toBeNull();
-    },
-  );
+  storeTest("a channel without events is unused when its last device and its last hook are gone", async () => {
+    const store = await open();
+    const hook = { name: "h", url: "https://a.example/", secret: null, on: ["receipt"] as const };
+    await store.enrol("a", "till", T);
+    await store.putHook("a", hook, "whsec_x", T);
+    await store.putHook("b", hook, "whsec_x", T);
+    await store.enrol("c", "till", T);
+    await store.append("c", [EVENT], T);
+    expect(await listed(store)).toEqual(["a", "b", "c"]);
+    expect(await store.retire("a", "till", T)).toBe(true);
+    expect(await store.retire("c", "till", T)).toBe(true);
+    expect(await listed(store)).toEqual(["a", "b", "c"]);
+    expect(await store.dropHook("a", "h", Date.now())).toBe(true);
+    expect(await store.dropHook("b", "h", Date.now())).toBe(true);
+    await until(async () => (await listed(store)).join() === "c", "the others to be unused");
+    const later = Date.now() + 8 * DAY;
+    while (await store.trim(null, week(later), later));
+    expect([await store.heads("a"), await store.heads("b")]).toEqual([null, null]);
+    expect(await store.heads("c")).not.toBeNull();
+  });
 
   storeTest(
-    "an unused channel goes when none of its devices was heard from for as long as an event is kept",
+    "an unused channel is deleted when none of its devices was heard from for as long as events are kept",
     async () => {
       const store = await open();
       const trim = async (now: number): Promise<void> => {
@@ -136,7 +136,7 @@ describe.each(STORES)("in %s", (_, skip, openStore) => {
   );
 
   storeTest(
-    "an unused channel stays while a feed of a living device may be silent, however little is kept",
+    "an unused channel stays at least as long as a live device's feed may be silent, however short the retention",
     async () => {
       const store = await open();
       await store.join("orders", "till", T);
@@ -172,7 +172,7 @@ describe.each(SERVICES)("over HTTP, on %s", (_, skip, startService) => {
       await run(pere);
     });
 
-  serviceTest("feeds of all kinds on names that nobody pushed to leave no channel in the list", async ({ url }) => {
+  serviceTest("feeds of all kinds on names without events leave no channel in the list", async ({ url }) => {
     for (let n = 0; n < 40; n++) {
       const names = Array.from({ length: 16 }, (_, m) => `shop.${n}.${m}`).join();
       const query = n % 2 === 0 ? "?wait=0&device=till" : "?wait=0";
@@ -193,7 +193,7 @@ describe.each(SERVICES)("over HTTP, on %s", (_, skip, startService) => {
     expect(await channels()).toMatchObject([{ channel: "shop.ws", events: 1, devices: 1, connected: 0 }]);
   });
 
-  serviceTest("a device that was there before the first push is addressed by it, connected or not", async ({ url }) => {
+  serviceTest("a device that joined before the first push is in its audience, connected or not", async ({ url }) => {
     const gone = await ask(`${url}/feed/orders?device=gone&wait=0`, { headers: JSON_ONLY });
     const here = await listen(`${url}/feed/orders?device=here`);
     const { body } = await ask(`${url}/push/orders`, { body: 1 });
@@ -207,54 +207,60 @@ describe.each(SERVICES)("over HTTP, on %s", (_, skip, startService) => {
     here.close();
   });
 
-  serviceTest("a reader that began before the first push has all of it, and no gap, on all wires", async ({ url }) => {
-    const stream = await listen(`${url}/feed/orders`);
-    const { socket, messages } = await connect(`${url}/feed/orders`);
-    const said = await listen(`${url}/feedback/orders`);
-    const { last } = (await ask(`${url}/feed/orders?wait=0`, { headers: JSON_ONLY })).body;
-    const resumed = (await stream.next()).id!;
-    const id = await push(url, "orders", 1);
-    expect((await stream.have(1))[0]!.id).toBe(id);
-    await until(() => messages.some((message) => message.id === id), "the event on the socket");
-    const other = await push(url, "orders", 2, "?to=d");
-    await ask(`${url}/feedback/orders`, { body: { event: other, device: "d", status: "done" } });
-    await said.have(1);
-    for (const position of [last, resumed]) {
-      const { body } = await ask(`${url}/feed/orders?wait=0&last-event-id=${position}`, { headers: JSON_ONLY });
-      expect(body.events.map((event: { id: string }) => event.id)).toEqual([id]);
-      expect(body.gaps).toBeUndefined();
-    }
-    expect([stream, said].flatMap(({ messages }) => messages.map(({ event }) => event))).not.toContain("pere.gap");
-    expect(messages.some(({ pere }) => pere === "gap")).toBe(false);
-    socket.close();
-    stream.close();
-    said.close();
-  });
-});
-
-test.skipIf(noRedis !== null)("a reader at one instance has no gap when the first push comes to another", async () => {
-  const own = await startRedis();
-  closing.push(() => own.end());
-  const [here, there] = [await startOn(own.url), await startOn(own.url)];
-  closing.push(
-    () => here.stop(),
-    () => there.stop(),
+  serviceTest(
+    "a reader that started before the first push gets everything, without a gap, on all transports",
+    async ({ url }) => {
+      const stream = await listen(`${url}/feed/orders`);
+      const { socket, messages } = await connect(`${url}/feed/orders`);
+      const said = await listen(`${url}/feedback/orders`);
+      const { last } = (await ask(`${url}/feed/orders?wait=0`, { headers: JSON_ONLY })).body;
+      const resumed = (await stream.next()).id!;
+      const id = await push(url, "orders", 1);
+      expect((await stream.have(1))[0]!.id).toBe(id);
+      await until(() => messages.some((message) => message.id === id), "the event on the socket");
+      const other = await push(url, "orders", 2, "?to=d");
+      await ask(`${url}/feedback/orders`, { body: { event: other, device: "d", status: "done" } });
+      await said.have(1);
+      for (const position of [last, resumed]) {
+        const { body } = await ask(`${url}/feed/orders?wait=0&last-event-id=${position}`, { headers: JSON_ONLY });
+        expect(body.events.map((event: { id: string }) => event.id)).toEqual([id]);
+        expect(body.gaps).toBeUndefined();
+      }
+      expect([stream, said].flatMap(({ messages }) => messages.map(({ event }) => event))).not.toContain("pere.gap");
+      expect(messages.some(({ pere }) => pere === "gap")).toBe(false);
+      socket.close();
+      stream.close();
+      said.close();
+    },
   );
-  const stream = await listen(`${here.url}/feed/orders`);
-  const device = await listen(`${here.url}/feed/others?device=till`);
-  const id = await push(there.url, "orders", 1);
-  expect((await stream.have(1))[0]!.id).toBe(id);
-  expect(stream.messages.map(({ event }) => event)).not.toContain("pere.gap");
-  expect((await ask(`${there.url}/push/others`, { body: 1 })).body.audience.addressed).toBe(1);
-  expect((await device.have(1)).length).toBe(1);
-  for (const pere of [here, there])
-    expect((await ask(`${pere.url}/channels`)).body.channels).toMatchObject([
-      { channel: "orders" },
-      { channel: "others" },
-    ]);
 });
 
-test("a reader of a channel that nobody pushed to has no gap after a restart, and a device is still enrolled", async () => {
+test.skipIf(noRedis !== null)(
+  "a reader at one instance has no gap when the first push is sent to another",
+  async () => {
+    const own = await startRedis();
+    closing.push(() => own.end());
+    const [here, there] = [await startOn(own.url), await startOn(own.url)];
+    closing.push(
+      () => here.stop(),
+      () => there.stop(),
+    );
+    const stream = await listen(`${here.url}/feed/orders`);
+    const device = await listen(`${here.url}/feed/others?device=till`);
+    const id = await push(there.url, "orders", 1);
+    expect((await stream.have(1))[0]!.id).toBe(id);
+    expect(stream.messages.map(({ event }) => event)).not.toContain("pere.gap");
+    expect((await ask(`${there.url}/push/others`, { body: 1 })).body.audience.addressed).toBe(1);
+    expect((await device.have(1)).length).toBe(1);
+    for (const pere of [here, there])
+      expect((await ask(`${pere.url}/channels`)).body.channels).toMatchObject([
+        { channel: "orders" },
+        { channel: "others" },
+      ]);
+  },
+);
+
+test("a reader of a channel without events has no gap after a restart, and a device is still enrolled", async () => {
   const db = join(temporary(), "pere.db");
   const first = await spawn({ PERE_DB: db });
   const { last } = (await ask(`${first.url}/feed/orders?wait=0`, { headers: JSON_ONLY })).body;

@@ -57,7 +57,7 @@ const lastSeq = async (url: string): Promise<string> =>
   (await ask(`${url}/channels`)).body.channels[0].last.split("-")[1];
 const adviceOf = async (url: string): Promise<string[]> => (await ask(`${url}/ready`)).body.advice;
 
-test("a log that grows because somebody reads the file is told, and shrinks by itself when that is over", async () => {
+test("a log that grows because another program reads the file is reported, and shrinks afterwards", async () => {
   const db = join(temporary(), "pere.db");
   const service = await spawn({ PERE_DB: db });
   const { url } = service;
@@ -90,7 +90,7 @@ test("a log that grows because somebody reads the file is told, and shrinks by i
   expect(await lastSeq(again.url)).toBe(String(count + 2));
 });
 
-test("a long log that a kill left is moved beside the work: nothing of it is lost, and its file shrinks", async () => {
+test("a long log left by a kill is moved in the background: nothing of it is lost, and its file shrinks", async () => {
   const db = join(temporary(), "pere.db");
   const first = await spawn({ PERE_DB: db });
   await push(first.url, "orders", 0);

@@ -59,7 +59,7 @@ describe("watching", () => {
   beforeAll(async () => void (pere = await start()));
   afterAll(() => pere.stop());
 
-  test("a channel: what is there, then events, receipts and the tallies they move", async () => {
+  test("a channel: its state, then events, receipts and changed tallies", async () => {
     const { url } = pere;
     for (const device of ["a", "b"]) await ask(`${url}/devices/one/${device}`, { method: "PUT" });
     const before = await push(url, "one", 1);
@@ -94,7 +94,7 @@ describe("watching", () => {
     stream.close();
   });
 
-  test("the overview: channels, who is connected, what is open, what was done", async () => {
+  test("the overview: channels, connected devices, open receipts, counters", async () => {
     const { url } = pere;
     await ask(`${url}/devices/two/a`, { method: "PUT" });
     const device = await listen(`${url}/feed/two?device=b`);
@@ -116,7 +116,7 @@ describe("watching", () => {
     stream.close();
   });
 
-  test("many receipts at once are tallies, and it says that this is not all", async () => {
+  test("many receipts at once are sent as tallies, with `more`", async () => {
     const { url } = pere;
     const devices = Array.from({ length: 700 }, (_, n) => `d-${n}`);
     const id = await push(url, "three", 1, `?to=${devices.join(",")}`);
@@ -130,7 +130,7 @@ describe("watching", () => {
     stream.close();
   });
 
-  test("of many events the newest are shown; older ones are left to be read", async () => {
+  test("of many events the newest are sent; older ones can be read", async () => {
     const { url } = pere;
     const lines = (count: number) =>
       ask(`${url}/push/four`, { type: "application/x-ndjson", body: "1\n".repeat(count) });
@@ -147,7 +147,7 @@ describe("watching", () => {
     stream.close();
   });
 
-  test("a channel that was never used is empty until it is, and stays unmade", async () => {
+  test("a channel that was never used is empty, and is not created", async () => {
     const stream = await watch(pere.url, "?channel=never");
     expect(changes(stream)).toMatchObject([{ reset: true, events: [] }]);
     expect((await ask(`${pere.url}/events/never`)).status).toBe(404);
@@ -157,7 +157,7 @@ describe("watching", () => {
     stream.close();
   });
 
-  test("where nobody watches any more nothing is asked", async () => {
+  test("without watchers nothing is read", async () => {
     const own = await start();
     const streams = await Promise.all([watch(own.url), watch(own.url, "?channel=x")]);
     expect(own.engine.watchers).toBe(2);
@@ -166,7 +166,7 @@ describe("watching", () => {
     await own.stop();
   });
 
-  test("too many are sent away for a while, and all are told when the service ends", async () => {
+  test("too many watchers are refused for a while, and all are told when the service stops", async () => {
     const own = await start();
     const streams = await Promise.all(Array.from({ length: WATCHERS_MAX }, () => watch(own.url)));
     const late = await openStream(`${own.url}/watch`);
@@ -176,7 +176,7 @@ describe("watching", () => {
   });
 });
 
-test("a watcher who does not read is told when its right ends, or after a while, and is shown nothing meanwhile", async () => {
+test("a watcher that does not read is told when its right ends, or after a while, and gets nothing meanwhile", async () => {
   let now = Date.now();
   const store = new SqliteStore({ path: ":memory:" });
   const presence = new Presence<never>(
@@ -214,7 +214,7 @@ test("a watcher who does not read is told when its right ends, or after a while,
   await store.close();
 });
 
-test("a watcher sees the channels of its token, on none else, and no longer than the token lasts", async () => {
+test("a watcher sees only the channels of its token, until the token expires", async () => {
   let now = Date.now();
   const pere = await startWith({}, { now: () => now });
   const token = async (push: string[], feed: string[] = []) => ({
@@ -235,7 +235,7 @@ test("a watcher sees the channels of its token, on none else, and no longer than
 });
 
 test.skipIf(noRedis !== null)(
-  "a store that goes away is told, and so is its return",
+  "a store that goes away is reported, and so is its return",
   async () => {
     const redis = await startRedis();
     const pere = await startOn(redis.url);

@@ -66,7 +66,7 @@ browserTest("pushed from the console, done on one page and failed on the other: 
 });
 
 browserTest(
-  "the network goes: what is answered waits, through a reload too, and is sent when the network is back",
+  "the network fails: answers wait, also across a reload, and are sent when the network is back",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await start(), (service) => service.stop());
@@ -99,7 +99,7 @@ browserTest(
   },
 );
 
-browserTest("the page starts without a service, from what its worker kept, which is the page and no more", async () => {
+browserTest("the page starts without a service, from its worker's cache, which has only the page", async () => {
   await using cleanup = new AsyncDisposableStack();
   const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
   let pere = await spawn(env);
@@ -142,7 +142,7 @@ browserTest("the page starts without a service, from what its worker kept, which
   ]);
 });
 
-browserTest("where proxies stop event streams and sockets it takes what gets through, and says what", async () => {
+browserTest("if proxies block event streams and sockets it uses what gets through, and says so", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
@@ -163,7 +163,7 @@ browserTest("where proxies stop event streams and sockets it takes what gets thr
   }
 });
 
-browserTest("a second tab of a device says so, and takes over when it is told to", async () => {
+browserTest("a second tab of a device says so, and takes over on request", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using first = await new Page().open(pere.url, "device=till-1");
@@ -193,7 +193,7 @@ browserTest("a second tab of a device says so, and takes over when it is told to
   expect(first.complaints).toEqual([]);
 });
 
-browserTest("more than it can show, or more than the deadline allows, and it is behind", async () => {
+browserTest("with more events than it can show, or past a deadline, it is behind", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -214,7 +214,7 @@ browserTest("more than it can show, or more than the deadline allows, and it is 
   await page.shows(events[200].id as string, "received");
 });
 
-browserTest("it can be installed, and then starts as what it was installed as, its token too", async () => {
+browserTest("it can be installed, and then starts with the same settings, including the token", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith(), (service) => service.stop());
   const token = await issueToken({ secret: SECRET }, { sub: "till-7", push: [], feed: ["kitchen"], days: 1 });
@@ -243,7 +243,7 @@ browserTest("it can be installed, and then starts as what it was installed as, i
   expect(await app.read<boolean>("document.querySelector('[name=auto]').checked")).toBe(true);
 });
 
-browserTest("who does not look is notified, where that is allowed", async () => {
+browserTest("a hidden page shows a notification, if allowed", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -272,7 +272,7 @@ browserTest("who does not look is notified, where that is allowed", async () => 
   expect(shown).toEqual([`order.created · orders | {"table":7} | ${id}`]);
 });
 
-browserTest("the name is a QR code that others read, and it loads nothing from elsewhere", async () => {
+browserTest("the name is a readable QR code, and nothing is loaded from other hosts", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   for (const device of ["", "x", "a".repeat(128)]) {
@@ -302,7 +302,7 @@ browserTest("the name is a QR code that others read, and it loads nothing from e
   }
 });
 
-browserTest("whatever strangers write is text", async () => {
+browserTest("all foreign data is shown as text", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -323,7 +323,7 @@ browserTest("whatever strangers write is text", async () => {
   expect(page.complaints).toEqual([]);
 });
 
-browserTest("it is readable by axe in each state, light and dark, on a desk and on a phone", async () => {
+browserTest("axe finds no fault in any state, light and dark, on a desktop and on a phone", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start({ limits: { keptEvents: 100 } }), (service) => service.stop());
   const axe = await Bun.file(join(import.meta.dir, "..", "node_modules", "axe-core", "axe.min.js")).text();

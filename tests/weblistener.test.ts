@@ -12,7 +12,7 @@ import { ask, push, SECRET, spawn, start, startWith, temporary, until } from "./
 
 afterAll(closeBrowser);
 
-browserTest("events with a type and without appear, newest first; Done and Failed arrive in the rows", async () => {
+browserTest("events with and without a type appear, newest first; Done and Failed arrive in the rows", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -54,7 +54,7 @@ browserTest("events with a type and without appear, newest first; Done and Faile
   expect(page.complaints).toEqual([]);
 });
 
-browserTest("with auto=1 it answers by itself; without a name it makes one and keeps it", async () => {
+browserTest("with auto=1 it answers automatically; without a name it makes one and keeps it", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page(390, 780).open(pere.url, "auto=1");
@@ -93,7 +93,7 @@ browserTest("markup in an event is text", async () => {
 });
 
 browserTest(
-  "a restart of the service is survived, and receipts given meanwhile arrive, also through a reload",
+  "it survives a restart of the service, and receipts given meanwhile arrive, also after a reload",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const db = join(temporary(), "pere.db");
@@ -141,7 +141,7 @@ browserTest(
   },
 );
 
-browserTest("a receipt that could not be sent outlives a reload, and its event is not shown again", async () => {
+browserTest("an unsent receipt survives a reload, and its event is not shown again", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -171,7 +171,7 @@ browserTest("a receipt that could not be sent outlives a reload, and its event i
   await until(async () => (await page.text("#summary")) === "1 event · 1 to answer", "an empty outbox");
 });
 
-browserTest("a receipt that is refused says so", async () => {
+browserTest("a rejected receipt is reported", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await new Page().open(pere.url, "device=till-1");
@@ -187,7 +187,7 @@ browserTest("a receipt that is refused says so", async () => {
   expect(await page.text("#summary")).toBe("1 event · 0 to answer");
 });
 
-browserTest("events that were lost while the device was away are told, until dismissed", async () => {
+browserTest("events that were lost while the device was away are reported, until dismissed", async () => {
   await using cleanup = new AsyncDisposableStack();
   const options = { limits: { keptEvents: 3, trimMs: 20 } };
   const pere = cleanup.adopt(await start(options), (service) => service.stop());
@@ -238,7 +238,7 @@ async function rowsOf(url: string, id: string): Promise<string[]> {
   return (receipts as { device: string; status: string }[]).map(({ device, status }) => `${device} ${status}`);
 }
 
-browserTest("a token in the address leaves it, says who the device is, and survives a reload", async () => {
+browserTest("a token in the URL is removed, names the device, and survives a reload", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith(), (service) => service.stop());
   const token = await till("till-7");
@@ -258,7 +258,7 @@ browserTest("a token in the address leaves it, says who the device is, and survi
   expect((devices as { device: string }[]).map(({ device }) => device)).toEqual(["till-7"]);
 });
 
-browserTest("the link with all rights leaves a cookie, with which the page works and no script sees it", async () => {
+browserTest("the link with all rights sets a cookie that no script can read, and the page works with it", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
   using page = new Page();
@@ -281,7 +281,7 @@ browserTest("the link with all rights leaves a cookie, with which the page works
   expect(page.complaints).toEqual([]);
 });
 
-browserTest("without a token, or where it allows nothing, the page says why and asks no more", async () => {
+browserTest("without a token, or with an insufficient one, the page says why and stops retrying", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await startWith({}, { limits: { beatMs: 150 } }), (service) => service.stop());
   using page = new Page();
@@ -313,7 +313,7 @@ browserTest("without a token, or where it allows nothing, the page says why and 
 });
 
 browserTest(
-  "what one device has queued is not given by another one's token, and is there when it comes back",
+  "one device's queued receipts are not sent with another device's token, and are kept until it returns",
   async () => {
     await using cleanup = new AsyncDisposableStack();
     const pere = cleanup.adopt(await startWith(), (service) => service.stop());

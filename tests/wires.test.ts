@@ -41,14 +41,14 @@ async function open(bytes: number, reads: boolean) {
   return { out: await opened.promise, peer, socket };
 }
 
-test("a reader who keeps up is told why, and the stream ends", async () => {
+test("a reader that keeps up is told why, and the stream ends", async () => {
   const { out, peer } = await open(10, true);
   closeStream(out, "renew", () => 0);
   await until(() => peer.isClosed);
   expect(peer.read).toContain('retry: 50\nevent: pere.bye\ndata: {"reason":"renew"}\n\n');
 });
 
-test("a reader who is behind and reads again is told as well", async () => {
+test("a reader that is behind and reads again is told too", async () => {
   const { out, peer, socket } = await open(8_000_000, false);
   closeStream(out, "renew", () => 0);
   socket.resume();
@@ -56,7 +56,7 @@ test("a reader who is behind and reads again is told as well", async () => {
   expect(peer.read).toContain('event: pere.bye\ndata: {"reason":"renew"}\n\n');
 });
 
-test("a reader who does not read is cut off after a while, and holds nothing any more", async () => {
+test("a reader that does not read is cut off after a while, and holds no memory", async () => {
   const { out, peer, socket } = await open(8_000_000, false);
   closeStream(out, "renew", () => 0, 100);
   await until(() => server.pendingRequests === 0);
