@@ -1,5 +1,5 @@
 /**
- * What people read of settings: the table of `docs/configuration.md` and `.env.example`, made of the table in `engine/ops/settings.ts` that the service reads by.
+ * Generates the table in `docs/configuration.md` and `.env.example` from the table of settings in `engine/ops/settings.ts`.
  *
  *   bun tests/settings-texts.ts     writes both again; `settings.test.ts` holds them to it
  */
@@ -45,7 +45,7 @@ export function example(): string {
     const usual = setting.usual === "" ? "" : ` Default: ${usualOf(setting)}.`;
     return `# ${setting.meaning.replaceAll("`", "")}.${usual}\n#${name}=${setting.usual}\n`;
   });
-  return `# Settings of PERE. Copy this to .env beside where it is started, or give it to your supervisor; take the # away from what you set.\n\n${lines.join("\n")}`;
+  return `# Settings of PERE. Copy this file to .env in the folder where PERE is started, or pass it to your supervisor. Remove the # from the settings that you change.\n\n${lines.join("\n")}`;
 }
 
 if (import.meta.main) {

@@ -4,7 +4,7 @@
  *
  * The examples are real. `tests/openapi-answers.test.ts` starts a service, sends every request example in order and compares every answer example with the
  * actual answer, character by character. Two services differ only in the epoch, the first half of an id. The examples use `SAMPLE_EPOCH`, and
- * `swagger.js` replaces it by a real id when somebody tries one.
+ * `swagger.js` replaces it by a real id when an example is tried.
  *
  * Schemas of answers allow additional members: a later version may add some.
  */

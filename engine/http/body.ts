@@ -4,7 +4,7 @@
  */
 import { PereError } from "../model.ts";
 
-/** Milliseconds that any body may take; its length adds time at the rate below, in bytes per millisecond. So nobody sends one for hours. */
+/** Milliseconds that any body may take; its length adds time at the rate below, in bytes per millisecond. So no body takes hours. */
 export const BODY_MS = 30_000;
 const BODY_BYTES_PER_MS = 10;
 /** Bun closes a request after 30 s, even while its body is arriving. Before that, this file takes over the time limit. */

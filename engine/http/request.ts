@@ -116,7 +116,7 @@ const after = (texts: readonly string[], beginning: string): string[] =>
   texts.filter((text) => text.startsWith(beginning)).map((text) => text.slice(beginning.length));
 
 /**
- * The token of a request, unread, or null. It may stand in `Authorization: Bearer`, in a WebSocket subprotocol `pere.token.<jwt>` or as
+ * The token of a request, unread, or null. It may be in `Authorization: Bearer`, in a WebSocket subprotocol `pere.token.<jwt>` or as
  * `token` in the query; in several of them only if they are equal (RFC 6750, 2). The cookie `pere_token` counts where there is no
  * other, because browsers send it unasked. An empty token counts as a bad token, except in the cookie, where it counts as none.
  * @throws PereError malformed when there are two different ones

@@ -332,7 +332,7 @@ export class Poll implements Wire {
 
   /** The store did not answer in time: answers with what there is, or else that the feed is unavailable. */
   giveUp(): void {
-    // How far it was looked is an answer as well: the next poll goes on from there.
+    // The position that was reached is an answer too: the next poll continues from there.
     const isFurther = this.#from !== null && positionsText(this.#feed!.positions()) !== this.#from;
     if (this.#hasContent || isFurther) return this.#finish();
     this.#settle(null);
