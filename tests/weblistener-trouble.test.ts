@@ -16,12 +16,15 @@ import { Proxy } from "./support/proxy.ts";
 
 afterAll(closeBrowser);
 
-/** The network of the page goes away, or comes back. */
+/**
+ * The network of the page goes away, or comes back. A machine may have none itself, which the page is told: with any latency at all the browser goes by
+ * this instead.
+ */
 const network = (page: Page, isThere: boolean): Promise<unknown> =>
   page.view.cdp("Network.enable").then(() =>
     page.view.cdp("Network.emulateNetworkConditions", {
       offline: !isThere,
-      latency: 0,
+      latency: 1,
       downloadThroughput: -1,
       uploadThroughput: -1,
     }),
@@ -73,6 +76,7 @@ browserTest(
     const proxy = cleanup.adopt(await Proxy.to(Number(new URL(pere.url).port)), (proxy) => proxy.stop());
     const url = `http://127.0.0.1:${proxy.port}`;
     using page = await new Page(390, 780).open(url, "device=till-1");
+    await network(page, true);
     await isKept(page);
     const [id, other] = [await push(pere.url, "orders", 1), await push(pere.url, "orders", 2)];
     for (const one of [id, other]) await page.shows(one, "received");
@@ -105,6 +109,7 @@ browserTest("the page starts without a service, from its worker's cache, which h
   let pere = await spawn(env);
   cleanup.defer(async () => void (await pere.end("SIGKILL")));
   using page = await new Page().open(pere.url, "device=till-1");
+  await network(page, true);
   await isKept(page);
   const id = await push(pere.url, "orders", 1);
   await page.shows(id, "received");
@@ -350,6 +355,7 @@ browserTest("axe finds no fault in any state, light and dark, on a desktop and o
         features: [{ name: "prefers-color-scheme", value: scheme }],
       });
       await page.open(pere.url, `device=${scheme}-${width}`);
+      await network(page, true);
       await check(page, width, `empty ${what}`);
       const ids: string[] = [];
       for (const query of ["?type=order.created", "?deadline=600", "?deadline=0.1", "", ""])
