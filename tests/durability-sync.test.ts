@@ -9,6 +9,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary } from "./support/harness.ts";
 import { eventsOf, standings } from "./support/kept.ts";
+import { canTrace, noStrace } from "./support/strace.ts";
 
 /** Every process of the running test, and whether strace runs it. */
 const started: { readonly running: Process; readonly traced: boolean }[] = [];
@@ -33,9 +34,8 @@ afterEach(async () => {
 });
 
 /** In CI its absence is a failure, elsewhere a reason to skip. */
-const canTrace = Bun.which("strace") !== null || process.env.CI === "true";
 const traced = canTrace ? test : test.skip;
-const why = canTrace ? "" : " (skipped: strace is not installed)";
+const why = canTrace ? "" : ` (skipped: ${noStrace})`;
 
 /** Ends a service that runs under strace, and strace with it. */
 async function endTraced(traced: Process, signal: NodeJS.Signals): Promise<void> {

@@ -12,6 +12,7 @@ import { SqliteStore } from "../engine/sqlite/store.ts";
 import { reads } from "./contract/calls.ts";
 import { command } from "./support/commands.ts";
 import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./support/harness.ts";
+import { canTrace } from "./support/strace.ts";
 
 const running: Process[] = [];
 const spawn = async (env: Record<string, string>): Promise<Process> => {
@@ -130,7 +131,7 @@ describe("a backup", () => {
     await copy.close();
   });
 
-  test.skipIf(!Bun.which("strace"))("is on the disk before it has its name", async () => {
+  test.skipIf(!canTrace)("is on the disk before it has its name", async () => {
     const folder = temporary();
     const [db, file, trace] = [join(folder, "pere.db"), join(folder, "backup.db"), join(folder, "trace")];
     await new SqliteStore({ path: db }).close();

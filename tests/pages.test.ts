@@ -136,7 +136,7 @@ test(
     const times: number[] = [];
     for (let n = 0; n < 5; n++) times.push(await startMs([pere], empty));
     console.log(`the executable listens after ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
-    const said = Bun.spawnSync([pere, "backup"], { cwd: empty }).stderr.toString();
+    const said = Bun.spawnSync([pere, "backup"], { cwd: empty, env: process.env }).stderr.toString();
     expect(said).toBe("PERE can't back up: usage: bun run index.ts backup FILE\n");
   },
   2 * LIMIT_MS,

@@ -28,6 +28,7 @@ import {
   temporary,
   until,
 } from "./support/harness.ts";
+import { canTrace, noStrace } from "./support/strace.ts";
 
 const started: Process[] = [];
 const spawn = async (db: string): Promise<Process> => {
@@ -52,9 +53,8 @@ const refusal = (db: string): Promise<string> =>
 /** Bind mounts need rights that tests may not have. */
 const canBind = process.platform === "linux" && process.getuid?.() === 0 && Bun.which("mount") !== null;
 /** In CI its absence is a failure, elsewhere a reason to skip. */
-const canTrace = Bun.which("strace") !== null || process.env.CI === "true";
 const traced = canTrace ? test : test.skip;
-const why = canTrace ? "" : " (skipped: strace is not installed)";
+const why = canTrace ? "" : ` (skipped: ${noStrace})`;
 const linux = process.platform === "linux" ? test : test.skip;
 
 describe("a file in use by a service", () => {

@@ -327,7 +327,7 @@ export class Poll implements Wire {
   /** The time is up: answers with what there is, once it is known that there is no more. */
   timeUp(): void {
     this.#late = true;
-    if (this.#resting || this.#hasContent) this.#finish();
+    if (this.#resting) this.#finish();
   }
 
   /** The store did not answer in time: answers with what there is, or else that the feed is unavailable. */

@@ -435,12 +435,17 @@ export class SqliteStore implements Store {
   // --------------------------------------------------------------------------------------------------------------- devices
 
   async join(name: string, device: string, now: number): Promise<Joined> {
-    const { more, ...joined } = await this.#file.change(() => {
+    const joining = this.#file.change(() => {
       this.#receipts.write();
       const channel = this.#channels.findOrCreate(name, now);
       this.#channels.touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
+    });
+    const { more, ...joined } = await joining.catch(async (error: unknown) => {
+      const known = error instanceof PereError && error.code === "full" ? await this.#joined(name, device) : null;
+      if (known) return { ...known, more: false };
+      throw error;
     });
     let found: Settled | null = { settled: joined.settled, more };
     while (found?.more) {
@@ -451,6 +456,16 @@ export class SqliteStore implements Store {
       if (found) joined.settled = Math.min(found.settled, joined.events.head);
     }
     return joined;
+  }
+
+  /** The state of a device that is enrolled already, as it was stored: a full disk keeps nobody from reading. */
+  #joined(name: string, device: string): Promise<Joined | null> {
+    return this.#read(name, null, (channel) => {
+      const enrolment = this.#enrolments.enrolment(channel, device);
+      if (!enrolment) return null;
+      const { joined, settled, lostSeq } = enrolment;
+      return { ...heads(channel), enrolled: true, joined, settled, lostSeq };
+    });
   }
 
   enrol(name: string, device: string, now: number): Promise<boolean> {
