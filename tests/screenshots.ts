@@ -1,9 +1,8 @@
 /**
- * `bun run screenshots`: pictures of the pages, light and dark, on a desk and on a phone, into `web/screenshots/`; and the device page's icons, of
- * `web/icon.svg`, into `web/`.
+ * `bun run screenshots`: screenshots of the pages, light and dark, on a desktop and on a phone, into `web/screenshots/`; and the device page's icons,
+ * from `web/icon.svg`, into `web/`.
  *
- * They are taken of a real service in which a small chain of shops has had its morning: the clock is held, chance is not used, so that two runs
- * give the same pictures but for the ids.
+ * They show a real service with the data of a small chain of shops. The clock and all randomness are fixed, so that two runs differ only in ids.
  */
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";

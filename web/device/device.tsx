@@ -79,7 +79,7 @@ function BigState() {
         <p class="by">
           {transport && (
             <>
-              by <span id="transport">{TRANSPORTS[transport]}</span>
+              via <span id="transport">{TRANSPORTS[transport]}</span>
               {transport !== "sse" && ", because event streams don't get through"}
             </>
           )}
