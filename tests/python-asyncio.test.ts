@@ -317,6 +317,28 @@ os._exit(0)`,
   expect(program.complained).toContain("the event loop was closed; listening ends");
 });
 
+pythonTest(
+  "a call to a loop that is closed, or whose calls were cancelled, runs none of the function's lines",
+  async () => {
+    const program = new Program(
+      "",
+      `global calls, call
+calls = pere._LoopCalls()
+async def work(): print("it ran")
+def call():
+    try: calls.run(work)
+    except pere.NoOutcome as error: print(error, flush=True)
+calls.cancel()
+await asyncio.to_thread(call)
+calls = pere._LoopCalls()`,
+      `asyncio.run(main(sys.argv[1]))
+call()`,
+    );
+    await program.endsWell();
+    expect(program.said).toBe("it was cancelled\nthe event loop is closed\n");
+  },
+);
+
 pythonTest("alisten: what can't be meant is refused; SystemExit and a refusal of the service end it", async () => {
   const { url } = await service();
   await enrol(url, "till-7");

@@ -1483,7 +1483,7 @@ class _LoopCalls:
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function in this thread. If it returns an awaitable, waits until the loop has awaited it, and returns that result. Raises what the
-        function raises; NoOutcome if the awaiting was cancelled; _FatalError if the loop is closed."""
+        function raises; NoOutcome if the awaiting was cancelled or the loop is closed."""
         value = self._context.copy().run(function, *arguments)
         return self._context.copy().run(self._wait_for, value) if inspect.isawaitable(value) else value
 
@@ -1494,11 +1494,11 @@ class _LoopCalls:
         except RuntimeError as error:
             awaiting.close()
             _discard(awaitable)
-            raise _FatalError("the event loop is closed") from error
+            raise NoOutcome("the event loop is closed") from error
         # The future of a loop that is closed meanwhile never ends. `result(timeout)` would not tell its TimeoutError from one of the function's own.
         while not concurrent.futures.wait([future], LOOP_CHECK_SECONDS).done:
             if self._loop.is_closed():
-                raise _FatalError("the event loop was closed")
+                raise NoOutcome("the event loop was closed")
         if future.cancelled():
             raise NoOutcome("it was cancelled")
         return future.result()
