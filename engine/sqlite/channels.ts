@@ -151,14 +151,14 @@ export class ChannelRows {
   }
 
   /** The transaction has ended. */
-  committed(): void {
+  written(): void {
     this.#changed.clear();
     this.#hasGrown = false;
   }
 
   /** The transaction was rolled back: the cache was ahead of the file. */
   clear(): void {
-    this.committed();
+    this.written();
     this.#cached.clear();
   }
 }

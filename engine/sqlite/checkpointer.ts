@@ -1,90 +1,99 @@
 /**
- * Checkpoints a long write-ahead log in a separate thread with its own connection.
+ * A thread that copies pages from the write-ahead log into the database file, with a connection of its own.
  *
- * SQLite moves as much as it can in one call. This takes seconds when the log has grown to hundreds of megabytes, after a long read or a kill. Pushes
- * and feeds can't wait that long. SQLite allows one connection to checkpoint while others read and write, so this thread does most of the work; the
- * file's owner moves the small rest between two commits.
+ * A checkpoint syncs the log, writes pages, and syncs the file. That takes seconds for a log of hundreds of megabytes, and two syncs of a slow disk
+ * for a short one. Pushes and feeds can't wait that long. SQLite allows one connection to checkpoint while others read and write.
  */
 
 /**
- * The thread's code: checkpoints, waits while a reader or a full disk blocks it, and ends when fewer than `pages` are left or when it is told to. It
- * is a string, so that the executable needs no second file.
+ * The thread's code. Each message is one checkpoint, or "end". The answer is the number of pages that are left in the log, null if nothing could be
+ * moved now, or an error. It is a string, so that the executable needs no second file.
  */
 const THREAD = `
 const { Database } = require("bun:sqlite");
-let db, timer, pages, ended = false;
-const end = (error) => {
-  if (ended) return;
-  ended = true;
-  clearTimeout(timer);
-  db?.close();
-  postMessage(error?.code && { code: error.code, message: error.message });
+let db, path;
+const open = () => {
+  const opened = new Database(path, { readwrite: true, create: false });
+  for (const pragma of ["synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON", "wal_autocheckpoint = 0"])
+    opened.run("PRAGMA " + pragma);
+  return opened;
 };
-const step = () => {
+const move = () => {
+  try {
+    db ??= open();
+  } catch {
+    return { left: null }; // No descriptor is free, or no memory: its owner tries again.
+  }
   try {
     const { log, checkpointed } = db.query("PRAGMA wal_checkpoint(PASSIVE)").get();
-    if (log - checkpointed < pages) return end();
+    return { left: log - checkpointed };
   } catch (error) {
-    if (!/^SQLITE_(FULL|IOERR_WRITE|BUSY)/.test(error.code)) return end(error);
+    if (/^SQLITE_(FULL|IOERR_WRITE|BUSY)/.test(error.code)) return { left: null };
+    return { code: error.code, message: error.message };
   }
-  timer = setTimeout(step, 250);
 };
 self.onmessage = ({ data }) => {
-  if (data === "end") return end();
-  pages = data.pages;
-  try {
-    db = new Database(data.path, { readwrite: true, create: false });
-    for (const pragma of ["synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON", "wal_autocheckpoint = 0"])
-      db.run("PRAGMA " + pragma);
-  } catch {
-    timer = setTimeout(() => end(), 1000); // No descriptor is free, or no memory: its owner tries again.
-    return;
+  if (data === "end") {
+    db?.close();
+    return postMessage({ left: null });
   }
-  step();
+  path = data;
+  postMessage(move());
 };
 `;
 
+type Answer = { readonly left: number | null } | { readonly code: string; readonly message: string };
+
 export class Checkpointer {
   readonly #path: string;
-  readonly #pages: number;
-  readonly #failed: (error: unknown) => void;
   #worker: Worker | null = null;
+  #url = "";
+  #answer: PromiseWithResolvers<number | null> | null = null;
+
+  constructor(path: string) {
+    this.#path = path;
+  }
 
   /**
-   * @param pages how many pages may stay in the log
-   * @param failed called when a page could not be moved or synced
+   * Moves what no reader of an earlier state holds back. One call at a time.
+   * @returns pages that are left in the log; null: nothing could be moved now, because the disk is full, or no thread or descriptor is free
+   * @throws Error a page could not be moved or synced
    */
-  constructor(path: string, pages: number, failed: (error: unknown) => void) {
-    this.#path = path;
-    this.#pages = pages;
-    this.#failed = failed;
+  move(): Promise<number | null> {
+    if (!this.#worker) this.#start();
+    return this.#ask(this.#path);
   }
 
-  /** Whether the thread is running. */
-  get busy(): boolean {
-    return this.#worker !== null;
+  #ask(message: string): Promise<number | null> {
+    this.#answer = Promise.withResolvers<number | null>();
+    this.#worker!.postMessage(message);
+    return this.#answer.promise;
   }
 
-  start(): void {
-    if (this.#worker) return;
-    const url = URL.createObjectURL(new Blob([THREAD], { type: "application/javascript" }));
-    const worker = new Worker(url, { ref: false });
-    this.#worker = worker;
-    const done = (error: unknown): void => {
-      URL.revokeObjectURL(url);
-      worker.terminate();
-      if (this.#worker === worker) this.#worker = null;
-      if (error) this.#failed(error);
+  #start(): void {
+    this.#url = URL.createObjectURL(new Blob([THREAD], { type: "application/javascript" }));
+    const worker = (this.#worker = new Worker(this.#url, { ref: false }));
+    worker.onmessage = ({ data }: MessageEvent<Answer>) => {
+      if ("left" in data) this.#answer?.resolve(data.left);
+      else this.#answer?.reject(Object.assign(new Error(data.message), { code: data.code }));
     };
-    worker.onmessage = ({ data }: MessageEvent<{ code: string; message: string } | undefined>) =>
-      done(data && Object.assign(new Error(data.message), { code: data.code }));
-    worker.onerror = () => done(undefined); // The thread could not be started. Nothing was moved or damaged.
-    worker.postMessage({ path: this.#path, pages: this.#pages });
+    // The thread could not be started, or ended. Nothing was moved or damaged: the next call starts another.
+    worker.onerror = () => {
+      this.#dispose();
+      this.#answer?.resolve(null);
+    };
   }
 
-  /** Stops the thread after its current step. */
-  stop(): void {
-    this.#worker?.postMessage("end");
+  #dispose(): void {
+    this.#worker?.terminate();
     this.#worker = null;
+    URL.revokeObjectURL(this.#url);
+  }
+
+  /** Closes the thread's connection and ends the thread. Not while `move` runs. */
+  async stop(): Promise<void> {
+    if (!this.#worker) return;
+    await this.#ask("end");
+    this.#dispose();
   }
 }

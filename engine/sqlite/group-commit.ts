@@ -2,13 +2,14 @@
  * A SQLite file that one process owns (`lock.ts`) and writes by group commit. Other processes may read it. `file-location.ts` checks that the file
  * stays where it was opened.
  *
- * WAL mode with `synchronous=FULL`: a commit has reached the disk when it returns. A commit costs one sync however much it contains, so changes are
- * gathered. Each change is a small function in a queue. As soon as a turn of the event loop adds no more changes, one transaction runs all of them,
- * or as many as fit into its time limit. Changes that arrive while that transaction is being written go into the next one. A single change waits for
- * one sync; a thousand changes share one.
+ * A commit costs one sync however much it contains, so changes are gathered. Each change is a small function in a queue. As soon as a turn of the
+ * event loop adds no more changes, one transaction runs all of them, or as many as fit into its time limit. Then a thread syncs the log
+ * (`write-ahead-log.ts`), while the event loop goes on. Changes that arrive meanwhile go into the next transaction. A single change waits for one
+ * sync; a thousand changes share one. In memory, on other systems than Linux, and where a full disk has no space for an index of the log that
+ * several connections can share, SQLite itself syncs in the commit, and the event loop waits for it.
  *
- * Never resolves a change before its commit, and never continues after a failed sync. (When `fsync` fails, the kernel may have dropped the pages, and
- * a second try would "succeed"; only a restart reads what is really on disk.) The same holds for checkpoints. SQLite hides the errors of automatic
+ * Never resolves a change before its sync, and never continues after a failed one. (When `fsync` fails, the kernel may have dropped the pages, and a
+ * second try would "succeed"; only a restart reads what is really on disk.) The same holds for checkpoints. SQLite hides the errors of automatic
  * checkpoints, so this file starts them explicitly.
  */
 import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
@@ -18,17 +19,11 @@ import type { Counters } from "../counters.ts";
 import { libc } from "./libc.ts";
 import { type FileLock, lockFile, unopened } from "./lock.ts";
 import { PereError } from "../model.ts";
-import { Checkpointer } from "./checkpointer.ts";
 import { FileLocation } from "./file-location.ts";
+import { CUT_BYTES, type Sync, WriteAheadLog } from "./write-ahead-log.ts";
 
-/** Pages that the log may hold before a checkpoint: 8 MiB, which takes about 20 ms. A page that is written often is moved once. */
+/** Pages that the log may hold before a checkpoint: 8 MiB. A page that is written often is moved once. */
 const CHECKPOINT_PAGES = 2_000;
-/** From this many pages on, a thread does the checkpoint (`checkpointer.ts`): 16 MiB would block the event loop for about 40 ms. */
-const FAR_PAGES = 2 * CHECKPOINT_PAGES;
-/** A longer log file is cut to this size after a full checkpoint. It usually holds half of it. */
-const CUT_BYTES = 16 * 1024 * 1024;
-/** Bytes cut at once, every `LOOK_MS`: cutting half a gigabyte takes a third of a second. */
-const CUT_STEP_BYTES = 32 * 1024 * 1024;
 /** A log of this length is reported to the operator: something prevents its checkpoint. */
 export const LONG_LOG_BYTES = 64 * 1024 * 1024;
 /** Page cache: the working set of thousands of devices. */
@@ -42,8 +37,13 @@ const GATHER_MS = 1;
 /** Minimum time between two checks of the log's length. A check costs as much as a small change. */
 const CHECKPOINT_MS = 20;
 
-/** After this time a commit takes no further changes, so that large batches do not block everything else. */
-const COMMIT_MS = 30;
+/** After a slow sync, the part of its duration in which those who were just answered are expected back: a transaction with all of them saves a sync. */
+const RETURN_PART = 1 / 12;
+/** Waiting for them after a faster sync costs more than it saves. */
+const SLOW_MS = 2;
+
+/** After so many changed rows a commit takes no further changes, so that large batches do not block everything else: about 10 ms. */
+const COMMIT_ROWS = 1_000;
 
 /** How often to check, even when idle, that the file is still in place and that a full disk has free space again. */
 const LOOK_MS = 500;
@@ -68,8 +68,10 @@ export interface Schema {
 export interface Transactions {
   /** In the transaction, after its changes: writes what was gathered in memory. */
   finish(): void;
-  /** The transaction is durable. No caller has been answered yet. */
-  committed(): void;
+  /** The transaction is written. The next one can begin. */
+  written(): void;
+  /** All written transactions are durable. No caller has been answered yet. */
+  durable(): void;
   /** The transaction was rolled back: discard what was gathered in memory. */
   undone(): void;
   /** In the transaction that first opens a backup for writing: positions handed out after the backup was made must not be handed out again. */
@@ -78,6 +80,13 @@ export interface Transactions {
 
 /** Receives a message for the operator, and its cause. */
 export type Warn = (sentence: string, cause?: unknown) => void;
+
+/** How a change ended, unless the sync fails. */
+interface Outcome {
+  readonly change: Change;
+  readonly value?: unknown;
+  readonly error?: PereError;
+}
 
 interface Change {
   readonly run: () => unknown;
@@ -98,31 +107,48 @@ export class SqliteFile {
   #looking: Timer | undefined;
   /** The log's length at the last check. */
   #checkedLogBytes = 0;
+  /** Null: SQLite syncs in the commit. */
+  #log: WriteAheadLog | null = null;
+  /** The running sync; false: it failed. */
+  #syncing: Promise<boolean> | null = null;
+  /** The running checkpoint. */
+  #shortening: Promise<void> | null = null;
+  /** Commits wait for the end of a checkpoint. */
+  #paused = false;
+  /** The next turn looks at the queue. */
+  #isGathering = false;
   #damage: string | null = null;
   #unwritten: string | null = null;
   readonly #owner: Transactions;
   readonly #counts: Counters;
-  readonly #mover: Checkpointer;
   readonly #statements = new Map<string, Statement>();
   #queue: Change[] = [];
   /** Queue length at the end of the last turn, turns waited so far, and the time limit for waiting. */
   #gathered = 0;
   #turns = 0;
   #gatherUntil = 0;
+  /** Runs while those who were just answered are waited for. */
+  #returning: Timer | undefined;
+  /** When a checkpoint is tried again, by `performance.now()`. */
+  #shortenAt = 0;
+  /** With so many changes in the queue, everyone who was just answered is back. */
+  #expected = 0;
   #checkedAt = 0;
   #broken: unknown;
+  /** Rows changed so far, also by transactions that were rolled back. */
+  #rows = 0;
   #closed = false;
+  #closing: Promise<void> | null = null;
 
   /**
    * @throws PereError conflict: the file belongs to another program, has a newer schema, or is in use by another process; away: it can't be opened
    */
-  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, warn: Warn = () => {}) {
+  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, warn: Warn = () => {}, sync?: Sync) {
     this.path = path;
     this.#owner = owner;
     this.#lock = lockFile(path, true);
     this.#counts = counts;
     this.#warn = warn;
-    this.#mover = new Checkpointer(path, CHECKPOINT_PAGES, (error) => (this.#broken = error));
     try {
       this.#db = open(path);
     } catch (error) {
@@ -131,7 +157,7 @@ export class SqliteFile {
     }
     try {
       this.#makeReady(schema);
-      this.#settle();
+      this.#settle(sync);
     } catch (error) {
       this.#db.close();
       this.#lock.release();
@@ -194,18 +220,43 @@ export class SqliteFile {
     this.#db.run("COMMIT");
   }
 
-  /** Everything is open: remember where. */
-  #settle(): void {
+  /** Everything is open: remember where, and take over the syncs. */
+  #settle(sync: Sync | undefined): void {
     if (this.path === ":memory:") return;
     const { real, weak } = this.#lock;
+    if (process.platform === "linux" && !this.#alone && this.#beginsAgain()) {
+      this.#log = new WriteAheadLog(this.path, real, sync);
+      this.#db.run("PRAGMA synchronous = OFF");
+    } else this.#db.run(`PRAGMA journal_size_limit = ${CUT_BYTES}`);
     this.#location = new FileLocation([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
-    if (this.#free() === 0) this.#touch().catch(() => {}); // The log may still have room, so try the write.
+    if (this.#free() === 0) this.#try(); // The log may still have room, so try the write.
     this.#looking = setInterval(() => {
       this.#look();
       this.#lookForRoom();
       this.#tidy();
     }, LOOK_MS);
     this.#looking.unref();
+  }
+
+  /**
+   * Another program may have kept the index of a log that is in the file already. Then the next commit overwrites the log: SQLite syncs this one.
+   * @returns false: it could not be written
+   */
+  #beginsAgain(): boolean {
+    const { log, checkpointed } = this.#frames();
+    if (log === 0 || log > checkpointed) return true;
+    try {
+      this.#write();
+      return true;
+    } catch (error) {
+      if (!isUnwritten(error)) throw error;
+      return false;
+    }
+  }
+
+  /** Tests whether the disk takes writes. */
+  #try(): void {
+    this.change(() => this.#write()).catch(() => {});
   }
 
   #pragma(name: string): number {
@@ -260,23 +311,28 @@ export class SqliteFile {
   /** After a failed write: writes data that is already stored, to test whether writing works again. */
   #lookForRoom(): void {
     if (this.#unwritten === null || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
-    this.#touch().catch(() => {});
+    this.#try();
   }
 
-  /** A commit that changes nothing. */
-  #touch(): Promise<unknown> {
-    return this.change(() => this.run(`PRAGMA user_version = ${this.#pragma("user_version")}`));
+  /** A commit that changes nothing but is written. */
+  #write(): void {
+    this.#db.run(`PRAGMA user_version = ${this.#pragma("user_version")}`);
   }
 
-  /** Queues a change for the next commit. Resolves after that commit. A change that throws a `PereError` must not have written anything. */
+  /** Queues a change for the next commit. Resolves after its sync. A change that throws a `PereError` must not have written anything. */
   async change<Result>(run: () => Result): Promise<Result> {
     this.#check();
+    if (this.#closing !== null) throw new PereError("away", "the store was closed");
     return new Promise<Result>((resolve, reject) => {
-      if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) this.#gather();
+      const length = this.#queue.push({ run, resolve: resolve as Change["resolve"], reject });
+      if (this.#returning !== undefined && length >= this.#expected) this.#allReturned();
+      else if (length === 1 && this.#syncing === null) this.#gather();
     });
   }
 
   #gather(): void {
+    if (this.#isGathering || this.#paused || this.#queue.length === 0) return;
+    this.#isGathering = true;
     this.#gathered = this.#queue.length;
     this.#turns = 0;
     this.#gatherUntil = performance.now() + GATHER_MS;
@@ -285,44 +341,110 @@ export class SqliteFile {
 
   readonly #turn = (): void => {
     const { length } = this.#queue;
+    if (this.#paused || this.#closing !== null || length === 0) return void (this.#isGathering = false);
     const isLate = ++this.#turns === GATHER_TURNS || performance.now() >= this.#gatherUntil;
     if (isLate || length === this.#gathered) return this.#commit();
     this.#gathered = length;
     setImmediate(this.#turn);
   };
 
+  /** Waits so long until those who were just answered are back, and then gathers. */
+  #gatherAfter(ms: number): void {
+    if (this.#isGathering || this.#queue.length >= this.#expected) return this.#gather();
+    this.#isGathering = true;
+    this.#returning = setTimeout(this.#allReturned, ms);
+  }
+
+  readonly #allReturned = (): void => {
+    clearTimeout(this.#returning);
+    this.#returning = undefined;
+    this.#isGathering = false;
+    this.#gather();
+  };
+
+  /** Commits the queue, or as much as fits into the time limit. */
   #commit(): void {
+    this.#isGathering = false;
     const changes = this.#queue;
-    this.#queue = [];
-    const stored = this.#transact(changes);
+    const outcomes: Outcome[] = [];
+    const startedAt = performance.now();
+    const before = this.#rows;
+    let stored = this.#transact(changes, outcomes);
     // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
-    if (stored === 0) for (const change of changes) this.#transact([change]);
-    if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Send the answers first.
-    if (stored === 0 || stored === changes.length) return;
-    const isGathering = this.#queue.length > 0;
-    this.#queue = changes.slice(stored).concat(this.#queue);
-    if (!isGathering) this.#gather();
+    if (stored === 0) for (const change of changes) stored += this.#transact([change], outcomes);
+    this.#queue = changes.slice(stored);
+    this.#expected = this.#queue.length + outcomes.length;
+    const log = this.#log;
+    if (log === null || this.#rows === before) return this.#end(outcomes, startedAt, 0);
+    const writtenAt = performance.now();
+    this.#syncing = log.sync().then(
+      () => {
+        this.#syncing = null;
+        this.#end(outcomes, startedAt, performance.now() - writtenAt);
+        return true;
+      },
+      (error: unknown) => {
+        this.#syncing = null;
+        this.#lose(log, error);
+        const lost = this.#refusal(error, false);
+        for (const { change } of outcomes) change.reject(lost);
+        return false;
+      },
+    );
+  }
+
+  /** The outcomes are durable. */
+  #end(outcomes: readonly Outcome[], startedAt: number, syncMs: number): void {
+    if (outcomes.length > 0) {
+      this.#counts.commits.note((performance.now() - startedAt) / 1000);
+      this.#counts.batches.note(outcomes.length);
+    }
+    // The file was in place when the transaction began. Check again before anyone is told that the data is stored.
+    const trouble = this.#look();
+    const lost = trouble === null ? null : new PereError("away", `it is unknown whether this was stored: ${trouble}`);
+    try {
+      this.#owner.durable();
+    } finally {
+      for (const { change, value, error } of outcomes)
+        if (lost ?? error) change.reject(lost ?? error);
+        else change.resolve(value as never);
+      if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Send the answers first.
+      if (syncMs < SLOW_MS) this.#gather();
+      else this.#gatherAfter(syncMs * RETURN_PART);
+    }
+  }
+
+  /** A sync failed. From now on the file is read as of the sync before it. */
+  #lose(log: WriteAheadLog, error: unknown): void {
+    this.#broken = error;
+    this.#statements.clear();
+    this.#db = log.snapshot;
+    this.#owner.undone();
+    const changes = this.#queue.splice(0);
+    const refusal = this.#refusal(error, false);
+    for (const { reject } of changes) reject(refusal);
   }
 
   /**
    * Runs the first of these changes, as many as fit into the time limit, in one transaction.
+   * @param outcomes receives how each of them ended
    * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
    */
-  #transact(changes: readonly Change[]): number {
+  #transact(changes: readonly Change[], outcomes: Outcome[]): number {
     if (changes.length === 0) return 0;
-    const startedAt = performance.now();
-    const results: { value?: unknown; error?: PereError }[] = [];
+    const before = this.#rows;
+    const settled: Outcome[] = [];
     try {
       this.check();
       this.run("BEGIN IMMEDIATE");
-      for (const { run } of changes) {
+      for (const change of changes) {
         try {
-          results.push({ value: run() });
+          settled.push({ change, value: change.run() });
         } catch (error) {
           if (!(error instanceof PereError)) throw error;
-          results.push({ error });
+          settled.push({ change, error });
         }
-        if (performance.now() > startedAt + COMMIT_MS) break;
+        if (this.#rows - before > COMMIT_ROWS) break;
       }
       this.#owner.finish();
       this.run("COMMIT");
@@ -336,20 +458,9 @@ export class SqliteFile {
       return changes.length;
     }
     this.#unwritten = null;
-    this.#counts.commits.note((performance.now() - startedAt) / 1000);
-    this.#counts.batches.note(results.length);
-    // The file was in place when this transaction began. Check again before anyone is told that the data is stored.
-    const trouble = this.#look();
-    const lost = trouble === null ? null : new PereError("away", `it is unknown whether this was stored: ${trouble}`);
-    try {
-      this.#owner.committed();
-    } finally {
-      results.forEach(({ value, error }, index) => {
-        if (lost ?? error) changes[index]!.reject(lost ?? error);
-        else changes[index]!.resolve(value as never);
-      });
-    }
-    return results.length;
+    this.#owner.written();
+    outcomes.push(...settled);
+    return settled.length;
   }
 
   /** The error for the sender of a change that could not be stored. */
@@ -378,54 +489,66 @@ export class SqliteFile {
 
   /** Checkpoints a long log. Acknowledged data stays in the log until this succeeds. */
   readonly #checkpoint = (): void => {
-    if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
+    if (this.#broken !== undefined || this.#closing !== null || this.#misplaced !== null || this.#shortening !== null)
+      return;
     this.#checkedAt = performance.now();
-    const left = this.#left();
-    if (left >= FAR_PAGES && !this.#alone) this.#mover.start();
-    else if (left >= CHECKPOINT_PAGES && !this.#mover.busy) this.#moveLog();
+    const { log, checkpointed } = this.#frames();
+    if (this.#log === null) {
+      if (log - checkpointed >= CHECKPOINT_PAGES) this.#moveLog();
+    } else if (log >= CHECKPOINT_PAGES && this.#checkedAt >= this.#shortenAt)
+      this.#shortening = this.#shorten(this.#log);
   };
 
-  /** Pages in the log that are not in the file yet. */
-  #left(): number {
+  /** Pages in the log, and how many of them are in the file, too. */
+  #frames(): { log: number; checkpointed: number } {
     try {
-      const { log, checkpointed } = this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
-      return log - checkpointed;
+      return this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
     } catch (error) {
       this.#broken = error;
-      return 0;
+      return { log: 0, checkpointed: 0 };
     }
   }
 
-  #moveLog(how: "PASSIVE" | "RESTART" = "PASSIVE"): { busy: number } {
+  /** Moves the log into the file, and lets it begin again. Commits wait for the last part only. */
+  async #shorten(log: WriteAheadLog): Promise<void> {
+    this.#shortenAt = performance.now() + LOOK_MS;
     try {
-      return this.get<{ busy: number }>(`PRAGMA wal_checkpoint(${how})`)!;
+      if (!(await log.moveMost())) return;
+      this.#paused = true;
+      if (this.#syncing !== null && !(await this.#syncing)) return;
+      if (!(await log.moveAll())) return;
+      await log.restart(
+        () => this.#write(),
+        () => this.#frames().log,
+      );
+      this.#shortenAt = 0;
+    } catch (error) {
+      if (!isUnwritten(error)) this.#lose(log, error); // On a full disk the log stays as it is; try again later.
+    } finally {
+      this.#shortening = null;
+      this.#paused = false;
+      this.#gather();
+    }
+  }
+
+  /** SQLite syncs it. */
+  #moveLog(): void {
+    try {
+      this.#db.run("PRAGMA synchronous = FULL");
+      this.get("PRAGMA wal_checkpoint(PASSIVE)");
+      if (this.#log !== null) this.#db.run("PRAGMA synchronous = OFF");
     } catch (error) {
       if (!isUnwritten(error)) this.#broken = error; // On a full disk the log stays as it is; try again later.
-      return { busy: 1 };
     }
   }
 
-  /** Runs even when idle: checkpoints a long log, cuts its file when no one reads it, and reports a log that only grows. */
+  /** Runs even when idle: checkpoints a long log, and reports one that only grows. */
   #tidy(): void {
     this.#checkpoint();
     if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
     const bytes = this.logBytes;
     if (bytes >= LONG_LOG_BYTES && this.#checkedLogBytes < LONG_LOG_BYTES) this.#warn(longLog(this.name, bytes));
     this.#checkedLogBytes = this.#counts.logBytes = bytes;
-    if (bytes > 2 * CUT_BYTES && !this.#mover.busy && this.#left() < CHECKPOINT_PAGES) this.#cut(bytes);
-  }
-
-  /** Cuts a piece off a log file that is longer than its content. SQLite does so at the first commit after the log restarts. */
-  #cut(bytes: number): void {
-    this.#db.run("PRAGMA busy_timeout = 0"); // Do not wait for readers; try again later.
-    const { busy } = this.#moveLog("RESTART");
-    this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
-    if (busy !== 0) return;
-    this.#db.run(`PRAGMA journal_size_limit = ${Math.max(CUT_BYTES, bytes - CUT_STEP_BYTES)}`);
-    const uncut = (): void => {
-      if (!this.#closed) this.#db.run("PRAGMA journal_size_limit = -1");
-    };
-    this.#touch().then(uncut, uncut);
   }
 
   /** Length of the log file; 0: there is none. */
@@ -435,27 +558,42 @@ export class SqliteFile {
   }
 
   /** Commits the queue and closes the file. */
-  close(): void {
-    if (this.#closed) return;
-    while (this.#queue.length > 0) this.#commit();
-    this.#closed = true;
+  close(): Promise<void> {
+    return (this.#closing ??= this.#close());
+  }
+
+  async #close(): Promise<void> {
     clearInterval(this.#looking);
-    this.#mover.stop();
-    for (const statement of this.#statements.values()) statement.finalize();
-    this.#db.close();
+    await this.#shortening;
+    while (this.#queue.length > 0 || this.#syncing !== null) {
+      if (this.#syncing === null) this.#commit();
+      await this.#syncing;
+    }
+    this.#closed = true;
+    // Closing the last connection checkpoints the log, which must not happen after a failed sync.
+    if (this.#broken === undefined) {
+      await this.#log?.close();
+      this.#db.run("PRAGMA synchronous = FULL");
+      for (const statement of this.#statements.values()) statement.finalize();
+      this.#db.close();
+    }
     this.#lock.release();
   }
 
   // ------------------------------------------------------------------------------------------------------------- statements
 
   /**
-   * Reads between commits, so it sees only durable data.
+   * Reads durable data only. May run twice.
    * @throws PereError away: the file was closed, or another program blocks it; inside: a permanent read error
    */
   async read<Result>(run: () => Result | Promise<Result>): Promise<Result> {
     try {
-      if (this.#closed) throw new PereError("away", "the store was closed");
-      return await run();
+      for (;;) {
+        if (this.#closed) throw new PereError("away", "the store was closed");
+        const result = await run();
+        // It may have seen changes whose sync is running. If that fails, it reads again as of the sync before.
+        if (this.#syncing === null || (await this.#syncing)) return result;
+      }
     } catch (error) {
       if (error instanceof PereError) throw error;
       throw isPassing(error)
@@ -477,7 +615,9 @@ export class SqliteFile {
 
   /** @returns the number of rows changed */
   run(sql: string, ...values: SQLQueryBindings[]): number {
-    return this.#statement(sql).run(...values).changes;
+    const { changes } = this.#statement(sql).run(...values);
+    this.#rows += changes;
+    return changes;
   }
   get<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape | null {
     return this.#statement(sql).get(...values) as Shape | null;

@@ -8,6 +8,7 @@
  */
 import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./group-commit.ts";
+import type { Sync } from "./write-ahead-log.ts";
 import { Turn } from "../yield.ts";
 import { Counters } from "../counters.ts";
 import { ChannelRows } from "./channels.ts";
@@ -105,6 +106,8 @@ export interface SqliteOptions {
   readonly counts?: Counters;
   /** Receives messages for the operator. */
   readonly warn?: Warn;
+  /** Makes the open log durable; `fdatasync` by default. */
+  readonly sync?: Sync;
 }
 
 const heads = (channel: Channel): Heads => ({
@@ -129,10 +132,19 @@ export class SqliteStore implements Store {
   readonly #receipts: Receipts;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
+  /** Of the running transaction, and of those that are written but not durable. */
   #wakes: Wake[] = [];
+  #written: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
-  constructor({ path, epoch = newEpoch, cacheLimits = CACHE_LIMITS, counts = new Counters(), warn }: SqliteOptions) {
+  constructor({
+    path,
+    epoch = newEpoch,
+    cacheLimits = CACHE_LIMITS,
+    counts = new Counters(),
+    warn,
+    sync,
+  }: SqliteOptions) {
     this.#file = new SqliteFile(
       path,
       SCHEMA,
@@ -142,10 +154,14 @@ export class SqliteStore implements Store {
           this.#tallies.save();
           this.#channels.save();
         },
-        committed: () => {
-          this.#channels.committed();
-          const wakes = this.#wakes;
+        written: () => {
+          this.#channels.written();
+          this.#written.push(...this.#wakes);
           this.#wakes = [];
+        },
+        durable: () => {
+          const wakes = this.#written;
+          this.#written = [];
           for (const wake of wakes) this.#listener(wake);
         },
         undone: () => {
@@ -164,6 +180,7 @@ export class SqliteStore implements Store {
       },
       counts,
       warn,
+      sync,
     );
     this.#hooks = new HookRows(this.#file);
     this.#channels = new ChannelRows(this.#file, this.#hooks, epoch, cacheLimits.channels);
@@ -629,7 +646,7 @@ export class SqliteStore implements Store {
     };
   }
 
-  async close(): Promise<void> {
-    this.#file.close();
+  close(): Promise<void> {
+    return this.#file.close();
   }
 }

@@ -2,7 +2,7 @@
  * One instance of PERE: its real engine, store and handlers, on a machine that can crash. Left out are the sockets of the operating system and
  * Elysia's routing: requests come as `Request`, and the handlers behind the routes answer them.
  */
-import { copyFileSync, existsSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, fstatSync, rmSync, statSync, truncateSync } from "node:fs";
 import type { Server } from "bun";
 import { bodyReader, BODY_MS } from "../../engine/http/body.ts";
 import { Clock as HeldClock } from "../../engine/clock.ts";
@@ -27,7 +27,10 @@ import { type Clock, Machine, PlainResponse } from "./clock.ts";
 import type { Host, SocketHandlers } from "./pipe.ts";
 
 /** Where instances keep what they know. */
-export type Disk = { readonly kind: "redis" } | { readonly kind: "sqlite"; path: string };
+export type Disk =
+  | { readonly kind: "redis" }
+  /** `durableBytes`: the write-ahead log up to there survives a power cut. */
+  | { readonly kind: "sqlite"; path: string; durableBytes: number };
 
 export interface InstanceOptions {
   readonly clock: Clock;
@@ -40,10 +43,14 @@ export interface InstanceOptions {
 let files = 0;
 export const newFile = (): string => `/dev/shm/pere-simulation-${process.pid}-${files++}.db`;
 
-/** Copies a file as it would be found after a power cut, and forgets the old one. */
-export function surviving(path: string): string {
+/** The longest that a sync takes, milliseconds of the world. */
+const SYNC_MS = 10;
+
+/** Copies a file as it is found after a power cut. */
+function surviving(path: string, durableBytes: number): string {
   const to = newFile();
   for (const end of ["", "-wal"]) if (existsSync(path + end)) copyFileSync(path + end, to + end);
+  if (existsSync(`${to}-wal`)) truncateSync(`${to}-wal`, Math.min(durableBytes, statSync(`${to}-wal`).size));
   return to;
 }
 
@@ -70,6 +77,8 @@ export class Instance implements Host {
   #store: Store | null = null;
   #parts: HandlerContext | null = null;
   #lives = 0;
+  /** Ends the running sync. */
+  #syncing: (() => void) | null = null;
   /** When it was up, milliseconds of the world. */
   readonly lives: { from: number; to: number }[] = [];
   /** Faults that nobody put in. */
@@ -111,8 +120,9 @@ export class Instance implements Host {
       try {
         store =
           disk.kind === "sqlite"
-            ? new SqliteStore({ path: disk.path, counts })
+            ? new SqliteStore({ path: disk.path, counts, sync: (file) => this.#sync(file, disk) })
             : await RedisStore.open({ urls: ["redis://simulated"] });
+        if (disk.kind === "sqlite") disk.durableBytes = statSync(`${disk.path}-wal`).size;
         break;
       } catch {
         await clock.sleep(500); // As whoever looks after the process starts it again.
@@ -144,6 +154,18 @@ export class Instance implements Host {
     this.#parts = { engine: this.#engine, admission, random, bodyOf, basePath: "", log, metrics };
   }
 
+  #sync(file: number, disk: Disk & { kind: "sqlite" }): Promise<void> {
+    const { size } = fstatSync(file);
+    return new Promise((resolve) => {
+      this.#syncing = resolve;
+      setTimeout(() => {
+        disk.durableBytes = size;
+        this.#syncing = null;
+        resolve();
+      }, this.#options.clock.random() * SYNC_MS);
+    });
+  }
+
   /** A power cut: what was not durable is gone, and nothing of it runs any more. */
   crash(): void {
     if (!this.machine.isAlive) return;
@@ -154,7 +176,9 @@ export class Instance implements Host {
     this.#engine = this.#parts = null;
     if (disk.kind === "sqlite" && this.#store) {
       const old = disk.path;
-      disk.path = surviving(old);
+      disk.path = surviving(old, disk.durableBytes);
+      this.#syncing?.(); // Nothing of it runs any more, but its files have to be closed.
+      this.#syncing = null;
       void this.#store.close();
       remove(old);
     }

@@ -98,7 +98,7 @@ export class World {
     this.redis = plan.store === "redis" ? new SimulatedRedis(clock, real!, chance(plan.seed ^ 0x7f4a7c15)) : null;
     if (this.redis) this.redis.cut = plan.redisCut;
     setRedis(this.redis);
-    this.#disk = plan.store === "redis" ? { kind: "redis" } : { kind: "sqlite", path: newFile() };
+    this.#disk = plan.store === "redis" ? { kind: "redis" } : { kind: "sqlite", path: newFile(), durableBytes: 0 };
     const limits = { keptEvents: plan.keptEvents, trimMs: plan.trimMs, beatMs: 5_000, seenMs: 5_000 };
     const send = (_url: URL, _addresses: readonly string[], call: HookCall) => this.#called(call);
     this.instances = Array.from(
