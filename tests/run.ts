@@ -82,9 +82,10 @@ const AT_ONCE = Math.min(2 * navigator.hardwareConcurrency, 8);
 
 // The slowest files begin first, so that none of them is left alone at the end. `bun run test --update-timings` measures all of them again.
 const timings = `--timings=${import.meta.dir}/timings.json`;
-const flags = [`--parallel=${AT_ONCE}`, timings, "--timeout", "30000"];
+const flags = [`--parallel=${AT_ONCE}`, timings];
 const tests = await run([bun, "test", ...flags, ...process.argv.slice(2)]);
-const figure = (word: string): number => Number(new RegExp(`^\\s*(\\d+) ${word}$`, "m").exec(tests.said)?.[1] ?? 0);
+const figure = (word: string): number =>
+  Number(new RegExp(`^\\s*(\\d+) ${word}$`, "m").exec(Bun.stripANSI(tests.said))?.[1] ?? 0);
 passed += figure("pass");
 failed += Math.max(figure("fail"), tests.code === 0 ? 0 : 1);
 console.log(`${passed} passed, ${failed} failed`);
