@@ -23,8 +23,8 @@ const BEAT_MS = 900;
 const OPTIONS: EngineOptions = { random: () => 0, limits: { beatMs: BEAT_MS } };
 /** A service that takes everybody, also a page that came from elsewhere. */
 const open = (): Promise<Service> => startWith({ access: "open", origins: "*" }, OPTIONS);
-/** An end is seen here later than there, where the machine is busy, so that who waits seems to come early. Least of all is asked for a second. */
-const EARLY_MS = 400;
+/** Timers count whole milliseconds, and round them. */
+const EARLY_MS = 10;
 
 /** One case: a service, the bad network before it, the client, and the books. */
 export class Day implements AsyncDisposable {

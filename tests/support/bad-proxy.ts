@@ -16,7 +16,10 @@ export interface Seen {
   readonly target: string;
   readonly head: string;
   readonly body: string;
-  /** When it was whole, and when its answer ended or, before that, its line; milliseconds of this process. */
+  /**
+   * When it was whole, and when its answer ended or, before that, its line; milliseconds of this process. Its sender can't have known of that end before:
+   * where the sender closed the line, it ended with the last bytes that were passed on.
+   */
   readonly at: number;
   endedAt: number | null;
   /** What was passed on of its answer, as Latin-1. */
@@ -47,6 +50,9 @@ interface Line {
   readonly near: Socket;
   far: Socket | null;
   isSilent: boolean;
+  request: Seen | null;
+  /** When bytes were passed on last. */
+  givenAt: number | null;
 }
 
 export class BadProxy {
@@ -96,13 +102,14 @@ export class BadProxy {
   }
 
   #end(line: Line): void {
+    if (line.request) line.request.endedAt ??= performance.now();
     this.#lines.delete(line);
     line.near.destroy();
     line.far?.destroy();
   }
 
   #take(near: Socket): void {
-    const line: Line = { near, far: null, isSilent: false };
+    const line: Line = { near, far: null, isSilent: false, request: null, givenAt: null };
     this.#lines.add(line);
     let bytes = Buffer.alloc(0);
     let isWhole = false;
@@ -115,8 +122,9 @@ export class BadProxy {
       if (!request) return;
       isWhole = true;
       this.seen.push(request);
+      line.request = request;
       near.on("close", () => {
-        request.endedAt ??= performance.now();
+        request.endedAt ??= line.givenAt;
         this.#end(line);
       });
       this.#carry(line, request, bytes, this.weather(request));
@@ -138,6 +146,7 @@ export class BadProxy {
     if (typeof fate === "object" && "bytes" in fate) {
       const text = this.#filled(fate.bytes, request.target);
       request.answer = text.slice(0, 2_000);
+      line.givenAt = performance.now();
       near.write(text, "latin1");
       return void (fate.stays || near.end());
     }
@@ -148,6 +157,9 @@ export class BadProxy {
     const give = (chunk: Buffer): void => {
       if (line.isSilent || !near.writable) return;
       request.answer += chunk.toString("latin1");
+      line.givenAt = performance.now();
+      // The last chunk: the service may leave the line open for a while.
+      if (request.answer.endsWith("\r\n0\r\n\r\n")) request.endedAt ??= line.givenAt;
       near.write(chunk);
     };
     const kept: Buffer[] = [];
