@@ -1,7 +1,8 @@
 /**
  * GET /feed: where a feed starts, what it carries, and several channels on one feed.
  */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, spyOn, test } from "bun:test";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import { feed, feedService, fresh, pere, poll } from "./support/feed-service.ts";
 import { ask, connect, give, listen, push, start, until } from "./support/harness.ts";
 
@@ -290,6 +291,24 @@ describe("several channels on one feed", () => {
     const lost = await poll(`${one},${two}`, `?last-event-id=${at}.oldlife1-5`);
     expect(lost.body.gaps).toMatchObject([{ channel: two, after: "oldlife1-5" }]);
     expect(lost.body.events).toHaveLength(1);
+  });
+
+  test("are all read by a poll whose time is up, however slow the store is", async () => {
+    const [one, two] = [fresh(), fresh()];
+    for (const channel of [one, two]) await push(pere.url, channel, 1);
+    const events = SqliteStore.prototype.events;
+    const slow = spyOn(SqliteStore.prototype, "events").mockImplementation(async function (
+      this: SqliteStore,
+      ...asked
+    ) {
+      if (asked[0] === two) await Bun.sleep(100);
+      return events.apply(this, asked);
+    });
+    try {
+      expect((await poll(`${one},${two}`, "?since=earliest")).body.events).toHaveLength(2);
+    } finally {
+      slow.mockRestore();
+    }
   });
 
   test("more than sixteen are refused", async () => {
