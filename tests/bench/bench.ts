@@ -30,6 +30,7 @@ const HELP = `bun run bench [flags]
   --events E       events a fan-out row, instead of as many as go into --seconds
   --quiet N        quiet feeds opened to see what one costs (10000)
   --crowd N        devices that come back at once (10000)
+  --divide N       the rows "stalls" with a part of their sizes (1)
   --plot FILE      an SVG of what a delivery costs by the number of devices; needs the rows "sizes"
   --seconds S      how long a row measures (4)
   --peers          beside nginx with nchan and a minimal C program, in turn, instead of the other rows
@@ -81,6 +82,7 @@ function readOptions(argv: readonly string[]): Options {
       seconds: { type: "string", default: "4" },
       crowd: { type: "string", default: "10000" },
       rounds: { type: "string", default: "3" },
+      divide: { type: "string", default: "1" },
       plot: { type: "string" },
       peers: { type: "boolean", default: false },
       json: { type: "boolean", default: false },
@@ -107,6 +109,7 @@ function readOptions(argv: readonly string[]): Options {
     seconds: number("seconds", values.seconds),
     crowd: number("crowd", values.crowd),
     rounds: number("rounds", values.rounds),
+    divide: number("divide", values.divide),
     plot: values.plot ?? null,
     peers: values.peers,
     json: values.json,
@@ -131,7 +134,7 @@ async function measureRows(
     ({ name, group }) => options.only === null || [name, group].some((one) => one && options.only?.includes(one)),
   );
   const results: RowResult[] = [];
-  for (const [index, { name, what, connections, run }] of rows.entries()) {
+  for (const [index, { name, what, connections, start, run }] of rows.entries()) {
     const files = OTHER_FILES + connections;
     if (files > stage.openFilesMax) {
       const error = `needs ${files} open files, the limit is ${stage.openFilesMax}: raise it with ulimit -n`;
@@ -141,7 +144,7 @@ async function measureRows(
     const finished = progress(name, index, rows.length);
     let service: Service | undefined;
     try {
-      service = await startService(stage.folder, stage.pinned ? 0 : null);
+      service = await startService(stage.folder, stage.pinned ? 0 : null, start);
       results.push({ name, what, ...(await run(service)) });
     } catch (error) {
       results.push({ name, what, error: (error as Error).message });

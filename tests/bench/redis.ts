@@ -87,7 +87,7 @@ export async function besideRedis(stage: Stage, options: Options): Promise<RowRe
       : "second instance on core 0 too, redis-server on core 1 too (appendonly yes, appendfsync always)",
   );
   const embedded = (): Promise<Service> => startService(stage.folder, core(0));
-  const onRedis = (at = 0): Promise<Service> => startService(stage.folder, core(at), { REDIS_URL: redis.url });
+  const onRedis = (at = 0): Promise<Service> => startService(stage.folder, core(at), { env: { REDIS_URL: redis.url } });
 
   /** Services for one piece of work, on an empty Redis. */
   const using = async <Value>(

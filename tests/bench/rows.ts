@@ -15,8 +15,9 @@ import {
   told,
   TOLD_A_SECOND,
 } from "./receipts.ts";
-import { residentKb, type Service } from "./service.ts";
+import { residentKb, type Service, type ServiceStart } from "./service.ts";
 import { size, SIZES } from "./sizes.ts";
+import { stallRows } from "./stalls.ts";
 import { whole } from "./table.ts";
 
 export const PACED_EVENTS_A_SECOND = 20;
@@ -29,6 +30,8 @@ export interface RowOptions {
   readonly quiet: number;
   readonly crowd: number;
   readonly seconds: number;
+  /** The sizes of the rows "stalls" are divided by this. */
+  readonly divide: number;
 }
 
 export interface Row {
@@ -38,6 +41,8 @@ export interface Row {
   readonly what: string;
   /** That it has open at a time, about. */
   readonly connections: number;
+  /** How its service is started; absent: as people start it. */
+  readonly start?: ServiceStart;
   readonly run: (service: Service) => Promise<Figures>;
 }
 
@@ -169,5 +174,6 @@ export const rowsOf = (options: RowOptions): Row[] => {
       connections: count,
       run: (service: Service) => size(service, count, options),
     })),
+    ...stallRows(options).map((row) => ({ ...row, group: "stalls" })),
   ];
 };

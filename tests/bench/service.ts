@@ -5,6 +5,7 @@ import { mkdtempSync, readFileSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Dialect } from "./feeds.ts";
+import type { LongestTurn } from "./turn-meter.ts";
 
 /** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
 export function diskFolder(): { path: string; isDisk: boolean } {
@@ -26,10 +27,13 @@ export interface Service {
   readonly pid: number;
   /** How its feeds are read, when it is not PERE. */
   readonly dialect?: Dialect;
+  /** The longest turn of its event loop since the last call; absent unless it was started with `turns`. */
+  readonly longestTurn?: () => Promise<LongestTurn>;
   stop(): Promise<void>;
 }
 
 const INDEX = join(import.meta.dir, "..", "..", "index.ts");
+const TURN_METER = join(import.meta.dir, "turn-meter.ts");
 /** How many were started; each has a file of its own. */
 let started = 0;
 
@@ -39,18 +43,31 @@ export const onCore = (core: number | null, command: readonly string[]): string[
   ...command,
 ];
 
+/** How a service is started, beside the default. */
+export interface ServiceStart {
+  /** Settings beside those that give it a port and a file. */
+  readonly env?: Record<string, string>;
+  /** Fills its file before it starts. */
+  readonly fill?: (file: string) => Promise<void>;
+  /** Whether it measures the turns of its event loop. */
+  readonly turns?: boolean;
+}
+
 /**
  * @param core what it is bound to, or null
- * @param env settings beside those that give it a port and a file
  * @throws Error with what it said when it does not start
  */
 export async function startService(
   folder: string,
   core: number | null,
-  env: Record<string, string> = {},
+  { env = {}, fill, turns = false }: ServiceStart = {},
 ): Promise<Service> {
   const file = join(folder, `${++started}.db`);
-  const child = Bun.spawn(onCore(core, [process.execPath, INDEX]), {
+  await fill?.(file);
+  let answer: (longest: LongestTurn) => void = () => {};
+  const preload = turns ? ["--preload", TURN_METER] : [];
+  const child = Bun.spawn(onCore(core, [process.execPath, ...preload, INDEX]), {
+    ...(turns ? { ipc: (longest: LongestTurn) => answer(longest) } : {}),
     // Nothing else of our environment: what is measured is the default.
     env: { PATH: process.env.PATH, HOME: process.env.HOME, PORT: "0", PERE_DB: file, ...env },
     stdin: "ignore",
@@ -67,6 +84,15 @@ export async function startService(
     return {
       port: Number(port),
       pid: child.pid,
+      ...(turns
+        ? {
+            longestTurn: () =>
+              new Promise<LongestTurn>((resolve) => {
+                answer = resolve;
+                child.send("longest");
+              }),
+          }
+        : {}),
       async stop() {
         child.kill("SIGTERM");
         const patience = setTimeout(kill, 5_000);

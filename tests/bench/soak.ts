@@ -188,7 +188,7 @@ async function unbooked(url: string): Promise<number> {
 }
 
 const { path: folder, isDisk } = diskFolder();
-const service = await startService(folder, null, { PERE_KEEP_EVENTS: String(KEPT_EVENTS) });
+const service = await startService(folder, null, { env: { PERE_KEEP_EVENTS: String(KEPT_EVENTS) } });
 const url = `http://127.0.0.1:${service.port}`;
 const seen: Seen = {
   deliveries: 0,
