@@ -6,7 +6,6 @@
  * well. In Redis it is words: what `MONITOR` tells of the commands that a script ran. A row or a word is about a microsecond at most.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { Database } from "bun:sqlite";
 import { Engine } from "../engine/engine.ts";
 import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { RedisStore } from "../engine/redis/store.ts";
@@ -15,6 +14,7 @@ import type { Store } from "../engine/store.ts";
 import { draft, reads, SECOND, T, word } from "./contract/calls.ts";
 import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
+import { countRows, type Meter, rowMeter } from "./support/row-meter.ts";
 
 setDefaultTimeout(300_000);
 
@@ -32,9 +32,6 @@ const nameOf = (n: number): string => `device-${String(n).padStart(5, "0")}`;
 /** Answered all but the first event, all of them, none of them. */
 const [NEARLY, WHOLLY, SILENT] = [nameOf(0), nameOf(1), nameOf(2)];
 const LATER = T + 60 * SECOND;
-
-/** Runs something; gives the largest piece of its work. */
-type Meter = (run: () => Promise<unknown>) => Promise<number>;
 
 async function fill(store: Store): Promise<void> {
   for (let n = 0; n < DEVICES; n += 500)
@@ -115,52 +112,6 @@ const VERBS: [string, (store: Store) => Promise<unknown>][] = [
   ],
 ];
 
-/** Rows that SQLite looks at and changes, while `counting` holds. */
-const rows = { counted: 0, most: 0 };
-const { prepare } = Database.prototype;
-const TABLES = "channels|events|latest|targets|devices|receipts|tallies|audiences|keys|deadlines|leaving";
-const readsFrom = new RegExp(`\\b(FROM|JOIN)\\s+(${TABLES})\\b`, "g");
-const counted = new WeakSet<Database>();
-
-function countRows(): void {
-  Database.prototype.prepare = function (this: Database, sql: string, ...rest: unknown[]) {
-    const plain = (text: string) => prepare.call(this, text, ...(rest as []));
-    const isRead = /^\s*SELECT/.test(sql) && !sql.includes("sqlite_schema");
-    if (!isRead) {
-      const statement = plain(sql);
-      const { run } = statement;
-      statement.run = ((...values: never[]) => {
-        const done = run.apply(statement, values);
-        rows.counted += Math.max(0, done.changes);
-        return done;
-      }) as typeof run;
-      return statement;
-    }
-    if (!counted.has(this)) {
-      counted.add(this);
-      this.function("look", () => (rows.counted++, 1));
-      for (const table of TABLES.split("|"))
-        this.run(`CREATE TEMP VIEW counted_${table} AS SELECT * FROM main.${table} WHERE look()`);
-    }
-    return plain(sql.replace(readsFrom, "$1 counted_$2"));
-  } as typeof prepare;
-}
-
-const rowMeter: Meter = async (run) => {
-  rows.counted = rows.most = 0;
-  let isOver = false;
-  const turn = (): void => {
-    rows.most = Math.max(rows.most, rows.counted);
-    rows.counted = 0;
-    if (!isOver) setImmediate(turn);
-  };
-  setImmediate(turn);
-  await run();
-  isOver = true;
-  turn();
-  return rows.most;
-};
-
 /** Hears of every command that Redis runs. */
 async function monitor(redis: RedisServer): Promise<{ meter: Meter; end(): void }> {
   let [most, script, rest, marks] = [0, 0, "", 0];
@@ -202,14 +153,15 @@ async function monitor(redis: RedisServer): Promise<{ meter: Meter; end(): void 
 
 describe("in a file, in one turn of the event loop,", () => {
   let store: SqliteStore;
+  let stopCounting: () => void;
   beforeAll(async () => {
-    countRows();
+    stopCounting = countRows();
     store = new SqliteStore({ path: ":memory:" });
     await fill(store);
   });
   afterAll(async () => {
     await store.close();
-    Database.prototype.prepare = prepare;
+    stopCounting();
   });
 
   test("a feed that catches up past answered events does not block other work", async () => {

@@ -5,7 +5,8 @@
  * publishes, or does nothing. Redis runs scripts one at a time, so no reader sees a half-done change. Every script of a channel gets the same keys in
  * the same order (`KEYS`). Names from outside are passed as arguments, never as script text.
  *
- *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch the channel does not exist; `leaving`, see below;
+ *     counters  hash     epoch, head, floor, receiptsHead, receiptsFloor, audience; without an epoch the channel does not exist; `leaving`, `lost`,
+ *                        `noted` and `noting`, see below;
  *                        unused: last sign of life of a device, in a channel that only feeds have created; reserved: the epoch of a channel that does
  *                        not exist yet; life: the first epoch, if the channel continues under another
  *     events    stream   `<seq>-0`: v = the entry
@@ -31,6 +32,12 @@
  * every script excludes it from the audience of events after `released`, up to `upTo`, that it sent no final receipt for. The second step removes it
  * from tallies and names, a few events per script, whichever comes next: the same call, another retirement, a deadline, or retention. So at most one
  * device per channel is leaving at a time, and nothing is lost if an instance dies.
+ *
+ * Retention drops events in runs, and writes nothing for devices that answered nothing. The newest event that a device lost unanswered is the newest of
+ * three: what its entry in `devices` says; of the events after `noted`, up to `floor`, the newest one that it owed; and `lost` in the counters, if it
+ * joined before that event and owed something up to it. The first script of a run raises `floor` and sets `noting` to the newest event to all devices
+ * that some device owed (0: none) and a position: `d<device>` or `t<member of targets>`. The next ones write the entries of devices that answered that event themselves, or that an event of the
+ * run names. Then `noted` is `floor` again, and what shows who answered is deleted. Without `noted`, all is noted.
  *
  * If a channel has no counters, its other keys are left over from a lost epoch: they are deleted, and the channel gets a new epoch. So a Redis that was
  * flushed, or that evicted keys, is never mistaken for the old one.
@@ -76,7 +83,8 @@ local function named(seq, device) return string.format('%015.0f/', seq) .. devic
 
 -- The channel's counters; nil when there is no such channel.
 local function look()
-  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving', 'unused')
+  local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving', 'unused',
+    'lost', 'noted')
   if not c[1] then return nil end
   local leaving = nil
   if c[7] then
@@ -84,7 +92,8 @@ local function look()
     leaving = { joined = tonumber(joined), upTo = tonumber(upTo), released = tonumber(released), at = at, device = device }
   end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
-    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil) }
+    receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil), lostByAll = tonumber(c[9] or 0),
+    noted = tonumber(c[10] or c[3]) }
 end
 
 -- The same, if the channel has this epoch.
@@ -145,7 +154,7 @@ end
 -- False: it was enrolled already.
 local function enrol(channel, device, now)
   if redis.call('HEXISTS', devices, device) == 1 then return false end
-  keepEnrolment(device, { joined = channel.head, enrolledAt = now, settled = 0, lostSeq = 0, lostNotifiedSeq = 0, seenAt = -1 })
+  keepEnrolment(device, { joined = channel.head, enrolledAt = now, settled = channel.floor, lostSeq = 0, lostNotifiedSeq = 0, seenAt = -1 })
   redis.call('ZADD', names, 0, device)
   channel.audience = redis.call('HINCRBY', counters, 'audience', 1)
   return true
@@ -211,9 +220,25 @@ local function owesAfter(channel, device, settled)
   return settled
 end
 
+-- Adds to an enrolment what retention dropped while the device owed it a receipt. Returns how many events were searched.
+local function noteLost(channel, device, enrolment, now)
+  if enrolment.settled >= channel.floor then return 0 end
+  local looked = 0
+  if channel.lostByAll > math.max(enrolment.joined, enrolment.settled) then enrolment.lostSeq = math.max(enrolment.lostSeq, channel.lostByAll) end
+  if channel.noted < channel.floor then
+    local _, _, searched = walk({ floor = channel.noted }, device, enrolment.joined, enrolment.settled, channel.floor, math.huge, function(seq, rank, _, expires)
+      if rank < FINAL and (expires == 0 or expires > now) then enrolment.lostSeq = math.max(enrolment.lostSeq, seq) end
+    end)
+    looked = searched
+  end
+  enrolment.settled = channel.floor
+  return looked
+end
+
 -- How far the device owes nothing: up to the first event without its final receipt, or until about 'most' were searched.
 -- Then whether there is more to search, and how many were searched.
 local function settle(channel, device, enrolment, now, most)
+  noteLost(channel, device, enrolment, now)
   local after = owesAfter(channel, device, enrolment.settled)
   local at, isOwed, looked = walk(channel, device, enrolment.joined, after, channel.head, most, function(_, rank, _, expires)
     return rank < FINAL and (expires == 0 or expires > now)
@@ -766,72 +791,123 @@ export const SCRIPTS = {
     guard(channel, ARGV[5])
     if not channel then return { 0, '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-    local first, work, more, entries = channel.floor, 0, 0, {}
+    local work, entries = 0, {}
     if channel.leaving then
       release(channel, entries, ARGV[3])
       publishReceipts(channel, entries)
       return { 1, '' }
     end
-    while channel.floor < channel.head do
+
+    -- Notes what the devices have lost of which the rows to be deleted show more than 'lost' says: first those that answered the newest event to
+    -- all, by name, then those that events of the run name. True: there are more.
+    local function noteLosses()
+      local floor = channel.floor
+      if channel.noted == floor then return false end
+      local top, from = (redis.call('HGET', counters, 'noting') or '0 t'):match('^(%d+) (.*)$')
+      local function visit(device)
+        work = work + 1
+        local enrolment = enrolmentOf(device)
+        if not enrolment or enrolment.settled >= floor then return end
+        work = work + 1 + noteLost(channel, device, enrolment, now)
+        keepEnrolment(device, enrolment)
+      end
+      while work < workMax do
+        work = work + 1
+        if from:sub(1, 1) == 'd' then
+          local found, fields = redis.call('ZRANGEBYLEX', names, from == 'd' and '-' or '(' .. from:sub(2), '+', 'LIMIT', 0, CHUNK), {}
+          for n, device in ipairs(found) do fields[n] = top .. ':' .. device end
+          local statuses = #found > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
+          for n, device in ipairs(found) do
+            if work >= workMax then break end
+            if rankOf(statuses[n]) >= FINAL then visit(device) else work = work + 1 end
+            from = 'd' .. device
+          end
+          if #found == 0 then from = 't' end
+        else
+          local after = from == 't' and '[' .. named(channel.noted + 1, '') or '(' .. from:sub(2)
+          local found = redis.call('ZRANGEBYLEX', targets, after, '(' .. named(floor + 1, ''), 'LIMIT', 0, CHUNK)
+          if #found == 0 then
+            channel.noted, channel.lostByAll = floor, math.max(channel.lostByAll, tonumber(top))
+            redis.call('HSET', counters, 'lost', text(channel.lostByAll))
+            redis.call('HDEL', counters, 'noted', 'noting')
+            return false
+          end
+          for _, member in ipairs(found) do
+            if work >= workMax then break end
+            visit(member:sub(17))
+            from = 't' .. member
+          end
+        end
+      end
+      redis.call('HSET', counters, 'noting', top .. ' ' .. from)
+      return true
+    end
+
+    -- Deletes what is left of events that are no longer kept: their names, of which one may have very many, and the oldest receipts. True: there is more.
+    local function sweep()
+      local floor = channel.floor
+      redis.call('ZREMRANGEBYSCORE', filteredEvents, '-inf', text(floor))
+      for _, key in ipairs({ targets, retiredAnswered }) do
+        local members = redis.call('ZRANGEBYLEX', key, '-', '(' .. named(floor + 1, ''), 'LIMIT', 0, 2 * CHUNK)
+        for at = 1, #members, CHUNK do redis.call('ZREM', key, unpack(members, at, math.min(at + CHUNK - 1, #members))) end
+        work = work + #members
+        if #members == 2 * CHUNK then return true end
+      end
+      local last, fields = nil, {}
+      local oldest = redis.call('XRANGE', receipts, '-', '+', 'COUNT', CHUNK)
+      for _, entry in ipairs(oldest) do
+        local field = entry[2][4]
+        if tonumber(field:match('^%d+')) > floor then break end
+        fields[#fields + 1], last = field, tonumber(entry[1]:match('^%d+'))
+      end
+      if not last then return false end
+      work = work + #fields
+      redis.call('HDEL', latest, unpack(fields))
+      redis.call('XTRIM', receipts, 'MINID', '=', text(last + 1) .. '-0')
+      redis.call('HSET', counters, 'receiptsFloor', text(last))
+      return #fields == CHUNK
+    end
+
+    -- What an earlier script began comes first, so that it ends however many events expire meanwhile.
+    if noteLosses() or sweep() then return { 1, '' } end
+
+    -- The next run: all events that are no longer kept, up to a limit.
+    local first, top, past = channel.floor, 0, filtered(channel.floor + 1, channel.floor + CHUNK)
+    while channel.floor < math.min(channel.head, first + CHUNK) and work < workMax do
       local seq = channel.floor + 1
-      local s = text(seq)
-      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5', s .. ':marked')
+      local s, about = text(seq), past[seq]
+      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5')
       if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
-      if work >= workMax then more = 1 break end
-      local owed, about = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0), filtered(seq, seq)[seq]
-      local looked, last = 0, nil
       local deadline = redis.call('ZSCORE', deadlines, s)
+      work = work + 1
       if deadline then
         -- If it is dropped before its deadline, devices that owe it a receipt are missing for that reason. Then check it again.
-        looked = CHUNK
-        miss(channel, entries, seq, now, tonumber(deadline) > now and '{"reason":"expired"}' or '')
-      elseif owed > 0 and not (about and about.expires > 0 and about.expires <= now) then
-        -- Note for each device the newest event that it lost.
-        looked, last = audience(seq, t[5] or '', function(device, rank)
-          local enrolment = rank < FINAL and enrolmentOf(device)
-          if enrolment then
-            enrolment.lostSeq = seq
-            keepEnrolment(device, enrolment)
-          end
-        end)
-        if looked == CHUNK then redis.call('HSET', tallies, s .. ':marked', last) end
-      end
-      work = work + 1 + looked
-      if looked < CHUNK then
-        redis.call('HDEL', tallies, s .. ':at', s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5', s .. ':marked')
+        work = work + miss(channel, entries, seq, now, tonumber(deadline) > now and '{"reason":"expired"}' or '')
+      else
+        local owed = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
+        if owed > 0 and not (about and (about.named or (about.expires > 0 and about.expires <= now))) then top = seq end
         channel.floor = seq
       end
     end
     publishReceipts(channel, entries)
-    local floor = channel.floor
+    local floor, isMore = channel.floor, work >= workMax or channel.floor == first + CHUNK
     if floor > first then
-      redis.call('HSET', counters, 'floor', text(floor))
+      -- Devices that owed the newest event to all lost nothing newer, except events that name them.
+      local answered = top > 0 and redis.call('HMGET', tallies, text(top) .. ':4', text(top) .. ':5') or {}
+      local from = tonumber(answered[1] or 0) + tonumber(answered[2] or 0) > 0 and 'd' or 't'
+      redis.call('HSET', counters, 'floor', text(floor), 'noted', text(first), 'noting', text(top) .. ' ' .. from)
+      channel.noted = first
+      local fields = {}
+      for seq = first + 1, floor do
+        -- Earlier versions had ':marked'.
+        for _, field in ipairs({ ':at', ':n', ':1', ':2', ':3', ':4', ':5', ':marked' }) do fields[#fields + 1] = text(seq) .. field end
+      end
+      for at = 1, #fields, CHUNK do redis.call('HDEL', tallies, unpack(fields, at, math.min(at + CHUNK - 1, #fields))) end
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
-      redis.call('ZREMRANGEBYSCORE', filteredEvents, '-inf', text(floor))
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
+      if noteLosses() or sweep() then isMore = true end
     end
-    if more == 1 then return { 1, '' } end
-
-    -- Their names; an event may have very many.
-    for _, key in ipairs({ targets, retiredAnswered }) do
-      local members = redis.call('ZRANGEBYLEX', key, '-', '(' .. named(floor + 1, ''), 'LIMIT', 0, 4 * CHUNK)
-      for at = 1, #members, CHUNK do redis.call('ZREM', key, unpack(members, at, math.min(at + CHUNK - 1, #members))) end
-      if #members == 4 * CHUNK then return { 1, '' } end
-    end
-
-    -- The oldest receipts whose events are no longer kept.
-    local last, fields = nil, {}
-    local oldest = redis.call('XRANGE', receipts, '-', '+', 'COUNT', CHUNK)
-    for _, entry in ipairs(oldest) do
-      local field = entry[2][4]
-      if tonumber(field:match('^%d+')) > floor then break end
-      fields[#fields + 1], last = field, tonumber(entry[1]:match('^%d+'))
-    end
-    if not last then return { 0, nextDeadline() } end
-    redis.call('HDEL', latest, unpack(fields))
-    redis.call('XTRIM', receipts, 'MINID', '=', text(last + 1) .. '-0')
-    redis.call('HSET', counters, 'receiptsFloor', text(last))
-    return { #fields == CHUNK and 1 or 0, nextDeadline() }`),
+    return { isMore and 1 or 0, isMore and '' or nextDeadline() }`),
 
   /**
    * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many

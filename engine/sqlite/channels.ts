@@ -12,7 +12,7 @@ const TOUCH_MS = 60_000;
 const RESERVED_MAX = 100_000;
 
 /** Reads channels; see `schema.ts`. */
-const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched,
+const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched, lost AS lostByAll,
   max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
@@ -73,7 +73,7 @@ export class ChannelRows {
     const found = this.find(name);
     if (found) return found;
     const epoch = this.#reserved.get(name) ?? this.#epoch();
-    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3)", name, epoch, touched);
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3, 0)", name, epoch, touched);
     return this.find(name)!;
   }
 
@@ -92,9 +92,10 @@ export class ChannelRows {
     this.#changed.add(channel);
   }
 
-  #write({ id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched }: Channel): void {
+  #write(channel: Channel): void {
+    const { id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched, lostByAll } = channel;
     this.#file.run(
-      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8 WHERE id = ?1",
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8, lost = ?9 WHERE id = ?1",
       id,
       head,
       floor,
@@ -103,6 +104,7 @@ export class ChannelRows {
       receiptsFloor,
       audience,
       touched,
+      lostByAll,
     );
   }
 

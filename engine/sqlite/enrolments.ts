@@ -4,7 +4,12 @@
  * An enrolment is a row of `devices`: events after `joined`, up to `left`, were addressed to the device. The device owes nothing up to `settled`,
  * which only grows. So what a device owes is found from there, without a scan of its whole history.
  *
- * All functions except `list`, `enrolment` and `unreleased` run in a transaction. None looks at more than a few thousand events; callers repeat the
+ * The newest event that retention dropped while a device still owed it a receipt is the newest of three: what its row says; of the events that are
+ * dropped but not yet deleted, the newest one that it owed; and `lostByAll` of its channel, if it joined before that event and owed something up to
+ * it. So nothing is written for devices that answered nothing. The row must say it before the other two no longer do: before the device is settled
+ * further, and, if it answered `lostByAll` itself, before the rows that show this are deleted.
+ *
+ * All functions except `list`, `enrolment`, `lostSeq` and `unreleased` run in a transaction. None looks at more than a few thousand events; callers repeat the
  * call until it is done.
  */
 import { Turn } from "../yield.ts";
@@ -21,10 +26,11 @@ export interface Enrolment {
   readonly lostNotifiedSeq: number;
 }
 
-/** Up to which event a device owes nothing, and whether the search must continue. */
+/** Up to which event a device owes nothing, whether the search must continue, and the newest event that it lost. */
 export interface Settled {
   readonly settled: number;
   readonly more: boolean;
+  readonly lostSeq: number;
 }
 
 /** Limits of events per call: searched for outstanding receipts, counted in one read, released in one change. Each takes a few milliseconds. */
@@ -94,12 +100,13 @@ export class Enrolments {
     if (this.enrolment(channel, device)) return false;
     // A device that left and returns before the next event still has its row.
     this.#file.run(
-      `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, 0)
-       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, lost = 0, told = 0`,
+      `INSERT INTO devices (channel, device, joined, enrolledAt, settled) VALUES (?1, ?2, ?3, ?4, ?5)
+       ON CONFLICT DO UPDATE SET "left" = NULL, enrolledAt = ?4, seenAt = NULL, settled = max(settled, ?5), lost = 0, told = 0`,
       channel.id,
       device,
       channel.head,
       now,
+      channel.floor,
     );
     channel.audience++;
     this.#changed(channel);
@@ -109,10 +116,10 @@ export class Enrolments {
   /** The state of an enrolled device as it opens a feed. From now on it counts as told what it lost. */
   join(channel: Channel, device: string, now: number): Pick<Joined, "joined" | "settled" | "lostSeq"> & Settled {
     const enrolment = this.enrolment(channel, device)!;
-    const { joined, lostSeq, lostNotifiedSeq } = enrolment;
-    const { settled, more } = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
+    const { joined, lostNotifiedSeq } = enrolment;
+    const { settled, more, lostSeq } = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
     if (settled > enrolment.settled || lostNotifiedSeq !== lostSeq)
-      this.#set(channel, device, "settled = ?3, told = lost", settled);
+      this.#set(channel, device, "settled = ?3, lost = ?4, told = ?4", settled, lostSeq);
     return { joined, settled, lostSeq, more };
   }
 
@@ -121,7 +128,8 @@ export class Enrolments {
     const enrolment = this.enrolment(channel, device);
     if (!enrolment) return null;
     const found = this.#settle(channel, device, enrolment, now, SETTLE_EVENTS);
-    if (found.settled > enrolment.settled) this.#set(channel, device, "settled = ?3", found.settled);
+    if (found.settled > enrolment.settled)
+      this.#set(channel, device, "settled = ?3, lost = ?4", found.settled, found.lostSeq);
     return found;
   }
 
@@ -131,15 +139,56 @@ export class Enrolments {
     for (const [device, at] of times) {
       const enrolment = this.enrolment(channel, device);
       if (!enrolment) continue;
-      const { settled } = left > 0 ? this.#settle(channel, device, enrolment, at, left) : enrolment;
+      const { settled, lostSeq } = left > 0 ? this.#settle(channel, device, enrolment, at, left) : enrolment;
       left -= Math.max(0, settled - Math.max(enrolment.settled, enrolment.joined));
-      this.#set(channel, device, "seenAt = ?3, settled = ?4", at, Math.max(settled, enrolment.settled));
+      this.#set(channel, device, "seenAt = ?3, settled = ?4, lost = ?5", at, settled, lostSeq);
     }
+  }
+
+  /**
+   * Has a device's row say what the device lost, before rows that show what it answered are deleted.
+   * @returns about how many rows were read and written
+   */
+  noteLost(channel: Channel, device: string, now: number): number {
+    const enrolment = this.enrolment(channel, device);
+    if (!enrolment || enrolment.settled >= channel.floor) return 1;
+    const lostSeq = this.lostSeq(channel, device, enrolment, now);
+    this.#set(channel, device, "settled = ?3, lost = ?4", channel.floor, lostSeq);
+    return 2 + channel.floor - Math.max(enrolment.settled, lostSeq, channel.deletedUpTo);
+  }
+
+  /** The newest event that retention dropped while the device owed it a receipt, unless it was told of it and answered since; 0: none. */
+  lostSeq({ id, floor, deletedUpTo, lostByAll }: Channel, device: string, enrolment: Enrolment, now: number): number {
+    const { joined, settled, lostSeq } = enrolment;
+    if (settled >= floor) return lostSeq;
+    const byAll = lostByAll > Math.max(joined, settled) ? lostByAll : 0;
+    const after = Math.max(settled, deletedUpTo);
+    if (after >= floor) return Math.max(lostSeq, byAll);
+    // Retention drops a limited number of events before it deletes them.
+    const toAll = this.#file.get<{ seq: number }>(
+      `SELECT e.seq FROM events e WHERE e.channel = +?1 AND e.seq > ?2 AND e.seq <= ?5 AND e.targeted = 0 AND ${alive(4)} AND ${unsettled(3)} ORDER BY e.seq DESC LIMIT 1`,
+      id,
+      Math.max(joined, after),
+      device,
+      now,
+      floor,
+    );
+    const toIt = this.#file.get<{ seq: number }>(
+      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+       WHERE t.channel = +?1 AND t.event > ?2 AND t.event <= ?5 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event DESC LIMIT 1`,
+      id,
+      after,
+      device,
+      now,
+      floor,
+    );
+    return Math.max(lostSeq, byAll, toAll?.seq ?? 0, toIt?.seq ?? 0);
   }
 
   /** Finds how far the device owes nothing: up to the first event without its final receipt, or until about `most` events were searched. */
   #settle(channel: Channel, device: string, enrolment: Enrolment, now: number, most: number): Settled {
     const { joined } = enrolment;
+    const lostSeq = this.lostSeq(channel, device, enrolment, now);
     const after = this.#after(channel, device, enrolment);
     // On a channel with targeted events, only this device's names are read.
     const end =
@@ -169,8 +218,8 @@ export class Enrolments {
       now,
       last,
     );
-    if (toAll) return { settled: toAll.seq - 1, more: false };
-    return { settled: last, more: last < (toIt ? toIt.seq - 1 : channel.head) };
+    if (toAll) return { settled: toAll.seq - 1, more: false, lostSeq };
+    return { settled: last, more: last < (toIt ? toIt.seq - 1 : channel.head), lostSeq };
   }
 
   /** The device owes nothing up to here: it is settled, no longer kept, or from before it left and returned. */
@@ -255,7 +304,7 @@ export class Enrolments {
   /** Enrolled devices by name, after the device `after`, at most `limit`. */
   async list(channel: Channel, after: string, limit: number, now: number): Promise<EnrolledDevice[]> {
     const rows = this.#file.all<Omit<EnrolledDevice, "pending"> & Enrolment>(
-      `SELECT device, enrolledAt, seenAt, joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices
+      `SELECT device, enrolledAt, seenAt, joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices INDEXED BY enrolled
        WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
       channel.id,
       after,

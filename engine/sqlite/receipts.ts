@@ -248,12 +248,12 @@ export class Receipts {
     const cached = this.#tallies.of(channel, event);
     if (outstanding(cached) === cached.tally.missing) return nobody;
     this.write();
-    const audience = this.isTargeted(channel, event)
-      ? "targets WHERE channel = ?1 AND event = ?2"
-      : `devices WHERE channel = ?1 AND "left" IS NULL AND joined < ?2`;
+    const [devices, addressed] = this.isTargeted(channel, event)
+      ? ["targets WHERE channel = ?1 AND event = ?2", ""]
+      : [`devices INDEXED BY enrolled WHERE channel = ?1 AND "left" IS NULL`, "AND joined < ?2"];
     const { looked, last } = this.#file.get<{ looked: number; last: string | null }>(
       `SELECT count(*) AS looked, max(device) AS last FROM
-       (SELECT device FROM ${audience} AND device > ?3 ORDER BY device LIMIT ${MISS_DEVICES})`,
+       (SELECT device FROM ${devices} AND device > ?3 ORDER BY device LIMIT ${MISS_DEVICES})`,
       channel.id,
       event,
       from,
@@ -261,7 +261,7 @@ export class Receipts {
     if (last === null) return nobody;
     const owing = this.#file.all<{ device: string; status: number }>(
       `SELECT a.device, coalesce(l.status, 0) AS status FROM
-       (SELECT device FROM ${audience} AND device > ?3 AND device <= ?4) a
+       (SELECT device FROM ${devices} ${addressed} AND device > ?3 AND device <= ?4) a
        LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device
        WHERE coalesce(l.status, 0) < ${MISSING} ORDER BY a.device`,
       channel.id,

@@ -1,8 +1,10 @@
 /**
  * Retention: deletes old entries in slices that do not delay a push.
  *
- * An event is deleted in two steps. First the channel's `floor` passes it: readers no longer get it, and each device that owed a receipt for it has
- * it noted as lost, to be reported as a gap. Then its rows and its receipts are deleted.
+ * Events are deleted in runs. First the channel's `floor` passes all events of a run at once: readers no longer get them, and what each device lost
+ * follows from the rows that are still there. Then the devices whose loss would not follow from the channel's row alone have it noted in their own:
+ * those that answered the newest event to all of the run, and those that an event of the run named. Then the rows are deleted. So retention touches
+ * the rows that it deletes and the devices that these rows name, however many other devices are enrolled. `enrolments.ts` says what a device lost.
  *
  * All functions run in a transaction, return whether there is more to do, and update the counters of the given channel.
  */
@@ -13,29 +15,210 @@ import type { Channel } from "./schema.ts";
 import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
 
-/** Approximate limit of one slice, in rows touched or kibibytes freed. */
-const TRIM_ROWS = 2_000;
+/** Approximate limit of one slice, in rows read or changed, or kibibytes freed. */
+const SLICE_ROWS = 1_000;
 /** Unused channels per slice. */
 const UNUSED_AT_ONCE = 200;
-/** Overhead of an event, in rows: a few statements that take as long as this many rows. */
-const EVENT_ROWS = 20;
+/** Events per run. Also limits how many rows are read to find what one device lost. */
+const RUN_EVENTS = 500;
+/** Overhead of deleting an event, in rows: a few statements that take as long as this many rows. */
+const EVENT_ROWS = 5;
 /** The detail of `missing` where an event expires before its deadline. */
 const EXPIRED = '{"reason":"expired"}';
-/** Devices per statement. */
-const MARK_DEVICES = 500;
 
-/** Runs one slice of a channel's retention. @param now milliseconds since 1970 */
-export function trimChannel(
-  file: SqliteFile,
-  receipts: Receipts,
-  enrolments: Enrolments,
-  channel: Channel,
-  retention: Retention,
-  now: number,
-): boolean {
-  if (raiseFloor(file, receipts, enrolments, channel, retention, now)) return true;
-  receipts.write(); // Write the `missing` receipts from above.
-  return sweep(file, channel) || trimReceipts(file, channel);
+/** What is left of a slice, in rows. */
+interface Slice {
+  left: number;
+}
+
+/** Events that the floor has passed and that are not all deleted yet. In memory only; found again if lost. */
+interface Run {
+  /** The newest event to all devices that some device still owed; 0: none. */
+  readonly newestToAll: number;
+  /** Events that name devices, some of which still owed a receipt. */
+  readonly targeted: readonly number[];
+  /** How many of these events, `newestToAll` first, are done: all devices concerned have their loss noted. */
+  done: number;
+  /** The last such device of the next event. */
+  after: string;
+}
+
+interface EventRow {
+  readonly seq: number;
+  readonly at: number;
+  readonly targeted: number;
+  readonly expires: number | null;
+  readonly deadline: number | null;
+}
+
+export class ChannelRetention {
+  readonly #file: SqliteFile;
+  readonly #receipts: Receipts;
+  readonly #enrolments: Enrolments;
+  /** By the channel's id. */
+  readonly #runs = new Map<number, Run>();
+
+  constructor(file: SqliteFile, receipts: Receipts, enrolments: Enrolments) {
+    this.#file = file;
+    this.#receipts = receipts;
+    this.#enrolments = enrolments;
+  }
+
+  /** A transaction was rolled back: what is in memory was ahead of the file. */
+  clear(): void {
+    this.#runs.clear();
+  }
+
+  /** Runs one slice of a channel's retention. @param now milliseconds since 1970 */
+  trim(channel: Channel, retention: Retention, now: number): boolean {
+    const slice = { left: SLICE_ROWS };
+    while (slice.left > 0) {
+      if (channel.deletedUpTo === channel.floor) this.#raiseFloor(channel, retention, now, slice);
+      if (channel.deletedUpTo === channel.floor) break;
+      this.#receipts.write(); // The `missing` receipts from above.
+      if (this.#noteLosses(channel, now, slice)) this.#sweep(channel, slice);
+    }
+    return slice.left <= 0 || sweepAudiences(this.#file, channel) || trimReceipts(this.#file, channel);
+  }
+
+  /** Decides what to delete: lets the floor pass the next events that are no longer kept, after their devices are recorded as missing. */
+  #raiseFloor(channel: Channel, { count, before }: Retention, now: number, slice: Slice): void {
+    const events = this.#file.each<EventRow>(
+      "SELECT seq, at, targeted, expires, deadline FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+      channel.id,
+      channel.floor,
+      RUN_EVENTS,
+    );
+    const passed: EventRow[] = [];
+    for (const event of [...takeWhile(events, ({ seq, at }) => seq <= channel.head - count || at < before)]) {
+      slice.left--;
+      if (event.deadline !== null && !this.#missAll(channel, event.seq, event.deadline, now, slice)) break;
+      passed.push(event);
+      if (slice.left <= 0) break;
+    }
+    if (passed.length === 0) return;
+    channel.floor = passed.at(-1)!.seq;
+    this.#runs.set(channel.id, this.#findRun(channel, passed, now));
+  }
+
+  /** Records as missing all devices that owe an event a receipt. False: there are more. */
+  #missAll(channel: Channel, event: number, deadline: number, now: number, slice: Slice): boolean {
+    do {
+      const looked = this.#receipts.missSome(channel, event, deadline, deadline > now ? EXPIRED : null, now);
+      if (looked === 0) return true;
+      slice.left -= looked;
+    } while (slice.left > 0);
+    return false;
+  }
+
+  #findRun(channel: Channel, events: readonly EventRow[], now: number): Run {
+    const isOwed = ({ seq, expires }: EventRow): boolean =>
+      (expires === null || expires > now) && this.#receipts.outstanding(channel, seq) > 0;
+    const newestToAll = events.findLast((event) => event.targeted === 0 && isOwed(event))?.seq ?? 0;
+    const targeted = events.filter((event) => event.targeted === 1 && isOwed(event)).map(({ seq }) => seq);
+    return { newestToAll, targeted, done: newestToAll === 0 ? 1 : 0, after: "" };
+  }
+
+  /** An earlier process, or a transaction that was rolled back, has lost the run. Whose loss is noted already is not noted again. */
+  #findRunAgain(channel: Channel, now: number): Run {
+    const events = this.#file.all<EventRow>(
+      "SELECT seq, at, targeted, expires, deadline FROM events WHERE channel = +?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq",
+      channel.id,
+      channel.deletedUpTo,
+      channel.floor,
+    );
+    const run = this.#findRun(channel, events, now);
+    this.#runs.set(channel.id, run);
+    return run;
+  }
+
+  /** Notes what the devices have lost of which the rows to be deleted show more than the channel's row says. True: all is noted. */
+  #noteLosses(channel: Channel, now: number, slice: Slice): boolean {
+    const run = this.#runs.get(channel.id) ?? this.#findRunAgain(channel, now);
+    for (; run.done <= run.targeted.length; run.done++, run.after = "") {
+      // Those that owed the newest event to all lost nothing newer, except events that name them.
+      const [table, event] = run.done === 0 ? ["latest", run.newestToAll] : ["targets", run.targeted[run.done - 1]!];
+      const isConcerned = run.done === 0 ? `status >= ${FINAL}` : "1";
+      for (;;) {
+        if (slice.left <= 0) return false;
+        const devices = this.#file.all<{ device: string; isConcerned: number }>(
+          `SELECT device, ${isConcerned} AS isConcerned FROM ${table}
+           WHERE channel = +?1 AND event = +?2 AND device > ?3 ORDER BY device LIMIT ?4`,
+          channel.id,
+          event,
+          run.after,
+          slice.left,
+        );
+        slice.left--;
+        if (devices.length === 0) break;
+        for (const { device, isConcerned } of devices) {
+          slice.left -= isConcerned ? this.#enrolments.noteLost(channel, device, now) : 1;
+          run.after = device;
+          if (slice.left <= 0) break;
+        }
+      }
+    }
+    channel.lostByAll = Math.max(channel.lostByAll, run.newestToAll);
+    return true;
+  }
+
+  /** Deletes the rows of events that are no longer kept. */
+  #sweep(channel: Channel, slice: Slice): void {
+    while (channel.deletedUpTo < channel.floor) {
+      if (slice.left <= 0) return;
+      const event = channel.deletedUpTo + 1;
+      slice.left -= EVENT_ROWS + Math.ceil(this.#deleteEvent(channel, event) / 1024);
+      for (const table of ["latest", "targets"])
+        slice.left -= this.#file.run(
+          `DELETE FROM ${table} WHERE channel = ?1 AND event = ?2 AND device IN
+           (SELECT device FROM ${table} WHERE channel = ?1 AND event = ?2 LIMIT ?3)`,
+          channel.id,
+          event,
+          Math.max(0, slice.left),
+        );
+      if (slice.left <= 0) return; // There may be more.
+      this.#file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+      channel.deletedUpTo = event;
+    }
+    this.#runs.delete(channel.id);
+  }
+
+  /** Deletes an event's own row, before those that show who answered it: without this row they mean nothing. @returns its bytes of data */
+  #deleteEvent(channel: Channel, event: number): number {
+    const data = this.#file.get<{ bytes: number }>(
+      "SELECT octet_length(data) AS bytes FROM events WHERE channel = ?1 AND seq = ?2",
+      channel.id,
+      event,
+    );
+    this.#file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+    return data?.bytes ?? 0;
+  }
+}
+
+/** The first items for which `test` is true. */
+function* takeWhile<Item>(items: Iterable<Item>, test: (item: Item) => boolean): Generator<Item> {
+  for (const item of items) {
+    if (!test(item)) return;
+    yield item;
+  }
+}
+
+/** Deletes the rows of devices that left before all kept events, and the sizes of audiences of deleted events. */
+function sweepAudiences(file: SqliteFile, channel: Channel): boolean {
+  const left = file.run(
+    `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN
+     (SELECT device, joined FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL LIMIT ${SLICE_ROWS})`,
+    channel.id,
+    channel.floor,
+  );
+  if (left === SLICE_ROWS) return true;
+  const runs = file.run(
+    `DELETE FROM audiences WHERE channel = ?1 AND event IN (SELECT event FROM audiences WHERE channel = ?1 AND
+     event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2) ORDER BY event LIMIT ${SLICE_ROWS})`,
+    channel.id,
+    channel.floor + 1,
+  );
+  return runs === SLICE_ROWS;
 }
 
 /** Deletes one slice of expired idempotency keys. @param now milliseconds since 1970 */
@@ -43,8 +226,8 @@ export const trimKeys = (file: SqliteFile, now: number): boolean =>
   file.run(
     "DELETE FROM keys WHERE (channel, key) IN (SELECT channel, key FROM keys WHERE expires <= ?1 LIMIT ?2)",
     now,
-    TRIM_ROWS,
-  ) === TRIM_ROWS;
+    SLICE_ROWS,
+  ) === SLICE_ROWS;
 
 /**
  * Deletes one slice of unused channels: those with no sign of life of a device for as long as events are kept, or sooner if there are very many
@@ -65,7 +248,7 @@ export function trimUnused(
     upTo,
     UNUSED_AT_ONCE,
   );
-  let left = TRIM_ROWS;
+  let left = SLICE_ROWS;
   for (const [index, { id }] of due.entries()) {
     left -= file.run(
       `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN (SELECT device, joined FROM devices WHERE channel = ?1 LIMIT ?2)`,
@@ -79,131 +262,17 @@ export function trimUnused(
   return { dropped: due, isMore: due.length === UNUSED_AT_ONCE };
 }
 
-/** Decides what to delete: after this, events up to `floor` can't be read, and each device knows the last one that it lost. */
-function raiseFloor(
-  file: SqliteFile,
-  receipts: Receipts,
-  enrolments: Enrolments,
-  channel: Channel,
-  { count, before }: Retention,
-  now: number,
-): boolean {
-  for (let work = 0; channel.floor < channel.head;) {
-    if (work >= TRIM_ROWS) return true;
-    const seq = channel.floor + 1;
-    const event = file.get<{
-      at: number;
-      targeted: number;
-      expires: number | null;
-      deadline: number | null;
-    }>("SELECT at, targeted, expires, deadline FROM events WHERE channel = ?1 AND seq = ?2", channel.id, seq)!;
-    if (seq > channel.head - count && event.at >= before) return false;
-    work += EVENT_ROWS;
-    if (event.deadline !== null) {
-      const missed = receipts.missSome(channel, seq, event.deadline, event.deadline > now ? EXPIRED : null, now);
-      work += missed;
-      if (missed > 0) continue; // There may be more.
-    }
-    if (receipts.outstanding(channel, seq) > 0 && (event.expires === null || event.expires > now)) {
-      const { devices, last } = markLost(file, channel, seq, event.targeted === 1);
-      enrolments.clear();
-      work += devices;
-      if (devices === MARK_DEVICES) {
-        channel.marked = last;
-        continue; // There may be more.
-      }
-    }
-    delete channel.marked;
-    channel.floor = seq;
-  }
-  return false;
-}
-
-/** Notes an event as lost for at most `MARK_DEVICES` devices of its audience that owe a receipt, by name from `channel.marked` on. */
-function markLost(
-  file: SqliteFile,
-  channel: Channel,
-  event: number,
-  targeted: boolean,
-): { devices: number; last: string } {
-  const from = channel.marked ?? "";
-  const [audience, belongs] = targeted
-    ? [
-        "targets WHERE channel = ?1 AND event = ?2",
-        "device IN (SELECT device FROM targets WHERE channel = ?1 AND event = ?2 AND device > ?3 AND device <= ?4)",
-      ]
-    : [`devices WHERE channel = ?1 AND "left" IS NULL AND joined < ?2`, "joined < ?2"];
-  const { devices, last } = file.get<{ devices: number; last: string | null }>(
-    `SELECT count(*) AS devices, max(device) AS last FROM
-     (SELECT device FROM ${audience} AND device > ?3 ORDER BY device LIMIT ${MARK_DEVICES})`,
-    channel.id,
-    event,
-    from,
-  )!;
-  if (last === null) return { devices, last: from };
-  file.run(
-    `UPDATE devices SET lost = ?2 WHERE channel = ?1 AND "left" IS NULL AND device > ?3 AND device <= ?4
-     AND ${belongs} AND NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = ?1 AND l.event = ?2 AND l.device = devices.device AND l.status >= ${FINAL})`,
-    channel.id,
-    event,
-    from,
-    last,
-  );
-  return { devices, last };
-}
-
-/** Deletes the rows of events that are no longer kept. */
-function sweep(file: SqliteFile, channel: Channel): boolean {
-  for (let work = 0; channel.deletedUpTo < channel.floor;) {
-    if (work >= TRIM_ROWS) return true;
-    const event = channel.deletedUpTo + 1;
-    let removed = 0;
-    for (const table of ["latest", "targets"])
-      removed += file.run(
-        `DELETE FROM ${table} WHERE channel = ?1 AND event = ?2 AND device IN
-         (SELECT device FROM ${table} WHERE channel = ?1 AND event = ?2 LIMIT ${TRIM_ROWS})`,
-        channel.id,
-        event,
-      );
-    work += removed + EVENT_ROWS;
-    if (removed >= TRIM_ROWS) continue; // There may be more.
-    const data = file.get<{ bytes: number }>(
-      "SELECT octet_length(data) AS bytes FROM events WHERE channel = ?1 AND seq = ?2",
-      channel.id,
-      event,
-    );
-    work += Math.ceil((data?.bytes ?? 0) / 1024);
-    file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
-    file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
-    channel.deletedUpTo = event;
-  }
-  const left = file.run(
-    `DELETE FROM devices WHERE channel = ?1 AND (device, joined) IN
-     (SELECT device, joined FROM devices WHERE channel = ?1 AND "left" <= ?2 AND "left" IS NOT NULL LIMIT ${TRIM_ROWS})`,
-    channel.id,
-    channel.floor,
-  );
-  const runs = file.run(
-    `DELETE FROM audiences WHERE channel = ?1 AND event IN (SELECT event FROM audiences WHERE channel = ?1 AND
-     event < (SELECT max(event) FROM audiences WHERE channel = ?1 AND event <= ?2) ORDER BY event LIMIT ${TRIM_ROWS})`,
-    channel.id,
-    channel.floor + 1,
-  );
-  return left === TRIM_ROWS || runs === TRIM_ROWS;
-}
-
 /** Deletes the oldest receipts whose events are no longer kept. */
 function trimReceipts(file: SqliteFile, channel: Channel): boolean {
-  const oldest = file.all<{ seq: number; event: number }>(
-    "SELECT seq, event FROM receipts WHERE channel = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+  const oldest = file.each<{ seq: number; event: number }>(
+    "SELECT seq, event FROM receipts WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
     channel.id,
     channel.receiptsFloor,
-    TRIM_ROWS,
+    SLICE_ROWS,
   );
-  const kept = oldest.findIndex(({ event }) => event > channel.floor);
-  const last = (kept === -1 ? oldest : oldest.slice(0, kept)).at(-1);
-  if (!last) return false;
-  file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, last.seq);
-  channel.receiptsFloor = last.seq;
-  return kept === -1 && oldest.length === TRIM_ROWS;
+  const dropped = [...takeWhile(oldest, ({ event }) => event <= channel.floor)];
+  if (dropped.length === 0) return false;
+  channel.receiptsFloor = dropped.at(-1)!.seq;
+  file.run("DELETE FROM receipts WHERE channel = ?1 AND seq <= ?2", channel.id, channel.receiptsFloor);
+  return dropped.length === SLICE_ROWS;
 }

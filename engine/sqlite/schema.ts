@@ -12,6 +12,9 @@
  * A device is retired in two steps. First, `devices` and `leaving` exclude it from the audience of every event that it sent no final receipt for;
  * this is visible at once. Then it is removed from tallies and names in slices; after a restart this continues.
  *
+ * What a device lost to retention is not noted for each device, because most may be silent: `lost` of the channel says it for those that owe something
+ * up to that event, `lost` of a device for the others. `enrolments.ts` puts the two together.
+ *
  * `deadlines` has the events whose deadline is ahead or being processed; `after` is the last device that was processed.
  *
  * There is deliberately no index of receipts by device: devices answer the same event at about the same time, so such an index would dirty one page
@@ -112,11 +115,22 @@ ALTER TABLE channels ADD COLUMN touched INTEGER;
 CREATE INDEX unused ON channels (touched) WHERE touched IS NOT NULL;
 `;
 
+/**
+ * The newest event to all devices that a device which answered none of those that retention dropped has lost; and the devices that are enrolled now.
+ * Earlier versions noted what a device lost before they dropped it, so of what they dropped nothing is left to note.
+ */
+const LOSSES = `
+ALTER TABLE channels ADD COLUMN lost INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX enrolled ON devices (channel, device) WHERE "left" IS NULL;
+UPDATE devices SET settled = max(settled, (SELECT floor FROM channels WHERE id = channel))
+  WHERE "left" IS NULL AND channel IN (SELECT id FROM channels WHERE floor > swept);
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES],
 };
 
 /**
@@ -147,12 +161,12 @@ export interface Channel {
   receiptsHead: number;
   receiptsFloor: number;
   audience: number;
+  /** The newest event that every device lost that joined before it and owed something up to it; 0: none. */
+  lostByAll: number;
   /** Last sign of life of a device, milliseconds since 1970, in a channel that only feeds have created; null: the channel is in use. */
   touched: number | null;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
   /** The retired device that is still to be removed from events. */
   leaving?: Leaving;
-  /** Retention's position among the devices that owe a receipt for the event after `floor`. In memory only; restarts from the beginning if lost. */
-  marked?: string;
 }

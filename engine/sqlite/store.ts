@@ -17,7 +17,7 @@ import { type Channel, isLeaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
 import { ReceiptRows } from "./receipt-rows.ts";
-import { trimChannel, trimKeys, trimUnused } from "./retention.ts";
+import { ChannelRetention, trimKeys, trimUnused } from "./retention.ts";
 import { Receipts } from "./receipts.ts";
 import {
   afterSeconds,
@@ -116,6 +116,10 @@ const heads = (channel: Channel): Heads => ({
   receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
 });
 
+/** Grows with each change that retention makes to a channel's row. */
+const progressOf = ({ floor, deletedUpTo, receiptsFloor, lostByAll }: Channel): number =>
+  floor + deletedUpTo + receiptsFloor + lostByAll;
+
 /** A tally without one device, which has this non-final status. */
 function without(tally: Tally, status: State): Tally {
   const rest = { ...tally, addressed: tally.addressed - 1 };
@@ -132,6 +136,7 @@ export class SqliteStore implements Store {
   readonly #receipts: Receipts;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
+  readonly #retention: ChannelRetention;
   /** Of the running transaction, and of those that are written but not durable. */
   #wakes: Wake[] = [];
   #written: Wake[] = [];
@@ -171,6 +176,7 @@ export class SqliteStore implements Store {
           this.#enrolments.clear();
           this.#tallies.clear();
           this.#receipts.undo();
+          this.#retention.clear();
         },
         // Positions handed out after the backup was made have the old epochs, so they never match new ones.
         onRestoredCopy: (file) => {
@@ -190,6 +196,7 @@ export class SqliteStore implements Store {
       this.#queueReceipt(channel, receipt),
     );
     this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
+    this.#retention = new ChannelRetention(this.#file, this.#receipts, this.#enrolments);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -460,11 +467,11 @@ export class SqliteStore implements Store {
       return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
     });
     const { more, ...joined } = await joining.catch(async (error: unknown) => {
-      const known = error instanceof PereError && error.code === "full" ? await this.#joined(name, device) : null;
+      const known = error instanceof PereError && error.code === "full" ? await this.#joined(name, device, now) : null;
       if (known) return { ...known, more: false };
       throw error;
     });
-    let found: Settled | null = { settled: joined.settled, more };
+    let found: Pick<Settled, "settled" | "more"> | null = { settled: joined.settled, more };
     while (found?.more) {
       found = await this.#file.change(() => {
         this.#receipts.write();
@@ -476,11 +483,12 @@ export class SqliteStore implements Store {
   }
 
   /** The state of a device that is enrolled already, as it was stored: a full disk keeps nobody from reading. */
-  #joined(name: string, device: string): Promise<Joined | null> {
+  #joined(name: string, device: string, now: number): Promise<Joined | null> {
     return this.#read(name, null, (channel) => {
       const enrolment = this.#enrolments.enrolment(channel, device);
       if (!enrolment) return null;
-      const { joined, settled, lostSeq } = enrolment;
+      const lostSeq = this.#enrolments.lostSeq(channel, device, enrolment, now);
+      const { joined, settled } = enrolment;
       return { ...heads(channel), enrolled: true, joined, settled, lostSeq };
     });
   }
@@ -550,9 +558,9 @@ export class SqliteStore implements Store {
         this.#release(channel, now);
         return true;
       }
-      const before = channel.floor + channel.deletedUpTo + channel.receiptsFloor;
-      const more = trimChannel(this.#file, this.#receipts, this.#enrolments, channel, retention, now);
-      if (channel.floor + channel.deletedUpTo + channel.receiptsFloor > before) this.#channels.changed(channel);
+      const before = progressOf(channel);
+      const more = this.#retention.trim(channel, retention, now);
+      if (progressOf(channel) > before) this.#channels.changed(channel);
       return more;
     });
   }

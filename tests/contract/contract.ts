@@ -22,6 +22,7 @@ import { HISTORY } from "./histories.ts";
 import { receiptContract, rowsContract } from "./receipts.ts";
 import { remindersContract } from "./reminders.ts";
 import { retentionContract } from "./retention.ts";
+import { retentionRunsContract } from "./retention-runs.ts";
 import { retirementContract, retiringContract } from "./retirement.ts";
 
 /** Registers what holds for every store, under this name. */
@@ -41,6 +42,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     devicesContract(ground);
     idempotencyKeyContract(ground);
     retentionContract(ground);
+    retentionRunsContract(ground);
     deadlineContract(ground);
     remindersContract(ground);
     hookContract(ground);
