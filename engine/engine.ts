@@ -4,7 +4,7 @@
  * The engine connects a store, which remembers, with feeds, which deliver. Its own state can be lost at any moment: connected devices, and signs of
  * life that are stored every few seconds.
  */
-import { Turn } from "./yield.ts";
+import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
 import { Deadlines } from "./feeds/deadlines.ts";
@@ -16,7 +16,6 @@ import {
   type EventDraft,
   eventStateText,
   FINAL,
-  PAGE_MAX,
   PereError,
   type Position,
   parsePosition,
@@ -32,7 +31,7 @@ import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
 import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts";
 import { Completion } from "./feeds/completion.ts";
-import type { Appended, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
+import type { Appended, ChannelScope, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
 /** Durations and limits. Times in milliseconds. */
@@ -89,6 +88,9 @@ export interface Feedback {
 
 /** Approximate characters per page of events: limits the memory of an answer. */
 const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
+
+/** Events or channels per read. */
+const READ_ROWS = 250;
 
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
@@ -295,39 +297,36 @@ export class Engine {
   }
 
   /**
-   * Channels by name, with the number of connected devices: a page, or all of them if `limit` is null. Unused channels are included only while a
-   * device is connected.
+   * Channels by name, with the number of connected devices, each as its JSON text: a page, or all of them if `limit` is null. Unused channels are
+   * included only while a device is connected. `next` is the last one's name, or null at the end.
+   * @param scope the channels that the reader may see; null: all
    */
-  async channels(after: string, limit: number | null, may: (channel: string) => boolean = () => true) {
-    const channels: { channel: string; events: number; devices: number; connected: number; last: string | null }[] = [];
-    let from: string | null = after;
-    let isMore = false;
-    const turn = new Turn();
-    // One extra row shows whether there are more. Names that the reader may not see must not appear, not even in `next`.
-    for (let size = limit === null ? PAGE_MAX : limit + 1; from !== null && !isMore; size = PAGE_MAX) {
-      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size);
-      const open = page.items.filter(({ channel }) => may(channel));
-      const connected = async (channel: string): Promise<number> =>
-        this.#feeds.presence.connected(channel, null, await this.#store.remotePresence(channel));
-      const isShown = await Promise.all(
-        open.map(async ({ channel, isUnused }) => !isUnused || (await connected(channel)) > 0),
-      );
-      const found = open.filter((_, index) => isShown[index]);
-      const shown = limit === null ? found : found.slice(0, limit - channels.length);
-      const counts = await Promise.all(shown.map(({ channel }) => connected(channel)));
-      for (const [index, { channel, epoch, events, devices }] of shown.entries())
-        channels.push({
-          channel,
-          events: events.head - events.floor,
-          devices,
-          connected: counts[index]!,
-          last: events.head === 0 ? null : `${epoch}-${events.head}`,
-        });
-      isMore = shown.length < found.length;
+  async channels(
+    after: string,
+    limit: number | null,
+    scope: ChannelScope | null,
+  ): Promise<{ texts: string[]; next: string | null }> {
+    const texts: string[] = [];
+    let last = "";
+    // One extra row shows whether there are more.
+    let size = Math.min(READ_ROWS, (limit ?? READ_ROWS) + 1);
+    for (let from: string | null = after; from !== null; size = READ_ROWS) {
+      await yieldToEventLoop("read", size);
+      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size, scope);
+      const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.remotePresence(channel)));
+      for (const [index, { channel, epoch, events, devices, isUnused }] of page.items.entries()) {
+        const connected = this.#feeds.presence.connected(channel, null, elsewhere[index]!);
+        if (isUnused && connected === 0) continue;
+        if (texts.length === limit) return { texts, next: last };
+        last = channel;
+        const newest = events.head === 0 ? "null" : `"${epoch}-${events.head}"`;
+        texts.push(
+          `{"channel":"${channel}","events":${events.head - events.floor},"devices":${devices},"connected":${connected},"last":${newest}}`,
+        );
+      }
       from = page.next;
-      await turn.yieldToEventLoop();
     }
-    return { channels, next: isMore ? channels.at(-1)!.channel : null };
+    return { texts, next: null };
   }
 
   /**
@@ -345,10 +344,10 @@ export class Engine {
     const texts: string[] = [];
     let last = after?.seq ?? 0;
     // A single read may be short if events are large or name many devices; a page is not.
-    const turn = new Turn();
     for (let characters = 0; texts.length < limit && characters < PAGE_CHARACTERS_MAX;) {
-      await turn.yieldToEventLoop();
-      const found = await this.#store.events(channel, epoch, last, limit - texts.length);
+      const size = Math.min(limit - texts.length, READ_ROWS);
+      await yieldToEventLoop("read", size);
+      const found = await this.#store.events(channel, epoch, last, size);
       const read = found && (await this.#stateTexts(channel, epoch, found));
       if (!read)
         throw new PereError("away", `the log of channel ${channel} was lost or restored just now; repeat the request`);
@@ -405,6 +404,7 @@ export class Engine {
     limit: number,
   ): Promise<Page<Row, string>> {
     const { epoch, seq } = await this.#kept(channel, id);
+    await yieldToEventLoop("read", limit);
     const page = await this.#store.rows(channel, epoch, seq, status, after, limit);
     await this.#kept(channel, id); // Otherwise rows may have been deleted during the read.
     if (page !== null) return page;
@@ -414,6 +414,7 @@ export class Engine {
   /** Enrolled devices by name. @throws PereError unknown */
   async devices(channel: string, after: string, limit: number) {
     await this.#heads(channel);
+    await yieldToEventLoop("read", limit);
     const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
     const elsewhere = await this.#store.remotePresence(channel);
     const away = items.map(({ device }) => device).filter((device) => elsewhere.has(device));

@@ -41,6 +41,34 @@ export interface Heads {
   readonly receipts: { readonly head: number; readonly floor: number };
 }
 
+/** Some of the channels: those with these names, and those whose names begin with one of these prefixes. */
+export interface ChannelScope {
+  readonly names: readonly string[];
+  readonly prefixes: readonly string[];
+}
+
+/** Names from `from` to `upTo`, both included. */
+export interface NameRange {
+  readonly from: string;
+  readonly upTo: string;
+}
+
+/** Sorts behind every character that a channel's name may have. */
+const BEHIND = "\x7f";
+
+/** The names of a scope as ranges, ascending and without overlaps, as far as they lie after the name `after`. Null: all channels. */
+export function rangesOf(scope: ChannelScope | null, after: string): NameRange[] {
+  if (scope === null) return [{ from: "", upTo: BEHIND }];
+  const ranges = [
+    ...scope.names.map((name) => ({ from: name, upTo: name })),
+    ...scope.prefixes.map((prefix) => ({ from: prefix, upTo: prefix + BEHIND })),
+  ].sort((a, b) => (a.from === b.from ? (a.upTo > b.upTo ? -1 : 1) : a.from < b.from ? -1 : 1));
+  const found: NameRange[] = [];
+  // A prefix covers what begins with it, and two prefixes overlap only if one of them begins with the other.
+  for (const range of ranges) if (range.upTo > after && !(range.upTo <= (found.at(-1)?.upTo ?? ""))) found.push(range);
+  return found;
+}
+
 /** An entry of the list of channels. */
 export interface ChannelEntry extends Heads {
   readonly channel: string;
@@ -317,8 +345,11 @@ export interface Store {
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>>;
 
-  /** All channels by name, after the channel `after`, with the number of enrolled devices. */
-  channels(after: string, limit: number): Promise<Page<ChannelEntry, string>>;
+  /**
+   * Channels by name, after the channel `after`, with the number of enrolled devices. With a scope, no others are looked at.
+   * @param scope null: all channels
+   */
+  channels(after: string, limit: number, scope?: ChannelScope | null): Promise<Page<ChannelEntry, string>>;
 
   /**
    * Deletes what retention no longer keeps, in a bounded slice per call, and notes for each device what it lost unanswered. If an event is deleted
@@ -372,7 +403,7 @@ export interface Store {
   /** Removes a hook with its deliveries; false: there was none. */
   dropHook(channel: string, name: string, now: number): Promise<boolean>;
 
-  /** The hooks of a channel, by name; of all channels if it is null. */
+  /** The hooks of a channel, by name; of all channels, in no order, if it is null. */
   hooks(channel: string | null): Promise<Hook[]>;
 
   /** A hook's deliveries, oldest first. */

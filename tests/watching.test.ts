@@ -195,7 +195,7 @@ test("a watcher that does not read is told when its right ends, or after a while
       beat() {},
       bye: (reason) => void told.push(`${name} ${reason}`),
     };
-    watching.watch({ channel: "c", may: () => true, expires, refused: null }, screen);
+    watching.watch({ channel: "c", scope: null, expires, refused: null }, screen);
     return resolve;
   };
   for (const name of ["expires", "stays"]) stuck(name);

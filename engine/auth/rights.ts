@@ -7,6 +7,7 @@
  * This file knows no tokens, keys or routes.
  */
 import { CHANNEL, PereError } from "../model.ts";
+import type { ChannelScope } from "../store.ts";
 
 /** Patterns per right; use a common prefix for more channels. */
 const PATTERNS_MAX = 100;
@@ -22,19 +23,19 @@ export interface Grant {
   readonly expires: number;
   /** Whether it has the right on this channel; null: on any channel. */
   may(right: Right, channel: string | null): boolean;
+  /** The channels that it has the right on; null: all. */
+  scope(right: Right): ChannelScope | null;
 }
 
 /** No key is configured: everything is allowed. */
-export const OPEN: Grant = { subject: null, expires: Infinity, may: () => true };
+export const OPEN: Grant = { subject: null, expires: Infinity, may: () => true, scope: () => null };
 
 /** Parsed patterns: all channels, or these names and prefixes. */
-interface Patterns {
+interface Patterns extends ChannelScope {
   readonly every: boolean;
-  readonly names: readonly string[];
-  readonly beginnings: readonly string[];
 }
 
-const NO_PATTERNS: Patterns = { every: false, names: [], beginnings: [] };
+const NO_PATTERNS: Patterns = { every: false, names: [], prefixes: [] };
 
 const quoted = (text: string): string => JSON.stringify(text.length > 40 ? `${text.slice(0, 40)}…` : text);
 
@@ -44,28 +45,36 @@ function readPatterns(right: Right, list: unknown): Patterns | string {
   if (!Array.isArray(list)) return `pere.${right} must be a list of channels`;
   if (list.length > PATTERNS_MAX) return `pere.${right} has more than ${PATTERNS_MAX} patterns`;
   const names: string[] = [];
-  const beginnings: string[] = [];
+  const prefixes: string[] = [];
   let every = false;
   for (const pattern of list as unknown[]) {
     if (typeof pattern !== "string") return `pere.${right} must contain only strings`;
     if (pattern === "*") every = true;
     else if (CHANNEL.test(pattern)) names.push(pattern);
-    else if (pattern.endsWith(".*") && CHANNEL.test(pattern.slice(0, -1))) beginnings.push(pattern.slice(0, -1));
+    else if (pattern.endsWith(".*") && CHANNEL.test(pattern.slice(0, -1))) prefixes.push(pattern.slice(0, -1));
     else return `pere.${right}: ${quoted(pattern)} is not a channel, a prefix followed by .*, or * alone`;
   }
-  return { every, names, beginnings };
+  return { every, names, prefixes };
 }
 
 /** Compares no more characters than the patterns have. Null: whether there is any pattern. */
-const matches = ({ every, names, beginnings }: Patterns, channel: string | null): boolean =>
+const matches = ({ every, names, prefixes }: Patterns, channel: string | null): boolean =>
   every ||
   (channel === null
-    ? names.length + beginnings.length > 0
-    : names.includes(channel) || beginnings.some((beginning) => channel.startsWith(beginning)));
+    ? names.length + prefixes.length > 0
+    : names.includes(channel) || prefixes.some((prefix) => channel.startsWith(prefix)));
 
-/** Parses the `pere` claim. @returns the function that a grant uses, or a message that says what is wrong */
-export function readRights(claim: unknown): Grant["may"] | string {
-  if (claim === undefined) return () => false;
+const rightsOf = (push: Patterns, feed: Patterns): Pick<Grant, "may" | "scope"> => {
+  const of = (right: Right): Patterns => (right === "push" ? push : feed);
+  return {
+    may: (right, channel) => matches(of(right), channel),
+    scope: (right) => (of(right).every ? null : of(right)),
+  };
+};
+
+/** Parses the `pere` claim. @returns the functions that a grant uses, or a message that says what is wrong */
+export function readRights(claim: unknown): Pick<Grant, "may" | "scope"> | string {
+  if (claim === undefined) return rightsOf(NO_PATTERNS, NO_PATTERNS);
   if (typeof claim !== "object" || claim === null || Array.isArray(claim)) return "pere must be an object";
   const { push: pushList, feed: feedList, ...others } = claim as Record<string, unknown>;
   const [other] = Object.keys(others);
@@ -74,7 +83,7 @@ export function readRights(claim: unknown): Grant["may"] | string {
   if (typeof push === "string") return push;
   const feed = readPatterns("feed", feedList);
   if (typeof feed === "string") return feed;
-  return (right, channel) => matches(right === "push" ? push : feed, channel);
+  return rightsOf(push, feed);
 }
 
 /** @throws PereError forbidden: the grant does not have the right on the channel; null: on any channel */

@@ -114,9 +114,9 @@ function readClaims({ sub, exp, iat, pere }: JWTPayload, algorithm: Algorithm, n
   if (exp === undefined || exp > TIME_SECONDS_MAX)
     throw refused("its exp must be in seconds, and before the year 10000");
   if (iat !== undefined && iat > now / 1000 + TOLERANCE_SECONDS) throw refused(CLAIM_REASONS.iat!);
-  const may = readRights(pere);
-  if (typeof may === "string") throw refused(may);
-  return { subject: isNoDevice ? null : sub, expires: exp * 1000, may };
+  const rights = readRights(pere);
+  if (typeof rights === "string") throw refused(rights);
+  return { subject: isNoDevice ? null : sub, expires: exp * 1000, ...rights };
 }
 
 /** Reads tokens. Create one with `openAccess`. */

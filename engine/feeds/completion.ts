@@ -12,12 +12,16 @@ import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "./feed.ts
 import { isComplete, PereError, type Tally } from "../model.ts";
 import type { Store } from "../store.ts";
 import type { Batch } from "./log.ts";
+import { yieldToEventLoop } from "../yield.ts";
 
 /** Delay before a broken cursor is set again. */
 const AGAIN_MS = 500;
 
 /** Maximum number of waited-for events, counted per push: a few hundred bytes each; twice the maximum number of feeds. */
 const EVENTS_MAX = 200_000;
+
+/** What a read of tallies counts beside its events: a few statements. */
+const READ_ROWS = 16;
 
 type Follow = (request: FeedRequest, wire: Wire) => Feed;
 
@@ -63,7 +67,7 @@ export class Completion {
       for (let isOver = false; ;) {
         const changed = waiting.changed(); // Taken before the read, so that changes during the read cause another one.
         // If the log showed that all are complete, no read is needed.
-        const tallies = waiting.tallies() ?? (await this.#store.tallies(channel, epoch, first, last));
+        const tallies = waiting.tallies() ?? (await this.#read(channel, epoch, first, last));
         if (tallies === null || isOver || waiting.saw(tallies)) return tallies;
         isOver = await Promise.race([changed, timeUp]);
       }
@@ -72,6 +76,11 @@ export class Completion {
       this.#events -= events.length;
       watcher.leave(waiting);
     }
+  }
+
+  async #read(channel: string, epoch: string, first: number, last: number): Promise<ReadonlyMap<number, Tally> | null> {
+    await yieldToEventLoop("wait", last - first + READ_ROWS);
+    return this.#store.tallies(channel, epoch, first, last);
   }
 
   /** Answer all of them with the current tallies. */

@@ -10,7 +10,8 @@ import { type Event, type Kind, PereError, type Position } from "../model.ts";
 import { isShared } from "../addresses.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
-import { Batch, eventEntry, Log, receiptEntry, type LogSource } from "./log.ts";
+import { Batch, eventEntry, Log, receiptEntry, type LogSource, SLICE_FOLLOWERS } from "./log.ts";
+import { OPEN_ROWS, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 
 /** Times in milliseconds. */
 export interface FeedLimits {
@@ -26,6 +27,8 @@ export interface FeedLimits {
 
 /** Ticks per beat: the resolution of a beat. */
 const BEAT_TICKS = 15;
+/** Logs that are aged in one step. */
+const AGE_LOGS = 1_000;
 
 /** Over how long a drain tells feeds one after the other; fewer than two thousand take less. Checked at this interval. */
 const DRAIN_MS_MAX = 3_000;
@@ -185,9 +188,13 @@ export class Feeds {
   async #join(channels: readonly string[], device: string): Promise<Joined[]> {
     const joining: Joining = { channels, device, isRetired: false };
     this.#joining.add(joining);
-    const found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now()))).finally(
-      () => this.#joining.delete(joining),
-    );
+    let found: Joined[];
+    try {
+      found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now())));
+      await yieldToEventLoop("open", OPEN_ROWS); // One commit enrols very many devices.
+    } finally {
+      this.#joining.delete(joining);
+    }
     if (!joining.isRetired) return found;
     const again = await this.#join(channels, device);
     return again.map((joined, index) => ({ ...joined, enrolled: joined.enrolled && found[index]!.enrolled }));
@@ -354,26 +361,40 @@ export class Feeds {
 
   #turn(): void {
     this.tick++;
-    if (this.tick % BEAT_TICKS === 0) for (const log of this.#logs.values()) log.age();
+    if (this.tick % BEAT_TICKS === 0) void this.#age().catch(this.report);
     const now = this.#now();
-    for (const feed of this.#expiring) if (feed.expires <= now) feed.end("expired");
+    const expired = [...this.#expiring].filter(({ expires }) => expires <= now);
+    void this.#inSlices(expired, (feed) => feed.expires <= now && feed.end("expired")).catch(this.report);
     const spokes = this.#wheel[this.tick % this.#wheel.length]!;
     const due = [...spokes];
     spokes.clear();
-    for (const feed of due) {
-      if (this.tick >= feed.renewAt) {
-        feed.end("renew");
-        continue;
-      }
-      if (this.tick - feed.wroteAt >= BEAT_TICKS) {
-        feed.wroteAt = this.tick;
-        if (!feed.blocked && !attempt(this.report, () => feed.wire.beat(feed.positions()))) {
-          feed.end("busy");
-          continue;
-        }
-      }
-      this.#spin(feed);
+    void this.#inSlices(due, (feed) => this.#tend(feed)).catch(this.report);
+  }
+
+  /** Does something with each feed that is still open by then, in slices of one turn each. */
+  async #inSlices(feeds: readonly Feed[], work: (feed: Feed) => void): Promise<void> {
+    for (const [index, feed] of feeds.entries()) {
+      if (index > 0 && index % SLICE_FOLLOWERS === 0) await yieldToEventLoop("beat", SLICE_FOLLOWERS * WRITE_ROWS);
+      if (feed.open) work(feed);
     }
+  }
+
+  async #age(): Promise<void> {
+    let aged = 0;
+    for (const log of this.#logs.values()) {
+      if (++aged % AGE_LOGS === 0) await yieldToEventLoop("beat", AGE_LOGS);
+      log.age();
+    }
+  }
+
+  /** A feed's beat is due: renews it, keeps it alive, and puts it where its next beat is due. */
+  #tend(feed: Feed): void {
+    if (this.tick >= feed.renewAt) return feed.end("renew");
+    if (this.tick - feed.wroteAt >= BEAT_TICKS) {
+      feed.wroteAt = this.tick;
+      if (!feed.blocked && !attempt(this.report, () => feed.wire.beat(feed.positions()))) return feed.end("busy");
+    }
+    this.#spin(feed);
   }
 
   /** Ends all feeds, spread over time so that readers do not all move to another instance at once. Accepts no new ones. */

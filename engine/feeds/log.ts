@@ -9,7 +9,7 @@
  *
  * Never keeps a promise or a copy per follower and entry, never writes to a sink that pushes back, and never skips missing entries silently.
  */
-import { SharedTurn } from "../yield.ts";
+import { inLaterTurn, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 import { onConsole, type Report, unexpected } from "../faults.ts";
 import {
   completeText,
@@ -36,6 +36,8 @@ export const WRITE_CHARACTERS = 256 * 1024;
 export const RETRY_MS = 500;
 /** Entries per catch-up read. */
 export const CATCH_UP_ENTRIES = 256;
+/** Pages that are kept for other followers who come to the same place while any follower catches up. */
+const PAGES_MAX = 4;
 /** How far ahead of a follower its device's final receipts are remembered; no page is longer. Beyond that, the store is asked. */
 export const SKIP_ENTRIES_MAX = 4 * RING_ENTRIES_MAX;
 
@@ -111,9 +113,6 @@ export function blockUntilDrained(sink: Sink, drained: Promise<unknown>): void {
   drained.then(release, release);
 }
 
-/** Shared by all catch-ups: ten thousand reconnecting followers leave time for other work. */
-const catchUpTurn = new SharedTurn();
-
 /** Reads a log's older entries. */
 export interface LogSource {
   /** Reads entries of one epoch. @throws PereError away: temporarily unreadable; or the epoch has ended, and the log was told */
@@ -157,6 +156,12 @@ interface Cut {
   readonly batch: Batch;
 }
 
+/** Older entries, read once for all followers that need them. `head`: the log's head before the read. */
+interface Page {
+  readonly head: number;
+  readonly batch: Promise<Batch>;
+}
+
 export class Log {
   readonly kind: Kind;
   readonly channel: string;
@@ -182,6 +187,8 @@ export class Log {
   /** Whether the running pass left a follower with more to send. */
   #unfinished = false;
   #shared: Cut | undefined;
+  /** The last pages that were read from the source, by the cursor before them. */
+  readonly #pages = new Map<number, Page>();
 
   constructor(kind: Kind, channel: string, source: LogSource, counters = { deliveries: 0 }) {
     this.kind = kind;
@@ -257,6 +264,12 @@ export class Log {
     follower.stopped = true;
     this.#followers.delete(follower);
     this.#live.delete(follower);
+    this.#dropPages();
+  }
+
+  /** Pages are kept only while a follower catches up. */
+  #dropPages(): void {
+    if (this.#live.size === this.#followers.size) this.#pages.clear();
   }
 
   // -------------------------------------------------------------------------------------------------------------- the ring
@@ -282,6 +295,7 @@ export class Log {
    * ten thousand channels would each keep a megabyte for no one.
    */
   age(): void {
+    this.#pages.clear();
     const drop = this.#ring.findIndex(({ seq }) => seq > this.#agedHead);
     this.#agedHead = this.head;
     if (drop === 0) return;
@@ -295,6 +309,7 @@ export class Log {
     this.#ringCharacters = 0;
     this.#filledFrom = Number.POSITIVE_INFINITY;
     this.#shared = undefined;
+    this.#pages.clear();
   }
 
   /** Entries after `cursor` for one write, or null if the ring does not reach back that far. */
@@ -315,6 +330,7 @@ export class Log {
       try {
         let older: Entry[] = [];
         for (let after = cursor; after < this.#start() - 1;) {
+          await yieldToEventLoop("catch-up", CATCH_UP_ENTRIES);
           const read = (await this.#source.read(after, CATCH_UP_ENTRIES, epoch)).filter(
             ({ seq }) => seq < this.#start(),
           );
@@ -351,7 +367,7 @@ export class Log {
     this.head = head;
     if (this.#pass || this.#live.size === 0) return;
     this.#begin();
-    setImmediate(this.#turn);
+    inLaterTurn("deliver", this.#turn);
   }
 
   #begin(): void {
@@ -360,16 +376,18 @@ export class Log {
     this.#unfinished = false;
   }
 
-  /** Serves a slice of the live followers; continues in the next turn until all have everything. */
-  readonly #turn = (): void => {
+  /** Serves a slice of the live followers; continues in later turns until all have everything. @returns the rows that this took */
+  readonly #turn = (): number => {
     let served = 0;
-    while (this.#pass) {
+    while (this.#pass && served < SLICE_FOLLOWERS) {
       const next = this.#pass.next();
       if (!next.done) {
-        if (this.#tryServe(next.value) && ++served === SLICE_FOLLOWERS) return void setImmediate(this.#turn);
+        if (this.#tryServe(next.value)) served++;
       } else if (this.head > this.#passHead || this.#unfinished) this.#begin();
       else this.#pass = undefined;
     }
+    if (this.#pass) inLaterTurn("deliver", this.#turn);
+    return served * WRITE_ROWS;
   };
 
   /** An error at one follower ends only that follower. */
@@ -481,14 +499,17 @@ export class Log {
       }
       if (follower.cursor >= this.head) {
         this.#live.add(follower);
+        this.#dropPages();
         return sink.rest();
       }
-      await catchUpTurn.yieldToEventLoop();
-      // What is stored while the page is read may overtake it: what is missing then lies below this head.
-      const { epoch, head } = this;
+      await yieldToEventLoop("catch-up", WRITE_ROWS);
+      const { epoch, head: headBefore } = this;
       const { cursor } = follower;
-      if (follower.stopped || sink.blocked || follower.gapAfter || cursor >= head) continue;
-      const batch = await this.#page(cursor);
+      if (follower.stopped || sink.blocked || follower.gapAfter || cursor >= headBefore) continue;
+      const page = await this.#page(cursor);
+      // What is stored while the page is read may overtake it: what is missing then lies below this head.
+      const head = Math.min(headBefore, page.head);
+      const batch = await page.batch;
       const { entries } = batch;
       const first = entries[0]?.seq ?? head + 1;
       const last = entries.at(-1)?.seq ?? head;
@@ -501,6 +522,8 @@ export class Log {
       }
       const given =
         device !== null && this.#source.finalized ? await this.#source.finalized(device, cursor, last, epoch) : null;
+      // Reads wait for a running sync, and many end with it. What they found is written in turns.
+      await yieldToEventLoop("catch-up", entries.length);
       if (follower.stopped) return;
       if (sink.blocked || epoch !== this.epoch) continue;
       const now = this.#source.now();
@@ -512,11 +535,25 @@ export class Log {
     }
   }
 
-  /** The next entries after `cursor`, in a batch shared with other followers there if the ring has them; empty: nothing is kept. */
-  async #page(cursor: number): Promise<Batch> {
+  /** The next entries after `cursor`, in a batch shared with other followers there; empty: nothing is kept. */
+  async #page(cursor: number): Promise<Page> {
     const near = cursor >= this.head - RING_ENTRIES_MAX;
     while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
-    return this.#share(cursor)?.batch ?? new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES, this.epoch));
+    const shared = this.#share(cursor);
+    if (shared) return { head: this.head, batch: Promise.resolve(shared.batch) };
+    const known = this.#pages.get(cursor);
+    if (known) return known;
+    const page = { head: this.head, batch: this.#read(cursor) };
+    this.#pages.set(cursor, page);
+    if (this.#pages.size > PAGES_MAX) this.#pages.delete(this.#pages.keys().next().value!);
+    page.batch.catch(() => this.#pages.get(cursor) === page && this.#pages.delete(cursor)); // The next one tries again.
+    return page;
+  }
+
+  async #read(cursor: number): Promise<Batch> {
+    const { epoch } = this;
+    await yieldToEventLoop("catch-up", CATCH_UP_ENTRIES);
+    return new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES, epoch));
   }
 }
 

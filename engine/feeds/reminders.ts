@@ -5,7 +5,7 @@
  * the existing ones when a channel gets its first device, or when notifications may have been missed. When a reminder is due follows from the event's
  * time, so it is the same at every instance, before and after a restart.
  */
-import { Turn } from "../yield.ts";
+import { WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
 import type { Feeds } from "./feeds.ts";
 import { remindedUntil } from "../model.ts";
@@ -13,12 +13,15 @@ import type { Reminder, Store, Wake } from "../store.ts";
 
 /** Resolution of reminders. */
 const TICK_MS = 250;
-/** Devices per query of the store. */
-const DEVICES_AT_ONCE = 500;
-/** Reminders processed between two checks of the time slice. */
-const ADDED_AT_ONCE = 1_000;
+/** Devices per query of the store, and what each of them counts: it is looked up, and may be written to. */
+const DEVICES_AT_ONCE = 250;
+const DEVICE_ROWS = WRITE_ROWS / 2;
+/** Reminders looked at in one step. */
+const ENTRIES_AT_ONCE = 1_000;
 /** Events reminded concurrently: more would only wait for each other in the store. */
 const EVENTS_AT_ONCE = 16;
+/** What an event counts: it is read, with its tally. */
+const EVENT_ROWS = 16;
 /** New reminders of a channel that trigger a search for deleted ones: as many as there are, plus this many. */
 const SLACK = 1_000;
 
@@ -47,6 +50,7 @@ export class Reminders {
   readonly #channels = new Map<string, ChannelReminders>();
   /** Reminders waiting to be processed. */
   readonly #queue = new Set<DueReminder>();
+  #isFinding = false;
   #isWorking = false;
   readonly #timer: Timer;
   #earliest = Number.POSITIVE_INFINITY;
@@ -82,10 +86,10 @@ export class Reminders {
         const epoch = found[0]?.epoch;
         for (const [seq, { reminder }] of entries)
           if (seq < oldest || (epoch !== undefined && reminder.epoch !== epoch)) entries.delete(seq);
-        const turn = new Turn();
-        for (let from = 0; from < found.length; from += ADDED_AT_ONCE) {
-          for (const reminder of found.slice(from, from + ADDED_AT_ONCE)) this.#add(channel, entries, reminder);
-          await turn.yieldToEventLoop();
+        for (let from = 0; from < found.length; from += ENTRIES_AT_ONCE) {
+          const some = found.slice(from, from + ENTRIES_AT_ONCE);
+          if (from > 0) await yieldToEventLoop("remind", some.length);
+          for (const reminder of some) this.#add(channel, entries, reminder);
         }
         known.most = 2 * entries.size + SLACK;
       })
@@ -122,13 +126,22 @@ export class Reminders {
   }
 
   #tick(): void {
+    if (this.#isFinding) return;
     const now = this.#now();
     const wentBack = now < this.#lookedAt;
     this.#lookedAt = now;
     if (now < this.#earliest && !wentBack) return;
+    void this.#find(now, wentBack).catch(this.#report);
+  }
+
+  /** Finds what is due. */
+  async #find(now: number, wentBack: boolean): Promise<void> {
+    this.#isFinding = true;
     this.#earliest = Number.POSITIVE_INFINITY;
+    let looked = 0;
     for (const { entries } of this.#channels.values())
       for (const [seq, entry] of entries) {
+        if (++looked % ENTRIES_AT_ONCE === 0) await yieldToEventLoop("remind", ENTRIES_AT_ONCE);
         const { until } = entry.reminder;
         if (until !== null && until <= now) {
           entries.delete(seq);
@@ -141,19 +154,19 @@ export class Reminders {
         }
         this.#earliest = Math.min(this.#earliest, entry.due);
       }
+    this.#isFinding = false;
     if (!this.#isWorking) void this.#work().catch(this.#report);
   }
 
   /** Processes what is due, a few at a time. A reminder that is due again before it was processed is sent once. */
   async #work(): Promise<void> {
     this.#isWorking = true;
-    const turn = new Turn();
     try {
       while (this.#queue.size > 0) {
+        await yieldToEventLoop("remind", EVENTS_AT_ONCE * EVENT_ROWS);
         const some = [...this.#queue.values().take(EVENTS_AT_ONCE)];
         for (const entry of some) this.#queue.delete(entry);
         await Promise.all(some.map((entry) => this.#takeTurn(entry)));
-        await turn.yieldToEventLoop();
       }
     } finally {
       this.#isWorking = false;
@@ -181,13 +194,12 @@ export class Reminders {
     const [event] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
     if (event?.seq !== seq) return true;
     const addressees = this.#feeds.presence.addressed(channel, event);
-    const turn = new Turn();
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
+      await yieldToEventLoop("remind", DEVICES_AT_ONCE * DEVICE_ROWS);
       // The store decides whom it is addressed to: a device may have been retired and enrolled again without notice here.
       const silent = await this.#store.unanswered(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
       if (silent === null || (until !== null && until <= this.#now())) return true;
       this.#feeds.remind(channel, epoch, event, silent);
-      await turn.yieldToEventLoop();
     }
     return false;
   }

@@ -8,7 +8,7 @@
  * Never sends an event's data or a receipt's detail, and never queues frames for a slow reader. There are no positions: a watcher that reconnects
  * gets the current state.
  */
-import { Turn } from "../yield.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import type { Counters, Distribution } from "../counters.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
 import type { Bye } from "./feed.ts";
@@ -24,7 +24,7 @@ import {
   tallyCounts,
 } from "../model.ts";
 import type { Presence } from "./presence.ts";
-import type { ChannelEntry, Store } from "../store.ts";
+import type { ChannelEntry, ChannelScope, Store } from "../store.ts";
 
 /** Interval of updates: looks immediate. */
 const TURN_MS = 250;
@@ -38,7 +38,7 @@ const EVENTS = 200;
 const RECEIPTS = 300;
 /** Channels in the overview; `GET /channels` has the rest. */
 const CHANNELS = 200;
-/** Channels searched for the overview, for a watcher that may see few of many. */
+/** Channels searched for the overview: many may be unused. */
 const CHANNELS_LOOKED_AT = 4 * PAGE_MAX;
 /** Channels whose open receipts are counted per turn; the other counts stay as they were. */
 const SUMS = 20;
@@ -53,8 +53,8 @@ export const WATCHERS_MAX = 64;
 export interface WatchRequest {
   /** Null: the overview only. */
   readonly channel: string | null;
-  /** Whether the watcher may see a channel. */
-  readonly may: (channel: string) => boolean;
+  /** The channels that the watcher may see; null: all. */
+  readonly scope: ChannelScope | null;
   /** When the right to it ends, milliseconds since 1970. */
   readonly expires: number;
   /** Why it is refused for now; null: it is allowed. */
@@ -209,14 +209,13 @@ class Watcher {
     const { found, more } = await this.#channels();
     let counted = 0;
     const channels = [];
-    const turn = new Turn();
     for (const item of found) {
-      await turn.yieldToEventLoop();
       const { channel, epoch, events, devices } = item;
       const mark = `${epoch} ${events.head} ${events.floor} ${item.receipts.head}`;
       let sums = this.#sums.get(channel);
       if (sums?.mark !== mark && counted < SUMS) {
         counted++;
+        await yieldToEventLoop("watch", EVENTS);
         const sum = await this.#sum(channel, epoch, events.head);
         sums = sum ? { mark, ...sum } : undefined;
       }
@@ -241,15 +240,16 @@ class Watcher {
   async #channels() {
     const found: ChannelEntry[] = [];
     let after: string | null = "";
-    const turn = new Turn();
     for (let looked = 0; after !== null && looked < CHANNELS_LOOKED_AT && found.length <= CHANNELS;) {
-      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, CHANNELS + 1);
-      for (const entry of page.items)
-        if (this.#request.may(entry.channel) && (!entry.isUnused || (await this.#isAttended(entry.channel))))
-          found.push(entry);
+      await yieldToEventLoop("watch", CHANNELS);
+      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(
+        after,
+        CHANNELS + 1,
+        this.#request.scope,
+      );
+      for (const entry of page.items) if (!entry.isUnused || (await this.#isAttended(entry.channel))) found.push(entry);
       looked += page.items.length;
       after = page.next;
-      await turn.yieldToEventLoop();
     }
     return { found: found.slice(0, CHANNELS), more: after !== null || found.length > CHANNELS };
   }
@@ -294,6 +294,7 @@ class Watcher {
     if (!isNew && from.events === events.head && from.receipts === receipts.head) return null;
 
     const oldest = Math.max(events.floor, events.head - EVENTS);
+    await yieldToEventLoop("watch", EVENTS + RECEIPTS);
     const fresh = await this.#events(channel, epoch, Math.max(from.events, oldest), events.head);
     const isMuch = receipts.head - from.receipts > RECEIPTS || receipts.floor > from.receipts;
     const newReceipts =

@@ -16,6 +16,7 @@ import { type CallOptions, callHook } from "./call.ts";
 import { completeText, id, iso, PereError, type Position } from "../model.ts";
 import type { Delivery, Hook, HookKind, Progress, Store } from "../store.ts";
 import type { Batch, Entry } from "../feeds/log.ts";
+import { yieldToEventLoop } from "../yield.ts";
 
 /** Milliseconds before each attempt: the schedule of Standard Webhooks. */
 const SCHEDULE_MS = [0, 5_000, 5 * 60_000, 30 * 60_000, 2 * 3600_000, 5 * 3600_000, 10 * 3600_000] as const;
@@ -31,6 +32,9 @@ const WAITING_MAX = 100;
 const GIVEN_UP_MAX = 1_000;
 /** For this long after a change of its secret, a hook signs with both secrets, so that the receiver can switch at any time. */
 const HANDOVER_MS = 24 * 3600_000;
+/** What a call counts, and the start of a hook, in rows: a call is signed and connects, a start reads deliveries and opens a feed. */
+const CALL_ROWS = 256;
+const START_ROWS = 64;
 /** Delay before a failed step is retried: opening a feed, storing a result. */
 const AGAIN_MS = 1_000;
 
@@ -99,6 +103,7 @@ export class Runner implements Wire {
   }
 
   async #start(): Promise<void> {
+    await yieldToEventLoop("hooks", START_ROWS);
     for (const delivery of await this.#store.deliveries(this.hook.channel, this.hook.name))
       if (delivery.nextAt === null) this.#given++;
       else this.#waiting.set(delivery.id, delivery);
@@ -215,6 +220,7 @@ export class Runner implements Wire {
     if (!this.#mayCall()) throw new PereError("away", "the lease has expired");
     const keep: Delivery[] = [];
     for (const { kind, first, last, body } of messages) {
+      await yieldToEventLoop("hooks", CALL_ROWS);
       const name = `${this.hook.createdAt}/${nameOf(this.hook)}/${kind}/${id(first.epoch, first.seq)}/${last}`;
       const now = this.#options.now();
       const fresh: Delivery = {
@@ -243,7 +249,7 @@ export class Runner implements Wire {
     if (this.#retrying || !this.#mayCall()) return;
     const now = this.#options.now();
     if (now < this.#quietUntil) return;
-    const due = [...this.#waiting.values()].find(({ nextAt }) => nextAt! <= now);
+    const due = this.#due(now);
     if (!due) return;
     this.#retrying = this.#retry(due).then(
       () => {
@@ -258,7 +264,16 @@ export class Runner implements Wire {
     );
   }
 
+  /** The first pending delivery that is due. */
+  #due(now: number): Delivery | undefined {
+    for (const delivery of this.#waiting.values()) if (delivery.nextAt! <= now) return delivery;
+    return undefined;
+  }
+
   async #retry(delivery: Delivery): Promise<void> {
+    await yieldToEventLoop("hooks", CALL_ROWS);
+    // Meanwhile it may have been stopped, its lease may have expired, or the receiver may have asked not to be called.
+    if (!this.#mayCall() || this.#options.now() < this.#quietUntil) return;
     const left = await this.#try(delivery);
     if (left === "gone") return;
     if (!(await this.#progress(left ? { keep: [left] } : { drop: [delivery.id] }))) return;

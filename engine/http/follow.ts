@@ -5,6 +5,7 @@ import type { Server } from "bun";
 import type { FeedRequest } from "../feeds/feed.ts";
 import { type Kind, type Position } from "../model.ts";
 import { readChannels, readPositions } from "../parsing.ts";
+import { OPEN_ROWS, yieldToEventLoop } from "../yield.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
 import { socket, upgraded } from "./feed-socket.ts";
@@ -31,6 +32,7 @@ async function follow(
   request: Request,
   server: Server<SocketData>,
 ) {
+  await yieldToEventLoop("open", OPEN_ROWS); // Very many may come at once.
   const { engine, admission, random, log, right } = context;
   const query = queryOf(request, FEED_OPTIONS[kind]);
   const channels = readChannels(channelsText);

@@ -4,7 +4,6 @@
 import type { Engine } from "../engine.ts";
 import { iso, PereError, type Row, type State, STATES } from "../model.ts";
 import { readDevice, readPosition } from "../parsing.ts";
-import { Turn } from "../yield.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { accepts, refuseEncodedBody, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
@@ -18,8 +17,8 @@ export async function listChannels(
   const grant = await admission.grant(request);
   const query = queryOf(request, PAGE_OPTIONS);
   const { after, limit } = pageOf(query);
-  const may = (channel: string): boolean => grant.may(right, channel);
-  return json(await engine.channels(after, query.has("limit") ? limit : null, may));
+  const { texts, next } = await engine.channels(after, query.has("limit") ? limit : null, grant.scope(right));
+  return jsonText(`{"channels":[${texts.join(",")}],"next":${JSON.stringify(next)}}`);
 }
 
 export async function listEvents(context: RouteContext, params: Params, request: Request): Promise<Response> {
@@ -66,11 +65,10 @@ export async function receiptRows(context: RouteContext, params: Params, request
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
     if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
-    for (const turn = new Turn(); ;) {
+    for (;;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;
       if (page.next === null || left <= 0) return;
-      await turn.yieldToEventLoop();
       page = await read(page.next, Math.min(left, EXPORT_ROWS));
     }
   }

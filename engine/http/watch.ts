@@ -26,7 +26,7 @@ export async function watch(
   demand(grant, right, channel);
   const asked = {
     channel,
-    may: (one: string): boolean => grant.may(right, one),
+    scope: grant.scope(right),
     expires: grant.expires,
     refused: await refusal(log, () => admission.counter("feed", grant, request, server)(1)),
   };

@@ -69,11 +69,18 @@ export interface MetricsOptions {
 export class Metrics {
   readonly #registry = new Registry();
   readonly #outstanding: OutstandingReceipts;
+  readonly #engine: Engine;
+  /** As of the current scrape. */
+  #held: Engine["held"];
+  #readers: Engine["readers"];
   readonly #lag = new Distribution(STORE_SECONDS);
   readonly #timer: Timer;
 
   constructor({ engine, store, version }: MetricsOptions) {
     this.#outstanding = new OutstandingReceipts(store, engine.counts.named.keys());
+    this.#engine = engine;
+    this.#held = engine.held;
+    this.#readers = engine.readers;
     let expected = performance.now() + LAG_MS;
     this.#timer = setInterval(() => {
       const now = performance.now();
@@ -91,6 +98,9 @@ export class Metrics {
   /** All metrics in the text format 0.0.4. */
   async text(): Promise<string> {
     this.#outstanding.refresh();
+    // Counted once, because they are sums over all feeds and logs.
+    this.#held = this.#engine.held;
+    this.#readers = this.#engine.readers;
     return this.#registry.metrics();
   }
 
@@ -196,16 +206,16 @@ export class Metrics {
       this.#outstanding.counts.map(({ channel, missing }) => [channel, missing]),
     );
     this.#gauge("pere_feeds", "Open feeds, by transport", ["transport"], () =>
-      Object.entries(engine.readers.transports).map(([transport, count]) => [{ transport }, count]),
+      Object.entries(this.#readers.transports).map(([transport, count]) => [{ transport }, count]),
     );
     this.#gauge("pere_followers", "Followers of logs: one per feed and channel", [], () => [
-      [{}, engine.readers.followers],
+      [{}, this.#readers.followers],
     ]);
     this.#gauge("pere_followers_behind", "Followers that are catching up or have a slow reader", [], () => [
-      [{}, engine.readers.followers - engine.held.live],
+      [{}, this.#readers.followers - this.#held.live],
     ]);
     this.#gauge("pere_devices_connected", "Devices with a feed open here, counted once per channel", [], () => [
-      [{}, engine.held.present],
+      [{}, this.#held.present],
     ]);
     const readiness = () => engine.ready().catch(() => null);
     this.#gauge("pere_store_up", "1: the store takes changes", [], async () => [[{}, (await readiness()) ? 1 : 0]]);

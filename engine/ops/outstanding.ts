@@ -4,7 +4,7 @@
  * No counter exists for this, because it would have to change with each receipt. Instead, the tallies are added up from time to time while metrics
  * are requested, a page at a time, and so rarely that it stays a small part of the work. The result may be a minute old.
  */
-import { Turn } from "../yield.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import { PAGE_DEFAULT, PAGE_MAX } from "../model.ts";
 import type { Store } from "../store.ts";
 
@@ -48,16 +48,17 @@ export class OutstandingReceipts {
   }
 
   async #sum(): Promise<OutstandingCount[]> {
-    const turn = new Turn();
     const rest: OutstandingCount = { channel: {}, open: 0, missing: 0 };
     const named = new Map(this.#named.map((channel) => [channel, { channel: { channel }, open: 0, missing: 0 }]));
     for (let after: string | null = ""; after !== null && !this.#stopped;) {
+      await yieldToEventLoop("count", PAGE_DEFAULT);
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(after, PAGE_DEFAULT);
       for (const { channel, epoch, events } of page.items) {
         const count = named.get(channel) ?? rest;
         for (let from = events.floor + 1; from <= events.head && !this.#stopped; from += PAGE_MAX) {
-          await turn.yieldToEventLoop();
-          const tallies = await this.#store.tallies(channel, epoch, from, Math.min(events.head, from + PAGE_MAX - 1));
+          const upTo = Math.min(events.head, from + PAGE_MAX - 1);
+          await yieldToEventLoop("count", upTo - from + 1);
+          const tallies = await this.#store.tallies(channel, epoch, from, upTo);
           if (tallies === null) break; // The log has a new epoch; it is counted next time.
           for (const { addressed, done, failed, missing } of tallies.values()) {
             count.open += addressed - done - failed - missing;

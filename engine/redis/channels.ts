@@ -5,17 +5,24 @@
  * fails, the channel's next change repeats it.
  */
 import type { Redis, Reply } from "./connection.ts";
-import { UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
+import { type ChannelScope, type NameRange, rangesOf, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
 
 /** Unused channels per slice. */
 const UNUSED_AT_ONCE = 200;
 /** Maximum number of channels that are cached as listed. */
 const LISTED_MAX = 100_000;
 
-/** Names in a sorted set, after the name `after`. */
-export async function namesAfter(link: Redis, key: string, after: string, limit: number): Promise<readonly string[]> {
-  const from = after === "" ? "-" : `(${after}`;
-  return (await link.send("ZRANGEBYLEX", key, from, "+", "LIMIT", "0", String(limit))) as readonly string[];
+/** Names in a sorted set, after the name `after`, in a range; absent: all. */
+export async function namesAfter(
+  link: Redis,
+  key: string,
+  after: string,
+  limit: number,
+  range?: NameRange,
+): Promise<readonly string[]> {
+  const from = range && range.from > after ? `[${range.from}` : after === "" ? "-" : `(${after}`;
+  const upTo = range ? `[${range.upTo}` : "+";
+  return (await link.send("ZRANGEBYLEX", key, from, upTo, "LIMIT", "0", String(limit))) as readonly string[];
 }
 
 /** What the list needs from the store. */
@@ -42,8 +49,11 @@ export class ChannelList {
   }
 
   /** Channels by name, after the channel `after`. */
-  names(after: string, limit: number): Promise<readonly string[]> {
-    return namesAfter(this.#link, this.#all, after, limit);
+  async names(after: string, limit: number, scope: ChannelScope | null): Promise<readonly string[]> {
+    const found = await Promise.all(
+      rangesOf(scope, after).map((range) => namesAfter(this.#link, this.#all, after, limit, range)),
+    );
+    return found.flat().slice(0, limit);
   }
 
   /** Whether this instance has added the channel. */

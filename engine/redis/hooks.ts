@@ -16,6 +16,11 @@ import {
   type Progress,
   readFormer,
 } from "../store.ts";
+import { yieldToEventLoop } from "../yield.ts";
+
+/** Channels whose hooks are read at once, and what each of them counts: two or more calls. */
+const READ_CHANNELS = 64;
+const CHANNEL_ROWS = 32;
 
 /** Runs a script that may create its channel, with keys in addition to the channel's. */
 type Make = (
@@ -75,8 +80,7 @@ export class RedisHooks {
 
   /** The hooks of a channel, by name; all hooks if `channel` is null. */
   async list(channel: string | null): Promise<Hook[]> {
-    if (channel === null)
-      return (await Promise.all((await this.#members(this.#hooked)).map((one) => this.list(one)))).flat();
+    if (channel === null) return this.#all();
     const { hooks, hook } = this.#keys(channel);
     const names = await this.#members(hooks);
     const found = await Promise.all(names.map((name) => this.#link.send("HMGET", hook(name), ...HOOK_FIELDS)));
@@ -84,6 +88,18 @@ export class RedisHooks {
       const [url] = fields as readonly Reply[];
       return url === null ? [] : [hookOf(channel, names[n]!, fields as readonly Reply[])];
     });
+  }
+
+  /** All hooks, read in steps. */
+  async #all(): Promise<Hook[]> {
+    const channels = await this.#members(this.#hooked);
+    const found: Hook[] = [];
+    for (let at = 0; at < channels.length; at += READ_CHANNELS) {
+      await yieldToEventLoop("hooks", READ_CHANNELS * CHANNEL_ROWS);
+      const some = await Promise.all(channels.slice(at, at + READ_CHANNELS).map((one) => this.list(one)));
+      found.push(...some.flat());
+    }
+    return found;
   }
 
   async #members(key: string): Promise<string[]> {

@@ -40,6 +40,7 @@ import { type Script, type SCRIPTS, scriptsFor } from "./scripts.ts";
 import {
   type Appended,
   type ChannelEntry,
+  type ChannelScope,
   type Delivery,
   type Extent,
   type Heads,
@@ -253,8 +254,8 @@ export class RedisStore implements Store {
     return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]), isUnused };
   }
 
-  async channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
-    const names = await this.#list.names(after, limit + 1);
+  async channels(after: string, limit: number, scope: ChannelScope | null = null): Promise<Page<ChannelEntry, string>> {
+    const names = await this.#list.names(after, limit + 1, scope);
     const { items, next } = page(names, limit, (name) => name);
     const found = await Promise.all(items.map((channel) => this.#counters(channel)));
     return {

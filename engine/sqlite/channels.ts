@@ -5,6 +5,7 @@
 import type { SqliteFile } from "./group-commit.ts";
 import type { HookRows } from "./hooks.ts";
 import type { Channel, Leaving } from "./schema.ts";
+import type { NameRange } from "../store.ts";
 
 /** Resolution of `touched`, the time of the last sign of life in an unused channel. */
 const TOUCH_MS = 60_000;
@@ -113,9 +114,12 @@ export class ChannelRows {
     return this.find(this.#file.get<{ name: string }>("SELECT name FROM channels WHERE id = ?1", id)!.name)!;
   }
 
-  /** Channels by name, after the channel `after`. */
-  list(after: string, limit: number): Channel[] {
-    return this.#file.all<Channel>(`${CHANNELS} WHERE name > ?1 ORDER BY name LIMIT ?2`, after, limit);
+  /** Channels by name, after the channel `after`, in a range. */
+  list(after: string, { from, upTo }: NameRange, limit: number): Channel[] {
+    if (from === upTo) return this.#file.all<Channel>(`${CHANNELS} WHERE name = ?1 AND name > ?2`, from, after);
+    const begin = from > after ? ">= ?1" : "> ?1";
+    const sql = `${CHANNELS} WHERE name ${begin} AND name <= ?2 ORDER BY name LIMIT ?3`;
+    return this.#file.all<Channel>(sql, from > after ? from : after, upTo, limit);
   }
 
   /** The epoch that a channel without a row will have; it is kept until the channel is created. */

@@ -12,7 +12,7 @@
  * All functions except `list`, `enrolment`, `lostSeq` and `unreleased` run in a transaction. None looks at more than a few thousand events; callers repeat the
  * call until it is done.
  */
-import { Turn } from "../yield.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
 import { type EnrolledDevice, FINAL } from "../model.ts";
 import type { Channel, Leaving } from "./schema.ts";
@@ -311,18 +311,17 @@ export class Enrolments {
       limit,
     );
     const items: EnrolledDevice[] = [];
-    const turn = new Turn(); // A thousand devices may owe thousands of receipts each.
     for (const { device, enrolledAt, seenAt, ...enrolment } of rows) {
-      items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, enrolment, now, turn) });
+      items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, enrolment, now) });
     }
     return items;
   }
 
   /** Counts in slices: a device may owe very many receipts. */
-  async #pending(channel: Channel, device: string, enrolment: Enrolment, now: number, turn: Turn): Promise<number> {
+  async #pending(channel: Channel, device: string, enrolment: Enrolment, now: number): Promise<number> {
     let pending = 0;
     for (let from = this.#after(channel, device, enrolment); from < channel.head; from += PENDING_EVENTS) {
-      await turn.yieldToEventLoop();
+      await yieldToEventLoop("read", PENDING_EVENTS);
       pending += this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq <= ?6 AND ${alive(5)} AND ${unsettled(3)} AND
          CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,

@@ -15,8 +15,11 @@ import {
   type Progress,
   readFormer,
 } from "../store.ts";
+import { yieldToEventLoop } from "../yield.ts";
 
 interface HookRow {
+  /** The channel's. */
+  id: number;
   channel: string;
   epoch: string;
   name: string;
@@ -30,7 +33,13 @@ interface HookRow {
   revision: number;
 }
 
-const hookOf = ({ epoch, kinds, cursor, former, ...row }: HookRow): Hook => ({
+/** Hooks per statement. */
+const READ_HOOKS = 500;
+
+const HOOKS = `SELECT h.channel AS id, c.name AS channel, c.epoch, h.name, h.url, h.secret, h.former, h.kinds, h.createdAt, h.cursor, h.disabled,
+  h.revision FROM hooks h JOIN channels c ON c.id = h.channel`;
+
+const hookOf = ({ id: _, epoch, kinds, cursor, former, ...row }: HookRow): Hook => ({
   ...row,
   former: readFormer(former),
   on: kinds.split(",") as HookKind[],
@@ -44,15 +53,27 @@ export class HookRows {
     this.#file = file;
   }
 
-  /** The hooks of a channel, by name; all hooks if `channel` is null. */
-  list(channel: string | null): Hook[] {
-    return this.#file
-      .all<HookRow>(
-        `SELECT c.name AS channel, c.epoch, h.name, h.url, h.secret, h.former, h.kinds, h.createdAt, h.cursor, h.disabled, h.revision
-         FROM hooks h JOIN channels c ON c.id = h.channel WHERE ?1 IS NULL OR c.name = ?1 ORDER BY c.name, h.name`,
+  /** The hooks of a channel, by name. */
+  list(channel: string): Hook[] {
+    return this.#file.all<HookRow>(`${HOOKS} WHERE c.name = ?1 ORDER BY h.name`, channel).map(hookOf);
+  }
+
+  /** All hooks, read in steps. */
+  async all(): Promise<Hook[]> {
+    const found: Hook[] = [];
+    for (let [channel, name] = [0, ""]; ;) {
+      await yieldToEventLoop("hooks", READ_HOOKS);
+      const rows = this.#file.all<HookRow>(
+        `${HOOKS} WHERE (h.channel, h.name) > (?1, ?2) ORDER BY h.channel, h.name LIMIT ?3`,
         channel,
-      )
-      .map(hookOf);
+        name,
+        READ_HOOKS,
+      );
+      for (const row of rows) found.push(hookOf(row));
+      const last = rows.at(-1);
+      if (last) [channel, name] = [last.id, last.name];
+      if (rows.length < READ_HOOKS) return found;
+    }
   }
 
   #of(channel: Channel, name: string): Hook | undefined {

@@ -4,7 +4,7 @@
  * The audience follows from enrolments or from stored names. Nothing is counted to answer a query. All functions are read-only; those that may have
  * to read very many devices do so in windows and yield to the event loop in between.
  */
-import { Turn } from "../yield.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import type { SqliteFile } from "./group-commit.ts";
 import { FINAL, type Row, rank, type State, STATES } from "../model.ts";
 import { type Channel, isLeaving } from "./schema.ts";
@@ -12,7 +12,7 @@ import { type Page, page } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
 
 /** Devices per statement. */
-const WINDOW_DEVICES = 1_000;
+const WINDOW_DEVICES = 500;
 
 const NOTHING: Page<Row, string> = { items: [], next: null };
 
@@ -68,7 +68,6 @@ export class ReceiptRows {
     limit: number,
   ): Promise<Page<Row, string>> {
     const found: Row[] = [];
-    const turn = new Turn();
     for (let from = after; found.length <= limit;) {
       if (event <= channel.floor || event > channel.head) return NOTHING; // Retention may have run since the last turn.
       const [audience, belongs] = this.#receipts.isTargeted(channel, event)
@@ -86,7 +85,7 @@ export class ReceiptRows {
       found.push(...this.#window(channel, event, status, [from, last], limit + 1 - found.length));
       if (looked < WINDOW_DEVICES) break;
       from = last;
-      await turn.yieldToEventLoop();
+      await yieldToEventLoop("read", WINDOW_DEVICES);
     }
     return page(found, limit, ({ device }) => device);
   }

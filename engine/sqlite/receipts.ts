@@ -25,6 +25,11 @@ const MISS_ROWS = 2_000;
 /** Overhead of an event, in rows: a few statements that take as long as this many rows. */
 const EVENT_ROWS = 20;
 const MISSING = rank("missing");
+/**
+ * As many receipts are buffered at most: then they are written, so that the group commit sees what they cost. As many as a large fleet sends at once
+ * still fit into one commit.
+ */
+const BUFFERED_RECEIPTS_MAX = 1_000;
 /** Rows per insert statement; the largest that fits is used. In a statement of 32, a row costs half as much as alone. */
 const ROWS_A_STATEMENT = [32, 8, 1] as const;
 
@@ -34,7 +39,8 @@ const inserts = (into: string, columns: number) =>
     const row = `(${Array(columns).fill("?").join()})`;
     return { sql: `${into} VALUES ${Array(rows).fill(row).join()}`, values: rows * columns };
   });
-const INSERT_RECEIPTS = inserts("INSERT INTO receipts", 11);
+const RECEIPT_COLUMNS = 11;
+const INSERT_RECEIPTS = inserts("INSERT INTO receipts", RECEIPT_COLUMNS);
 const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
 
 /** A column value. */
@@ -67,6 +73,11 @@ export class Receipts {
   }
 
   // ---------------------------------------------------------------------------------------------------------------- receipts
+
+  /** Between two changes of a transaction: writes the buffered rows if they are many. */
+  writeIfMany(): void {
+    if (this.#receiptRows.length >= BUFFERED_RECEIPTS_MAX * RECEIPT_COLUMNS) this.write();
+  }
 
   /** Records a receipt if it advances the device's status. @param now the server's time, milliseconds since 1970 */
   record(channel: Channel, draft: ReceiptDraft, now: number): Verdict {

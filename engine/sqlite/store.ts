@@ -9,7 +9,7 @@
 import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./group-commit.ts";
 import type { Sync } from "./write-ahead-log.ts";
-import { Turn } from "../yield.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import { Counters } from "../counters.ts";
 import { ChannelRows } from "./channels.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
@@ -39,6 +39,7 @@ import {
 import {
   type Appended,
   type ChannelEntry,
+  type ChannelScope,
   type Delivery,
   earlierDigest,
   type Heads,
@@ -50,6 +51,7 @@ import {
   type Page,
   page,
   type Progress,
+  rangesOf,
   type Readiness,
   type Reminder,
   type Retention,
@@ -224,9 +226,11 @@ export class SqliteStore implements Store {
     return this.#read<Result | null>(name, null, (channel) => (channel.epoch === epoch ? run(channel) : null));
   }
 
-  channels(after: string, limit: number): Promise<Page<ChannelEntry, string>> {
+  channels(after: string, limit: number, scope: ChannelScope | null = null): Promise<Page<ChannelEntry, string>> {
     return this.#file.read(() => {
-      const rows = this.#channels.list(after, limit + 1);
+      const rows: Channel[] = [];
+      for (const range of rangesOf(scope, after))
+        if (rows.length <= limit) rows.push(...this.#channels.list(after, range, limit + 1 - rows.length));
       const items = rows.map((row) => ({
         channel: row.name,
         devices: row.audience,
@@ -368,7 +372,9 @@ export class SqliteStore implements Store {
     return this.#file.change(() => {
       const channel = this.#channels.find(name);
       if (!channel) return drafts.map((): Verdict => "unknown");
-      return drafts.map((draft) => this.#receipts.record(channel, draft, now));
+      const verdicts = drafts.map((draft) => this.#receipts.record(channel, draft, now));
+      this.#receipts.writeIfMany();
+      return verdicts;
     });
   }
 
@@ -436,7 +442,6 @@ export class SqliteStore implements Store {
   reminders(name: string, now: number): Promise<Reminder[]> {
     return this.#read<Reminder[]>(name, [], async (channel) => {
       const found: Reminder[] = [];
-      const turn = new Turn();
       for (let after = channel.floor; ;) {
         const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
           "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
@@ -451,7 +456,7 @@ export class SqliteStore implements Store {
         }
         if (read.length < READ_REMINDERS) return found;
         after = Math.max(read.at(-1)!.seq, channel.floor);
-        await turn.yieldToEventLoop();
+        await yieldToEventLoop("remind", READ_REMINDERS);
       }
     });
   }
@@ -612,7 +617,7 @@ export class SqliteStore implements Store {
     });
   }
   hooks(name: string | null): Promise<Hook[]> {
-    return this.#file.read(() => this.#hooks.list(name));
+    return this.#file.read(() => (name === null ? this.#hooks.all() : this.#hooks.list(name)));
   }
   deliveries(name: string, hook: string): Promise<Delivery[]> {
     return this.#read<Delivery[]>(name, [], (channel) => this.#hooks.deliveries(channel, hook));

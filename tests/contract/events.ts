@@ -149,6 +149,30 @@ export function channelContract(ground: Ground): void {
       const b = (await ground.store.channels("a", 1)).items[0]!;
       expect(b).toMatchObject({ channel: "b", devices: 1, events: { head: 2, floor: 0 } });
     });
+
+    test("is listed within a scope of names and prefixes, which may overlap, and no other is", async () => {
+      for (const channel of ["a", "a.1", "a.2", "a.2.x", "ab", "b", "b.1", "c", "c~", "d"])
+        await ground.store.enrol(channel, "till", T);
+      const within = async (names: string[], prefixes: string[], after = "", limit = 2): Promise<string[]> => {
+        const listed: string[] = [];
+        for (let from: string | null = after; from !== null;) {
+          const page: Awaited<ReturnType<Store["channels"]>> = await ground.store.channels(from, limit, {
+            names,
+            prefixes,
+          });
+          expect(page.items.length).toBeLessThanOrEqual(limit);
+          listed.push(...page.items.map(({ channel }) => channel));
+          from = page.next;
+        }
+        return listed;
+      };
+      expect(await within(["c", "a", "none"], [])).toEqual(["a", "c"]);
+      expect(await within([], ["a."])).toEqual(["a.1", "a.2", "a.2.x"]);
+      expect(await within(["a.2", "b", "b"], ["a.", "a.2.", "c"])).toEqual(["a.1", "a.2", "a.2.x", "b", "c", "c~"]);
+      expect(await within(["a.2", "b"], ["a.", "c"], "a.2")).toEqual(["a.2.x", "b", "c", "c~"]);
+      expect(await within(["d"], ["a."], "d")).toEqual([]);
+      expect(await within([], [])).toEqual([]);
+    });
   });
 }
 

@@ -7,6 +7,7 @@
  */
 import { AsyncLocalStorage } from "node:async_hooks";
 import { drainMicrotasks } from "bun:jsc";
+import { EventLoopBudget, findBudgetBy } from "../../engine/yield.ts";
 import { chance } from "../support/chance.ts";
 
 /** When each world begins, milliseconds since 1970. */
@@ -20,6 +21,8 @@ export class Machine {
   isAlive = true;
   /** How far its wall clock is off. */
   skewMs = 0;
+  /** Of its own event loop; it dies with it. */
+  readonly budget = new EventLoopBudget();
 
   constructor(name: string) {
     this.name = name;
@@ -71,6 +74,8 @@ export class Clock {
   /** What happened, as one number, and line by line where somebody wants to read it. */
   trace = 0n;
   lines: string[] | null = null;
+  /** Of code that runs on no machine. */
+  readonly budget = new EventLoopBudget();
   /** What was thrown where nobody caught it. */
   readonly uncaught: unknown[] = [];
   #heap: Timer[] = [];
@@ -262,6 +267,7 @@ export function install(): void {
   });
   Object.assign(Bun, { sleep: (ms: number) => clock.sleep(ms) });
   Object.assign(Math, { random });
+  findBudgetBy(() => (clock.here() ?? clock).budget);
   Date.now = () => clock.wall();
   performance.now = () => clock.now;
   crypto.getRandomValues = fill as typeof crypto.getRandomValues;
