@@ -36,6 +36,7 @@ const PROGRAMS: Record<string, string> = {
   nginx: "nginx",
   promtool: "prometheus",
   caddy: "caddy",
+  cc: "gcc libc6-dev",
   python3: "python3",
   pip3: "python3-pip python3-venv",
   "systemd-analyze": "systemd",

@@ -1,0 +1,108 @@
+/**
+ * A disk that takes its time: while a sync runs, the event loop goes on, changes gather for the next one, and nothing is answered, told or shown
+ * before it is durable.
+ */
+import { describe, expect, test } from "bun:test";
+import { join } from "node:path";
+import { PereError } from "../engine/model.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
+import { draft, hear, reads, T, word } from "./contract/calls.ts";
+import { temporary, until } from "./support/harness.ts";
+
+/** A store whose syncs end when the test says so. */
+function held() {
+  const syncs: PromiseWithResolvers<void>[] = [];
+  const state = { isHeld: false };
+  const sync = (): Promise<void> => {
+    if (!state.isHeld) return Promise.resolve();
+    const one = Promise.withResolvers<void>();
+    syncs.push(one);
+    return one.promise;
+  };
+  const path = join(temporary(), "pere.db");
+  return { path, store: new SqliteStore({ path, sync }), syncs, hold: () => void (state.isHeld = true) };
+}
+
+/** Lets everything happen that waits for nothing but the event loop. */
+async function turns(): Promise<void> {
+  for (let n = 0; n < 20; n++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+describe.skipIf(process.platform !== "linux")("while a sync runs", () => {
+  test("nothing of it is answered, told or read, and changes wait for the next sync together", async () => {
+    const { store, syncs, hold } = held();
+    await store.enrol("orders", "till", T);
+    const { epoch } = await store.append("orders", [draft("first")], T);
+    hold();
+    const seen: string[] = [];
+    hear(store, ({ kind, entries }) => seen.push(`told ${kind} ${entries.map(({ seq }) => seq)}`));
+    const noted = <Value>(what: string, promise: Promise<Value>): Promise<Value> =>
+      promise.finally(() => seen.push(what));
+    const appended = noted("append 2", store.append("orders", [draft("second")], T));
+    await until(() => syncs.length === 1, "a sync");
+    const read = noted("read", reads.events(store, "orders", 0, 10));
+    const heads = noted("heads", store.heads("orders"));
+    const later = [
+      noted("append 3", store.append("orders", [draft("third")], T)),
+      noted("receipt", store.record("orders", [word(epoch, 2, "till", "done")], T)),
+      noted("enrol", store.enrol("orders", "kiosk", T)),
+    ];
+    await turns();
+    expect([seen, syncs.length]).toEqual([[], 1]);
+
+    syncs[0]!.resolve();
+    await Promise.all([appended, read, heads]);
+    await until(() => syncs.length === 2, "the next sync");
+    await turns();
+    expect(seen.toSorted()).toEqual(["append 2", "heads", "read", "told events 2"]);
+    expect(seen[0]).toBe("told events 2");
+    expect((await read).map(({ seq }) => seq)).toEqual([1, 2]);
+    expect((await heads)!.events.head).toBe(2);
+
+    syncs[1]!.resolve();
+    await Promise.all(later);
+    expect(syncs).toHaveLength(2);
+    expect(seen.slice(4).toSorted()).toEqual(["append 3", "enrol", "receipt", "told events 3", "told receipts 1,2"]);
+    const closed = store.close();
+    await closed;
+  });
+
+  test("and fails, what was acknowledged before is read, and nothing else ever", async () => {
+    const { store, syncs, hold } = held();
+    await store.enrol("orders", "till", T);
+    const { epoch } = await store.append("orders", [draft("first")], T);
+    hold();
+    const told: number[] = [];
+    hear(store, ({ entries }) => told.push(...entries.map(({ seq }) => seq)));
+    const calls = Promise.allSettled([
+      store.append("orders", [draft("second")], T),
+      store.record("orders", [word(epoch, 1, "till", "done")], T),
+      store.append("others", [draft("new")], T),
+    ]);
+    await until(() => syncs.length === 1, "a sync");
+    const waiting = store.append("orders", [draft("third")], T).catch((error: unknown) => error);
+    const read = reads.events(store, "orders", 0, 10);
+    syncs[0]!.reject(new Error("EIO"));
+    const codes = (await calls).map((call) => (call as { reason?: PereError }).reason?.code);
+    expect([...codes, ((await waiting) as PereError).code]).toEqual(["away", "away", "away", "away"]);
+    // It was read while the sync ran, and is read again as of the sync before.
+    expect((await read).map(({ data }) => data)).toEqual(['"first"']);
+    expect((await reads.tallies(store, "orders", 1, 10)).get(1)).toMatchObject({ addressed: 1, done: 0 });
+    expect(await store.heads("others")).toBeNull();
+    expect((await store.heads("orders"))!.events.head).toBe(1);
+    expect(store.append("orders", [draft("fourth")], T)).rejects.toBeInstanceOf(PereError);
+    expect(store.ready()).rejects.toBeInstanceOf(PereError);
+    await turns();
+    expect([told, syncs.length]).toEqual([[], 1]);
+    await store.close();
+  });
+
+  test("a call that changes nothing waits for no sync of its own", async () => {
+    const { store, syncs, hold } = held();
+    await store.enrol("orders", "till", T);
+    hold();
+    expect(await store.enrol("orders", "till", T)).toBeFalse();
+    expect(syncs).toHaveLength(0);
+    await store.close();
+  });
+});
