@@ -92,6 +92,8 @@ const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
 /** Events or channels per read. */
 const READ_ROWS = 250;
 
+const utf8 = new TextEncoder();
+
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
   unaddressed: "the event was not addressed to this device",
@@ -297,36 +299,45 @@ export class Engine {
   }
 
   /**
-   * Channels by name, with the number of connected devices, each as its JSON text: a page, or all of them if `limit` is null. Unused channels are
-   * included only while a device is connected. `next` is the last one's name, or null at the end.
+   * Channels by name, with the number of connected devices: a page, or all of them if `limit` is null. Unused channels are included only while a
+   * device is connected. `parts` are their JSON texts as UTF-8, comma separated, several in each: one text of very many would be made in one go.
+   * `next` is the last one's name, or null at the end.
    * @param scope the channels that the reader may see; null: all
    */
   async channels(
     after: string,
     limit: number | null,
     scope: ChannelScope | null,
-  ): Promise<{ texts: string[]; next: string | null }> {
-    const texts: string[] = [];
+  ): Promise<{ parts: Uint8Array[]; next: string | null }> {
+    const parts: Uint8Array[] = [];
+    let count = 0;
     let last = "";
+    let isMore = false;
     // One extra row shows whether there are more.
     let size = Math.min(READ_ROWS, (limit ?? READ_ROWS) + 1);
     for (let from: string | null = after; from !== null; size = READ_ROWS) {
       await yieldToEventLoop("read", size);
       const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size, scope);
+      const texts: string[] = [];
       const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.remotePresence(channel)));
       for (const [index, { channel, epoch, events, devices, isUnused }] of page.items.entries()) {
         const connected = this.#feeds.presence.connected(channel, null, elsewhere[index]!);
         if (isUnused && connected === 0) continue;
-        if (texts.length === limit) return { texts, next: last };
+        if (count === limit) {
+          isMore = true;
+          break;
+        }
+        count++;
         last = channel;
         const newest = events.head === 0 ? "null" : `"${epoch}-${events.head}"`;
         texts.push(
           `{"channel":"${channel}","events":${events.head - events.floor},"devices":${devices},"connected":${connected},"last":${newest}}`,
         );
       }
-      from = page.next;
+      if (texts.length > 0) parts.push(utf8.encode((parts.length > 0 ? "," : "") + texts.join()));
+      from = isMore ? null : page.next;
     }
-    return { texts, next: null };
+    return { parts, next: isMore ? last : null };
   }
 
   /**

@@ -66,3 +66,16 @@ test("a feed that the service closes is a failure", async () => {
   );
   await feeds.close();
 });
+
+test("rows about long work fill their files by the current schema, do their work and show the longest turn", async () => {
+  const names = ["stall-log", "stall-crowd-10", "stall-channels", "stall-channels-one", "stall-rows"];
+  const flags = ["--only", names.join(), "--divide", "1000", "--seconds", "1", "--json"];
+  const bench = Bun.spawn([process.execPath, BENCH, ...flags], { env: process.env, stdout: "pipe", stderr: "inherit" });
+  const { rows } = JSON.parse(await new Response(bench.stdout).text()) as {
+    rows: { name: string; error?: string; figure: number }[];
+  };
+  expect(rows.filter(({ error }) => error !== undefined)).toEqual([]);
+  expect(rows.map(({ name }) => name)).toEqual(names);
+  for (const { figure } of rows) expect(figure).toBeGreaterThan(0);
+  expect(await bench.exited).toBe(0);
+}, 60_000);

@@ -33,7 +33,7 @@ const GIVEN_UP_MAX = 1_000;
 /** For this long after a change of its secret, a hook signs with both secrets, so that the receiver can switch at any time. */
 const HANDOVER_MS = 24 * 3600_000;
 /** What a call counts, and the start of a hook, in rows: a call is signed and connects, a start reads deliveries and opens a feed. */
-const CALL_ROWS = 256;
+const CALL_ROWS = 512;
 const START_ROWS = 64;
 /** Delay before a failed step is retried: opening a feed, storing a result. */
 const AGAIN_MS = 1_000;
