@@ -12,6 +12,7 @@ import { checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
 import { attempt, unexpected } from "../faults.ts";
 import { type HookOptions, nameOf, Runner } from "./runner.ts";
 import { CHANNEL, id, iso, PereError } from "../model.ts";
+import { yieldToEventLoop } from "../yield.ts";
 import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "../store.ts";
 
 /** How often the lease is renewed and the list of hooks is read. */
@@ -20,6 +21,8 @@ const LOOK_MS = 1_000;
 const LEASE_MS = 5_000;
 /** How often due deliveries are looked for. */
 const TICK_MS = 250;
+/** Runners that look for due deliveries in one step. */
+const TICK_RUNNERS = 500;
 /** How long a stopping service waits for calls in flight, so that delivered calls are not repeated. */
 const CLOSE_TIMEOUT_MS = 2_000;
 
@@ -58,15 +61,13 @@ export class Hooks {
   readonly #timers: Timer[];
   #looking: Promise<void> | undefined;
   #isHolder = false;
+  #isTicking = false;
   #stopped = false;
 
   constructor(store: Store, options: HookOptions) {
     this.#store = store;
     this.#options = options;
-    this.#timers = [
-      setInterval(() => void this.#look(), LOOK_MS),
-      setInterval(() => this.#runners.forEach((runner) => attempt(options.report, () => runner.tick())), TICK_MS),
-    ];
+    this.#timers = [setInterval(() => void this.#look(), LOOK_MS), setInterval(() => void this.#tick(), TICK_MS)];
     for (const timer of this.#timers) timer.unref();
     void this.#look();
   }
@@ -128,6 +129,18 @@ export class Hooks {
   async #changed(): Promise<void> {
     await this.#looking;
     await this.#look();
+  }
+
+  /** Lets each runner retry what is due, in steps. */
+  async #tick(): Promise<void> {
+    if (this.#isTicking) return;
+    this.#isTicking = true;
+    let ticked = 0;
+    for (const runner of this.#runners.values()) {
+      if (++ticked % TICK_RUNNERS === 0) await yieldToEventLoop("hooks", TICK_RUNNERS);
+      attempt(this.#options.report, () => runner.tick());
+    }
+    this.#isTicking = false;
   }
 
   #look(): Promise<void> {
