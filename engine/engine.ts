@@ -468,11 +468,10 @@ export class Engine {
   async drain(): Promise<void> {
     this.#draining = true;
     clearInterval(this.#seenTimer);
-    this.#retention.stop();
     this.#reminders.stop();
     this.#completion.stop();
     this.#watch.stop();
-    await Promise.all([this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
+    await Promise.all([this.#retention.stop(), this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
   }
 
   /** Makes everything acknowledged durable and closes the store. */

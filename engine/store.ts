@@ -359,6 +359,13 @@ export interface Store {
   trim(channel: string | null, retention: Retention, now: number): Promise<boolean>;
 
   /**
+   * Channels in which `trim` may have something to do, those that wait longest first: where its last call did not end its work, where it kept nothing
+   * and an event was pushed since, where the oldest event has reached the age that its last call was given, and where a device was retired.
+   * @returns null: unknown, because the list may be incomplete; call `trim` for all channels
+   */
+  trimmable(now: number, limit: number): Promise<readonly string[] | null>;
+
+  /**
    * Sets the watcher, which is notified of every entry that becomes durable in a followed log, by any instance, and of retired devices in followed
    * event logs. One watcher per store.
    * @param reached called when notifications may have been missed; read what is missing

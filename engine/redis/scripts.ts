@@ -23,9 +23,9 @@
  *
  * In the code, `special` is called filteredEvents and `gone` retiredAnswered.
  *
- * Each idempotency key has its own key in the same slot; so does each hook, a hash, and its deliveries, another hash. Two keys outside the channels,
- * `due` and `hooked`, list the channels with a deadline ahead and with hooks. Outdated members are ignored, and the next round of trimming restores
- * what `due` has lost. There is no index of receipts by device: what a device owes is found by looking up the events after `settled`, up to which it
+ * Each idempotency key has its own key in the same slot; so does each hook, a hash, and its deliveries, another hash. Three keys outside the channels,
+ * `due`, `hooked` and `kept`, list the channels with a deadline ahead, with hooks and with something for retention to do. Outdated members are ignored.
+ * Retention trims all channels when another instance takes over, or when its own has lost the connection, which restores what `due` and `kept` have lost. There is no index of receipts by device: what a device owes is found by looking up the events after `settled`, up to which it
  * owes nothing, in `latest`; `settled` follows the device every few seconds.
  *
  * A device is retired in two steps. The first ends its enrolment and sets `leaving` in the counters to `joined upTo released at device`. From then on
@@ -440,7 +440,8 @@ export const SCRIPTS = {
 
   /**
    * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
-   * reminders or 0, reminded until or 0, entry, number of names, names; known state → made, epoch, first, count, at, addressed, type, replayed; or
+   * reminders or 0, reminded until or 0, entry, number of names, names; known state → made, epoch, first, count, at, addressed, type, replayed, whether
+   * no event was kept before; or
    * nothing: the key came with another digest
    */
   append: script(`
@@ -460,7 +461,7 @@ export const SCRIPTS = {
       end
       if known then
         if known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then return {} end
-        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1 }
+        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0 }
       end
     end
     local count, at = tonumber(ARGV[7]), 8
@@ -496,7 +497,7 @@ export const SCRIPTS = {
         addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
     end
     publish(events, channel.epoch, first, entries)
-    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0 }`),
+    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, channel.floor == channel.head and 1 or 0 }`),
 
   /**
    * now, then for each receipt: epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
@@ -783,19 +784,19 @@ export const SCRIPTS = {
     return nextDeadline()`),
 
   /**
-   * number of events to keep, oldest time to keep, now, limit of the slice, known state → whether there is more to do, the next deadline ('': none is
-   * ahead)
+   * number of events to keep, oldest time to keep, now, limit of the slice, known state → whether there is more to do, and if not: the next deadline
+   * ('': none is ahead), when the oldest kept event was pushed ('': there is none)
    */
   trim: script(`
     local channel = look()
     guard(channel, ARGV[5])
-    if not channel then return { 0, '' } end
+    if not channel then return { 0, '', '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local work, entries = 0, {}
     if channel.leaving then
       release(channel, entries, ARGV[3])
       publishReceipts(channel, entries)
-      return { 1, '' }
+      return { 1, '', '' }
     end
 
     -- Notes what the devices have lost of which the rows to be deleted show more than 'lost' says: first those that answered the newest event to
@@ -869,7 +870,7 @@ export const SCRIPTS = {
     end
 
     -- What an earlier script began comes first, so that it ends however many events expire meanwhile.
-    if noteLosses() or sweep() then return { 1, '' } end
+    if noteLosses() or sweep() then return { 1, '', '' } end
 
     -- The next run: all events that are no longer kept, up to a limit.
     local first, top, past = channel.floor, 0, filtered(channel.floor + 1, channel.floor + CHUNK)
@@ -907,7 +908,8 @@ export const SCRIPTS = {
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
       if noteLosses() or sweep() then isMore = true end
     end
-    return { isMore and 1 or 0, isMore and '' or nextDeadline() }`),
+    if isMore then return { 1, '', '' } end
+    return { 0, nextDeadline(), redis.call('HGET', tallies, text(channel.floor + 1) .. ':at') or '' }`),
 
   /**
    * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many
@@ -979,6 +981,15 @@ export const SCRIPTS = {
     local mark = '!' .. ARGV[1]
     local score = redis.call('ZSCORE', KEYS[1], mark)
     if score and tonumber(score) == tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], mark) end
+    return 1`),
+
+  /** The list of channels that retention has something to do in. Now, number of channels → those that are due, each with when it was to be trimmed */
+  trimmable: whole(`return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1], 'WITHSCORES', 'LIMIT', 0, ARGV[2])`),
+
+  /** The list of channels that retention has something to do in. A channel, when it was to be trimmed: if that was not changed since, removes it */
+  unlist: whole(`
+    local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
+    if score and tonumber(score) == tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARGV[1]) end
     return 1`),
 
   /** Instances by their last heartbeat. An instance, its lifetime in milliseconds, how long to remember it → whether it was unknown, the live ones */

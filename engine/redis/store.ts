@@ -34,6 +34,7 @@ import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisPresence } from "./presence.ts";
+import { TrimmableChannels } from "./retention.ts";
 import { check, readDurability } from "./durability.ts";
 import { type Keys, keysWith, topicSuffix } from "./keys.ts";
 import { type Script, type SCRIPTS, scriptsFor } from "./scripts.ts";
@@ -122,6 +123,7 @@ export class RedisStore implements Store {
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
   readonly #list: ChannelList;
+  readonly #trimmable: TrimmableChannels;
   /** How far each channel's logs are known to reach: detects that Redis was restored to an older state before a number is used twice. */
   readonly #lastKnown = new Map<
     string,
@@ -141,6 +143,7 @@ export class RedisStore implements Store {
       for (const { text } of Object.values(this.#scripts)) client.sendCommand(["SCRIPT", "LOAD", text]).catch(() => {});
       // The new connection may lead to a server in another state.
       this.#list.markUnverified();
+      this.#trimmable.markUnverified();
       this.#presence.markUnverified();
       this.#subscriber.markUnverified();
     };
@@ -155,6 +158,7 @@ export class RedisStore implements Store {
       discard: async (channel, upTo) => (await this.#run(this.#scripts.discard, channel, [upTo]))[0],
       exists: async (channel) => (await this.heads(channel)) !== null,
     });
+    this.#trimmable = new TrimmableChannels(this.#link, `${prefix}kept`, this.#scripts);
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // In a Cluster, a message published at one node reaches all nodes.
     this.#subscriber = new RedisSubscriber(urls, {
@@ -305,7 +309,8 @@ export class RedisStore implements Store {
         ? await store()
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw otherRequest();
-    const [, epoch, first, count, at, addressed, type, replayed] = reply;
+    const [, epoch, first, count, at, addressed, type, replayed, wasEmpty] = reply;
+    if (wasEmpty === 1) await this.#trimmable.add(channel, now);
     if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
     // The first call may have failed before it registered the deadline.
     if (replayed === 1 && deadlines.length > 0)
@@ -515,7 +520,10 @@ export class RedisStore implements Store {
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
     for (;;) {
-      const [what] = await this.#run(this.#scripts.retire, channel, [device, now, this.#guardOf(channel)]);
+      const [[what]] = await Promise.all([
+        this.#run(this.#scripts.retire, channel, [device, now, this.#guardOf(channel)]),
+        this.#trimmable.add(channel, now), // If this instance dies, retention finishes the release.
+      ]);
       if (what === -1) continue;
       // The retirement is decided. If Redis fails now, the next trim finishes the release.
       for (let isMore = what === 2; isMore;)
@@ -570,11 +578,19 @@ export class RedisStore implements Store {
       await this.ready();
       return this.#list.trimUnused(before, now);
     }
-    const [more, next] = await this.#run(this.#scripts.trim, channel, [
+    const [more, deadline, oldest] = await this.#run(this.#scripts.trim, channel, [
       ...[count, before, now, TRIM_ROWS, this.#guardOf(channel)],
     ]);
-    if (next !== "") await this.#deadlines.ahead(channel, next as string);
-    return more === 1;
+    if (more === 1) return true;
+    await Promise.all([
+      deadline !== "" && this.#deadlines.ahead(channel, deadline as string),
+      this.#trimmable.trimmed(channel, oldest === "" ? null : Number(oldest) + now - before + 1),
+    ]);
+    return false;
+  }
+
+  trimmable(now: number, limit: number): Promise<readonly string[] | null> {
+    return this.#trimmable.find(now, limit);
   }
 
   // ----------------------------------------------------------------------------------------------------------------- hooks

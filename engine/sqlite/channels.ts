@@ -13,7 +13,7 @@ const TOUCH_MS = 60_000;
 const RESERVED_MAX = 100_000;
 
 /** Reads channels; see `schema.ts`. */
-const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched, lost AS lostByAll,
+const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched, lost AS lostByAll, trimAt,
   max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
@@ -74,7 +74,7 @@ export class ChannelRows {
     const found = this.find(name);
     if (found) return found;
     const epoch = this.#reserved.get(name) ?? this.#epoch();
-    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3, 0)", name, epoch, touched);
+    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3, 0, NULL)", name, epoch, touched);
     return this.find(name)!;
   }
 
@@ -93,10 +93,38 @@ export class ChannelRows {
     this.#changed.add(channel);
   }
 
+  /** In a transaction: retention may have something to do in the channel from now on. */
+  trimSoon(channel: Channel, now: number): void {
+    if (channel.trimAt !== null && channel.trimAt <= now) return;
+    channel.trimAt = now;
+    // Not the whole row: its heads only need to be written when retention has run.
+    this.#file.run("UPDATE channels SET trimAt = ?2 WHERE id = ?1", channel.id, now);
+  }
+
+  /** In a transaction: retention has done all that there is to do in the channel. @param keptMs how long events are kept */
+  trimmed(channel: Channel, keptMs: number): void {
+    const oldest = this.#file.get<{ at: number }>(
+      "SELECT at FROM events WHERE channel = ?1 AND seq = ?2",
+      channel.id,
+      channel.floor + 1,
+    );
+    const trimAt = oldest ? oldest.at + keptMs + 1 : null;
+    if (trimAt === channel.trimAt) return;
+    channel.trimAt = trimAt;
+    this.#changed.add(channel);
+  }
+
+  /** Channels in which retention may have something to do, those that wait longest first. */
+  trimmable(now: number, limit: number): string[] {
+    return this.#file
+      .all<{ name: string }>("SELECT name FROM channels WHERE trimAt <= ?1 ORDER BY trimAt LIMIT ?2", now, limit)
+      .map(({ name }) => name);
+  }
+
   #write(channel: Channel): void {
-    const { id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched, lostByAll } = channel;
+    const { id, head, floor, deletedUpTo, receiptsHead, receiptsFloor, audience, touched, lostByAll, trimAt } = channel;
     this.#file.run(
-      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8, lost = ?9 WHERE id = ?1",
+      "UPDATE channels SET head = ?2, floor = ?3, swept = ?4, receiptsHead = ?5, receiptsFloor = ?6, audience = ?7, touched = ?8, lost = ?9, trimAt = ?10 WHERE id = ?1",
       id,
       head,
       floor,
@@ -106,6 +134,7 @@ export class ChannelRows {
       audience,
       touched,
       lostByAll,
+      trimAt,
     );
   }
 

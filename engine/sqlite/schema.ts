@@ -126,11 +126,17 @@ UPDATE devices SET settled = max(settled, (SELECT floor FROM channels WHERE id =
   WHERE "left" IS NULL AND channel IN (SELECT id FROM channels WHERE floor > swept);
 `;
 
+/** When retention may next have something to do in a channel, milliseconds since 1970; null: not before another event. Unknown in older files: at once. */
+const TRIMS = `
+ALTER TABLE channels ADD COLUMN trimAt INTEGER DEFAULT 0;
+CREATE INDEX trims ON channels (trimAt) WHERE trimAt IS NOT NULL;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS],
 };
 
 /**
@@ -163,6 +169,8 @@ export interface Channel {
   audience: number;
   /** The newest event that every device lost that joined before it and owed something up to it; 0: none. */
   lostByAll: number;
+  /** When retention may next have something to do, milliseconds since 1970; null: not before another event is pushed. */
+  trimAt: number | null;
   /** Last sign of life of a device, milliseconds since 1970, in a channel that only feeds have created; null: the channel is in use. */
   touched: number | null;
   /** The newest run in `audiences`; null: there is none yet. */

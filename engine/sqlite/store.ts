@@ -295,6 +295,7 @@ export class SqliteStore implements Store {
     const deadline = afterSeconds(at, draft.deadline);
     const remind = afterSeconds(0, draft.remind);
     this.#channels.grown();
+    if (channel.trimAt === null) this.#channels.trimSoon(channel, at);
     this.#file.run(
       "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
       channel.id,
@@ -512,10 +513,12 @@ export class SqliteStore implements Store {
         if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
         this.#wakes.push({ kind: "retired", channel: name, device });
         this.#channels.idle(channel, now);
-        return { isRetired: true, more: this.#release(channel, now) };
+        const more = this.#release(channel, now);
+        if (more) this.#channels.trimSoon(channel, now); // If the store fails now, retention finishes the release.
+        return { isRetired: true, more };
       });
       if (isRetired === null) continue;
-      // The retirement is decided. If the store fails now, the next trim finishes the release.
+      // The retirement is decided.
       for (let isLeft = more; isLeft;)
         isLeft = await this.#file
           .change(() => {
@@ -566,8 +569,13 @@ export class SqliteStore implements Store {
       const before = progressOf(channel);
       const more = this.#retention.trim(channel, retention, now);
       if (progressOf(channel) > before) this.#channels.changed(channel);
+      if (!more) this.#channels.trimmed(channel, now - retention.before);
       return more;
     });
+  }
+
+  trimmable(now: number, limit: number): Promise<readonly string[]> {
+    return this.#file.read(() => this.#channels.trimmable(now, limit));
   }
 
   #trimUnused(retention: Retention, now: number): boolean {

@@ -170,4 +170,76 @@ export function retentionContract(ground: Ground): void {
       expect((await ground.store.join("orders", "kiosk", T)).lostSeq).toBe(1);
     });
   });
+
+  describe("the channels that retention has something to do in", () => {
+    const KEPT_MS = 60 * SECOND;
+    /** Where the list is unknown, a second look finds it. */
+    const due = async (now: number, limit = 100): Promise<readonly string[]> =>
+      (await ground.store.trimmable(now, limit)) ?? (await ground.store.trimmable(now, limit))!;
+    const trim = (channel: string, now: number) =>
+      trimAll(ground.store, channel, { count: 1_000, before: now - KEPT_MS }, now);
+
+    test("are those that were pushed to first, and then those whose oldest event has reached its age", async () => {
+      expect(await due(T)).toEqual([]);
+      await append(1);
+      await ground.store.append("others", [draft(1)], T + 1);
+      await enrol("till");
+      expect(await due(T + 1)).toEqual(["orders", "others"]);
+      expect(await due(T + 1, 1)).toEqual(["orders"]);
+      for (const channel of ["orders", "others"]) await trim(channel, T + 1);
+      await append(2, {}, T + SECOND);
+      expect(await due(T + KEPT_MS)).toEqual([]);
+      expect(await due(T + KEPT_MS + 1)).toEqual(["orders"]);
+      expect(await due(T + KEPT_MS + 2)).toEqual(["orders", "others"]);
+
+      await trim("orders", T + KEPT_MS + 2);
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 2, floor: 1 });
+      expect(await due(T + KEPT_MS + SECOND)).toEqual(["others"]);
+      expect(await due(T + KEPT_MS + SECOND + 1)).toEqual(["others", "orders"]);
+    });
+
+    test("are not those that keep nothing, until another push", async () => {
+      await append(1);
+      await trim("orders", T);
+      const later = T + 2 * KEPT_MS;
+      expect(await due(later)).toEqual(["orders"]);
+      await trim("orders", later);
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 1, floor: 1 });
+      expect(await due(later + 10 * KEPT_MS)).toEqual([]);
+      await append(2, {}, later);
+      expect(await due(later)).toEqual(["orders"]);
+    });
+
+    test("are those that were not trimmed to the end", async () => {
+      await ground.store.append("orders", Array(3_000).fill(draft("x")), T);
+      await trim("orders", T);
+      const later = T + 2 * KEPT_MS;
+      expect(await ground.store.trim("orders", { count: 10, before: later - KEPT_MS }, later)).toBe(true);
+      expect(await due(later)).toEqual(["orders"]);
+      await trim("orders", later);
+      expect(await due(later)).toEqual([]);
+    });
+
+    test("include one that is pushed to while its last event is dropped", async () => {
+      await append(1);
+      await trim("orders", T);
+      const later = T + 2 * KEPT_MS;
+      expect(await due(later)).toEqual(["orders"]);
+      await Promise.all([trim("orders", later), append(2, {}, later + 1)]);
+      expect(await due(later + 1 + KEPT_MS + 1)).toEqual(["orders"]);
+      await trim("orders", later + 1);
+      await Promise.all([append(3, {}, later + 2), trim("orders", later + 2)]);
+      expect(await due(later + 1 + KEPT_MS + 1)).toEqual(["orders"]);
+    });
+
+    const reopened = ground.keepsNothing ? test.skip : test;
+    reopened("are known when the store is opened again", async () => {
+      await append(1);
+      await ground.store.append("others", [draft(1)], T);
+      await trim("orders", T);
+      if (ground.opened.reopen) ground.store = await ground.opened.reopen();
+      expect(await due(T)).toEqual(["others"]);
+      expect(await due(T + KEPT_MS + 1)).toEqual(["others", "orders"]);
+    });
+  });
 }
