@@ -39,7 +39,7 @@ export class RetentionSchedule {
   /** The number of the lease that this instance holds; null: it holds none. */
   #lease: number | null = null;
   readonly #trimming = new Set<string | null>();
-  /** Channels that were pushed to and hold more events than they should, though not enough to be trimmed at once. */
+  /** Channels for the next round: that may hold a few events more than they should, or that could not be trimmed. */
   readonly #grown = new Set<string>();
   /** What is to be done is not known: the settings may have changed, or something failed. */
   #isUnknown = true;
@@ -143,7 +143,10 @@ export class RetentionSchedule {
    * @returns false: it failed, or is being trimmed already
    */
   async #trim(channel: string | null): Promise<boolean> {
-    if (this.#trimming.has(channel)) return false;
+    if (this.#trimming.has(channel)) {
+      if (channel !== null) this.#grown.add(channel); // It may have grown since the last slice.
+      return false;
+    }
     this.#trimming.add(channel);
     try {
       const now = this.#now();

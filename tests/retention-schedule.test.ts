@@ -58,8 +58,11 @@ interface Running {
   end(): Promise<void>;
 }
 
-/** @param clock the time that its retention goes by */
-async function run(open: Open, clock: { now: number }, limits = {}): Promise<Running> {
+/**
+ * @param clock the time that its retention goes by
+ * @param held no channel's trimming ends before this
+ */
+async function run(open: Open, clock: { now: number }, limits = {}, held?: Promise<void>): Promise<Running> {
   const store = await open();
   const asked: string[] = [];
   let rounds = 0;
@@ -70,6 +73,7 @@ async function run(open: Open, clock: { now: number }, limits = {}): Promise<Run
         if (name === "trim" && values[0] !== null) asked.push(values[0] as string);
         if (name === "channels") asked.push("all");
         const found = await method.apply(target, values);
+        if (name === "trim" && values[0] !== null) await held;
         // A round ends when nothing is due, or another instance does it.
         if (name === "trimmable" && (found as string[] | null)?.length === 0) rounds++;
         if (name === "lease" && values[0] === "retention" && found === null) rounds++;
@@ -154,6 +158,17 @@ describe.each(STORES)("on %s, retention", (_, place, missing) => {
     const second = await run(open, clock, { keptMs: KEPT_MS / 4 });
     await roundsOf(second);
     expect(emptyOf(await second.kept())).toEqual(even);
+  });
+
+  it("drops what was pushed while the channel was being trimmed", async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const running = await run(place(), { now: T }, { keptEvents: 1 }, promise);
+    for (let n = 0; n < 2; n++) await running.engine.push("orders", [draft(n)]);
+    await until(() => running.asked.includes("orders"), "the channel to be trimmed");
+    await until(async () => (await running.kept()).get("orders") === 1, "the first event to be dropped");
+    await running.engine.push("orders", [draft("meanwhile")]);
+    resolve();
+    await until(async () => (await running.kept()).get("orders") === 1, "the second event to be dropped");
   });
 
   it("drops in the next round what a channel has too much, without asking others", async () => {
