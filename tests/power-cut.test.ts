@@ -9,6 +9,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from "node:path";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { chance } from "./support/chance.ts";
+import { diskLibrary, hasDisk } from "./support/disk.ts";
 import { type Answer, ask, give, spawn, temporary } from "./support/harness.ts";
 
 /** What a disk writes at once. */
@@ -17,30 +18,7 @@ const SECTOR_BYTES = 512;
 const KILLS = 6;
 const STATES_A_KILL = 20;
 
-const compiler = Bun.which("cc");
-const isPossible = process.platform === "linux" && compiler !== null;
-const skipped = isPossible || process.env.CI === "true" ? "" : " (skipped: it needs Linux and a C compiler)";
-
-/** The library, compiled. */
-function library(): string {
-  const file = join(temporary(), "disk.so");
-  const made = Bun.spawnSync(
-    [
-      compiler ?? "cc",
-      "-O2",
-      "-shared",
-      "-fPIC",
-      "-o",
-      file,
-      join(import.meta.dir, "support", "disk.c"),
-      "-ldl",
-      "-lpthread",
-    ],
-    { stderr: "inherit" },
-  );
-  expect(made.exitCode).toBe(0);
-  return file;
-}
+const skipped = hasDisk || process.env.CI === "true" ? "" : " (skipped: it needs Linux and a C compiler)";
 
 /** Writes since the last sync: a part of the file, or the length that it was cut to. */
 type Write = { readonly offset: number; readonly bytes: Buffer | null };
@@ -92,7 +70,7 @@ test.skipIf(skipped !== "")(
   async () => {
     const seed = Number(process.env.SEED ?? Date.now() % 2 ** 31);
     const random = chance(seed);
-    const preload = library();
+    const preload = diskLibrary(temporary());
     const name = (what: string): string => `${what} (SEED=${seed})`;
     let restarts = 0;
     for (let kill = 0; kill < KILLS; kill++) {

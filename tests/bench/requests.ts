@@ -52,7 +52,7 @@ export class Requests {
 
   /** Asks, and gives the body of the answer. @throws Error unless the status is 2xx */
   ask(
-    method: "POST" | "PUT",
+    method: "GET" | "POST" | "PUT",
     path: string,
     body = "",
     type = "application/json",

@@ -17,6 +17,7 @@ import {
 } from "./receipts.ts";
 import { residentKb, type Service, type ServiceStart } from "./service.ts";
 import { size, SIZES } from "./sizes.ts";
+import { slowDiskRows } from "./slow-disk.ts";
 import { stallRows } from "./stalls.ts";
 import { whole } from "./table.ts";
 
@@ -175,5 +176,6 @@ export const rowsOf = (options: RowOptions): Row[] => {
       run: (service: Service) => size(service, count, options),
     })),
     ...stallRows(options).map((row) => ({ ...row, group: "stalls" })),
+    ...slowDiskRows(options).map((row) => ({ ...row, group: "slow-disk" })),
   ];
 };
