@@ -20,10 +20,14 @@ import { libc } from "./libc.ts";
 import { type FileLock, lockFile, unopened } from "./lock.ts";
 import { PereError } from "../model.ts";
 import { FileLocation } from "./file-location.ts";
-import { CUT_BYTES, type Sync, WriteAheadLog } from "./write-ahead-log.ts";
+import { CUT_BYTES, type Sync, SYNCS_MAX, WriteAheadLog } from "./write-ahead-log.ts";
 
-/** Pages that the log may hold before a checkpoint: 8 MiB. A page that is written often is moved once. */
+/**
+ * Pages that the log may hold before a checkpoint: 8 MiB. A page that is written often is moved once. Commits wait for the checkpoint's last three
+ * syncs, so on a slow disk the log may become longer: by as much for each millisecond of a sync.
+ */
 const CHECKPOINT_PAGES = 2_000;
+const CHECKPOINT_PAGES_MAX = 8_000;
 /** A log of this length is reported to the operator: something prevents its checkpoint. */
 export const LONG_LOG_BYTES = 64 * 1024 * 1024;
 /** Page cache: the working set of thousands of devices. */
@@ -37,13 +41,13 @@ const GATHER_MS = 1;
 /** Minimum time between two checks of the log's length. A check costs as much as a small change. */
 const CHECKPOINT_MS = 20;
 
-/** After a slow sync, the part of its duration in which those who were just answered are expected back: a transaction with all of them saves a sync. */
-const RETURN_PART = 1 / 12;
-/** Waiting for them after a faster sync costs more than it saves. */
-const SLOW_MS = 2;
+/** Minimum time between the beginnings of two syncs that run at a time. Beside a fast sync, another saves nothing. */
+const FAST_MS = 1;
+/** Transactions in one round, so that the first of them is answered soon. */
+const SLICES_MAX = 8;
 
-/** After so many changed rows a commit takes no further changes, so that large batches do not block everything else: about 10 ms. */
-const COMMIT_ROWS = 1_000;
+/** After so many changed rows a transaction takes no further changes, so that large batches do not block everything else: about 5 ms. */
+const COMMIT_ROWS = 250;
 
 /** How often to check, even when idle, that the file is still in place and that a full disk has free space again. */
 const LOOK_MS = 500;
@@ -68,10 +72,8 @@ export interface Schema {
 export interface Transactions {
   /** In the transaction, after its changes: writes what was gathered in memory. */
   finish(): void;
-  /** The transaction is written. The next one can begin. */
-  written(): void;
-  /** All written transactions are durable. No caller has been answered yet. */
-  durable(): void;
+  /** The transaction is written. The next one can begin. @returns called when it is durable, before any caller is answered */
+  written(): () => void;
   /** The transaction was rolled back: discard what was gathered in memory. */
   undone(): void;
   /** In the transaction that first opens a backup for writing: positions handed out after the backup was made must not be handed out again. */
@@ -86,6 +88,13 @@ interface Outcome {
   readonly change: Change;
   readonly value?: unknown;
   readonly error?: PereError;
+}
+
+/** What is synced together. */
+interface Round {
+  readonly outcomes: Outcome[];
+  /** Called when it is durable. */
+  readonly tell: (() => void)[];
 }
 
 interface Change {
@@ -109,8 +118,16 @@ export class SqliteFile {
   #checkedLogBytes = 0;
   /** Null: SQLite syncs in the commit. */
   #log: WriteAheadLog | null = null;
-  /** The running sync; false: it failed. */
-  #syncing: Promise<boolean> | null = null;
+  /** The last round that is not durable yet; false: its sync failed. */
+  #durable: Promise<boolean> | null = null;
+  #isWriting = false;
+  /** Running syncs, and when the last of them began. */
+  #syncs = 0;
+  #syncedFrom = 0;
+  /** How long the last one took. */
+  #syncMs = 0;
+  /** Runs until another sync may begin beside the running ones. */
+  #slow: Timer | undefined;
   /** The running checkpoint. */
   #shortening: Promise<void> | null = null;
   /** Commits wait for the end of a checkpoint. */
@@ -127,12 +144,8 @@ export class SqliteFile {
   #gathered = 0;
   #turns = 0;
   #gatherUntil = 0;
-  /** Runs while those who were just answered are waited for. */
-  #returning: Timer | undefined;
   /** When a checkpoint is tried again, by `performance.now()`. */
   #shortenAt = 0;
-  /** With so many changes in the queue, everyone who was just answered is back. */
-  #expected = 0;
   #checkedAt = 0;
   #broken: unknown;
   /** Rows changed so far, also by transactions that were rolled back. */
@@ -324,77 +337,93 @@ export class SqliteFile {
     this.#check();
     if (this.#closing !== null) throw new PereError("away", "the store was closed");
     return new Promise<Result>((resolve, reject) => {
-      const length = this.#queue.push({ run, resolve: resolve as Change["resolve"], reject });
-      if (this.#returning !== undefined && length >= this.#expected) this.#allReturned();
-      else if (length === 1 && this.#syncing === null) this.#gather();
+      if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) this.#gather();
     });
   }
 
-  #gather(): void {
-    if (this.#isGathering || this.#paused || this.#queue.length === 0) return;
+  /** Begins the next round as soon as it may. */
+  readonly #gather = (): void => {
+    if (this.#isGathering || this.#paused || this.#isWriting || this.#queue.length === 0) return;
+    // On a slow disk a change need not wait for the end of a sync that began before it came.
+    if (this.#syncs >= SYNCS_MAX) return;
+    const apartMs = Math.max(FAST_MS, this.#syncMs / SYNCS_MAX);
+    const waitMs = this.#syncs === 0 ? 0 : this.#syncedFrom + apartMs - performance.now();
+    if (waitMs > 0) {
+      this.#slow ??= setTimeout(() => {
+        this.#slow = undefined;
+        this.#gather();
+      }, waitMs);
+      return;
+    }
     this.#isGathering = true;
     this.#gathered = this.#queue.length;
     this.#turns = 0;
     this.#gatherUntil = performance.now() + GATHER_MS;
     setImmediate(this.#turn);
-  }
+  };
 
   readonly #turn = (): void => {
     const { length } = this.#queue;
     if (this.#paused || this.#closing !== null || length === 0) return void (this.#isGathering = false);
     const isLate = ++this.#turns === GATHER_TURNS || performance.now() >= this.#gatherUntil;
-    if (isLate || length === this.#gathered) return this.#commit();
+    if (isLate || length === this.#gathered) {
+      this.#isGathering = false;
+      return void this.#commit();
+    }
     this.#gathered = length;
     setImmediate(this.#turn);
   };
 
-  /** Waits so long until those who were just answered are back, and then gathers. */
-  #gatherAfter(ms: number): void {
-    if (this.#isGathering || this.#queue.length >= this.#expected) return this.#gather();
-    this.#isGathering = true;
-    this.#returning = setTimeout(this.#allReturned, ms);
-  }
-
-  readonly #allReturned = (): void => {
-    clearTimeout(this.#returning);
-    this.#returning = undefined;
-    this.#isGathering = false;
-    this.#gather();
-  };
-
-  /** Commits the queue, or as much as fits into the time limit. */
-  #commit(): void {
-    this.#isGathering = false;
-    const changes = this.#queue;
-    const outcomes: Outcome[] = [];
+  /** Writes what is in the queue, in a few transactions with a turn of the event loop between them, and syncs all of it together. */
+  async #commit(): Promise<void> {
     const startedAt = performance.now();
-    const before = this.#rows;
-    let stored = this.#transact(changes, outcomes);
-    // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
-    if (stored === 0) for (const change of changes) stored += this.#transact([change], outcomes);
-    this.#queue = changes.slice(stored);
-    this.#expected = this.#queue.length + outcomes.length;
-    const log = this.#log;
-    if (log === null || this.#rows === before) return this.#end(outcomes, startedAt, 0);
-    const writtenAt = performance.now();
-    this.#syncing = log.sync().then(
-      () => {
-        this.#syncing = null;
-        this.#end(outcomes, startedAt, performance.now() - writtenAt);
-        return true;
-      },
-      (error: unknown) => {
-        this.#syncing = null;
-        this.#lose(log, error);
-        const lost = this.#refusal(error, false);
-        for (const { change } of outcomes) change.reject(lost);
-        return false;
-      },
-    );
+    const before = this.#durable;
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    this.#durable = promise;
+    const round: Round = { outcomes: [], tell: [] };
+    const rows = this.#rows;
+    this.#isWriting = true;
+    for (let slices = 1; ; slices++) {
+      const changes = this.#queue;
+      let stored = this.#transact(changes, round);
+      // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
+      if (stored === 0) for (const change of changes) stored += this.#transact([change], round);
+      this.#queue = changes.slice(stored);
+      if (this.#queue.length === 0 || slices === SLICES_MAX || this.#log === null) break;
+      await new Promise((next) => setImmediate(next));
+    }
+    this.#isWriting = false;
+    let isDurable = true;
+    try {
+      // Without a change of its own, an answer may still rest on one whose sync is running.
+      if (this.#log !== null && this.#rows > rows) await this.#sync(this.#log);
+      else if (before !== null && !(await before)) throw this.#broken;
+    } catch (error) {
+      isDurable = false;
+      this.#lose(error);
+      const lost = this.#refusal(error, false);
+      for (const { change } of round.outcomes) change.reject(lost);
+    }
+    try {
+      if (isDurable) this.#end(round, startedAt);
+    } finally {
+      resolve(isDurable);
+      if (this.#durable === promise) this.#durable = null;
+      this.#gather();
+    }
   }
 
-  /** The outcomes are durable. */
-  #end(outcomes: readonly Outcome[], startedAt: number, syncMs: number): void {
+  async #sync(log: WriteAheadLog): Promise<void> {
+    this.#syncs++;
+    const startedAt = (this.#syncedFrom = performance.now());
+    const synced = log.sync();
+    this.#gather();
+    await synced.finally(() => this.#syncs--);
+    this.#syncMs = performance.now() - startedAt;
+  }
+
+  /** The round is durable. */
+  #end({ outcomes, tell }: Round, startedAt: number): void {
     if (outcomes.length > 0) {
       this.#counts.commits.note((performance.now() - startedAt) / 1000);
       this.#counts.batches.note(outcomes.length);
@@ -403,22 +432,21 @@ export class SqliteFile {
     const trouble = this.#look();
     const lost = trouble === null ? null : new PereError("away", `it is unknown whether this was stored: ${trouble}`);
     try {
-      this.#owner.durable();
+      for (const one of tell) one();
     } finally {
       for (const { change, value, error } of outcomes)
         if (lost ?? error) change.reject(lost ?? error);
         else change.resolve(value as never);
       if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Send the answers first.
-      if (syncMs < SLOW_MS) this.#gather();
-      else this.#gatherAfter(syncMs * RETURN_PART);
     }
   }
 
   /** A sync failed. From now on the file is read as of the sync before it. */
-  #lose(log: WriteAheadLog, error: unknown): void {
-    this.#broken = error;
+  #lose(error: unknown): void {
+    if (this.#broken !== undefined && this.#db === this.#log?.snapshot) return;
+    this.#broken ??= error;
     this.#statements.clear();
-    this.#db = log.snapshot;
+    if (this.#log !== null) this.#db = this.#log.snapshot;
     this.#owner.undone();
     const changes = this.#queue.splice(0);
     const refusal = this.#refusal(error, false);
@@ -427,10 +455,10 @@ export class SqliteFile {
 
   /**
    * Runs the first of these changes, as many as fit into the time limit, in one transaction.
-   * @param outcomes receives how each of them ended
+   * @param round receives how each of them ended
    * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
    */
-  #transact(changes: readonly Change[], outcomes: Outcome[]): number {
+  #transact(changes: readonly Change[], { outcomes, tell }: Round): number {
     if (changes.length === 0) return 0;
     const before = this.#rows;
     const settled: Outcome[] = [];
@@ -458,7 +486,7 @@ export class SqliteFile {
       return changes.length;
     }
     this.#unwritten = null;
-    this.#owner.written();
+    tell.push(this.#owner.written());
     outcomes.push(...settled);
     return settled.length;
   }
@@ -495,7 +523,10 @@ export class SqliteFile {
     const { log, checkpointed } = this.#frames();
     if (this.#log === null) {
       if (log - checkpointed >= CHECKPOINT_PAGES) this.#moveLog();
-    } else if (log >= CHECKPOINT_PAGES && this.#checkedAt >= this.#shortenAt)
+    } else if (
+      log >= Math.min(CHECKPOINT_PAGES * Math.max(1, this.#syncMs), CHECKPOINT_PAGES_MAX) &&
+      this.#checkedAt >= this.#shortenAt
+    )
       this.#shortening = this.#shorten(this.#log);
   };
 
@@ -515,7 +546,7 @@ export class SqliteFile {
     try {
       if (!(await log.moveMost())) return;
       this.#paused = true;
-      if (this.#syncing !== null && !(await this.#syncing)) return;
+      while (this.#durable !== null) if (!(await this.#durable)) return;
       if (!(await log.moveAll())) return;
       await log.restart(
         () => this.#write(),
@@ -523,7 +554,7 @@ export class SqliteFile {
       );
       this.#shortenAt = 0;
     } catch (error) {
-      if (!isUnwritten(error)) this.#lose(log, error); // On a full disk the log stays as it is; try again later.
+      if (!isUnwritten(error)) this.#lose(error); // On a full disk the log stays as it is; try again later.
     } finally {
       this.#shortening = null;
       this.#paused = false;
@@ -565,10 +596,7 @@ export class SqliteFile {
   async #close(): Promise<void> {
     clearInterval(this.#looking);
     await this.#shortening;
-    while (this.#queue.length > 0 || this.#syncing !== null) {
-      if (this.#syncing === null) this.#commit();
-      await this.#syncing;
-    }
+    while (this.#queue.length > 0 || this.#durable !== null) await (this.#durable ?? this.#commit());
     this.#closed = true;
     // Closing the last connection checkpoints the log, which must not happen after a failed sync.
     if (this.#broken === undefined) {
@@ -592,7 +620,7 @@ export class SqliteFile {
         if (this.#closed) throw new PereError("away", "the store was closed");
         const result = await run();
         // It may have seen changes whose sync is running. If that fails, it reads again as of the sync before.
-        if (this.#syncing === null || (await this.#syncing)) return result;
+        if (this.#durable === null || (await this.#durable)) return result;
       }
     } catch (error) {
       if (error instanceof PereError) throw error;

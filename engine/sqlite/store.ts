@@ -139,9 +139,8 @@ export class SqliteStore implements Store {
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
   readonly #retention: ChannelRetention;
-  /** Of the running transaction, and of those that are written but not durable. */
+  /** Of the running transaction. */
   #wakes: Wake[] = [];
-  #written: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
 
   constructor({
@@ -163,13 +162,11 @@ export class SqliteStore implements Store {
         },
         written: () => {
           this.#channels.written();
-          this.#written.push(...this.#wakes);
+          const wakes = this.#wakes;
           this.#wakes = [];
-        },
-        durable: () => {
-          const wakes = this.#written;
-          this.#written = [];
-          for (const wake of wakes) this.#listener(wake);
+          return () => {
+            for (const wake of wakes) this.#listener(wake);
+          };
         },
         undone: () => {
           this.#wakes = [];

@@ -29,17 +29,30 @@ const truncate: (file: number, bytes: number) => Promise<void> = promisify(ftrun
 
 /** A longer log file is cut to this size after it began again. It usually holds half of it. */
 export const CUT_BYTES = 16 * 1024 * 1024;
+/** Syncs that may run at a time. */
+export const SYNCS_MAX = 4;
 /** With fewer pages left, the rest is moved while commits wait. */
 const FEW_PAGES = 200;
 /** How often pages are moved beside commits before the rest is moved while they wait. */
 const PASSES_MAX = 4;
+
+/** Begins to read the state as of now. */
+function hold(connection: Database): Database {
+  connection.run("BEGIN");
+  connection.run("SELECT 1 FROM sqlite_schema LIMIT 1");
+  return connection;
+}
 
 export class WriteAheadLog {
   readonly #path: string;
   readonly #file: number;
   readonly #sync: Sync;
   readonly #checkpointer: Checkpointer;
-  readonly #snapshot: Database;
+  #snapshot: Database;
+  /** Connections for the states of running syncs. */
+  readonly #spare: Database[] = [];
+  /** The last sync. */
+  #last: Promise<void> = Promise.resolve();
 
   /**
    * Opens the log of a database that a connection of this process has open. What an earlier process wrote and did not sync is synced before it
@@ -56,9 +69,10 @@ export class WriteAheadLog {
     try {
       if (this.bytes > 0) fdatasyncSync(this.#file);
       this.#nameSync();
-      this.#snapshot = new Database(path, { readwrite: true, create: false });
-      this.#hold();
+      for (let n = 0; n <= SYNCS_MAX; n++) this.#spare.push(new Database(path, { readwrite: true, create: false }));
+      this.#snapshot = hold(this.#spare.pop()!);
     } catch (error) {
+      for (const one of this.#spare) one.close();
       closeSync(this.#file);
       throw error;
     }
@@ -74,11 +88,6 @@ export class WriteAheadLog {
     return this.#snapshot;
   }
 
-  #hold(): void {
-    this.#snapshot.run("BEGIN");
-    this.#snapshot.run("SELECT 1 FROM sqlite_schema LIMIT 1");
-  }
-
   /** A new log must be found in its folder after a power cut. */
   #nameSync(): void {
     const folder = openSync(dirname(this.#path), "r");
@@ -90,13 +99,20 @@ export class WriteAheadLog {
   }
 
   /**
-   * Makes all commits so far durable. No commit may begin before it resolves.
-   * @throws Error it is unknown what the disk has; never call it again
+   * Makes all commits so far durable. Call it right after a commit, at most `SYNCS_MAX` at a time. They resolve in the order of the calls.
+   * @throws Error it is unknown what the disk has, as with all later calls
    */
-  async sync(): Promise<void> {
-    await this.#sync(this.#file);
-    this.#snapshot.run("COMMIT");
-    this.#hold();
+  sync(): Promise<void> {
+    const before = this.#last;
+    const state = hold(this.#spare.pop()!);
+    const synced = this.#sync(this.#file);
+    return (this.#last = (async () => {
+      // Of syncs that run together, the system reports a failure to one only.
+      await Promise.all([before, synced]);
+      this.#snapshot.run("COMMIT");
+      this.#spare.push(this.#snapshot);
+      this.#snapshot = state;
+    })());
   }
 
   /**
@@ -132,7 +148,7 @@ export class WriteAheadLog {
       touch();
       await this.#sync(this.#file);
     } finally {
-      this.#hold(); // The state is the same before and after.
+      hold(this.#snapshot); // The state is the same before and after.
     }
     if (frames() === 1 && this.bytes > 2 * CUT_BYTES) await truncate(this.#file, CUT_BYTES);
   }
@@ -141,7 +157,7 @@ export class WriteAheadLog {
   async close(): Promise<void> {
     await this.#checkpointer.stop();
     this.#snapshot.run("COMMIT");
-    this.#snapshot.close();
+    for (const one of [this.#snapshot, ...this.#spare]) one.close();
     closeSync(this.#file);
   }
 }

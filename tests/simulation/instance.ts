@@ -77,8 +77,8 @@ export class Instance implements Host {
   #store: Store | null = null;
   #parts: HandlerContext | null = null;
   #lives = 0;
-  /** Ends the running sync. */
-  #syncing: (() => void) | null = null;
+  /** Each ends a running sync. */
+  readonly #syncing = new Set<() => void>();
   /** When it was up, milliseconds of the world. */
   readonly lives: { from: number; to: number }[] = [];
   /** Faults that nobody put in. */
@@ -157,10 +157,10 @@ export class Instance implements Host {
   #sync(file: number, disk: Disk & { kind: "sqlite" }): Promise<void> {
     const { size } = fstatSync(file);
     return new Promise((resolve) => {
-      this.#syncing = resolve;
+      this.#syncing.add(resolve);
       setTimeout(() => {
-        disk.durableBytes = size;
-        this.#syncing = null;
+        disk.durableBytes = Math.max(disk.durableBytes, size);
+        this.#syncing.delete(resolve);
         resolve();
       }, this.#options.clock.random() * SYNC_MS);
     });
@@ -177,8 +177,8 @@ export class Instance implements Host {
     if (disk.kind === "sqlite" && this.#store) {
       const old = disk.path;
       disk.path = surviving(old, disk.durableBytes);
-      this.#syncing?.(); // Nothing of it runs any more, but its files have to be closed.
-      this.#syncing = null;
+      for (const end of this.#syncing) end(); // Nothing of it runs any more, but its files have to be closed.
+      this.#syncing.clear();
       void this.#store.close();
       remove(old);
     }
