@@ -12,7 +12,7 @@
  *   the running sync. If a sync fails, the file is read through the snapshot until PERE is restarted.
  * - **The log begins again only after a sync.** When every page of the log is in the database file, SQLite overwrites the log from its start. If the
  *   power then fails, the disk may have the old header, some old frames and some new ones. Old frames would be read over a newer file, and damage it.
- *   So the first commit after such a restart changes nothing, and nothing follows it until it is synced (https://sqlite.org/src/info/ff5be73dee). The
+ *   So the first commit after such a restart changes nothing, and nothing follows it until it is synced (https://sqlite.org/fileformat2.html#walreset). The
  *   snapshot's read lock prevents a restart at any other time, also after a checkpoint by another program.
  */
 import { Database } from "bun:sqlite";
