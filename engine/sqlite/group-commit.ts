@@ -3,9 +3,9 @@
  * stays where it was opened.
  *
  * A commit costs one sync however much it contains, so changes are gathered. Each change is a small function in a queue. As soon as a turn of the
- * event loop adds no more changes, one transaction runs all of them, or as many as fit into its time limit. Then a thread syncs the log
- * (`write-ahead-log.ts`), while the event loop goes on. Changes that arrive meanwhile go into the next transaction. A single change waits for one
- * sync; a thousand changes share one. In memory, on other systems than Linux, and where a full disk has no space for an index of the log that
+ * event loop adds no more changes, a round runs all of them, in a transaction or in several short ones with turns between them. Then a
+ * thread syncs the log (`write-ahead-log.ts`), while the event loop goes on. Changes that arrive meanwhile go into the next round. A single change
+ * waits for one sync; a thousand changes share one. In memory, on other systems than Linux, and where a full disk has no space for an index of the log that
  * several connections can share, SQLite itself syncs in the commit, and the event loop waits for it.
  *
  * Never resolves a change before its sync, and never continues after a failed one. (When `fsync` fails, the kernel may have dropped the pages, and a
@@ -381,23 +381,23 @@ export class SqliteFile {
     const { promise, resolve } = Promise.withResolvers<boolean>();
     this.#durable = promise;
     const round: Round = { outcomes: [], tell: [] };
-    const rows = this.#rows;
+    const changes = this.#changes();
     this.#isWriting = true;
     for (let slices = 1; ; slices++) {
-      const changes = this.#queue;
-      let stored = this.#transact(changes, round);
+      const queue = this.#queue;
+      let stored = this.#transact(queue, round);
       // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
-      if (stored === 0) for (const change of changes) stored += this.#transact([change], round);
-      this.#queue = changes.slice(stored);
+      if (stored === 0) for (const change of queue) stored += this.#transact([change], round);
+      this.#queue = queue.slice(stored);
       if (this.#queue.length === 0 || slices === SLICES_MAX || this.#log === null) break;
       await new Promise((next) => setImmediate(next));
     }
     this.#isWriting = false;
     let isDurable = true;
     try {
-      // Without a change of its own, an answer may still rest on one whose sync is running.
-      if (this.#log !== null && this.#rows > rows) await this.#sync(this.#log);
-      else if (before !== null && !(await before)) throw this.#broken;
+      if (this.#log !== null && this.#changes() > changes) await this.#sync(this.#log);
+      // Rounds end in their order. One without a change of its own may rest on an earlier one whose sync is running.
+      if (before !== null && !(await before)) throw this.#broken;
     } catch (error) {
       isDurable = false;
       this.#lose(error);
@@ -411,6 +411,11 @@ export class SqliteFile {
       if (this.#durable === promise) this.#durable = null;
       this.#gather();
     }
+  }
+
+  /** Rows changed so far, by all statements. */
+  #changes(): number {
+    return this.get<{ n: number }>("SELECT total_changes() AS n")!.n;
   }
 
   async #sync(log: WriteAheadLog): Promise<void> {
@@ -454,7 +459,7 @@ export class SqliteFile {
   }
 
   /**
-   * Runs the first of these changes, as many as fit into the time limit, in one transaction.
+   * Runs the first of these changes, until they have changed enough rows, in one transaction.
    * @param round receives how each of them ended
    * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
    */
