@@ -469,9 +469,14 @@ export class Engine {
     this.#draining = true;
     clearInterval(this.#seenTimer);
     this.#reminders.stop();
-    this.#completion.stop();
     this.#watch.stop();
-    await Promise.all([this.#retention.stop(), this.#deadlines.stop(), this.hooks.stop(), this.#feeds.close()]);
+    await Promise.all([
+      this.#completion.stop(),
+      this.#retention.stop(),
+      this.#deadlines.stop(),
+      this.hooks.stop(),
+      this.#feeds.close(),
+    ]);
   }
 
   /** Makes everything acknowledged durable and closes the store. */

@@ -31,6 +31,7 @@ export class Completion {
   readonly #watchers = new Map<string, TallyFollower>();
   /** How many events are waited for. */
   #events = 0;
+  readonly #waits = new Set<Promise<unknown>>();
 
   constructor(store: Store, follow: Follow) {
     this.#store = store;
@@ -44,6 +45,18 @@ export class Completion {
    * @throws PereError away: the tallies can't be read, or too many pushes are waiting
    */
   async until(
+    channel: string,
+    epoch: string,
+    events: readonly number[],
+    ms: number,
+    signal: AbortSignal,
+  ): Promise<ReadonlyMap<number, Tally> | null> {
+    const wait = this.#until(channel, epoch, events, ms, signal);
+    this.#waits.add(wait);
+    return wait.finally(() => this.#waits.delete(wait));
+  }
+
+  async #until(
     channel: string,
     epoch: string,
     events: readonly number[],
@@ -83,9 +96,10 @@ export class Completion {
     return this.#store.tallies(channel, epoch, first, last);
   }
 
-  /** Answer all of them with the current tallies. */
-  stop(): void {
+  /** Ends all waits with the current tallies. Resolves when these are read. */
+  async stop(): Promise<void> {
     for (const watcher of [...this.#watchers.values()]) watcher.stop();
+    await Promise.allSettled(this.#waits);
   }
 }
 
