@@ -31,7 +31,8 @@ export class Completion {
   readonly #watchers = new Map<string, TallyFollower>();
   /** How many events are waited for. */
   #events = 0;
-  readonly #waits = new Set<Promise<unknown>>();
+  /** Each resolves when a push no longer waits. */
+  readonly #waits = new Set<Promise<void>>();
 
   constructor(store: Store, follow: Follow) {
     this.#store = store;
@@ -51,18 +52,6 @@ export class Completion {
     ms: number,
     signal: AbortSignal,
   ): Promise<ReadonlyMap<number, Tally> | null> {
-    const wait = this.#until(channel, epoch, events, ms, signal);
-    this.#waits.add(wait);
-    return wait.finally(() => this.#waits.delete(wait));
-  }
-
-  async #until(
-    channel: string,
-    epoch: string,
-    events: readonly number[],
-    ms: number,
-    signal: AbortSignal,
-  ): Promise<ReadonlyMap<number, Tally> | null> {
     if (this.#events + events.length > EVENTS_MAX) throw new PereError("away", "too many pushes are waiting already");
     this.#events += events.length;
     const [first, last] = [events[0]!, events.at(-1)!];
@@ -76,6 +65,8 @@ export class Completion {
       this.#watchers.set(channel, watcher);
     }
     const waiting = watcher.enter(epoch, events);
+    const ended = Promise.withResolvers<void>();
+    this.#waits.add(ended.promise);
     try {
       for (let isOver = false; ;) {
         const changed = waiting.changed(); // Taken before the read, so that changes during the read cause another one.
@@ -88,6 +79,8 @@ export class Completion {
       clearTimeout(timer);
       this.#events -= events.length;
       watcher.leave(waiting);
+      this.#waits.delete(ended.promise);
+      ended.resolve();
     }
   }
 
@@ -99,7 +92,7 @@ export class Completion {
   /** Ends all waits with the current tallies. Resolves when these are read. */
   async stop(): Promise<void> {
     for (const watcher of [...this.#watchers.values()]) watcher.stop();
-    await Promise.allSettled(this.#waits);
+    await Promise.all(this.#waits);
   }
 }
 
