@@ -5,7 +5,7 @@
 import { afterEach, describe, expect, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
 import { draft, T } from "./contract/calls.ts";
-import { ask, give, spawn, until } from "./support/harness.ts";
+import { type Answer, ask, give, push, spawn, until } from "./support/harness.ts";
 import {
   byStream,
   closeAll,
@@ -169,6 +169,27 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
     expect((error as PereError).code).toBe("away");
     await server.ask("CONFIG", "SET", "maxmemory", "0");
     expect((await store.append("orders", [draft(3)], T)).first).toBe(2);
+  });
+
+  test("out of memory: an enrolled device opens its feed and gets what it owes, and a new one is told to come back", async () => {
+    const server = await openRedis();
+    const url = await openService(server.url);
+    for (const device of ["till", "kiosk"]) await ask(`${url}/devices/orders/${device}`, { method: "PUT" });
+    const ids: string[] = [];
+    for (const n of [1, 2, 3]) ids.push(await push(url, "orders", n));
+    // Its feed would store that it owes nothing up to the second one.
+    for (const id of ids.slice(0, 2)) expect((await give(url, "orders", id, "till", "done")).status).toBe(200);
+    await server.ask("CONFIG", "SET", "maxmemory", "1");
+    const till = await openStream(`${url}/feed/orders?device=till`);
+    await till.have(1);
+    expect(till.ids).toEqual(ids.slice(2));
+    const poll = (device: string): Promise<Answer> =>
+      ask(`${url}/feed/orders?device=${device}`, { headers: { Accept: "application/json" } });
+    expect((await poll("kiosk")).body.events).toHaveLength(3);
+    expect((await poll("stranger")).status).toBe(503);
+    await server.ask("CONFIG", "SET", "maxmemory", "0");
+    expect((await poll("stranger")).status).toBe(200);
+    till.close();
   });
 
   test("scripts flushed: they are sent again", async () => {

@@ -139,16 +139,25 @@ local function reserve(epoch)
 end
 
 local function enrolmentOf(device)
-  local packed = redis.call('HGET', devices, device)
-  if not packed then return nil end
+  local stored = redis.call('HGET', devices, device)
+  if not stored then return nil end
   local n = {}
-  for number in packed:gmatch('%S+') do n[#n + 1] = tonumber(number) end
+  for number in stored:gmatch('%S+') do n[#n + 1] = tonumber(number) end
   return { joined = n[1], enrolledAt = n[2], settled = n[3], lostSeq = n[4], lostNotifiedSeq = n[5], seenAt = n[6] }
 end
 
+local function packed(s)
+  return table.concat({ text(s.joined), text(s.enrolledAt), text(s.settled), text(s.lostSeq), text(s.lostNotifiedSeq), text(s.seenAt) }, ' ')
+end
+
 local function keepEnrolment(device, s)
-  redis.call('HSET', devices, device, table.concat({ text(s.joined), text(s.enrolledAt), text(s.settled), text(s.lostSeq),
-    text(s.lostNotifiedSeq), text(s.seenAt) }, ' '))
+  redis.call('HSET', devices, device, packed(s))
+end
+
+-- What a device opens its feed with saves work later. If Redis has no memory left, it stays as it was, and the feed opens all the same.
+local function tryKeepEnrolment(device, s)
+  local reply = redis.pcall('HSET', devices, device, packed(s))
+  if type(reply) == 'table' and reply.err and not reply.err:find('OOM') then error(reply.err) end
 end
 
 -- False: it was enrolled already.
@@ -554,7 +563,7 @@ export const SCRIPTS = {
     local more
     enrolment.settled, more = settle(channel, device, enrolment, now, MOST)
     enrolment.lostNotifiedSeq = enrolment.lostSeq
-    keepEnrolment(device, enrolment)
+    tryKeepEnrolment(device, enrolment)
     return { made, ${EXTENT}, new, enrolment.joined, enrolment.settled, enrolment.lostSeq, more, channel.unused and 1 or 0 }`),
 
   /** device, now → epoch, settled, whether there is more to do; nothing: it is not enrolled */
@@ -564,7 +573,7 @@ export const SCRIPTS = {
     if not enrolment then return {} end
     local more
     enrolment.settled, more = settle(channel, ARGV[1], enrolment, tonumber(ARGV[2]), MOST)
-    keepEnrolment(ARGV[1], enrolment)
+    tryKeepEnrolment(ARGV[1], enrolment)
     return { channel.epoch, enrolment.settled, more }`),
 
   /**
