@@ -2,7 +2,7 @@
  * Channels in a SQLite file: their rows, cached while in use, and the epochs of channels that do not exist yet. All functions that write run in a
  * transaction.
  */
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import type { HookRows } from "./hooks.ts";
 import type { Channel, Leaving } from "./schema.ts";
 import type { NameRange } from "../store.ts";

@@ -13,7 +13,7 @@
  * call until it is done.
  */
 import { yieldToEventLoop } from "../yield.ts";
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import { type EnrolledDevice, FINAL } from "../model.ts";
 import type { Channel, Leaving } from "./schema.ts";
 import type { Joined } from "../store.ts";

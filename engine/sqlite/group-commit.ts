@@ -1,350 +1,134 @@
 /**
- * A SQLite file that one process owns (`lock.ts`) and writes by group commit. Other processes may read it. `file-location.ts` checks that the file
- * stays where it was opened.
+ * Group commit: changes that come together share a sync.
  *
- * A commit costs one sync however much it contains, so changes are gathered. Each change is a small function in a queue. As soon as a turn of the
- * event loop adds no more changes, a round runs all of them, in a transaction or in several short ones with turns between them. Then a
- * thread syncs the log (`write-ahead-log.ts`), while the event loop goes on. Changes that arrive meanwhile go into the next round. A single change
- * waits for one sync; a thousand changes share one. In memory, on other systems than Linux, and where a full disk has no space for an index of the log that
- * several connections can share, SQLite itself syncs in the commit, and the event loop waits for it.
+ * A sync costs the same however much it covers, so changes are gathered. Each change is a small function in a queue. As soon as a turn of the event
+ * loop adds no more changes, a *round* writes all of them, in a transaction or in several short ones with turns between them, and syncs them together.
+ * Changes that arrive meanwhile go into the next round. A single change waits for one sync; a thousand changes share one. On a slow disk a change need
+ * not wait for the end of a sync that began before it came: some rounds may sync at a time. They end in their order.
  *
- * Never resolves a change before its sync, and never continues after a failed one. (When `fsync` fails, the kernel may have dropped the pages, and a
- * second try would "succeed"; only a restart reads what is really on disk.) The same holds for checkpoints. SQLite hides the errors of automatic
- * checkpoints, so this file starts them explicitly.
+ * Never resolves a change before the sync of its round and of all rounds before it.
  */
-import { Database, SQLiteError, type SQLQueryBindings, type Statement } from "bun:sqlite";
-import { statfsSync, statSync } from "node:fs";
-import { basename, dirname } from "node:path";
-import type { Counters } from "../counters.ts";
-import { libc } from "./libc.ts";
-import { type FileLock, lockFile, unopened } from "./lock.ts";
-import { PereError } from "../model.ts";
-import { FileLocation } from "./file-location.ts";
-import { CUT_BYTES, type Sync, SYNCS_MAX, WriteAheadLog } from "./write-ahead-log.ts";
+import type { PereError } from "../model.ts";
+import { SYNCS_MAX } from "./write-ahead-log.ts";
 
-/**
- * Pages that the log may hold before a checkpoint: 8 MiB. A page that is written often is moved once. Commits wait for the checkpoint's last three
- * syncs, so on a slow disk the log may become longer: by as much for each millisecond of a sync.
- */
-const CHECKPOINT_PAGES = 2_000;
-const CHECKPOINT_PAGES_MAX = 8_000;
-/** A log of this length is reported to the operator: something prevents its checkpoint. */
-export const LONG_LOG_BYTES = 64 * 1024 * 1024;
-/** Page cache: the working set of thousands of devices. */
-const CACHE_KIBIBYTES = 32 * 1024;
-
-/** Turns of the event loop that a commit waits for more changes, as long as each turn brings some. */
+/** Turns of the event loop that a round waits for more changes, as long as each turn brings some. */
 const GATHER_TURNS = 8;
 /** The same limit in milliseconds, for long turns such as those of a fan-out: waiting longer than a sync saves nothing. */
 const GATHER_MS = 1;
-
-/** Minimum time between two checks of the log's length. A check costs as much as a small change. */
-const CHECKPOINT_MS = 20;
-
 /** Minimum time between the beginnings of two syncs that run at a time. Beside a fast sync, another saves nothing. */
 const FAST_MS = 1;
-/** Transactions in one round, so that the first of them is answered soon. */
+/** Transactions per round, so that the first of them is answered soon. */
 const SLICES_MAX = 8;
 
-/** After so many changed rows a transaction takes no further changes, so that large batches do not block everything else: about 5 ms. */
-const COMMIT_ROWS = 250;
-
-/** How often to check, even when idle, that the file is still in place and that a full disk has free space again. */
-const LOOK_MS = 500;
-/** Free space needed before writing to a full disk is tried again: the largest event needs this much. */
-const ROOM_BYTES = 1024 * 1024;
-
-/** How long to wait for another reader, such as a backup, which holds the file while it opens the log. */
-const BUSY_MS = 1_000;
-
-/** System errors (errno) that mean "no space": EFBIG, a file size limit; ENOSPC; EDQUOT, a quota. SQLite only knows ENOSPC. */
-const NO_ROOM: readonly number[] = [27, 28, 122];
-
-/** The application id in the file's header, and the statements that migrate each schema version to the next. */
-export interface Schema {
-  readonly applicationId: number;
-  /** The application id of a backup. A file with this mark gets new epochs when a service opens it. */
-  readonly copyId: number;
-  readonly steps: readonly string[];
+export interface Change {
+  readonly run: () => unknown;
+  readonly resolve: (value: never) => void;
+  readonly reject: (error: unknown) => void;
 }
-
-/** What the owner of a file does around its transactions. */
-export interface Transactions {
-  /** In the transaction, after its changes: writes what was gathered in memory. */
-  finish(): void;
-  /** The transaction is written. The next one can begin. @returns called when it is durable, before any caller is answered */
-  written(): () => void;
-  /** The transaction was rolled back: discard what was gathered in memory. */
-  undone(): void;
-  /** In the transaction that first opens a backup for writing: positions handed out after the backup was made must not be handed out again. */
-  onRestoredCopy(file: SqliteFile): void;
-}
-
-/** Receives a message for the operator, and its cause. */
-export type Warn = (sentence: string, cause?: unknown) => void;
 
 /** How a change ended, unless the sync fails. */
-interface Outcome {
+export interface Outcome {
   readonly change: Change;
   readonly value?: unknown;
   readonly error?: PereError;
 }
 
 /** What is synced together. */
-interface Round {
+export interface Round {
   readonly outcomes: Outcome[];
-  /** Called when it is durable. */
+  /** Called when it is durable, before any caller is answered. */
   readonly tell: (() => void)[];
 }
 
-interface Change {
-  readonly run: () => unknown;
-  readonly resolve: (value: never) => void;
-  readonly reject: (error: unknown) => void;
+/** Writes and syncs. */
+interface Writer {
+  /**
+   * Runs the first of these changes in one transaction.
+   * @param round receives how each of them ended
+   * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
+   */
+  transact(changes: readonly Change[], round: Round): number;
+  /** Rows changed so far. */
+  rows(): number;
+  /** Makes all transactions so far durable; null: they are. */
+  sync(): Promise<void> | null;
+  /** A round is durable, after so many milliseconds. @returns why its callers can't be told so, or null */
+  durable(round: Round, ms: number): PereError | null;
+  /** A sync failed. @returns the error for the callers */
+  lost(error: unknown): PereError;
 }
 
-export class SqliteFile {
-  readonly path: string;
-  #db: Database;
-  #alone = false;
-  readonly #lock: FileLock;
-  readonly #warn: Warn;
-  /** Null: the database is in memory. */
-  #location: FileLocation | null = null;
-  /** The last reported problem with the file's location. */
-  #misplaced: string | null = null;
-  #looking: Timer | undefined;
-  /** The log's length at the last check. */
-  #checkedLogBytes = 0;
-  /** Null: SQLite syncs in the commit. */
-  #log: WriteAheadLog | null = null;
+export class GroupCommit {
+  readonly #writer: Writer;
+  #queue: Change[] = [];
   /** The last round that is not durable yet; false: its sync failed. */
   #durable: Promise<boolean> | null = null;
   #isWriting = false;
   /** Running syncs, and when the last of them began. */
   #syncs = 0;
   #syncedFrom = 0;
-  /** How long the last one took. */
   #syncMs = 0;
   /** Runs until another sync may begin beside the running ones. */
   #slow: Timer | undefined;
-  /** The running checkpoint. */
-  #shortening: Promise<void> | null = null;
-  /** Commits wait for the end of a checkpoint. */
-  #paused = false;
+  #isPaused = false;
   /** The next turn looks at the queue. */
   #isGathering = false;
-  #damage: string | null = null;
-  #unwritten: string | null = null;
-  readonly #owner: Transactions;
-  readonly #counts: Counters;
-  readonly #statements = new Map<string, Statement>();
-  #queue: Change[] = [];
   /** Queue length at the end of the last turn, turns waited so far, and the time limit for waiting. */
   #gathered = 0;
   #turns = 0;
   #gatherUntil = 0;
-  /** When a checkpoint is tried again, by `performance.now()`. */
-  #shortenAt = 0;
-  #checkedAt = 0;
-  #broken: unknown;
-  /** Rows changed so far, also by transactions that were rolled back. */
-  #rows = 0;
-  #closed = false;
-  #closing: Promise<void> | null = null;
 
-  /**
-   * @throws PereError conflict: the file belongs to another program, has a newer schema, or is in use by another process; away: it can't be opened
-   */
-  constructor(path: string, schema: Schema, owner: Transactions, counts: Counters, warn: Warn = () => {}, sync?: Sync) {
-    this.path = path;
-    this.#owner = owner;
-    this.#lock = lockFile(path, true);
-    this.#counts = counts;
-    this.#warn = warn;
-    try {
-      this.#db = open(path);
-    } catch (error) {
-      this.#lock.release();
-      throw unopened(path, error);
-    }
-    try {
-      this.#makeReady(schema);
-      this.#settle(sync);
-    } catch (error) {
-      this.#db.close();
-      this.#lock.release();
-      throw explain(path, error);
-    }
+  constructor(writer: Writer) {
+    this.#writer = writer;
   }
 
-  /** Prepares the file. On a disk with no space for the shared index of the log, the index stays in memory. */
-  #makeReady(schema: Schema): void {
-    try {
-      return this.#prepare(schema);
-    } catch (error) {
-      if (!(error instanceof SQLiteError) || error.code !== "SQLITE_IOERR_SHMSIZE") throw error;
-    }
-    for (const statement of this.#statements.values()) statement.finalize();
-    this.#statements.clear();
-    this.#db.close();
-    this.#db = open(this.path);
-    this.#db.run("PRAGMA locking_mode = EXCLUSIVE");
-    this.#alone = true;
-    this.#prepare(schema);
+  /** Changes that wait for a round. */
+  get length(): number {
+    return this.#queue.length;
   }
 
-  /** Messages to callers do not reveal the folder. */
-  get name(): string {
-    return basename(this.path);
+  /** Resolves when everything that is written so far is durable; false: a sync failed. Null: it is. */
+  get durable(): Promise<boolean> | null {
+    return this.#durable;
   }
 
-  /** Other programs can't read the file: at startup the disk had no space for the index that is shared with them. */
-  get alone(): boolean {
-    return this.#alone;
+  /** How long the last sync took. */
+  get syncMs(): number {
+    return this.#syncMs;
   }
 
-  #prepare({ applicationId, copyId, steps }: Schema): void {
-    const tables = this.get<{ n: number }>("SELECT count(*) AS n FROM sqlite_schema")!.n;
-    const found = this.#pragma("user_version");
-    const mark = this.#pragma("application_id");
-    if (tables > 0 && mark !== applicationId && mark !== copyId)
-      throw new PereError("conflict", `${this.path} is a database of another program; set PERE_DB to another path`);
-    if (found > steps.length)
-      throw new PereError(
-        "conflict",
-        `${this.path} was written by a newer PERE (schema ${found}; this one knows ${steps.length})`,
-      );
-    this.#db.run(`PRAGMA busy_timeout = ${BUSY_MS}`);
-    this.#db.run("PRAGMA journal_mode = WAL");
-    this.#db.run("PRAGMA synchronous = FULL");
-    this.#db.run("PRAGMA fullfsync = ON"); // On macOS a plain fsync stops at the drive's cache.
-    this.#db.run("PRAGMA checkpoint_fullfsync = ON");
-    this.#db.run("PRAGMA wal_autocheckpoint = 0");
-    this.#db.run(`PRAGMA cache_size = -${CACHE_KIBIBYTES}`);
-    this.#db.run("PRAGMA temp_store = MEMORY");
-    // A start with nothing to change writes nothing, so that it needs no disk space.
-    if (found === steps.length && mark === applicationId) return;
-    this.#db.run("BEGIN EXCLUSIVE");
-    for (const step of steps.slice(found)) this.#db.run(step);
-    if (mark === copyId) this.#owner.onRestoredCopy(this);
-    this.#db.run(`PRAGMA application_id = ${applicationId}`);
-    this.#db.run(`PRAGMA user_version = ${steps.length}`);
-    this.#db.run("COMMIT");
-  }
-
-  /** Everything is open: remember where, and take over the syncs. */
-  #settle(sync: Sync | undefined): void {
-    if (this.path === ":memory:") return;
-    const { real, weak } = this.#lock;
-    if (process.platform === "linux" && !this.#alone && this.#beginsAgain()) {
-      this.#log = new WriteAheadLog(this.path, real, sync);
-      this.#db.run("PRAGMA synchronous = OFF");
-    } else this.#db.run(`PRAGMA journal_size_limit = ${CUT_BYTES}`);
-    this.#location = new FileLocation([this.path, `${real}-wal`, ...(weak === null ? [] : [weak])]);
-    if (this.#free() === 0) this.#try(); // The log may still have room, so try the write.
-    this.#looking = setInterval(() => {
-      this.#look();
-      this.#lookForRoom();
-      this.#tidy();
-    }, LOOK_MS);
-    this.#looking.unref();
-  }
-
-  /**
-   * Another program may have kept the index of a log that is in the file already. Then the next commit overwrites the log: SQLite syncs this one.
-   * @returns false: it could not be written
-   */
-  #beginsAgain(): boolean {
-    const { log, checkpointed } = this.#frames();
-    if (log === 0 || log > checkpointed) return true;
-    try {
-      this.#write();
-      return true;
-    } catch (error) {
-      if (!isUnwritten(error)) throw error;
-      return false;
-    }
-  }
-
-  /** Tests whether the disk takes writes. */
-  #try(): void {
-    this.change(() => this.#write()).catch(() => {});
-  }
-
-  #pragma(name: string): number {
-    return Object.values(this.get<Record<string, number>>(`PRAGMA ${name}`)!)[0]!;
-  }
-
-  // ---------------------------------------------------------------------------------------------------------------- changes
-
-  /** @throws PereError away: a sync failed, the file was closed, or it is not where it was opened */
-  check(): void {
-    this.#look();
-    this.#check();
-  }
-
-  /** The same, from the last check. Each transaction checks again. */
-  #check(): void {
-    if (this.#closed || this.#broken !== undefined)
-      throw new PereError("away", "the store accepts no changes until PERE is restarted", [], this.#broken);
-    const trouble = this.#misplaced;
-    if (trouble !== null)
-      throw new PereError("away", `the store accepts no changes: ${trouble}; put it back, or restart PERE`);
-  }
-
-  /** The problem with the file's location, or null. Reports each change to the operator. */
-  #look(): string | null {
-    const trouble = this.#location?.trouble() ?? null;
-    if (trouble === this.#misplaced) return trouble;
-    this.#misplaced = trouble;
-    if (trouble === null) this.#warn("the file is back at its path: changes are accepted again");
-    else {
-      this.#warn(`${trouble} (${this.path}): no changes are accepted until it is back or PERE is restarted`);
-      this.#moveLog(); // If only the log was deleted, everything acknowledged from now on is in the file.
-    }
-    return trouble;
-  }
-
-  /** Why the last change could not be written (for example, a full disk), or null. Detects by itself when writing is possible again. */
-  get unwritten(): string | null {
-    return this.#unwritten;
-  }
-
-  /** Free bytes on the disk. */
-  #free(): number {
-    try {
-      const { bfree, bsize } = statfsSync(dirname(this.#lock.real));
-      return bfree * bsize;
-    } catch {
-      return Number.POSITIVE_INFINITY; // Unknown, so try the write.
-    }
-  }
-
-  /** After a failed write: writes data that is already stored, to test whether writing works again. */
-  #lookForRoom(): void {
-    if (this.#unwritten === null || this.#queue.length > 0 || this.#free() < ROOM_BYTES) return;
-    this.#try();
-  }
-
-  /** A commit that changes nothing but is written. */
-  #write(): void {
-    this.#db.run(`PRAGMA user_version = ${this.#pragma("user_version")}`);
-  }
-
-  /** Queues a change for the next commit. Resolves after its sync. A change that throws a `PereError` must not have written anything. */
-  async change<Result>(run: () => Result): Promise<Result> {
-    this.#check();
-    if (this.#closing !== null) throw new PereError("away", "the store was closed");
+  change<Result>(run: () => Result): Promise<Result> {
     return new Promise<Result>((resolve, reject) => {
       if (this.#queue.push({ run, resolve: resolve as Change["resolve"], reject }) === 1) this.#gather();
     });
   }
 
+  /** Refuses all changes that wait for a round. */
+  refuse(error: PereError): void {
+    for (const { reject } of this.#queue.splice(0)) reject(error);
+  }
+
+  /** Begins no more rounds until `resume`. @returns whether all rounds so far are durable */
+  async pause(): Promise<boolean> {
+    this.#isPaused = true;
+    while (this.#durable !== null) if (!(await this.#durable)) return false;
+    return true;
+  }
+
+  resume(): void {
+    this.#isPaused = false;
+    this.#gather();
+  }
+
+  /** Writes the rest of the queue, and waits until all of it is durable. No change may come after this call. */
+  async end(): Promise<void> {
+    this.#isPaused = true;
+    while (this.#queue.length > 0 || this.#durable !== null) await (this.#durable ?? this.#commit());
+  }
+
   /** Begins the next round as soon as it may. */
   readonly #gather = (): void => {
-    if (this.#isGathering || this.#paused || this.#isWriting || this.#queue.length === 0) return;
-    // On a slow disk a change need not wait for the end of a sync that began before it came.
+    if (this.#isGathering || this.#isPaused || this.#isWriting || this.#queue.length === 0) return;
     if (this.#syncs >= SYNCS_MAX) return;
     const apartMs = Math.max(FAST_MS, this.#syncMs / SYNCS_MAX);
     const waitMs = this.#syncs === 0 ? 0 : this.#syncedFrom + apartMs - performance.now();
@@ -364,7 +148,7 @@ export class SqliteFile {
 
   readonly #turn = (): void => {
     const { length } = this.#queue;
-    if (this.#paused || this.#closing !== null || length === 0) return void (this.#isGathering = false);
+    if (this.#isPaused || length === 0) return void (this.#isGathering = false);
     const isLate = ++this.#turns === GATHER_TURNS || performance.now() >= this.#gatherUntil;
     if (isLate || length === this.#gathered) {
       this.#isGathering = false;
@@ -381,27 +165,26 @@ export class SqliteFile {
     const { promise, resolve } = Promise.withResolvers<boolean>();
     this.#durable = promise;
     const round: Round = { outcomes: [], tell: [] };
-    const changes = this.#changes();
+    const rows = this.#writer.rows();
     this.#isWriting = true;
     for (let slices = 1; ; slices++) {
       const queue = this.#queue;
-      let stored = this.#transact(queue, round);
+      let stored = this.#writer.transact(queue, round);
       // If one of them can't be stored, each runs in its own transaction, so that only that one fails.
-      if (stored === 0) for (const change of queue) stored += this.#transact([change], round);
+      if (stored === 0) for (const change of queue) stored += this.#writer.transact([change], round);
       this.#queue = queue.slice(stored);
-      if (this.#queue.length === 0 || slices === SLICES_MAX || this.#log === null) break;
+      if (this.#queue.length === 0 || slices === SLICES_MAX) break;
       await new Promise((next) => setImmediate(next));
     }
     this.#isWriting = false;
     let isDurable = true;
     try {
-      if (this.#log !== null && this.#changes() > changes) await this.#sync(this.#log);
+      if (this.#writer.rows() > rows) await this.#sync();
       // Rounds end in their order. One without a change of its own may rest on an earlier one whose sync is running.
-      if (before !== null && !(await before)) throw this.#broken;
+      if (before !== null && !(await before)) throw new Error("an earlier sync failed");
     } catch (error) {
       isDurable = false;
-      this.#lose(error);
-      const lost = this.#refusal(error, false);
+      const lost = this.#writer.lost(error);
       for (const { change } of round.outcomes) change.reject(lost);
     }
     try {
@@ -413,308 +196,25 @@ export class SqliteFile {
     }
   }
 
-  /** Rows changed so far, by all statements. */
-  #changes(): number {
-    return this.get<{ n: number }>("SELECT total_changes() AS n")!.n;
-  }
-
-  async #sync(log: WriteAheadLog): Promise<void> {
+  async #sync(): Promise<void> {
+    const startedAt = performance.now();
+    const synced = this.#writer.sync();
+    if (synced === null) return;
+    this.#syncedFrom = startedAt;
     this.#syncs++;
-    const startedAt = (this.#syncedFrom = performance.now());
-    const synced = log.sync();
     this.#gather();
     await synced.finally(() => this.#syncs--);
     this.#syncMs = performance.now() - startedAt;
   }
 
-  /** The round is durable. */
-  #end({ outcomes, tell }: Round, startedAt: number): void {
-    if (outcomes.length > 0) {
-      this.#counts.commits.note((performance.now() - startedAt) / 1000);
-      this.#counts.batches.note(outcomes.length);
-    }
-    // The file was in place when the transaction began. Check again before anyone is told that the data is stored.
-    const trouble = this.#look();
-    const lost = trouble === null ? null : new PereError("away", `it is unknown whether this was stored: ${trouble}`);
+  #end(round: Round, startedAt: number): void {
+    const lost = this.#writer.durable(round, performance.now() - startedAt);
     try {
-      for (const one of tell) one();
+      for (const tell of round.tell) tell();
     } finally {
-      for (const { change, value, error } of outcomes)
+      for (const { change, value, error } of round.outcomes)
         if (lost ?? error) change.reject(lost ?? error);
         else change.resolve(value as never);
-      if (performance.now() >= this.#checkedAt + CHECKPOINT_MS) setImmediate(this.#checkpoint); // Send the answers first.
     }
   }
-
-  /** A sync failed. From now on the file is read as of the sync before it. */
-  #lose(error: unknown): void {
-    if (this.#broken !== undefined && this.#db === this.#log?.snapshot) return;
-    this.#broken ??= error;
-    this.#statements.clear();
-    if (this.#log !== null) this.#db = this.#log.snapshot;
-    this.#owner.undone();
-    const changes = this.#queue.splice(0);
-    const refusal = this.#refusal(error, false);
-    for (const { reject } of changes) reject(refusal);
-  }
-
-  /**
-   * Runs the first of these changes, until they have changed enough rows, in one transaction.
-   * @param round receives how each of them ended
-   * @returns how many changes are settled; 0: it was rolled back, and each must be tried alone
-   */
-  #transact(changes: readonly Change[], { outcomes, tell }: Round): number {
-    if (changes.length === 0) return 0;
-    const before = this.#rows;
-    const settled: Outcome[] = [];
-    try {
-      this.check();
-      this.run("BEGIN IMMEDIATE");
-      for (const change of changes) {
-        try {
-          settled.push({ change, value: change.run() });
-        } catch (error) {
-          if (!(error instanceof PereError)) throw error;
-          settled.push({ change, error });
-        }
-        if (this.#rows - before > COMMIT_ROWS) break;
-      }
-      this.#owner.finish();
-      this.run("COMMIT");
-    } catch (error) {
-      const isFull = isWithoutRoom(error); // Read the error before any other system call.
-      this.#undo(error);
-      // Another program holds the write lock. Each change alone would wait as long again and block everything else.
-      if (changes.length > 1 && !isBusy(error)) return 0;
-      const refusal = this.#refusal(error, isFull);
-      for (const { reject } of changes) reject(refusal);
-      return changes.length;
-    }
-    this.#unwritten = null;
-    tell.push(this.#owner.written());
-    outcomes.push(...settled);
-    return settled.length;
-  }
-
-  /** The error for the sender of a change that could not be stored. */
-  #refusal(error: unknown, isFull: boolean): PereError {
-    if (error instanceof PereError) return error;
-    if (isDamage(error)) return this.#unreadable(error);
-    if (isUnwritten(error)) this.#unwritten = isFull ? "the disk is full" : "the disk refuses writes";
-    if (isFull) return new PereError("full", "the disk is full; nothing was stored", [], error);
-    const what =
-      this.#broken === undefined
-        ? "the store could not write it; nothing was stored"
-        : "the disk failed; it is unknown whether this was stored until PERE is restarted";
-    return new PereError("away", what, [], error);
-  }
-
-  #undo(error: unknown): void {
-    this.#owner.undone();
-    if (error instanceof SQLiteError && error.code?.startsWith("SQLITE_IOERR") && !isUnwritten(error))
-      this.#broken = error;
-    try {
-      if (this.#db.inTransaction) this.#db.run("ROLLBACK");
-    } catch (rollbackError) {
-      this.#broken = rollbackError;
-    }
-  }
-
-  /** Checkpoints a long log. Acknowledged data stays in the log until this succeeds. */
-  readonly #checkpoint = (): void => {
-    if (this.#broken !== undefined || this.#closing !== null || this.#misplaced !== null || this.#shortening !== null)
-      return;
-    this.#checkedAt = performance.now();
-    const { log, checkpointed } = this.#frames();
-    if (this.#log === null) {
-      if (log - checkpointed >= CHECKPOINT_PAGES) this.#moveLog();
-    } else if (
-      log >= Math.min(CHECKPOINT_PAGES * Math.max(1, this.#syncMs), CHECKPOINT_PAGES_MAX) &&
-      this.#checkedAt >= this.#shortenAt
-    )
-      this.#shortening = this.#shorten(this.#log);
-  };
-
-  /** Pages in the log, and how many of them are in the file, too. */
-  #frames(): { log: number; checkpointed: number } {
-    try {
-      return this.get<{ log: number; checkpointed: number }>("PRAGMA wal_checkpoint(NOOP)")!;
-    } catch (error) {
-      this.#broken = error;
-      return { log: 0, checkpointed: 0 };
-    }
-  }
-
-  /** Moves the log into the file, and lets it begin again. Commits wait for the last part only. */
-  async #shorten(log: WriteAheadLog): Promise<void> {
-    this.#shortenAt = performance.now() + LOOK_MS;
-    try {
-      if (!(await log.moveMost())) return;
-      this.#paused = true;
-      while (this.#durable !== null) if (!(await this.#durable)) return;
-      if (!(await log.moveAll())) return;
-      await log.restart(
-        () => this.#write(),
-        () => this.#frames().log,
-      );
-      this.#shortenAt = 0;
-    } catch (error) {
-      if (!isUnwritten(error)) this.#lose(error); // On a full disk the log stays as it is; try again later.
-    } finally {
-      this.#shortening = null;
-      this.#paused = false;
-      this.#gather();
-    }
-  }
-
-  /** SQLite syncs it. */
-  #moveLog(): void {
-    try {
-      this.#db.run("PRAGMA synchronous = FULL");
-      this.get("PRAGMA wal_checkpoint(PASSIVE)");
-      if (this.#log !== null) this.#db.run("PRAGMA synchronous = OFF");
-    } catch (error) {
-      if (!isUnwritten(error)) this.#broken = error; // On a full disk the log stays as it is; try again later.
-    }
-  }
-
-  /** Runs even when idle: checkpoints a long log, and reports one that only grows. */
-  #tidy(): void {
-    this.#checkpoint();
-    if (this.#broken !== undefined || this.#closed || this.#misplaced !== null) return;
-    const bytes = this.logBytes;
-    if (bytes >= LONG_LOG_BYTES && this.#checkedLogBytes < LONG_LOG_BYTES) this.#warn(longLog(this.name, bytes));
-    this.#checkedLogBytes = this.#counts.logBytes = bytes;
-  }
-
-  /** Length of the log file; 0: there is none. */
-  get logBytes(): number {
-    if (this.path === ":memory:") return 0;
-    return statSync(`${this.#lock.real}-wal`, { throwIfNoEntry: false })?.size ?? 0;
-  }
-
-  /** Commits the queue and closes the file. */
-  close(): Promise<void> {
-    return (this.#closing ??= this.#close());
-  }
-
-  async #close(): Promise<void> {
-    clearInterval(this.#looking);
-    await this.#shortening;
-    while (this.#queue.length > 0 || this.#durable !== null) await (this.#durable ?? this.#commit());
-    this.#closed = true;
-    // Closing the last connection checkpoints the log, which must not happen after a failed sync.
-    if (this.#broken === undefined) {
-      await this.#log?.close();
-      this.#db.run("PRAGMA synchronous = FULL");
-      for (const statement of this.#statements.values()) statement.finalize();
-      this.#db.close();
-    }
-    this.#lock.release();
-  }
-
-  // ------------------------------------------------------------------------------------------------------------- statements
-
-  /**
-   * Reads durable data only. May run twice.
-   * @throws PereError away: the file was closed, or another program blocks it; inside: a permanent read error
-   */
-  async read<Result>(run: () => Result | Promise<Result>): Promise<Result> {
-    try {
-      for (;;) {
-        if (this.#closed) throw new PereError("away", "the store was closed");
-        const result = await run();
-        // It may have seen changes whose sync is running. If that fails, it reads again as of the sync before.
-        if (this.#durable === null || (await this.#durable)) return result;
-      }
-    } catch (error) {
-      if (error instanceof PereError) throw error;
-      throw isPassing(error)
-        ? new PereError("away", "the store can't be read now", [], error)
-        : this.#unreadable(error);
-    }
-  }
-
-  /** Some read errors are permanent. */
-  #unreadable(error: unknown): PereError {
-    if (isDamage(error)) this.#damage = `${this.name} is damaged: ${(error as Error).message}`;
-    return new PereError("inside", `${this.path} can't be read`, [], error);
-  }
-
-  /** Why a part of the file can't be read, or null if all reads succeeded. */
-  get damage(): string | null {
-    return this.#damage;
-  }
-
-  /** @returns the number of rows changed */
-  run(sql: string, ...values: SQLQueryBindings[]): number {
-    const { changes } = this.#statement(sql).run(...values);
-    this.#rows += changes;
-    return changes;
-  }
-  get<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape | null {
-    return this.#statement(sql).get(...values) as Shape | null;
-  }
-  all<Shape>(sql: string, ...values: SQLQueryBindings[]): Shape[] {
-    return this.#statement(sql).all(...values) as Shape[];
-  }
-  /** Yields rows one by one, for callers that may stop early. */
-  each<Shape>(sql: string, ...values: SQLQueryBindings[]): IterableIterator<Shape> {
-    return this.#statement(sql).iterate(...values) as IterableIterator<Shape>;
-  }
-
-  /**
-   * Prepares each statement once, by its text. With an ORDER BY, write an equality parameter as `+?1`: otherwise SQLite 3.54 plans the statement
-   * again each time the value is bound, which costs ten times as much as running it.
-   */
-  #statement(sql: string): Statement {
-    let statement = this.#statements.get(sql);
-    if (!statement) this.#statements.set(sql, (statement = this.#db.prepare(sql)));
-    return statement;
-  }
-}
-
-const open = (path: string): Database => new Database(path, { create: true, readwrite: true });
-
-/** The advice for an operator of a file with a long log. */
-export const longLog = (name: string, bytes: number): string =>
-  `${name}-wal has grown to ${Math.round(bytes / 1e6)} MB. If it keeps growing, another program keeps reading ${name}: stop that program.`;
-
-/** The disk is full. Nothing else is wrong, and space may become free. */
-const isWithoutRoom = (error: unknown): boolean =>
-  error instanceof SQLiteError &&
-  (error.code === "SQLITE_FULL" || (error.code === "SQLITE_IOERR_WRITE" && NO_ROOM.includes(libc()?.errno() ?? 0)));
-
-/** Nothing was written or needed a sync yet, so the change can be retried. */
-const isUnwritten = (error: unknown): boolean =>
-  error instanceof SQLiteError && (error.code === "SQLITE_FULL" || error.code === "SQLITE_IOERR_WRITE");
-
-/** A page's content is not what was written. */
-const isDamage = (error: unknown): boolean =>
-  error instanceof SQLiteError && /^SQLITE_(CORRUPT|NOTADB)/.test(error.code ?? "");
-
-/** Temporary causes of a failed read: other programs, or a shortage of memory, descriptors or disk space. */
-const isPassing = (error: unknown): boolean =>
-  error instanceof SQLiteError &&
-  /^SQLITE_(BUSY|LOCKED|PROTOCOL|CANTOPEN|NOMEM|IOERR_NOMEM|FULL)/.test(error.code ?? "");
-
-/** Another program has locked the file for longer than the timeout. */
-const isBusy = (error: unknown): boolean =>
-  error instanceof SQLiteError && error.code?.startsWith("SQLITE_BUSY") === true;
-
-/** Why a file can't be used, in one line. */
-function explain(path: string, error: unknown): PereError {
-  if (error instanceof PereError) return error;
-  if (isBusy(error))
-    return new PereError(
-      "conflict",
-      `${path} is in use by another process; a file can be used by only one PERE`,
-      [],
-      error,
-    );
-  if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
-    return new PereError("conflict", `${path} is not a database`, [], error);
-  if (error instanceof SQLiteError && /^SQLITE_(CANTOPEN|READONLY|PERM)/.test(error.code ?? ""))
-    return unopened(path, error);
-  return new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);
 }

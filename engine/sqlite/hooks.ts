@@ -2,7 +2,7 @@
  * Hooks in a SQLite file: their settings, their cursors in the receipts log, and the calls that are pending or were given up. All functions that
  * write run in a transaction.
  */
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import { PereError } from "../model.ts";
 import type { Channel } from "./schema.ts";
 import {

@@ -5,7 +5,7 @@
  * to read very many devices do so in windows and yield to the event loop in between.
  */
 import { yieldToEventLoop } from "../yield.ts";
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import { FINAL, type Row, rank, type State, STATES } from "../model.ts";
 import { type Channel, isLeaving } from "./schema.ts";
 import { type Page, page } from "../store.ts";

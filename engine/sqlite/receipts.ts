@@ -12,7 +12,7 @@
  * before reading `receipts` or `latest` in the same transaction.
  */
 import type { CachedTally, TallyCache } from "./tallies.ts";
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import type { Enrolments, Enrolment } from "./enrolments.ts";
 import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "../model.ts";
 import { type Channel, isLeaving, type Leaving } from "./schema.ts";

@@ -8,7 +8,7 @@
  *
  * All functions run in a transaction, return whether there is more to do, and update the counters of the given channel.
  */
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import type { Enrolments } from "./enrolments.ts";
 import { FINAL } from "../model.ts";
 import type { Channel } from "./schema.ts";

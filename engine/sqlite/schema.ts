@@ -21,7 +21,7 @@
  * per receipt where `latest` dirties one for dozens. What a device owes is found by looking up the events after `settled` in `latest`; `settled`
  * follows the device every few seconds.
  */
-import type { Schema } from "./group-commit.ts";
+import type { Schema } from "./file.ts";
 
 /** The first version. */
 const TABLES = `

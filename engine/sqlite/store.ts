@@ -7,7 +7,7 @@
  * Notifications for watchers are collected in the transaction and sent after the commit.
  */
 import { TallyCache, talliesOf } from "./tallies.ts";
-import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./group-commit.ts";
+import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./file.ts";
 import type { Sync } from "./write-ahead-log.ts";
 import { yieldToEventLoop } from "../yield.ts";
 import { Counters } from "../counters.ts";

@@ -5,7 +5,7 @@
  * receipt and is written once per commit. It reflects the file as it will be after the running transaction, so it is discarded if that transaction
  * fails, and may be discarded between any two.
  */
-import type { SqliteFile } from "./group-commit.ts";
+import type { SqliteFile } from "./file.ts";
 import { type State, STATES, type Tally } from "../model.ts";
 import type { Channel } from "./schema.ts";
 
