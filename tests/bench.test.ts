@@ -3,8 +3,11 @@
  */
 import { expect, test } from "bun:test";
 import { join } from "node:path";
+import { type CertifiedRow, Generator, pushOnce } from "./bench/certified.ts";
 import { eventData, Feeds } from "./bench/feeds.ts";
+import { Requests } from "./bench/requests.ts";
 import { push, start, until } from "./support/harness.ts";
+import { noRedis } from "./support/redis-server.ts";
 
 const BENCH = join(import.meta.dir, "bench", "bench.ts");
 const DEVICES = 20;
@@ -79,3 +82,62 @@ test("rows about long work fill their files by the current schema, do their work
   for (const { figure } of rows) expect(figure).toBeGreaterThan(0);
   expect(await bench.exited).toBe(0);
 }, 60_000);
+
+/** Runs the row of certified pushes; each line of its table without its figures. */
+async function certified(...flags: string[]): Promise<object[]> {
+  const small = ["--devices", String(DEVICES + 1), "--events", "2", "--json"];
+  const bench = Bun.spawn([process.execPath, BENCH, "certified", ...small, ...flags], {
+    env: process.env,
+    stdout: "pipe",
+    stderr: "inherit",
+  });
+  const { rows } = JSON.parse(await new Response(bench.stdout).text()) as { rows: CertifiedRow[] };
+  expect(await bench.exited).toBe(0);
+  return rows.map(
+    ({ devices, transport, instances, pushes, lastDeliveryMs, lastReceiptMs, receiptsPerSecond, error }) => {
+      expect(error).toBeUndefined();
+      expect(lastDeliveryMs).toBeGreaterThan(0);
+      expect(lastReceiptMs).toBeGreaterThan(0);
+      expect(receiptsPerSecond).toBeCloseTo((devices * 1000) / lastReceiptMs!);
+      return { devices, transport, instances, pushes };
+    },
+  );
+}
+
+test("pushes are certified by a receipt from every device, over both transports", async () => {
+  expect(await certified()).toEqual([
+    { devices: DEVICES + 1, transport: "sse", instances: 1, pushes: 2 },
+    { devices: DEVICES + 1, transport: "websocket", instances: 1, pushes: 2 },
+  ]);
+}, 60_000);
+
+test.skipIf(noRedis !== null)(
+  "the same with devices at several instances on Redis",
+  async () => {
+    expect(await certified("--instances", "2")).toEqual([
+      { devices: DEVICES + 1, transport: "sse", instances: 2, pushes: 2 },
+      { devices: DEVICES + 1, transport: "websocket", instances: 2, pushes: 2 },
+    ]);
+  },
+  60_000,
+);
+
+test.each(["sse", "websocket"] as const)(
+  "a push is not certified while another device owes a receipt, and a device that lacks an event is a failure: %s",
+  async (transport) => {
+    const pere = await start();
+    const port = Number(new URL(pere.url).port);
+    const generator = new Generator({ port, transport, first: 0, count: 3, receiptConnections: 2 }, null);
+    const requests = await Requests.open(port, 1);
+    await generator.open();
+    const { lastReceiptMs } = await pushOnce(requests, [generator], 3);
+    expect(lastReceiptMs).toBeGreaterThan(0);
+
+    await requests.ask("PUT", "/devices/c/another");
+    await expect(pushOnce(requests, [generator], 3)).rejects.toThrow('"addressed":4');
+    await expect(generator.check(3)).rejects.toThrow("was given 2 events of 3");
+    await generator.end();
+    requests.close();
+    await pere.stop();
+  },
+);

@@ -14,6 +14,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { now } from "./feeds.ts";
 import { quantile, type RowResult } from "./measure.ts";
+import { CERTIFIED_DEVICES, certified, type CertifiedOptions, certifiedTable } from "./certified.ts";
 import { besidePeers, peerRows, peersTable } from "./peers.ts";
 import { besideRedis } from "./redis.ts";
 import { plot } from "./plot.ts";
@@ -22,10 +23,15 @@ import { pointsOf } from "./sizes.ts";
 import { diskFolder, type Service, startService } from "./service.ts";
 import { progress, table } from "./table.ts";
 
-const HELP = `bun run bench [flags]
+const HELP = `bun run bench [NAME] [flags]
+
+  NAME             the same as --only NAME
+  certified        one push to N devices and a durable final receipt from each, instead of the other rows; its flags are
+                   --devices (1,000, then 10,000), --instances, --seconds, --events, --json
 
   --only NAME      only these rows, comma separated
   --devices N      devices of the one channel (1000)
+  --instances K    certified: instances on one Redis (as few as the limit of open files allows; one needs no Redis)
   --channels M     channels with one device each (1000)
   --events E       events a fan-out row, instead of as many as go into --seconds
   --quiet N        quiet feeds opened to see what one costs (10000)
@@ -42,10 +48,13 @@ const HELP = `bun run bench [flags]
 /** Files that the benchmark and a service have open beside connections. */
 const OTHER_FILES = 300;
 
+/** The row, named alone, that has a table of its own. */
+const CERTIFIED = "certified";
+
 /** Before this program binds itself to one. */
 const CORES = availableParallelism();
 
-interface Options extends RowOptions {
+interface Options extends RowOptions, CertifiedOptions {
   readonly only: readonly string[] | null;
   readonly rounds: number;
   /** Where the plot of the sizes goes. */
@@ -71,11 +80,13 @@ function syncMs(folder: string): number {
 // ----------------------------------------------------------------------------------------------------------------------- run
 
 function readOptions(argv: readonly string[]): Options {
-  const { values } = parseArgs({
+  const { values, positionals } = parseArgs({
     args: [...argv],
+    allowPositionals: true,
     options: {
       only: { type: "string", multiple: true },
-      devices: { type: "string", default: "1000" },
+      devices: { type: "string" },
+      instances: { type: "string" },
       channels: { type: "string", default: "1000" },
       events: { type: "string" },
       quiet: { type: "string", default: "10000" },
@@ -95,14 +106,20 @@ function readOptions(argv: readonly string[]): Options {
     process.exit(0);
   }
   if (values.redis && values.peers) throw new Error("--redis and --peers are two runs");
-  if (values.redis && values.only) throw new Error("--only chooses among the other rows; --redis has its own");
+  const named = [...positionals, ...(values.only ?? [])].flatMap((names) => names.split(","));
+  const only = named.length === 0 ? null : named;
+  if (values.redis && only) throw new Error("--only chooses among the other rows; --redis has its own");
   const number = (name: string, text: string): number => {
     if (/^\d{1,7}$/.test(text) && Number(text) > 0) return Number(text);
     throw new Error(`--${name} must be a whole number above 0, not "${text}"`);
   };
+  if (only?.includes(CERTIFIED) && (only.length > 1 || values.peers))
+    throw new Error(`"${CERTIFIED}" has a table of its own: run it without other rows`);
   return {
-    only: values.only?.flatMap((names) => names.split(",")) ?? null,
-    devices: number("devices", values.devices),
+    only,
+    devices: number("devices", values.devices ?? "1000"),
+    certified: values.devices === undefined ? CERTIFIED_DEVICES : [number("devices", values.devices)],
+    instances: values.instances === undefined ? null : number("instances", values.instances),
     channels: number("channels", values.channels),
     events: values.events === undefined ? null : number("events", values.events),
     quiet: number("quiet", values.quiet),
@@ -174,7 +191,10 @@ async function bench(options: Options): Promise<number> {
   };
   const names = options.peers
     ? peerRows(options).map(({ name }) => name)
-    : [...new Set(rowsOf(options).flatMap(({ name, group }) => (group === undefined ? [name] : [name, group])))];
+    : [
+        CERTIFIED,
+        ...new Set(rowsOf(options).flatMap(({ name, group }) => (group === undefined ? [name] : [name, group]))),
+      ];
   const unknown = options.only?.find((name) => !names.includes(name));
   if (unknown !== undefined) throw new Error(`there is no row "${unknown}"; there are ${names.join(", ")}`);
 
@@ -209,6 +229,11 @@ async function bench(options: Options): Promise<number> {
   if (options.peers) {
     const rows = await besidePeers(stage, options);
     console.log(options.json ? JSON.stringify({ machine, rows }) : `\n${peersTable(rows)}`);
+    return rows.some(({ error }) => error !== undefined) ? 1 : 0;
+  }
+  if (options.only?.includes(CERTIFIED)) {
+    const rows = await certified(stage, options);
+    console.log(options.json ? JSON.stringify({ machine, rows }) : certifiedTable(rows));
     return rows.some(({ error }) => error !== undefined) ? 1 : 0;
   }
   const rows = await (options.redis ? besideRedis(stage, options) : measureRows(options, stage));

@@ -54,7 +54,7 @@ interface Redis {
 }
 
 /** @throws Error when there is no redis-server */
-async function startRedis(folder: string, core: number | null): Promise<Redis> {
+export async function startRedis(folder: string, core: number | null): Promise<Redis> {
   process.env.TMPDIR = folder;
   const server = await startServer({ appendonly: "yes", appendfsync: "always" });
   const pid = Number(/process_id:(\d+)/.exec(await server.ask("INFO", "server"))![1]);
