@@ -23,13 +23,15 @@ export type DevicesMessage =
   | { readonly word: "open" }
   /** Every device had the event and had its receipt answered. In milliseconds since 1970, so that processes can compare them. */
   | { readonly word: "certified"; readonly lastDeliveryMs: number; readonly receiptsMs: readonly number[] }
-  /** In answer to the number of events that were pushed: what each device was given was compared with it. Sooner when a receipt is refused. */
+  /** In answer to the number of events that were pushed: what each device was given was compared with it. Sooner when something is wrong. */
   | { readonly word: "checked"; readonly faults: readonly string[] };
 
 /** Connections being opened at a time. */
 const OPENING_MAX = 128;
 /** What is given twice may come after what it repeats. */
 const REPEATS_MS = 500;
+
+const LOOK_MS = 1_000;
 
 /** Milliseconds since 1970, with microseconds behind the point. */
 export const wallMs = (): number => performance.timeOrigin + now();
@@ -39,7 +41,6 @@ interface Devices {
   readonly faults: string[];
   /** Compares what each device was given; what differs becomes a fault. */
   check(owed: (index: number) => number): void;
-  close(): void | Promise<void>;
 }
 
 type Delivered = (index: number, id: string) => void;
@@ -47,7 +48,8 @@ type Answered = (index: number, answer: string) => void;
 
 async function openStreams(task: DevicesTask, delivered: Delivered, answered: Answered): Promise<Devices> {
   const { port, first, count, receiptConnections } = task;
-  const requests = await Requests.open(port, receiptConnections);
+  // Not before the first event: while many feeds are opened, the service would close connections that ask nothing.
+  let requests: Promise<Requests> | undefined;
   return Feeds.open({
     at: { port },
     count,
@@ -56,10 +58,13 @@ async function openStreams(task: DevicesTask, delivered: Delivered, answered: An
     onEvent(index, id) {
       delivered(index, id);
       const receipt = `{"event":"${id}","device":"device-${first + index}","status":"done"}`;
-      requests.ask("POST", "/feedback/c", receipt).then(
-        (answer) => answered(index, answer),
-        (error: Error) => answered(index, error.message),
-      );
+      requests ??= Requests.open(port, receiptConnections);
+      requests
+        .then((connections) => connections.ask("POST", "/feedback/c", receipt))
+        .then(
+          (answer) => answered(index, answer),
+          (error: Error) => answered(index, error.message),
+        );
     },
   });
 }
@@ -73,14 +78,11 @@ async function openSockets(task: DevicesTask, delivered: Delivered, answered: An
   const faults: string[] = [];
   const counts = new Int32Array(count);
   const seqs = new Int32Array(count);
-  const sockets: WebSocket[] = [];
-  let closing = false;
   const openOne = async (index: number): Promise<void> => {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     const socket = new WebSocket(`ws://${HOST}:${port}/feed/c?device=device-${first + index}`);
-    sockets.push(socket);
     socket.onclose = ({ code }) => {
-      if (!closing) faults.push(`WebSocket ${index} was closed with ${code}`);
+      faults.push(`WebSocket ${index} was closed with ${code}`);
       reject(new Error(`WebSocket ${index} was closed with ${code}`));
     };
     socket.onmessage = ({ data }) => {
@@ -112,10 +114,6 @@ async function openSockets(task: DevicesTask, delivered: Delivered, answered: An
       if (index !== undefined)
         faults.push(`${wrong.length} WebSockets differ: ${index} was given ${counts[index]} events of ${owed(index)}`);
     },
-    close() {
-      closing = true;
-      for (const socket of sockets) socket.close();
-    },
   };
 }
 
@@ -129,7 +127,6 @@ if (import.meta.main) {
   const answered = (index: number, answer: string): void => {
     if (!answer.startsWith('{"recorded":1,"duplicate":0,')) {
       faults.push(`the receipt of device ${task.first + index} was answered ${answer}`);
-      if (faults.length === 1) say({ word: "checked", faults });
       return;
     }
     receiptsMs.push(wallMs());
@@ -137,13 +134,21 @@ if (import.meta.main) {
     say({ word: "certified", lastDeliveryMs, receiptsMs });
     receiptsMs = [];
   };
-  const devices = await (task.transport === "sse" ? openStreams : openSockets)(task, delivered, answered);
-  process.on("message", async (pushed: number) => {
-    await Bun.sleep(REPEATS_MS);
-    devices.check(() => pushed);
-    say({ word: "checked", faults: [...devices.faults, ...faults].slice(0, 3) });
-    await devices.close();
-    process.exit(0);
-  });
-  say({ word: "open" });
+  const open = task.transport === "sse" ? openStreams : openSockets;
+  try {
+    const devices = await open(task, delivered, answered);
+    const found = (): string[] => [...faults, ...devices.faults].slice(0, 3);
+    // What goes wrong is told at once: the parent would wait for a receipt that never comes.
+    setInterval(() => {
+      if (found().length > 0) say({ word: "checked", faults: found() });
+    }, LOOK_MS);
+    process.on("message", async (pushed: number) => {
+      await Bun.sleep(REPEATS_MS);
+      devices.check(() => pushed);
+      say({ word: "checked", faults: found() });
+    });
+    say({ word: "open" });
+  } catch (error) {
+    say({ word: "checked", faults: [(error as Error).message] });
+  }
 }

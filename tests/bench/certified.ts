@@ -207,7 +207,7 @@ async function measure(
     serviceUs: serviceMs === null ? null : (serviceMs * 1000) / (pushes.length * devices),
     generatorCore,
     notes: [
-      `the first push after the start, while Bun compiles: last receipt after ${whole(warm[0]!.lastReceiptMs)} ms`,
+      `the first push, while Bun compiles and devices open connections for receipts: last receipt after ${whole(warm[0]!.lastReceiptMs)} ms`,
       ...(generatorCore !== null && generatorCore > GENERATOR_SHARE_MAX
         ? [`the devices used ${percent(generatorCore)} of their core: the service may do more`]
         : []),

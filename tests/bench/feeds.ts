@@ -132,10 +132,10 @@ export class Feeds {
     return this.#devices.filter(({ ready }) => ready).length + Atomics.load(this.#counts, OPENED);
   }
 
-  /** What the first feed that is not open was told. */
+  /** What the first feed that is not open was told last. */
   #stuck(): string {
     const device = this.#devices.find(({ ready }) => !ready);
-    return device ? `; feed ${device.index} was told: ${device.rest.slice(0, 200)}` : "";
+    return device ? `; feed ${device.index} was told: ${device.rest.slice(-200)}` : "";
   }
 
   /** Events that came, on all feeds. */
