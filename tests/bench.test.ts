@@ -129,15 +129,18 @@ test.each(["sse", "websocket"] as const)(
     const port = Number(new URL(pere.url).port);
     const generator = new Generator({ port, transport, first: 0, count: 3, receiptConnections: 2 }, null);
     const requests = await Requests.open(port, 1);
-    await generator.open();
-    const { lastReceiptMs } = await pushOnce(requests, [generator], 3);
-    expect(lastReceiptMs).toBeGreaterThan(0);
+    try {
+      await generator.open();
+      const { lastReceiptMs } = await pushOnce(requests, [generator], 3);
+      expect(lastReceiptMs).toBeGreaterThan(0);
 
-    await requests.ask("PUT", "/devices/c/another");
-    await expect(pushOnce(requests, [generator], 3)).rejects.toThrow('"addressed":4');
-    await expect(generator.check(3)).rejects.toThrow("was given 2 events of 3");
-    await generator.end();
-    requests.close();
-    await pere.stop();
+      await requests.ask("PUT", "/devices/c/another");
+      await expect(pushOnce(requests, [generator], 3)).rejects.toThrow('"addressed":4');
+      await expect(generator.check(3)).rejects.toThrow("was given 2 events of 3");
+    } finally {
+      await generator.end();
+      requests.close();
+      await pere.stop();
+    }
   },
 );

@@ -119,6 +119,7 @@ async function openSockets(task: DevicesTask, delivered: Delivered, answered: An
 
 if (import.meta.main) {
   const task = JSON.parse(process.argv[2]!) as DevicesTask;
+  process.once("disconnect", () => process.exit());
   const say = (message: DevicesMessage): unknown => process.send!(message);
   const faults: string[] = [];
   let lastDeliveryMs = 0;
