@@ -2,7 +2,6 @@
  * Long work leaves the event loop to others: what is done in one turn is counted, whatever the machine's speed.
  */
 import { describe, expect, test } from "bun:test";
-import { Counters } from "../engine/counters.ts";
 import { Engine } from "../engine/engine.ts";
 import { CATCH_UP_ENTRIES, RING_ENTRIES_MAX, SLICE_FOLLOWERS } from "../engine/feeds/log.ts";
 import type { Wire } from "../engine/feeds/feed.ts";
@@ -181,9 +180,8 @@ test("feeds that open at once, and that are quiet equally long, are served in sl
   await engine.close();
 });
 
-test("arrays of receipts that come together are committed a few at a time", async () => {
-  const counts = new Counters();
-  const store = new SqliteStore({ path: ":memory:", counts });
+test("arrays of receipts that come together are written a few at a time", async () => {
+  const store = new SqliteStore({ path: ":memory:" });
   const [arrays, size] = [8, 1_000];
   for (let device = 0; device < size; device++) await store.enrol("c", `d${device}`, 0);
   const { epoch } = await store.append(
@@ -191,14 +189,18 @@ test("arrays of receipts that come together are committed a few at a time", asyn
     numbers(1, arrays).map(() => event),
     0,
   );
-  const before = counts.commits.count;
   const done = (seq: number): ReceiptDraft[] =>
     numbers(0, size - 1).map((n) => ({
       ...{ event: { epoch, seq }, device: `d${n}`, status: "done", detail: null, deviceAt: null },
     }));
+  let turns = 0;
+  const count = (): void => void (turns++, turns > 0 && setImmediate(count));
+  count();
   const verdicts = await Promise.all(numbers(1, arrays).map((seq) => store.record("c", done(seq), 0)));
+  const taken = turns;
+  turns = Number.NEGATIVE_INFINITY;
   expect(verdicts.flat().every((verdict) => verdict === "recorded")).toBe(true);
-  expect(counts.commits.count - before).toBeGreaterThanOrEqual(arrays / 2);
+  expect(taken).toBeGreaterThanOrEqual(arrays / 2);
   const { done: all } = (await store.tallies("c", epoch, 1, 1))!.get(1)!;
   expect(all).toBe(size);
   await store.close();
