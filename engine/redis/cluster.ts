@@ -53,6 +53,7 @@ const answerOf = (error: unknown): string =>
 
 export class RedisCluster implements Redis {
   readonly #ready: (client: Client) => void;
+  readonly #callMs: number;
   /** A connection to one of the configured nodes, used to read the slot map. */
   readonly #guide: RedisLink;
   readonly #nodes = new Map<string, RedisLink>();
@@ -64,17 +65,19 @@ export class RedisCluster implements Redis {
   /**
    * @param urls addresses of some nodes; user name and password are taken from the first
    * @param ready called for each new connection to a node, before anything else is sent on it
+   * @param callMs how long a call may take, milliseconds
    */
-  constructor(urls: readonly string[], ready: (client: Client) => void) {
+  constructor(urls: readonly string[], ready: (client: Client) => void, callMs = CALL_MS) {
     this.#ready = ready;
-    this.#guide = new RedisLink(urls);
+    this.#callMs = callMs;
+    this.#guide = new RedisLink(urls, undefined, callMs);
     this.#timer = setInterval(() => void this.#look().catch(() => {}), LOOK_MS);
     this.#timer.unref();
   }
 
   /** Resolves once the slot map is known. @throws PereError away: not within the timeout */
   async start(): Promise<void> {
-    const end = performance.now() + CALL_MS;
+    const end = performance.now() + this.#callMs;
     await this.#guide.start();
     for (;;) {
       try {
@@ -127,7 +130,7 @@ export class RedisCluster implements Redis {
     if (!link) {
       const { protocol, username, password } = guide;
       const who = username || password ? `${username}:${password}@` : "";
-      link = new RedisLink([`${protocol}//${who}${address}`], this.#ready);
+      link = new RedisLink([`${protocol}//${who}${address}`], this.#ready, this.#callMs);
       this.#nodes.set(address, link);
     }
     return link;
@@ -148,7 +151,7 @@ export class RedisCluster implements Redis {
 
   /** Follows redirects. Only calls that were not executed are tried again, so nothing is done twice. */
   async #route(key: string, call: RedisCall, quorum?: ReplicaQuorum): Promise<Reply> {
-    const end = performance.now() + CALL_MS;
+    const end = performance.now() + this.#callMs;
     const slot = slotOf(key);
     let link = this.#owners[slot];
     for (let asking = false, turns = 0; ; turns++) {

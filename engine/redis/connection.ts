@@ -165,6 +165,7 @@ class CallTimeouts {
 export class RedisLink implements Redis {
   readonly #urls: readonly string[];
   readonly #ready: (client: Client) => void;
+  readonly #callMs: number;
   readonly #timeouts = new CallTimeouts();
   #client: Client;
   /** Index of the current address. */
@@ -182,9 +183,13 @@ export class RedisLink implements Redis {
   #waiting: Promise<unknown> = Promise.resolve();
   #next: Promise<void> | undefined;
 
-  /** @param ready called for each new connection, before anything else is sent on it */
-  constructor(urls: readonly string[], ready: (client: Client) => void = () => {}) {
+  /**
+   * @param ready called for each new connection, before anything else is sent on it
+   * @param callMs how long a call may take, milliseconds
+   */
+  constructor(urls: readonly string[], ready: (client: Client) => void = () => {}, callMs = CALL_MS) {
     this.#urls = urls;
+    this.#callMs = callMs;
     this.#connections = Math.floor(Math.random() * urls.length);
     this.#ready = ready;
     this.#client = this.#connect();
@@ -233,7 +238,7 @@ export class RedisLink implements Redis {
   }
 
   /** Resolves once there is a connection. @throws PereError away: there was none within the timeout */
-  async start(timeoutMs = CALL_MS): Promise<void> {
+  async start(timeoutMs = this.#callMs): Promise<void> {
     for (const end = performance.now() + timeoutMs; !this.#client.isReady;) {
       if (performance.now() > end || this.#closed) {
         const why = this.#why();
@@ -244,7 +249,7 @@ export class RedisLink implements Redis {
   }
 
   /** One call with its timeout. @throws PereError away: it was not sent, or its result is unknown */
-  async call<Value>(run: (client: Client) => Promise<Value>, timeoutMs = CALL_MS): Promise<Value> {
+  async call<Value>(run: (client: Client) => Promise<Value>, timeoutMs = this.#callMs): Promise<Value> {
     if (this.#closed) throw away("the store was closed; nothing was stored");
     const client = this.#client;
     if (!client.isReady) throw away("Redis can't be reached; nothing was stored", this.#why());
@@ -280,7 +285,7 @@ export class RedisLink implements Redis {
 
   async runCall(
     call: RedisCall,
-    { quorum, asking = false, timeoutMs = CALL_MS }: RedisCallOptions = {},
+    { quorum, asking = false, timeoutMs = this.#callMs }: RedisCallOptions = {},
   ): Promise<Reply> {
     const end = performance.now() + timeoutMs;
     const client = this.#client;

@@ -90,6 +90,8 @@ export interface RedisOptions {
   readonly prefix?: string;
   /** Creates epochs; 41 random bits by default. */
   readonly epoch?: () => string;
+  /** How long a call may take, milliseconds; 2,500 by default. */
+  readonly callMs?: number;
 }
 
 /** Parses the extent in a script's reply, from index `at` on. */
@@ -131,7 +133,7 @@ export class RedisStore implements Store {
   >();
   #closing: Promise<void> | undefined;
 
-  constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch }: RedisOptions) {
+  constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch, callMs }: RedisOptions) {
     this.#prefix = prefix;
     const database = databaseOf(urls[0]!);
     this.#keys = keysWith(prefix, database);
@@ -147,7 +149,7 @@ export class RedisStore implements Store {
       this.#presence.markUnverified();
       this.#subscriber.markUnverified();
     };
-    this.#link = urls.length === 1 ? new RedisLink(urls, ready) : new RedisCluster(urls, ready);
+    this.#link = urls.length === 1 ? new RedisLink(urls, ready, callMs) : new RedisCluster(urls, ready, callMs);
     this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
       this.#guardOf(channel),
     );
