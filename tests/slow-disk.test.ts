@@ -30,7 +30,7 @@ async function turns(): Promise<void> {
 }
 
 describe.skipIf(process.platform !== "linux")("while a sync runs", () => {
-  test("nothing of it is answered, told or read, and changes wait for the next sync together", async () => {
+  test("nothing of it is answered, told or read, and later changes share a sync beside it", async () => {
     const { store, syncs, hold } = held();
     await store.enrol("orders", "till", T);
     const { epoch } = await store.append("orders", [draft("first")], T);

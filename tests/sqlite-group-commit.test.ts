@@ -104,7 +104,7 @@ describe("the group commit", () => {
     await store.close();
   });
 
-  test("leaves calls beyond its time limit to the next transaction, in order", async () => {
+  test("leaves calls beyond its row limit to the next transaction, in order", async () => {
     const path = join(temporary(), "pere.db");
     const store = new SqliteStore({ path });
     await store.open("orders");

@@ -433,9 +433,10 @@ export class SqliteFile {
   /** SQLite syncs it. */
   #moveLog(): void {
     try {
+      const before = this.#pragma("synchronous");
       this.#db.run("PRAGMA synchronous = FULL");
       this.get("PRAGMA wal_checkpoint(PASSIVE)");
-      if (this.#log !== null) this.#db.run("PRAGMA synchronous = OFF");
+      this.#db.run(`PRAGMA synchronous = ${before}`);
     } catch (error) {
       if (!isUnwritten(error)) this.#broken = error; // On a full disk the log stays as it is; try again later.
     }

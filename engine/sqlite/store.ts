@@ -1,10 +1,10 @@
 /**
  * The default store: one SQLite file.
  *
- * Every write is a change in the group commit of `group-commit.ts`. Reads are plain statements between commits and see only durable data.
- * `bun:sqlite` is synchronous, so no code sees a half-done transaction, and the process needs no lock.
+ * Every write is a change in the group commit of `group-commit.ts`. Reads are plain statements between transactions; a result is returned after the
+ * sync of what it shows. `bun:sqlite` is synchronous, so no code sees a half-done transaction, and the process needs no lock.
  *
- * Notifications for watchers are collected in the transaction and sent after the commit.
+ * Notifications for watchers are collected in the transaction and sent after its sync.
  */
 import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./file.ts";

@@ -146,10 +146,10 @@ export class WriteAheadLog {
     this.#snapshot.run("COMMIT");
     try {
       touch();
-      await this.#sync(this.#file);
     } finally {
-      hold(this.#snapshot); // The state is the same before and after.
+      hold(this.#snapshot); // The state is the same before and after, and the log must not begin again meanwhile.
     }
+    await this.#sync(this.#file);
     if (frames() === 1 && this.bytes > 2 * CUT_BYTES) await truncate(this.#file, CUT_BYTES);
   }
 
