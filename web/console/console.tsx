@@ -25,7 +25,7 @@ const LINK_WORDS = {
 } as const;
 
 function Console() {
-  const { channel, place, event } = route.value;
+  const { channel, place, item } = route.value;
   const title = channel ?? "Overview";
   const main = useRef<HTMLElement>(null);
   useEffect(() => {
@@ -57,8 +57,8 @@ function Console() {
                 <h1>{title}</h1>
                 {channel !== null && <ChannelHead channel={channel} place={place} />}
               </header>
-              <div key={`${channel} ${place} ${event}`}>
-                {channel === null ? <OverviewPage /> : <ChannelPage channel={channel} place={place} event={event} />}
+              <div key={`${channel} ${place} ${item}`}>
+                {channel === null ? <OverviewPage /> : <ChannelPage channel={channel} place={place} item={item} />}
               </div>
             </>
           )}
@@ -177,15 +177,15 @@ function ChannelHead({ channel, place }: { readonly channel: string; readonly pl
 interface ChannelPageProps {
   readonly channel: string;
   readonly place: Place;
-  readonly event: string | null;
+  readonly item: string | null;
 }
 
-function ChannelPage({ channel, place, event }: ChannelPageProps) {
+function ChannelPage({ channel, place, item }: ChannelPageProps) {
   const shown = board.value?.channel === channel ? board.value : null;
   if (place === "devices") return <DevicesPage channel={channel} />;
   if (place === "push") return <PushPage channel={channel} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
-  if (place === "event" && event !== null) return <EventPage channel={channel} id={event} shown={shown} />;
+  if (place === "event" && item !== null) return <EventPage channel={channel} id={item} shown={shown} />;
   return shown ? <BoardPage shown={shown} /> : <p class="empty">Loading…</p>;
 }
 

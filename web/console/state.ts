@@ -13,21 +13,20 @@ export type Place = "board" | "devices" | "push" | "hooks" | "event";
 export interface Route {
   readonly channel: string | null;
   readonly place: Place;
-  readonly event: string | null;
+  /** What the place is about: an event's id; on the push page an event to push again; on the devices page a device's name. null: nothing in particular. */
+  readonly item: string | null;
 }
 
 const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const isChannel = (text: string): boolean => CHANNEL.test(text);
+const PLACES: readonly Place[] = ["board", "devices", "push", "hooks", "event"];
 
 function readRoute(hash: string): Route {
-  const [channel = "", place = "board", event = null] = hash.replace(/^#\/?/, "").split("/");
-  if (!isChannel(channel)) return { channel: null, place: "board", event: null };
-  if (place === "event" && event !== null) return { channel, place, event };
-  return {
-    channel,
-    place: place === "devices" || place === "push" || place === "hooks" ? place : "board",
-    event: null,
-  };
+  const [channel = "", named = "board", item = ""] = hash.replace(/^#\/?/, "").split("/");
+  if (!isChannel(channel)) return { channel: null, place: "board", item: null };
+  const place = PLACES.find((one) => one === named) ?? "board";
+  if (place === "event" && item === "") return { channel, place: "board", item: null };
+  return { channel, place, item: item || null };
 }
 
 export const route = signal(readRoute(location.hash));
@@ -37,8 +36,8 @@ addEventListener("hashchange", () => {
 });
 
 /** The URL of a location. */
-export const linkTo = (channel: string, place: Place = "board", event = ""): string =>
-  `#/${channel}${place === "board" ? "" : `/${place}${event && `/${event}`}`}`;
+export const linkTo = (channel: string, place: Place = "board", item = ""): string =>
+  `#/${channel}${place === "board" ? "" : `/${place}${item && `/${item}`}`}`;
 
 const channel = computed(() => route.value.channel);
 
