@@ -280,6 +280,7 @@ const VERBS: Readonly<Record<string, string>> = {
   backup: "back up",
   doctor: "examine",
   health: "be reached",
+  demo: "start the demo",
 };
 
 /** Signals that end PERE, after a drain. */
@@ -287,9 +288,19 @@ const ENDING = ["SIGTERM", "SIGINT", "SIGQUIT", "SIGXCPU"] as const;
 /** Signals that would end the process by default, and are ignored here. */
 const IGNORED = ["SIGUSR1", "SIGUSR2", "SIGPIPE", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGXFSZ"] as const;
 
-/** Runs PERE until a signal ends it, and prints where it listens. @throws Error with the one line to print */
-async function run(settings: Settings): Promise<void> {
+/** The URL for programs on this machine: a service on all addresses also listens on loopback. */
+const localUrl = ({ url }: Service): string => url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+
+/** Runs beside the service, until it is called to end. */
+type Companion = (service: Service) => Promise<() => Promise<void>>;
+
+/**
+ * Runs PERE until a signal ends it, and prints where it listens.
+ * @param start starts the service @param accompany starts what ends before it @throws Error with the one line to print
+ */
+async function run(settings: Settings, start = serve, accompany?: Companion): Promise<void> {
   let service: Service | undefined;
+  let endCompanion: (() => Promise<void>) | undefined;
   let isEnding = false;
   for (const signal of IGNORED) process.on(signal, () => log.debug(`${signal} is ignored`));
   process.on("SIGHUP", async () => {
@@ -308,19 +319,17 @@ async function run(settings: Settings): Promise<void> {
     process.on(signal, () => {
       if (isEnding || !service) process.exit(isEnding ? 1 : 0); // Before the start has finished, nothing was acknowledged.
       isEnding = true;
-      void Promise.race([service.stop(), Bun.sleep(STOP_MS)]).then(() => process.exit(0));
+      const stopped = Promise.resolve(endCompanion?.()).then(service.stop);
+      void Promise.race([stopped, Bun.sleep(STOP_MS)]).then(() => process.exit(0));
     });
-  service = await serve(settings);
+  service = await start(settings);
   console.log(`PERE listening on ${service.url}`);
   for (const name of settings.unknown) log.warn(`unknown setting ${name} is ignored`);
   const link = await service.link();
-  if (link !== null) {
-    // A service on all addresses also listens on loopback.
-    const here = service.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+  if (link !== null)
     console.log(
-      `No key is configured, so PERE made its own secret. Link with all rights, valid for ${LINK.days} days: ${here}${link}`,
+      `No key is configured, so PERE made its own secret. Link with all rights, valid for ${LINK.days} days: ${localUrl(service)}${link}`,
     );
-  }
   service.engine.ready().then(
     ({ version, durability, advice }) => {
       console.log(`PERE keeps its logs in ${version}, durability: ${durability}`);
@@ -328,6 +337,31 @@ async function run(settings: Settings): Promise<void> {
     },
     (error: Error) => log.warn("the store is away", { error }),
   );
+  endCompanion = await accompany?.(service);
+}
+
+/** Events that the demo keeps per channel; it may run for days. */
+const DEMO_KEPT = "1000";
+
+/** Runs PERE in memory with a simulated fleet. No settings are read. @throws Error with the one line to print */
+async function runDemo(args: readonly string[]): Promise<void> {
+  const { guide, readDemo, startFleet } = await import("./clients/demo.ts");
+  const { host, port, seed } = readDemo(args);
+  const flags = [...(host === undefined ? [] : ["--host", host]), ...(port === undefined ? [] : ["--port", port])];
+  const settings = readSettings(flags, { PERE_DB: ":memory:", PERE_KEEP_EVENTS: DEMO_KEPT });
+  // The default port may be taken, such as by the real service; one that was asked for must be free.
+  const start = (asked: Settings): Promise<Service> =>
+    serve(asked).catch((error: Error) => {
+      if (port !== undefined || (error.cause as { code?: string } | undefined)?.code !== "EADDRINUSE") throw error;
+      return serve({ ...asked, port: 0 });
+    });
+  await run(settings, start, async (service) => {
+    const url = localUrl(service);
+    const link = await service.link();
+    const token = link === null ? undefined : new URL(link, url).searchParams.get("token")!;
+    for (const line of guide(url, link === null ? `${url}/` : url + link)) console.log(line);
+    return startFleet({ url, token, seed });
+  });
 }
 
 if (import.meta.main) {
@@ -337,9 +371,9 @@ if (import.meta.main) {
     // Help must work with wrong settings too.
     const env = name === "--help" ? {} : process.env;
     if (load) process.exit(await (await load())(args, readSettings([], env)));
-    await run(readSettings(process.argv.slice(2), process.env));
+    await (name === "demo" ? runDemo(args) : run(readSettings(process.argv.slice(2), process.env)));
   } catch (error) {
-    console.error(`PERE can't ${load ? (VERBS[name] ?? name) : "start"}: ${(error as Error).message}`);
+    console.error(`PERE can't ${VERBS[name] ?? (load ? name : "start")}: ${(error as Error).message}`);
     process.exit(1);
   }
 }

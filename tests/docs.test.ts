@@ -221,7 +221,7 @@ describe("console blocks print the shown output", () => {
 
 describe("shell blocks run", () => {
   const LISTENS = /^PERE listening on (https?:\S+)$/m;
-  const isService = (command: string): boolean => /\bbun run index\.ts$/.test(command);
+  const isService = (command: string): boolean => /\bbun run index\.ts( demo)?$/.test(command);
   const isLasting = (command: string): boolean =>
     /hostlistener|publisher|pere\.sh|pere\.py (listen|receipts)/.test(command);
   const isSkipped = (command: string): boolean => /^(docker |bun (install|run [a-z]+)\b(?!\.))/.test(command);
@@ -302,6 +302,10 @@ describe("shell blocks run", () => {
     const service = also(await startWith());
     const ran = runAll("docs/access.md", null, (text) => text.replace("http://shop.example:4567", service.url));
     expect(await ran).toHaveLength(2);
+  });
+
+  test("docs/console-and-device-page.md: the demo", async () => {
+    expect(await runAll("docs/console-and-device-page.md", null)).toEqual(["bun run index.ts demo"]);
   });
 
   test("docs/deployment.md and docs/hooks.md", async () => {

@@ -90,6 +90,21 @@ async function startMs(command: readonly string[], cwd: string): Promise<number>
   return took;
 }
 
+/** Starts the demo, waits until its devices answer, and ends it. */
+async function runsDemo(command: readonly string[], cwd: string): Promise<void> {
+  const child = Bun.spawn([...command, "demo", "--port", "0"], { cwd, env: {}, stdout: "pipe", stderr: "inherit" });
+  try {
+    const { value } = await child.stdout.getReader().read();
+    const url = /listening on (\S+)/.exec(new TextDecoder().decode(value))![1]!;
+    const isDone = async (): Promise<boolean> =>
+      /"done":[1-9]/.test((await ask(`${url}/events/orders`).catch(() => ({ text: "" }))).text);
+    await until(isDone, "a receipt in the demo");
+  } finally {
+    child.kill("SIGTERM");
+    expect(await child.exited).toBe(0);
+  }
+}
+
 /** Packages may have to be fetched. */
 const LIMIT_MS = 300_000;
 
@@ -136,6 +151,8 @@ test(
     const times: number[] = [];
     for (let n = 0; n < 5; n++) times.push(await startMs([pere], empty));
     console.log(`the executable listens after ${times.map((ms) => ms.toFixed(0)).join(", ")} ms`);
+    await runsDemo([...before, pere], empty);
+    expect(readdirSync(empty)).toEqual([]);
     const said = Bun.spawnSync([pere, "backup"], { cwd: empty, env: process.env }).stderr.toString();
     expect(said).toBe("PERE can't back up: usage: bun run index.ts backup FILE\n");
   },

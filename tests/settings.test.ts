@@ -93,7 +93,9 @@ test("--help lists every setting and every command, and each listed command exis
     expect(stdout).toContain(`\n  ${`${name} ${args}`.trim()}\n`);
     const said = await command([name, "--what-is-that"], { PORT: "9" });
     expect(said.code).toBe(1);
-    expect(said.stderr).toMatch(new RegExp(`^PERE can't (${name}|make a token|back up|examine|be reached): [^\n]+\n$`));
+    expect(said.stderr).toMatch(
+      new RegExp(`^PERE can't (${name}|make a token|back up|examine|be reached|start the demo): [^\n]+\n$`),
+    );
   }
 });
 

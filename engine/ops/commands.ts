@@ -23,6 +23,10 @@ export const USAGE: Readonly<Record<string, { readonly args: string; readonly wh
     args: "URL [--seconds N] [--channel NAME]",
     what: "checks a service from here, including proxies on the way; takes a token from PERE_TOKEN",
   },
+  demo: {
+    args: "[--host ADDRESS] [--port PORT] [--seed N]",
+    what: "starts PERE in memory with a simulated fleet: 40 tills, a kiosk and a truck; reads no settings, keeps nothing",
+  },
   health: { args: "", what: "checks that the service on this machine is alive: for health checks" },
 };
 
