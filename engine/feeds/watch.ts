@@ -30,8 +30,8 @@ import type { ChannelEntry, ChannelScope, Store } from "../store.ts";
 const TURN_MS = 250;
 /** The overview is updated every this many turns. */
 const OVERVIEW_TURNS = 4;
-/** A quiet watcher gets a keep-alive after this many turns, as quiet feeds do. */
-const BEAT_TURNS = 60;
+/** A quiet watcher gets a keep-alive after this many turns, every 2 s: pages say so when they hear nothing for 5 s. */
+const BEAT_TURNS = 8;
 /** Events sent when a watcher connects, and maximum per frame. */
 const EVENTS = 200;
 /** Maximum number of single receipts per frame; beyond that only tallies are sent. */

@@ -1,12 +1,14 @@
 /**
  * PERE's API as the console uses it: the types of answers, requests, and the event stream `GET /watch`. It knows no page.
  *
- * A pasted token is kept only in this module's memory: it is sent in a header, never in a URL, and is gone with the tab. If the printed link has
- * set a cookie, the browser sends that by itself.
+ * A pasted token stays with the tab, in `sessionStorage`, also through a reload: it is sent in a header, never in a URL, and is gone with the tab. If
+ * the printed link has set a cookie, the browser sends that by itself.
  */
 import { createParser } from "eventsource-parser";
+import type { State } from "./words.ts";
 
-export type State = "pending" | "received" | "working" | "done" | "failed" | "missing";
+export type { State };
+/** A tally may have states that this page does not know, and lack some that it knows. */
 export type Tally = Readonly<Record<State, number>>;
 
 export interface ChannelState {
@@ -81,10 +83,34 @@ export class Refused extends Error {
   }
 }
 
-let pasted: string | null = null;
+/** Where the tab keeps the pasted token. */
+const TOKEN_KEY = "pere.token";
 
-/** Sends this token from now on; null: none. */
-export const useToken = (token: string | null): void => void (pasted = token);
+/** The tab's storage; null: the browser has none, or refuses it. */
+function storage(): Storage | null {
+  try {
+    return sessionStorage;
+  } catch {
+    return null;
+  }
+}
+
+let pasted: string | null = storage()?.getItem(TOKEN_KEY) ?? null;
+
+/** Whether there is a pasted token. */
+export const hasToken = (): boolean => pasted !== null;
+
+/** Sends this token from now on, and keeps it with the tab; null: none. @returns whether a reload keeps it */
+export function useToken(token: string | null): boolean {
+  pasted = token;
+  try {
+    if (token === null) storage()?.removeItem(TOKEN_KEY);
+    else storage()?.setItem(TOKEN_KEY, token);
+  } catch {
+    // Full, or not allowed: then it is in memory only.
+  }
+  return storage()?.getItem(TOKEN_KEY) === token;
+}
 
 const headersOf = (more: Record<string, string>): Record<string, string> => ({
   ...more,
@@ -122,6 +148,8 @@ export const read = async <Answer>(path: string, list: string, signal?: AbortSig
 
 /** Receives what happens on the stream. */
 export interface Ear {
+  /** There was a sign of life. The service sends one at least every 2 s. */
+  heard(): void;
   overview(body: Overview): void;
   changes(body: Changes): void;
   /** The store is away; the next overview means that it is back. */
@@ -132,8 +160,8 @@ export interface Ear {
   refused(why: Refused): void;
 }
 
-/** A stream that is silent for this long is dead: the service sends a comment every 15 s. */
-const DEAD_MS = 40_000;
+/** A stream that is silent for this long is dead, and is opened again. Services of before sent a comment only every 15 s. */
+const DEAD_MS = 20_000;
 /** The default delay before a reconnect, and the bounds of what the service may ask for. */
 const RETRY_MS = 2_000;
 const RETRY_MS_MIN = 500;
@@ -154,7 +182,11 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
   while (!signal.aborted) {
     let why = "the service can't be reached";
     try {
-      await listen(`/watch${channel === null ? "" : `?channel=${channel}`}`, (text) => parser.feed(text), signal);
+      await listen(
+        `/watch${channel === null ? "" : `?channel=${channel}`}`,
+        (text) => (ear.heard(), parser.feed(text)),
+        signal,
+      );
       why = "the service closed the stream";
     } catch (error) {
       if (signal.aborted) return;

@@ -47,12 +47,19 @@ export interface Line {
   readonly cells: Map<string, Cell>;
 }
 
-/** The order of states. An answer and the stream may overtake each other, and a device only moves forward. */
-const RANK: Record<State, number> = { pending: 0, received: 1, working: 2, missing: 3, done: 4, failed: 4 };
+/** The order of states that devices reach in the same millisecond. */
+const ORDER: readonly State[] = ["pending", "received", "working", "missing", "withdrawn"];
+const rankOf = (state: State): number => {
+  const rank = ORDER.indexOf(state);
+  return rank === -1 ? ORDER.length : rank;
+};
 
+/** Takes a cell if it is newer: an answer and the stream may overtake each other. */
 function move({ cells }: Line, device: string, cell: Cell): void {
   const known = cells.get(device);
-  if (!known || RANK[known.status] < RANK[cell.status]) cells.set(device, cell);
+  const [before, after] = [known?.at ?? "", cell.at ?? ""];
+  if (!known || before < after || (before === after && rankOf(known.status) < rankOf(cell.status)))
+    cells.set(device, cell);
 }
 
 const isSame = (a: Tally, b: Tally): boolean => (Object.keys(a) as State[]).every((state) => a[state] === b[state]);
@@ -67,6 +74,8 @@ export class Board {
   devices: Device[] = [];
   /** The number of enrolled devices. */
   deviceCount = 0;
+  /** Whether the channel's events are known: a board without events is empty only then. */
+  isKnown = false;
   readonly #signal: AbortSignal;
   readonly #byId = new Map<string, Line>();
   #window: Window = { top: 0, bottom: 0, left: 0, right: 0 };
@@ -91,6 +100,7 @@ export class Board {
 
   /** Applies a frame of the stream. */
   take({ reset, more, events, tallies, receipts }: Changes): void {
+    this.isKnown = true;
     if (reset) {
       this.lines = [];
       this.#byId.clear();

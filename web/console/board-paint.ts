@@ -7,7 +7,7 @@
 import type { EventHead, State } from "./api.ts";
 import type { Board, Window } from "./board-data.ts";
 import { addRect } from "./floor.ts";
-import { MARKS, STATES, tallyText, timeText } from "./words.ts";
+import { markOf, STATES, statesIn, tallyText, timeText } from "./words.ts";
 
 export type Look = "tallies" | "cells";
 
@@ -76,7 +76,7 @@ const MONO = "11px ui-monospace, monospace";
 const paths = new Map<State, Path2D>();
 const pathOf = (state: State): Path2D => {
   let path = paths.get(state);
-  if (!path) paths.set(state, (path = new Path2D(MARKS[state])));
+  if (!path) paths.set(state, (path = new Path2D(markOf(state))));
   return path;
 };
 
@@ -172,8 +172,7 @@ function paintBar(
   }
   let x = left;
   let drawn = 0;
-  for (const state of STATES) {
-    if (receipts[state] === 0) continue;
+  for (const state of statesIn(receipts)) {
     const part = Math.max(3, (full * receipts[state]) / addressed);
     const end = Math.min(left + full, x + part);
     drawn++;

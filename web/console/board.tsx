@@ -23,7 +23,8 @@ import {
 } from "./board-paint.ts";
 import { onResize } from "./floor.ts";
 import { Legend, Mark } from "./marks.tsx";
-import { linkTo } from "./state.ts";
+import { linkTo } from "./router.ts";
+import { Skeleton } from "./skeleton.tsx";
 import { timeText } from "./words.ts";
 
 /** With more devices than this, or with none, the board starts with tallies. */
@@ -37,6 +38,7 @@ export function BoardPage({ shown }: { readonly shown: Board }) {
   const isFew = shown.deviceCount > 0 && shown.deviceCount <= CELLS_AT_ONCE;
   const look = chosen.value ?? (isFew ? "cells" : "tallies");
   const isTrouble = useSignal("");
+  if (!shown.isKnown) return <Skeleton />;
   if (shown.lines.length === 0)
     return (
       <p class="empty">

@@ -1,36 +1,67 @@
 /**
- * The console, for publishers and operators: the channels, and the status of each event at each device, live over one stream.
+ * The console, for publishers and operators: what needs attention, the channels, and the status of each event at each device, live over one stream.
  *
- * It uses the public API only, loads nothing from other hosts, and shows all data as text, never as markup. `state.ts` holds the state, the other
- * files render it.
+ * It uses the public API only, loads nothing from other hosts, and shows all data as text, never as markup. This file is the frame: the top, the
+ * channels beside it, and the page that the URL names. `router.ts` has the location, `state.ts` the state; the other files render it.
  */
 import { useSignal } from "@preact/signals";
-import { useEffect, useRef } from "preact/hooks";
-import type { ChannelState } from "./api.ts";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
+import { hasToken } from "./api.ts";
 import { BoardPage } from "./board.tsx";
 import { EventPage } from "./event.tsx";
 import { show } from "./floor.ts";
+import { record } from "./history.ts";
 import { DevicesPage, HooksPage } from "./lists.tsx";
+import { LinkState } from "./link.tsx";
+import { Notices } from "./notices.tsx";
 import { OverviewPage } from "./overview.tsx";
 import { PushPage } from "./push.tsx";
-import { board, isChannel, link, linkTo, overview, paste, type Place, route, start } from "./state.ts";
-import { count, some } from "./words.ts";
+import {
+  arrival,
+  followEscape,
+  followHistory,
+  linkTo,
+  ownTitle,
+  type Page,
+  type Place,
+  type Route,
+  route,
+  settle,
+} from "./router.ts";
+import { Side } from "./side.tsx";
+import { Skeleton } from "./skeleton.tsx";
+import { board, heardAt, link, overview, paste, sight, start } from "./state.ts";
+import { count, some, timeText } from "./words.ts";
 
-const LINK_WORDS = {
-  connecting: "connecting",
-  live: "live",
-  away: "store away",
-  offline: "offline",
-  refused: "no access",
-} as const;
+const PAGE_TITLES: Record<Page, string> = {
+  attention: "Needs attention",
+  channels: "Channels",
+  service: "Service",
+};
+const PLACE_TITLES: Record<Place, string> = {
+  board: "Board",
+  devices: "Devices",
+  push: "Push",
+  hooks: "Hooks",
+  event: "Event",
+};
+
+/** The document's title: each page has its own. */
+function titleOf({ channel, page, place, item }: Route, own: string | null): string {
+  if (channel === null) return `${own ?? PAGE_TITLES[page]} – PERE console`;
+  const what = own ?? (item === null ? PLACE_TITLES[place] : `${PLACE_TITLES[place]}: ${item}`);
+  return `${what} – ${channel} – PERE console`;
+}
 
 function Console() {
-  const { channel, place, item } = route.value;
-  const title = channel ?? "Overview";
+  const { channel, page, place, item } = route.value;
   const main = useRef<HTMLElement>(null);
-  useEffect(() => {
-    document.title = channel === null ? "PERE console" : `${channel} – PERE console`;
-  }, [channel]);
+  const heading = useRef<HTMLHeadingElement>(null);
+  const isRefused = link.value.state === "refused";
+  const title = isRefused ? "Access token – PERE console" : titleOf(route.value, ownTitle.value);
+  useEffect(() => void (document.title = title), [title]);
+  const key = `${channel} ${page} ${place} ${item}`;
+  useLayoutEffect(() => (arrival.peek() === null ? undefined : settle(heading.current)), [key]);
   return (
     <>
       <a class="skip" href="#main" onClick={(click) => (click.preventDefault(), main.current?.focus())}>
@@ -42,104 +73,39 @@ function Console() {
         </a>
         <LinkState />
         <nav aria-label="Other pages">
+          {hasToken() && !isRefused && (
+            <button type="button" class="plain" onClick={() => paste(null)}>
+              Forget the token
+            </button>
+          )}
           <a href={`weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Open a device</a>
           <a href="swagger">API</a>
         </nav>
       </header>
-      <div class="body">
-        <Side current={channel} />
+      <div class="body" data-sight={isRefused ? "current" : sight.value}>
+        <Side current={route.value} />
         <main ref={main} id="main" tabIndex={-1}>
           {link.value.state === "refused" ? (
             <TokenPage why={link.value.why} />
           ) : (
             <>
               <header class="title">
-                <h1>{title}</h1>
+                <h1 ref={heading} tabIndex={-1}>
+                  {channel ?? PAGE_TITLES[page]}
+                </h1>
                 {channel !== null && <ChannelHead channel={channel} place={place} />}
               </header>
-              <div key={`${channel} ${place} ${item}`}>
-                {channel === null ? <OverviewPage /> : <ChannelPage channel={channel} place={place} item={item} />}
-              </div>
+              <div key={key}>{channel === null ? <OverviewPage /> : <ChannelPage channel={channel} />}</div>
             </>
           )}
         </main>
       </div>
+      <Notices />
     </>
   );
 }
 
-/** Whether the shown state is live; if not, why. */
-function LinkState() {
-  const { state } = link.value;
-  const why = "why" in link.value ? link.value.why : "";
-  return (
-    <p class="link" data-state={state} role="status">
-      <span class="dot" aria-hidden="true" /> {LINK_WORDS[state]}
-      {state === "offline" && <span class="muted"> · {why}; trying again</span>}
-      {state === "away" && <span class="muted"> · {why}</span>}
-    </p>
-  );
-}
-
-function Side({ current }: { readonly current: string | null }) {
-  const wanted = useSignal("");
-  const channels = (overview.value?.channels ?? []).filter(({ channel }) => channel.includes(wanted.value));
-  return (
-    <nav class="side" aria-label="Channels">
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          if (!isChannel(wanted.value)) return;
-          location.hash = linkTo(wanted.value);
-          wanted.value = "";
-        }}
-      >
-        <input
-          type="search"
-          aria-label="Find or open a channel"
-          placeholder="Find a channel"
-          autocomplete="off"
-          spellcheck={false}
-          value={wanted.value}
-          onInput={({ currentTarget }) => (wanted.value = currentTarget.value.trim())}
-        />
-      </form>
-      <ul>
-        <li>
-          <a href="#/" aria-current={current === null ? "page" : undefined}>
-            Overview
-          </a>
-        </li>
-        {channels.map((item) => (
-          <SideItem key={item.channel} item={item} isCurrent={item.channel === current} />
-        ))}
-        {wanted.value !== "" && channels.length === 0 && (
-          <li class="muted">{isChannel(wanted.value) ? "Press Enter to open it." : "Not a valid channel name."}</li>
-        )}
-      </ul>
-    </nav>
-  );
-}
-
-function SideItem({ item, isCurrent }: { readonly item: ChannelState; readonly isCurrent: boolean }) {
-  const { channel, connected, devices, open, missing } = item;
-  const owes = [open ? `${count(open)} open` : "", missing ? `${count(missing)} missing` : ""]
-    .filter(Boolean)
-    .join(" · ");
-  return (
-    <li>
-      <a href={linkTo(channel)} aria-current={isCurrent ? "page" : undefined}>
-        <span class="name">{channel}</span>
-        <small class="number" title={`${connected} of ${some(devices, "device")} connected`}>
-          {count(connected)}/{count(devices)}
-        </small>
-        {owes && <small class="owes">{owes}</small>}
-      </a>
-    </li>
-  );
-}
-
-const PLACES: readonly (readonly [Place, string])[] = [
+const TABS: readonly (readonly [Place, string])[] = [
   ["board", "Board"],
   ["devices", "Devices"],
   ["push", "Push"],
@@ -147,21 +113,11 @@ const PLACES: readonly (readonly [Place, string])[] = [
 ];
 
 function ChannelHead({ channel, place }: { readonly channel: string; readonly place: Place }) {
-  const item = overview.value?.channels.find((one) => one.channel === channel);
   return (
     <>
-      <p class="muted facts">
-        {item
-          ? [
-              `${some(item.devices, "device")}, ${count(item.connected)} connected`,
-              some(item.events, "event"),
-              ...(item.open ? [`${count(item.open)} open`] : []),
-              ...(item.missing ? [`${count(item.missing)} missing`] : []),
-            ].join(" · ")
-          : overview.value && "no events or devices yet"}
-      </p>
+      <Facts channel={channel} />
       <nav class="tabs" aria-label="Views of this channel">
-        {PLACES.map(([name, label]) => {
+        {TABS.map(([name, label]) => {
           const isHere = name === place || (name === "board" && place === "event");
           return (
             <a key={name} href={linkTo(channel, name)} aria-current={isHere ? "page" : undefined}>
@@ -174,25 +130,41 @@ function ChannelHead({ channel, place }: { readonly channel: string; readonly pl
   );
 }
 
-interface ChannelPageProps {
-  readonly channel: string;
-  readonly place: Place;
-  readonly item: string | null;
+/** A channel's numbers. Those that are no longer current say of when they are. */
+function Facts({ channel }: { readonly channel: string }) {
+  const known = overview.value;
+  const item = known?.channels.find((one) => one.channel === channel);
+  if (!known)
+    return <p class="facts">{link.value.state === "offline" ? "Nothing is known yet." : <Skeleton words />}</p>;
+  if (!item) return <p class="facts muted">{known.more ? "" : "No events and no devices yet."}</p>;
+  const isCurrent = sight.value === "current";
+  return (
+    <p class="facts muted">
+      {!isCurrent && heardAt.value !== null && `At ${timeText(new Date(heardAt.value).toISOString())}: `}
+      {[
+        `${some(item.devices, "device")}, ${count(item.connected)} connected`,
+        some(item.events, "event"),
+        ...(item.open ? [`${count(item.open)} open`] : []),
+        ...(item.missing ? [`${count(item.missing)} missing`] : []),
+      ].join(" · ")}
+    </p>
+  );
 }
 
-function ChannelPage({ channel, place, item }: ChannelPageProps) {
+function ChannelPage({ channel }: { readonly channel: string }) {
+  const { place, item } = route.value;
   const shown = board.value?.channel === channel ? board.value : null;
   if (place === "devices") return <DevicesPage channel={channel} />;
   if (place === "push") return <PushPage channel={channel} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
   if (place === "event" && item !== null) return <EventPage channel={channel} id={item} shown={shown} />;
-  return shown ? <BoardPage shown={shown} /> : <p class="empty">Loading…</p>;
+  return shown ? <BoardPage shown={shown} /> : <Skeleton />;
 }
 
 /** Characters that a header can carry. */
 const TOKEN = /^[ -~]+$/;
 
-/** Asks for a token, which stays in this page's memory. */
+/** Asks for a token, which stays with this tab. */
 function TokenPage({ why }: { readonly why: string }) {
   const token = useSignal("");
   const isNone = useSignal(false);
@@ -200,8 +172,8 @@ function TokenPage({ why }: { readonly why: string }) {
     <section class="welcome">
       <h1>A token is required</h1>
       <p>
-        The service answered: <em>{why}</em>. Paste a token with the right <code>push</code>, or open the link that PERE
-        printed when it started.
+        The service answered: <em>{why}</em>. Paste a token with the right <code>push</code>. Whoever runs this service
+        makes one with <code>bun run index.ts token</code>.
       </p>
       <form
         onSubmit={(event) => {
@@ -226,13 +198,18 @@ function TokenPage({ why }: { readonly why: string }) {
             This is not a token: it contains characters that no token has.
           </p>
         )}
-        <p class="muted small">It is kept only in this tab's memory, until you reload or close the tab.</p>
+        <p class="muted small">
+          It stays in this tab, also when you reload, until you close the tab or forget it here.
+        </p>
       </form>
     </section>
   );
 }
 
 show("console", () => {
+  followHistory();
+  followEscape();
   start();
+  record();
   return <Console />;
 });

@@ -8,8 +8,22 @@ import { useEffect } from "preact/hooks";
 import { type Device, read, Refused, request, type Row, type State, type Tally, withLists } from "./api.ts";
 import type { Board } from "./board-data.ts";
 import { Mark } from "./marks.tsx";
-import { linkTo, now } from "./state.ts";
-import { ago, count, exactJson, MEANING, prettyJson, some, span, STATES, tallyText, timeText } from "./words.ts";
+import { linkTo } from "./router.ts";
+import { now } from "./state.ts";
+import {
+  ago,
+  count,
+  exactJson,
+  meaningOf,
+  prettyJson,
+  some,
+  span,
+  STATES,
+  statesIn,
+  statesOf,
+  tallyText,
+  timeText,
+} from "./words.ts";
 
 /** Rows that the distribution is computed from. */
 const ROWS_MAX = 2_000;
@@ -155,7 +169,7 @@ export function EventPage({
 function Ring({ tally, addressed }: { readonly tally: Tally; readonly addressed: number }) {
   const around = 2 * Math.PI * 40;
   let before = 0;
-  const parts = STATES.filter((state) => tally[state] > 0).map((state) => {
+  const parts = statesIn(tally).map((state) => {
     const part = { state, share: tally[state] / addressed, before };
     before += part.share;
     return part;
@@ -184,8 +198,8 @@ function Ring({ tally, addressed }: { readonly tally: Tally; readonly addressed:
         </text>
       </svg>
       <dl>
-        {STATES.map((state) => (
-          <div key={state} title={MEANING[state]} class={tally[state] === 0 ? "none" : ""}>
+        {statesOf(tally).map((state) => (
+          <div key={state} title={meaningOf(state)} class={tally[state] === 0 ? "none" : ""}>
             <dt>
               <Mark state={state} /> {state}
             </dt>

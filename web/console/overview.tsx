@@ -2,7 +2,10 @@
 import { useComputed } from "@preact/signals";
 import type { ChannelState } from "./api.ts";
 import { type Line, Plot } from "./plots.tsx";
-import { history, linkTo, overview } from "./state.ts";
+import { linkTo } from "./router.ts";
+import { Skeleton } from "./skeleton.tsx";
+import { history } from "./history.ts";
+import { overview } from "./state.ts";
 import { count, span } from "./words.ts";
 
 const RATES: readonly Line[] = [
@@ -27,7 +30,7 @@ export function OverviewPage() {
   const latency = useComputed(() => history.value.latency);
   const owed = useComputed(() => history.value.owed);
   const known = overview.value;
-  if (known === null) return <p class="empty">Loading…</p>;
+  if (known === null) return <Skeleton />;
   if (known.channels.length === 0) return <Welcome />;
   return (
     <>

@@ -4,7 +4,7 @@
 import { useSignal } from "@preact/signals";
 import { addressOf, Refused, request, type Tally } from "./api.ts";
 import { queryOf } from "./floor.ts";
-import { linkTo } from "./state.ts";
+import { linkTo } from "./router.ts";
 import { count, shellWord, some, tallyText } from "./words.ts";
 
 /** The options of a push as typed; empty ones are not sent. */

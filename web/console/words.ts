@@ -1,44 +1,63 @@
 /**
- * Texts and formats: the six states with their signs, times, numbers, shell words and JSON.
+ * Texts and formats: the states with their signs, times, numbers, shell words and JSON.
  */
-import type { State, Tally } from "./api.ts";
+import type { Tally } from "./api.ts";
 
-/** In the order of bars and legends: final states first. */
-export const STATES = [
-  "done",
-  "failed",
-  "missing",
-  "working",
-  "received",
-  "pending",
-] as const satisfies readonly State[];
+/** What pages say of a state. `kind`: trouble stands out, done is dimmed, open is still owed, over is neither. */
+interface StateWords {
+  readonly kind: "trouble" | "open" | "done" | "over";
+  /** The sign, as a path in a box of 16, so that states differ by more than their colour. */
+  readonly mark: string;
+  readonly meaning: string;
+}
 
-/** The sign of each state, as a path in a box of 16, so that states differ by more than their colour. */
-export const MARKS: Record<State, string> = {
-  done: "M4 8.5 7 11.5 12.5 5",
-  failed: "M5 5l6 6M11 5l-6 6",
-  missing: "M8 3.5v5.5M8 12.2v.3",
-  working: "M4 8h.01M8 8h.01M12 8h.01",
-  received: "M8 3.5v8.5M4.8 9 8 12l3.2-3",
-  pending: "",
+/**
+ * The states of a device on an event, in the order of bars and legends: trouble first. A new one is a line here, and a colour in `look.css`; until then
+ * pages show it by its name.
+ */
+const WORDS = {
+  failed: { kind: "trouble", mark: "M5 5l6 6M11 5l-6 6", meaning: "the work failed" },
+  missing: { kind: "trouble", mark: "M8 3.5v5.5M8 12.2v.3", meaning: "the deadline passed without a final receipt" },
+  deferred: { kind: "open", mark: "M8 4.2V8l2.6 1.6", meaning: "not now: it is sent to the device again later" },
+  working: { kind: "open", mark: "M4 8h.01M8 8h.01M12 8h.01", meaning: "the device is working on it" },
+  received: { kind: "open", mark: "M8 3.5v8.5M4.8 9 8 12l3.2-3", meaning: "the device has the event" },
+  pending: { kind: "open", mark: "", meaning: "no receipt yet" },
+  done: { kind: "done", mark: "M4 8.5 7 11.5 12.5 5", meaning: "the device has done the work" },
+  withdrawn: { kind: "over", mark: "M4 8h8", meaning: "taken back: the device need not do it" },
+} as const satisfies Record<string, StateWords>;
+
+export type State = keyof typeof WORDS;
+export const STATES = Object.keys(WORDS) as readonly State[];
+
+/** For a state that this page does not know: a question mark. */
+const UNKNOWN: StateWords = {
+  kind: "open",
+  mark: "M5.7 6a2.3 2.3 0 1 1 3.5 2c-.8.5-1.2.9-1.2 1.8M8 12.3v.2",
+  meaning: "a state that this page does not know",
 };
 
-export const MEANING: Record<State, string> = {
-  done: "done: the device has done the work",
-  failed: "failed: the work failed",
-  missing: "missing: the deadline passed without a final receipt",
-  working: "working: the device is working on it",
-  received: "received: the device has the event",
-  pending: "pending: no receipt yet",
+/** What is said of a state, also of one that this page does not know. */
+export const wordsOf = (state: string): StateWords => (WORDS as Record<string, StateWords>)[state] ?? UNKNOWN;
+export const markOf = (state: string): string => wordsOf(state).mark;
+/** "done: the device has done the work" */
+export const meaningOf = (state: string): string => `${state}: ${wordsOf(state).meaning}`;
+
+/** The states that a tally names, in the order of `STATES`; those that this page does not know are last. */
+export const statesOf = (tally: Tally): State[] => {
+  const named = Object.keys(tally) as State[];
+  return [...STATES.filter((state) => named.includes(state)), ...named.filter((state) => !STATES.includes(state))];
 };
+/** The states that devices are in. */
+export const statesIn = (tally: Tally): State[] => statesOf(tally).filter((state) => tally[state] > 0);
 
 /** How many final receipts are still owed, without missing ones. */
-export const openOf = ({ pending, received, working }: Tally): number => pending + received + working;
+export const openOf = (tally: Tally): number =>
+  statesIn(tally).reduce((sum, state) => (wordsOf(state).kind === "open" ? sum + tally[state] : sum), 0);
 
 /** "12 of 14 done, 1 failed, 1 pending" */
 export function tallyText(tally: Tally, addressed: number): string {
   if (addressed === 0) return "addressed to no device";
-  const rest = STATES.slice(1).filter((state) => tally[state] > 0);
+  const rest = statesIn(tally).filter((state) => state !== "done");
   return [`${tally.done} of ${addressed} done`, ...rest.map((state) => `${tally[state]} ${state}`)].join(", ");
 }
 
