@@ -118,6 +118,6 @@ browserTest("all foreign data is shown as text", async () => {
   const line = await tab.says("details pre", "onerror");
   expect(line.endsWith(`--data-raw '${JSON.stringify(strings).replaceAll("'", `'\\''`)}'`)).toBe(true);
   expect(await tab.read<number>(foreign)).toBe(0);
-  expect(await tab.read<string>("document.title")).toBe("orders – PERE console");
+  expect(await tab.read<string>("document.title")).toBe("Push – orders – PERE console");
   expect(tab.complaints).toEqual([]);
 });

@@ -1,14 +1,13 @@
 /**
- * The console in a real Chromium: a push from its form, receipts that fill its board, a service that goes away, tokens, a thousand devices.
+ * The console in a real Chromium: a push from its form, receipts that fill its board, a service that goes away, a thousand devices.
  *
  * Each test has a service of its own.
  */
 import { afterAll, expect } from "bun:test";
 import { join } from "node:path";
-import { issueToken } from "../engine/auth/issue.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Tab } from "./support/console-tab.ts";
-import { ask, give, listen, push, SECRET, spawn, start, startWith, temporary, until } from "./support/harness.ts";
+import { ask, give, listen, push, spawn, start, temporary, until } from "./support/harness.ts";
 import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeBrowser);
@@ -246,44 +245,6 @@ browserTest("new events are inserted above, and the visible ones stay in place a
   await until(async () => (await rows()) === 233, "the older ones");
   expect(await tab.read<boolean>("document.querySelector('.more') === null")).toBe(true);
   expect(tab.complaints).toEqual([]);
-});
-
-browserTest("a token is asked for, pasted, and kept only in the page's memory; the printed link works", async () => {
-  await using cleanup = new AsyncDisposableStack();
-  const pere = cleanup.adopt(await startWith(), (service) => service.stop());
-  const token = await issueToken(
-    { secret: SECRET, now: Date.now },
-    { sub: "office", push: ["shop.*"], feed: [], days: 1 },
-  );
-  const bearer = { Authorization: `Bearer ${token}` };
-  await ask(`${pere.url}/push/shop.1?to=a`, { body: "1", headers: bearer });
-  using tab = new Tab();
-  await tab.view.navigate(pere.url);
-  await tab.view.cdp("Network.clearBrowserCookies");
-  await tab.view.navigate("about:blank");
-  await tab.view.navigate(`${pere.url}/#/shop.1`);
-  await tab.says("main", "A token is required");
-  await tab.click("input[type=password]");
-  await tab.view.type("not a token");
-  await tab.click("main button");
-  await tab.says("main em", "not a signed JWT");
-  await tab.read("document.querySelector('input[type=password]').select()");
-  await tab.view.type(token);
-  await tab.click("main button");
-  await tab.state("live");
-  await tab.says("header.title", "1 event");
-  const left = "JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, location.href])";
-  expect(await tab.read<string>(left)).toBe(JSON.stringify([{}, {}, "", `${pere.url}/#/shop.1`]));
-  await tab.go("/other");
-  await tab.says("main em", "no right to push on other");
-  await tab.go("/shop.1");
-  await tab.view.reload();
-  await tab.says("main", "A token is required");
-
-  const own = cleanup.adopt(await startWith({ access: "own" }), (service) => service.stop());
-  await tab.view.navigate(own.url + (await own.link())!);
-  await tab.state("live");
-  expect(await tab.read<string>("location.pathname + location.search")).toBe("/");
 });
 
 browserTest("a channel beyond the overview's limit has a board too", async () => {

@@ -2,7 +2,7 @@
  * The door, from outside: what pages of others get and what pages of strangers, and which names this service answers to.
  */
 import { afterEach, describe, expect, test } from "bun:test";
-import { ask, listen } from "./support/harness.ts";
+import { ask, listen, logOf, spawn, until } from "./support/harness.ts";
 import { closeAll, start, bearer, GOOD, JSON_ONLY, raw, statusOf, handshake } from "./support/callers.ts";
 import { noIpv6 } from "./support/ports.ts";
 
@@ -345,4 +345,16 @@ describe("Host", () => {
       expect((await ask(`${pere.url}/channels`)).status).toBe(200);
     },
   );
+});
+
+test("a page that was refused leaves a line in the log that names its origin", async () => {
+  const pere = await spawn({ PERE_DB: ":memory:" });
+  const log = logOf(pere);
+  const { status } = await ask(`${pere.url}/push/orders`, { body: 1, headers: { Origin: SHOP } });
+  expect(status).toBe(403);
+  await until(
+    () => log.lines.some((line) => line.includes("refused a request") && line.includes(`"origin":"${SHOP}"`)),
+    () => `the line; there are ${log.lines.join(" ")}`,
+  );
+  await pere.end("SIGKILL");
 });

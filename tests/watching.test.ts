@@ -166,6 +166,16 @@ describe("watching", () => {
     await own.stop();
   });
 
+  test("a quiet stream gives a sign of life every few seconds", async () => {
+    const own = await start();
+    const stream = await watch(own.url);
+    const before = stream.raw.length;
+    await until(() => (stream.raw.slice(before).match(/^:$/gm) ?? []).length >= 3, "three signs", 12_000);
+    expect(overviews(stream)).toHaveLength(1);
+    stream.close();
+    await own.stop();
+  });
+
   test("too many watchers are refused for a while, and all are told when the service stops", async () => {
     const own = await start();
     const streams = await Promise.all(Array.from({ length: WATCHERS_MAX }, () => watch(own.url)));

@@ -82,6 +82,13 @@ export function appOf(routes: readonly Route[], { bodyMs, logsRequests, isTls, .
         // Load balancers and supervisors send no Host, or one of their own.
         const probe = request.method === "GET" || request.method === "HEAD" ? PROBED.exec(request.url)?.[1] : undefined;
         if (probe) return PROBES[probe]!(context).catch((fault: unknown) => toResponse(log, fault));
+        // A browser hides this answer from the page that asked, and from its user.
+        if (error instanceof PereError && error.code === "forbidden")
+          log.cause("refused a request", {
+            why: error.message,
+            origin: request.headers.get("origin"),
+            host: request.headers.get("host"),
+          });
         return isTls ? discardBody(request).then(() => toResponse(log, error)) : toResponse(log, error);
       }
       return undefined;

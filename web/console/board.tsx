@@ -23,7 +23,7 @@ import {
 } from "./board-paint.ts";
 import { onResize } from "./floor.ts";
 import { Legend, Mark } from "./marks.tsx";
-import { linkTo } from "./router.ts";
+import { linkTo, useKept } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
 import { timeText } from "./words.ts";
 
@@ -82,7 +82,8 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
   const frame = useRef<HTMLDivElement>(null);
   const canvas = useRef<HTMLCanvasElement>(null);
   const size = useSignal({ width: 0, height: 0 });
-  const focus = useSignal<Place | null>(null);
+  const focus = useKept<Place | null>("focus", null);
+  const scrolled = useKept("scrolled", { left: 0, top: 0 });
   const isFocused = useSignal(false);
   const columns = look === "cells" ? shown.deviceCount : 0;
   const viewOf = (element: HTMLDivElement): View => ({
@@ -106,6 +107,17 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
     draw();
   });
   useEffect(draw, [look, shown]);
+  // Back returns to the same part of the board. Its size is known after its first frame.
+  useEffect(() => {
+    const { left, top } = scrolled.peek();
+    const again = requestAnimationFrame(() => frame.current?.scrollTo(left, top));
+    return () => cancelAnimationFrame(again);
+  }, []);
+  const onScroll = (): void => {
+    const { scrollLeft: left, scrollTop: top } = frame.current!;
+    scrolled.value = { left, top };
+    draw();
+  };
   useStay(frame, shown, focus);
 
   const go = (row: number, column: number): void => {
@@ -149,6 +161,7 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
     <>
       <div
         ref={frame}
+        id="grid"
         class="grid"
         role="grid"
         tabIndex={0}
@@ -156,7 +169,7 @@ function Grid({ shown, look }: { readonly shown: Board; readonly look: Look }) {
         aria-rowcount={shown.lines.length}
         aria-colcount={columns + 1}
         aria-activedescendant={focus.value ? "cell-in-focus" : undefined}
-        onScroll={draw}
+        onScroll={onScroll}
         onKeyDown={onKeyDown}
         onFocus={() => {
           isFocused.value = true;
