@@ -39,6 +39,7 @@ import {
   listChannels,
   listDevices,
   listEvents,
+  readAttention,
   readEvent,
   receiptRows,
   retireDevice,
@@ -96,6 +97,7 @@ const ROUTES: readonly Route[] = [
   ["GET", "/feedback/:channel", "push", followReceipts, operations.receipts],
 
   ["GET", "/watch", "push", watch, operations.watch],
+  ["GET", "/attention", "push", readAttention, operations.attention],
   ["GET", "/channels", "push", listChannels, operations.channels],
   ["GET", "/events/:channel", "push", listEvents, operations.events],
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],

@@ -4,6 +4,7 @@
  * The engine connects a store, which remembers, with feeds, which deliver. Its own state can be lost at any moment: connected devices, and signs of
  * life that are stored every few seconds.
  */
+import { readAttention, type ShownAttention } from "./feeds/attention.ts";
 import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
@@ -441,6 +442,15 @@ export class Engine {
       pending,
     }));
     return { devices, next };
+  }
+
+  /**
+   * What needs attention, each list worst first.
+   * @param scope the channels that the reader may see; null: all. @param limit of each list
+   */
+  async attention(scope: ChannelScope | null, limit: number): Promise<ShownAttention & { readonly at: number }> {
+    const at = this.#now();
+    return { at, ...(await readAttention(this.#store, this.#feeds.presence, scope, limit, at)) };
   }
 
   /** Enrols a device before its first feed; false: it was enrolled already. */

@@ -104,7 +104,7 @@ describe("a right", () => {
     expect((await ask(`${pere.url}/events/orders`, { headers: bearer(all) })).body.events).toHaveLength(2);
   });
 
-  test("is required by every described operation, except the two probes and the two for all channels", async () => {
+  test("is required by every described operation, except the two probes and the three for all channels", async () => {
     const pere = await start();
     const { paths } = (await ask(`${pere.url}/swagger/json`)).body as { paths: Record<string, Record<string, object>> };
     const described = Object.entries(paths).flatMap(([path, item]) =>
@@ -116,7 +116,7 @@ describe("a right", () => {
       const path = Object.entries(names).reduce((text, [name, value]) => text.replace(name, value), operation);
       return !tried.has(path);
     });
-    expect(left.toSorted()).toEqual(["get /channels", "get /health", "get /metrics", "get /ready"]);
+    expect(left.toSorted()).toEqual(["get /attention", "get /channels", "get /health", "get /metrics", "get /ready"]);
   });
 
   test("is not needed for pages and probes", async () => {

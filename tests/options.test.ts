@@ -28,6 +28,7 @@ describe("an unknown query option", () => {
     ["POST", "/push/orders?tll=5"],
     ["POST", "/feedback/orders?id=1"],
     ["GET", "/watch?channels=orders"],
+    ["GET", "/attention?after=o"],
     ["GET", "/channels?prefix=o"],
     ["GET", "/events/orders?complete=false"],
     ["GET", "/events/orders/:id?receipts=1"],
@@ -72,7 +73,7 @@ describe("an unknown query option", () => {
   test("is ignored by probes, pages and documents, and a token is allowed everywhere", async () => {
     for (const path of ["/", "/health", "/ready", "/weblistener.html", "/swagger", "/swagger/json", "/asyncapi.json"])
       expect((await ask(`${pere.url}${path}?probe=1&v=2`)).status, path).toBe(200);
-    for (const path of ["/channels", "/events/orders", "/devices/orders", "/hooks/orders", "/metrics"])
+    for (const path of ["/attention", "/channels", "/events/orders", "/devices/orders", "/hooks/orders", "/metrics"])
       expect((await ask(`${pere.url}${path}?token=x`)).status, path).toBe(200);
   });
 });

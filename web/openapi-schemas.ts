@@ -111,6 +111,12 @@ const batch = (items: Schema, more: Record<string, Schema> = {}): Schema =>
     ["gaps", ...Object.keys(more)],
   );
 
+const troubles = {
+  failed: count("Events that devices failed."),
+  missing: count("Events that devices are missing on."),
+  overdue: count("Events without a deadline that devices have owed a final receipt for too long."),
+};
+
 const hook = {
   channel: ref("Channel"),
   name: ref("HookName"),
@@ -436,6 +442,44 @@ export const schemas = {
     { description: "`pere.changes`: the changes in a channel." },
   ),
   Away: object({ detail: { type: "string" } }, [], { description: "`pere.away`: the store can't be read now." }),
+  Attention: object({
+    at: { ...ref("Time"), description: "When this was read." },
+    totals: object({ devices: count("Devices in trouble."), ...troubles }),
+    devices: array(
+      object({
+        channel: ref("Channel"),
+        device: ref("Device"),
+        ...troubles,
+        since: { ...ref("Time"), description: "When the oldest of these events was pushed." },
+        connected: { type: "boolean", description: "It has a feed open now." },
+        seenAt: { ...orNull("Time"), description: "Its last sign of life." },
+      }),
+      { description: "Devices in trouble, worst first. A device that is in several channels has an item for each." },
+    ),
+    events: array(
+      object({
+        id: ref("EventId"),
+        channel: ref("Channel"),
+        at: ref("Time"),
+        type: orNull("EventType"),
+        deadline: orNull("Time"),
+        receipts: ref("Tally"),
+      }),
+      { description: "Events with devices in trouble, worst first." },
+    ),
+    hooks: array(
+      object({
+        channel: ref("Channel"),
+        name: ref("HookName"),
+        givenUp: count("Calls that were given up."),
+        disabled: { type: ["string", "null"], description: "Why the hook is disabled, in a sentence." },
+      }),
+      { description: "Hooks that gave up calls or are disabled, worst first." },
+    ),
+    channels: array(object({ channel: ref("Channel"), devices: count("Devices in trouble."), ...troubles }), {
+      description: "Channels with devices in trouble, worst first.",
+    }),
+  }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
   ReceiptRow: object({ device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time") }, [], {
     description: "An addressed device's status on an event. While it is `pending`, there are no other members.",
@@ -684,6 +728,14 @@ export const samples = {
   },
   receiptBatch: { events: receipts, last: id(7), complete: completes.filter((said) => said !== null) },
   receiptStream: stream(null, receipts, completes),
+  attention: {
+    at,
+    totals: { devices: 1, failed: 1, missing: 0, overdue: 0 },
+    devices: [{ channel, device, failed: 1, missing: 0, overdue: 0, since: at, connected: false, seenAt: at }],
+    events: [{ id: id(3), channel, at, type, deadline, receipts: states[2]!.receipts }],
+    hooks: [],
+    channels: [{ channel, devices: 1, failed: 1, missing: 0, overdue: 0 }],
+  },
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
   watchStream:
     `retry: 2500\nevent: pere.overview\ndata: ${JSON.stringify(overview)}\n\n` +

@@ -27,6 +27,7 @@ import {
   TTL_SECONDS_MIN,
   WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
+import { OVERDUE_MS } from "../engine/attention.ts";
 import { HOOKS_MAX } from "../engine/store.ts";
 import {
   channel,
@@ -301,6 +302,31 @@ A comment line keeps a quiet stream alive. If too much arrives at once, receipts
         "text/event-stream": { schema: { type: "string" }, examples: one(samples.watchStream) },
       }),
       ...refusing(400, 401, 403),
+    },
+  },
+
+  attention: {
+    operationId: "readAttention",
+    summary: "See who did not do it",
+    tags: ["Reading"],
+    description: `What needs attention in all channels that the token may push to: devices, events, hooks and channels, each list worst first. Only kept events count. Empty lists mean
+that nothing is wrong.
+
+\`failed\` and \`missing\` are the statuses of devices on events. \`overdue\` is a device that was addressed and has sent no final receipt for an event without a deadline that is older than
+${OVERDUE_MS / 60_000} minutes. A device that was retired is left out.
+
+Worst means: most of the three together, then the oldest, then by name. The totals cover everything that the token may see, whatever the \`limit\`.`,
+    parameters: [
+      {
+        name: "limit",
+        in: "query",
+        description: "Maximum number of items in each list.",
+        schema: { type: "integer", minimum: 1, maximum: PAGE_MAX, default: PAGE_DEFAULT },
+      },
+    ],
+    responses: {
+      200: reply("What needs attention now.", json("Attention", one(samples.attention))),
+      ...failing(400, 401, 403, 422),
     },
   },
 

@@ -2,7 +2,8 @@
  * The routes for reading: channels, their events, the receipts of an event, and devices, which can also be enrolled and retired here.
  */
 import type { Engine } from "../engine.ts";
-import { iso, PereError, type Row, type State, STATES } from "../model.ts";
+import { demand } from "../auth/rights.ts";
+import { id, iso, PereError, type Row, type State, STATES, tallyCounts } from "../model.ts";
 import { readDevice, readPosition } from "../parsing.ts";
 import { yieldToEventLoop } from "../yield.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
@@ -82,6 +83,33 @@ export async function receiptRows(context: RouteContext, params: Params, request
   const type = asCsv ? "text/csv; charset=utf-8; header=present" : "application/x-ndjson";
   return new Response(lines() as unknown as BodyInit, {
     headers: { "Content-Type": type, ...PLAIN },
+  });
+}
+
+/** What needs attention in all channels that the caller may push to. */
+export async function readAttention(
+  { engine, admission, right }: RouteContext,
+  _params: Params,
+  request: Request,
+): Promise<Response> {
+  const grant = await admission.authorize(request, right, []);
+  demand(grant, right, null);
+  const { limit } = pageOf(queryOf(request, ["limit"]));
+  const { at, totals, devices, events, hooks, channels } = await engine.attention(grant.scope(right), limit);
+  return json({
+    at: iso(at),
+    totals,
+    devices: devices.map(({ channel, device, failed, missing, overdue, since, connected, seenAt }) => ({
+      ...{ channel, device, failed, missing, overdue, since: iso(since), connected },
+      seenAt: seenAt === null ? null : iso(seenAt),
+    })),
+    events: events.map(({ channel, epoch, seq, at, type, deadline, tally }) => ({
+      ...{ id: id(epoch, seq), channel, at: iso(at), type },
+      deadline: deadline === null ? null : iso(deadline),
+      receipts: tallyCounts(tally),
+    })),
+    hooks,
+    channels,
   });
 }
 

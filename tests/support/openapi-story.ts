@@ -92,6 +92,7 @@ export const STORY: readonly Step[] = [
   ["followReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["followReceipts", accept("text/event-stream"), 200, "text/event-stream", "example"],
   ["watch", {}, 200, "text/event-stream", "example"],
+  ["readAttention", {}, 200, JSON_TYPE, "example"],
   ["listChannels", {}, 200, JSON_TYPE, "example"],
   ["listEvents", {}, 200, JSON_TYPE, "example"],
   ["readEvent", {}, 200, JSON_TYPE, "example"],
