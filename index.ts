@@ -26,7 +26,9 @@ import { Admission } from "./engine/http/admission.ts";
 import { appOf, type AppOptions, mount, type Route } from "./engine/http/app.ts";
 import { BODY_MS } from "./engine/http/body.ts";
 import { readCertificate } from "./engine/http/certificate.ts";
+import { listChannels } from "./engine/http/channels.ts";
 import type { Handler, Params, RouteContext } from "./engine/http/context.ts";
+import { deviceHistory, enrolDevice, listDevices, readOneDevice, retireDevice } from "./engine/http/devices.ts";
 import { feedback } from "./engine/http/feedback.ts";
 import { followEvents, followReceipts } from "./engine/http/follow.ts";
 import { dropHook, listHooks, putHook, retryHook } from "./engine/http/hooks.ts";
@@ -34,16 +36,7 @@ import { addressesOf, type Listener, listen } from "./engine/http/listener.ts";
 import { health, ready, scrape } from "./engine/http/probes.ts";
 import { push } from "./engine/http/push.ts";
 import { RateLimiter } from "./engine/http/rate-limit.ts";
-import {
-  enrolDevice,
-  listChannels,
-  listDevices,
-  listEvents,
-  readAttention,
-  readEvent,
-  receiptRows,
-  retireDevice,
-} from "./engine/http/reading.ts";
+import { listEvents, readAttention, readEvent, receiptRows } from "./engine/http/reading.ts";
 import { pathOf } from "./engine/http/request.ts";
 import { json } from "./engine/http/response.ts";
 import { watch } from "./engine/http/watch.ts";
@@ -103,6 +96,8 @@ const ROUTES: readonly Route[] = [
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],
   ["GET", "/events/:channel/:id/receipts", "push", receiptRows, operations.rows],
   ["GET", "/devices/:channel", "push", listDevices, operations.devices],
+  ["GET", "/devices/:channel/:device", "push", readOneDevice, operations.device],
+  ["GET", "/devices/:channel/:device/receipts", "push", deviceHistory, operations.history],
   ["PUT", "/devices/:channel/:device", "push", enrolDevice, operations.enrol],
   ["DELETE", "/devices/:channel/:device", "push", retireDevice, operations.retire],
 

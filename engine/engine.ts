@@ -9,6 +9,7 @@ import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
 import { Deadlines } from "./feeds/deadlines.ts";
+import { Directory } from "./directory.ts";
 import { attempt, onConsole, type Report } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
 import { type FeedLimits, Feeds } from "./feeds/feeds.ts";
@@ -90,10 +91,8 @@ export interface Feedback {
 /** Approximate characters per page of events: limits the memory of an answer. */
 const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
 
-/** Events or channels per read. */
+/** Events per read. */
 const READ_ROWS = 250;
-
-const utf8 = new TextEncoder();
 
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
@@ -103,6 +102,8 @@ const REASONS = {
 export class Engine {
   /** Calls hooks when there are receipts. */
   readonly hooks: Hooks;
+  /** Which channels and devices there are. */
+  readonly directory: Directory;
   /** Whether the wall clock leapt. */
   readonly clock: Pick<Clock, "leapMs" | "advice" | "stamp">;
   /** What was done since the start. */
@@ -131,6 +132,7 @@ export class Engine {
     const onPresenceChange = (channel: string, hasDevices: boolean): void =>
       this.#reminders.presenceChanged(channel, hasDevices);
     this.#feeds = new Feeds(store, limits, now, random, counts, onPresenceChange, report);
+    this.directory = new Directory(store, this.#feeds.presence, now);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
     this.#deadlines = new Deadlines(store, now, report);
     this.hooks = new Hooks(store, {
@@ -300,48 +302,6 @@ export class Engine {
   }
 
   /**
-   * Channels by name, with the number of connected devices: a page, or all of them if `limit` is null. Unused channels are included only while a
-   * device is connected. `parts` are their JSON texts as UTF-8, comma separated, several in each: one text of very many would be made in one go.
-   * `next` is the last one's name, or null at the end.
-   * @param scope the channels that the reader may see; null: all
-   */
-  async channels(
-    after: string,
-    limit: number | null,
-    scope: ChannelScope | null,
-  ): Promise<{ parts: Uint8Array[]; next: string | null }> {
-    const parts: Uint8Array[] = [];
-    let count = 0;
-    let last = "";
-    let isMore = false;
-    // One extra row shows whether there are more.
-    let size = Math.min(READ_ROWS, (limit ?? READ_ROWS) + 1);
-    for (let from: string | null = after; from !== null; size = READ_ROWS) {
-      await yieldToEventLoop("read", size);
-      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size, scope);
-      const texts: string[] = [];
-      const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.remotePresence(channel)));
-      for (const [index, { channel, epoch, events, devices, isUnused }] of page.items.entries()) {
-        const connected = this.#feeds.presence.connected(channel, null, elsewhere[index]!);
-        if (isUnused && connected === 0) continue;
-        if (count === limit) {
-          isMore = true;
-          break;
-        }
-        count++;
-        last = channel;
-        const newest = events.head === 0 ? "null" : `"${epoch}-${events.head}"`;
-        texts.push(
-          `{"channel":"${channel}","events":${events.head - events.floor},"devices":${devices},"connected":${connected},"last":${newest}}`,
-        );
-      }
-      if (texts.length > 0) parts.push(utf8.encode((parts.length > 0 ? "," : "") + texts.join()));
-      from = isMore ? null : page.next;
-    }
-    return { parts, next: isMore ? last : null };
-  }
-
-  /**
    * Kept events after `after`, oldest first, each as its publisher's JSON text. `next` is the last one's id, or null at the end.
    * @throws PereError unknown
    */
@@ -421,27 +381,6 @@ export class Engine {
     await this.#kept(channel, id); // Otherwise rows may have been deleted during the read.
     if (page !== null) return page;
     throw new PereError("unknown", `event ${id} is no longer kept`);
-  }
-
-  /** Enrolled devices by name. @throws PereError unknown */
-  async devices(channel: string, after: string, limit: number) {
-    await this.#heads(channel);
-    await yieldToEventLoop("read", limit);
-    const { items, next } = await this.#store.devices(channel, after, limit, this.#now());
-    const elsewhere = await this.#store.remotePresence(channel);
-    const away = items.map(({ device }) => device).filter((device) => elsewhere.has(device));
-    const there = await this.#store.addresses(channel, away);
-    const devices = items.map(({ device, enrolledAt, seenAt, pending }) => ({
-      device,
-      enrolledAt,
-      connected: this.#feeds.presence.isConnected(channel, device, elsewhere),
-      addresses: [
-        ...new Set([...this.#feeds.presence.addresses(channel, device), ...(there.get(device) ?? [])]),
-      ].sort(),
-      seenAt: this.#feeds.presence.heardAt(channel, device) ?? seenAt,
-      pending,
-    }));
-    return { devices, next };
   }
 
   /**

@@ -92,6 +92,8 @@ export class PereError extends Error {
 
 // ------------------------------------------------------------------------------------------------------------ data types
 
+/** Characters of a channel's or a device's name: contract. */
+export const NAME_CHARACTERS_MAX = 128;
 export const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const DEVICE = /^[A-Za-z0-9._:~-]{1,128}$/;
 
@@ -217,13 +219,29 @@ export interface Row {
   readonly late: boolean;
 }
 
-/** An enrolled device. `pending`: how many kept, unexpired events it owes a final receipt for. */
-export interface EnrolledDevice {
+/** A device's status on one of the kept events that are addressed to it. `pushedAt` and `deadline` in milliseconds since 1970. */
+export interface HistoryRow extends Omit<Row, "device"> {
+  readonly seq: number;
+  readonly type: string | null;
+  readonly pushedAt: number;
+  readonly deadline: number | null;
+}
+
+/** A device's enrolment in a channel: when it was enrolled and last gave a sign of life, milliseconds since 1970; null: never. */
+export interface DeviceEnrolment {
   readonly device: string;
   readonly enrolledAt: number;
   readonly seenAt: number | null;
+}
+
+/** An enrolled device. `pending`: how many kept, unexpired events it owes a final receipt for. */
+export interface EnrolledDevice extends DeviceEnrolment {
   readonly pending: number;
 }
+
+/** The orders of a list of devices: by name; by how many receipts they owe, most first; by their last sign of life, the oldest first. */
+export const DEVICE_ORDERS = ["name", "pending", "seen"] as const;
+export type DeviceOrder = (typeof DEVICE_ORDERS)[number];
 
 // -------------------------------------------------------------------------------------------------------- times, ids, texts
 

@@ -19,9 +19,11 @@
  * `tests/contract/contract.ts` tests every store against this file.
  */
 import {
+  type DeviceEnrolment,
   type EnrolledDevice,
   type Event,
   type EventDraft,
+  type HistoryRow,
   type Kind,
   PereError,
   type Position,
@@ -344,6 +346,24 @@ export interface Store {
 
   /** Enrolled devices by name, after the device `after`. */
   devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>>;
+
+  /** The same without what they owe, so that the cost of a page is its length. */
+  enrolments(channel: string, after: string, limit: number): Promise<Page<DeviceEnrolment, string>>;
+
+  /** Those of these devices that are enrolled, in the same order, with what they owe. */
+  owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]>;
+
+  /**
+   * A row per kept event that is addressed to a device, as `rows` has them, newest first, before the event `before`. The device need not be enrolled:
+   * it may have been named, or have left after a final receipt. Null as with `events`.
+   */
+  history(
+    channel: string,
+    epoch: string,
+    device: string,
+    before: number,
+    limit: number,
+  ): Promise<Page<HistoryRow, number> | null>;
 
   /**
    * Channels by name, after the channel `after`, with the number of enrolled devices. With a scope, no others are looked at.

@@ -12,6 +12,7 @@ import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import { draft, reads, SECOND, T, word } from "./contract/calls.ts";
+import { historyOf } from "./contract/history.ts";
 import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 import { countRows, type Meter, rowMeter } from "./support/row-meter.ts";
@@ -69,6 +70,18 @@ const VERBS: [string, (store: Store) => Promise<unknown>][] = [
     },
   ],
   ["devices", (store) => store.devices("orders", "", 4, T)],
+  ["enrolments", (store) => store.enrolments("orders", "", 1_000)],
+  [
+    "owing",
+    (store) =>
+      store.owing(
+        "orders",
+        Array.from({ length: 4 }, (_, n) => nameOf(n)),
+        T,
+      ),
+  ],
+  ["the history of a device that everything was sent to", (store) => historyOf(store, "orders", WHOLLY, 1_000)],
+  ["the history of a device that nothing was sent to", (store) => historyOf(store, "orders", "stranger", 10)],
   ["heads", (store) => store.heads("orders")],
   ["channels", (store) => store.channels("", 1_000)],
   ["events", (store) => reads.events(store, "orders", 40_000, 1_000)],

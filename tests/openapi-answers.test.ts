@@ -192,7 +192,23 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     404: [bad({ id: "0-1" })],
     422: [bad({ limit: "0" })],
   },
-  listDevices: { 400: [bad({ limit: "x" })], 404: [bad({ channel: "nowhere" })], 422: [bad({ limit: "0" })] },
+  listDevices: {
+    400: [
+      bad({ limit: "x" }),
+      bad({ connected: "yes" }),
+      bad({ sort: "age" }),
+      bad({ sort: "seen", after: "till-7" }),
+      bad({ sort: "pending", after: "s0.till-7" }),
+    ],
+    404: [bad({ channel: "nowhere" })],
+    422: [bad({ limit: "0" }), bad({ search: "x".repeat(129) })],
+  },
+  readDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" }), bad({ channel: "nowhere" })] },
+  listDeviceReceipts: {
+    400: [bad({ device: "a b" }), bad({ after: "x" }), bad({ limit: "x" })],
+    404: [bad({ device: "nobody" }), bad({ channel: "nowhere" }), bad({ after: "0-1" })],
+    422: [bad({ limit: "1001" })],
+  },
   enrolDevice: { 400: [bad({ device: "a b" })], 415: [{ headers: { "Content-Encoding": "gzip" } }] },
   retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
   listHooks: { 400: [bad({ channel: "-" })] },
@@ -223,11 +239,9 @@ const BEHIND: Record<string, keyof Engine> = {
   giveReceipts: "feedback",
   followReceipts: "follow",
   readAttention: "attention",
-  listChannels: "channels",
   listEvents: "events",
   readEvent: "event",
   listReceipts: "rows",
-  listDevices: "devices",
   enrolDevice: "enrol",
   retireDevice: "retire",
   ready: "ready",
@@ -240,6 +254,25 @@ const BEHIND_HOOKS: Record<string, keyof Engine["hooks"]> = {
   dropHook: "drop",
   retryHook: "retry",
 };
+
+/** The same for lists of channels and devices. */
+const BEHIND_DIRECTORY: Record<string, keyof Engine["directory"]> = {
+  listChannels: "channels",
+  listDevices: "devices",
+  readDevice: "device",
+  listDeviceReceipts: "history",
+};
+
+/** Each operation, with whose method it meets and which one. */
+const BEHIND_ALL = (): [operationId: string, whose: object, method: string][] => [
+  ...Object.entries(BEHIND).map(([id, method]): [string, object, string] => [id, pere.engine, method]),
+  ...Object.entries(BEHIND_HOOKS).map(([id, method]): [string, object, string] => [id, pere.engine.hooks, method]),
+  ...Object.entries(BEHIND_DIRECTORY).map(([id, method]): [string, object, string] => [
+    id,
+    pere.engine.directory,
+    method,
+  ]),
+];
 
 /** What is asked where only the answer counts. */
 const usual = (operationId: string): Asking =>
@@ -275,15 +308,14 @@ describe("errors", () => {
   test("an internal error, an absent store and a full disk are answered as described", async () => {
     const silent = spyOn(console, "error").mockImplementation(() => {});
     try {
-      for (const [operationId, method] of Object.entries({ ...BEHIND, ...BEHIND_HOOKS }))
+      for (const [operationId, whose, method] of BEHIND_ALL())
         for (const [status, error] of [
           [500, new Error("boom")],
           [503, new PereError("away", "PERE is shutting down; push again in a moment")],
           [507, new PereError("full", "the disk is full; nothing was stored")],
         ] as const) {
           if (status === 507 && !replyOf(operationId, status)) continue; // It only reads.
-          const whose = operationId in BEHIND ? pere.engine : (pere.engine.hooks as unknown as Engine);
-          const behind = spyOn(whose, method as "ready").mockImplementation(() => {
+          const behind = spyOn(whose as Engine, method as "ready").mockImplementation(() => {
             throw error;
           });
           const answer = await tried(operationId, usual(operationId)).finally(() => behind.mockRestore());
@@ -330,7 +362,7 @@ describe("errors", () => {
     const seen = new Set(STORY.map(([operationId, , status]) => `${operationId} ${status}`));
     for (const [operationId, statuses] of Object.entries(WRONG))
       for (const status of Object.keys(statuses)) seen.add(`${operationId} ${status}`);
-    for (const operationId of Object.keys({ ...BEHIND, ...BEHIND_HOOKS }))
+    for (const [operationId] of BEHIND_ALL())
       for (const status of [500, 503, 507])
         if (status !== 507 || replyOf(operationId, status)) seen.add(`${operationId} ${status}`);
     for (const operationId of SLOW) seen.add(`${operationId} 408`);

@@ -237,10 +237,10 @@ describe("signs of life", () => {
     const word = { event: { epoch, seq: 1 }, device: "a", detail: null, deviceAt: null };
     await engine.feedback([{ channel: "c", draft: { ...word, status: "received" } }]);
     await until(async () => (await store.devices("c", "", 1, time)).items[0]!.seenAt === time);
-    expect((await engine.devices("c", "", 1)).devices).toMatchObject([{ seenAt: time }]);
+    expect(await engine.directory.device("c", "a")).toMatchObject({ seenAt: time });
     // What is written is let go of: the store is asked from here on.
     await store.seen("c", new Map([["a", time + 1]]));
-    expect((await engine.devices("c", "", 1)).devices).toMatchObject([{ seenAt: time + 1 }]);
+    expect(await engine.directory.device("c", "a")).toMatchObject({ seenAt: time + 1 });
     await engine.drain();
     await engine.close();
 

@@ -253,7 +253,7 @@ test("a reader of one channel among thousands causes one look at it, not at all 
     return page;
   };
   const engine = new Engine(store);
-  const one = await engine.channels("", 10, { names: ["c.2999"], prefixes: [] });
+  const one = await engine.directory.channels("", 10, { names: ["c.2999"], prefixes: [] });
   const [listed] = JSON.parse(`[${Buffer.concat(one.parts).toString()}]`) as { channel: string }[];
   expect(listed!.channel).toBe("c.2999");
   expect(looked).toBe(1);

@@ -2,7 +2,14 @@
  * Shared parts of the operations in `openapi.ts`: the types of OpenAPI 3.1 that they need, common answers and parameters, and the text about
  * transports for both feeds.
  */
-import { CHANNELS_MAX, EVENT_BYTES_MAX, PAGE_DEFAULT, PAGE_MAX, POLL_SECONDS_MAX } from "../engine/model.ts";
+import {
+  CHANNELS_MAX,
+  EVENT_BYTES_MAX,
+  NAME_CHARACTERS_MAX,
+  PAGE_DEFAULT,
+  PAGE_MAX,
+  POLL_SECONDS_MAX,
+} from "../engine/model.ts";
 import { ref, samples, type Schema } from "./openapi-schemas.ts";
 
 // ----------------------------------------------------------------------------------------------------------------------- types
@@ -279,6 +286,14 @@ export const page = (key: string, schema: Schema): Parameter[] => [
     schema: { type: "integer", minimum: 1, maximum: PAGE_MAX, default: PAGE_DEFAULT },
   },
 ];
+
+/** Part of a name. @param name whose */
+export const search = (name: string): Parameter => ({
+  name: "search",
+  in: "query",
+  description: `Only items with this text in ${name}, in capitals or not.`,
+  schema: { type: "string", maxLength: NAME_CHARACTERS_MAX },
+});
 
 export const deviceHere = (what: string): Parameter[] => [
   { name: "device", in: "query", description: what, schema: ref("Device") },

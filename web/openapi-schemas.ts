@@ -499,7 +499,24 @@ export const schemas = {
     seenAt: { ...orNull("Time"), description: "Its last sign of life." },
     pending: count("Kept, unexpired events that it owes a final receipt for."),
   }),
-  DevicePage: object({ devices: array(ref("DeviceState")), next: next("a device's name") }),
+  DevicePage: object({
+    devices: array(ref("DeviceState")),
+    next: next("a device's name, or opaque in another order"),
+  }),
+  DeviceReceipt: object(
+    {
+      event: ref("EventId"),
+      type: orNull("EventType"),
+      pushedAt: ref("Time"),
+      deadline: orNull("Time"),
+      status: ref("State"),
+      ...receiptBody,
+      at: orNull("Time"),
+    },
+    [],
+    { description: "A device's status on an event that is addressed to it. While it is `pending`, `at` is `null`." },
+  ),
+  DeviceReceiptPage: object({ receipts: array(ref("DeviceReceipt")), next: next("an event's id") }),
   Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { type: "boolean", const: true } }),
 
   HookName: {
@@ -631,6 +648,11 @@ const receipts = [
   receipt(6, 2, "done", "rx ok"),
 ];
 const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false };
+const history = (event: number, said: object) => ({
+  ...{ event: id(event), type, pushedAt: at, deadline },
+  ...said,
+  ...{ at, deviceAt: null, late: false },
+});
 const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
 const completed = (seq: number, event: number, receipts: object) => ({
   ...{ id: id(seq), event: id(event), channel, at, receipts, complete: true },
@@ -749,6 +771,10 @@ export const samples = {
   devices: {
     devices: [{ device, enrolledAt: at, connected: false, addresses: [], seenAt: at, pending: 0 }],
     next: null,
+  },
+  history: {
+    receipts: [history(3, { status: "failed", detail: "no paper" }), history(2, { status: "done", detail: "rx ok" })],
+    next: id(2),
   },
   enrolled: { channel, device, enrolled: true },
   hookName,

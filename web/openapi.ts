@@ -13,6 +13,7 @@ import {
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
   DEADLINE_SECONDS_MIN,
+  DEVICE_ORDERS,
   JSON_DEPTH_MAX,
   KEY_CHARACTERS_MAX,
   KEY_MEMORY_MS,
@@ -49,6 +50,7 @@ import {
   refusedBody,
   refusing,
   reply,
+  search,
   seconds,
   start,
   transports,
@@ -403,10 +405,54 @@ Worst means: most of the three together, then the oldest, then by name. The tota
     operationId: "listDevices",
     summary: "List a channel's enrolled devices",
     tags: ["Devices"],
-    description: "By name.",
-    parameters: [channel, ...page("a device's name", ref("Device"))],
+    description: `By name, or in another order. A \`search\` and \`connected\` look at every device of the channel, \`sort=seen\` too; \`sort=pending\` also counts what each of them owes. So each page of
+these costs as much as the channel is large: for a channel of very many devices read pages by name. In another order than by name \`next\` is a place in that order: a
+device that moves across it between two pages is missed or repeated.`,
+    parameters: [
+      channel,
+      search("a device's name"),
+      {
+        name: "connected",
+        in: "query",
+        description: "Only devices that have a feed open now (`true`), or that have none (`false`).",
+        schema: { type: "string", enum: ["true", "false"] },
+      },
+      {
+        name: "sort",
+        in: "query",
+        description:
+          "By name; by the number of receipts they owe, most first (`pending`); or by their last sign of life, the oldest first, before them those that never gave one (`seen`).",
+        schema: { type: "string", enum: DEVICE_ORDERS, default: "name" },
+      },
+      ...page("a device's name, or opaque in another order", { type: "string" }),
+    ],
     responses: {
       200: reply("A page of devices.", json("DevicePage", one(samples.devices))),
+      ...failing(400, 401, 403, 404, 422),
+    },
+  },
+
+  device: {
+    operationId: "readDevice",
+    summary: "Read one enrolled device",
+    tags: ["Devices"],
+    description: "The same as in the list.",
+    parameters: [channel, device],
+    responses: {
+      200: reply("The device.", json("DeviceState", one(samples.devices.devices[0]))),
+      ...failing(400, 401, 403, 404),
+    },
+  },
+
+  history: {
+    operationId: "listDeviceReceipts",
+    summary: "List what a device was sent and said",
+    tags: ["Devices"],
+    description: `One row per kept event that is addressed to the device, newest first, including events that it has sent no receipt for. A device that is not enrolled has rows where an event names it,
+or where it gave a final receipt before it left. 404 if it is not enrolled and has none.`,
+    parameters: [channel, device, ...page("an event's id", ref("EventId"))],
+    responses: {
+      200: reply("A page of rows.", json("DeviceReceiptPage", one(samples.history))),
       ...failing(400, 401, 403, 404, 422),
     },
   },

@@ -1,33 +1,13 @@
 /**
- * The routes for reading: channels, their events, the receipts of an event, and devices, which can also be enrolled and retired here.
+ * The routes for reading a channel's events, the receipts of an event, and what needs attention.
  */
-import type { Engine } from "../engine.ts";
 import { demand } from "../auth/rights.ts";
 import { id, iso, PereError, type Row, type State, STATES, tallyCounts } from "../model.ts";
-import { readDevice, readPosition } from "../parsing.ts";
-import { yieldToEventLoop } from "../yield.ts";
+import { readPosition } from "../parsing.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
-import { accepts, refuseEncodedBody, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
+import { accepts, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
 import { json, jsonText, PLAIN } from "./response.ts";
-
-const LIST_BEGIN = Buffer.from('{"channels":[');
-/** What a part of the list counts when the answer is put together. */
-const PART_ROWS = 8;
-
-export async function listChannels(
-  { engine, admission, right }: RouteContext,
-  _params: Params,
-  request: Request,
-): Promise<Response> {
-  const grant = await admission.grant(request);
-  const query = queryOf(request, PAGE_OPTIONS);
-  const { after, limit } = pageOf(query);
-  const { parts, next } = await engine.channels(after, query.has("limit") ? limit : null, grant.scope(right));
-  // Very many channels are megabytes, which are copied twice.
-  await yieldToEventLoop("read", PART_ROWS * parts.length);
-  return jsonText(Buffer.concat([LIST_BEGIN, ...parts, Buffer.from(`],"next":${JSON.stringify(next)}}`)]));
-}
 
 export async function listEvents(context: RouteContext, params: Params, request: Request): Promise<Response> {
   const channel = await channelOf(context, params, request);
@@ -111,30 +91,4 @@ export async function readAttention(
     hooks,
     channels,
   });
-}
-
-const deviceJson = (device: Awaited<ReturnType<Engine["devices"]>>["devices"][number]) => ({
-  ...device,
-  enrolledAt: iso(device.enrolledAt),
-  seenAt: device.seenAt === null ? null : iso(device.seenAt),
-});
-
-export async function listDevices(context: RouteContext, params: Params, request: Request): Promise<Response> {
-  const channel = await channelOf(context, params, request);
-  const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
-  const { devices, next } = await context.engine.devices(channel, after, limit);
-  return json({ devices: devices.map(deviceJson), next });
-}
-
-export async function enrolDevice(context: RouteContext, params: Params, request: Request): Promise<Response> {
-  const channel = await plainChannelOf(context, params, request);
-  const device = readDevice(params.device);
-  refuseEncodedBody(request);
-  const enrolled = await context.engine.enrol(channel, device);
-  return json({ channel, device, enrolled: true }, enrolled ? 201 : 200);
-}
-
-export async function retireDevice(context: RouteContext, params: Params, request: Request): Promise<Response> {
-  await context.engine.retire(await plainChannelOf(context, params, request), readDevice(params.device));
-  return new Response(null, { status: 204 });
 }

@@ -3,7 +3,7 @@
  */
 import { deviceOfGrant } from "../auth/tokens.ts";
 import type { Grant } from "../auth/rights.ts";
-import { PAGE_DEFAULT, PereError, WAIT_SECONDS_MAX } from "../model.ts";
+import { NAME_CHARACTERS_MAX, PAGE_DEFAULT, PereError, WAIT_SECONDS_MAX } from "../model.ts";
 import { readDevice, readLimit, readSeconds } from "../parsing.ts";
 import { EncodedBody } from "./problem.ts";
 
@@ -36,6 +36,26 @@ export const pageOf = (query: ReadonlyMap<string, string>): { after: string; lim
   after: query.get("after") ?? "",
   limit: query.has("limit") ? readLimit(query.get("limit")!) : PAGE_DEFAULT,
 });
+
+/** One of these words; null: not given. @throws PereError malformed */
+export function choiceOf<Word extends string>(
+  query: ReadonlyMap<string, string>,
+  path: string,
+  words: readonly Word[],
+): Word | null {
+  const given = query.get(path);
+  if (given === undefined || (words as readonly string[]).includes(given)) return (given as Word | undefined) ?? null;
+  const message = `must be ${words.slice(0, -1).join(", ")} or ${words.at(-1)}, not ${quoted(given)}`;
+  throw new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
+}
+
+/** Part of a name to search for; empty: not given. @throws PereError refused: it is longer than a name */
+export function searchOf(query: ReadonlyMap<string, string>): string {
+  const text = query.get("search") ?? "";
+  if (text.length <= NAME_CHARACTERS_MAX) return text;
+  const message = `a name has at most ${NAME_CHARACTERS_MAX} characters`;
+  throw new PereError("refused", `search: ${message}`, [{ path: "search", message }]);
+}
 
 /** Whether `Accept` names a media type. Wildcards don't count: they leave the choice to the server. */
 export const accepts = (request: Request, type: string): boolean =>

@@ -44,6 +44,9 @@ export function eventOf(seq: number, text: string): Event {
   };
 }
 
+/** An event from the beginning of its entry, without `to` and data. */
+export const eventHeadOf = (seq: number, text: string): Omit<Event, "to" | "data"> => eventOf(seq, `${text} `);
+
 /**
  * `event device rank at deviceAt`; the script adds ` late outcome detail`. An entry of rank 0 says that its event is complete, with the outcome as
  * `done/failed`. Receipts stored by versions without such entries carry their event's outcome themselves.

@@ -43,6 +43,7 @@
  * flushed, or that evicted keys, is never mistaken for the old one.
  */
 import { createHash } from "node:crypto";
+import { HISTORY } from "./device-history.ts";
 
 /** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
 export const SEPARATOR = "\x1e";
@@ -776,6 +777,8 @@ export const SCRIPTS = {
     local last = list(leaving, itself, stays)
     last[1] = ''
     return { list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
+
+  history: script(HISTORY),
 
   /** now, number of devices to search, known state → the next deadline ('': none is ahead) */
   miss: script(`

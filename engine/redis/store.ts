@@ -10,10 +10,12 @@
  */
 import {
   afterSeconds,
+  type DeviceEnrolment,
   type EnrolledDevice,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
+  type HistoryRow,
   KEY_MEMORY_MS,
   newEpoch,
   type Receipt,
@@ -32,6 +34,7 @@ import { RedisCluster } from "./cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
 import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
+import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisPresence } from "./presence.ts";
 import { TrimmableChannels } from "./retention.ts";
@@ -553,10 +556,24 @@ export class RedisStore implements Store {
   async devices(channel: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>> {
     const names = await namesAfter(this.#link, this.#keys(channel).names, after, limit + 1);
     const { items, next } = page(names, limit, (name) => name);
+    return { items: await this.owing(channel, items, now), next };
+  }
+
+  async enrolments(channel: string, after: string, limit: number): Promise<Page<DeviceEnrolment, string>> {
+    const { names, devices } = this.#keys(channel);
+    const { items, next } = page(await namesAfter(this.#link, names, after, limit + 1), limit, (name) => name);
+    const stored = items.length === 0 ? [] : await this.#link.send("HMGET", devices, ...items);
+    const found: DeviceEnrolment[] = [];
+    for (const [index, text] of (stored as readonly (string | null)[]).entries())
+      if (text !== null) found.push(enrolmentOf(items[index]!, text)); // Otherwise it was retired between the two reads.
+    return { items: found, next };
+  }
+
+  async owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {
     const enrolments: EnrolledDevice[] = [];
     // One script after another, each within its limit: a thousand devices may owe very many receipts.
-    for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < items.length;) {
-      const some = items.slice(at, at + DEVICES_AT_ONCE);
+    for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < devices.length;) {
+      const some = devices.slice(at, at + DEVICES_AT_ONCE);
       const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
       const [found, finished] = reply as readonly [readonly Reply[], number];
       at += finished;
@@ -569,7 +586,25 @@ export class RedisStore implements Store {
           pending: Number(pending),
         });
     }
-    return { items: enrolments, next };
+    return enrolments;
+  }
+
+  async history(
+    channel: string,
+    epoch: string,
+    device: string,
+    before: number,
+    limit: number,
+  ): Promise<Page<HistoryRow, number> | null> {
+    const found: HistoryRow[] = [];
+    for (let upTo = before; upTo > 0 && found.length <= limit;) {
+      const values = [device, upTo, Math.min(HISTORY_ROWS, limit + 1 - found.length)];
+      const reply = await this.#readOf(this.#scripts.history, channel, epoch, values);
+      if (reply === null) return null;
+      upTo = Number(reply[0]);
+      for (const group of inGroups(reply.slice(1), 4)) found.push(historyRowOf(group));
+    }
+    return page(found, limit, ({ seq }) => seq);
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention
@@ -675,6 +710,12 @@ export class RedisStore implements Store {
     })();
     await this.#closing;
   }
+}
+
+/** An enrolment from its entry in `devices`, which `scripts.ts` describes. */
+function enrolmentOf(device: string, text: string): DeviceEnrolment {
+  const [, enrolledAt, , , , seenAt] = text.split(" ").map(Number) as SixNumbers;
+  return { device, enrolledAt, seenAt: seenAt === -1 ? null : seenAt };
 }
 
 function rowOf([device, status, entry]: readonly Reply[]): Row {

@@ -14,7 +14,7 @@
  */
 import { yieldToEventLoop } from "../yield.ts";
 import type { SqliteFile } from "./file.ts";
-import { type EnrolledDevice, FINAL } from "../model.ts";
+import { type DeviceEnrolment, type EnrolledDevice, FINAL } from "../model.ts";
 import type { Channel, Leaving } from "./schema.ts";
 import type { Joined } from "../store.ts";
 
@@ -302,16 +302,31 @@ export class Enrolments {
   }
 
   /** Enrolled devices by name, after the device `after`, at most `limit`. */
-  async list(channel: Channel, after: string, limit: number, now: number): Promise<EnrolledDevice[]> {
-    const rows = this.#file.all<Omit<EnrolledDevice, "pending"> & Enrolment>(
-      `SELECT device, enrolledAt, seenAt, joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices INDEXED BY enrolled
+  list(channel: Channel, after: string, limit: number): DeviceEnrolment[] {
+    return this.#file.all<DeviceEnrolment>(
+      `SELECT device, enrolledAt, seenAt FROM devices INDEXED BY enrolled
        WHERE channel = ?1 AND device > ?2 AND "left" IS NULL ORDER BY device LIMIT ?3`,
       channel.id,
       after,
       limit,
     );
+  }
+
+  /** Those of these devices that are enrolled, in the same order, with what they owe. */
+  async owing(channel: Channel, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {
+    await yieldToEventLoop("read", devices.length);
+    const rows = this.#file.all<DeviceEnrolment & Enrolment>(
+      `SELECT device, enrolledAt, seenAt, joined, settled, lost AS lostSeq, told AS lostNotifiedSeq FROM devices INDEXED BY enrolled
+       WHERE channel = ?1 AND "left" IS NULL AND device IN (SELECT value FROM json_each(?2))`,
+      channel.id,
+      JSON.stringify(devices),
+    );
+    const found = new Map(rows.map((row) => [row.device, row]));
     const items: EnrolledDevice[] = [];
-    for (const { device, enrolledAt, seenAt, ...enrolment } of rows) {
+    for (const device of devices) {
+      const row = found.get(device);
+      if (!row) continue;
+      const { enrolledAt, seenAt, ...enrolment } = row;
       items.push({ device, enrolledAt, seenAt, pending: await this.#pending(channel, device, enrolment, now) });
     }
     return items;
@@ -321,7 +336,7 @@ export class Enrolments {
   async #pending(channel: Channel, device: string, enrolment: Enrolment, now: number): Promise<number> {
     let pending = 0;
     for (let from = this.#after(channel, device, enrolment); from < channel.head; from += PENDING_EVENTS) {
-      await yieldToEventLoop("read", PENDING_EVENTS);
+      await yieldToEventLoop("read", Math.min(PENDING_EVENTS, channel.head - from));
       pending += this.#file.get<{ n: number }>(
         `SELECT count(*) AS n FROM events e WHERE e.channel = ?1 AND e.seq > ?2 AND e.seq <= ?6 AND ${alive(5)} AND ${unsettled(3)} AND
          CASE e.targeted WHEN 0 THEN e.seq > ?4 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,

@@ -12,6 +12,7 @@ import type { Sync } from "./write-ahead-log.ts";
 import { yieldToEventLoop } from "../yield.ts";
 import { Counters } from "../counters.ts";
 import { ChannelRows } from "./channels.ts";
+import { deviceHistory } from "./device-history.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
 import { type Channel, isLeaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
@@ -21,10 +22,12 @@ import { ChannelRetention, trimKeys, trimUnused } from "./retention.ts";
 import { Receipts } from "./receipts.ts";
 import {
   afterSeconds,
+  type DeviceEnrolment,
   type EnrolledDevice,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
+  type HistoryRow,
   KEY_MEMORY_MS,
   newEpoch,
   PereError,
@@ -546,9 +549,30 @@ export class SqliteStore implements Store {
 
   devices(name: string, after: string, limit: number, now: number): Promise<Page<EnrolledDevice, string>> {
     return this.#read<Page<EnrolledDevice, string>>(name, { items: [], next: null }, async (channel) => {
-      const rows = await this.#enrolments.list(channel, after, limit + 1, now);
-      return page(rows, limit, ({ device }) => device);
+      const { items, next } = page(this.#enrolments.list(channel, after, limit + 1), limit, ({ device }) => device);
+      const names = items.map(({ device }) => device);
+      return { items: await this.#enrolments.owing(channel, names, now), next };
     });
+  }
+
+  enrolments(name: string, after: string, limit: number): Promise<Page<DeviceEnrolment, string>> {
+    return this.#read<Page<DeviceEnrolment, string>>(name, { items: [], next: null }, (channel) =>
+      page(this.#enrolments.list(channel, after, limit + 1), limit, ({ device }) => device),
+    );
+  }
+
+  owing(name: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {
+    return this.#read<EnrolledDevice[]>(name, [], (channel) => this.#enrolments.owing(channel, devices, now));
+  }
+
+  history(
+    name: string,
+    epoch: string,
+    device: string,
+    before: number,
+    limit: number,
+  ): Promise<Page<HistoryRow, number> | null> {
+    return this.#readOf(name, epoch, (channel) => deviceHistory(this.#file, channel, device, before, limit));
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention

@@ -22,6 +22,7 @@ import {
   word,
 } from "./calls.ts";
 import { CHANNELS, DEVICES, type Step } from "./histories.ts";
+import { historyOf } from "./history.ts";
 import { ModelChannel } from "./model.ts";
 
 /** Gives a history to the store and to the model, and compares all that they say. */
@@ -204,6 +205,19 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
         .filter((entry) => model.isFinal(entry, device) || (isOthers(entry) && settled.has(entry.event.seq)))
         .map(({ event }) => event.seq),
     );
+  }
+  expect(await store.owing(name, names, now)).toEqual(enrolments);
+  for (const device of DEVICES) {
+    const its = kept.flatMap((entry) =>
+      model
+        .rows(entry)
+        .filter((row) => row.device === device)
+        .map(({ device: _, ...row }) => {
+          const { seq, type, at, deadline } = entry.event;
+          return { ...row, seq, type, pushedAt: at, deadline };
+        }),
+    );
+    expect(await historyOf(store, name, device, 4)).toEqual(its.reverse());
   }
   const listed = (await store.channels("", 10)).items.find(({ channel }) => channel === name)!;
   expect(listed).toEqual({ ...heads, channel: name, devices: names.length, isUnused: expect.any(Boolean) });

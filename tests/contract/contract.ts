@@ -14,6 +14,7 @@ import { audienceContract, devicesContract, joinContract } from "./audience.ts";
 import { deadlineContract } from "./deadlines.ts";
 import { channelContract, eventContract, numberedReadsContract, positionsContract } from "./events.ts";
 import { type ContractOptions, type Ground, layGround, type Opened } from "./ground.ts";
+import { historyContract } from "./history.ts";
 import { hookContract } from "./hooks.ts";
 import { idempotencyKeyContract } from "./idempotency.ts";
 import { lifeContract, wakeContract } from "./life.ts";
@@ -40,6 +41,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     rowsContract(ground);
     joinContract(ground);
     devicesContract(ground);
+    historyContract(ground);
     idempotencyKeyContract(ground);
     retentionContract(ground);
     retentionRunsContract(ground);

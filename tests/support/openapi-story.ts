@@ -100,6 +100,8 @@ export const STORY: readonly Step[] = [
   ["listReceipts", accept("text/csv"), 200, "text/csv", "example"],
   ["listReceipts", accept(LINES), 200, LINES, "example"],
   ["listDevices", {}, 200, JSON_TYPE, "example"],
+  ["readDevice", {}, 200, JSON_TYPE, "example"],
+  ["listDeviceReceipts", { parameters: { limit: "2" } }, 200, JSON_TYPE, "example"],
   ["putHook", { type: JSON_TYPE, example: "one" }, 201, JSON_TYPE, "example"],
   ["putHook", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "example"],
   ["retryHook", {}, 200, JSON_TYPE, "example"],
