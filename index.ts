@@ -39,6 +39,7 @@ import { RateLimiter } from "./engine/http/rate-limit.ts";
 import { listEvents, readAttention, readEvent, receiptRows } from "./engine/http/reading.ts";
 import { pathOf } from "./engine/http/request.ts";
 import { json } from "./engine/http/response.ts";
+import { cancelScheduled, listScheduled, readScheduled } from "./engine/http/scheduled.ts";
 import { watch } from "./engine/http/watch.ts";
 import type { Command } from "./engine/ops/commands.ts";
 import { openLog } from "./engine/ops/logger.ts";
@@ -95,6 +96,10 @@ const ROUTES: readonly Route[] = [
   ["GET", "/events/:channel", "push", listEvents, operations.events],
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],
   ["GET", "/events/:channel/:id/receipts", "push", receiptRows, operations.rows],
+  ["GET", "/scheduled/:channel", "push", listScheduled, operations.scheduled],
+  ["GET", "/scheduled/:channel/:id", "push", readScheduled, operations.schedule],
+  ["DELETE", "/scheduled/:channel/:id", "push", cancelScheduled, operations.cancel],
+
   ["GET", "/devices/:channel", "push", listDevices, operations.devices],
   ["GET", "/devices/:channel/:device", "push", readOneDevice, operations.device],
   ["GET", "/devices/:channel/:device/receipts", "push", deviceHistory, operations.history],

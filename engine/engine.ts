@@ -33,7 +33,8 @@ import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
 import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts";
 import { Completion } from "./feeds/completion.ts";
-import type { Appended, ChannelScope, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
+import { Schedules } from "./schedule/schedules.ts";
+import type { Appended, ChannelScope, DueTime, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
 /** Durations and limits. Times in milliseconds. */
@@ -113,6 +114,8 @@ export class Engine {
   readonly #feeds: Feeds;
   readonly #reminders: Reminders;
   readonly #deadlines: Deadlines;
+  /** Pushes what is scheduled. */
+  readonly schedules: Schedules;
   readonly #completion: Completion;
   readonly #watch: Watch;
   readonly #seenTimer: Timer;
@@ -135,6 +138,12 @@ export class Engine {
     this.directory = new Directory(store, this.#feeds.presence, now);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
     this.#deadlines = new Deadlines(store, now, report);
+    this.schedules = new Schedules(
+      store,
+      now,
+      (channel, draft, time) => this.#append(channel, [draft], undefined, time),
+      report,
+    );
     this.hooks = new Hooks(store, {
       follow: (request, wire) => this.#feeds.follow(request, wire),
       state: (channel, id) => this.event(channel, id),
@@ -193,13 +202,22 @@ export class Engine {
    */
   async push(channel: string, drafts: readonly EventDraft[], key?: Idempotency): Promise<Pushed> {
     if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
+    return this.#append(channel, drafts, key);
+  }
+
+  async #append(
+    channel: string,
+    drafts: readonly EventDraft[],
+    key: Idempotency | undefined,
+    scheduled?: DueTime,
+  ): Promise<Pushed> {
     const work = this.counts.of(channel);
     const startedAt = performance.now();
     const [appended, elsewhere] = await Promise.all([
-      this.#store.append(channel, drafts, this.clock.stamp(), key && { ...key, now: this.#now() }),
+      this.#store.append(channel, drafts, this.clock.stamp(), key && { ...key, now: this.#now() }, scheduled),
       this.#store.remotePresence(channel),
     ]).catch((error: unknown) => {
-      if (!(error instanceof PereError) || error.code !== "refused") work.pushFailures++;
+      if (!(error instanceof PereError) || (error.code !== "refused" && error.code !== "conflict")) work.pushFailures++;
       throw error;
     });
     this.counts.pushStored.note((performance.now() - startedAt) / 1000);
@@ -423,6 +441,7 @@ export class Engine {
       this.#completion.stop(),
       this.#retention.stop(),
       this.#deadlines.stop(),
+      this.schedules.stop(),
       this.hooks.stop(),
       this.#feeds.close(),
     ]);

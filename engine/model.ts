@@ -140,6 +140,8 @@ export interface Event {
   readonly expires: number | null;
   readonly deadline: number | null;
   readonly remind: number | null;
+  /** The id of the schedule that it was pushed for; absent: none. */
+  readonly scheduled?: string;
 }
 
 /** Until when an event is sent again, milliseconds since 1970; null: as long as it is kept. */
@@ -274,7 +276,8 @@ export const positionsText = (positions: readonly Position[]): string =>
 const head = (channel: string, epoch: string, event: Event): string =>
   `{"id":"${epoch}-${event.seq}","channel":"${channel}","seq":${event.seq},"at":"${iso(event.at)}"` +
   (event.type === null ? "" : `,"type":"${event.type}"`) +
-  (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`);
+  (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`) +
+  (event.scheduled === undefined ? "" : `,"scheduled":"${event.scheduled}"`);
 
 /** The event as devices get it: one JSON object with the publisher's unchanged bytes, without its audience. */
 export const eventText = (channel: string, epoch: string, event: Event): string =>

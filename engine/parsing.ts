@@ -8,10 +8,13 @@ import {
   CHANNEL,
   CHANNELS_MAX,
   type Code,
+  DEADLINE_SECONDS_MAX,
+  DEADLINE_SECONDS_MIN,
   DETAIL_BYTES_MAX,
   DEVICE,
   EVENT_BYTES_MAX,
   EVENT_SOURCE_TYPES,
+  type EventDraft,
   type Fault,
   JSON_DEPTH_MAX,
   KEY_CHARACTERS_MAX,
@@ -21,8 +24,12 @@ import {
   PereError,
   type Position,
   type ReceiptDraft,
+  REMIND_SECONDS_MAX,
+  REMIND_SECONDS_MIN,
   type Status,
   TO_MAX,
+  TTL_SECONDS_MAX,
+  TTL_SECONDS_MIN,
 } from "./model.ts";
 
 const malformed = (path: string, message: string): PereError =>
@@ -81,6 +88,23 @@ export function readSeconds(text: string, path: string, min: number, max: number
   if (!NUMBER.test(text) || seconds < min || seconds > max)
     throw refused(path, `must be from ${min} to ${max} seconds, with at most 6 decimals`);
   return seconds;
+}
+
+/** The query parameters of a push that are options of its events. */
+export const EVENT_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
+
+/** What the query says of all events of a push. @throws PereError malformed, refused */
+export function readEventOptions(query: ReadonlyMap<string, string>): Omit<EventDraft, "data"> {
+  const [type, to, ttl, deadline, remind] = EVENT_OPTIONS.map((name) => query.get(name));
+  const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
+    text === undefined ? null : readSeconds(text, name, min, max);
+  return {
+    type: type === undefined ? null : readType(type),
+    to: to === undefined ? null : readTo(to),
+    ttl: seconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
+    deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
+    remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
+  };
 }
 
 /** A page's length, 1 to `PAGE_MAX`. @throws PereError malformed or refused */

@@ -257,14 +257,72 @@ export interface Progress {
   readonly drop?: readonly string[];
 }
 
+/** Scheduled pushes per channel that are still to be done. */
+export const SCHEDULES_MAX = 1_000;
+/** How long a scheduled push that was done is kept. */
+export const SCHEDULE_KEPT_MS = 7 * 24 * 3600 * 1000;
+
+/** A push for later. */
+export interface ScheduleDraft {
+  /** Sorts by creation. */
+  readonly id: string;
+  /** The query parameters of the push, by name. */
+  readonly options: Readonly<Record<string, string>>;
+  /** The event's data, as the publisher wrote it. */
+  readonly data: string;
+  /** A cron expression; null: it is pushed once. */
+  readonly every: string | null;
+  /** The time zone of the expression. */
+  readonly tz: string | null;
+}
+
+/** A stored scheduled push. Times in milliseconds since 1970. */
+export interface Schedule extends ScheduleDraft {
+  /** When it is due next; null: it is done. */
+  readonly next: number | null;
+  /** The event that was pushed last; null: none yet. */
+  readonly last: Position | null;
+  /** Why nothing was pushed when it was last due, in a sentence; null: it was pushed. */
+  readonly error: string | null;
+}
+
+/** The error for a channel with too many scheduled pushes. */
+export const tooManySchedules = (channel: string): PereError =>
+  new PereError(
+    "refused",
+    `channel ${channel} has ${SCHEDULES_MAX} scheduled pushes, the most that it can have; cancel some or wait until they are done`,
+  );
+
+/** The error for a due time that is used. */
+export const usedDueTime = (id: string): PereError =>
+  new PereError("conflict", `scheduled push ${id} was cancelled, or another instance has pushed it`);
+
+/** The error for a key whose schedule is gone. */
+export const cancelledSchedule = (): PereError =>
+  new PereError("conflict", "the push that was scheduled with this Idempotency-Key was cancelled; use a new key");
+
+/** A scheduled push that is due, and when it is due again; null: never. */
+export interface DueTime {
+  readonly id: string;
+  readonly due: number;
+  readonly next: number | null;
+}
+
 export interface Store {
   /**
    * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, or the devices in `to`.
    * A known key with the same digest returns the first call's events and appends nothing.
+   * With `scheduled`, the events carry its id, and the same step notes the event and when the push is due again. Each due time is used once.
    * @param now milliseconds since 1970
-   * @throws PereError refused: the key was used with another digest
+   * @throws PereError refused: the key was used with another digest; conflict: the due time is used or the schedule was cancelled
    */
-  append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended>;
+  append(
+    channel: string,
+    drafts: readonly EventDraft[],
+    now: number,
+    key?: Idempotency,
+    scheduled?: DueTime,
+  ): Promise<Appended>;
 
   /**
    * Records receipts; each counts only if it advances its device's status on its event. Returns one verdict per draft, in order. If the event's
@@ -448,6 +506,39 @@ export interface Store {
    * A secret shared by all instances of this store: `fresh`, unless there is one already. Stored where only PERE can read it. @throws PereError away
    */
   secret(fresh: string): Promise<string>;
+
+  /**
+   * Stores a push that is first due at `next`. Creates the channel if needed. A known key with the same digest returns the first call's schedule.
+   * @throws PereError refused: there are too many, or the key was used with another digest; conflict: the key's schedule was cancelled
+   */
+  schedule(
+    channel: string,
+    draft: ScheduleDraft,
+    next: number,
+    now: number,
+    key?: Idempotency,
+  ): Promise<{ readonly schedule: Schedule; readonly replayed: boolean }>;
+
+  /** The scheduled pushes of a channel by id, after the one with the id `after`. */
+  schedules(channel: string, after: string, limit: number): Promise<Page<Schedule, string>>;
+
+  /** Null: there is none with this id. */
+  scheduled(channel: string, id: string): Promise<Schedule | null>;
+
+  /** Cancels a scheduled push, or deletes one that is done. After that nothing more is pushed for it. False: there was none. */
+  unschedule(channel: string, id: string, now: number): Promise<boolean>;
+
+  /**
+   * Scheduled pushes that are due, about `limit` of them, and when to ask again: milliseconds since 1970, may be too early, never too late; null:
+   * nothing is scheduled. Another instance is not given the same ones for some 100 ms. Those that are done are deleted after `SCHEDULE_KEPT_MS`.
+   */
+  dueSchedules(
+    now: number,
+    limit: number,
+  ): Promise<{ readonly due: readonly { channel: string; schedule: Schedule }[]; readonly next: number | null }>;
+
+  /** Uses a due time without a push, because of an error. False: it was used already, or the schedule was cancelled. */
+  skipSchedule(channel: string, time: DueTime, error: string, now: number): Promise<boolean>;
 
   /** What the operator can rely on, for `/ready`. @throws PereError away */
   ready(): Promise<Readiness>;

@@ -36,6 +36,7 @@ import {
   requestOf,
   sample,
   STORY,
+  tellScheduled,
   tried,
 } from "./support/openapi-story.ts";
 
@@ -60,6 +61,7 @@ describe("the examples", () => {
         const answer = await tried(operationId, asking, isGuarded(status) ? guarded.url : pere.url);
         expect(answer.status, `${step}: ${answer.text}`).toBe(status);
         if (operationId === "push" && status === 201) tellEpoch(answer.text);
+        if (status === 202) tellScheduled(answer.body.id as string);
         const given = JSON.parse(sample(JSON.stringify(answer.body))) as unknown;
         expect(given, step).toEqual(expected);
       }
@@ -163,6 +165,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     422: [
       post(deep),
       { ...post("1"), parameters: { deadline: "0" } },
+      { ...post("1"), parameters: { every: "0 0 30 2 *" } },
       { ...post("1"), parameters: { remind: "0.9" } },
       { ...post("1"), headers: { Prefer: "wait=121" } },
       { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } },
@@ -209,6 +212,9 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     404: [bad({ device: "nobody" }), bad({ channel: "nowhere" }), bad({ after: "0-1" })],
     422: [bad({ limit: "1001" })],
   },
+  listScheduled: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "0" })] },
+  readScheduled: { 400: [bad({ channel: "-" })], 404: [bad({ id: "s-x" })] },
+  cancelScheduled: { 400: [bad({ channel: "-" })], 404: [bad({ id: samples.scheduleId.replace("s-0", "s-1") })] },
   enrolDevice: { 400: [bad({ device: "a b" })], 415: [{ headers: { "Content-Encoding": "gzip" } }] },
   retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
   listHooks: { 400: [bad({ channel: "-" })] },
@@ -255,6 +261,13 @@ const BEHIND_HOOKS: Record<string, keyof Engine["hooks"]> = {
   retryHook: "retry",
 };
 
+/** The same for scheduled pushes. */
+const BEHIND_SCHEDULES: Record<string, keyof Engine["schedules"]> = {
+  listScheduled: "list",
+  readScheduled: "get",
+  cancelScheduled: "cancel",
+};
+
 /** The same for lists of channels and devices. */
 const BEHIND_DIRECTORY: Record<string, keyof Engine["directory"]> = {
   listChannels: "channels",
@@ -270,6 +283,11 @@ const BEHIND_ALL = (): [operationId: string, whose: object, method: string][] =>
   ...Object.entries(BEHIND_DIRECTORY).map(([id, method]): [string, object, string] => [
     id,
     pere.engine.directory,
+    method,
+  ]),
+  ...Object.entries(BEHIND_SCHEDULES).map(([id, method]): [string, object, string] => [
+    id,
+    pere.engine.schedules,
     method,
   ]),
 ];
@@ -393,6 +411,8 @@ describe("errors", () => {
     seen.add("retireDevice 204");
     expect((await tried("dropHook", {})).status).toBe(204);
     seen.add("dropHook 204");
+    expect((await tried("cancelScheduled", {})).status).toBe(204);
+    seen.add("cancelScheduled 204");
     const bye = await until(() => feed.messages.find((message) => message.pere === "bye"));
     expect(shapeOf("Bye", { reason: bye.reason })).toBe("");
     expect((await feed.closed).code).toBe(1008);

@@ -6,7 +6,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
-import { SAMPLE_EPOCH } from "../web/openapi-schemas.ts";
+import { SAMPLE_EPOCH, samples } from "../web/openapi-schemas.ts";
 import { browserTest, closeBrowser, openTab } from "./support/browser.ts";
 import { type Asking, describedRequest, type Document, operationsOf, type Place } from "./support/described.ts";
 import { ask, start, until } from "./support/harness.ts";
@@ -43,9 +43,12 @@ test("every example request, sent to a running service in the document's order, 
   const own = cleanup.adopt(await startThere(), (service) => service.stop());
   const tried: string[] = [];
   let pushed = "";
+  const later = await ask(`${own.url}/push/${samples.channel}?at=2999-01-01T00:00:00Z`, { body: "1" });
+  const scheduled = later.body.id as string;
   for (const [operationId, place] of inOrder())
     for (const asking of askingsOf(place)) {
-      const real = (text: string): string => text.replace(new RegExp(`${SAMPLE_EPOCH}-\\d+`, "g"), pushed);
+      const real = (text: string): string =>
+        text.replace(samples.scheduleId, scheduled).replace(new RegExp(`${SAMPLE_EPOCH}-\\d+`, "g"), pushed);
       const { url, init } = describedRequest(place, asking, own.url, real);
       const { type, ...rest } = init as typeof init & { type?: string };
       const headers = { ...rest.headers, ...(type ? { "Content-Type": type } : {}) };

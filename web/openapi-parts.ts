@@ -237,6 +237,14 @@ export const failing = (...statuses: (keyof typeof failures)[]): Replies => refu
 
 // ----------------------------------------------------------------------------------------------------------------- parameters
 
+export const scheduledId: Parameter = {
+  name: "id",
+  in: "path",
+  required: true,
+  description: "The id of the scheduled push.",
+  schema: ref("ScheduleId"),
+  example: samples.scheduleId,
+};
 export const channel: Parameter = {
   name: "channel",
   in: "path",

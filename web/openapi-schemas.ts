@@ -86,6 +86,15 @@ const eventHead = {
   type: ref("EventType"),
 };
 const deadlineTime = { ...ref("Time"), description: "When every addressed device owes a final receipt." };
+const scheduledFor = { ...ref("ScheduleId"), description: "The scheduled push that it was pushed for, if any." };
+const scheduled = {
+  id: ref("ScheduleId"),
+  next: { ...orNull("Time"), description: "When it is due next; `null`: it is done." },
+  every: { type: ["string", "null"], description: "Its cron expression; `null`: it is pushed once." },
+  tz: { type: ["string", "null"], description: "The time zone of the expression." },
+  last: { ...orNull("EventId"), description: "The event that was pushed for it last." },
+  error: { type: "string", description: "Why nothing was pushed when it was last due." },
+};
 /** Additional members of the answer to a push that waits. */
 const outcome = {
   receipts: { ...ref("Tally"), description: "Only with `Prefer: wait`." },
@@ -207,13 +216,39 @@ export const schemas = {
     }),
     audience: ref("Audience"),
   }),
-  Event: object({ ...eventHead, deadline: deadlineTime, data: ref("Data") }, ["type", "deadline"], {
-    description: "An event as devices get it.",
-  }),
+  PushedLater: object(
+    { id: ref("ScheduleId"), channel: ref("Channel"), next: { ...orNull("Time"), description: "When it is due." } },
+    [],
+    { description: "The answer to a push with `at` or `every`." },
+  ),
+  ScheduleId: { type: "string", pattern: "^s-[0-9a-z]{17}$", description: "The id of a scheduled push." },
+  Scheduled: object(scheduled, ["error"], { description: "A scheduled push." }),
+  ScheduledPush: object(
+    {
+      ...scheduled,
+      options: {
+        type: "object",
+        additionalProperties: { type: "string" },
+        description: "The query options of the push, by name, as they were given; without `at`, `every` and `tz`.",
+      },
+      data: ref("Data"),
+    },
+    ["error"],
+    { description: "A scheduled push with its event." },
+  ),
+  ScheduledPage: object({ scheduled: array(ref("Scheduled")), next: next("an id") }),
+  Event: object(
+    { ...eventHead, deadline: deadlineTime, scheduled: scheduledFor, data: ref("Data") },
+    ["type", "deadline", "scheduled"],
+    {
+      description: "An event as devices get it.",
+    },
+  ),
   EventState: object(
     {
       ...eventHead,
       deadline: deadlineTime,
+      scheduled: scheduledFor,
       expiresAt: ref("Time"),
       remind: { type: "number", description: "Seconds between reminders, if any." },
       to: array(ref("Device"), { description: "The devices named in `to`, if any." }),
@@ -222,7 +257,7 @@ export const schemas = {
       complete: { type: "boolean", description: "Every addressed device has sent its final receipt." },
       data: ref("Data"),
     },
-    ["type", "deadline", "expiresAt", "remind", "to"],
+    ["type", "deadline", "scheduled", "expiresAt", "remind", "to"],
     { description: "An event as its publisher gets it." },
   ),
   EventBatch: batch(ref("Event"), { shared: ref("Shared") }),
@@ -698,6 +733,10 @@ const changes = {
   })),
   ...{ tallies: [], receipts: [] },
 };
+const scheduleId = "s-0mi9q2vd4k3x9q2vd";
+/** The example's time is a Sunday. */
+const nextMonday = iso(Date.UTC(2026, 10, 23, 8));
+const schedule = { id: scheduleId, next: nextMonday, every: "0 9 * * 1-5", tz: "Europe/Rome", last: null };
 const hookName = "shop";
 /** A public secret, for the example only. */
 const hookDraft = {
@@ -722,6 +761,14 @@ export const samples = {
     .map((order) => `${JSON.stringify(order)}\n`)
     .join(""),
   pushed: { id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },
+  scheduleId,
+  pushedLater: { id: scheduleId, channel, next: nextMonday },
+  scheduled: { scheduled: [schedule], next: null },
+  scheduledPush: {
+    ...schedule,
+    options: { type, to: device, ttl: "3600", deadline: "600" },
+    data: orders[0],
+  },
   pushedMany: { events: [2, 3].map((seq) => ({ id: id(seq), seq, at })), audience: { addressed: 1, connected: 0 } },
   waited: {
     ...{ id: id(1), channel, seq: 1, at, type, audience: { addressed: 1, connected: 0 } },

@@ -29,7 +29,7 @@ import {
   WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
 import { OVERDUE_MS } from "../engine/attention.ts";
-import { HOOKS_MAX } from "../engine/store.ts";
+import { HOOKS_MAX, SCHEDULES_MAX } from "../engine/store.ts";
 import {
   channel,
   channels,
@@ -50,6 +50,7 @@ import {
   refusedBody,
   refusing,
   reply,
+  scheduledId,
   search,
   seconds,
   start,
@@ -72,6 +73,9 @@ duplicate keys.
 
 **Waiting for receipts**: with \`Prefer: wait=N\` the answer is sent when every addressed device has sent a final receipt, or after N seconds, and contains the tally. Without it,
 follow the receipts or read the event later.
+
+**Later**: with \`at\` or \`every\` the event is not pushed now, and the answer is 202 with the id of a scheduled push. Each due time is pushed exactly once. A
+channel has at most ${SCHEDULES_MAX} scheduled pushes to come.
 
 **Many events**: \`application/x-ndjson\`, one JSON value per line, at most ${LINES_MAX} lines and ${kib(BODY_BYTES_MAX)}. The options apply to all of them, and either all are
 stored or none. The answer is then \`PushedMany\`, without \`Location\`.
@@ -119,6 +123,27 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
         schema: seconds(REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
       },
       {
+        name: "at",
+        in: "query",
+        description:
+          "A time with its zone: nothing is pushed now, but then. The event gets its number and its audience when it is due. A time that has passed is due at once. Not with `every`, `Prefer: wait` or NDJSON.",
+        schema: { type: "string", format: "date-time" },
+      },
+      {
+        name: "every",
+        in: "query",
+        description:
+          "A cron expression of five fields (minute, hour, day of the month, month, day of the week), for example `0 9 * * 1-5`: pushed at each of these times, beginning with the next. Times that pass while PERE is down are made up for by one push.",
+        schema: { type: "string" },
+      },
+      {
+        name: "tz",
+        in: "query",
+        description:
+          "The time zone of `every`, for example `Europe/Rome`; UTC by default. Where its clock goes forward, a time that does not exist is due at the jump; where it goes back, a time that comes twice is due once. If the hour is `*`, the expression counts elapsed time.",
+        schema: { type: "string" },
+      },
+      {
         name: "Prefer",
         in: "header",
         description: `\`wait=N\` (RFC 7240): answer when the event is complete, or after N seconds, at most ${WAIT_SECONDS_MAX}. Other preferences are ignored.`,
@@ -153,7 +178,7 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
         },
         content: {
           "application/json": {
-            schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
+            schema: { anyOf: [ref("Pushed"), ref("PushedMany"), ref("PushedLater")] },
             examples: examples({
               one: ["One event", samples.pushed],
               waited: ["With `Prefer: wait=30`, and complete", samples.waited],
@@ -176,6 +201,11 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
             }),
           },
         },
+      },
+      202: {
+        description: "Stored; it will be pushed when it is due.",
+        headers: { Location: { $ref: "#/components/headers/Location" } },
+        content: json("PushedLater", one(samples.pushedLater)),
       },
       ...failing(400, 401, 403, 408, 413, 415, 429, 507),
       422: problem(
@@ -479,6 +509,39 @@ or where it gave a final receipt before it left. 404 if it is not enrolled and h
       "Later events are not addressed to the device, and neither are those without its final receipt any more. Events that become complete as a result are reported as complete. Its open feeds end with `expired`.",
     parameters: [channel, device],
     responses: { 204: { description: "It is retired." }, ...failing(400, 401, 403, 404, 507) },
+  },
+
+  scheduled: {
+    operationId: "listScheduled",
+    summary: "List a channel's scheduled pushes",
+    tags: ["Events ↓"],
+    description: "Oldest first. One that was pushed at its only time is listed for 7 days more.",
+    parameters: [channel, ...page("the id of a scheduled push", ref("ScheduleId"))],
+    responses: {
+      200: reply("The scheduled pushes.", json("ScheduledPage", one(samples.scheduled))),
+      ...failing(400, 401, 403, 422),
+    },
+  },
+
+  schedule: {
+    operationId: "readScheduled",
+    summary: "Read a scheduled push",
+    tags: ["Events ↓"],
+    description: "With the event's data and its options.",
+    parameters: [channel, scheduledId],
+    responses: {
+      200: reply("The scheduled push.", json("ScheduledPush", one(samples.scheduledPush))),
+      ...failing(400, 401, 403, 404),
+    },
+  },
+
+  cancel: {
+    operationId: "cancelScheduled",
+    summary: "Cancel a scheduled push",
+    tags: ["Events ↓"],
+    description: "After the answer nothing more is pushed for it. What it has pushed stays.",
+    parameters: [channel, scheduledId],
+    responses: { 204: { description: "It is cancelled." }, ...failing(400, 401, 403, 404, 507) },
   },
 
   hooks: {

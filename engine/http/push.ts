@@ -6,43 +6,25 @@ import type { Pushed } from "../engine.ts";
 import { unexpected } from "../faults.ts";
 import {
   BODY_BYTES_MAX,
-  DEADLINE_SECONDS_MAX,
-  DEADLINE_SECONDS_MIN,
   EVENT_BYTES_MAX,
   type EventDraft,
   id,
   isComplete,
   iso,
   PereError,
-  REMIND_SECONDS_MAX,
-  REMIND_SECONDS_MIN,
   type Tally,
   tallyCounts,
   TARGETS_MAX,
-  TTL_SECONDS_MAX,
-  TTL_SECONDS_MIN,
 } from "../model.ts";
-import { readChannel, readData, readKey, readLines, readSeconds, readText, readTo, readType } from "../parsing.ts";
+import { EVENT_OPTIONS, readChannel, readData, readEventOptions, readKey, readLines, readText } from "../parsing.ts";
+import { eventOptionsOf, readTiming, SCHEDULE_OPTIONS, type Timing } from "../schedule/schedules.ts";
+import type { Schedule } from "../store.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { contentType, queryOf, waitOf } from "./request.ts";
 import { json } from "./response.ts";
 import type { SocketData } from "./transports.ts";
 
-const PUSH_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
-
-/** What the query says of all events of a push. @throws PereError malformed, refused */
-function optionsOf(query: ReadonlyMap<string, string>): Omit<EventDraft, "data"> {
-  const [type, to, ttl, deadline, remind] = PUSH_OPTIONS.map((name) => query.get(name));
-  const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
-    text === undefined ? null : readSeconds(text, name, min, max);
-  return {
-    type: type === undefined ? null : readType(type),
-    to: to === undefined ? null : readTo(to),
-    ttl: seconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
-    deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
-    remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
-  };
-}
+const PUSH_OPTIONS = [...EVENT_OPTIONS, ...SCHEDULE_OPTIONS];
 
 /**
  * An idempotency key as stored, so that keys of two publishers never collide. A key can't contain the separator.
@@ -51,8 +33,10 @@ function optionsOf(query: ReadonlyMap<string, string>): Omit<EventDraft, "data">
 const ownedKey = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
 
 /** The options of a push in canonical form; absent options are left out. */
-function optionsText({ to, ...options }: Omit<EventDraft, "data">): string {
-  const given = Object.entries({ ...options, to: to && [...to].sort() }).filter(([, value]) => value !== null);
+function optionsText({ to, ...options }: Omit<EventDraft, "data">, timing: Timing | null): string {
+  const given = Object.entries({ ...options, ...timing, to: to && [...to].sort() }).filter(
+    ([, value]) => value !== null,
+  );
   return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
 }
 
@@ -105,6 +89,18 @@ function answer(pushed: Pushed, channel: string, many: boolean, outcomes: Outcom
   return json(event, status, { Location: `${basePath}/events/${channel}/${name}`, ...headers });
 }
 
+/** The answer to a push that is stored for later. */
+function scheduledAnswer(
+  { schedule: { id: name, next }, replayed }: { schedule: Schedule; replayed: boolean },
+  channel: string,
+  basePath: string,
+): Response {
+  return json({ id: name, channel, next: next === null ? null : iso(next) }, replayed ? 200 : 202, {
+    Location: `${basePath}/scheduled/${channel}/${name}`,
+    ...(replayed ? { "Idempotent-Replayed": "true" } : {}),
+  });
+}
+
 export async function push(
   context: RouteContext,
   params: Params,
@@ -114,8 +110,12 @@ export async function push(
   const { engine, admission, bodyOf, basePath, right } = context;
   const channel = readChannel(params.channel);
   const grant = await admission.authorize(request, right, [channel]);
-  const options = optionsOf(queryOf(request, PUSH_OPTIONS));
+  const query = queryOf(request, PUSH_OPTIONS);
+  const options = readEventOptions(query);
+  const timing = readTiming(query, engine.clock.stamp());
   const waitMs = waitOf(request);
+  if (timing && waitMs !== null)
+    throw new PereError("refused", "Prefer: wait is for what is pushed now; leave it out, or at and every");
   const keyText = request.headers.get("idempotency-key");
   const key = keyText === null ? null : readKey(keyText);
   const take = admission.counter("push", grant, request, server);
@@ -123,6 +123,9 @@ export async function push(
   const many = form === "application/x-ndjson";
   if (!many && form !== "application/json")
     throw new PereError("wrongType", "push takes application/json, or application/x-ndjson for many events at once");
+
+  if (timing && many)
+    throw new PereError("refused", "only one event can be scheduled at a time; send application/json");
 
   const bytes = await bodyOf(request, many ? BODY_BYTES_MAX : EVENT_BYTES_MAX);
   const text = readText(bytes);
@@ -133,17 +136,19 @@ export async function push(
       `to: device names times lines must be at most ${TARGETS_MAX}; send several requests`,
     );
   await take(drafts.length);
-  const pushed = await engine.push(
-    channel,
-    drafts,
+  const idempotency =
     key === null
       ? undefined
       : {
           key: ownedKey(grant.subject, key),
           earlier: key,
-          digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options), "base64")}`,
-        },
-  );
+          digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options, timing), "base64")}`,
+        };
+  if (timing) {
+    const scheduled = await engine.schedules.put(channel, timing, drafts[0]!.data, eventOptionsOf(query), idempotency);
+    return scheduledAnswer(scheduled, channel, basePath);
+  }
+  const pushed = await engine.push(channel, drafts, idempotency);
   if (waitMs === null) return answer(pushed, channel, many, NO_OUTCOMES, basePath);
   server.timeout(request, 0);
   const outcomes = await outcomesOf(context, pushed, channel, waitMs, request.signal);

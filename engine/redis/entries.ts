@@ -23,24 +23,28 @@ const numberOrNull = (text: string): number | null => (text === "" ? null : Numb
 /** When an event expires, its deadline, and its reminder interval. */
 type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
-/** `at expires deadline remind type to data` */
+/** `at expires deadline remind type to data`; behind `at`, after a semicolon, the id of the schedule, if it has one. */
 export const eventEntryText = (
   { type, to, data }: EventDraft,
   at: number,
   { expires, deadline, remind }: Times,
-): string => `${at} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
+  scheduled?: string,
+): string =>
+  `${at}${scheduled === undefined ? "" : `;${scheduled}`} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
 export function eventOf(seq: number, text: string): Event {
   const [at, expires, deadline, remind, type, to, data] = split(text, 6) as Seven;
+  const [time, scheduled] = at.split(";", 2) as [string, string?];
   return {
     seq,
-    at: Number(at),
+    at: Number(time),
     type: type === "" ? null : type,
     data,
     to: to === "" ? null : to.split(","),
     expires: numberOrNull(expires),
     deadline: numberOrNull(deadline),
     remind: numberOrNull(remind),
+    ...(scheduled === undefined ? {} : { scheduled }),
   };
 }
 

@@ -44,6 +44,8 @@ export interface Keys {
   /** Written to check which replicas are up to date. */
   readonly replicaProbe: string;
   readonly idempotency: (key: string) => string;
+  /** Scheduled pushes: their states, their ids, their times. */
+  readonly schedules: readonly [string, string, string];
 }
 
 /** Suffix of a key that makes it a message name. */
@@ -68,6 +70,7 @@ function keysOf(prefix: string, database: number, channel: string): Keys {
     presentAddresses: key("places"),
     replicaProbe: key("spread"),
     idempotency: (name) => key(`key:${name}`),
+    schedules: [key("schedules"), key("schedule-ids"), key("schedule-times")],
   };
 }
 

@@ -20,11 +20,16 @@
  *     gone      zset     the same form: devices retired after a final receipt for an event to all, which stay in its audience
  *     deadlines zset     the events whose deadline is ahead or being processed, scored by it; `<seq>:after` in tallies: the last processed device
  *     reminded  zset     the events that are sent again: `<seq>:<at>:<every>:<until or 0>`, scored by seq
+ *     schedules hash     scheduled pushes: `<id>` = what does not change, as JSON; `<id>:next` when it is due, absent: done; `<id>:last` the last event;
+ *                        `<id>:error` why nothing was pushed last; `count`: how many are to come
+ *     schedule-ids   zset   their ids, all with score 0, for pages by id
+ *     schedule-times zset   their ids, scored by when they are due, or when they are to be deleted
  *
  * In the code, `special` is called filteredEvents and `gone` retiredAnswered.
  *
- * Each idempotency key has its own key in the same slot; so does each hook, a hash, and its deliveries, another hash. Three keys outside the channels,
- * `due`, `hooked` and `kept`, list the channels with a deadline ahead, with hooks and with something for retention to do. Outdated members are ignored.
+ * Each idempotency key has its own key in the same slot; so does each hook, a hash, and its deliveries, another hash. Four keys outside the
+ * channels, `due`, `hooked`, `kept` and `scheduled`, list the channels with a deadline ahead, with hooks, with something for retention to do and with
+ * scheduled pushes. Outdated members are ignored.
  * Retention trims all channels when another instance takes over, or when its own has lost the connection, which restores what `due` and `kept` have lost. There is no index of receipts by device: what a device owes is found by looking up the events after `settled`, up to which it
  * owes nothing, in `latest`; `settled` follows the device every few seconds.
  *
@@ -44,6 +49,7 @@
  */
 import { createHash } from "node:crypto";
 import { HISTORY } from "./device-history.ts";
+import { SCHEDULE_KEPT_MS } from "../store.ts";
 
 /** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
 export const SEPARATOR = "\x1e";
@@ -389,6 +395,30 @@ local function miss(channel, entries, event, now, detail)
   return looked
 end
 
+-- The keys of scheduled pushes come first among the additional ones. Uses a due time, and notes the event or the error; false: it was used, or
+-- there is no such schedule.
+local function useDueTime(id, due, following, last, failure, now)
+  local schedules, times = KEYS[13], KEYS[15]
+  if redis.call('HGET', schedules, id .. ':next') ~= due then return false end
+  if following ~= '' then
+    redis.call('HSET', schedules, id .. ':next', following)
+    redis.call('ZADD', times, following, id)
+  else
+    redis.call('HDEL', schedules, id .. ':next')
+    redis.call('HINCRBY', schedules, 'count', -1)
+    redis.call('ZADD', times, text(tonumber(now) + ${SCHEDULE_KEPT_MS}), id)
+  end
+  if last ~= '' then redis.call('HSET', schedules, id .. ':last', last) end
+  if failure ~= '' then redis.call('HSET', schedules, id .. ':error', failure) else redis.call('HDEL', schedules, id .. ':error') end
+  return true
+end
+
+-- The state of a scheduled push: its id and its fields; nil: there is none.
+local function scheduleOf(id)
+  local found = redis.call('HMGET', KEYS[13], id, id .. ':next', id .. ':last', id .. ':error')
+  return found[1] and { id, unpack(found) } or nil
+end
+
 -- The channel's next deadline; '': none is ahead.
 local function nextDeadline() return redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2] or '' end
 `;
@@ -432,10 +462,13 @@ export const SCRIPTS = {
     if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0 } end
     return { 0, ${EXTENT} }`),
 
-  /** now, and the hooks as an additional key → whether the channel is unused from now on: no events, no devices and no hooks */
+  /**
+   * now; the hooks and the ids of scheduled pushes as additional keys → whether the channel is unused from now on: no events, no devices, no hooks, no
+   * scheduled pushes
+   */
   idle: script(`
     local channel = look()
-    if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[13]) > 0 then return 0 end
+    if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[13]) > 0 or redis.call('ZCARD', KEYS[14]) > 0 then return 0 end
     redis.call('HSET', counters, 'unused', ARGV[1])
     return 1`),
 
@@ -450,9 +483,9 @@ export const SCRIPTS = {
 
   /**
    * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
-   * reminders or 0, reminded until or 0, entry, number of names, names; known state → made, epoch, first, count, at, addressed, type, replayed, whether
-   * no event was kept before; or
-   * nothing: the key came with another digest
+   * reminders or 0, reminded until or 0, entry, number of names, names; of a scheduled push its id, due time and next one, else three times ''; known
+   * state → made, epoch, first, count, at, addressed, type, replayed, whether no event was kept before; or nothing: the key came with another digest,
+   * or the due time is used
    */
   append: script(`
     local channel, made = make(ARGV[1])
@@ -476,6 +509,10 @@ export const SCRIPTS = {
     end
     local count, at = tonumber(ARGV[7]), 8
     local first, entries, addressedFirst = channel.head + 1, {}, 0
+    local schedule = ARGV[#ARGV - 4]
+    if schedule ~= '' and not useDueTime(schedule, ARGV[#ARGV - 3], ARGV[#ARGV - 2], channel.epoch .. '-' .. text(channel.head + count), '', ARGV[2]) then
+      return {}
+    end
     for n = 1, count do
       local seq, expires, deadline, remind = channel.head + n, ARGV[at], ARGV[at + 1], ARGV[at + 2]
       local entry, to = ARGV[at + 4], tonumber(ARGV[at + 5])
@@ -796,13 +833,14 @@ export const SCRIPTS = {
     return nextDeadline()`),
 
   /**
-   * number of events to keep, oldest time to keep, now, limit of the slice, known state → whether there is more to do, and if not: the next deadline
-   * ('': none is ahead), when the oldest kept event was pushed ('': there is none)
+   * number of events to keep, oldest time to keep, now, limit of the slice, known state; the times of scheduled pushes → whether there is more to do,
+   * and if not: the next deadline ('': none is ahead), when the oldest kept event was pushed ('': there is none), when a scheduled push is due ('': there
+   * is none)
    */
   trim: script(`
     local channel = look()
     guard(channel, ARGV[5])
-    if not channel then return { 0, '', '' } end
+    if not channel then return { 0, '', '', '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local work, entries = 0, {}
     if channel.leaving then
@@ -921,7 +959,8 @@ export const SCRIPTS = {
       if noteLosses() or sweep() then isMore = true end
     end
     if isMore then return { 1, '', '' } end
-    return { 0, nextDeadline(), redis.call('HGET', tallies, text(channel.floor + 1) .. ':at') or '' }`),
+    return { 0, nextDeadline(), redis.call('HGET', tallies, text(channel.floor + 1) .. ':at') or '',
+      redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2] or '' }`),
 
   /**
    * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many
@@ -971,6 +1010,67 @@ export const SCRIPTS = {
     for at = 7, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
     for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
     return 1`),
+
+  /**
+   * epoch, id, what does not change, when it is due, now, digest ('': no key), key kept until, key lifetime in ms, current time for keys, maximum number,
+   * known state; the keys of scheduled pushes, the key → made, whether it was stored before, its state; or made, -1: another digest, -2: it was
+   * cancelled, -3: there are too many
+   */
+  schedule: script(`
+    local channel, made = make(ARGV[1])
+    guard(channel, ARGV[11])
+    local id, digest = ARGV[2], ARGV[6]
+    local life = redis.call('HGET', counters, 'life') or channel.epoch
+    local kept = digest ~= '' and redis.call('GET', KEYS[16])
+    kept = kept and cjson.decode(kept)
+    if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > tonumber(ARGV[9]) then
+      if kept.digest ~= digest then return { made, -1 } end
+      local state = scheduleOf(kept.type)
+      if not state then return { made, -2 } end
+      return { made, 1, state }
+    end
+    if tonumber(redis.call('HGET', KEYS[13], 'count') or 0) >= tonumber(ARGV[10]) then return { made, -3 } end
+    redis.call('HSET', KEYS[13], id, ARGV[3], id .. ':next', ARGV[4])
+    redis.call('HINCRBY', KEYS[13], 'count', 1)
+    redis.call('ZADD', KEYS[14], 0, id)
+    redis.call('ZADD', KEYS[15], ARGV[4], id)
+    if digest ~= '' then
+      redis.call('SET', KEYS[16], cjson.encode({ epoch = life, digest = digest, first = 0, count = 0, at = tonumber(ARGV[5]), addressed = 0,
+        type = id, expires = tonumber(ARGV[7]) }), 'PX', ARGV[8])
+    end
+    return { made, 0, scheduleOf(id) }`),
+
+  /** '' and an id, or where to begin and how many; the keys of scheduled pushes → their states */
+  schedules: script(`
+    if ARGV[1] == '' then return { scheduleOf(ARGV[2]) } end
+    local found = redis.call('ZRANGEBYLEX', KEYS[14], ARGV[1], '+', 'LIMIT', 0, ARGV[2])
+    for n, id in ipairs(found) do found[n] = scheduleOf(id) end
+    return found`),
+
+  /** now, how many; the keys of scheduled pushes → when to look again ('': never), the states of those that are due. Deletes those that were done long ago */
+  dueSchedules: script(`
+    local found = {}
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[15], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])) do
+      local state = scheduleOf(id)
+      if state and state[3] then found[#found + 1] = state
+      else
+        redis.call('HDEL', KEYS[13], id, id .. ':last', id .. ':error')
+        redis.call('ZREM', KEYS[14], id)
+        redis.call('ZREM', KEYS[15], id)
+      end
+    end
+    return { redis.call('ZRANGE', KEYS[15], 0, 0, 'WITHSCORES')[2] or '', found }`),
+
+  /** id, due time, next one ('': none), error, now; the keys of scheduled pushes → whether it was used now */
+  skipSchedule: script(`return useDueTime(ARGV[1], ARGV[2], ARGV[3], '', ARGV[4], ARGV[5]) and 1 or 0`),
+
+  /** id; the keys of scheduled pushes → whether there was one */
+  unschedule: script(`
+    local id = ARGV[1]
+    if redis.call('HEXISTS', KEYS[13], id .. ':next') == 1 then redis.call('HINCRBY', KEYS[13], 'count', -1) end
+    redis.call('ZREM', KEYS[14], id)
+    redis.call('ZREM', KEYS[15], id)
+    return redis.call('HDEL', KEYS[13], id, id .. ':next', id .. ':last', id .. ':error') > 0 and 1 or 0`),
 
   /**
    * The list of due channels. Now, the caller's time limit, number of channels → when something is due next (''): never), the due channels, each

@@ -36,6 +36,7 @@ import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
 import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
 import { RedisHooks } from "./hooks.ts";
+import { RedisSchedules } from "./schedules.ts";
 import { RedisPresence } from "./presence.ts";
 import { TrimmableChannels } from "./retention.ts";
 import { check, readDurability } from "./durability.ts";
@@ -46,6 +47,7 @@ import {
   type ChannelEntry,
   type ChannelScope,
   type Delivery,
+  type DueTime,
   type Extent,
   type Heads,
   type Hook,
@@ -59,7 +61,10 @@ import {
   type Readiness,
   type Reminder,
   type Retention,
+  type Schedule,
+  type ScheduleDraft,
   type Store,
+  usedDueTime,
   type Verdict,
   type Wake,
 } from "../store.ts";
@@ -127,6 +132,7 @@ export class RedisStore implements Store {
   readonly #presence: RedisPresence;
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
+  readonly #schedules: RedisSchedules;
   readonly #list: ChannelList;
   readonly #trimmable: TrimmableChannels;
   /** How far each channel's logs are known to reach: detects that Redis was restored to an older state before a number is used twice. */
@@ -158,6 +164,14 @@ export class RedisStore implements Store {
     );
     this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
       this.#make(script, channel, values, keys),
+    );
+    this.#schedules = new RedisSchedules(
+      this.#link,
+      `${prefix}scheduled`,
+      this.#keys,
+      this.#scripts,
+      (script, channel, values, keys) => this.#make(script, channel, values, keys),
+      (channel) => this.#guardOf(channel),
     );
     this.#list = new ChannelList(this.#link, prefix, {
       discard: async (channel, upTo) => (await this.#run(this.#scripts.discard, channel, [upTo]))[0],
@@ -280,7 +294,13 @@ export class RedisStore implements Store {
 
   // ---------------------------------------------------------------------------------------------------------------- events
 
-  async append(channel: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
+  async append(
+    channel: string,
+    drafts: readonly EventDraft[],
+    now: number,
+    key?: Idempotency,
+    scheduled?: DueTime,
+  ): Promise<Appended> {
     const values: (string | number)[] = [
       now,
       key?.digest ?? "",
@@ -293,7 +313,7 @@ export class RedisStore implements Store {
       const expires = afterSeconds(now, draft.ttl);
       const deadline = afterSeconds(now, draft.deadline);
       const remind = afterSeconds(0, draft.remind);
-      const text = eventEntryText(draft, now, { expires, deadline, remind });
+      const text = eventEntryText(draft, now, { expires, deadline, remind }, scheduled?.id);
       const until = remindedUntil({ expires, deadline });
       values.push(
         expires ?? 0,
@@ -305,15 +325,17 @@ export class RedisStore implements Store {
         ...(draft.to ?? []),
       );
     }
+    values.push(scheduled?.id ?? "", scheduled?.due ?? "", scheduled?.next ?? "");
     values.push(key?.now ?? now, this.#guardOf(channel));
-    const keys = key ? [key.key, key.earlier ?? key.key].map((name) => this.#keys(channel).idempotency(name)) : [];
+    const { idempotency, schedules } = this.#keys(channel);
+    const keys = scheduled ? schedules : key ? [key.key, key.earlier ?? key.key].map(idempotency) : [];
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
     const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#quorum(channel));
     const reply =
       deadlines.length === 0
         ? await store()
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
-    if (reply.length === 0) throw otherRequest();
+    if (reply.length === 0) throw scheduled ? usedDueTime(scheduled.id) : otherRequest();
     const [, epoch, first, count, at, addressed, type, replayed, wasEmpty] = reply;
     if (wasEmpty === 1) await this.#trimmable.add(channel, now);
     if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
@@ -544,7 +566,9 @@ export class RedisStore implements Store {
   /** Checks whether a channel is unused from now on. The change itself is already done; if Redis is away now, the channel stays. */
   async #idle(channel: string, now: number): Promise<void> {
     const keys = this.#keys(channel);
-    const isIdle = await this.#link.run(this.#scripts.idle, [...keys.all, keys.hooks], [now]).catch(() => 0);
+    const isIdle = await this.#link
+      .run(this.#scripts.idle, [...keys.all, keys.hooks, keys.schedules[1]], [now])
+      .catch(() => 0);
     if (isIdle === 1) await this.#list.addUnused(channel, now);
   }
 
@@ -615,12 +639,14 @@ export class RedisStore implements Store {
       await this.ready();
       return this.#list.trimUnused(before, now);
     }
-    const [more, deadline, oldest] = await this.#run(this.#scripts.trim, channel, [
-      ...[count, before, now, TRIM_ROWS, this.#guardOf(channel)],
-    ]);
+    const { all, schedules } = this.#keys(channel);
+    const values = [count, before, now, TRIM_ROWS, this.#guardOf(channel)];
+    const reply = await this.#link.run(this.#scripts.trim, [...all, schedules[2]], values);
+    const [more, deadline, oldest, due] = reply as readonly Reply[];
     if (more === 1) return true;
     await Promise.all([
       deadline !== "" && this.#deadlines.ahead(channel, deadline as string),
+      typeof due === "string" && due !== "" && this.#schedules.ahead(channel, due),
       this.#trimmable.trimmed(channel, oldest === "" ? null : Number(oldest) + now - before + 1),
     ]);
     return false;
@@ -652,6 +678,34 @@ export class RedisStore implements Store {
 
   progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
     return this.#hooks.progress(channel, name, fence, progress);
+  }
+
+  // ------------------------------------------------------------------------------------------------------ scheduled pushes
+
+  schedule(channel: string, draft: ScheduleDraft, next: number, now: number, key?: Idempotency) {
+    return this.#schedules.put(channel, draft, next, now, key);
+  }
+
+  schedules(channel: string, after: string, limit: number): Promise<Page<Schedule, string>> {
+    return this.#schedules.list(channel, after, limit);
+  }
+
+  scheduled(channel: string, id: string): Promise<Schedule | null> {
+    return this.#schedules.get(channel, id);
+  }
+
+  async unschedule(channel: string, id: string, now: number): Promise<boolean> {
+    const isDropped = await this.#schedules.drop(channel, id);
+    if (isDropped) await this.#idle(channel, now);
+    return isDropped;
+  }
+
+  dueSchedules(now: number, limit: number) {
+    return this.#schedules.due(now, limit);
+  }
+
+  skipSchedule(channel: string, time: DueTime, error: string, now: number): Promise<boolean> {
+    return this.#schedules.skip(channel, time, error, now);
   }
 
   // ------------------------------------------------------------------------------------------------------------- life cycle

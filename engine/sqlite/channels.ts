@@ -4,6 +4,7 @@
  */
 import type { SqliteFile } from "./file.ts";
 import type { HookRows } from "./hooks.ts";
+import type { ScheduleRows } from "./schedules.ts";
 import type { Channel, Leaving } from "./schema.ts";
 import type { NameRange } from "../store.ts";
 
@@ -21,6 +22,7 @@ const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsF
 export class ChannelRows {
   readonly #file: SqliteFile;
   readonly #hooks: HookRows;
+  readonly #schedules: ScheduleRows;
   readonly #epoch: () => string;
   readonly #cachedMax: number;
   readonly #cached = new Map<string, Channel>();
@@ -35,9 +37,10 @@ export class ChannelRows {
    * @param epoch creates epochs
    * @param cachedMax limit of the cache
    */
-  constructor(file: SqliteFile, hooks: HookRows, epoch: () => string, cachedMax: number) {
+  constructor(file: SqliteFile, hooks: HookRows, schedules: ScheduleRows, epoch: () => string, cachedMax: number) {
     this.#file = file;
     this.#hooks = hooks;
+    this.#schedules = schedules;
     this.#epoch = epoch;
     this.#cachedMax = cachedMax;
   }
@@ -78,10 +81,17 @@ export class ChannelRows {
     return this.find(name)!;
   }
 
-  /** In a transaction: marks the channel as unused if it has no events, devices or hooks. */
+  /** In a transaction: marks the channel as unused if it has no events, devices, hooks or scheduled pushes. */
   idle(channel: Channel, now: number): void {
     const { name, head, audience, touched } = channel;
-    if (touched !== null || head > 0 || audience > 0 || this.#hooks.list(name).length > 0) return;
+    if (
+      touched !== null ||
+      head > 0 ||
+      audience > 0 ||
+      this.#hooks.list(name).length > 0 ||
+      this.#schedules.has(channel)
+    )
+      return;
     channel.touched = now;
     this.#changed.add(channel);
   }

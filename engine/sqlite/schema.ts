@@ -132,11 +132,23 @@ ALTER TABLE channels ADD COLUMN trimAt INTEGER DEFAULT 0;
 CREATE INDEX trims ON channels (trimAt) WHERE trimAt IS NOT NULL;
 `;
 
+/** Pushes for later: `next` is when one is due, null when it is done; `doneAt` says since when. An event says which one it was pushed for. */
+const SCHEDULES = `
+CREATE TABLE schedules (
+  channel INTEGER NOT NULL, id TEXT NOT NULL, options TEXT NOT NULL, data TEXT NOT NULL, every TEXT, tz TEXT, next INTEGER,
+  last TEXT, error TEXT, doneAt INTEGER,
+  PRIMARY KEY (channel, id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX dueSchedules ON schedules (next) WHERE next IS NOT NULL;
+CREATE INDEX doneSchedules ON schedules (doneAt) WHERE doneAt IS NOT NULL;
+ALTER TABLE events ADD COLUMN scheduled TEXT;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES],
 };
 
 /**

@@ -20,6 +20,7 @@ import { keptSecret } from "./secret-file.ts";
 import { ReceiptRows } from "./receipt-rows.ts";
 import { ChannelRetention, trimKeys, trimUnused } from "./retention.ts";
 import { Receipts } from "./receipts.ts";
+import { ScheduleRows } from "./schedules.ts";
 import {
   afterSeconds,
   type DeviceEnrolment,
@@ -41,9 +42,11 @@ import {
 } from "../model.ts";
 import {
   type Appended,
+  cancelledSchedule,
   type ChannelEntry,
   type ChannelScope,
   type Delivery,
+  type DueTime,
   earlierDigest,
   type Heads,
   type Hook,
@@ -58,7 +61,10 @@ import {
   type Readiness,
   type Reminder,
   type Retention,
+  type Schedule,
+  type ScheduleDraft,
   type Store,
+  usedDueTime,
   type Verdict,
   type Wake,
 } from "../store.ts";
@@ -86,7 +92,10 @@ interface EventRow {
   expires: number | null;
   deadline: number | null;
   remind: number | null;
+  scheduled: string | null;
 }
+/** The first result of a request with a key; of a scheduled push: no event, and its id as the type. */
+type Kept = Pick<Appended, "first" | "count" | "at" | "addressed" | "type">;
 interface ReceiptRow {
   seq: number;
   event: number;
@@ -141,6 +150,7 @@ export class SqliteStore implements Store {
   readonly #receipts: Receipts;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
+  readonly #schedules: ScheduleRows;
   readonly #retention: ChannelRetention;
   /** Of the running transaction. */
   #wakes: Wake[] = [];
@@ -191,7 +201,8 @@ export class SqliteStore implements Store {
       sync,
     );
     this.#hooks = new HookRows(this.#file);
-    this.#channels = new ChannelRows(this.#file, this.#hooks, epoch, cacheLimits.channels);
+    this.#schedules = new ScheduleRows(this.#file);
+    this.#channels = new ChannelRows(this.#file, this.#hooks, this.#schedules, epoch, cacheLimits.channels);
     this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
     this.#tallies = new TallyCache(this.#file, cacheLimits);
     this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
@@ -243,52 +254,62 @@ export class SqliteStore implements Store {
 
   // ---------------------------------------------------------------------------------------------------------------- events
 
-  append(name: string, drafts: readonly EventDraft[], now: number, key?: Idempotency): Promise<Appended> {
+  append(
+    name: string,
+    drafts: readonly EventDraft[],
+    now: number,
+    key?: Idempotency,
+    scheduled?: DueTime,
+  ): Promise<Appended> {
     return this.#file.change(() => {
       const channel = this.#channels.use(name);
       if (key) {
-        // Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
-        const known = this.#file.get<{
-          digest: string;
-          first: number;
-          count: number;
-          at: number;
-          addressed: number;
-          type: string | null;
-        }>(
-          `SELECT digest, first, count, at, addressed, type FROM keys
-           WHERE channel = ?1 AND (key = ?2 OR (key = ?3 AND instr(digest, '?') = 0)) AND expires > ?4 ORDER BY key = ?2 DESC LIMIT 1`,
-          channel.id,
-          key.key,
-          key.earlier ?? key.key,
-          key.now ?? now,
-        );
-        if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
+        const known = this.#knownKey(channel, key, now);
         if (known) return { epoch: channel.epoch, ...known, replayed: true };
       }
+      if (scheduled && !this.#schedules.use(channel, scheduled, channel.head + drafts.length, null, now))
+        throw usedDueTime(scheduled.id);
       const first = channel.head + 1;
-      const entries = drafts.map((draft) => this.#appendOne(channel, draft, now));
+      const entries = drafts.map((draft) => this.#appendOne(channel, draft, now, scheduled?.id));
       this.#wakes.push({ kind: "events", channel: name, epoch: channel.epoch, entries });
       const addressed = drafts[0]!.to?.length ?? channel.audience;
       const type = drafts[0]!.type;
-      if (key)
-        this.#file.run(
-          "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
-          channel.id,
-          key.key,
-          key.digest,
-          first,
-          drafts.length,
-          now,
-          addressed,
-          type,
-          (key.now ?? now) + KEY_MEMORY_MS,
-        );
+      if (key) this.#keepKey(channel, key, { first, count: drafts.length, at: now, addressed, type }, now);
       return { epoch: channel.epoch, first, count: drafts.length, at: now, addressed, type, replayed: false };
     });
   }
 
-  #appendOne(channel: Channel, draft: EventDraft, at: number): Event {
+  /** The result that is kept under a key. @throws PereError refused: it is that of another request */
+  #knownKey(channel: Channel, key: Idempotency, now: number): Kept | null {
+    // Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
+    const known = this.#file.get<Kept & { digest: string }>(
+      `SELECT digest, first, count, at, addressed, type FROM keys
+       WHERE channel = ?1 AND (key = ?2 OR (key = ?3 AND instr(digest, '?') = 0)) AND expires > ?4 ORDER BY key = ?2 DESC LIMIT 1`,
+      channel.id,
+      key.key,
+      key.earlier ?? key.key,
+      key.now ?? now,
+    );
+    if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
+    return known;
+  }
+
+  #keepKey(channel: Channel, key: Idempotency, { first, count, at, addressed, type }: Kept, now: number): void {
+    this.#file.run(
+      "INSERT OR REPLACE INTO keys VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+      channel.id,
+      key.key,
+      key.digest,
+      first,
+      count,
+      at,
+      addressed,
+      type,
+      (key.now ?? now) + KEY_MEMORY_MS,
+    );
+  }
+
+  #appendOne(channel: Channel, draft: EventDraft, at: number, scheduled?: string): Event {
     const { type, data, to } = draft;
     const seq = ++channel.head;
     const expires = afterSeconds(at, draft.ttl);
@@ -297,7 +318,7 @@ export class SqliteStore implements Store {
     this.#channels.grown();
     if (channel.trimAt === null) this.#channels.trimSoon(channel, at);
     this.#file.run(
-      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
       channel.id,
       seq,
       at,
@@ -307,6 +328,7 @@ export class SqliteStore implements Store {
       data,
       deadline,
       remind,
+      scheduled ?? null,
     );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#tallies.add(channel, seq, to && to.length, deadline);
@@ -318,22 +340,22 @@ export class SqliteStore implements Store {
         seq,
         JSON.stringify(to),
       );
-    return { seq, at, type, data, to, expires, deadline, remind };
+    return { seq, at, type, data, to, expires, deadline, remind, ...(scheduled === undefined ? {} : { scheduled }) };
   }
 
   events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[] | null> {
     return this.#readOf(name, epoch, (channel) => {
       const found: Event[] = [];
       const rows = this.#file.each<EventRow>(
-        "SELECT seq, at, type, data, targeted, expires, deadline, remind FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        "SELECT seq, at, type, data, targeted, expires, deadline, remind, scheduled FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
         channel.id,
         Math.max(after, channel.floor),
         limit,
       );
       let bytes = 0;
-      for (const { targeted, ...event } of rows) {
+      for (const { targeted, scheduled, ...event } of rows) {
         const to = targeted ? this.#targets(channel, event.seq) : null;
-        found.push({ ...event, to });
+        found.push(scheduled === null ? { ...event, to } : { ...event, to, scheduled });
         bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
         if (bytes >= bytesMax) break;
       }
@@ -580,7 +602,8 @@ export class SqliteStore implements Store {
   trim(name: string | null, retention: Retention, now: number): Promise<boolean> {
     return this.#file.change(() => {
       this.#receipts.write();
-      if (name === null) return trimKeys(this.#file, now) || this.#trimUnused(retention, now);
+      if (name === null)
+        return trimKeys(this.#file, now) || this.#trimSchedules(now) || this.#trimUnused(retention, now);
       const channel = this.#channels.find(name);
       if (!channel) return false;
       if (channel.leaving) {
@@ -597,6 +620,12 @@ export class SqliteStore implements Store {
 
   trimmable(now: number, limit: number): Promise<readonly string[]> {
     return this.#file.read(() => this.#channels.trimmable(now, limit));
+  }
+
+  #trimSchedules(now: number): boolean {
+    const { channels, isMore } = this.#schedules.deleteOld(now);
+    for (const name of channels) this.#channels.idle(this.#channels.find(name)!, now);
+    return isMore;
   }
 
   #trimUnused(retention: Retention, now: number): boolean {
@@ -653,6 +682,48 @@ export class SqliteStore implements Store {
   }
   progress(name: string, hook: string, fence: number | null, progress: Progress): Promise<boolean> {
     return this.#file.change(() => this.#hooks.progress(this.#channels.find(name), hook, fence, progress));
+  }
+
+  // ------------------------------------------------------------------------------------------------------ scheduled pushes
+
+  schedule(name: string, draft: ScheduleDraft, next: number, now: number, key?: Idempotency) {
+    return this.#file.change(() => {
+      const channel = this.#channels.use(name);
+      const known = key ? this.#knownKey(channel, key, now) : null;
+      if (known) {
+        const schedule = this.#schedules.get(channel, known.type!);
+        if (!schedule) throw cancelledSchedule();
+        return { schedule, replayed: true };
+      }
+      const schedule = this.#schedules.put(channel, draft, next);
+      if (key) this.#keepKey(channel, key, { first: 0, count: 0, at: now, addressed: 0, type: draft.id }, now);
+      return { schedule, replayed: false };
+    });
+  }
+  schedules(name: string, after: string, limit: number): Promise<Page<Schedule, string>> {
+    return this.#read<Page<Schedule, string>>(name, { items: [], next: null }, (channel) =>
+      this.#schedules.list(channel, after, limit),
+    );
+  }
+  scheduled(name: string, id: string): Promise<Schedule | null> {
+    return this.#read<Schedule | null>(name, null, (channel) => this.#schedules.get(channel, id));
+  }
+  unschedule(name: string, id: string, now: number): Promise<boolean> {
+    return this.#file.change(() => {
+      const channel = this.#channels.find(name);
+      if (!channel || !this.#schedules.drop(channel, id)) return false;
+      this.#channels.idle(channel, now);
+      return true;
+    });
+  }
+  dueSchedules(now: number, limit: number) {
+    return this.#file.read(() => this.#schedules.due(now, limit));
+  }
+  skipSchedule(name: string, time: DueTime, error: string, now: number): Promise<boolean> {
+    return this.#file.change(() => {
+      const channel = this.#channels.find(name);
+      return channel !== null && this.#schedules.use(channel, time, null, error, now);
+    });
   }
 
   /** Stored beside the database file, readable by its owner only. */

@@ -25,6 +25,7 @@ import { remindersContract } from "./reminders.ts";
 import { retentionContract } from "./retention.ts";
 import { retentionRunsContract } from "./retention-runs.ts";
 import { retirementContract, retiringContract } from "./retirement.ts";
+import { schedulesContract } from "./schedules.ts";
 
 /** Registers what holds for every store, under this name. */
 export function storeContract(name: string, open: () => Promise<Opened>, options: ContractOptions = {}): void {
@@ -48,6 +49,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     deadlineContract(ground);
     remindersContract(ground);
     hookContract(ground);
+    schedulesContract(ground);
     wakeContract(ground);
     lifeContract(ground);
     modelContract(ground);

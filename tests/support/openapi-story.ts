@@ -3,18 +3,26 @@
  * after the other on a fresh service.
  */
 import { expect } from "bun:test";
-import { SAMPLE_EPOCH } from "../../web/openapi-schemas.ts";
+import { SAMPLE_EPOCH, samples } from "../../web/openapi-schemas.ts";
 import { describedRequest, type Asking as Plain } from "./described.ts";
 import { type Answer, ask } from "./harness.ts";
 import { epoch, escape, expired, faults, JSON_TYPE, operations, pere, replyOf, shapeOf, weak } from "./openapi.ts";
 
 export type Asking = Plain & { readonly token?: "weak" | "expired" };
 
-const real = (text: string): string => text.replaceAll(SAMPLE_EPOCH, epoch);
+/** The scheduled push of the story, as the service called it. */
+let scheduled = samples.scheduleId;
+
+export function tellScheduled(id: string): void {
+  scheduled = id;
+}
+
+const real = (text: string): string => text.replaceAll(samples.scheduleId, scheduled).replaceAll(SAMPLE_EPOCH, epoch);
 
 /** As the examples have it. */
 export const sample = (text: string): string =>
   text
+    .replaceAll(scheduled, samples.scheduleId)
     .replaceAll(epoch, SAMPLE_EPOCH)
     .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11");
 
@@ -74,6 +82,12 @@ export const accept = (type: string): Asking => ({ headers: { Accept: type } });
 
 const keyed: Asking = { type: JSON_TYPE, example: "one", headers: { "Idempotency-Key": "a" } };
 
+const weekdays: Asking = {
+  type: JSON_TYPE,
+  example: "one",
+  parameters: { type: samples.type, every: "0 9 * * 1-5", tz: "Europe/Rome" },
+};
+
 export const STORY: readonly Step[] = [
   ["health", {}, 200, JSON_TYPE, "example"],
   ["ready", {}, 200, JSON_TYPE, "example"],
@@ -99,6 +113,9 @@ export const STORY: readonly Step[] = [
   ["listReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["listReceipts", accept("text/csv"), 200, "text/csv", "example"],
   ["listReceipts", accept(LINES), 200, LINES, "example"],
+  ["push", weekdays, 202, JSON_TYPE, "example"],
+  ["listScheduled", {}, 200, JSON_TYPE, "example"],
+  ["readScheduled", {}, 200, JSON_TYPE, "example"],
   ["listDevices", {}, 200, JSON_TYPE, "example"],
   ["readDevice", {}, 200, JSON_TYPE, "example"],
   ["listDeviceReceipts", { parameters: { limit: "2" } }, 200, JSON_TYPE, "example"],
