@@ -15,7 +15,7 @@ import { parseArgs } from "node:util";
 import { now } from "./feeds.ts";
 import { quantile, type RowResult } from "./measure.ts";
 import { CERTIFIED_DEVICES, certified, type CertifiedOptions, certifiedTable } from "./certified.ts";
-import { besidePeers, peerRows, peersTable } from "./peers.ts";
+import { besidePeers, peerRows } from "./peers.ts";
 import { besideRedis } from "./redis.ts";
 import { plot } from "./plot.ts";
 import { type RowOptions, rowsOf } from "./rows.ts";
@@ -39,7 +39,9 @@ const HELP = `bun run bench [NAME] [flags]
   --divide N       the rows "stalls" with a part of their sizes (1)
   --plot FILE      an SVG of what a delivery costs by the number of devices; needs the rows "sizes"
   --seconds S      how long a row measures (4)
-  --peers          beside nginx with nchan and a minimal C program, in turn, instead of the other rows
+  --peers          beside other servers, in turn, instead of the other rows: nginx with nchan, a minimal C program, and Centrifugo,
+                   NATS and Mercure if they are on the PATH
+  --servers NAMES  only these beside PERE, comma separated
   --rounds N       how often each is measured beside its peers (3)
   --redis          instances on one Redis beside the default, instead of the other rows; starts redis-server itself
   --json           one JSON object on standard output, and nothing else
@@ -56,6 +58,7 @@ const CORES = availableParallelism();
 
 interface Options extends RowOptions, CertifiedOptions {
   readonly only: readonly string[] | null;
+  readonly servers: readonly string[] | null;
   readonly rounds: number;
   /** Where the plot of the sizes goes. */
   readonly plot: string | null;
@@ -92,6 +95,7 @@ function readOptions(argv: readonly string[]): Options {
       quiet: { type: "string", default: "10000" },
       seconds: { type: "string", default: "4" },
       crowd: { type: "string", default: "10000" },
+      servers: { type: "string" },
       rounds: { type: "string", default: "3" },
       divide: { type: "string", default: "1" },
       plot: { type: "string" },
@@ -105,6 +109,7 @@ function readOptions(argv: readonly string[]): Options {
     console.log(HELP);
     process.exit(0);
   }
+  if (values.servers !== undefined && !values.peers) throw new Error("--servers needs --peers");
   if (values.redis && values.peers) throw new Error("--redis and --peers are two runs");
   const named = [...positionals, ...(values.only ?? [])].flatMap((names) => names.split(","));
   const only = named.length === 0 ? null : named;
@@ -125,6 +130,7 @@ function readOptions(argv: readonly string[]): Options {
     quiet: number("quiet", values.quiet),
     seconds: number("seconds", values.seconds),
     crowd: number("crowd", values.crowd),
+    servers: values.servers?.split(",") ?? null,
     rounds: number("rounds", values.rounds),
     divide: number("divide", values.divide),
     plot: values.plot ?? null,
@@ -227,9 +233,9 @@ async function bench(options: Options): Promise<number> {
 
   const stage = { folder, cores: CORES, pinned, openFilesMax: machine.openFilesMax, say };
   if (options.peers) {
-    const rows = await besidePeers(stage, options);
-    console.log(options.json ? JSON.stringify({ machine, rows }) : `\n${peersTable(rows)}`);
-    return rows.some(({ error }) => error !== undefined) ? 1 : 0;
+    const compared = await besidePeers(stage, options);
+    if (options.json) console.log(JSON.stringify({ machine, ...compared }));
+    return compared.rows.some(({ errors }) => Object.keys(errors).length > 0) ? 1 : 0;
   }
   if (options.only?.includes(CERTIFIED)) {
     const rows = await certified(stage, options);

@@ -31,11 +31,17 @@ export function eventData(sentMs: number, bytes: number): string {
 
 /** What a server's feeds look like on the wire. */
 export interface Dialect {
+  /** What opens a feed, from the path that PERE would be asked for; absent: a GET of that path. */
+  readonly request?: (path: string, port: number) => string;
   /** Has come when a feed is open. */
   readonly ready: RegExp;
   /** An event up to its mark, with the groups `sent` and, where the server tells them, `id` and `seq`, which then must grow by one. Global. */
   readonly frame: RegExp;
 }
+
+/** Asks for an event stream. */
+export const eventStream = (path: string, port: number): string =>
+  `GET ${path} HTTP/1.1\r\nHost: ${HOST}:${port}\r\nAccept: text/event-stream\r\n\r\n`;
 
 const PERE: Dialect = {
   ready: /event: pere\.ready[^]*?\n\n/,
@@ -145,7 +151,7 @@ export class Feeds {
 
   #request(index: number): string {
     const { at, path } = this.#options;
-    return `GET ${path(index)} HTTP/1.1\r\nHost: ${HOST}:${at.port}\r\nAccept: text/event-stream\r\n\r\n`;
+    return (this.#dialect.request ?? eventStream)(path(index), at.port);
   }
 
   async #openCounters(openingMax: number): Promise<void> {

@@ -3,7 +3,7 @@
  */
 import { eventData, Feeds, now } from "./feeds.ts";
 import { Requests } from "./requests.ts";
-import { cpuMs, type Service } from "./service.ts";
+import { cpuMs, type Service, withHelpers } from "./service.ts";
 
 export const EVENT_BYTES = 200;
 /** Connections that receipts come over, one request at a time on each. */
@@ -56,12 +56,12 @@ export function meter(
 } {
   const started = now();
   const generator = process.cpuUsage();
-  const served = cpuMs(service.pid);
+  const served = withHelpers(service, cpuMs);
   const beside = Object.entries(others).map(([what, pid]) => ({ what, pid, before: cpuMs(pid) }));
   return (done) => {
     const elapsedMs = now() - started;
     const { user, system } = process.cpuUsage(generator);
-    const servedNow = cpuMs(service.pid);
+    const servedNow = withHelpers(service, cpuMs);
     const serviceMs = served === null || servedNow === null ? null : servedNow - served;
     const generatorCore = (user + system) / 1000 / elapsedMs;
     return {
@@ -151,7 +151,7 @@ export async function fanOut(
     path: (index) => `/feed/c${index % channels}?device=device-${index}`,
     fullEvery: perSecond ? 1 : Math.ceil(devices / READING_FEEDS),
   });
-  const requests = await Requests.open(pushAt.port, perSecond ? RECEIPT_CONNECTIONS : atOnce);
+  const requests = await Requests.open(pushAt.port, perSecond ? RECEIPT_CONNECTIONS : atOnce, pushAt.protocol);
   const each = devices / channels;
   let pushed = 0;
   const push = (dueMs = now()): Promise<string> =>

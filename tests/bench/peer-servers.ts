@@ -1,6 +1,6 @@
 /**
- * The servers that PERE is measured beside: nginx with nchan, as an operator would set it up, `ceiling.c`, and `floor.ts`. All hear the same URLs
- * as PERE (`/push/cN`, `/feed/cN`), so that one load generator serves them.
+ * The small servers that PERE is measured beside: nginx with nchan, as an operator would set it up, `ceiling.c`, and `floor.ts`. All hear the same
+ * URLs as PERE (`/push/cN`, `/feed/cN`), so that one load generator serves them. `durable-peers.ts` has the brokers.
  *
  * None knows who is asking or takes a receipt, and only `floor.ts` writes to a disk. Each is a process of its own that ends with the benchmark, and
  * what it needs is written into the benchmark's temporary folder. What is not installed is null, never an error: the others are measured without it.
@@ -19,11 +19,22 @@ const NCHAN = [
 ].find(existsSync);
 const START_MS = 5_000;
 
-/** Neither counts events a channel in what it sends, so order is not looked at. */
-const PLAIN: Dialect = { ready: /: hi\n/, frame: /"sent":(?<sent>[\d.]+)[^!]*!/g };
+/** None counts events per channel in what it sends before the event, so order is not looked at. */
+export const PLAIN: Dialect = { ready: /: hi\n/, frame: /"sent":(?<sent>[\d.]+)[^!]*!/g };
 
 /** Starts a server in `folder`, bound to `core` unless null. */
 export type Start = (folder: string, core: number | null) => Promise<Service>;
+
+/** A server that the work is done on. */
+export interface Peer {
+  readonly name: string;
+  /** What it does with a push before it answers, and how devices follow it. */
+  readonly settings: string;
+  /** Null: it is not installed. */
+  readonly start: Start | null;
+  /** What to install for it. */
+  readonly missing: string;
+}
 
 /**
  * One worker, memory only, no access log. Channels keep their last 10 messages for a minute, so that a device on a bad line finds them.
@@ -71,7 +82,7 @@ const workerOf = (master: number): number | null =>
 let started = 0;
 
 /** nginx with nchan, or null where one of them is not installed. */
-export function nchan(): Start | null {
+function nchan(): Start | null {
   const nginx = Bun.which("nginx", { PATH: `${process.env.PATH}:/usr/sbin` });
   if (!nginx || !NCHAN) return null;
   return async (parent, core) => {
@@ -109,7 +120,7 @@ export function nchan(): Start | null {
 }
 
 /** `ceiling.c`, or null where there is no C compiler. @throws Error with what the compiler said */
-export function ceiling(folder: string): Start | null {
+function ceiling(folder: string): Start | null {
   const compiler = Bun.which("cc");
   if (!compiler) return null;
   const program = join(folder, "ceiling");
@@ -119,8 +130,25 @@ export function ceiling(folder: string): Start | null {
 }
 
 /** `floor.ts`. */
-export const floor: Start = (folder, core) =>
+const floor: Start = (folder, core) =>
   printing(core, [process.execPath, join(import.meta.dir, "floor.ts"), join(folder, `floor-${++started}`)]);
+
+/** All of them. @param folder for the program that is compiled */
+export const smallPeers = (folder: string): Peer[] => [
+  {
+    name: "nchan",
+    settings: "nginx with nchan, in memory; devices over SSE",
+    start: nchan(),
+    missing: "nginx with nchan (libnginx-mod-nchan)",
+  },
+  {
+    name: "C",
+    settings: "ceiling.c: one write() per device, nothing stored",
+    start: ceiling(folder),
+    missing: "a C compiler",
+  },
+  { name: "floor", settings: "floor.ts: Bun and a sync that pushes share", start: floor, missing: "" },
+];
 
 /** A program of ours that prints its port and ends when it is told to. */
 async function printing(core: number | null, command: readonly string[]): Promise<Service> {

@@ -15,7 +15,7 @@ import {
   told,
   TOLD_A_SECOND,
 } from "./receipts.ts";
-import { residentKb, type Service, type ServiceStart } from "./service.ts";
+import { residentKb, type Service, type ServiceStart, withHelpers } from "./service.ts";
 import { size, SIZES } from "./sizes.ts";
 import { slowDiskRows } from "./slow-disk.ts";
 import { stallRows } from "./stalls.ts";
@@ -58,12 +58,12 @@ export async function quiet(service: Service, { quiet: count }: Pick<RowOptions,
     });
   const first = await open("first", 200);
   await Bun.sleep(SETTLE_MS);
-  const beforeKb = residentKb(service.pid);
+  const beforeKb = withHelpers(service, residentKb);
   const started = now();
   const more = await open("more", count);
   const openedMs = now() - started;
   await Bun.sleep(SETTLE_MS);
-  const afterKb = residentKb(service.pid);
+  const afterKb = withHelpers(service, residentKb);
   orThrow([...first.faults, ...more.faults]);
   await first.close();
   await more.close();

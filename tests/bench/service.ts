@@ -5,6 +5,7 @@ import { mkdtempSync, readFileSync, statfsSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Dialect } from "./feeds.ts";
+import type { Protocol } from "./requests.ts";
 import type { LongestTurn } from "./turn-meter.ts";
 
 /** The folder that holds databases: a disk, because memory that calls itself one makes every sync free. */
@@ -25,8 +26,12 @@ export const HOST = "127.0.0.1";
 export interface Service {
   readonly port: number;
   readonly pid: number;
-  /** How its feeds are read, when it is not PERE. */
+  /** Other processes that it needs, such as its Redis: their CPU and memory count as its own. */
+  readonly helpers?: readonly number[];
+  /** How its feeds are opened and read, when it is not PERE. */
   readonly dialect?: Dialect;
+  /** How a push is written and its answer read, when that differs from PERE. */
+  readonly protocol?: Protocol;
   /** The longest turn of its event loop since the last call; absent unless it was started with `turns`. */
   readonly longestTurn?: () => Promise<LongestTurn>;
   stop(): Promise<void>;
@@ -113,6 +118,17 @@ export function cpuMs(pid: number): number | null {
   } catch {
     return null;
   }
+}
+
+/** What `of` tells of a service and its helpers together; null where it is not told. */
+export function withHelpers({ pid, helpers = [] }: Service, of: (pid: number) => number | null): number | null {
+  let sum = 0;
+  for (const one of [pid, ...helpers]) {
+    const value = of(one);
+    if (value === null) return null;
+    sum += value;
+  }
+  return sum;
 }
 
 /** Memory of a process that is in RAM, in kB; null where the system has no /proc. */
