@@ -26,7 +26,7 @@ import { Admission } from "./engine/http/admission.ts";
 import { appOf, type AppOptions, mount, type Route } from "./engine/http/app.ts";
 import { BODY_MS } from "./engine/http/body.ts";
 import { readCertificate } from "./engine/http/certificate.ts";
-import { listChannels } from "./engine/http/channels.ts";
+import { deleteChannel, listChannels } from "./engine/http/channels.ts";
 import type { Handler, Params, RouteContext } from "./engine/http/context.ts";
 import { deviceHistory, enrolDevice, listDevices, readOneDevice, retireDevice } from "./engine/http/devices.ts";
 import { feedback } from "./engine/http/feedback.ts";
@@ -93,6 +93,7 @@ const ROUTES: readonly Route[] = [
   ["GET", "/watch", "push", watch, operations.watch],
   ["GET", "/attention", "push", readAttention, operations.attention],
   ["GET", "/channels", "push", listChannels, operations.channels],
+  ["DELETE", "/channels/:channel", "push", deleteChannel, operations.deleteChannel],
   ["GET", "/events/:channel", "push", listEvents, operations.events],
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],
   ["GET", "/events/:channel/:id/receipts", "push", receiptRows, operations.rows],

@@ -14,12 +14,14 @@ import {
   type Position,
 } from "./model.ts";
 import type { Presence } from "./feeds/presence.ts";
-import { type ChannelScope, type Heads, type Page, page, type Store } from "./store.ts";
+import { type ChannelEntry, type ChannelScope, type Heads, type Page, page, type Store } from "./store.ts";
 import { First } from "./first.ts";
 import { yieldToEventLoop } from "./yield.ts";
 
 /** Devices or channels per read. */
 const READ_ROWS = 250;
+/** Names of channels per read. */
+const NAMES = 1_000;
 
 const utf8 = new TextEncoder();
 
@@ -96,25 +98,23 @@ export class Directory {
    * Channels by name, with the number of connected devices: a page, or all of them if `limit` is null. Unused channels are included only while a
    * device is connected. `parts` are their JSON texts as UTF-8, comma separated, several in each: one text of very many would be made in one go.
    * `next` is the last one's name, or null at the end.
-   * @param scope the channels that the reader may see; null: all
+   * @param scope the channels that the reader may see; null: all. @param search part of the names, in capitals or not; empty: all
    */
   async channels(
     after: string,
     limit: number | null,
     scope: ChannelScope | null,
+    search = "",
   ): Promise<{ parts: Uint8Array[]; next: string | null }> {
     const parts: Uint8Array[] = [];
     let count = 0;
     let last = "";
     let isMore = false;
-    // One extra row shows whether there are more.
-    let size = Math.min(READ_ROWS, (limit ?? READ_ROWS) + 1);
-    for (let from: string | null = after; from !== null; size = READ_ROWS) {
-      await yieldToEventLoop("read", size);
-      const page: Awaited<ReturnType<Store["channels"]>> = await this.#store.channels(from, size, scope);
+    const pages = search === "" ? this.#pages(after, limit, scope) : this.#found(after, search, scope);
+    for await (const items of pages) {
       const texts: string[] = [];
-      const elsewhere = await Promise.all(page.items.map(({ channel }) => this.#store.remotePresence(channel)));
-      for (const [index, { channel, epoch, events, devices, isUnused }] of page.items.entries()) {
+      const elsewhere = await Promise.all(items.map(({ channel }) => this.#store.remotePresence(channel)));
+      for (const [index, { channel, epoch, events, devices, isUnused }] of items.entries()) {
         const connected = this.#presence.connected(channel, null, elsewhere[index]!);
         if (isUnused && connected === 0) continue;
         if (count === limit) {
@@ -129,9 +129,41 @@ export class Directory {
         );
       }
       if (texts.length > 0) parts.push(utf8.encode((parts.length > 0 ? "," : "") + texts.join()));
-      from = isMore ? null : page.next;
+      if (isMore) break;
     }
     return { parts, next: isMore ? last : null };
+  }
+
+  /** Channels by name, some at a time. */
+  async *#pages(
+    after: string,
+    limit: number | null,
+    scope: ChannelScope | null,
+  ): AsyncGenerator<readonly ChannelEntry[]> {
+    // One extra row shows whether there are more.
+    let size = Math.min(READ_ROWS, (limit ?? READ_ROWS) + 1);
+    for (let from: string | null = after; from !== null; size = READ_ROWS) {
+      await yieldToEventLoop("read", size);
+      const read: Page<ChannelEntry, string> = await this.#store.channels(from, size, scope);
+      yield read.items;
+      from = read.next;
+    }
+  }
+
+  /** Those whose names contain a text: looks at every name, and reads only what it finds. */
+  async *#found(after: string, search: string, scope: ChannelScope | null): AsyncGenerator<readonly ChannelEntry[]> {
+    const isNamed = contains(search);
+    for (let from: string | null = after; from !== null;) {
+      await yieldToEventLoop("read", NAMES);
+      const read: Page<string, string> = await this.#store.channelNames(from, NAMES, scope);
+      const names = read.items.filter(isNamed);
+      for (let at = 0; at < names.length; at += READ_ROWS) {
+        await yieldToEventLoop("read", READ_ROWS);
+        const some = { names: names.slice(at, at + READ_ROWS), prefixes: [] };
+        yield (await this.#store.channels("", READ_ROWS, some)).items;
+      }
+      from = read.next;
+    }
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices

@@ -34,7 +34,7 @@ import { Reminders } from "./feeds/reminders.ts";
 import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts";
 import { Completion } from "./feeds/completion.ts";
 import { Schedules } from "./schedule/schedules.ts";
-import type { Appended, ChannelScope, DueTime, Heads, Idempotency, Page, Readiness, Store } from "./store.ts";
+import type { Appended, ChannelScope, DueTime, Heads, Idempotency, Page, Readiness, Remains, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 
 /** Durations and limits. Times in milliseconds. */
@@ -421,6 +421,20 @@ export class Engine {
       throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
   }
 
+  /**
+   * Deletes a channel that has no devices, no hooks, no scheduled pushes to come and no unexpired events. Its followers are told of a gap, and its next event has an id of a new
+   * epoch. @throws PereError unknown, conflict: it still has something
+   */
+  async removeChannel(channel: string): Promise<void> {
+    const found = await this.#store.removeChannel(channel, this.#now());
+    if (found === "unknown") throw new PereError("unknown", `channel ${channel} does not exist`);
+    if (found !== "removed") throw stillUsed(channel, found);
+    // Other instances find it themselves.
+    const heads = await this.#store.open(channel);
+    for (const kind of ["events", "receipts"] as const)
+      this.#feeds.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
+  }
+
   /** What the store guarantees. Concurrent callers share one check. @throws PereError away */
   ready(): Promise<Readiness> {
     return (this.#readyCheck ??= this.#store
@@ -451,6 +465,20 @@ export class Engine {
   close(): Promise<void> {
     return this.#store.close();
   }
+}
+
+const some = (count: number, noun: string): string[] =>
+  count === 0 ? [] : [`${count} ${noun}${count === 1 ? "" : "s"}`];
+
+function stillUsed(channel: string, { events, devices, hooks, schedules }: Remains): PereError {
+  const parts = [
+    ...(events ? ["events that have not expired"] : []),
+    ...some(devices, "device"),
+    ...some(hooks, "hook"),
+    ...(schedules === 0 ? [] : [`${schedules} scheduled push${schedules === 1 ? "" : "es"}`]),
+  ];
+  const list = new Intl.ListFormat("en").format(parts);
+  return new PereError("conflict", `channel ${channel} can't be deleted: it still has ${list}`);
 }
 
 /** How many of these ascending numbers are below `bound`. */

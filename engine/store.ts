@@ -128,6 +128,14 @@ export const otherRequest = (): PereError => {
 /** The result of one receipt: it advanced the device, it changed nothing, there is no such event, or the event is not addressed to the device. */
 export type Verdict = "recorded" | "duplicate" | "unknown" | "unaddressed";
 
+/** Why a channel can't be deleted: it has events that have not expired, or so many enrolled devices, hooks, or scheduled pushes to come. */
+export interface Remains {
+  readonly events: boolean;
+  readonly devices: number;
+  readonly hooks: number;
+  readonly schedules: number;
+}
+
 /** A page. Pass `next` as `after` to continue; null: there is no more. */
 export interface Page<Item, Key> {
   readonly items: readonly Item[];
@@ -428,6 +436,15 @@ export interface Store {
    * @param scope null: all channels
    */
   channels(after: string, limit: number, scope?: ChannelScope | null): Promise<Page<ChannelEntry, string>>;
+
+  /** Names of channels, after the channel `after`, unused ones included. With a scope, no others are looked at. @param scope null: all channels */
+  channelNames(after: string, limit: number, scope: ChannelScope | null): Promise<Page<string, string>>;
+
+  /**
+   * Deletes a channel that has no enrolled devices, no hooks, no scheduled pushes to come and no unexpired events, with all that is left of it. It begins
+   * with a new epoch when it is used again, unless nothing was ever stored in it. If it comes into use meanwhile, it stays; what had expired may be gone.
+   */
+  removeChannel(channel: string, now: number): Promise<"removed" | "unknown" | Remains>;
 
   /**
    * Deletes what retention no longer keeps, in a bounded slice per call, and notes for each device what it lost unanswered. If an event is deleted

@@ -48,7 +48,13 @@ const ROUTES: readonly (readonly [
   ["GET", "/events/orders/ID/receipts", "push", 200, { headers: { Accept: "text/csv" } }],
   ["GET", "/devices/orders", "push", 200],
   ["PUT", "/devices/orders/d", "push", 201],
+  ["GET", "/devices/orders/d", "push", 200],
+  ["GET", "/devices/orders/d/receipts", "push", 200],
   ["DELETE", "/devices/orders/d", "push", 204],
+  ["DELETE", "/channels/orders", "push", 409],
+  ["GET", "/scheduled/orders", "push", 200],
+  ["GET", "/scheduled/orders/ID", "push", 404],
+  ["DELETE", "/scheduled/orders/ID", "push", 404],
   ["GET", "/hooks/orders", "push", 200],
   [
     "PUT",

@@ -187,7 +187,8 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   },
   watch: { 400: [bad({ channel: "-" })] },
   readAttention: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "0" })] },
-  listChannels: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "1001" })] },
+  listChannels: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "1001" }), bad({ search: "x".repeat(129) })] },
+  deleteChannel: { 400: [bad({ channel: "-" })], 404: [bad({ channel: "nowhere" })], 409: [{}] },
   listEvents: { 400: [bad({ after: "x" })], 404: [bad({ after: "0-1" })], 422: [bad({ limit: "0" })] },
   readEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
   listReceipts: {
@@ -250,6 +251,7 @@ const BEHIND: Record<string, keyof Engine> = {
   listReceipts: "rows",
   enrolDevice: "enrol",
   retireDevice: "retire",
+  deleteChannel: "removeChannel",
   ready: "ready",
 };
 
@@ -411,6 +413,10 @@ describe("errors", () => {
     seen.add("retireDevice 204");
     expect((await tried("dropHook", {})).status).toBe(204);
     seen.add("dropHook 204");
+    await ask(`${pere.url}/devices/unwanted/till`, { method: "PUT" });
+    await ask(`${pere.url}/devices/unwanted/till`, { method: "DELETE" });
+    expect((await tried("deleteChannel", bad({ channel: "unwanted" }))).status).toBe(204);
+    seen.add("deleteChannel 204");
     expect((await tried("cancelScheduled", {})).status).toBe(204);
     seen.add("cancelScheduled 204");
     const bye = await until(() => feed.messages.find((message) => message.pere === "bye"));

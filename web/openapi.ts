@@ -368,11 +368,21 @@ Worst means: most of the three together, then the oldest, then by name. The tota
     tags: ["Reading"],
     description:
       "All channels that the token may push to, by name. A channel without events, hooks or devices enrolled through the API is listed only while a device is connected.",
-    parameters: page("a channel's name", ref("Channel")),
+    parameters: [search("the channel's name"), ...page("a channel's name", ref("Channel"))],
     responses: {
       200: reply("A page of channels.", json("ChannelPage", one(samples.channels))),
       ...failing(400, 401, 422),
     },
+  },
+
+  deleteChannel: {
+    operationId: "deleteChannel",
+    summary: "Delete an empty channel",
+    tags: ["Reading"],
+    description:
+      "A channel without devices, hooks, scheduled pushes to come and unexpired events: retire its devices, remove its hooks and cancel its scheduled pushes first. What is left of it is deleted with it: expired events, receipts, idempotency keys. Its followers are told of a gap. A later event creates the channel again; its ids never match earlier ones.",
+    parameters: [channel],
+    responses: { 204: { description: "The channel is deleted." }, ...failing(400, 401, 403, 404, 409, 507) },
   },
 
   events: {

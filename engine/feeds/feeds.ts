@@ -309,8 +309,8 @@ export class Feeds {
     /** If the epoch that was read has ended, updates the log to the current one; its followers read again. */
     const present = async <Result>(found: Result | null): Promise<Result> => {
       if (found !== null) return found;
-      const heads = await store.heads(channel);
-      if (heads) this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
+      const heads = await store.open(channel); // If it was deleted, with the epoch that it will have.
+      this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
       throw new PereError("away", `the log of channel ${channel} has a new epoch; read again`);
     };
     return {

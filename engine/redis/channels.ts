@@ -105,8 +105,13 @@ export class ChannelList {
   async #discard(channel: string, upTo: number): Promise<void> {
     const at = await this.#owner.discard(channel, upTo);
     if (typeof at === "string") return this.addUnused(channel, Number(at));
+    if (at === 1) return this.removed(channel);
     await this.#link.send("ZREM", this.#unused, channel);
-    if (at !== 1) return;
+  }
+
+  /** A channel was deleted. */
+  async removed(channel: string): Promise<void> {
+    await this.#link.send("ZREM", this.#unused, channel);
     this.#listed.delete(channel);
     await this.#link.send("ZREM", this.#all, channel);
     if (await this.#owner.exists(channel)) await this.add(channel); // It was used again meanwhile.

@@ -49,6 +49,7 @@
  */
 import { createHash } from "node:crypto";
 import { HISTORY } from "./device-history.ts";
+import { REMOVE } from "./removal.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
 
 /** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
@@ -816,6 +817,8 @@ export const SCRIPTS = {
     return { list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
 
   history: script(HISTORY),
+
+  remove: script(REMOVE),
 
   /** now, number of devices to search, known state → the next deadline ('': none is ahead) */
   miss: script(`

@@ -59,6 +59,7 @@ import {
   page,
   type Progress,
   type Readiness,
+  type Remains,
   type Reminder,
   type Retention,
   type Schedule,
@@ -290,6 +291,28 @@ export class RedisStore implements Store {
       }),
       next,
     };
+  }
+
+  async channelNames(after: string, limit: number, scope: ChannelScope | null): Promise<Page<string, string>> {
+    return page(await this.#list.names(after, limit + 1, scope), limit, (name) => name);
+  }
+
+  async removeChannel(channel: string, now: number): Promise<"removed" | "unknown" | Remains> {
+    const keys = this.#keys(channel);
+    for (let expired: readonly Reply[] = ["", 0]; ;) {
+      const values = [this.#epoch(), now, ...(expired as readonly (string | number)[])];
+      const reply = await this.#link.run(this.#scripts.remove, [...keys.all, ...keys.schedules, keys.hooks], values);
+      const [what, ...rest] = reply as readonly Reply[];
+      const [events, devices, hooks, schedules] = rest.map(Number) as [number, number, number, number];
+      if (what === 2) return { events: events === 1, devices, hooks, schedules };
+      if (what === 3) {
+        expired = rest;
+        continue;
+      }
+      // Where it does not exist, an earlier call may not have come to this.
+      await this.#list.removed(channel);
+      return what === 1 ? "removed" : "unknown";
+    }
   }
 
   // ---------------------------------------------------------------------------------------------------------------- events

@@ -32,6 +32,8 @@ export class ChannelRows {
   readonly #changed = new Set<Channel>();
   /** The running transaction appended to a log. */
   #hasGrown = false;
+  /** The greatest id of a deleted row. Ids are not used again while this process runs: a slow reader may still have one. */
+  #deletedId = 0;
 
   /**
    * @param epoch creates epochs
@@ -77,7 +79,13 @@ export class ChannelRows {
     const found = this.find(name);
     if (found) return found;
     const epoch = this.#reserved.get(name) ?? this.#epoch();
-    this.#file.run("INSERT INTO channels VALUES (NULL, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3, 0, NULL)", name, epoch, touched);
+    this.#file.run(
+      "INSERT INTO channels VALUES (max(?4, coalesce((SELECT max(id) FROM channels), 0)) + 1, ?1, ?2, 0, 0, 0, 0, 0, 0, ?3, 0, NULL)",
+      name,
+      epoch,
+      touched,
+      this.#deletedId,
+    );
     return this.find(name)!;
   }
 
@@ -161,6 +169,13 @@ export class ChannelRows {
     return this.#file.all<Channel>(sql, from > after ? from : after, upTo, limit);
   }
 
+  /** Their names alone. */
+  names(after: string, { from, upTo }: NameRange, limit: number): string[] {
+    const begin = from > after ? ">= ?1" : "> ?1";
+    const sql = `SELECT name FROM channels WHERE name ${begin} AND name <= ?2 ORDER BY name LIMIT ?3`;
+    return this.#file.all<{ name: string }>(sql, from > after ? from : after, upTo, limit).map(({ name }) => name);
+  }
+
   /** The epoch that a channel without a row will have; it is kept until the channel is created. */
   reserve(name: string): string {
     const epoch = this.#reserved.get(name) ?? this.#epoch();
@@ -174,10 +189,14 @@ export class ChannelRows {
     if (this.#reserved.size > RESERVED_MAX) this.#reserved.delete(this.#reserved.keys().next().value!);
   }
 
-  /** The row of a channel was deleted. No one has seen an entry of it, but it may have followers: keeps its epoch. */
-  removed(name: string, epoch: string): void {
+  /**
+   * The row of a channel was deleted. It may have followers. If no one has seen an entry of it, keeps its epoch. Otherwise it begins with a new one: an id
+   * that someone has seen must never be another entry's.
+   */
+  removed({ id, name, epoch }: Pick<Channel, "id" | "name" | "epoch">, isUnborn: boolean): void {
     this.#cached.delete(name);
-    this.#keepEpoch(name, epoch);
+    this.#deletedId = Math.max(this.#deletedId, id);
+    this.#keepEpoch(name, isUnborn ? epoch : this.#epoch());
   }
 
   /** In a transaction: the channel's row must be written. */

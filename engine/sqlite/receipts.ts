@@ -192,6 +192,11 @@ export class Receipts {
     );
   }
 
+  /** In a transaction: the event is deleted. */
+  forget(channel: Channel, event: number): void {
+    this.#tallies.forget(channel, event);
+  }
+
   /** How many devices of an event owe a final receipt. */
   outstanding(channel: Channel, event: number): number {
     return outstanding(this.#tallies.of(channel, event));

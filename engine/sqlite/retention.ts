@@ -178,6 +178,7 @@ export class ChannelRetention {
         );
       if (slice.left <= 0) return; // There may be more.
       this.#file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+      this.#receipts.forget(channel, event);
       channel.deletedUpTo = event;
     }
     this.#runs.delete(channel.id);

@@ -59,14 +59,18 @@ export class ScheduleRows {
     return this.#file.get("SELECT 1 FROM schedules WHERE channel = ?1 LIMIT 1", channel.id) !== null;
   }
 
+  /** How many of the channel's are to come. */
+  ahead(channel: Channel): number {
+    return this.#file.get<{ count: number }>(
+      "SELECT count(*) AS count FROM schedules WHERE channel = ?1 AND next IS NOT NULL",
+      channel.id,
+    )!.count;
+  }
+
   /** @throws PereError refused: the channel has the maximum number of pushes to come */
   put(channel: Channel, draft: ScheduleDraft, next: number): Schedule {
     const { id, options, data, every, tz } = draft;
-    const { count } = this.#file.get<{ count: number }>(
-      "SELECT count(*) AS count FROM schedules WHERE channel = ?1 AND next IS NOT NULL",
-      channel.id,
-    )!;
-    if (count >= SCHEDULES_MAX) throw tooManySchedules(channel.name);
+    if (this.ahead(channel) >= SCHEDULES_MAX) throw tooManySchedules(channel.name);
     this.#file.run(
       "INSERT INTO schedules VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, NULL, NULL)",
       channel.id,

@@ -18,6 +18,7 @@ import { type Channel, isLeaving, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
 import { ReceiptRows } from "./receipt-rows.ts";
+import { type Expired, type RemovalStep, removeSome } from "./removal.ts";
 import { ChannelRetention, trimKeys, trimUnused } from "./retention.ts";
 import { Receipts } from "./receipts.ts";
 import { ScheduleRows } from "./schedules.ts";
@@ -59,6 +60,7 @@ import {
   type Progress,
   rangesOf,
   type Readiness,
+  type Remains,
   type Reminder,
   type Retention,
   type Schedule,
@@ -250,6 +252,39 @@ export class SqliteStore implements Store {
       }));
       return page(items, limit, ({ channel }) => channel);
     });
+  }
+
+  channelNames(after: string, limit: number, scope: ChannelScope | null): Promise<Page<string, string>> {
+    return this.#file.read(() => {
+      const names: string[] = [];
+      for (const range of rangesOf(scope, after))
+        if (names.length <= limit) names.push(...this.#channels.names(after, range, limit + 1 - names.length));
+      return page(names, limit, (name) => name);
+    });
+  }
+
+  async removeChannel(name: string, now: number): Promise<"removed" | "unknown" | Remains> {
+    for (let expired: Expired = { epoch: "", upTo: 0 }; ;) {
+      const known = expired;
+      const step = await this.#file.change((): RemovalStep | null => {
+        this.#receipts.write();
+        const channel = this.#channels.find(name);
+        if (!channel) return null;
+        if (channel.leaving) {
+          this.#release(channel, now);
+          return { result: "more", expired: known };
+        }
+        const before = progressOf(channel);
+        const has = { hooks: this.#hooks.list(name).length, schedules: this.#schedules.ahead(channel) };
+        const taken = removeSome(this.#file, this.#retention, channel, has, known, now);
+        if (taken.result === "removed") this.#channels.removed(channel, channel.head + channel.receiptsHead === 0);
+        else if (progressOf(channel) > before) this.#channels.changed(channel);
+        return taken;
+      });
+      if (step === null) return "unknown";
+      if (step.result !== "more") return step.result;
+      expired = step.expired;
+    }
   }
 
   // ---------------------------------------------------------------------------------------------------------------- events
@@ -631,9 +666,7 @@ export class SqliteStore implements Store {
   #trimUnused(retention: Retention, now: number): boolean {
     const { dropped, isMore } = trimUnused(this.#file, retention, now);
     if (dropped.length > 0) this.#enrolments.clear();
-    for (const { name, epoch } of dropped) {
-      this.#channels.removed(name, epoch);
-    }
+    for (const channel of dropped) this.#channels.removed(channel, true);
     return isMore;
   }
 

@@ -161,6 +161,16 @@ export class TallyCache {
     if (state !== "pending") tally[state] += by;
   }
 
+  /** In a transaction: the event is deleted, so its tally must not be written any more. */
+  forget(channel: Channel, event: number): void {
+    const name = `${channel.id} ${event}`;
+    const cached = this.#known.get(name);
+    if (!cached) return;
+    this.#known.delete(name);
+    this.#moved.delete(cached);
+    this.#ranksHeld -= cached.ranks?.size ?? 0;
+  }
+
   /** Writes the changed tallies. If the cache is over its limits, empties it. */
   save(): void {
     for (const { channel, event, tally } of this.#moved)

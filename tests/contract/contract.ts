@@ -21,6 +21,7 @@ import { lifeContract, wakeContract } from "./life.ts";
 import { compare } from "./compare.ts";
 import { HISTORY } from "./histories.ts";
 import { receiptContract, rowsContract } from "./receipts.ts";
+import { removalContract } from "./removal.ts";
 import { remindersContract } from "./reminders.ts";
 import { retentionContract } from "./retention.ts";
 import { retentionRunsContract } from "./retention-runs.ts";
@@ -44,6 +45,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     devicesContract(ground);
     historyContract(ground);
     idempotencyKeyContract(ground);
+    removalContract(ground);
     retentionContract(ground);
     retentionRunsContract(ground);
     deadlineContract(ground);

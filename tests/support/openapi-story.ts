@@ -123,6 +123,7 @@ export const STORY: readonly Step[] = [
   ["putHook", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "example"],
   ["retryHook", {}, 200, JSON_TYPE, "example"],
   ["listHooks", {}, 200, JSON_TYPE, "example"],
+  ["deleteChannel", {}, 409, PROBLEM, "example"],
 
   ["push", { type: JSON_TYPE, body: "1" }, 401, PROBLEM, "missing"],
   ["push", { type: JSON_TYPE, body: "1", token: "expired" }, 401, PROBLEM, "expired"],
