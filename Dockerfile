@@ -17,6 +17,13 @@ COPY web web
 COPY clients clients
 RUN bun run compile && mkdir /data
 
+FROM packages AS pages
+COPY tsconfig.json ./
+COPY engine engine
+COPY web web
+COPY clients clients
+RUN bun web/build.ts web/served
+
 FROM gcr.io/distroless/base-nossl-debian12:nonroot AS executable
 LABEL org.opencontainers.image.title="PERE" \
       org.opencontainers.image.description="Pushed Events with return Receipt Engine" \
@@ -45,6 +52,7 @@ COPY package.json tsconfig.json index.ts LICENSE ./
 COPY engine engine
 COPY web web
 COPY clients clients
+COPY --from=pages /app/web/served web/served
 ENV NODE_ENV=production HOST=0.0.0.0 PORT=4567 PERE_DB=/data/pere.db
 USER 1000:1000
 VOLUME /data

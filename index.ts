@@ -13,8 +13,6 @@ import { join } from "node:path";
 import { staticPlugin } from "@elysiajs/static";
 import { swagger } from "@elysiajs/swagger";
 import type { Elysia } from "elysia";
-import swaggerScript from "swagger-ui-dist/swagger-ui-bundle.js" with { type: "file" };
-import swaggerStyle from "swagger-ui-dist/swagger-ui.css" with { type: "file" };
 import packageJson from "./package.json";
 import { issueToken } from "./engine/auth/issue.ts";
 import { NO_DEVICE, openAccess } from "./engine/auth/tokens.ts";
@@ -38,7 +36,6 @@ import { push } from "./engine/http/push.ts";
 import { RateLimiter } from "./engine/http/rate-limit.ts";
 import { listEvents, readAttention, readEvent, receiptRows } from "./engine/http/reading.ts";
 import { pathOf } from "./engine/http/request.ts";
-import { json } from "./engine/http/response.ts";
 import { cancelScheduled, listScheduled, readScheduled } from "./engine/http/scheduled.ts";
 import { watch } from "./engine/http/watch.ts";
 import type { Command } from "./engine/ops/commands.ts";
@@ -51,7 +48,7 @@ import type { Store } from "./engine/store.ts";
 import { asyncapi } from "./web/asyncapi.ts";
 import { BUILT, SDK, SDK_TYPES } from "./web/build.ts";
 import { document, operations } from "./web/openapi.ts";
-import { file, PAGE, pagesOf } from "./web/pages.ts";
+import { documentOf, PAGE, pagesOf } from "./web/pages.ts";
 
 // ------------------------------------------------------------------------------------------------------------------ pages
 
@@ -116,15 +113,12 @@ const ROUTES: readonly Route[] = [
   ["GET", "/ready", null, ready, operations.ready],
   ["GET", "/metrics", "push", scrape, operations.metrics],
 
-  ["GET", "/asyncapi.json", null, ({ basePath }) => json(asyncapi(packageJson.version, basePath)), HIDDEN],
   ["GET", "/", null, home, HIDDEN],
   ["GET", "/weblistener.html", null, page("/weblistener.html"), HIDDEN],
   ["GET", "/weblistener-worker.js", null, page("/weblistener-worker.js"), HIDDEN],
   ["GET", SDK, null, page(SDK), HIDDEN],
   ["GET", SDK_TYPES, null, page(SDK_TYPES), HIDDEN],
   ["GET", `${BUILT}:file`, null, (_context, params, request) => built(BUILT + params.file, request), HIDDEN],
-  ["GET", "/swagger/ui.js", null, () => file(swaggerScript, "text/javascript"), HIDDEN],
-  ["GET", "/swagger/ui.css", null, () => file(swaggerStyle, "text/css"), HIDDEN],
 ];
 
 /** The app with the routes, static files and the API page. @throws Error with the one line to print */
@@ -143,9 +137,17 @@ async function makeApp(options: AppOptions): Promise<Elysia> {
   );
   // The plugin makes the document. Its page loads a script from another host, so our page replaces it, with and without a trailing slash.
   app.use(swagger({ documentation: document(packageJson.version, options.basePath) }));
-  const swaggerPage = ({ request }: { readonly request: Request }): Promise<Response> =>
-    file(join(WEB, "swagger.html"), "text/html; charset=utf-8", pathOf(request).endsWith("/") ? "../" : "");
-  for (const path of ["/swagger", "/swagger/"]) app.get(path, swaggerPage, { detail: HIDDEN });
+  const plugin = app.routes.find(({ path }) => path === "/swagger/json")!.handler as (context: object) => unknown;
+  const documents: Readonly<Record<string, (request: Request) => Promise<Response>>> = {
+    "/swagger/json": documentOf(() => plugin({})),
+    "/asyncapi.json": documentOf(() => asyncapi(packageJson.version, options.basePath)),
+  };
+  for (const [path, respond] of Object.entries(documents))
+    app.get(path, ({ request }) => respond(request), { detail: HIDDEN });
+  // One route answers both paths, whose relative addresses differ.
+  const api = ({ request }: { readonly request: Request }): Promise<Response> =>
+    built(pathOf(request).endsWith("/") ? "/swagger/" : "/swagger", request);
+  for (const path of ["/swagger", "/swagger/"]) app.get(path, api, { detail: HIDDEN });
   if (options.basePath !== "") mount(app, options.basePath);
   return app;
 }

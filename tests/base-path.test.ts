@@ -130,7 +130,10 @@ for (const [kind, target] of [
       expect(scope).toBe(`${url}/weblistener.html`);
       for (const path of ["/swagger", "/swagger/"]) {
         await view.navigate(url + path);
-        await until(async () => (await page<number>("document.querySelectorAll('.opblock').length")) > 10, path);
+        await until(
+          async () => (await page<number>("document.querySelectorAll('details.operation').length")) > 10,
+          path,
+        );
       }
       expect(complaints).toEqual([]);
     });

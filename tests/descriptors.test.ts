@@ -84,7 +84,7 @@ describe("in a process that may open few files and connections", () => {
     const watching = await openStream(`${url}/watch`);
     expect(await watching.own("bye")).toEqual({ reason: "busy" });
 
-    for (const path of ["/health", "/ready", "/swagger", "/swagger/ui.js", "/icon.svg", "/"])
+    for (const path of ["/health", "/ready", "/swagger", "/swagger/json", "/icon.svg", "/"])
       expect([path, (await ask(url + path)).status]).toEqual([path, 200]);
     expect((await ask(`${url}/push/orders`, { body: "1" })).status).toBe(201);
 

@@ -185,7 +185,7 @@ test("pages load only from this service, have no inline scripts, can't be framed
     expect([headers.get("x-content-type-options"), headers.get("referrer-policy")]).toEqual(["nosniff", "no-referrer"]);
     for (const [tag] of text.matchAll(/<script[^>]*>[^<]*/g)) expect(tag).toMatch(/ src="[^"]+"[^>]*>\s*$/);
   }
-  for (const path of ["/weblistener-worker.js", "/icon.svg", "/swagger.js", "/swagger/ui.js", "/health", "/nothing"])
+  for (const path of ["/weblistener-worker.js", "/icon.svg", "/pere.js", "/swagger/json", "/health", "/nothing"])
     expect((await ask(pere.url + path)).headers.get("x-content-type-options"), path).toBe("nosniff");
 });
 

@@ -107,6 +107,9 @@ test("clients and the pages use the public contract only", async () => {
   for (const file of new Glob("web/console/*.{ts,tsx}").scanSync("."))
     for (const path of await importsOf(file))
       expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/console)(engine|index|web|tests)/);
+  for (const file of new Glob("web/api/*.{ts,tsx}").scanSync("."))
+    for (const path of await importsOf(file))
+      expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/(console|api)\/)(engine|index|web|tests)/);
   for (const file of new Glob("web/device/*.{ts,tsx}").scanSync("."))
     for (const path of await importsOf(file))
       expect(`${file} → ${path}`).not.toMatch(/→ (?!web\/(console|device)\/)(engine|index|web|tests)/);

@@ -72,6 +72,19 @@ for (const [name, script] of [
     expect(page.complaints).toEqual([]);
   });
 
+browserTest("the API page without all that the oldest browsers lack: it shows and sends requests", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = await oldPage(WITHOUT);
+  await page.view.navigate(`${pere.url}/swagger#/Operation/health`);
+  await until(() => page.read<boolean>("document.querySelector('#health .send') !== null"), "the operation");
+  await page.view.scrollTo("#health .send");
+  await page.view.click("#health .send");
+  await until(async () => (await page.text("#health .outcome")).startsWith("200"), "the answer");
+  expect(await page.read<number>("document.querySelectorAll('.prose table').length")).toBe(1);
+  expect(page.complaints).toEqual([]);
+});
+
 browserTest("a push whose options can't be encoded is not sent", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());

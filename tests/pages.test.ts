@@ -32,6 +32,8 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
     ]);
     const again = await ask(`${url}/`, { headers: { "If-None-Match": home.headers.get("etag")! } });
     expect([again.status, again.text]).toEqual([304, ""]);
+    const packed = await fetch(`${url}/`, { headers: { "Accept-Encoding": "br" } });
+    expect([packed.headers.get("content-encoding"), await packed.text()]).toEqual(["br", home.text]);
     const names = [...home.text.matchAll(/(?:src|href)="([^"]+)"/g)]
       .map(([, name]) => name!)
       .filter((name) => name !== "swagger");
@@ -39,6 +41,7 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       "./pages/icon.svg",
       "./pages/console.css",
       "./pages/console.js",
+      "./pages/console.js", // What pages share.
     ]);
     for (const name of names) {
       const file = await ask(new URL(name, url).href);
@@ -64,8 +67,6 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       "/pere.js",
       "/pere.d.ts",
       "/swagger",
-      "/swagger/ui.js",
-      "/swagger/ui.css",
       "/icon.svg",
       "/monitoring/alerts.yaml",
       "/monitoring/grafana.json",

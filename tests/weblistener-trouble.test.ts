@@ -138,6 +138,7 @@ browserTest("the page starts without a service, from its worker's cache, which h
     .then((all) => Promise.all(all.map((one) => one.keys())))
     .then((all) => all.flat().map(({ url }) => url.slice(location.origin.length).replace(/-[0-9a-z]{8}\\./, ".")))`);
   expect(kept.sort()).toEqual([
+    "/pages/console.js", // What the pages share.
     "/pages/device.css",
     "/pages/device.js",
     "/pages/device.webmanifest",

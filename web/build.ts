@@ -1,20 +1,24 @@
 /**
  * Builds the pages: Bun bundles their TypeScript with its imports, once, when the first page is requested.
  *
- * Nothing is built in advance and nothing is written to disk: a fresh clone and a read-only container bundle in memory, in a fifth of a second. An
- * executable has neither sources nor packages; it contains what `bun web/build.ts web/built` wrote before it was compiled (with `--asset web`).
- * The names of bundled files contain a hash of their content, so everything except the pages themselves may be cached indefinitely.
+ * A fresh clone needs no build and writes nothing: it bundles in memory, in a fifth of a second. `bun web/build.ts FOLDER` does that in advance, and
+ * compresses: an executable contains `web/built`, because it has neither sources nor packages, and the image has `web/served`, which is used in place of
+ * the sources where it exists. The names of bundled files contain a hash of their content, so everything except the pages themselves may be cached
+ * indefinitely.
  *
  * Loads only files of this project and packages that package.json pins.
  */
+import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { sdkModule, sdkTypes } from "../clients/bundle.ts";
+import { compress, EncodedFile, type Encoding, ENCODINGS, isCompressible } from "./encoded.ts";
 
 /** The pages and the service worker: the path of each, and its source in `web/`. */
 const PAGES: Readonly<Record<string, string>> = {
   "/": "console/console.html",
   "/weblistener.html": "device/device.html",
   "/weblistener-worker.js": "device/worker.ts",
+  "/swagger": "api/api.html",
 };
 
 /** The paths of the SDK, which pages of other sites can import, and of its types. */
@@ -30,13 +34,6 @@ const TYPES: Readonly<Record<string, string>> = {
   [SDK_TYPES]: "application/typescript;charset=utf-8",
 };
 
-/** A file as it is served. */
-export interface PageFile {
-  readonly type: string;
-  readonly etag: string;
-  readonly bytes: Uint8Array<ArrayBuffer>;
-}
-
 /** An import of a package or of a file in one; not a path and not a `data:` URL. */
 const PACKAGE = /^(@[a-z0-9-]+\/)?[a-z][a-z0-9-]*(\/.*)?$/;
 
@@ -50,14 +47,11 @@ const packages: Bun.BunPlugin = {
     void build.onResolve({ filter: PACKAGE }, ({ path, importer }) => ({ path: Bun.resolveSync(path, importer) })),
 };
 
-const typed = (type: string, bytes: Uint8Array<ArrayBuffer>): PageFile => ({
-  type,
-  etag: `"${Bun.hash(bytes).toString(36)}"`,
-  bytes,
-});
-
 /** The file name of a built page: that of its source, without folders. */
 const nameOf = (source: string): string => source.replace(/^.*\//, "").replace(/\.ts$/, ".js");
+
+/** How a script names one that it imports: relative to the page, although both are in one folder. */
+const IMPORTED = /(\b(?:from|import) ?\(?)"\.\/pages\/([\w.-]+)"/g;
 
 /** Bundles all pages and the SDK. @returns files by name: pages under the names of their sources, the files that they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
@@ -65,6 +59,7 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     entrypoints: Object.values(PAGES).map((source) => join(web, source)),
     target: "browser",
     minify: true,
+    splitting: true,
     publicPath: "./", // Relative, because a proxy may serve PERE under a path.
     naming: { entry: "[name].[ext]", chunk: "pages/[name]-[hash].[ext]", asset: "pages/[name]-[hash].[ext]" },
     define: { "process.env.NODE_ENV": '"production"' },
@@ -72,25 +67,55 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     plugins: [packages],
   });
   const files = new Map<string, Blob>(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
+  for (const [name, blob] of files)
+    if (name.startsWith("pages/") && name.endsWith(".js"))
+      files.set(name, new Blob([(await blob.text()).replace(IMPORTED, '$1"./$2"')], blob));
   files.set(SDK.slice(1), new Blob([await sdkModule()]));
   return files.set(SDK_TYPES.slice(1), new Blob([await sdkTypes()]));
 }
 
-/** Reads the files that `write` wrote. */
+const bytesOf = async (blob: Blob): Promise<Uint8Array<ArrayBuffer>> => new Uint8Array(await blob.arrayBuffer());
+
+/** Reads the files that `write` wrote, by name. */
 async function readBuilt(folder: string): Promise<Map<string, Blob>> {
   const names = [...new Bun.Glob("**").scanSync(folder)];
   return new Map(names.map((name) => [name, Bun.file(join(folder, name))]));
 }
 
+/** Writes the files for `readBuilt`, each with its compressed forms beside it. */
+async function write(files: ReadonlyMap<string, Blob>, folder: string): Promise<void> {
+  for (const [name, blob] of files) {
+    const bytes = await bytesOf(blob);
+    await Bun.write(join(folder, name), bytes);
+    if (!isCompressible(typeOf(name, blob))) continue;
+    for (const [encoding, suffix] of Object.entries(ENCODINGS)) {
+      const packed = await compress(bytes, encoding as Encoding, "build");
+      if (packed !== null) await Bun.write(join(folder, name + suffix), packed);
+    }
+  }
+}
+
+const typeOf = (name: string, { type }: Blob): string => TYPES[`/${name}`] ?? type;
+
 /** The pages and the files that they load, by path. @param web the folder of the pages' sources */
-export async function buildPages(web: string): Promise<ReadonlyMap<string, PageFile>> {
-  const files = Bun.isStandaloneExecutable ? await readBuilt(join(web, "built")) : await bundle(web);
+export async function buildPages(web: string): Promise<ReadonlyMap<string, EncodedFile>> {
+  const folder = join(web, Bun.isStandaloneExecutable ? "built" : "served");
+  const files = Bun.isStandaloneExecutable || existsSync(folder) ? await readBuilt(folder) : await bundle(web);
   const pathOf = new Map(Object.entries(PAGES).map(([path, source]) => [nameOf(source), path]));
-  const served = [...files].map(async ([name, blob]) => {
-    const path = pathOf.get(name) ?? `/${name}`;
-    return [path, typed(TYPES[path] ?? blob.type, new Uint8Array(await blob.arrayBuffer()))] as const;
-  });
-  return new Map(await Promise.all(served));
+  const served = new Map<string, EncodedFile>();
+  for (const [name, blob] of files) {
+    if (Object.values(ENCODINGS).some((suffix) => name.endsWith(suffix))) continue;
+    const packed: Partial<Record<Encoding, Uint8Array<ArrayBuffer>>> = {};
+    for (const [encoding, suffix] of Object.entries(ENCODINGS) as [Encoding, string][]) {
+      const found = files.get(name + suffix);
+      if (found) packed[encoding] = await bytesOf(found);
+    }
+    served.set(pathOf.get(name) ?? `/${name}`, new EncodedFile(typeOf(name, blob), await bytesOf(blob), packed));
+  }
+  // Below `/swagger/` the relative addresses of the page lead one folder up.
+  const { bytes, type } = served.get("/swagger")!;
+  const below = new TextDecoder().decode(bytes).replace(/( (?:href|src)=")\.\//g, "$1../");
+  return served.set("/swagger/", new EncodedFile(type, new TextEncoder().encode(below)));
 }
 
 if (import.meta.main && !Bun.isStandaloneExecutable) {
@@ -99,5 +124,5 @@ if (import.meta.main && !Bun.isStandaloneExecutable) {
     console.error("usage: bun web/build.ts FOLDER");
     process.exit(2);
   }
-  for (const [name, blob] of await bundle(import.meta.dir)) await Bun.write(join(folder, name), blob);
+  await write(await bundle(import.meta.dir), folder);
 }

@@ -397,7 +397,7 @@ export const transports = (own: string): string => `
 
 and a comment line keeps a quiet stream alive. The server's own events, which clients may ignore:
 
-| event | data | |
+| event | data | when |
 |---|---|---|
 | \`pere.ready\` | \`Ready\` | first, with the position that the feed starts after as its \`id:\` |
 | \`pere.gap\` | \`Gap\` | requested entries are no longer kept; entries are never skipped silently |

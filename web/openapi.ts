@@ -312,7 +312,7 @@ ${transports("Do not send receipts on it.")}`,
     description: `An event stream for dashboards such as the console. It sends the current state and then the changes. Events' data and receipts' details are not included; read them when needed. It has
 no positions, so it can't be resumed: after a reconnect it sends the current state again.
 
-| event | data | |
+| event | data | when |
 |---|---|---|
 | \`pere.overview\` | \`Overview\` | first, and about once a second if something changed: the channels that the token may push to, and this instance's counters since it started |
 | \`pere.changes\` | \`Changes\` | with \`channel\`, at most four times a second: new events, receipts and changed tallies. The first one has the channel's newest events |
@@ -663,7 +663,7 @@ const introduction = `Push events to devices over plain HTTP, and see each devic
 
 A channel is two logs, each written by POST and followed by GET: by event stream, WebSocket or long-poll, at the same URL.
 
-| | write | follow |
+| log | write | follow |
 |---|---|---|
 | events ↓ | \`POST /push/{channel}\` | \`GET /feed/{channel}\` (devices) |
 | receipts ↑ | \`POST /feedback/{channel}\` | \`GET /feedback/{channel}\` (publishers) |
