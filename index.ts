@@ -29,7 +29,7 @@ import type { Handler, Params, RouteContext } from "./engine/http/context.ts";
 import { deviceHistory, enrolDevice, listDevices, readOneDevice, retireDevice } from "./engine/http/devices.ts";
 import { feedback } from "./engine/http/feedback.ts";
 import { followEvents, followReceipts } from "./engine/http/follow.ts";
-import { dropHook, listHooks, putHook, retryHook } from "./engine/http/hooks.ts";
+import { dropHook, listHooks, putHook, retryHook, testHook } from "./engine/http/hooks.ts";
 import { addressesOf, type Listener, listen } from "./engine/http/listener.ts";
 import { health, ready, scrape } from "./engine/http/probes.ts";
 import { push } from "./engine/http/push.ts";
@@ -108,6 +108,7 @@ const ROUTES: readonly Route[] = [
   ["PUT", "/hooks/:channel/:name", "push", putHook, operations.putHook],
   ["DELETE", "/hooks/:channel/:name", "push", dropHook, operations.dropHook],
   ["POST", "/hooks/:channel/:name/retry", "push", retryHook, operations.retryHook],
+  ["POST", "/hooks/:channel/:name/test", "push", testHook, operations.testHook],
 
   ["GET", "/health", null, health, operations.health],
   ["GET", "/ready", null, ready, operations.ready],

@@ -235,8 +235,28 @@ export interface Hook extends HookDraft {
   readonly cursor: Position;
   /** Why it is disabled, in a sentence; null: it is enabled. */
   readonly disabled: string | null;
+  /** Its last successful call; null: none yet. */
+  readonly lastDelivered: Delivered | null;
   /** Grows with each change that its runner did not make. */
   readonly revision: number;
+}
+
+/** A successful call: when it was made, milliseconds since 1970, and how many milliseconds it took. */
+export interface Delivered {
+  readonly at: number;
+  readonly status: number;
+  readonly ms: number;
+}
+
+/** How many attempts of a delivery are kept. */
+export const TRIES_MAX = 20;
+
+/** A failed attempt. `body`: the beginning of the answer's body; null: there was no answer. */
+export interface Try extends Omit<Delivered, "status"> {
+  readonly status: number | null;
+  /** Why it failed, in a sentence. */
+  readonly error: string;
+  readonly body: string | null;
 }
 
 /** A call that failed at first. Times in milliseconds since 1970. */
@@ -251,6 +271,8 @@ export interface Delivery {
   /** Of the last attempt: the HTTP status, or why there was none. */
   readonly status: number | null;
   readonly error: string | null;
+  /** The last attempts, newest last, at most `TRIES_MAX`. */
+  readonly tries: readonly Try[];
 }
 
 /** What a hook's runner has done, stored in one change. */
@@ -259,6 +281,7 @@ export interface Progress {
   readonly of?: number;
   readonly cursor?: Position;
   readonly disabled?: string | null;
+  readonly lastDelivered?: Delivered;
   /** Deliveries that are new or were tried. */
   readonly keep?: readonly Delivery[];
   /** Finished deliveries, by id. */

@@ -64,6 +64,7 @@ const ROUTES: readonly (readonly [
     { body: '{"url":"http://127.0.0.1:9/"}', headers: { "Content-Type": "application/json" } },
   ],
   ["POST", "/hooks/orders/h/retry", "push", 200],
+  ["POST", "/hooks/orders/h/test", "push", 200],
   ["DELETE", "/hooks/orders/h", "push", 204],
 ];
 

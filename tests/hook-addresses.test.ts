@@ -3,8 +3,8 @@
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import { readRanges } from "../engine/addresses.ts";
-import { callHook, checkHookUrl, readHookUrl } from "../engine/hooks/call.ts";
-import { BODY, call, closeReceivers, NONE, OK, receive, refusal, SECRET } from "./support/hook-receivers.ts";
+import { checkHookUrl, readHookUrl } from "../engine/hooks/call.ts";
+import { BODY, call, closeReceivers, NONE, OK, outcome, receive, refusal, SECRET } from "./support/hook-receivers.ts";
 import { lastingPort, NO_HOST, noIpv6 } from "./support/ports.ts";
 
 afterAll(closeReceivers);
@@ -133,7 +133,7 @@ describe("a name", () => {
     const moved = new URL(`http://hook.example:${receiver.port}/`);
     await checkHookUrl(moved, NONE, options);
     const hook = { id: "1", url: moved.href, secret: SECRET, body: BODY, at: Date.now() };
-    expect(await callHook(hook, NONE, options)).toEqual({ status: null, error: `url: ${NOT_PUBLIC}` });
+    expect(await outcome(hook, NONE, options)).toEqual({ status: null, error: `url: ${NOT_PUBLIC}` });
     expect({ questions, connections: receiver.connections }).toEqual({ questions: 2, connections: 0 });
   });
 
@@ -150,7 +150,7 @@ describe("a name", () => {
       body: BODY,
       at: Date.now(),
     };
-    expect(await callHook(hook, readRanges("127.0.0.3/32"), { resolve })).toEqual({ status: 200, error: null });
+    expect(await outcome(hook, readRanges("127.0.0.3/32"), { resolve })).toEqual({ status: 200, error: null });
     expect({ questions, right: right.connections, wrong: wrong.connections }).toEqual({
       questions: 1,
       right: 1,

@@ -7,7 +7,7 @@ import type { Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Webhook } from "standardwebhooks";
-import { callHook, checkHookUrl, type HookAnswer, makeSecret, readSecret } from "../engine/hooks/call.ts";
+import { checkHookUrl, makeSecret, readSecret } from "../engine/hooks/call.ts";
 import { temporary, until } from "./support/harness.ts";
 import {
   type Behaviour,
@@ -18,6 +18,8 @@ import {
   LOOPBACK,
   NONE,
   OK,
+  type Outcome,
+  outcome,
   receive,
   type Receiver,
   refusal,
@@ -51,7 +53,7 @@ describe("a call", () => {
     const receiver = await receive(OK);
     const at = Date.now();
     const url = `http://hook.example:${receiver.port}/hook?for=me`;
-    const answer = await callHook({ id: "msg_1", url, secret: SECRET, body: BODY, at }, LOOPBACK, {
+    const answer = await outcome({ id: "msg_1", url, secret: SECRET, body: BODY, at }, LOOPBACK, {
       resolve: async () => ["127.0.0.1"],
     });
     expect(answer).toEqual({ status: 200, error: null });
@@ -121,7 +123,7 @@ describe("a call", () => {
       [{ secret: "whsec_?" }, somewhere, "the call failed"],
       [{ id: "a\r\nb: c" }, somewhere, "the call failed"],
     ] as const)
-      expect(await callHook({ ...good, ...broken }, LOOPBACK, options)).toEqual({ status: null, error });
+      expect(await outcome({ ...good, ...broken }, LOOPBACK, options)).toEqual({ status: null, error });
   });
 });
 
@@ -147,7 +149,7 @@ const LATE = "there was no answer within 1 seconds";
 const CLOSED = "the connection closed before the answer";
 
 describe("a receiver that", () => {
-  test.each<[string, Behaviour, HookAnswer]>([
+  test.each<[string, Behaviour, Outcome]>([
     ["hangs before the head", () => {}, { status: null, error: LATE }],
     ["hangs within the head", `${HEAD}X-Long: `, { status: null, error: LATE }],
     ["drips its head", (socket) => void socket.write(`${HEAD}X: `, () => drip(socket)), { status: null, error: LATE }],
@@ -166,7 +168,7 @@ describe("a receiver that", () => {
     await until(() => receiver.ended === 1, "the connection's end");
   });
 
-  test.each<[string, Behaviour, HookAnswer]>([
+  test.each<[string, Behaviour, Outcome]>([
     ["closes at once", (socket) => void socket.end(), { status: null, error: CLOSED }],
     ["resets", (socket) => void socket.resetAndDestroy(), { status: null, error: CLOSED }],
     ["closes within the head", (socket) => void socket.end(HEAD), { status: null, error: CLOSED }],
@@ -218,7 +220,7 @@ describe("a receiver that", () => {
   test("has a name whose resolver does not answer delays no one beyond the limit", async () => {
     const never = { timeoutMs: 50, resolve: () => new Promise<string[]>(() => {}) };
     const url = "http://hook.example/";
-    expect(await callHook({ id: "1", url, secret: SECRET, body: BODY, at: Date.now() }, NONE, never)).toEqual({
+    expect(await outcome({ id: "1", url, secret: SECRET, body: BODY, at: Date.now() }, NONE, never)).toEqual({
       status: null,
       error: "there was no answer within 0.05 seconds",
     });
@@ -267,7 +269,10 @@ describe("TLS", () => {
     const answers = (await new Response(child.stdout).text())
       .trim()
       .split("\n")
-      .map((line) => JSON.parse(line) as unknown);
+      .map((line) => {
+        const { status, error } = JSON.parse(line) as Outcome;
+        return { status, error };
+      });
     const ok = { status: 200, error: null };
     expect(answers).toEqual([ok, ok, unverified, unverified]);
   });

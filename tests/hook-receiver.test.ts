@@ -5,7 +5,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { join } from "node:path";
 import { Webhook } from "standardwebhooks";
-import { callHook, makeSecret, readRetryAfter } from "../engine/hooks/call.ts";
+import { makeSecret, readRetryAfter } from "../engine/hooks/call.ts";
 import type { EngineOptions } from "../engine/engine.ts";
 import type { Service } from "../index.ts";
 import { ask, start, startOn, temporary, until } from "./support/harness.ts";
@@ -23,6 +23,7 @@ import {
   tidyUp,
   well,
 } from "./contract/hook-world.ts";
+import { outcome } from "./support/hook-receivers.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 const SECOND = 1_000;
@@ -70,7 +71,7 @@ describe("Retry-After", () => {
     const call = { id: "msg_1", secret: makeSecret(), body: "{}", at: Date.now() };
     for (const status of [200, 202, 301, 307, 400, 413, 429, 500, 503, 504]) {
       const receiver = new Receiver(later("120", status), call.secret);
-      const answer = await callHook({ ...call, url: receiver.url }, LOOPBACK);
+      const answer = await outcome({ ...call, url: receiver.url }, LOOPBACK);
       expect(answer).toEqual({ status, error: null, ...(status >= 400 ? { quietMs: 120 * SECOND } : {}) });
     }
   });

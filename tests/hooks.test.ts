@@ -45,7 +45,7 @@ test("a hook with 1,000 given-up calls is disabled, until it is retried", async 
     1,
   );
   const body = '{"type":"pere.receipt","data":{"receipts":[]}}';
-  const delivery = { body, createdAt: 1, attempts: 7, nextAt: null, status: 500, error: "HTTP 500" };
+  const delivery = { body, createdAt: 1, attempts: 7, nextAt: null, status: 500, error: "HTTP 500", tries: [] };
   const given = Array.from({ length: 999 }, (_, n) => ({ ...delivery, id: `msg_${n}` }));
   await store.progress("c", known.name, null, {
     keep: [...given, { ...delivery, id: "msg_last", attempts: 6, nextAt: 1 }],

@@ -226,6 +226,11 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
     422: [post('{"url":"http://10.0.0.1/"}')],
   },
   dropHook: { 400: [bad({ name: "-" })], 404: [bad({ name: "nobody" })] },
+  testHook: {
+    400: [bad({ name: "-" })],
+    404: [bad({ name: "nobody" })],
+    415: [{ headers: { "Content-Encoding": "gzip" } }],
+  },
   retryHook: {
     400: [bad({ name: "-" })],
     404: [bad({ name: "nobody" })],
@@ -261,6 +266,7 @@ const BEHIND_HOOKS: Record<string, keyof Engine["hooks"]> = {
   putHook: "put",
   dropHook: "drop",
   retryHook: "retry",
+  testHook: "test",
 };
 
 /** The same for scheduled pushes. */
@@ -411,6 +417,22 @@ describe("errors", () => {
     const gone = await tried("retireDevice", {});
     expect(gone.status).toBe(204);
     seen.add("retireDevice 204");
+    const calls: ((answer: Response) => void)[] = [];
+    const receiver = Bun.serve({
+      hostname: "127.0.0.1",
+      port: 0,
+      fetch: () => new Promise<Response>((answer) => calls.push(answer)),
+    });
+    const url = `http://127.0.0.1:${receiver.port}/`;
+    await tried("putHook", { ...post(JSON.stringify({ url })), ...bad({ name: "slow" }) });
+    const testing = tried("testHook", bad({ name: "slow" }));
+    await until(() => calls.length > 0);
+    expect((await tried("testHook", bad({ name: "slow" }))).status).toBe(409);
+    seen.add("testHook 409");
+    calls[0]!(new Response());
+    expect((await testing).body).toMatchObject({ status: 200, body: "" });
+    await receiver.stop(true);
+    expect((await tried("dropHook", bad({ name: "slow" }))).status).toBe(204);
     expect((await tried("dropHook", {})).status).toBe(204);
     seen.add("dropHook 204");
     await ask(`${pere.url}/devices/unwanted/till`, { method: "PUT" });

@@ -43,6 +43,7 @@ describe("an unknown query option", () => {
     ["PUT", "/hooks/orders/h?url=x"],
     ["DELETE", "/hooks/orders/h?all=1"],
     ["POST", "/hooks/orders/h/retry?id=1"],
+    ["POST", "/hooks/orders/h/test?on=receipt"],
     ["GET", "/metrics?channel=orders"],
     ["GET", "/feed/orders?"],
   ])("%s %s", async (method, path) => {

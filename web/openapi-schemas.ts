@@ -21,7 +21,7 @@ import {
   RECEIPTS_MAX,
   STATES,
 } from "../engine/model.ts";
-import { HOOK_KINDS, HOOKS_MAX } from "../engine/store.ts";
+import { HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
 
 /** A JSON Schema. */
 export interface Schema {
@@ -589,6 +589,13 @@ export const schemas = {
   HookState: object({
     ...hook,
     position: { ...ref("EventId"), description: "The last entry of the receipts log that was processed." },
+    lastDelivered: {
+      oneOf: [
+        object({ at: ref("Time"), status: { type: "integer" }, ms: count("How many milliseconds the call took.") }),
+        { type: "null" },
+      ],
+      description: "Its last successful call; `null`: none yet.",
+    },
     retrying: array(ref("Delivery"), { description: "Calls that failed and are retried." }),
     failed: array(ref("Delivery"), { description: "Calls that were given up." }),
   }),
@@ -600,6 +607,34 @@ export const schemas = {
     nextAt: { ...orNull("Time"), description: "The next attempt; `null`: it was given up." },
     status: { type: ["integer", "null"], description: "The HTTP status of the last attempt." },
     error: { type: ["string", "null"], description: "Why the last attempt failed, in a sentence." },
+    tries: array(ref("HookTry"), {
+      maxItems: TRIES_MAX,
+      description: `The last attempts, newest last, at most ${TRIES_MAX}. Attempts by earlier versions are not among them.`,
+    }),
+    body: { type: "string", description: "The first 1,024 characters of its body." },
+  }),
+  HookTry: object(
+    {
+      at: ref("Time"),
+      status: { type: ["integer", "null"], description: "The HTTP status; `null`: there was no answer." },
+      error: { type: "string", description: "Why it failed, in a sentence." },
+      ms: count("How many milliseconds it took."),
+      body: {
+        type: ["string", "null"],
+        description: "The first 256 characters of the answer's body; `null`: there was no answer.",
+      },
+    },
+    [],
+    { description: "A failed attempt." },
+  ),
+  HookTested: object({
+    status: { type: ["integer", "null"], description: "The HTTP status; `null`: there was no answer." },
+    ms: count("How many milliseconds the call took."),
+    body: {
+      type: ["string", "null"],
+      description: "The beginning of the answer's body, at most 1 KiB, as text; `null`: there was no answer.",
+    },
+    error: { type: ["string", "null"], description: "Why there was no answer, in a sentence." },
   }),
   Retried: object({ retried: count("Number of calls that are retried.") }),
   HookCall: {
@@ -614,6 +649,11 @@ export const schemas = {
         ["pere.complete"],
         { oneOf: [ref("EventState"), ref("Complete")] },
         "An event is complete: its state, or only the tally if it is no longer kept.",
+      ),
+      hookCall(
+        ["pere.test"],
+        object({ channel: ref("Channel"), hook: ref("HookName") }),
+        "A publisher tests the hook.",
       ),
       hookCall(["pere.gap"], ref("Gap"), "Receipts that the hook was not called for are no longer kept."),
     ],
@@ -827,7 +867,8 @@ export const samples = {
   hookName,
   hookDraft,
   hook: hookShown,
-  hooks: { hooks: [{ ...hookShown, position: id(7), retrying: [], failed: [] }] },
+  hooks: { hooks: [{ ...hookShown, position: id(7), lastDelivered: null, retrying: [], failed: [] }] },
+  tested: { status: null, ms: 0, body: null, error: "the connection was refused" },
   retried: { retried: 0 },
   health: { status: "ok" },
   metrics: "# HELP pere_pushes_total Events stored\n# TYPE pere_pushes_total counter\npere_pushes_total 1\n",

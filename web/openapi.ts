@@ -558,7 +558,8 @@ or where it gave a final receipt before it left. 404 if it is not enrolled and h
     operationId: "listHooks",
     summary: "List a channel's hooks",
     tags: ["Hooks"],
-    description: "By name, each with its pending and given-up calls. Secrets are not shown.",
+    description:
+      "By name, each with its last successful call and its pending and given-up calls. Secrets are not shown.",
     parameters: [channel],
     responses: { 200: reply("The hooks.", json("HookList", one(samples.hooks))), ...failing(400, 401, 403) },
   },
@@ -614,6 +615,19 @@ it is refused as it is. Replace it with your own.`,
     responses: {
       200: reply("They are being sent.", json("Retried", one(samples.retried))),
       ...failing(400, 401, 403, 404, 415, 507),
+    },
+  },
+
+  testHook: {
+    operationId: "testHook",
+    summary: "Call a hook's URL once, as a test",
+    tags: ["Hooks"],
+    description:
+      "One call with the body type `pere.test`, signed and limited as others are, made now and not repeated; also if the hook is disabled. Answers when the receiver has answered, or after 15 seconds. It changes nothing: it is not counted, and a 410 does not disable the hook.",
+    parameters: [channel, hookName],
+    responses: {
+      200: reply("The call was made, or could not be made: `error` says why.", json("HookTested", one(samples.tested))),
+      ...failing(400, 401, 403, 404, 409, 415),
     },
   },
 

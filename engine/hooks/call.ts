@@ -6,8 +6,8 @@
  * addresses a moment later. So each call resolves it once, checks all addresses, and connects to one of them without resolving again. Bun's
  * `fetch` always resolves for itself; `node:http` takes a `lookup` function.
  *
- * The result is the status. The body is read, so that the receiver can finish its answer, and dropped; the caller decides when to retry. Never
- * follows a redirect, never reuses a connection, never uses a proxy, never throws.
+ * The result is the status, the beginning of the answer's body, and how long it took; the caller decides when to retry. The rest of the body is read, so
+ * that the receiver can finish its answer, and dropped. Never follows a redirect, never reuses a connection, never uses a proxy, never throws.
  */
 import { lookup } from "node:dns/promises";
 import { request as httpRequest } from "node:http";
@@ -31,18 +31,21 @@ const CALL_MS = 15_000;
 const CHECK_MS = 5_000;
 /** A receiver that asks for a longer pause is called after a day all the same; otherwise a mistake there could stop its calls for years. */
 const QUIET_MS_MAX = 24 * 3600 * 1000;
-/** At most this much of an answer's body is read. Nothing of it is kept. */
+/** At most this much of an answer's body is read. */
 const ANSWER_BYTES_MAX = 64 * 1024;
+/** This much of it is kept: enough for an error message. */
+const KEPT_BYTES_MAX = 1024;
 /** Interim answers (1xx; RFC 9110, 15.2). A receiver sends one or two; an endless series is an attack. */
 const ANNOUNCEMENTS_MAX = 8;
 
 /** Resolves a name to its addresses. */
 export type Resolve = (name: string) => Promise<readonly string[]>;
 
-/** A receiver's answer: the status, and `Retry-After` as it was sent, if there is one. */
+/** A receiver's answer: the status, `Retry-After` as it was sent, if there is one, and the beginning of the body. */
 export interface HookReply {
   readonly status: number;
   readonly retryAfter?: string | undefined;
+  readonly body?: string;
 }
 
 /** Makes a call to one of the addresses. @returns the receiver's answer */
@@ -75,6 +78,10 @@ export interface HookCall {
 export interface HookAnswer {
   readonly status: number | null;
   readonly error: string | null;
+  /** How long the call took. */
+  readonly ms: number;
+  /** The beginning of the answer's body, at most 1 KiB, as text; null: there was no answer. */
+  readonly body: string | null;
   /** How long the receiver asked not to be called, in milliseconds; absent: it did not ask. */
   readonly quietMs?: number;
 }
@@ -179,15 +186,17 @@ export async function callHook(
   const clock = new AbortController();
   const timer = setTimeout(() => clock.abort(), timeoutMs);
   const deadline = clock.signal;
+  const startedAt = performance.now();
+  const elapsed = (): number => Math.round(performance.now() - startedAt);
   try {
     const url = readHookUrl(call.url, allowed);
     const addresses = await abortable(deadline, checkedAddresses(url, allowed, resolve));
-    const { status, retryAfter } = await send(url, addresses, call, deadline);
+    const { status, retryAfter, body = "" } = await send(url, addresses, call, deadline);
     const quietMs = status >= 400 ? readRetryAfter(retryAfter, call.at) : null;
-    return { status, error: null, ...(quietMs === null ? {} : { quietMs }) };
+    return { status, error: null, ms: elapsed(), body, ...(quietMs === null ? {} : { quietMs }) };
   } catch (error) {
     const late = `there was no answer within ${timeoutMs / 1000} seconds`;
-    return { status: null, error: deadline.aborted ? late : sentence(error) };
+    return { status: null, error: deadline.aborted ? late : sentence(error), ms: elapsed(), body: null };
   } finally {
     clearTimeout(timer);
   }
@@ -233,9 +242,10 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
     const request = open(url, options);
     let status: number | undefined;
     let retryAfter: string | undefined;
+    const kept: Buffer[] = [];
     const end = (error?: unknown): void => {
       if (status === undefined) reject(error);
-      else resolve({ status, retryAfter });
+      else resolve({ status, retryAfter, body: beginningOf(Buffer.concat(kept)) });
       request.destroy();
     };
     let announcements = 0;
@@ -251,6 +261,7 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
       retryAfter = response.headers["retry-after"];
       let bytes = 0;
       response.on("data", (chunk: Buffer) => {
+        if (bytes < KEPT_BYTES_MAX) kept.push(chunk.subarray(0, KEPT_BYTES_MAX - bytes));
         bytes += chunk.length;
         if (bytes > ANSWER_BYTES_MAX) end();
       });
@@ -261,6 +272,9 @@ function post(url: URL, addresses: readonly string[], call: HookCall, deadline: 
     request.end(call.body);
   });
 }
+
+/** Bytes as text: U+FFFD for what is not UTF-8, and without a character that was cut at the end. */
+const beginningOf = (bytes: Buffer): string => new TextDecoder().decode(bytes, { stream: true });
 
 /** Error codes of Node, llhttp and OpenSSL, and what they mean to the owner of a hook. */
 const SENTENCES: readonly (readonly [RegExp, string])[] = [

@@ -8,9 +8,9 @@
  * runner read where to continue.
  */
 import type { AddressRange } from "../addresses.ts";
-import { checkHookUrl, makeSecret, readHookUrl, readSecret } from "./call.ts";
+import { callHook, checkHookUrl, type HookAnswer, makeSecret, readHookUrl, readSecret } from "./call.ts";
 import { attempt, unexpected } from "../faults.ts";
-import { type HookOptions, nameOf, Runner } from "./runner.ts";
+import { bodyOf, CALL_ROWS, formerSecretsOf, type HookOptions, nameOf, Runner } from "./runner.ts";
 import { CHANNEL, id, iso, PereError } from "../model.ts";
 import { yieldToEventLoop } from "../yield.ts";
 import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "../store.ts";
@@ -25,6 +25,11 @@ const TICK_MS = 250;
 const TICK_RUNNERS = 500;
 /** How long a stopping service waits for calls in flight, so that delivered calls are not repeated. */
 const CLOSE_TIMEOUT_MS = 2_000;
+
+/** What a delivery in the list counts: its text is made, and its attempts are. */
+const DELIVERY_ROWS = 4;
+/** Characters of a delivery's body in the list: a hook may have a thousand of them. */
+const BODY_CHARACTERS = 1_024;
 
 /** @throws PereError malformed */
 export function readHookName(text: string): string {
@@ -59,6 +64,8 @@ export class Hooks {
   readonly #holder = crypto.randomUUID();
   readonly #runners = new Map<string, Runner>();
   readonly #timers: Timer[];
+  /** Hooks that are being tested. */
+  readonly #tests = new Set<string>();
   #looking: Promise<void> | undefined;
   #isHolder = false;
   #isTicking = false;
@@ -90,20 +97,54 @@ export class Hooks {
     await this.#changed();
   }
 
-  /** A channel's hooks, each with its pending and given-up deliveries. */
-  async list(channel: string) {
-    const hooks = await this.#store.hooks(channel);
-    return Promise.all(
-      hooks.map(async (hook) => {
-        const deliveries = await this.#store.deliveries(channel, hook.name);
-        return {
-          ...about(hook),
-          position: id(hook.cursor.epoch, hook.cursor.seq),
-          retrying: deliveries.filter(({ nextAt }) => nextAt !== null).map(aboutDelivery),
-          failed: deliveries.filter(({ nextAt }) => nextAt === null).map(aboutDelivery),
-        };
-      }),
-    );
+  /** A channel's hooks as JSON texts, each with its pending and given-up deliveries, one hook after the other: a thousand deliveries are megabytes. */
+  async list(channel: string): Promise<string[]> {
+    const texts: string[] = [];
+    for (const hook of await this.#store.hooks(channel)) {
+      const deliveries = await this.#store.deliveries(channel, hook.name);
+      await yieldToEventLoop("hooks", DELIVERY_ROWS * deliveries.length);
+      const state = {
+        ...about(hook),
+        position: id(hook.cursor.epoch, hook.cursor.seq),
+        lastDelivered: hook.lastDelivered && { ...hook.lastDelivered, at: iso(hook.lastDelivered.at) },
+        retrying: deliveries.filter(({ nextAt }) => nextAt !== null).map(aboutDelivery),
+        failed: deliveries.filter(({ nextAt }) => nextAt === null).map(aboutDelivery),
+      };
+      texts.push(JSON.stringify(state));
+    }
+    return texts;
+  }
+
+  /**
+   * Makes one call to a hook's URL now, also if the hook is disabled. It is signed and limited as others are, but it is not repeated, and neither its
+   * success nor its failure changes anything. @throws PereError unknown, conflict: another test of this hook is running here
+   */
+  async test(channel: string, name: string): Promise<Pick<HookAnswer, "status" | "ms" | "body" | "error">> {
+    const { allowed, call, now, stamp } = this.#options;
+    const hook = (await this.#store.hooks(channel)).find((one) => one.name === name);
+    if (!hook) throw unknown(channel, name);
+    if (this.#tests.has(nameOf(hook)))
+      throw new PereError("conflict", `a test call to hook ${name} is running; wait until it is answered`);
+    this.#tests.add(nameOf(hook));
+    try {
+      await yieldToEventLoop("hooks", CALL_ROWS);
+      const at = stamp();
+      const { status, ms, body, error } = await callHook(
+        {
+          id: `msg_test_${crypto.randomUUID()}`,
+          url: hook.url,
+          secret: hook.secret,
+          formerSecrets: formerSecretsOf(hook, now(), now()),
+          body: bodyOf("test", at, JSON.stringify({ channel, hook: name })),
+          at,
+        },
+        allowed,
+        call,
+      );
+      return { status, ms, body, error };
+    } finally {
+      this.#tests.delete(nameOf(hook));
+    }
   }
 
   /**
@@ -195,13 +236,15 @@ const about = ({ channel, name, url, on, createdAt, disabled }: Hook) => ({
   disabled,
 });
 
-const aboutDelivery = ({ id, createdAt, attempts, nextAt, status, error }: Delivery) => ({
+const aboutDelivery = ({ id, createdAt, attempts, nextAt, status, error, tries, body }: Delivery) => ({
   id,
   createdAt: iso(createdAt),
   attempts,
   nextAt: nextAt === null ? null : iso(nextAt),
   status,
   error,
+  tries: tries.map((one) => ({ ...one, at: iso(one.at) })),
+  body: body.slice(0, BODY_CHARACTERS),
 });
 
 const malformed = (path: string, message: string): PereError =>

@@ -14,7 +14,15 @@ import type { Counters, HookResult } from "../counters.ts";
 import type { AddressRange } from "../addresses.ts";
 import { type CallOptions, callHook } from "./call.ts";
 import { completeText, id, iso, PereError, type Position } from "../model.ts";
-import type { Delivery, Hook, HookKind, Progress, Store } from "../store.ts";
+import {
+  type Delivered,
+  type Delivery,
+  type Hook,
+  type HookKind,
+  type Progress,
+  type Store,
+  TRIES_MAX,
+} from "../store.ts";
 import type { Batch, Entry } from "../feeds/log.ts";
 import { yieldToEventLoop } from "../yield.ts";
 
@@ -28,12 +36,14 @@ const RECEIPTS_A_CALL = 100;
 const CHARACTERS_A_CALL = 64 * 1024;
 /** Pending deliveries; at this number the hook stops reading. */
 const WAITING_MAX = 100;
+/** Characters of an answer's body that are kept with an attempt. */
+const TRY_CHARACTERS = 256;
 /** Given-up deliveries that are kept. */
 const GIVEN_UP_MAX = 1_000;
 /** For this long after a change of its secret, a hook signs with both secrets, so that the receiver can switch at any time. */
 const HANDOVER_MS = 24 * 3600_000;
 /** What a call counts, and the start of a hook, in rows: a call is signed and connects, a start reads deliveries and opens a feed. */
-const CALL_ROWS = 512;
+export const CALL_ROWS = 512;
 const START_ROWS = 64;
 /** Delay before a failed step is retried: opening a feed, storing a result. */
 const AGAIN_MS = 1_000;
@@ -87,6 +97,8 @@ export class Runner implements Wire {
   #room = Promise.withResolvers<void>();
   /** Until when the receiver asked not to be called, milliseconds since 1970; a hook that is changed or retried ignores it. */
   #quietUntil = 0;
+  /** The last successful call that is not stored yet. */
+  #lastDelivered: Delivered | undefined;
 
   constructor(store: Store, options: HookOptions, hook: Hook, fence: number, until: number) {
     this.#store = store;
@@ -231,6 +243,7 @@ export class Runner implements Wire {
         nextAt: Math.max(now, this.#quietUntil),
         status: null,
         error: null,
+        tries: [],
       };
       // If it was stopped between two calls, the next runner makes the second one. A receiver that asked not to be called is not called.
       const left = this.#mayCall() && now >= this.#quietUntil ? await this.#try(fresh) : fresh;
@@ -295,12 +308,17 @@ export class Runner implements Wire {
   async #try(delivery: Delivery): Promise<Delivery | null | "gone"> {
     const { url, secret } = this.hook;
     const { allowed, call, now, stamp, random, counts } = this.#options;
-    const formerSecrets = this.#formerSecrets(delivery, now());
-    const hookCall = { ...delivery, url, secret, formerSecrets, at: stamp() };
-    const { status, error, quietMs = 0 } = await callHook(hookCall, allowed, call);
+    const formerSecrets = formerSecretsOf(this.hook, delivery.createdAt, now());
+    const { id, body } = delivery;
+    const hookCall = { id, body, url, secret, formerSecrets, at: stamp() };
+    const answer = await callHook(hookCall, allowed, call);
+    const { status, ms, quietMs = 0 } = answer;
     const result = resultOf(status);
     counts.hookTries[result]++;
-    if (result === "delivered") return null;
+    if (result === "delivered") {
+      this.#lastDelivered = { at: hookCall.at, status: status!, ms };
+      return null;
+    }
     if (result === "gone" && (await this.#isCurrent())) {
       await this.#disable("the receiver answered 410 Gone");
       return "gone";
@@ -311,17 +329,9 @@ export class Runner implements Wire {
     this.#quietUntil = Math.max(this.#quietUntil, now() + quietMs);
     const nextAt =
       wait === undefined ? null : now() + Math.max(quietMs, Math.round(wait * (1 - JITTER + 2 * JITTER * random())));
-    return { ...delivery, attempts, nextAt, status, error: error ?? `HTTP ${status}` };
-  }
-
-  /**
-   * The former secrets that a delivery is also signed with. A delivery from before a change is signed with the old secret as long as it is retried;
-   * others for a while.
-   */
-  #formerSecrets({ createdAt }: Delivery, now: number): string[] {
-    const { secret, former } = this.hook;
-    const both = former.filter(({ until }) => createdAt <= until || now < until + HANDOVER_MS);
-    return [...new Set(both.map((one) => one.secret))].filter((one) => one !== secret);
+    const error = answer.error ?? `HTTP ${status}`;
+    const tried = { at: hookCall.at, status, error, ms, body: answer.body?.slice(0, TRY_CHARACTERS) ?? null };
+    return { ...delivery, attempts, nextAt, status, error, tries: [...delivery.tries, tried].slice(-TRIES_MAX) };
   }
 
   /** Whether the hook is unchanged since the runner began: an answer from an old URL says nothing about a new one. */
@@ -341,12 +351,13 @@ export class Runner implements Wire {
    * @returns false: another instance runs the hook, or it was removed; @throws PereError away: the runner was stopped meanwhile
    */
   async #progress(progress: Progress): Promise<boolean> {
-    const { channel, name } = this.hook;
+    const { channel, name, createdAt: of } = this.hook;
+    const lastDelivered = this.#lastDelivered;
+    const all = { of, ...progress, ...(lastDelivered ? { lastDelivered } : {}) };
     for (;;) {
       try {
-        const isKept =
-          !this.#abandoned &&
-          (await this.#store.progress(channel, name, this.fence, { of: this.hook.createdAt, ...progress }));
+        const isKept = !this.#abandoned && (await this.#store.progress(channel, name, this.fence, all));
+        if (this.#lastDelivered === lastDelivered) this.#lastDelivered = undefined;
         if (!isKept) void this.stop();
         return isKept;
       } catch (error) {
@@ -356,6 +367,15 @@ export class Runner implements Wire {
       }
     }
   }
+}
+
+/**
+ * The former secrets that a call is also signed with. One from before a change is signed with the old secret as long as it is retried; others for a
+ * while.
+ */
+export function formerSecretsOf({ secret, former }: Hook, createdAt: number, now: number): string[] {
+  const both = former.filter(({ until }) => createdAt <= until || now < until + HANDOVER_MS);
+  return [...new Set(both.map((one) => one.secret))].filter((one) => one !== secret);
 }
 
 /** Where the call that begins with this entry ends: it has a limit of receipts and of characters. */
@@ -376,5 +396,5 @@ const resultOf = (status: number | null): HookResult => {
 
 export const nameOf = ({ channel, name }: Hook): string => `${channel}/${name}`;
 
-const bodyOf = (kind: Message["kind"], at: number, data: string): string =>
+export const bodyOf = (kind: Message["kind"] | "test", at: number, data: string): string =>
   `{"type":"pere.${kind}","timestamp":"${iso(at)}","data":${data}}`;

@@ -1,5 +1,5 @@
 /**
- * The routes of webhooks: list, set, delete and retry those of a channel.
+ * The routes of webhooks: list, set, delete, test and retry those of a channel.
  */
 import { readHookName } from "../hooks/hooks.ts";
 import { HOOK_BYTES_MAX, PereError } from "../model.ts";
@@ -7,10 +7,11 @@ import { readChannel, readReceiptsJson, readText } from "../parsing.ts";
 import { plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { contentType, refuseEncodedBody, queryOf } from "./request.ts";
-import { json } from "./response.ts";
+import { json, jsonText } from "./response.ts";
 
 export async function listHooks(context: RouteContext, params: Params, request: Request): Promise<Response> {
-  return json({ hooks: await context.engine.hooks.list(await plainChannelOf(context, params, request)) });
+  const hooks = await context.engine.hooks.list(await plainChannelOf(context, params, request));
+  return jsonText(`{"hooks":[${hooks.join(",")}]}`);
 }
 
 export async function putHook(
@@ -38,4 +39,10 @@ export async function retryHook(context: RouteContext, params: Params, request: 
   refuseEncodedBody(request);
   const retried = await context.engine.hooks.retry(channel, readHookName(params.name));
   return json({ retried });
+}
+
+export async function testHook(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await plainChannelOf(context, params, request);
+  refuseEncodedBody(request);
+  return json(await context.engine.hooks.test(channel, readHookName(params.name)));
 }

@@ -7,6 +7,7 @@ import type { Keys } from "./keys.ts";
 import type { Redis, Reply } from "./connection.ts";
 import { HOOK_FIELDS, type Script, SCRIPTS } from "./scripts.ts";
 import {
+  type Delivered,
   type Delivery,
   FORMER_SECRETS_MAX,
   type Hook,
@@ -22,6 +23,9 @@ import { yieldToEventLoop } from "../yield.ts";
 const READ_CHANNELS = 64;
 const CHANNEL_ROWS = 32;
 
+/** What deliveries stored by earlier versions don't have. */
+const EARLIER: Pick<Delivery, "tries"> = { tries: [] };
+
 /** Runs a script that may create its channel, with keys in addition to the channel's. */
 type Make = (
   script: Script,
@@ -31,7 +35,8 @@ type Make = (
 ) => Promise<readonly Reply[]>;
 
 function hookOf(channel: string, name: string, fields: readonly Reply[]): Hook {
-  const [url, secret, kinds, createdAt, epoch, seq, disabled, revision, former] = fields as readonly string[];
+  const [url, secret, kinds, createdAt, epoch, seq, disabled, revision, former, delivered] =
+    fields as readonly string[];
   return {
     channel,
     name,
@@ -42,6 +47,7 @@ function hookOf(channel: string, name: string, fields: readonly Reply[]): Hook {
     createdAt: Number(createdAt),
     cursor: { epoch: epoch!, seq: Number(seq) },
     disabled: disabled ?? null,
+    lastDelivered: delivered == null ? null : (JSON.parse(delivered) as Delivered),
     revision: Number(revision),
   };
 }
@@ -110,16 +116,17 @@ export class RedisHooks {
   async deliveries(channel: string, name: string): Promise<Delivery[]> {
     const found = (await this.#link.send("HVALS", this.#keys(channel).deliveries(name))) as readonly string[];
     return found
-      .map((text) => JSON.parse(text) as Delivery)
+      .map((text): Delivery => ({ ...EARLIER, ...(JSON.parse(text) as Delivery) }))
       .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
   }
 
   /** Implements `Store.progress`. */
   async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
-    const { of = "", cursor, disabled, keep = [], drop = [] } = progress;
+    const { of = "", cursor, disabled, lastDelivered, keep = [], drop = [] } = progress;
     const { hook, deliveries } = this.#keys(channel);
     const reason = disabled === null ? "-" : (disabled ?? "");
-    const values = [of, fence ?? "", cursor?.epoch ?? "", cursor?.seq ?? "", reason, keep.length];
+    const delivered = lastDelivered ? JSON.stringify(lastDelivered) : "";
+    const values = [of, fence ?? "", cursor?.epoch ?? "", cursor?.seq ?? "", reason, delivered, keep.length];
     values.push(...keep.flatMap((delivery) => [delivery.id, JSON.stringify(delivery)]), ...drop);
     return (await this.#link.run(SCRIPTS.progress, [hook(name), deliveries(name)], values)) === 1;
   }

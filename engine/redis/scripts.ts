@@ -447,6 +447,7 @@ export const HOOK_FIELDS = [
   "disabled",
   "revision",
   "former",
+  "delivered",
 ] as const;
 
 const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
@@ -999,7 +1000,7 @@ export const SCRIPTS = {
 
   /**
    * A hook, its deliveries. Its creation time ('': any), fence ('': not the runner), epoch and seq of the cursor ('': unchanged), why it is disabled
-   * ('-': it is not, '': unchanged), number of deliveries to keep, then the id and the text of each, then the ids of finished ones → whether it was
+   * ('-': it is not, '': unchanged), its last successful call ('': unchanged), number of deliveries to keep, then the id and the text of each, then the ids of finished ones → whether it was
    * kept
    */
   progress: whole(`
@@ -1009,8 +1010,9 @@ export const SCRIPTS = {
     if ARGV[2] == '' then redis.call('HINCRBY', hook, 'revision', 1) else redis.call('HSET', hook, 'fence', ARGV[2]) end
     if ARGV[3] ~= '' then redis.call('HSET', hook, 'epoch', ARGV[3], 'seq', ARGV[4]) end
     if ARGV[5] == '-' then redis.call('HDEL', hook, 'disabled') elseif ARGV[5] ~= '' then redis.call('HSET', hook, 'disabled', ARGV[5]) end
-    local after = 7 + 2 * ARGV[6]
-    for at = 7, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
+    if ARGV[6] ~= '' then redis.call('HSET', hook, 'delivered', ARGV[6]) end
+    local after = 8 + 2 * ARGV[7]
+    for at = 8, after - 1, 2 do redis.call('HSET', deliveries, ARGV[at], ARGV[at + 1]) end
     for at = after, #ARGV do redis.call('HDEL', deliveries, ARGV[at]) end
     return 1`),
 

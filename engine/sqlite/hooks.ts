@@ -6,6 +6,7 @@ import type { SqliteFile } from "./file.ts";
 import { PereError } from "../model.ts";
 import type { Channel } from "./schema.ts";
 import {
+  type Delivered,
   type Delivery,
   FORMER_SECRETS_MAX,
   type Hook,
@@ -14,6 +15,7 @@ import {
   type HookKind,
   type Progress,
   readFormer,
+  type Try,
 } from "../store.ts";
 import { yieldToEventLoop } from "../yield.ts";
 
@@ -30,6 +32,7 @@ interface HookRow {
   createdAt: number;
   cursor: number;
   disabled: string | null;
+  lastDelivered: string | null;
   revision: number;
 }
 
@@ -37,10 +40,11 @@ interface HookRow {
 const READ_HOOKS = 500;
 
 const HOOKS = `SELECT h.channel AS id, c.name AS channel, c.epoch, h.name, h.url, h.secret, h.former, h.kinds, h.createdAt, h.cursor, h.disabled,
-  h.revision FROM hooks h JOIN channels c ON c.id = h.channel`;
+  h.lastDelivered, h.revision FROM hooks h JOIN channels c ON c.id = h.channel`;
 
-const hookOf = ({ id: _, epoch, kinds, cursor, former, ...row }: HookRow): Hook => ({
+const hookOf = ({ id: _, epoch, kinds, cursor, former, lastDelivered, ...row }: HookRow): Hook => ({
   ...row,
+  lastDelivered: lastDelivered === null ? null : (JSON.parse(lastDelivered) as Delivered),
   former: readFormer(former),
   on: kinds.split(",") as HookKind[],
   cursor: { epoch, seq: cursor },
@@ -104,7 +108,7 @@ export class HookRows {
       if (this.list(channel.name).length >= HOOKS_MAX)
         throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
       this.#file.run(
-        "INSERT INTO hooks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 1, 0, '')",
+        "INSERT INTO hooks VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, NULL, 1, 0, '', NULL)",
         channel.id,
         name,
         url,
@@ -124,19 +128,22 @@ export class HookRows {
   }
 
   deliveries(channel: Channel, name: string): Delivery[] {
-    return this.#file.all<Delivery>(
-      `SELECT id, body, createdAt, attempts, nextAt, status, error FROM deliveries
-       WHERE channel = ?1 AND hook = ?2 ORDER BY createdAt, id`,
-      channel.id,
-      name,
-    );
+    return this.#file
+      .all<Omit<Delivery, "tries"> & { tries: string }>(
+        `SELECT id, body, createdAt, attempts, nextAt, status, error, tries FROM deliveries
+         WHERE channel = ?1 AND hook = ?2 ORDER BY createdAt, id`,
+        channel.id,
+        name,
+      )
+      .map((row) => ({ ...row, tries: JSON.parse(row.tries) as Try[] }));
   }
 
   progress(channel: Channel | null, name: string, fence: number | null, progress: Progress): boolean {
     if (!channel) return false;
-    const { of = null, cursor, disabled, keep = [], drop = [] } = progress;
+    const { of = null, cursor, disabled, lastDelivered, keep = [], drop = [] } = progress;
     const isKept = this.#file.run(
       `UPDATE hooks SET cursor = coalesce(?4, cursor), disabled = iif(?5, ?6, disabled), fence = max(fence, coalesce(?3, fence)),
+       lastDelivered = coalesce(?8, lastDelivered),
        revision = revision + iif(?3 IS NULL, 1, 0)
        WHERE channel = ?1 AND name = ?2 AND (?3 IS NULL OR fence <= ?3) AND (?7 IS NULL OR createdAt = ?7)`,
       channel.id,
@@ -146,11 +153,12 @@ export class HookRows {
       disabled === undefined ? 0 : 1,
       disabled ?? null,
       of,
+      lastDelivered ? JSON.stringify(lastDelivered) : null,
     );
     if (isKept === 0) return false;
-    for (const { id, body, createdAt, attempts, nextAt, status, error } of keep)
+    for (const { id, body, createdAt, attempts, nextAt, status, error, tries } of keep)
       this.#file.run(
-        "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT OR REPLACE INTO deliveries VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
         channel.id,
         name,
         id,
@@ -160,6 +168,7 @@ export class HookRows {
         nextAt,
         status,
         error,
+        JSON.stringify(tries),
       );
     for (const id of drop)
       this.#file.run("DELETE FROM deliveries WHERE channel = ?1 AND hook = ?2 AND id = ?3", channel.id, name, id);

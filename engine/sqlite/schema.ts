@@ -144,11 +144,17 @@ CREATE INDEX doneSchedules ON schedules (doneAt) WHERE doneAt IS NOT NULL;
 ALTER TABLE events ADD COLUMN scheduled TEXT;
 `;
 
+/** A hook's last successful call and a delivery's attempts, as JSON. */
+const TRIES = `
+ALTER TABLE hooks ADD COLUMN lastDelivered TEXT;
+ALTER TABLE deliveries ADD COLUMN tries TEXT NOT NULL DEFAULT '[]';
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES, TRIES],
 };
 
 /**

@@ -38,7 +38,13 @@ export function storedHookCases(name: string, makeWorld: () => World): void {
       expect(again.status).toBe(200);
       expect(again.body).toEqual({ ...shown, url: `${receiver.url}?new`, on: ["receipt", "missing"] });
       expect(await list(pere.url)).toEqual([
-        { ...again.body, position: expect.stringMatching(/^[0-9a-z]+-0$/), retrying: [], failed: [] },
+        {
+          ...again.body,
+          position: expect.stringMatching(/^[0-9a-z]+-0$/),
+          lastDelivered: null,
+          retrying: [],
+          failed: [],
+        },
       ]);
       expect((await ask(hookUrl(pere.url), { method: "DELETE" })).status).toBe(204);
       expect(await list(pere.url)).toEqual([]);

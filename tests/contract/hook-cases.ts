@@ -7,6 +7,7 @@
  */
 import { callCases, storedHookCases } from "./hook-call-cases.ts";
 import { failingCallCases } from "./hook-failure-cases.ts";
+import { attemptCases, testCallCases } from "./hook-attempt-cases.ts";
 import { callInFlightCases, nothingLostCases } from "./hook-loss-cases.ts";
 import type { World } from "./hook-world.ts";
 
@@ -17,4 +18,6 @@ export function hookCases(name: string, makeWorld: () => World): void {
   failingCallCases(name, makeWorld);
   nothingLostCases(name, makeWorld);
   callInFlightCases(name, makeWorld);
+  attemptCases(name, makeWorld);
+  testCallCases(name, makeWorld);
 }

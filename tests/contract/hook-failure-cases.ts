@@ -50,7 +50,12 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
         );
         const nextAt = new Date(clock.at + wait).toISOString();
         const id = receiver.calls[0]!.id;
-        expect(retrying).toEqual([{ id, createdAt, attempts: tries + 1, nextAt, status: 500, error: "HTTP 500" }]);
+        const last = { status: 500, error: "HTTP 500" };
+        expect(retrying).toMatchObject([{ id, createdAt, attempts: tries + 1, nextAt, ...last }]);
+        expect(retrying[0].tries).toHaveLength(tries + 1);
+        expect(retrying[0].tries.at(-1)).toEqual({
+          ...{ at: new Date(clock.at).toISOString(), ...last, ms: expect.any(Number), body: "no" },
+        });
         expect(failed).toEqual([]);
         clock.at += wait;
         await receiver.have(tries + 2);
@@ -60,7 +65,8 @@ export function failingCallCases(name: string, makeWorld: () => World): void {
         return retrying.length === 0 && failed;
       }, "the end");
       const [{ id, text }] = receiver.calls as [Call];
-      expect(known).toEqual([{ id, createdAt, attempts: 7, nextAt: null, status: 500, error: "HTTP 500" }]);
+      expect(known).toMatchObject([{ id, createdAt, attempts: 7, nextAt: null, status: 500, error: "HTTP 500" }]);
+      expect(known[0].body).toBe(text);
       expect(receiver.calls.map((call) => call.id)).toEqual(Array.from({ length: 7 }, () => id));
       expect(receiver.calls.map((call) => call.text)).toEqual(Array.from({ length: 7 }, () => text));
       const ends = WAITS.map((_, index) => WAITS.slice(0, index + 1).reduce((sum, wait) => sum + wait, 0));

@@ -28,6 +28,7 @@ export function hookContract(ground: Ground): void {
       nextAt: T + SECOND,
       status: 500,
       error: null,
+      tries: [{ at: T, status: 500, error: "HTTP 500", ms: 12, body: "ü" }],
       ...more,
     });
 
@@ -48,6 +49,7 @@ export function hookContract(ground: Ground): void {
         createdAt: T,
         cursor: { epoch, seq: 3 },
         disabled: null,
+        lastDelivered: null,
         revision: made.revision,
       });
       expect((await put(hook("b", { secret: "its own" }))).hook.secret).toBe("its own");
@@ -181,6 +183,11 @@ export function hookContract(ground: Ground): void {
       expect(await hookOf("a")).toEqual({ ...made, cursor, disabled: "it answered 410" });
       expect(await ground.store.progress("orders", "a", 1, { disabled: null })).toBe(true);
       expect(await hookOf("a")).toEqual({ ...made, cursor });
+      const lastDelivered = { at: T + 7, status: 204, ms: 15 };
+      expect(await ground.store.progress("orders", "a", 1, { lastDelivered })).toBe(true);
+      expect(await hookOf("a")).toEqual({ ...made, cursor, lastDelivered });
+      expect(await ground.store.progress("orders", "a", 1, { cursor })).toBe(true);
+      expect(await hookOf("a")).toEqual({ ...made, cursor, lastDelivered });
       for (const [channel, name] of [
         ["orders", "none"],
         ["others", "a"],

@@ -236,16 +236,28 @@ export function lifeContract(ground: Ground): void {
         "fresh",
         T,
       );
-      const delivery = { id: "d1", body: "{}", createdAt: T, attempts: 1, nextAt: null, status: 500, error: "no" };
+      const tries = [{ at: T, status: null, error: "no", ms: 3, body: null }];
+      const delivery = {
+        id: "d1",
+        body: "{}",
+        createdAt: T,
+        attempts: 1,
+        nextAt: null,
+        status: 500,
+        error: "no",
+        tries,
+      };
+      const lastDelivered = { at: T, status: 200, ms: 1 };
       await ground.store.progress("orders", "a", 5, {
         cursor: { ...hook.cursor, seq: 2 },
         disabled: "no",
+        lastDelivered,
         keep: [delivery],
       });
       const before = await ground.store.hooks(null);
       await reopen();
       expect(await ground.store.hooks(null)).toEqual(before);
-      expect(await ground.store.hooks("orders")).toEqual([{ ...hook, disabled: "no" }]);
+      expect(await ground.store.hooks("orders")).toEqual([{ ...hook, disabled: "no", lastDelivered }]);
       expect(await ground.store.deliveries("orders", "a")).toEqual([delivery]);
       expect(await ground.store.progress("orders", "a", 4, { drop: ["d1"] })).toBe(false);
       expect(await ground.store.progress("orders", "a", 5, { drop: ["d1"] })).toBe(true);

@@ -68,12 +68,21 @@ export async function listen(
 export const receive = (behaviour: Behaviour, host = "127.0.0.1", port = 0): Promise<Receiver> =>
   listen(createServer(), "connection", behaviour, host, port);
 
+/** What came of a call; how long it took differs each time, and the answer's body has tests of its own. */
+export type Outcome = Omit<HookAnswer, "ms" | "body">;
+
+/** Makes a call. */
+export async function outcome(...asked: Parameters<typeof callHook>): Promise<Outcome> {
+  const { ms: _, body: __, ...came } = await callHook(...asked);
+  return came;
+}
+
 /** A call of `host` at the receiver's port; the name, where it is one, leads to `addresses`. */
 export const call = (
   { port }: { readonly port: number },
   { host = "127.0.0.1", addresses = ["127.0.0.1"], allowed = LOOPBACK, timeoutMs = 5_000, protocol = "http" } = {},
-): Promise<HookAnswer> =>
-  callHook(
+): Promise<Outcome> =>
+  outcome(
     { id: "msg_1", url: `${protocol}://${host}:${port}/hook?for=me`, secret: SECRET, body: BODY, at: Date.now() },
     allowed,
     { timeoutMs, resolve: async () => addresses },

@@ -24,6 +24,7 @@ export const sample = (text: string): string =>
   text
     .replaceAll(scheduled, samples.scheduleId)
     .replaceAll(epoch, SAMPLE_EPOCH)
+    .replace(/"ms":\d+/g, '"ms":0')
     .replace(/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/g, "7f0c5a52-3d0c-4f5e-9a53-0a4b1c9a8e11");
 
 /** The request that the document describes, with the examples that it gives. */
@@ -122,6 +123,7 @@ export const STORY: readonly Step[] = [
   ["putHook", { type: JSON_TYPE, example: "one" }, 201, JSON_TYPE, "example"],
   ["putHook", { type: JSON_TYPE, example: "one" }, 200, JSON_TYPE, "example"],
   ["retryHook", {}, 200, JSON_TYPE, "example"],
+  ["testHook", {}, 200, JSON_TYPE, "example"],
   ["listHooks", {}, 200, JSON_TYPE, "example"],
   ["deleteChannel", {}, 409, PROBLEM, "example"],
 
