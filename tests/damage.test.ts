@@ -96,3 +96,22 @@ test("a device that owes an event on it is told at each reconnect, and is served
   await until(() => feed.messages.length > 0, "a feed that begins behind it");
   expect(feed.ended).toBeFalse();
 });
+
+test("a service does not start on a file whose journal is damaged, because events in it would be forgotten", async () => {
+  const db = join(temporary(), "pere.db");
+  const store = new SqliteStore({ path: db });
+  const draft = { type: null, to: null, ttl: null, deadline: null, remind: null };
+  for (let n = 0; n < 200; n++) await store.append(`c${n % 20}`, [{ ...draft, data: '"in the journal"' }], Date.now());
+  await store.close();
+  const found = readFileSync(db).lastIndexOf(String.raw`\"in the journal`); // As a part of a JSON text, on the newest page.
+  // The page is whole, and the text on it is not; then the page is not.
+  for (const [text, at] of [
+    ["} no JSON {", found + 1],
+    ["\xee".repeat(PAGE), Math.floor(found / PAGE) * PAGE],
+  ] as const) {
+    const file = openSync(db, "r+");
+    writeSync(file, Buffer.from(text, "latin1"), 0, text.length, at);
+    closeSync(file);
+    await expect(spawn({ PERE_DB: db })).rejects.toThrow(/pere\.db is damaged: .*restore/);
+  }
+});

@@ -17,8 +17,12 @@ const SECTOR_BYTES = 512;
 /** Kills, and states of the disk after each. */
 const KILLS = 6;
 const STATES_A_KILL = 20;
+/** More than those whose events never go through the journal. */
+const CHANNELS = ["orders", "a", "b", "c", "d", "e", "f"];
 
 const skipped = hasDisk || process.env.CI === "true" ? "" : " (skipped: it needs Linux and a C compiler)";
+
+const seqOf = (id: string): number => Number(id.split("-")[1]);
 
 /** Writes since the last sync: a part of the file, or the length that it was cut to. */
 type Write = { readonly offset: number; readonly bytes: Buffer | null };
@@ -73,6 +77,7 @@ test.skipIf(skipped !== "")(
     const preload = diskLibrary(temporary());
     const name = (what: string): string => `${what} (SEED=${seed})`;
     let restarts = 0;
+    let journaled = 0;
     for (let kill = 0; kill < KILLS; kill++) {
       const folder = temporary();
       const keep = join(folder, "keep");
@@ -83,9 +88,9 @@ test.skipIf(skipped !== "")(
       const env = { PERE_DB: db, LD_PRELOAD: preload, DISK_KEEP: keep, DISK_SYNC_US: "1000", DISK_CUT: cut };
       const service = await spawn(env);
       const { url, child } = service;
-      await ask(`${url}/devices/orders/till`, { method: "PUT" });
-      const acknowledged: string[] = [];
-      const done: string[] = [];
+      for (const channel of CHANNELS) await ask(`${url}/devices/${channel}/till`, { method: "PUT" });
+      const acknowledged: { channel: string; seq: number }[] = [];
+      const done: { channel: string; seq: number }[] = [];
       let left = kill % 2 === 0 ? Number.POSITIVE_INFINITY : 20 + Math.floor(random() * 60);
       let isKilled = false;
       /** The answer, unless the process ended meanwhile. */
@@ -98,21 +103,22 @@ test.skipIf(skipped !== "")(
       };
       // One of them pushes so much that the log begins again several times.
       const publisher = async (nth: number): Promise<void> => {
-        for (;;) {
+        for (let turn = 0; ; turn++) {
+          const channel = nth === 0 ? "orders" : CHANNELS[(turn + nth) % CHANNELS.length]!;
           const lines = Array.from({ length: nth === 0 ? 40 : 1 }, () =>
             JSON.stringify("x".repeat(nth === 0 ? 9_000 : 9)),
           );
           const batch = { body: lines.join("\n"), type: "application/x-ndjson" };
-          const answer = await unlessDead(ask(`${url}/push/orders`, batch));
+          const answer = await unlessDead(ask(`${url}/push/${channel}`, batch));
           if (answer === null) return;
           expect([answer.status, answer.text]).toEqual([201, answer.text]);
           const ids = (answer.body.events as { id: string }[]).map(({ id }) => id);
-          acknowledged.push(...ids);
+          acknowledged.push(...ids.map((id) => ({ channel, seq: seqOf(id) })));
           if (nth === 0) continue;
-          const receipt = await unlessDead(give(url, "orders", ids[0]!, "till", "done"));
+          const receipt = await unlessDead(give(url, channel, ids[0]!, "till", "done"));
           if (receipt === null) return;
           expect([receipt.status, receipt.text]).toEqual([200, receipt.text]);
-          done.push(ids[0]!);
+          done.push({ channel, seq: seqOf(ids[0]!) });
           if (--left > 0) continue;
           isKilled = true;
           child.kill("SIGKILL");
@@ -141,24 +147,34 @@ test.skipIf(skipped !== "")(
         const log = readFileSync(`${copy}-wal`);
         if (log.length > 32 && log.readUInt32BE(12) > 0) restarts++;
         const store = new SqliteStore({ path: copy });
-        const heads = (await store.heads("orders"))!;
-        const last = Math.max(...acknowledged.map((id) => Number(id.split("-")[1])));
-        expect([name("head"), heads.events.head >= last]).toEqual([name("head"), true]);
-        const tallies = (await store.tallies("orders", heads.epoch, 1, heads.events.head))!;
-        const kept = done.filter((id) => Number(id.split("-")[1]) > heads.events.floor);
-        for (const id of kept) expect([name(id), tallies.get(Number(id.split("-")[1]))?.done]).toEqual([name(id), 1]);
+        for (const channel of CHANNELS) {
+          const { epoch, events } = (await store.heads(channel))!;
+          const ofIt = (some: typeof done): number[] =>
+            some.filter((one) => one.channel === channel && one.seq > events.floor).map(({ seq }) => seq);
+          const found = channel === "orders" ? null : (await store.events(channel, epoch, 0, 100_000))!;
+          const seqs = found?.map(({ seq }) => seq) ?? [];
+          if (found) expect([name(channel), seqs]).toEqual([name(channel), seqs.map((_, n) => events.floor + n + 1)]);
+          const last = found ? (seqs.at(-1) ?? 0) : events.head;
+          for (const seq of ofIt(acknowledged))
+            expect([name(`${channel} ${seq}`), seq <= last]).toEqual([name(`${channel} ${seq}`), true]);
+          const tallies = (await store.tallies(channel, epoch, 1, events.head))!;
+          for (const seq of ofIt(done))
+            expect([name(`${channel} ${seq}`), tallies.get(seq)?.done]).toEqual([name(`${channel} ${seq}`), 1]);
+        }
         await store.close();
         const file = new Database(copy, { readonly: true });
         expect([name("check"), file.query("PRAGMA integrity_check").all()]).toEqual([
           name("check"),
           [{ integrity_check: "ok" }],
         ]);
+        journaled += file.query<{ n: number }, []>("SELECT count(*) AS n FROM journal").get()!.n;
         file.close();
         for (const left of readdirSync(folder)) if (left.startsWith("state-")) rmSync(join(folder, left));
       }
     }
-    // Otherwise nothing was seen of the dangerous moment.
+    // Otherwise nothing was seen of the dangerous moment, or of the journal.
     expect(restarts).toBeGreaterThan(0);
+    expect(journaled).toBeGreaterThan(0);
   },
   300_000,
 );

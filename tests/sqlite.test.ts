@@ -60,6 +60,26 @@ storeContract(
   { histories: 20 },
 );
 
+// All events that can go through the journal do, and they are merged all the time.
+storeContract(
+  "SqliteStore with a journal",
+  async () => {
+    const options = {
+      path: join(temporary(), "pere.db"),
+      recent: { rowBytes: 300, rows: 7, mergeRows: 3, nearChannels: 0 },
+    };
+    const store = new SqliteStore(options);
+    return {
+      store,
+      async reopen() {
+        await store.close();
+        return new SqliteStore(options);
+      },
+    };
+  },
+  { histories: 20 },
+);
+
 /** What another program reads in a file that is worked with. */
 function rows(path: string, sql: string): unknown[] {
   const db = new Database(path, { readonly: true });

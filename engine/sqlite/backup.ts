@@ -16,6 +16,7 @@ import { dirname } from "node:path";
 import { destination } from "./links.ts";
 import { checkReadable, lockFile } from "./lock.ts";
 import { PereError } from "../model.ts";
+import { unmerged } from "./recent-events.ts";
 import { SCHEMA } from "./schema.ts";
 import { foundSecret, keptSecret } from "./secret-file.ts";
 import { unwritable } from "./writable.ts";
@@ -42,6 +43,14 @@ function sync(path: string): void {
 
 const number = (db: Database, sql: string): number =>
   db.query<Record<string, number>, []>(sql).values()[0]![0] as number;
+
+/** How many events are not in `events` yet. Earlier versions had no journal. */
+function journaledEvents(db: Database): number {
+  if (number(db, "SELECT count(*) FROM sqlite_schema WHERE name = 'journal'") === 0) return 0;
+  let count = 0;
+  for (const _ of unmerged((sql, ...values) => db.query(sql).all(...values) as never)) count++;
+  return count;
+}
 
 /** @throws PereError conflict: not a PERE file */
 function check(db: Database, path: string): void {
@@ -104,7 +113,7 @@ function copy(from: string, to: string): Content {
       db.run(`PRAGMA application_id = ${SCHEMA.copyId}`);
       const [channels, events] = [
         number(db, "SELECT count(*) FROM channels"),
-        number(db, "SELECT count(*) FROM events"),
+        number(db, "SELECT count(*) FROM events") + journaledEvents(db),
       ];
       return { channels, events, bytes: statSync(fresh).size };
     });

@@ -15,7 +15,8 @@ const RESERVED_MAX = 100_000;
 
 /** Reads channels; see `schema.ts`. */
 const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched, lost AS lostByAll, trimAt,
-  max(head, coalesce((SELECT max(seq) FROM events WHERE channel = id), 0)) AS head,
+  max(head, coalesce((SELECT max(seq) FROM main.events WHERE channel = id), 0),
+    coalesce((SELECT max(seq) FROM recent WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
 
@@ -33,18 +34,27 @@ export class ChannelRows {
   /** The running transaction appended to a log. */
   #hasGrown = false;
   /** The greatest id of a deleted row. Ids are not used again while this process runs: a slow reader may still have one. */
-  #deletedId = 0;
+  #deletedId: number;
 
   /**
    * @param epoch creates epochs
    * @param cachedMax limit of the cache
+   * @param deletedId ids up to this one may have belonged to channels that were deleted before, and are not used again
    */
-  constructor(file: SqliteFile, hooks: HookRows, schedules: ScheduleRows, epoch: () => string, cachedMax: number) {
+  constructor(
+    file: SqliteFile,
+    hooks: HookRows,
+    schedules: ScheduleRows,
+    epoch: () => string,
+    cachedMax: number,
+    deletedId: number,
+  ) {
     this.#file = file;
     this.#hooks = hooks;
     this.#schedules = schedules;
     this.#epoch = epoch;
     this.#cachedMax = cachedMax;
+    this.#deletedId = deletedId;
   }
 
   /** A channel, or null if there is none. */

@@ -174,7 +174,7 @@ export class Enrolments {
       floor,
     );
     const toIt = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+      `SELECT e.seq FROM targets t JOIN main.events e ON e.channel = t.channel AND e.seq = t.event
        WHERE t.channel = +?1 AND t.event > ?2 AND t.event <= ?5 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event DESC LIMIT 1`,
       id,
       after,
@@ -200,7 +200,7 @@ export class Enrolments {
         most,
       )?.event ?? channel.head;
     const toIt = this.#file.get<{ seq: number }>(
-      `SELECT e.seq FROM targets t JOIN events e ON e.channel = t.channel AND e.seq = t.event
+      `SELECT e.seq FROM targets t JOIN main.events e ON e.channel = t.channel AND e.seq = t.event
        WHERE t.channel = +?1 AND t.event > ?2 AND t.event <= ?5 AND t.device = +?3 AND ${alive(4)} AND ${unsettled(3)} ORDER BY t.event LIMIT 1`,
       channel.id,
       after,
@@ -292,7 +292,8 @@ export class Enrolments {
       `SELECT e.seq, e.targeted, coalesce(l.status, 0) AS status FROM events e
        LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
        WHERE e.channel = ?1 AND e.seq BETWEEN ?4 AND ?5 AND coalesce(l.status, 0) < ${FINAL} AND
-       CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END`,
+       CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END
+       ORDER BY e.seq`,
       channel.id,
       leaving.joined,
       leaving.device,

@@ -57,6 +57,8 @@ export interface Schema {
 
 /** What the owner of a file does around its transactions. */
 export interface Transactions {
+  /** A connection was opened, or another one is used from now on: prepares what only this connection has. */
+  opened(file: SqliteFile): void;
   /** In the transaction, after its changes: writes what was gathered in memory. */
   finish(): void;
   /** The transaction is written. The next one can begin. @returns called when it is durable, before any caller is answered */
@@ -120,6 +122,7 @@ export class SqliteFile {
     }
     try {
       this.#makeReady(schema);
+      owner.opened(this);
       this.#settle(sync);
     } catch (error) {
       this.#db.close();
@@ -317,9 +320,18 @@ export class SqliteFile {
     if (this.#broken !== undefined && this.#db === this.#log?.snapshot) return;
     this.#broken ??= error;
     this.#statements.clear();
-    if (this.#log !== null) this.#db = this.#log.snapshot;
     this.#owner.undone();
+    if (this.#log !== null) this.#readSnapshot(this.#log);
     this.#rounds.refuse(this.#refusal(error, false));
+  }
+
+  #readSnapshot(log: WriteAheadLog): void {
+    this.#db = log.snapshot;
+    try {
+      this.#owner.opened(this);
+    } catch (error) {
+      this.#warn("what is stored can't be read until PERE is restarted", error);
+    }
   }
 
   /**
@@ -578,6 +590,14 @@ function explain(path: string, error: unknown): PereError {
     );
   if (error instanceof SQLiteError && error.code === "SQLITE_NOTADB")
     return new PereError("conflict", `${path} is not a database`, [], error);
+  // What is read at startup can't be done without: a position must not be handed out twice.
+  if (isDamage(error) || error instanceof SyntaxError)
+    return new PereError(
+      "away",
+      `${path} is damaged: ${(error as Error).message}. Move it away, and restore a backup with the command restore`,
+      [],
+      error,
+    );
   if (error instanceof SQLiteError && /^SQLITE_(CANTOPEN|READONLY|PERM)/.test(error.code ?? ""))
     return unopened(path, error);
   return new PereError("away", `${path} can't be used: ${(error as Error).message}`, [], error);

@@ -14,6 +14,7 @@ import { FINAL } from "../model.ts";
 import type { Channel } from "./schema.ts";
 import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
+import type { RecentEvents } from "./recent-events.ts";
 
 /** Approximate limit of one slice, in rows read or changed, or kibibytes freed. */
 const SLICE_ROWS = 1_000;
@@ -53,13 +54,15 @@ interface EventRow {
 
 export class ChannelRetention {
   readonly #file: SqliteFile;
+  readonly #recent: RecentEvents;
   readonly #receipts: Receipts;
   readonly #enrolments: Enrolments;
   /** By the channel's id. */
   readonly #runs = new Map<number, Run>();
 
-  constructor(file: SqliteFile, receipts: Receipts, enrolments: Enrolments) {
+  constructor(file: SqliteFile, recent: RecentEvents, receipts: Receipts, enrolments: Enrolments) {
     this.#file = file;
+    this.#recent = recent;
     this.#receipts = receipts;
     this.#enrolments = enrolments;
   }
@@ -98,6 +101,7 @@ export class ChannelRetention {
     }
     if (passed.length === 0) return;
     channel.floor = passed.at(-1)!.seq;
+    slice.left -= this.#recent.settle(channel);
     this.#runs.set(channel.id, this.#findRun(channel, passed, now));
   }
 
@@ -191,7 +195,7 @@ export class ChannelRetention {
       channel.id,
       event,
     );
-    this.#file.run("DELETE FROM events WHERE channel = ?1 AND seq = ?2", channel.id, event);
+    this.#file.run("DELETE FROM main.events WHERE channel = ?1 AND seq = ?2", channel.id, event);
     return data?.bytes ?? 0;
   }
 }

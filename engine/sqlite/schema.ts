@@ -17,6 +17,9 @@
  *
  * `deadlines` has the events whose deadline is ahead or being processed; `after` is the last device that was processed.
  *
+ * `journal` has events that are not in this table of events yet. On the connection of a store, `events` is a view that shows both, and the table is
+ * `main.events`: `recent-events.ts`.
+ *
  * There is deliberately no index of receipts by device: devices answer the same event at about the same time, so such an index would dirty one page
  * per receipt where `latest` dirties one for dozens. What a device owes is found by looking up the events after `settled` in `latest`; `settled`
  * follows the device every few seconds.
@@ -150,11 +153,16 @@ ALTER TABLE hooks ADD COLUMN lastDelivered TEXT;
 ALTER TABLE deliveries ADD COLUMN tries TEXT NOT NULL DEFAULT '[]';
 `;
 
+/** Events in the order of their arrival, about fourteen per row, as a JSON array; see `recent-events.ts`. */
+const JOURNAL = `
+CREATE TABLE journal (row INTEGER PRIMARY KEY, number INTEGER NOT NULL, merged INTEGER NOT NULL, events TEXT NOT NULL) STRICT;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES, TRIES],
+  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES, TRIES, JOURNAL],
 };
 
 /**

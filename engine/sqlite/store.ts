@@ -21,6 +21,7 @@ import { ReceiptRows } from "./receipt-rows.ts";
 import { type Expired, type RemovalStep, removeSome } from "./removal.ts";
 import { ChannelRetention, trimKeys, trimUnused } from "./retention.ts";
 import { Receipts } from "./receipts.ts";
+import { RecentEvents, type RecentEventsLimits } from "./recent-events.ts";
 import { ScheduleRows } from "./schedules.ts";
 import {
   afterSeconds,
@@ -120,6 +121,8 @@ export interface SqliteOptions {
   readonly cacheLimits?: typeof CACHE_LIMITS;
   /** Counts commits and their duration. */
   readonly counts?: Counters;
+  /** When events go through the journal. */
+  readonly recent?: RecentEventsLimits;
   /** Receives messages for the operator. */
   readonly warn?: Warn;
   /** Makes the open log durable; `fdatasync` by default. */
@@ -146,6 +149,7 @@ function without(tally: Tally, status: State): Tally {
 /** @throws PereError as `SqliteFile` */
 export class SqliteStore implements Store {
   readonly #file: SqliteFile;
+  readonly #recent: RecentEvents;
   readonly #channels: ChannelRows;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
@@ -157,6 +161,7 @@ export class SqliteStore implements Store {
   /** Of the running transaction. */
   #wakes: Wake[] = [];
   #listener: (wake: Wake) => void = () => {};
+  #isMerging = false;
 
   constructor({
     path,
@@ -165,22 +170,28 @@ export class SqliteStore implements Store {
     counts = new Counters(),
     warn,
     sync,
+    recent,
   }: SqliteOptions) {
+    this.#recent = new RecentEvents(recent);
     this.#file = new SqliteFile(
       path,
       SCHEMA,
       {
+        opened: (file) => this.#recent.open(file),
         finish: () => {
+          this.#recent.finish();
           this.#receipts.write();
           this.#tallies.save();
           this.#channels.save();
         },
         written: () => {
           this.#channels.written();
+          this.#recent.written();
           const wakes = this.#wakes;
           this.#wakes = [];
           return () => {
             for (const wake of wakes) this.#listener(wake);
+            if (this.#recent.isDue) void this.#mergeRecent();
           };
         },
         undone: () => {
@@ -190,6 +201,7 @@ export class SqliteStore implements Store {
           this.#enrolments.clear();
           this.#tallies.clear();
           this.#receipts.undo();
+          this.#recent.undone();
           this.#retention.clear();
         },
         // Positions handed out after the backup was made have the old epochs, so they never match new ones.
@@ -204,14 +216,21 @@ export class SqliteStore implements Store {
     );
     this.#hooks = new HookRows(this.#file);
     this.#schedules = new ScheduleRows(this.#file);
-    this.#channels = new ChannelRows(this.#file, this.#hooks, this.#schedules, epoch, cacheLimits.channels);
+    this.#channels = new ChannelRows(
+      this.#file,
+      this.#hooks,
+      this.#schedules,
+      epoch,
+      cacheLimits.channels,
+      this.#recent.newestChannel,
+    );
     this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
     this.#tallies = new TallyCache(this.#file, cacheLimits);
     this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
       this.#queueReceipt(channel, receipt),
     );
     this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
-    this.#retention = new ChannelRetention(this.#file, this.#receipts, this.#enrolments);
+    this.#retention = new ChannelRetention(this.#file, this.#recent, this.#receipts, this.#enrolments);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -344,6 +363,19 @@ export class SqliteStore implements Store {
     );
   }
 
+  /** Moves recent events to their place, in slices. Whatever it could not move is tried again after another commit. */
+  async #mergeRecent(): Promise<void> {
+    if (this.#isMerging) return;
+    this.#isMerging = true;
+    try {
+      while (this.#recent.isDue) await this.#file.change(() => this.#recent.merge());
+    } catch (error) {
+      if (!(error instanceof PereError)) throw error;
+    } finally {
+      this.#isMerging = false;
+    }
+  }
+
   #appendOne(channel: Channel, draft: EventDraft, at: number, scheduled?: string): Event {
     const { type, data, to } = draft;
     const seq = ++channel.head;
@@ -352,19 +384,22 @@ export class SqliteStore implements Store {
     const remind = afterSeconds(0, draft.remind);
     this.#channels.grown();
     if (channel.trimAt === null) this.#channels.trimSoon(channel, at);
-    this.#file.run(
-      "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-      channel.id,
-      seq,
-      at,
-      expires,
-      to ? 1 : 0,
-      type,
-      data,
-      deadline,
-      remind,
-      scheduled ?? null,
-    );
+    if (to === null && deadline === null && remind === null && scheduled === undefined)
+      this.#recent.add(channel.id, seq, at, expires, type, data);
+    else
+      this.#file.run(
+        "INSERT INTO main.events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        channel.id,
+        seq,
+        at,
+        expires,
+        to ? 1 : 0,
+        type,
+        data,
+        deadline,
+        remind,
+        scheduled ?? null,
+      );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#tallies.add(channel, seq, to && to.length, deadline);
     // All names in one statement: a batch may have twenty thousand.
@@ -502,7 +537,7 @@ export class SqliteStore implements Store {
       const found: Reminder[] = [];
       for (let after = channel.floor; ;) {
         const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
-          "SELECT seq, at, remind, deadline, expires FROM events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
+          "SELECT seq, at, remind, deadline, expires FROM main.events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
           channel.id,
           after,
           READ_REMINDERS,

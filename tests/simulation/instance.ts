@@ -20,6 +20,7 @@ import type { Send } from "../../engine/hooks/call.ts";
 import { PereError } from "../../engine/model.ts";
 import { RateLimiter } from "../../engine/http/rate-limit.ts";
 import { RedisStore } from "../../engine/redis/store.ts";
+import type { RecentEventsLimits } from "../../engine/sqlite/recent-events.ts";
 import { SqliteStore } from "../../engine/sqlite/store.ts";
 import type { Store } from "../../engine/store.ts";
 import type { SocketData } from "../../engine/http/transports.ts";
@@ -30,7 +31,7 @@ import type { Host, SocketHandlers } from "./pipe.ts";
 export type Disk =
   | { readonly kind: "redis" }
   /** `durableBytes`: the write-ahead log up to there survives a power cut. */
-  | { readonly kind: "sqlite"; path: string; durableBytes: number };
+  | { readonly kind: "sqlite"; path: string; durableBytes: number; readonly recent: RecentEventsLimits };
 
 export interface InstanceOptions {
   readonly clock: Clock;
@@ -120,7 +121,7 @@ export class Instance implements Host {
       try {
         store =
           disk.kind === "sqlite"
-            ? new SqliteStore({ path: disk.path, counts, sync: (file) => this.#sync(file, disk) })
+            ? new SqliteStore({ path: disk.path, recent: disk.recent, counts, sync: (file) => this.#sync(file, disk) })
             : await RedisStore.open({ urls: ["redis://simulated"] });
         if (disk.kind === "sqlite") disk.durableBytes = statSync(`${disk.path}-wal`).size;
         break;

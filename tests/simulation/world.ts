@@ -4,6 +4,7 @@
  * Devices, publishers and followers are the SDK's own code. At the end of the trouble all lines are good, every instance and device is up and the
  * clocks are right; after a while what was promised must have come true.
  */
+import { RECENT_LIMITS, type RecentEventsLimits } from "../../engine/sqlite/recent-events.ts";
 import { chance } from "../support/chance.ts";
 import {
   type Listener,
@@ -57,6 +58,12 @@ const TIMING = {
 
 const URL_ = "http://pere.sim";
 
+/** In every second world, all events that can go through the journal do; it is small, or merged late. */
+const recentOf = (seed: number): RecentEventsLimits =>
+  seed % 2 === 0
+    ? RECENT_LIMITS
+    : { rowBytes: 300, rows: seed % 3 === 0 ? 4 : 100, mergeRows: seed % 3 === 2 ? 100 : 2, nearChannels: 0 };
+
 export class World {
   readonly plan: Plan;
   readonly clock: Clock;
@@ -98,7 +105,10 @@ export class World {
     this.redis = plan.store === "redis" ? new SimulatedRedis(clock, real!, chance(plan.seed ^ 0x7f4a7c15)) : null;
     if (this.redis) this.redis.cut = plan.redisCut;
     setRedis(this.redis);
-    this.#disk = plan.store === "redis" ? { kind: "redis" } : { kind: "sqlite", path: newFile(), durableBytes: 0 };
+    this.#disk =
+      plan.store === "redis"
+        ? { kind: "redis" }
+        : { kind: "sqlite", path: newFile(), durableBytes: 0, recent: recentOf(plan.seed) };
     const limits = { keptEvents: plan.keptEvents, trimMs: plan.trimMs, beatMs: 5_000, seenMs: 5_000 };
     const send = (_url: URL, _addresses: readonly string[], call: HookCall) => this.#called(call);
     this.instances = Array.from(
