@@ -94,6 +94,8 @@ const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
 
 /** Events per read. */
 const READ_ROWS = 250;
+/** The same from the newest on, where a page ends behind a whole number of reads: 4 MiB of the largest. */
+const NEWEST_ROWS = 64;
 
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
@@ -351,6 +353,42 @@ export class Engine {
     return { texts, next: `${epoch}-${last}` };
   }
 
+  /** The same before `before`, newest first. @throws PereError unknown */
+  async newestEvents(
+    channel: string,
+    before: Position | null,
+    limit: number,
+  ): Promise<{ texts: string[]; next: string | null }> {
+    const { epoch, events: extent } = await this.#heads(channel);
+    if (before && before.epoch !== epoch)
+      throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
+    const texts: string[] = [];
+    let last = Math.min(before?.seq ?? extent.head + 1, extent.head + 1);
+    for (let characters = 0; texts.length < limit && characters < PAGE_CHARACTERS_MAX && last > extent.floor + 1;) {
+      const size = Math.min(limit - texts.length, NEWEST_ROWS, last - extent.floor - 1);
+      const found: string[] = [];
+      // From the oldest of them: a read may be short.
+      for (let from = last - size - 1; from < last - 1;) {
+        await yieldToEventLoop("read", size);
+        const kept = await this.#store.events(channel, epoch, from, last - 1 - from);
+        // Where retention has dropped some meanwhile, the read goes on behind them.
+        const events = kept && kept.filter(({ seq }) => seq < last);
+        const read = events && (await this.#stateTexts(channel, epoch, events));
+        if (!read)
+          throw new PereError(
+            "away",
+            `the log of channel ${channel} was lost or restored just now; repeat the request`,
+          );
+        found.push(...read);
+        from = events!.at(-1)?.seq ?? last;
+      }
+      for (const text of found.reverse()) characters += text.length;
+      texts.push(...found);
+      last -= size;
+    }
+    return { texts, next: last > extent.floor + 1 ? `${epoch}-${last}` : null };
+  }
+
   /** One kept event as its publisher's JSON text. @throws PereError unknown */
   async event(channel: string, id: string): Promise<string> {
     const { epoch, seq } = await this.#kept(channel, id);
@@ -389,13 +427,13 @@ export class Engine {
   async rows(
     channel: string,
     id: string,
-    status: State | null,
+    statuses: readonly State[] | null,
     after: string,
     limit: number,
   ): Promise<Page<Row, string>> {
     const { epoch, seq } = await this.#kept(channel, id);
     await yieldToEventLoop("read", limit);
-    const page = await this.#store.rows(channel, epoch, seq, status, after, limit);
+    const page = await this.#store.rows(channel, epoch, seq, statuses, after, limit);
     await this.#kept(channel, id); // Otherwise rows may have been deleted during the read.
     if (page !== null) return page;
     throw new PereError("unknown", `event ${id} is no longer kept`);

@@ -423,12 +423,12 @@ export interface Store {
    */
   recordMissing(now: number): Promise<number | null>;
 
-  /** One row per addressed device, by name, after the device `after`, of one status or of all. Null as with `events`. */
+  /** One row per addressed device, by name, after the device `after`, of these statuses; null: of all. Null as with `events`. */
   rows(
     channel: string,
     epoch: string,
     event: number,
-    status: State | null,
+    statuses: readonly State[] | null,
     after: string,
     limit: number,
   ): Promise<Page<Row, string> | null>;

@@ -46,7 +46,7 @@ if (state.status !== 200) throw new Error("not read");
 const { done, pending }: { done: number; pending: number } = state.data.receipts;
 const complete: boolean = state.data.complete;
 
-const rows = await pere.listReceipts("orders", id, { status: "done", limit: 10 });
+const rows = await pere.listReceipts("orders", id, { status: ["done", "failed"], limit: 10 });
 if (rows.status !== 200) throw new Error("no rows");
 const deviceAt: string | null = rows.data.receipts[0]!.deviceAt;
 
@@ -79,7 +79,7 @@ export async function wrong(): Promise<void> {
   // @ts-expect-error: one event's answer is not many events'
   pushed.data.events;
   // @ts-expect-error: a state that there is not
-  await pere.listReceipts("orders", id, { status: "open" });
+  await pere.listReceipts("orders", id, { status: ["open"] });
   // @ts-expect-error: a hook is called for what there is
   await pere.putHook("orders", "shop", { url: "https://shop.example/", on: ["everything"] });
   // Without \`on\`, it is called for everything.

@@ -43,6 +43,55 @@ describe("events", () => {
     });
   });
 
+  test("are listed newest first on request, in pages of any length, large ones too", async () => {
+    const large = "x".repeat(60_000);
+    const ids: string[] = [];
+    for (let n = 0; n < 150; n++) ids.push(await push(pere.url, "newest", n % 2 === 0 ? n : large));
+    const newest = ids.toReversed();
+    const idsOf = (body: { events: { id: string }[] }): string[] => body.events.map(({ id }) => id);
+    const first = await get("/events/newest?order=desc&limit=2");
+    expect([idsOf(first.body), first.body.next]).toEqual([newest.slice(0, 2), newest[1]]);
+    for (const limit of [1, 63, 64, 149, 150, 1_000]) {
+      const found: string[] = [];
+      for (let after = ""; ;) {
+        const { body } = await get(`/events/newest?order=desc&limit=${limit}&after=${after}`);
+        if (body.next !== null) expect(body.next).toBe(idsOf(body).at(-1));
+        found.push(...idsOf(body));
+        if (body.next === null) break;
+        after = body.next;
+      }
+      expect(found).toEqual(newest);
+    }
+    expect(idsOf((await get("/events/newest?order=asc&limit=2")).body)).toEqual(ids.slice(0, 2));
+    // A position behind the newest event, and one before the oldest.
+    const far = ids[0]!.replace(/1$/, "999");
+    expect(idsOf((await get(`/events/newest?order=desc&limit=1&after=${far}`)).body)).toEqual([newest[0]!]);
+    const nothing = { events: [], next: null };
+    expect((await get(`/events/newest?order=desc&after=${ids[0]}`)).body).toEqual(nothing);
+    expect((await get(`/events/newest?order=desc&after=${ids[0]!.replace(/1$/, "0")}`)).body).toEqual(nothing);
+    for (const [query, status] of [
+      ["order=newest", 400],
+      ["order=", 400],
+      ["order=DESC", 400],
+      ["order=desc&before=x", 400],
+      ["order=desc&after=x", 400],
+      ["order=desc&after=other-1", 404],
+      ["order=desc&limit=0", 422],
+    ] as const)
+      expect([query, (await get(`/events/newest?${query}`)).status]).toEqual([query, status]);
+  });
+
+  test("newest first end where retention has dropped the others", async () => {
+    const small = await start({ limits: { keptEvents: 3, trimMs: 10 } });
+    const ids: string[] = [];
+    for (let n = 0; n < 6; n++) ids.push(await push(small.url, "c", n));
+    await until(async () => (await ask(`${small.url}/events/c`)).body.events.length === 3);
+    const { body } = await ask(`${small.url}/events/c?order=desc`);
+    expect(body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(3).reverse());
+    expect(body.next).toBeNull();
+    await small.stop();
+  });
+
   test("that never existed are 404, as is a channel that was never used", async () => {
     const id = await push(pere.url, "one", 1);
     expect((await get(`/events/one/${id}`)).status).toBe(200);
@@ -103,7 +152,14 @@ describe("rows", () => {
       [],
       5,
     ]);
-    expect((await get(`${path}?status=fine`)).status).toBe(400);
+    expect(await of("failed,received")).toEqual(["d1", "d5"]);
+    expect(await of("received,failed,failed")).toEqual(["d1", "d5"]);
+    expect((await get(`${path}?status=failed,received&limit=1`)).body).toMatchObject({
+      receipts: [{ device: "d1" }],
+      next: "d1",
+    });
+    for (const wrong of ["fine", "", "failed,", ",failed", "failed,fine", "failed, done", "Failed"])
+      expect([wrong, (await get(`${path}?status=${wrong}`)).status]).toEqual([wrong, 400]);
 
     const csv = await get(`${path}?status=failed`, { Accept: "text/csv" });
     expect(csv.headers.get("content-type")).toStartWith("text/csv");

@@ -389,8 +389,17 @@ Worst means: most of the three together, then the oldest, then by name. The tota
     operationId: "listEvents",
     summary: "List a channel's kept events",
     tags: ["Reading"],
-    description: "Oldest first, each with its tally.",
-    parameters: [channel, ...page("an event's id", ref("EventId"))],
+    description: "Oldest first or newest first, each with its tally.",
+    parameters: [
+      channel,
+      {
+        name: "order",
+        in: "query",
+        description: "Oldest first (`asc`) or newest first (`desc`). `after` continues in this order.",
+        schema: { type: "string", enum: ["asc", "desc"], default: "asc" },
+      },
+      ...page("an event's id", ref("EventId")),
+    ],
     responses: {
       200: reply("A page of events.", json("EventPage", one(samples.events))),
       ...failing(400, 401, 403, 404, 422),
@@ -418,8 +427,10 @@ Worst means: most of the three together, then the oldest, then by name. The tota
       {
         name: "status",
         in: "query",
-        description: "Only devices with this status.",
-        schema: ref("State"),
+        description: "Only devices with this status, or with one of several, separated by commas.",
+        schema: { type: "array", items: ref("State"), minItems: 1 },
+        style: "form",
+        explode: false,
       },
       ...page("a device's name", ref("Device")).map((parameter) =>
         parameter.name === "limit"

@@ -6,13 +6,18 @@ import { id, iso, PereError, type Row, type State, STATES, tallyCounts } from ".
 import { readPosition } from "../parsing.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
-import { accepts, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
+import { accepts, choiceOf, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
 import { json, jsonText, PLAIN } from "./response.ts";
 
 export async function listEvents(context: RouteContext, params: Params, request: Request): Promise<Response> {
   const channel = await channelOf(context, params, request);
-  const { after, limit } = pageOf(queryOf(request, PAGE_OPTIONS));
-  const { texts, next } = await context.engine.events(channel, after ? readPosition(after, "after") : null, limit);
+  const query = queryOf(request, ["order", ...PAGE_OPTIONS]);
+  const { after, limit } = pageOf(query);
+  const isNewestFirst = choiceOf(query, "order", ["asc", "desc"]) === "desc";
+  const position = after ? readPosition(after, "after") : null;
+  const { texts, next } = isNewestFirst
+    ? await context.engine.newestEvents(channel, position, limit)
+    : await context.engine.events(channel, position, limit);
   return jsonText(`{"events":[${texts.join(",")}],"next":${JSON.stringify(next)}}`);
 }
 
@@ -29,6 +34,15 @@ const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
   `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late}`;
 
+/** The statuses in `status`, comma separated; null: not given. @throws PereError malformed */
+function statusesOf(query: ReadonlyMap<string, string>): State[] | null {
+  const words = query.get("status")?.split(",");
+  if (words === undefined) return null;
+  if (words.every((word) => (STATES as readonly string[]).includes(word))) return [...new Set(words)] as State[];
+  const message = `must be one of ${STATES.join(", ")}, or several of them, comma separated`;
+  throw new PereError("malformed", `status: ${message}`, [{ path: "status", message }]);
+}
+
 /** Rows that an export reads at once. With details of maximum length that is 1 MiB, the cost of a client that stops reading. */
 const EXPORT_ROWS = 250;
 
@@ -37,12 +51,8 @@ export async function receiptRows(context: RouteContext, params: Params, request
   const { id: event } = params;
   const query = queryOf(request, ["status", ...PAGE_OPTIONS]);
   const { after, limit } = pageOf(query);
-  const status = query.get("status") ?? null;
-  if (status !== null && !STATES.includes(status as State)) {
-    const message = `must be one of ${STATES.join(", ")}`;
-    throw new PereError("malformed", `status: ${message}`, [{ path: "status", message }]);
-  }
-  const read = (from: string, size: number) => context.engine.rows(channel, event, status as State | null, from, size);
+  const statuses = statusesOf(query);
+  const read = (from: string, size: number) => context.engine.rows(channel, event, statuses, from, size);
   const asCsv = accepts(request, "text/csv");
   if (!asCsv && !accepts(request, "application/x-ndjson")) {
     const { items, next } = await read(after, limit);

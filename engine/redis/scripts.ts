@@ -768,7 +768,7 @@ export const SCRIPTS = {
     return found`),
 
   /**
-   * epoch, event, rank ('': all), after, number of names to search → three lists by name: addressed devices, devices retired since, the leaving
+   * epoch, event, ranks with a space before, between and behind them ('': all), after, number of names to search → three lists by name: addressed devices, devices retired since, the leaving
    * device. Each begins with the name after which there may be more ('': none), then for each: device, rank, its receipt's entry or ''; null: another
    * epoch
    */
@@ -776,14 +776,14 @@ export const SCRIPTS = {
     local channel, event = lookIn(ARGV[1]), tonumber(ARGV[2])
     if not channel then return nil end
     if event <= channel.floor or event > channel.head then return { { '' }, { '' } } end
-    local rank, after, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
+    local ranks, after, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
     local function list(found, nameOf, isHere)
       local rows = { #found == limit and nameOf(found[#found]) or '' }
       for _, member in ipairs(found) do
         local device = nameOf(member)
         if isHere(device) then
           local word = redis.call('HGET', latest, text(event) .. ':' .. device)
-          if rank == '' or rankOf(word) == tonumber(rank) then
+          if ranks == '' or ranks:find(' ' .. rankOf(word) .. ' ', 1, true) then
             local entry = ''
             if word then
               local seq = word:match('%d+$') .. '-0'

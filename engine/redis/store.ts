@@ -489,11 +489,11 @@ export class RedisStore implements Store {
     channel: string,
     epoch: string,
     event: number,
-    status: State | null,
+    statuses: readonly State[] | null,
     after: string,
     limit: number,
   ): Promise<Page<Row, string> | null> {
-    const wanted = status === null ? "" : rank(status);
+    const wanted = statuses === null ? "" : ` ${statuses.map(rank).join(" ")} `;
     const found: Row[] = [];
     for (let from: string | null = after; from !== null && found.length <= limit;) {
       const values = [event, wanted, from, NAMES_AT_ONCE];

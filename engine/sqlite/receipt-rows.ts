@@ -59,11 +59,11 @@ export class ReceiptRows {
       .filter((device) => device !== leaver);
   }
 
-  /** One row per addressed device, by name, after the device `after`, of one status or of all. */
+  /** One row per addressed device, by name, after the device `after`, of these statuses; null: of all. */
   async rows(
     channel: Channel,
     event: number,
-    status: State | null,
+    statuses: readonly State[] | null,
     after: string,
     limit: number,
   ): Promise<Page<Row, string>> {
@@ -82,7 +82,7 @@ export class ReceiptRows {
         from,
       )!;
       if (last === null) break;
-      found.push(...this.#window(channel, event, status, [from, last], limit + 1 - found.length));
+      found.push(...this.#window(channel, event, statuses, [from, last], limit + 1 - found.length));
       if (looked < WINDOW_DEVICES) break;
       from = last;
       await yieldToEventLoop("read", WINDOW_DEVICES);
@@ -94,7 +94,7 @@ export class ReceiptRows {
   #window(
     channel: Channel,
     event: number,
-    status: State | null,
+    statuses: readonly State[] | null,
     [from, last]: readonly [string, string],
     limit: number,
   ): Row[] {
@@ -107,14 +107,14 @@ export class ReceiptRows {
         `SELECT a.device, coalesce(l.status, 0) AS status, r.detail, r.at, r.deviceAt, r.late FROM ${audience} a
          LEFT JOIN latest l ON l.channel = a.channel AND l.event = ?2 AND l.device = a.device
          LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
-         WHERE a.channel = ?1 AND a.device > ?3 AND a.device <= ?4 AND (?5 IS NULL OR coalesce(l.status, 0) = ?5) AND ${belongs}
+         WHERE a.channel = ?1 AND a.device > ?3 AND a.device <= ?4 AND (?5 IS NULL OR coalesce(l.status, 0) IN (SELECT value FROM json_each(?5))) AND ${belongs}
          AND (?7 IS NULL OR a.device <> ?7 OR l.status >= ${FINAL})
          ORDER BY a.device LIMIT ?6`,
         channel.id,
         event,
         from,
         last,
-        status === null ? null : rank(status),
+        statuses && JSON.stringify(statuses.map(rank)),
         limit,
         isLeaving(channel, event) ? channel.leaving!.device : null,
       )

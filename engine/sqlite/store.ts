@@ -504,11 +504,11 @@ export class SqliteStore implements Store {
     name: string,
     epoch: string,
     event: number,
-    status: State | null,
+    statuses: readonly State[] | null,
     after: string,
     limit: number,
   ): Promise<Page<Row, string> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, status, after, limit));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, statuses, after, limit));
   }
 
   unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {

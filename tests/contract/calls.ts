@@ -66,9 +66,16 @@ export const reads = {
     inLife<ReadonlyMap<number, Tally>>(store, channel, new Map(), (epoch) => store.tallies(channel, epoch, from, upTo)),
   silent: (store: Store, channel: string, event: number, devices: readonly string[]) =>
     inLife<string[]>(store, channel, [], (epoch) => store.unanswered(channel, epoch, event, devices)),
-  rows: (store: Store, channel: string, event: number, status: State | null, after: string, limit: number) =>
+  rows: (
+    store: Store,
+    channel: string,
+    event: number,
+    status: State | readonly State[] | null,
+    after: string,
+    limit: number,
+  ) =>
     inLife<Page<Row, string>>(store, channel, { items: [], next: null }, (epoch) =>
-      store.rows(channel, epoch, event, status, after, limit),
+      store.rows(channel, epoch, event, typeof status === "string" ? [status] : status, after, limit),
     ),
 } as const;
 
@@ -83,8 +90,12 @@ export async function all<Item>(read: (after: string) => Promise<Page<Item, stri
   return items;
 }
 
-export const rowsOf = (store: Store, channel: string, event: number, status: State | null = null): Promise<Row[]> =>
-  all((after) => reads.rows(store, channel, event, status, after, 1_000));
+export const rowsOf = (
+  store: Store,
+  channel: string,
+  event: number,
+  status: State | readonly State[] | null = null,
+): Promise<Row[]> => all((after) => reads.rows(store, channel, event, status, after, 1_000));
 
 export const tallyOf = async (store: Store, channel: string, event: number): Promise<Tally | undefined> =>
   (await reads.tallies(store, channel, event, event)).get(event);

@@ -183,6 +183,8 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
     expect(tallyCounts(tallies.get(seq)!)).toEqual(countRows(rows));
     const state = STATES[seq % STATES.length]!;
     expect(await rowsOf(store, name, seq, state)).toEqual(rows.filter(({ status }) => status === state));
+    const two = [state, STATES[(seq + 1) % STATES.length]!];
+    expect(await rowsOf(store, name, seq, two)).toEqual(rows.filter(({ status }) => two.includes(status)));
     const silent = DEVICES.filter((device) => entry.audience.has(device) && !entry.words.has(device));
     expect((await reads.silent(store, name, seq, DEVICES)).sort()).toEqual(silent);
   }

@@ -200,7 +200,7 @@ export function rowsContract(ground: Ground): void {
         ],
         T,
       );
-      const read = async (status: State | null, limit: number): Promise<string[]> =>
+      const read = async (status: State | readonly State[] | null, limit: number): Promise<string[]> =>
         (await all((after) => reads.rows(ground.store, "orders", 1, status, after, limit))).map(({ device }) => device);
       const names = [...devices].sort();
       for (const limit of [1, 2, names.length, 100]) expect(await read(null, limit)).toEqual(names);
@@ -208,6 +208,9 @@ export function rowsContract(ground: Ground): void {
         expect(await read("done", limit)).toEqual(["a", "~"]);
         expect(await read("pending", limit)).toEqual(["A", "a-1", "a:1"]);
         expect(await read("missing", limit)).toEqual([]);
+        expect(await read(["failed", "missing", "done"], limit)).toEqual(["a", "b", "~"]);
+        expect(await read(["working", "pending"], limit)).toEqual(["A", "a-1", "a:1", "c"]);
+        expect(await read([], limit)).toEqual([]);
       }
       const first = await reads.rows(ground.store, "orders", 1, null, "", 3);
       expect(first.items.length).toBe(3);
