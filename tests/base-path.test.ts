@@ -125,7 +125,7 @@ for (const [kind, target] of [
       await view.navigate(`${url}/weblistener.html?channel=kitchen&device=pad`);
       await until(async () => (await page("document.querySelector('#state')?.dataset.state")) === "connected", "it");
       await publish(url, "kitchen", { table: 8 });
-      await shows("table");
+      await shows("Table");
       const scope = await page<string>("navigator.serviceWorker.ready.then(({ scope }) => scope)");
       expect(scope).toBe(`${url}/weblistener.html`);
       for (const path of ["/swagger", "/swagger/"]) {

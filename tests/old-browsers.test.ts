@@ -35,7 +35,7 @@ for (const [name, script] of [["nothing that the oldest lack", WITHOUT], ...Obje
       await row(pere.url, id, "till-1", "done");
       await page.shows(id, "done");
       await page.shows(other, "received");
-      await page.click(other, "button.failed");
+      await page.fail(other);
       await row(pere.url, other, "till-1", "failed");
       // What was not answered is not answered by the page's end.
       const last = await push(pere.url, "orders", 3);

@@ -55,7 +55,7 @@ browserTest("a silent active tab is replaced after a while", async () => {
   await second.shows(id, "received");
   await first.state("elsewhere");
   expect(await first.cards()).toEqual([]);
-  await second.click(id, "button.failed");
+  await second.fail(id);
   await row(pere.url, id, "till-1", "failed");
 });
 

@@ -51,9 +51,7 @@ browserTest("pushed from the console, done on one page and failed on the other: 
   const [{ id }] = (await ask(`${pere.url}/events/orders`)).body.events as [{ id: string }];
   for (const page of [bar, till]) await page.shows(id, "received");
   await bar.click(id, "button.done");
-  await till.click(id, "input");
-  await till.view.type("no paper");
-  await till.click(id, "button.failed");
+  await till.fail(id, "no paper");
   await bar.shows(id, "done");
   await till.shows(id, "failed");
   await console.read(`void (location.hash = "/orders")`);
@@ -82,24 +80,25 @@ browserTest(
     for (const one of [id, other]) await page.shows(one, "received");
     await network(page, false);
     await page.state("offline");
-    await page.says("#state-why", "there is no network");
+    await page.says("#state-why", "This device has no network. What you do is kept and sent later.");
+    expect(await page.text("#state-word")).toMatch(/^No connection since \d\d:\d\d$/);
     await page.click(id, "button.done");
     await page.shows(id, "queued: done");
-    await page.says("#summary", "2 events · 1 to answer · 1 receipt waiting to be sent");
+    await page.toDo(1, 1);
     await page.picture("no-network");
     // A browser that is told to have no network forgets it in part with the page; a network that has gone does not.
     await proxy.stop();
     await network(page, true);
     await page.view.reload();
     await page.state("offline");
-    await page.says("#state-why", "the service can't be reached");
-    await page.says("#summary", "0 events · 0 to answer · 1 receipt waiting to be sent");
+    await page.says("#state-why", "What you do is kept and sent later.");
+    await page.toDo(0, 1);
     expect((await ask(`${pere.url}/events/orders/${id}`)).body.receipts).toMatchObject({ done: 0 });
     await proxy.start();
     await row(pere.url, id, "till-1", "done");
     await page.state("connected");
     await page.shows(other, "received");
-    await page.says("#summary", "1 event · 1 to answer");
+    await page.toDo(1);
   },
 );
 
@@ -116,13 +115,13 @@ browserTest("the page starts without a service, from its worker's cache, which h
   await row(pere.url, id, "till-1", "received");
   await pere.end("SIGKILL");
   await page.state("offline");
-  await page.click(id, "button.failed");
+  await page.fail(id);
   await page.shows(id, "queued: failed");
   await page.view.navigate("about:blank");
   await page.view.navigate(`${pere.url}/weblistener.html?device=till-1`);
   await page.state("offline");
-  await page.says("#state-why", "the service can't be reached");
-  await page.says("#summary", "0 events · 0 to answer · 1 receipt waiting to be sent");
+  await page.says("#state-why", "What you do is kept and sent later.");
+  await page.toDo(0, 1);
   expect(await page.text("#device-name")).toBe("till-1");
   await page.picture("no-service");
 
@@ -160,7 +159,9 @@ browserTest("if proxies block event streams and sockets it uses what gets throug
     proxy.weather = ({ errand }: Seen) => ((stopped as readonly string[]).includes(errand) ? { status: 403 } : "pass");
     using page = await new Page(390, 780).open(proxy.url, "device=till-1");
     expect(await page.text("#transport")).toBe(transport);
-    expect((await page.text("#state")).includes("because event streams don't get through")).toBe(stopped.length > 0);
+    expect((await page.text("#connection")).includes("because event streams don't get through")).toBe(
+      stopped.length > 0,
+    );
     const id = await push(pere.url, "orders", transport);
     await page.shows(id, "received");
     await page.click(id, "button.done");
@@ -206,17 +207,17 @@ browserTest("with more events than it can show, or past a deadline, it is behind
   const late = await push(pere.url, "orders", 1, "?deadline=0.1");
   await page.shows(late, "received");
   await page.state("behind");
-  await page.says("#state-why", "1 event past the deadline");
-  expect(await page.text(`#event-${late} .late`)).toStartWith("overdue by ");
+  await page.says("#state-why", "1 late");
+  expect(await page.text(`#event-${late} .late`)).toMatch(/^\d+ s late$/);
   await page.picture("behind");
   await page.click(late, "button.done");
   await page.state("connected");
   const many = Array.from({ length: 203 }, (_, n) => n).join("\n");
   const { events } = (await ask(`${pere.url}/push/orders`, { body: many, type: "application/x-ndjson" })).body;
   await page.state("behind");
-  await page.says("#state-why", "3 more events will appear when you answer some of these");
+  await page.says("#state-why", "3 more will appear when some of these are done");
   await page.click(events[0].id as string, "button.done");
-  await page.says("#state-why", "2 more events will appear when you answer some of these");
+  await page.says("#state-why", "2 more will appear when some of these are done");
   await page.shows(events[200].id as string, "received");
 });
 
@@ -275,7 +276,7 @@ browserTest("a hidden page shows a notification, if allowed", async () => {
   await until(() => page.read<boolean>("window.isNotified === true"), "a notification");
   const shown = await page.read<string[]>(`navigator.serviceWorker.ready.then((worker) => worker.getNotifications())
     .then((all) => all.map(({ title, body, tag }) => [title, body, tag].join(" | ")))`);
-  expect(shown).toEqual([`order.created · orders | {"table":7} | ${id}`]);
+  expect(shown).toEqual([`Order created | Table: 7 | ${id}`]);
 });
 
 browserTest("the name is a readable QR code, and nothing is loaded from other hosts", async () => {
@@ -368,7 +369,7 @@ browserTest("axe finds no fault in any state, light and dark, on a desktop and o
       await check(page, width, `behind ${what}`);
       await network(page, false);
       await page.state("offline");
-      await page.click(ids[4]!, "button.failed");
+      await page.fail(ids[4]!);
       await page.shows(ids[4]!, "queued: failed");
       await check(page, width, `offline ${what}`);
       await network(page, true);

@@ -10,6 +10,8 @@ import { ask, until } from "./harness.ts";
 interface Shown {
   readonly id: string;
   readonly title: string;
+  /** What is to be read without opening the details. */
+  readonly text: string;
   readonly data: string;
   readonly receipt: string;
   readonly buttons: boolean;
@@ -52,15 +54,20 @@ export class Page {
 
   read = async <Value>(script: string): Promise<Value> => (await this.view.evaluate(script)) as Value;
 
-  /** The cards, top to bottom. */
+  /** The cards to answer, top to bottom, and then those that were answered, newest first. */
   cards = (): Promise<Shown[]> =>
-    this.read(`[...document.querySelectorAll("#events > li")].map((item) => ({
-      id: item.querySelector("code").textContent,
-      title: item.querySelector("h2").textContent,
-      data: item.querySelector("pre").textContent,
-      receipt: item.querySelector(".receipt").textContent,
-      buttons: item.querySelector(".answer") !== null,
-    }))`);
+    this.read(`[...document.querySelectorAll("#events > li, #answered > ul > li")].map((item) => {
+      const { receipt, word } = item.dataset;
+      const outcome = item.querySelector(".outcome")?.textContent;
+      return {
+        id: item.id.slice("event-".length),
+        title: item.querySelector("h2").textContent,
+        text: item.querySelector(".message, .members, .items")?.innerText ?? "",
+        data: item.querySelector(".more pre").textContent,
+        receipt: receipt === "queued" ? "queued: " + (word ?? "received") : receipt === "rejected" ? outcome : receipt,
+        buttons: item.querySelector(".answer") !== null,
+      };
+    })`);
 
   /** Waits until an event's card shows this of its receipt, and gives the card. */
   async shows(id: string, receipt: string): Promise<Shown> {
@@ -83,10 +90,26 @@ export class Page {
     );
   }
 
-  /** Clicks something in an event's card, as a person does. */
+  /** Waits until so much is to be done, and so many answers wait to be sent. */
+  async toDo(count: number, kept = 0): Promise<void> {
+    await this.says("#to-do", count === 0 ? "Nothing to do" : `${count} to do`);
+    await this.says("#kept", kept === 0 ? "" : `${kept} answer${kept === 1 ? "" : "s"} kept here, to be sent later`);
+  }
+
+  /** Clicks something in an event's card, as a person does, who needs a moment after a card has moved. */
   async click(id: string, what: string): Promise<void> {
+    const card = `document.querySelector("#event-${id}")`;
+    await until(() => this.read<boolean>(`performance.now() - Number(${card}.dataset.moved) > 400`), `${id} to rest`);
     await this.view.scrollTo(`#event-${id} ${what}`);
     await this.view.click(`#event-${id} ${what}`);
+  }
+
+  /** Says that it could not be done, and why. */
+  async fail(id: string, why = ""): Promise<void> {
+    await this.click(id, "button.failed");
+    await until(() => this.read<boolean>(`document.activeElement.matches("#event-${id} input")`), "the field");
+    if (why !== "") await this.view.type(why);
+    await this.view.press("Enter");
   }
 
   async picture(name: string): Promise<void> {

@@ -1,16 +1,18 @@
 /**
- * The device page, for a phone or a till: one large status, events as cards to answer, and the device's name and settings.
+ * The device page, for a phone or a till: one large status, what is to be done as cards with buttons, and the device's name and settings. Whoever stands
+ * in front of it knows nothing of events and receipts; what engineers want to know is behind "Details".
  *
  * It loads nothing from other hosts, and shows publishers' data as text, never as markup. `state.ts` holds the state, this file renders it.
  */
 import { useSignal } from "@preact/signals";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
 import { show } from "../console/floor.ts";
-import { prettyJson, some, span, timeText } from "../console/words.ts";
+import { prettyJson, some, timeText } from "../console/words.ts";
+import { clockText, type Part, roughly, wordsOf } from "./content.ts";
 import { allow, install, keepPage, permission } from "./notices.ts";
 import { Qr } from "./qr.tsx";
 import { CHANNELS, DEVICE } from "./setup.ts";
-import { type Card, cards, device, dismiss, isOpen, isStuck, notices, now, open, setup } from "./state.ts";
+import { announcement, answered, type Card, device, dismiss, kept, notices, now, open, setup } from "./state.ts";
 import { start, state, type State, status, take, TRANSPORTS } from "./state.ts";
 
 /** The sign of each state, as a path in a box of 24, so that states differ by more than their colour. */
@@ -21,19 +23,12 @@ const SIGNS: Record<State, string> = {
   offline: "M6 6l12 12M18 6 6 18",
   elsewhere: "M4 4h11v11H4zM9 19h10V9",
 };
-const WORDS: Record<State, string> = {
-  connecting: "Connecting",
-  connected: "Connected",
-  behind: "Behind",
-  offline: "Offline",
-  elsewhere: "In another tab",
-};
 
 function DevicePage() {
-  const toAnswer = open.value.length;
+  const toDo = open.value.length;
   useEffect(() => {
-    document.title = `${toAnswer > 0 ? `(${toAnswer}) ` : ""}${setup.channel} – PERE device`;
-  }, [toAnswer]);
+    document.title = `${toDo > 0 ? `(${toDo}) ` : ""}${setup.channel} – PERE device`;
+  }, [toDo]);
   return (
     <>
       <header>
@@ -50,44 +45,35 @@ function DevicePage() {
             </p>
           ))}
         </div>
-        <h1>
-          <span id="channel-name">{setup.channel}</span>
+        <h1 id="to-do" tabIndex={-1}>
+          {toDo > 0 ? `${toDo} to do` : "Nothing to do"}
         </h1>
-        <Summary />
+        <p id="kept" class="muted" role="status">
+          {kept.value > 0 && `${some(kept.value, "answer")} kept here, to be sent later`}
+        </p>
         <Cards />
+        <Answered />
       </main>
       <aside aria-label="This device">
         <ThisDevice />
       </aside>
+      <p class="unseen" role="status" id="announcement">
+        {announcement.value}
+      </p>
     </>
   );
 }
 
 function BigState() {
-  const { state: how, why } = state.value;
-  const transport = status.value?.transport;
-  const error = how === "offline" && status.value?.state !== "closed" ? status.value?.error : null;
+  const { state: how, word, why } = state.value;
   return (
     <section id="state" data-state={how}>
       <svg viewBox="0 0 24 24" aria-hidden="true">
         <path d={SIGNS[how]} />
       </svg>
-      <div>
-        <p role="status">
-          <strong id="state-word">{WORDS[how]}</strong> <span id="state-why">{why}</span>
-        </p>
-        <p class="by">
-          {transport && (
-            <>
-              via <span id="transport">{TRANSPORTS[transport]}</span>
-              {transport !== "sse" && ", because event streams don't get through"}
-            </>
-          )}
-          {error && <>Last attempt: {error}</>}
-          {status.value?.state === "closed" &&
-            "Unsent receipts are kept here. Open the page with a valid link to send them."}
-        </p>
-      </div>
+      <p role="status">
+        <strong id="state-word">{word}</strong> <span id="state-why">{why}</span>
+      </p>
       {how === "elsewhere" && (
         <button type="button" onClick={take}>
           Use it here
@@ -97,29 +83,51 @@ function BigState() {
   );
 }
 
-function Summary() {
-  const parts = [some(cards.value.length, "event"), `${open.value.length} to answer`];
-  if (isStuck.value) parts.push(`${some(status.value!.unsent, "receipt")} waiting to be sent`);
-  return (
-    <p id="summary" class="muted" role="status">
-      {parts.join(" · ")}
-    </p>
-  );
-}
-
 // -------------------------------------------------------------------------------------------------------------------- cards
 
-/** Open events first, then the others; both newest first. */
+/**
+ * Milliseconds in which a card that has just moved takes no answer: a double tap on one, or a tap while another one appears, would answer the card that
+ * has come under the finger.
+ */
+const SETTLE_MS = 350;
+
+/** When each card came to its place, by the page's clock. A card at the end of the list has moved nothing. */
+function useMoves(ids: readonly string[]): ReadonlyMap<string, number> {
+  const places = useRef<ReadonlyMap<string, number>>(new Map());
+  const moves = useRef(new Map<string, number>());
+  const before = places.current;
+  const isKnownBehind = (place: number): boolean => ids.slice(place + 1).some((id) => before.has(id));
+  for (const [place, id] of ids.entries())
+    if (before.has(id) ? before.get(id) !== place : isKnownBehind(place)) moves.current.set(id, performance.now());
+  places.current = new Map(ids.map((id, place) => [id, place]));
+  for (const id of moves.current.keys()) if (!places.current.has(id)) moves.current.delete(id);
+  return moves.current;
+}
+
 function Cards() {
-  const shown = [...open.value, ...cards.value.filter((card) => !isOpen(card))];
+  const shown = open.value;
+  const moves = useMoves(shown.map(({ event }) => event.id));
   const list = useRef<HTMLOListElement>(null);
-  /** After an answer, the focus moves to the next card and is not lost. */
-  const goOn = (place: number): void => list.current?.querySelectorAll("article")[place]?.focus();
+  /** After an answer, the focus moves to the next card, or to the heading, and is not lost. */
+  const goOn = (place: number): void => {
+    const left = list.current?.querySelectorAll("article") ?? [];
+    (left[Math.min(place, left.length - 1)] ?? document.getElementById("to-do"))?.focus();
+  };
+  const focused = useRef<number | null>(null);
+  useLayoutEffect(() => {
+    if (focused.current !== null) goOn(focused.current);
+    focused.current = null;
+  }, [shown]);
   if (shown.length === 0) return <Nothing />;
   return (
-    <ol id="events" ref={list} aria-label="Events, unanswered ones first">
+    <ol id="events" ref={list} aria-label="To do, most urgent first">
       {shown.map((card, place) => (
-        <EventCard key={card.event.id} card={card} goOn={() => goOn(place)} />
+        <EventCard
+          key={card.event.id}
+          card={card}
+          movedAt={moves.get(card.event.id) ?? 0}
+          answered={(hadFocus) => (focused.current = hadFocus ? place : null)}
+        />
       ))}
     </ol>
   );
@@ -130,104 +138,213 @@ function Nothing() {
   return (
     <p id="nothing">
       {how === "elsewhere"
-        ? "Its events are shown there."
+        ? "What is to be done is shown there."
         : how === "offline"
-          ? "Unanswered events come back with the connection."
-          : "No events yet. Events that are pushed to this channel appear here."}
+          ? "What is to be done comes back with the connection."
+          : how === "connecting"
+            ? ""
+            : "New messages appear here by themselves."}
     </p>
   );
 }
 
-/** The state of an event's receipt, which decides its colour, and its text. */
-function receiptOf({ word, isSent, refusal }: Card): readonly [state: string, text: string] {
-  if (refusal !== null) return ["rejected", `rejected: ${refusal}`];
-  return isSent ? [word, word] : ["queued", `queued: ${word}`];
-}
-
 interface EventCardProps {
   readonly card: Card;
-  /** Called after an answer if the focus was in the card. */
-  readonly goOn: () => void;
+  readonly movedAt: number;
+  /** Called when it is answered. */
+  readonly answered: (hadFocus: boolean) => void;
 }
 
-function EventCard({ card, goOn }: EventCardProps) {
-  const { event } = card;
+function EventCard({ card, movedAt, answered: told }: EventCardProps) {
+  const { event, content } = card;
   const title = useId();
   const article = useRef<HTMLElement>(null);
-  const isToAnswer = isOpen(card);
-  const hadFocus = useRef(false);
-  useLayoutEffect(() => {
-    if (hadFocus.current && !isToAnswer) goOn();
-    hadFocus.current = false;
-  }, [isToAnswer]);
-  const [receipt, text] = receiptOf(card);
   return (
-    <li id={`event-${event.id}`} data-receipt={receipt} data-open={isToAnswer}>
+    <li
+      id={`event-${event.id}`}
+      data-receipt={card.isSent ? "received" : "queued"}
+      data-late={event.deadline !== undefined && Date.parse(event.deadline) < now.value}
+      data-moved={movedAt}
+    >
       <article ref={article} tabIndex={-1} aria-labelledby={title}>
         <header>
-          <h2 id={title}>{event.type ?? "event"}</h2>
-          <span class="receipt">{text}</span>
-          <Facts card={card} />
+          <h2 id={title}>{content.title}</h2>
+          <Due card={card} />
         </header>
-        <pre tabIndex={isToAnswer ? 0 : undefined} aria-label="Data">
-          {prettyJson(event.text, !isToAnswer)}
-        </pre>
-        {isToAnswer && (
-          <Answer
-            title={title}
-            answer={(word, note) => {
-              hadFocus.current = article.current!.contains(document.activeElement);
-              card.answer(word, note);
-            }}
-          />
-        )}
+        {content.message !== null && <p class="message">{content.message}</p>}
+        {content.rest && <PartView part={content.rest} />}
+        <Answer
+          title={title}
+          answer={(word, reason) => {
+            if (performance.now() - movedAt < SETTLE_MS) return;
+            told(article.current!.contains(document.activeElement));
+            card.answer(word, reason);
+          }}
+        />
+        <Details card={card} />
       </article>
     </li>
   );
 }
 
-function Facts({ card }: { readonly card: Card }) {
-  const { id, at, channel, deadline } = card.event;
+function Due({ card }: { readonly card: Card }) {
+  const { at, channel, deadline } = card.event;
   const leftSeconds = deadline === undefined ? 0 : (Date.parse(deadline) - now.value) / 1000;
   return (
     <p class="facts">
-      <time dateTime={at}>{timeText(at)}</time>
-      {setup.channel.includes(",") && <span>{channel}</span>}
-      <code>{id}</code>
-      {deadline !== undefined && isOpen(card) && (
+      {deadline !== undefined && (
         <span class={leftSeconds < 0 ? "late" : "due"}>
-          {leftSeconds < 0 ? `overdue by ${span(-leftSeconds)}` : `due in ${span(leftSeconds)}`}
+          {leftSeconds < 0 ? `${roughly(-leftSeconds)} late` : `in ${roughly(leftSeconds)}`}
         </span>
-      )}
+      )}{" "}
+      <time dateTime={at}>sent {clockText(Date.parse(at), now.value)}</time>
+      {setup.channel.includes(",") && <span> {channel}</span>}
     </p>
   );
 }
 
-function Answer({ title, answer }: { readonly title: string; readonly answer: Card["answer"] }) {
-  const note = useSignal("");
+/** Lines of a list, or members, that a card shows; all of them are in the details. */
+const LINES_MAX = 20;
+
+/** The data as names and values. */
+function PartView({ part }: { readonly part: Part }) {
+  if (part.kind === "text") return <>{part.text}</>;
+  const [all, shown] =
+    part.kind === "list"
+      ? [part.items.length, part.items.slice(0, LINES_MAX)]
+      : [part.members.length, part.members.slice(0, LINES_MAX)];
+  const more = all > shown.length && <p class="muted">and {all - shown.length} more, see the details</p>;
+  if (part.kind === "list")
+    return (
+      <>
+        <ul class="items">
+          {(shown as Part[]).map((item, nth) => (
+            <li key={nth}>
+              <PartView part={item} />
+            </li>
+          ))}
+        </ul>
+        {more}
+      </>
+    );
   return (
-    <p class="answer">
-      <input
-        maxLength={500}
-        autocomplete="off"
-        placeholder="Note"
-        aria-label="Note"
-        aria-describedby={title}
-        value={note.value}
-        onInput={({ currentTarget }) => (note.value = currentTarget.value)}
-      />
-      {(["done", "failed"] as const).map((word) => (
-        <button
-          key={word}
-          type="button"
-          class={word}
-          aria-describedby={title}
-          onClick={() => answer(word, note.value.trim())}
-        >
-          {word === "done" ? "Done" : "Failed"}
+    <>
+      <dl class="members">
+        {(shown as [string, Part][]).map(([name, value], nth) => (
+          <div key={nth}>
+            <dt>{wordsOf(name)}</dt>
+            <dd>
+              <PartView part={value} />
+            </dd>
+          </div>
+        ))}
+      </dl>
+      {more}
+    </>
+  );
+}
+
+interface AnswerProps {
+  readonly title: string;
+  readonly answer: Card["answer"];
+}
+
+/** The answers to choose from. Who could not do it is asked why. */
+function Answer({ title, answer }: AnswerProps) {
+  const isAsked = useSignal(false);
+  const reason = useSignal("");
+  const field = useRef<HTMLInputElement>(null);
+  useEffect(() => {
+    if (isAsked.value) field.current?.focus();
+  }, [isAsked.value]);
+  if (!isAsked.value)
+    return (
+      <p class="answer">
+        <button type="button" class="done" aria-describedby={title} onClick={() => answer("done", "")}>
+          Done
         </button>
-      ))}
-    </p>
+        <button type="button" class="failed" aria-describedby={title} onClick={() => (isAsked.value = true)}>
+          Could not do it
+        </button>
+      </p>
+    );
+  return (
+    <form
+      class="answer reason"
+      onSubmit={(event) => {
+        event.preventDefault();
+        answer("failed", reason.value.trim());
+      }}
+    >
+      <label>
+        Why not?
+        <input
+          ref={field}
+          maxLength={500}
+          autocomplete="off"
+          aria-describedby={title}
+          value={reason.value}
+          onInput={({ currentTarget }) => (reason.value = currentTarget.value)}
+          onKeyDown={({ key }) => key === "Escape" && (isAsked.value = false)}
+        />
+      </label>
+      <button class="failed send" aria-describedby={title}>
+        Send
+      </button>
+      <button type="button" class="plain" onClick={() => (isAsked.value = false)}>
+        Back
+      </button>
+    </form>
+  );
+}
+
+/** All that engineers want to know. */
+function Details({ card: { event } }: { readonly card: Card }) {
+  return (
+    <details class="more">
+      <summary>Details</summary>
+      <p class="muted small">
+        <code>{event.id}</code> · {event.channel}
+        {event.type && ` · ${event.type}`} · {timeText(event.at)}
+        {event.deadline && ` · due ${timeText(event.deadline)}`}
+      </p>
+      <pre tabIndex={0} aria-label="Data">
+        {prettyJson(event.text)}
+      </pre>
+    </details>
+  );
+}
+
+// ---------------------------------------------------------------------------------------------------------- what was done
+
+/** The state of an answer, which decides its colour, and its text. */
+function outcomeOf({ word, isSent, refusal }: Card): readonly [state: string, text: string] {
+  if (refusal !== null) return ["rejected", `not recorded: ${refusal}`];
+  const text = word === "done" ? "done" : "not done";
+  return isSent ? [word, text] : ["queued", `${text}, not sent yet`];
+}
+
+function Answered() {
+  if (answered.value.length === 0) return null;
+  return (
+    <details id="answered">
+      <summary>Done lately ({answered.value.length})</summary>
+      <ul>
+        {answered.value.map((card) => {
+          const [outcome, text] = outcomeOf(card);
+          return (
+            <li key={card.event.id} id={`event-${card.event.id}`} data-receipt={outcome} data-word={card.word}>
+              <h2>{card.content.title}</h2>{" "}
+              <span class="small">
+                <span class="outcome">{text}</span>
+                {card.answeredAt !== null && `, ${clockText(card.answeredAt, now.value)}`}
+              </span>
+              <Details card={card} />
+            </li>
+          );
+        })}
+      </ul>
+    </details>
   );
 }
 
@@ -243,44 +360,48 @@ function ThisDevice() {
           <code id="device-name">{device.value}</code>
         </figcaption>
       </figure>
-      <form id="settings" method="get">
-        {setup.isInstalled && <input type="hidden" name="installed" />}
-        <label>
-          Channel
-          <input
-            name="channel"
-            required
-            autocomplete="off"
-            spellcheck={false}
-            pattern={CHANNELS}
-            title="letters, digits and . _ : ~ -; several, comma separated"
-            defaultValue={setup.channel}
-          />
-        </label>
-        <label>
-          Name
-          <input
-            key={device.value}
-            name="device"
-            required
-            readOnly={setup.token !== null}
-            autocomplete="off"
-            spellcheck={false}
-            pattern={DEVICE}
-            title="1 to 128 letters, digits and . _ : ~ -"
-            defaultValue={device.value}
-          />
-        </label>
-        {setup.token !== null && <p class="muted small">The name comes from the token.</p>}
-        <label>
-          <input name="auto" type="checkbox" value="1" defaultChecked={setup.auto} /> Answer <em>done</em> automatically
-        </label>
-        <button>Apply</button>
-      </form>
+      <details id="setup">
+        <summary>Settings</summary>
+        <form id="settings" method="get">
+          {setup.isInstalled && <input type="hidden" name="installed" />}
+          <label>
+            Channel
+            <input
+              name="channel"
+              required
+              autocomplete="off"
+              spellcheck={false}
+              pattern={CHANNELS}
+              title="letters, digits and . _ : ~ -; several, comma separated"
+              defaultValue={setup.channel}
+            />
+          </label>
+          <label>
+            Name
+            <input
+              key={device.value}
+              name="device"
+              required
+              readOnly={setup.token !== null}
+              autocomplete="off"
+              spellcheck={false}
+              pattern={DEVICE}
+              title="1 to 128 letters, digits and . _ : ~ -"
+              defaultValue={device.value}
+            />
+          </label>
+          {setup.token !== null && <p class="muted small">The name comes from the token.</p>}
+          <label>
+            <input name="auto" type="checkbox" value="1" defaultChecked={setup.auto} /> Answer <em>Done</em> by itself
+          </label>
+          <button>Apply</button>
+        </form>
+      </details>
+      <Connection />
       <p class="offers">
         {permission.value === "default" && (
           <button type="button" class="plain" onClick={allow}>
-            Notify me of new events
+            Notify me of new messages
           </button>
         )}
         {install.value && (
@@ -290,6 +411,28 @@ function ThisDevice() {
         )}
       </p>
     </>
+  );
+}
+
+/** What engineers want to know of the connection. */
+function Connection() {
+  const { value } = status;
+  const transport = value?.transport;
+  const error = state.value.state === "offline" && value?.state !== "closed" ? value?.error : null;
+  return (
+    <details id="connection">
+      <summary>Connection</summary>
+      <p class="muted small">
+        Channel <span id="channel-name">{setup.channel}</span>
+        {transport && (
+          <>
+            , by <span id="transport">{TRANSPORTS[transport]}</span>
+            {transport !== "sse" && ", because event streams don't get through"}
+          </>
+        )}
+        {error && `. Last attempt: ${error}`}
+      </p>
+    </details>
   );
 }
 

@@ -4,7 +4,7 @@
  */
 import { signal } from "@preact/signals";
 import type { PushedEvent } from "../../clients/sdk/index.ts";
-import { prettyJson } from "../console/words.ts";
+import { contentOf, lineOf } from "./content.ts";
 import { HERE } from "./setup.ts";
 
 /** Characters of an event's data in a notification; phones show less. */
@@ -19,13 +19,14 @@ export async function allow(): Promise<void> {
 }
 
 /** Shows a notification for an event if the page is not visible. On phones only a service worker can do this. */
-export async function announce({ id, type, channel, text }: PushedEvent): Promise<void> {
+export async function announce(event: PushedEvent): Promise<void> {
   // Checked each time, because the permission can be revoked in the browser's settings.
   if (!canNotify || Notification.permission !== "granted" || !document.hidden) return;
   try {
     const worker = await navigator.serviceWorker.ready;
-    const body = prettyJson(text, true).slice(0, BODY_CHARACTERS);
-    await worker.showNotification(`${type ?? "event"} · ${channel}`, { body, tag: id, icon: `${HERE}icon-192.png` });
+    const content = contentOf(event);
+    const body = lineOf(content).slice(0, BODY_CHARACTERS);
+    await worker.showNotification(content.title, { body, tag: event.id, icon: `${HERE}icon-192.png` });
   } catch {
     // The card is on the page in any case.
   }

@@ -7,12 +7,14 @@
 import { batch, computed, signal } from "@preact/signals";
 import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/sdk/index.ts";
 import type { PushedEvent, Receipt, Status, Transport } from "../../clients/sdk/index.ts";
-import { some } from "../console/words.ts";
+import { clockText, type Content, contentOf } from "./content.ts";
 import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
 import { announce } from "./notices.ts";
 
-/** Maximum number of cards, and so of events that wait for an answer; the SDK holds further ones back. */
+/** Maximum number of events that wait for an answer; the SDK holds further ones back. */
 const CARDS_MAX = 200;
+/** Maximum number of answered events that are listed, without those whose answer was not sent yet. */
+const ANSWERED_MAX = 20;
 /** The delay of an automatic answer in milliseconds, from and to: the event is visible for a moment, and many devices don't answer at once. */
 const AUTO_MS = [300, 1_000] as const;
 
@@ -21,7 +23,10 @@ export type Word = "received" | "done" | "failed";
 /** An event and this device's receipt for it. */
 export interface Card {
   readonly event: PushedEvent;
+  readonly content: Content;
   readonly word: Word;
+  /** When it was answered here, in milliseconds since 1970. */
+  readonly answeredAt: number | null;
   /** The service has recorded the receipt. */
   readonly isSent: boolean;
   /** Why the service rejected the receipt; it would reject any other one too. */
@@ -34,8 +39,10 @@ export const setup = readSetup();
 
 export const status = signal<Status | null>(null);
 export const isOnline = signal(navigator.onLine);
-/** Newest first. */
+/** Open and answered ones, newest first. */
 export const cards = signal<readonly Card[]>([]);
+/** What happened last, for screen readers. */
+export const announcement = signal("");
 /** Messages that stay until they are dismissed. */
 export const notices = signal<readonly string[]>([]);
 /** The current time, updated once a second, for deadlines. */
@@ -43,10 +50,22 @@ export const now = signal(Date.now());
 
 /** Whether the event still needs an answer here. */
 export const isOpen = ({ word, refusal }: Card): boolean => word === "received" && refusal === null;
-export const open = computed(() => cards.value.filter(isOpen));
-export const overdue = computed(
-  () => open.value.filter(({ event }) => event.deadline && Date.parse(event.deadline) < now.value).length,
+
+const dueAt = ({ event }: Card): number =>
+  event.deadline === undefined ? Number.POSITIVE_INFINITY : Date.parse(event.deadline);
+
+/** What is to be done: the one that is overdue longest first, then by deadline, then in the order of their arrival. */
+export const open = computed(() =>
+  cards.value
+    .filter(isOpen)
+    .reverse()
+    .sort((one, other) => (dueAt(one) === dueAt(other) ? 0 : dueAt(one) - dueAt(other))),
 );
+/** What was done here lately, newest first. */
+export const answered = computed(() =>
+  cards.value.filter((card) => !isOpen(card)).sort((one, other) => other.answeredAt! - one.answeredAt!),
+);
+export const overdue = computed(() => open.value.filter((card) => dueAt(card) < now.value).length);
 /** The device's name, as the service knows it. */
 export const device = computed(() => status.value?.device ?? setup.device);
 
@@ -60,28 +79,48 @@ export const TRANSPORTS: Record<Transport, string> = {
   longpoll: "long-polling",
 };
 
-/** The status, and the reason in a few words. */
-export const state = computed((): { readonly state: State; readonly why: string } => {
+const KEPT = "What you do is kept and sent later.";
+
+interface BigState {
+  readonly state: State;
+  /** The state in words, and what it means for the person in front of it. */
+  readonly word: string;
+  readonly why: string;
+}
+
+export const state = computed((): BigState => {
+  const refused = (why: string): BigState => ({ state: "offline", word: "Not connected", why });
   const fault = faultOf(setup);
-  if (fault) return { state: "offline", why: fault };
+  if (fault) return refused(`${fault}.`);
   const { value } = status;
-  if (value === null) return { state: "connecting", why: "" };
-  if (value.state === "closed") return { state: "offline", why: value.error ?? "" };
-  if (value.isElsewhere) return { state: "elsewhere", why: "this device is open in another tab or window" };
-  if (value.state === "offline")
-    return { state: "offline", why: isOnline.value ? "the service can't be reached" : "there is no network" };
-  if (value.state === "connecting") return { state: "connecting", why: "" };
-  if (value.waiting > 0 || value.state === "behind")
-    return { state: "behind", why: `${some(value.waiting, "more event")} will appear when you answer some of these` };
-  if (overdue.value > 0) return { state: "behind", why: `${some(overdue.value, "event")} past the deadline` };
-  return { state: "connected", why: "" };
+  if (value === null) return { state: "connecting", word: "Connecting", why: "" };
+  if (value.state === "closed")
+    return refused(`${value.error ?? ""}. ${value.unsent > 0 ? `${KEPT} ` : ""}Open the page with a valid link.`);
+  if (value.isElsewhere)
+    return { state: "elsewhere", word: "Open elsewhere", why: "This device is open in another tab or window." };
+  if (value.state === "offline") {
+    const since = value.heardAt === null ? "" : ` since ${clockText(value.heardAt, now.value)}`;
+    return {
+      state: "offline",
+      word: `No connection${since}`,
+      why: `${isOnline.value ? "" : "This device has no network. "}${KEPT}`,
+    };
+  }
+  if (value.state === "connecting") return { state: "connecting", word: "Connecting", why: "" };
+  const isBehind = value.waiting > 0 || value.state === "behind" || overdue.value > 0;
+  const why = [
+    ...(overdue.value > 0 ? [`${overdue.value} late`] : []),
+    ...(value.waiting > 0 ? [`${value.waiting} more will appear when some of these are done`] : []),
+  ].join(", ");
+  return { state: isBehind ? "behind" : "connected", word: "Connected", why };
 });
 
-/** Whether receipts can't be sent now. */
-export const isStuck = computed(
-  () =>
-    status.value !== null && status.value.unsent > 0 && (status.value.state !== "connected" || !!status.value.error),
-);
+/** How many answers can't be sent now. That an event has arrived is told as well, but is no answer. */
+export const kept = computed(() => {
+  const { value } = status;
+  if (value === null || (value.state === "connected" && !value.error)) return 0;
+  return Math.max(0, value.unsent - open.value.filter(({ isSent }) => !isSent).length);
+});
 
 // -------------------------------------------------------------------------------------------------------------------- cards
 
@@ -96,12 +135,12 @@ const change = (id: string, part: Partial<Card>): void =>
 
 const find = (id: string): Card | undefined => cards.peek().find(({ event }) => event.id === id);
 
-/** Adds an event on top; if there are too many cards, removes the oldest answered one. */
+/** Adds an event on top, and forgets answered ones beyond the newest. */
 function show(card: Card): void {
   const shown = cards.peek().filter(({ event }) => event.id !== card.event.id);
-  const answered = shown.filter((one) => !isOpen(one));
-  const gone = shown.length < CARDS_MAX ? undefined : answered[answered.length - 1];
-  cards.value = [card, ...shown.filter((one) => one !== gone)];
+  const old = shown.filter((one) => !isOpen(one) && one.isSent).slice(ANSWERED_MAX);
+  cards.value = [card, ...shown.filter((one) => !old.includes(one))];
+  announcement.value = `New: ${card.content.title}`;
 }
 
 /** `onEvent`: resolves or rejects only with a person's answer. If the page can't show an event, it stays open. */
@@ -122,18 +161,20 @@ const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown>
     const answer = (word: "done" | "failed", note: string): void => {
       const card = find(event.id);
       if (!card || !isOpen(card)) return;
-      change(event.id, { word, isSent: false });
+      change(event.id, { word, isSent: false, answeredAt: Date.now() });
+      announcement.value = `${word === "done" ? "Done" : "Not done"}: ${card.content.title}`;
       settle(() => (word === "done" ? resolve(note || undefined) : reject(new Error(note))));
     };
     ending.addEventListener("abort", stop);
     try {
-      show({ event, word: "received", isSent: early.delete(event.id), refusal: null, answer });
+      const isSent = early.delete(event.id);
+      show({ event, content: contentOf(event), word: "received", isSent, refusal: null, answeredAt: null, answer });
       const [from, to] = AUTO_MS;
       if (setup.auto) auto = setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
       else void announce(event);
     } catch (error) {
       notice(
-        `An event can't be shown and stays unanswered: ${String(error)}. Reload the page, or use another browser.`,
+        `Something can't be shown and stays to be done: ${String(error)}. Reload the page, or use another browser.`,
       );
     }
   });
@@ -147,10 +188,14 @@ const sent = ({ event, status: word }: Receipt): void => {
   else if (!card && word === "received") early.add(event);
 };
 
-const rejected = ({ event }: Receipt, reason: string): void => change(event, { refusal: reason });
+function rejected({ event }: Receipt, reason: string): void {
+  const card = find(event);
+  change(event, { refusal: reason, answeredAt: card?.answeredAt ?? Date.now() });
+  if (card) notice(`“${card.content.title}” was not recorded: ${reason}.`);
+}
 
 const gap = ({ channel, after, from }: Gap): void =>
-  notice(`Events on ${channel} were lost: those after ${after} and before ${from} are no longer kept.`);
+  notice(`Some messages of ${channel} never arrived here (after ${after}, before ${from}). Ask whoever sends them.`);
 
 // ----------------------------------------------------------------------------------------------------------------- the feed
 
@@ -196,6 +241,6 @@ export function start(): void {
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
   addEventListener("appinstalled", () => keepSetup(setup));
   if (faultOf(setup)) return;
-  if (!isKeeping()) notice("This browser stores nothing for this page: unsent receipts are lost when it is closed.");
+  if (!isKeeping()) notice("This browser stores nothing for this page: what was not sent is lost when it is closed.");
   follow();
 }
