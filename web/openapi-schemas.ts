@@ -409,6 +409,22 @@ export const schemas = {
         }),
       ),
       more: { type: "boolean", description: "There are more channels; `GET /channels` lists all of them." },
+      totals: {
+        oneOf: [
+          object({
+            channels: count("All channels that the token may see."),
+            devices: count("Their enrolled devices; one in two channels counts twice."),
+            connected: count("How many of them have a feed open."),
+            at: {
+              ...orNull("Time"),
+              description:
+                "When they were counted; `null`: now. While there are more channels than are listed, they are counted every few seconds.",
+            },
+          }),
+          { type: "null" },
+        ],
+        description: "Totals of all channels; `null`: they are being counted.",
+      },
       counts: object({
         pushes: count("Stored events."),
         deliveries: count("Events written to followers, once per follower."),
@@ -764,6 +780,7 @@ const stream = (
 const overview = {
   channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3), open: 0, missing: 0 }],
   more: false,
+  totals: { channels: 1, devices: 1, connected: 0, at: null },
   counts: { pushes: 3, deliveries: 6, receipts: { received: 0, working: 1, done: 2, failed: 1 }, latency: null },
 };
 const changes = {

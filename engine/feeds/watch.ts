@@ -25,6 +25,7 @@ import {
 } from "../model.ts";
 import type { Presence } from "./presence.ts";
 import type { ChannelEntry, ChannelScope, Store } from "../store.ts";
+import { type Totals, TotalsCounter } from "./totals.ts";
 
 /** Interval of updates: looks immediate. */
 const TURN_MS = 250;
@@ -78,6 +79,7 @@ export class Watch {
   readonly #counts: Counters;
   readonly #now: () => number;
   readonly #report: Report;
+  readonly #totals: TotalsCounter;
   readonly #watchers = new Set<Watcher>();
   #stopped = false;
 
@@ -87,6 +89,7 @@ export class Watch {
     this.#presence = presence;
     this.#counts = counts;
     this.#now = now;
+    this.#totals = new TotalsCounter(store, presence, now);
   }
 
   /** The number of watchers. */
@@ -101,7 +104,7 @@ export class Watch {
       screen.bye(this.#stopped ? "drain" : "busy");
       return () => {};
     }
-    const watcher = new Watcher(this.#store, this.#presence, this.#counts, request, screen);
+    const watcher = new Watcher(this.#store, this.#presence, this.#counts, this.#totals, request, screen);
     this.#watchers.add(watcher);
     this.#run(watcher, request.expires).catch((error: unknown) => {
       unexpected(this.#report, error);
@@ -153,6 +156,7 @@ class Watcher {
   readonly #store: Store;
   readonly #presence: Connected;
   readonly #counts: Counters;
+  readonly #totals: TotalsCounter;
   readonly #request: WatchRequest;
   readonly #sums = new Map<string, Sums>();
   /** The latency buckets of final receipts at the last overviews. */
@@ -163,10 +167,18 @@ class Watcher {
   /** How far the channel's logs were sent; null: not at all yet. */
   #shown: { readonly epoch: string; readonly events: number; readonly receipts: number } | null = null;
 
-  constructor(store: Store, presence: Connected, counts: Counters, request: WatchRequest, screen: Screen) {
+  constructor(
+    store: Store,
+    presence: Connected,
+    counts: Counters,
+    totals: TotalsCounter,
+    request: WatchRequest,
+    screen: Screen,
+  ) {
     this.#store = store;
     this.#presence = presence;
     this.#counts = counts;
+    this.#totals = totals;
     this.#request = request;
     this.screen = screen;
   }
@@ -233,7 +245,25 @@ class Watcher {
       });
     }
     const { pushes, deliveries, receipts, final } = this.#counts.total();
-    return { channels, more, counts: { pushes, deliveries, receipts: { ...receipts }, latency: this.#latency(final) } };
+    return {
+      channels,
+      more,
+      totals: this.#totalsOf(channels, more),
+      counts: { pushes, deliveries, receipts: { ...receipts }, latency: this.#latency(final) },
+    };
+  }
+
+  /** Of all channels: those that are shown, counted now, or a count of some seconds ago; null: not counted yet. */
+  #totalsOf(shown: readonly Omit<Totals, "channels">[], more: boolean) {
+    if (!more)
+      return {
+        channels: shown.length,
+        devices: shown.reduce((sum, { devices }) => sum + devices, 0),
+        connected: shown.reduce((sum, { connected }) => sum + connected, 0),
+        at: null,
+      };
+    const counted = this.#totals.of(this.#request.scope);
+    return counted && { ...counted, at: iso(counted.at) };
   }
 
   /** The channels in the overview, by name. */
