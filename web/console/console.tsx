@@ -15,6 +15,7 @@ import { DevicesPage, HooksPage } from "./lists.tsx";
 import { LinkState } from "./link.tsx";
 import { Notices } from "./notices.tsx";
 import { OverviewPage } from "./overview.tsx";
+import { ConnectPhone } from "./phone-button.tsx";
 import { PushPage } from "./push.tsx";
 import {
   arrival,
@@ -78,6 +79,7 @@ function Console() {
               Forget the token
             </button>
           )}
+          {!isRefused && <ConnectPhone channel={channel} />}
           <a href={`weblistener.html${channel === null ? "" : `?channel=${channel}`}`}>Open a device</a>
           <a href="swagger">API</a>
         </nav>

@@ -7,10 +7,10 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
 import { show } from "../console/floor.ts";
+import { Qr } from "../console/qr.tsx";
 import { prettyJson, some, timeText } from "../console/words.ts";
 import { clockText, type Part, roughly, wordsOf } from "./content.ts";
 import { allow, install, keepPage, permission } from "./notices.ts";
-import { Qr } from "./qr.tsx";
 import { CHANNELS, DEVICE } from "./setup.ts";
 import { announcement, answered, type Card, device, dismiss, kept, notices, now, open, setup } from "./state.ts";
 import { start, state, type State, status, take, TRANSPORTS } from "./state.ts";
@@ -355,7 +355,7 @@ function ThisDevice() {
     <>
       <h2>This device</h2>
       <figure>
-        <Qr text={device.value} />
+        <Qr text={device.value} label={`The name as a QR code: ${device.value}`} />
         <figcaption>
           <code id="device-name">{device.value}</code>
         </figcaption>

@@ -4,7 +4,13 @@ import qrcode from "qrcode-generator";
 /** Width of the quiet zone in modules: ISO/IEC 18004 requires four. */
 const QUIET = 4;
 
-export function Qr({ text }: { readonly text: string }) {
+interface QrProps {
+  readonly text: string;
+  /** What it is, for people who can't see it. */
+  readonly label: string;
+}
+
+export function Qr({ text, label }: QrProps) {
   const code = qrcode(0, "M");
   code.addData(text);
   code.make();
@@ -18,7 +24,7 @@ export function Qr({ text }: { readonly text: string }) {
       viewBox={`${-QUIET} ${-QUIET} ${extent} ${extent}`}
       shape-rendering="crispEdges"
       role="img"
-      aria-label={`The name as a QR code: ${text}`}
+      aria-label={label}
     >
       <rect x={-QUIET} y={-QUIET} width={extent} height={extent} fill="#fff" />
       <path fill="#000" d={dark.map(([row, column]) => `M${column} ${row}h1v1h-1z`).join("")} />
