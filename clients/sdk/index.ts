@@ -4,10 +4,11 @@
  *   listen({ url, channels, device, token, onEvent })    a device: handles each event and sends its receipts
  *   publish(url, channel, data, options)                 pushes an event; repeated until the service answers, stored once
  *   receipts({ url, channel })                           what the devices answer, as it arrives
+ *   readDevices({ url, channel })                        lists, page by page; also readChannels, readHistory, readRows, readDevice
  *
  * To read it, start with model.ts and service-client.ts (requests). feed.ts follows a feed: event-stream.ts, websocket.ts, watchdog.ts and messages.ts are
- * its parts. listen.ts is a device: outbox.ts, event-queue.ts, device-state.ts, status.ts and tabs.ts are its parts. publish.ts and receipts.ts are the
- * publisher.
+ * its parts. listen.ts is a device: outbox.ts, event-queue.ts, device-state.ts, status.ts and tabs.ts are its parts. publish.ts, receipts.ts and reading.ts
+ * are the publisher; retry.ts repeats its requests.
  *
  * The network may cut, stall or delay any connection, and a proxy or a login page may answer in place of the service. A feed is therefore followed from its
  * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
@@ -34,3 +35,25 @@ export {
   type ReceiptsOptions,
   type Receipts,
 } from "./receipts.ts";
+export {
+  deleteChannel,
+  readChannels,
+  readDevice,
+  readDevices,
+  readHistory,
+  readRows,
+  testHook,
+  type ChannelOptions,
+  type ChannelsOptions,
+  type ChannelState,
+  type DeviceOptions,
+  type DevicesOptions,
+  type DeviceState,
+  type HistoryRow,
+  type HookOptions,
+  type HookTested,
+  type ReadOptions,
+  type ReceiptRow,
+  type RowsOptions,
+  type State,
+} from "./reading.ts";

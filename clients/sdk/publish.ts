@@ -3,8 +3,8 @@
  */
 import type { Tally } from "./model.ts";
 import { addressOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
-import { jitterMs, Sleep } from "./timing.ts";
-import { notFromPere, objectOf, RetryableError } from "./errors.ts";
+import { notFromPere, objectOf } from "./errors.ts";
+import { GIVE_UP_MS, repeat } from "./retry.ts";
 import { isCount, isObject, isText } from "./values.ts";
 
 /** Events in one request: the service's limit. */
@@ -119,35 +119,26 @@ async function push(
     wait,
     signal = null,
     key = newKey(),
-    giveUpMs = 60_000 + (wait ?? 0) * 1000,
+    giveUpMs = GIVE_UP_MS + (wait ?? 0) * 1000,
   } = options;
   const query: Record<string, string> = {};
   for (const [name, value] of Object.entries({ type: options.type, to: to?.join(","), ttl, deadline, remind }))
     if (value !== undefined) query[name] = String(value);
   const url = addressOf(service.base, "push", [channel], query);
-  const startedAt = service.monotonic();
-  const never = new AbortController().signal;
-  const sleep = new Sleep(service.setTimer);
-  for (let failures = 1; ; failures++) {
-    const leftMs = Math.max(0, (wait ?? 0) * 1000 - (service.monotonic() - startedAt));
-    const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
-    const headers = { "Content-Type": type, "Idempotency-Key": key, ...prefer };
-    try {
+  return repeat(
+    service,
+    async (elapsedMs) => {
+      const leftMs = Math.max(0, (wait ?? 0) * 1000 - elapsedMs);
+      const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
+      const headers = { "Content-Type": type, "Idempotency-Key": key, ...prefer };
       const text = await service.ask(url, { method: "POST", headers, body }, signal, service.timing.requestMs + leftMs);
       const answer = objectOf(text);
       if (!isPushed(answer, channel, count)) throw notFromPere();
       return answer;
-    } catch (error) {
-      const elapsedMs = service.monotonic() - startedAt;
-      if (!(error instanceof RetryableError) || signal?.aborted || elapsedMs >= giveUpMs) throw error;
-      const pauseMs = Math.max(
-        jitterMs(service.random, failures, 250, service.timing.pauseMsMax),
-        (error.pauseMs ?? 0) * (1 + service.random() / 5),
-      );
-      service.report(error.message);
-      await sleep.sleep(Math.min(pauseMs, giveUpMs - elapsedMs), signal ?? never);
-    }
-  }
+    },
+    giveUpMs,
+    signal,
+  );
 }
 
 const isStored = (value: unknown): value is Record<string, unknown> =>

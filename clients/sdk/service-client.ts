@@ -230,7 +230,7 @@ export class ServiceClient {
 
   /**
    * Sends one request with the token. @param limitMs its time limit
-   * @returns the body of the response, which has status 200 or 201: PERE sends no other success
+   * @returns the body of the response, which has status 200, 201 or 204: PERE sends no other success
    * @throws PereError when the service refuses for good, RetryableError when another attempt may succeed
    */
   async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number): Promise<string> {
@@ -245,7 +245,7 @@ export class ServiceClient {
         const headers = { ...init.headers, ...(token === null ? {} : { Authorization: `Bearer ${token}` }) };
         const response = await this.request(url, { ...init, headers, signal: stop.signal });
         if (response.ok) {
-          if (response.status !== 200 && response.status !== 201) throw notFromPere();
+          if (![200, 201, 204].includes(response.status)) throw notFromPere();
           this.accepted();
           // The time limit includes the body.
           return await response.text();
