@@ -3,14 +3,15 @@
  *
  * An idle feed costs only an entry in a timer wheel that all feeds share: no per-feed timer, promise or queue.
  */
+import { StoredLog, type StoredLogContext } from "./stored-log.ts";
 import type { Counters } from "../counters.ts";
 import { attempt, type Report, unexpected } from "../faults.ts";
 import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } from "./feed.ts";
-import { type Event, type Kind, PereError, type Position } from "../model.ts";
+import { type Event, type Kind, type Position } from "../model.ts";
 import { isShared } from "../addresses.ts";
 import { Presence } from "./presence.ts";
 import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
-import { Batch, eventEntry, Log, receiptEntry, type LogSource, SLICE_FOLLOWERS } from "./log.ts";
+import { Batch, eventEntry, Log, receiptEntry, SLICE_FOLLOWERS } from "./log.ts";
 import { OPEN_ROWS, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 
 /** Times in milliseconds. */
@@ -50,6 +51,7 @@ export class Feeds {
   /** Which devices these feeds connect. */
   readonly presence: Presence<Feed>;
   readonly #store: Store;
+  readonly #stored: StoredLogContext;
   readonly #limits: FeedLimits;
   readonly #now: () => number;
   readonly #random: () => number;
@@ -81,6 +83,7 @@ export class Feeds {
   ) {
     this.#store = store;
     this.report = report;
+    this.#stored = { store, now, report, reached: (extent) => this.reached(extent) };
     this.presence = new Presence(store, now, onPresenceChange, report, ({ address }) => address);
     this.#limits = limits;
     this.#now = now;
@@ -241,7 +244,7 @@ export class Feeds {
       log = new Log(
         kind,
         channel,
-        this.#source(kind, channel),
+        new StoredLog(this.#stored, kind, channel),
         kind === "events" ? this.#counts.of(channel) : undefined,
       );
       this.#logs.set(name, log);
@@ -302,31 +305,6 @@ export class Feeds {
         await Bun.sleep(REJOIN_MS);
       }
     }
-  }
-
-  #source(kind: Kind, channel: string): LogSource {
-    const store = this.#store;
-    /** If the epoch that was read has ended, updates the log to the current one; its followers read again. */
-    const present = async <Result>(found: Result | null): Promise<Result> => {
-      if (found !== null) return found;
-      const heads = await store.open(channel); // If it was deleted, with the epoch that it will have.
-      this.reached({ kind, channel, epoch: heads.epoch, head: heads[kind].head });
-      throw new PereError("away", `the log of channel ${channel} has a new epoch; read again`);
-    };
-    return {
-      now: this.#now,
-      report: this.report,
-      read: async (after, limit, epoch) =>
-        kind === "events"
-          ? (await present(await store.events(channel, epoch, after, limit))).map((event) =>
-              eventEntry(channel, epoch, event),
-            )
-          : (await present(await store.receipts(channel, epoch, after, limit))).map((receipt) =>
-              receiptEntry(channel, epoch, receipt),
-            ),
-      finalized: async (device, after, upTo, epoch) =>
-        present(await store.finalized(channel, epoch, device, after, upTo)),
-    };
   }
 
   // ---------------------------------------------------------------------------------------------- receipts and reminders

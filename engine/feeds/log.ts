@@ -119,7 +119,7 @@ export interface LogSource {
   read(after: number, limit: number, epoch: string): Promise<readonly Entry[]>;
   /** Events with `after` < seq ≤ `upTo` that the device sent a final receipt for; they are not sent to it again. @throws PereError as `read` */
   finalized?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
-  readonly now: () => number;
+  now(): number;
   /** Receives unexpected errors. */
   readonly report?: Report;
 }
@@ -173,8 +173,9 @@ export class Log {
   readonly #source: LogSource;
   /** Counts deliveries. */
   readonly #counters: { deliveries: number };
-  readonly #followers = new Set<Follower>();
   readonly #live = new Set<Follower>();
+  /** Those that are not live. A quiet log has none, and needs no set for them. */
+  #behind: Set<Follower> | undefined;
   #ring: Entry[] = [];
   #ringCharacters = 0;
   #filling: Promise<void> | undefined;
@@ -188,7 +189,9 @@ export class Log {
   #unfinished = false;
   #shared: Cut | undefined;
   /** The last pages that were read from the source, by the cursor before them. */
-  readonly #pages = new Map<number, Page>();
+  #pages: Map<number, Page> | undefined;
+  /** `#turn`. A log that is quiet needs neither. */
+  #step: (() => number) | undefined;
 
   constructor(kind: Kind, channel: string, source: LogSource, counters = { deliveries: 0 }) {
     this.kind = kind;
@@ -199,7 +202,7 @@ export class Log {
 
   /** Followers, for metrics. */
   get followers(): number {
-    return this.#followers.size;
+    return this.#live.size + (this.#behind?.size ?? 0);
   }
 
   /** Those in the live set, for tests and metrics. */
@@ -232,17 +235,17 @@ export class Log {
     this.epoch = epoch;
     this.#forget();
     this.head = this.#agedHead = this.#passHead = 0;
-    for (const follower of this.#followers) {
+    for (const follower of [...(this.#behind ?? []), ...this.#live]) {
       follower.gapAfter ??= { epoch: before, seq: follower.cursor };
       follower.cursor = follower.floor = 0;
       follower.skip = undefined;
       follower.askTo = 0;
-      if (this.#live.delete(follower)) void this.#catchUp(follower);
+      if (this.#fallBehind(follower)) void this.#catchUp(follower);
     }
   }
 
   follow(follower: Follower): void {
-    this.#followers.add(follower);
+    (this.#behind ??= new Set()).add(follower);
     void this.#catchUp(follower);
   }
 
@@ -262,14 +265,25 @@ export class Log {
 
   stop(follower: Follower): void {
     follower.stopped = true;
-    this.#followers.delete(follower);
     this.#live.delete(follower);
+    this.#forgetBehind(follower);
     this.#dropPages();
   }
 
   /** Pages are kept only while a follower catches up. */
   #dropPages(): void {
-    if (this.#live.size === this.#followers.size) this.#pages.clear();
+    if (!this.#behind) this.#pages?.clear();
+  }
+
+  #forgetBehind(follower: Follower): void {
+    if (this.#behind?.delete(follower) && this.#behind.size === 0) this.#behind = undefined;
+  }
+
+  /** Takes a follower out of the live set. @returns whether it was there */
+  #fallBehind(follower: Follower): boolean {
+    if (!this.#live.delete(follower)) return false;
+    if (!follower.stopped) (this.#behind ??= new Set()).add(follower);
+    return true;
   }
 
   // -------------------------------------------------------------------------------------------------------------- the ring
@@ -295,7 +309,7 @@ export class Log {
    * ten thousand channels would each keep a megabyte for no one.
    */
   age(): void {
-    this.#pages.clear();
+    this.#pages = undefined;
     const drop = this.#ring.findIndex(({ seq }) => seq > this.#agedHead);
     this.#agedHead = this.head;
     if (drop === 0) return;
@@ -309,7 +323,7 @@ export class Log {
     this.#ringCharacters = 0;
     this.#filledFrom = Number.POSITIVE_INFINITY;
     this.#shared = undefined;
-    this.#pages.clear();
+    this.#pages = undefined;
   }
 
   /** Entries after `cursor` for one write, or null if the ring does not reach back that far. */
@@ -367,7 +381,8 @@ export class Log {
     this.head = head;
     if (this.#pass || this.#live.size === 0) return;
     this.#begin();
-    inLaterTurn("deliver", this.#turn);
+    this.#step ??= () => this.#turn();
+    inLaterTurn("deliver", this.#step);
   }
 
   #begin(): void {
@@ -377,7 +392,7 @@ export class Log {
   }
 
   /** Serves a slice of the live followers; continues in later turns until all have everything. @returns the rows that this took */
-  readonly #turn = (): number => {
+  #turn(): number {
     let served = 0;
     while (this.#pass && served < SLICE_FOLLOWERS) {
       const next = this.#pass.next();
@@ -386,16 +401,16 @@ export class Log {
       } else if (this.head > this.#passHead || this.#unfinished) this.#begin();
       else this.#pass = undefined;
     }
-    if (this.#pass) inLaterTurn("deliver", this.#turn);
+    if (this.#pass) inLaterTurn("deliver", this.#step!);
     return served * WRITE_ROWS;
-  };
+  }
 
   /** An error at one follower ends only that follower. */
   #tryServe(follower: Follower): boolean {
     try {
       return this.#serve(follower);
     } catch (error) {
-      this.#live.delete(follower);
+      this.#fallBehind(follower);
       this.#fail(follower, error);
       return true;
     }
@@ -418,7 +433,7 @@ export class Log {
     const mustAsk = (follower.askTo ?? 0) > follower.cursor;
     const cut = follower.sink.blocked || mustAsk ? null : this.#share(follower.cursor);
     if (!cut) {
-      this.#live.delete(follower);
+      this.#fallBehind(follower);
       void this.#catchUp(follower);
       return true;
     }
@@ -429,7 +444,7 @@ export class Log {
         ? cut.batch
         : this.#filter(cut.batch, follower);
     if (batch.entries.length > 0 && this.#give(follower, batch)) {
-      this.#live.delete(follower);
+      this.#fallBehind(follower);
       void this.#catchUp(follower);
     }
     return true;
@@ -499,6 +514,7 @@ export class Log {
       }
       if (follower.cursor >= this.head) {
         this.#live.add(follower);
+        this.#forgetBehind(follower);
         this.#dropPages();
         return sink.rest();
       }
@@ -541,12 +557,13 @@ export class Log {
     while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
     const shared = this.#share(cursor);
     if (shared) return { head: this.head, batch: Promise.resolve(shared.batch) };
-    const known = this.#pages.get(cursor);
+    const pages = (this.#pages ??= new Map());
+    const known = pages.get(cursor);
     if (known) return known;
     const page = { head: this.head, batch: this.#read(cursor) };
-    this.#pages.set(cursor, page);
-    if (this.#pages.size > PAGES_MAX) this.#pages.delete(this.#pages.keys().next().value!);
-    page.batch.catch(() => this.#pages.get(cursor) === page && this.#pages.delete(cursor)); // The next one tries again.
+    pages.set(cursor, page);
+    if (pages.size > PAGES_MAX) pages.delete(pages.keys().next().value!);
+    page.batch.catch(() => pages.get(cursor) === page && pages.delete(cursor)); // The next one tries again.
     return page;
   }
 
