@@ -143,6 +143,7 @@ browserTest("the page starts without a service, from its worker's cache, which h
     "/pages/device.webmanifest",
     "/pages/icon-192.png",
     "/pages/icon.svg",
+    "/pages/qrcode.js", // Loaded later, and cached all the same.
     "/weblistener.html",
   ]);
 });

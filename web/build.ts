@@ -53,6 +53,21 @@ const nameOf = (source: string): string => source.replace(/^.*\//, "").replace(/
 /** How a script names one that it imports: relative to the page, although both are in one folder. */
 const IMPORTED = /(\b(?:from|import) ?\(?)"\.\/pages\/([\w.-]+)"/g;
 
+/** The page that works without a network, so all of its files must be known to its worker. */
+const OFFLINE = "device.html";
+
+/** Names in a page the scripts that its own script loads later; the browser fetches them when it has nothing else to do. */
+async function withLater(html: string, files: ReadonlyMap<string, Blob>): Promise<string> {
+  const scripts = [...html.matchAll(/(?:src|href)="\.\/(pages\/[\w-]+\.js)"/g)].map(([, name]) => name!);
+  const texts = await Promise.all(scripts.map((name) => files.get(name)!.text()));
+  const later = texts.flatMap((text) => [...text.matchAll(IMPORTED)].filter(([, keyword]) => keyword!.endsWith("(")));
+  const names = [...new Set(later.map(([, , name]) => name))].filter((name) => !scripts.includes(`pages/${name}`));
+  return html.replace(
+    "</head>",
+    `${names.map((name) => `<link rel="prefetch" href="./pages/${name}">`).join("")}</head>`,
+  );
+}
+
 /** Bundles all pages and the SDK. @returns files by name: pages under the names of their sources, the files that they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
   const built = await Bun.build({
@@ -67,6 +82,8 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     plugins: [packages],
   });
   const files = new Map<string, Blob>(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
+  const offline = files.get(OFFLINE)!;
+  files.set(OFFLINE, new Blob([await withLater(await offline.text(), files)], offline));
   for (const [name, blob] of files)
     if (name.startsWith("pages/") && name.endsWith(".js"))
       files.set(name, new Blob([(await blob.text()).replace(IMPORTED, '$1"./$2"')], blob));

@@ -1,8 +1,10 @@
 /** QR codes as a camera reads them. */
 import jsQR from "jsqr";
+import { until } from "./harness.ts";
 
 /** What the code on a page says. @param read evaluates a script in the page */
 export async function readQr(read: (script: string) => Promise<unknown>): Promise<string | undefined> {
+  await until(async () => (await read("document.querySelector('.qr') !== null")) as boolean, "a code");
   const pixels = (await read(`new Promise((resolve) => {
     const code = document.querySelector(".qr").cloneNode(true);
     code.setAttribute("xmlns", "http://www.w3.org/2000/svg");

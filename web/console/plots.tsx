@@ -1,7 +1,10 @@
-/** Plots over time: uPlot draws the lines on a canvas; the last values are shown as text below. */
+/**
+ * Plots over time: uPlot draws the lines on a canvas; the last values are shown as text below. uPlot is loaded when the first plot is shown, because it is
+ * a third of the console's script and most pages have no plot.
+ */
 import { type ReadonlySignal, useSignal, useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import uPlot from "uplot";
+import type uPlot from "uplot";
 import { onResize } from "./floor.ts";
 import { timeText } from "./words.ts";
 
@@ -29,15 +32,23 @@ export function Plot({ title, lines, data, say }: PlotProps) {
   const plot = useSignal<uPlot | null>(null);
   useEffect(() => {
     const element = frame.current!;
+    let Drawing: typeof uPlot | null = null;
+    let isGone = false;
     const make = (): void => {
+      if (isGone || Drawing === null) return;
       plot.peek()?.destroy();
-      plot.value = new uPlot(optionsOf(element, lines, say), data.peek() as uPlot.AlignedData, element);
+      plot.value = new Drawing(optionsOf(element, lines, say), data.peek() as uPlot.AlignedData, element);
     };
-    make();
+    // Without it, the values are still there as text.
+    import("uplot").then(
+      (module) => ((Drawing = module.default), make()),
+      () => {},
+    );
     const stopMeasuring = onResize(element, () => plot.peek()?.setSize({ width: element.clientWidth, height: HEIGHT }));
     const scheme = matchMedia("(prefers-color-scheme: dark)");
     scheme.addEventListener("change", make);
     return () => {
+      isGone = true;
       scheme.removeEventListener("change", make);
       stopMeasuring();
       plot.peek()?.destroy();
@@ -59,7 +70,7 @@ export function Plot({ title, lines, data, say }: PlotProps) {
           ))}
         </ul>
       </figcaption>
-      <div ref={frame} aria-hidden="true" />
+      <div ref={frame} class="drawing" aria-hidden="true" />
     </figure>
   );
 }

@@ -1,5 +1,8 @@
-/** A text as a QR code, drawn dark on light in both colour schemes, because scanners expect that. */
-import qrcode from "qrcode-generator";
+/** A text as a QR code, drawn dark on light in both colour schemes, because scanners expect that. What makes it is loaded when the first one is shown. */
+import { useSignal } from "@preact/signals";
+import { useEffect } from "preact/hooks";
+
+type Maker = typeof import("qrcode-generator");
 
 /** Width of the quiet zone in modules: ISO/IEC 18004 requires four. */
 const QUIET = 4;
@@ -10,8 +13,20 @@ interface QrProps {
   readonly label: string;
 }
 
+/** Its place is kept until it is there. If it can't be loaded, the place stays empty. */
 export function Qr({ text, label }: QrProps) {
-  const code = qrcode(0, "M");
+  const maker = useSignal<Maker | null>(null);
+  useEffect(() => {
+    import("qrcode-generator").then(
+      (module) => void (maker.value = module.default),
+      () => {},
+    );
+  }, []);
+  return <div class="qr-place">{maker.value && <Code make={maker.value} text={text} label={label} />}</div>;
+}
+
+function Code({ make, text, label }: QrProps & { readonly make: Maker }) {
+  const code = make(0, "M");
   code.addData(text);
   code.make();
   const size = code.getModuleCount();
