@@ -2,11 +2,24 @@
  * Channels over HTTP, on both stores: searched in all names, and deleted when nothing is left in them.
  */
 import { Database } from "bun:sqlite";
-import { afterAll, afterEach, describe, expect, test } from "bun:test";
+import { afterAll, afterEach, describe, expect, spyOn, test } from "bun:test";
 import { join } from "node:path";
 import { issueToken } from "../engine/auth/issue.ts";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
-import { ask, give, listen, push, SECRET, start, startOn, startWith, temporary, until } from "./support/harness.ts";
+import {
+  ask,
+  give,
+  listen,
+  openStream,
+  push,
+  SECRET,
+  start,
+  startOn,
+  startWith,
+  temporary,
+  until,
+} from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 let redis: RedisServer | undefined;
@@ -115,6 +128,34 @@ describe.each(STORES)("on %s", (store, open, missing) => {
     expect(await listed(pere.url)).toEqual(["orders"]);
     for (const stream of [here, there, receipts, resumed]) stream.close();
   });
+});
+
+test("a feed that is opened while its channel is deleted goes on in the next epoch", async () => {
+  let now = T;
+  const pere = await opened(start({ now: () => now }));
+  const old = await push(pere.url, "orders", "old", "?ttl=60");
+  now += 60_000;
+  const held = Promise.withResolvers<void>();
+  const { open } = SqliteStore.prototype;
+  const opening = spyOn(SqliteStore.prototype, "open").mockImplementationOnce(async function (this: SqliteStore, name) {
+    const heads = await open.call(this, name);
+    await held.promise;
+    return heads;
+  });
+  const stream = openStream(`${pere.url}/feed/orders?since=earliest`);
+  try {
+    await until(() => opening.mock.calls.length > 0);
+    expect((await remove(pere.url, "orders")).status).toBe(204);
+  } finally {
+    opening.mockRestore();
+    held.resolve();
+  }
+  const feed = await stream;
+  const { after, from } = await feed.own("gap");
+  expect(after).toBe(old.replace(/1$/, "0"));
+  expect(await push(pere.url, "orders", "new")).toBe(from as string);
+  await feed.have(1);
+  feed.close();
 });
 
 test("a search and a deletion respect the rights of the token", async () => {

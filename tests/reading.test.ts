@@ -2,6 +2,7 @@
  * What a publisher reads: channels, events with their tallies, a row a device, devices; and what retention does to all of it.
  */
 import { afterAll, beforeAll, describe, expect, spyOn, test } from "bun:test";
+import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Service } from "../index.ts";
 import { readKeep } from "../engine/retention-rules.ts";
 import { ask, give, listen, push, start, until } from "./support/harness.ts";
@@ -90,6 +91,24 @@ describe("events", () => {
     expect(body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(3).reverse());
     expect(body.next).toBeNull();
     await small.stop();
+  });
+
+  test("newest first come once each, also if retention drops some meanwhile", async () => {
+    const lines = await ask(`${pere.url}/push/dropping`, { type: "application/x-ndjson", body: "1\n".repeat(130) });
+    const ids = (lines.body.events as { id: string }[]).map(({ id }) => id);
+    const { events } = SqliteStore.prototype;
+    const reading = spyOn(SqliteStore.prototype, "events").mockImplementationOnce(function (
+      this: SqliteStore,
+      ...asked
+    ) {
+      return events.apply(this, asked);
+    });
+    reading.mockImplementationOnce(async function (this: SqliteStore, ...asked) {
+      while (await this.trim("dropping", { count: 30, before: 0 }, Date.now()));
+      return events.apply(this, asked);
+    });
+    const { body } = await get("/events/dropping?order=desc&limit=130").finally(() => reading.mockRestore());
+    expect(body.events.map(({ id }: { id: string }) => id)).toEqual(ids.slice(66).reverse());
   });
 
   test("that never existed are 404, as is a channel that was never used", async () => {

@@ -4,7 +4,7 @@
 import { describe, expect, test } from "bun:test";
 import type { HistoryRow } from "../../engine/model.ts";
 import type { Page, Store } from "../../engine/store.ts";
-import { EVERYTHING, SECOND, T, trimAll } from "./calls.ts";
+import { draft, EVERYTHING, SECOND, T, trimAll, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 /** All rows of a device, read in pages of this length. */
@@ -68,6 +68,21 @@ export function historyContract(ground: Ground): void {
       await enrol("till");
       await append("again");
       expect(await seqsOf("till")).toEqual([6, 3, 1]);
+    });
+
+    test("of a device that is being retired has its final receipts alone from the first moment", async () => {
+      await enrol("till");
+      const { epoch } = await ground.store.append("orders", Array(1_400).fill(draft("to all")), T);
+      await append("named", { to: ["till", "kiosk"] });
+      await append("named and answered", { to: ["till"] });
+      const words = [3, 1_399, 1_402].map((seq) => word(epoch, seq, "till", "done"));
+      await ground.store.record("orders", words, T);
+      const retiring = ground.store.retire("orders", "till", T);
+      while ((await ground.store.owing("orders", ["till"], T)).length > 0);
+      // It is removed from the events in slices.
+      expect(await seqsOf("till")).toEqual([1_402, 1_399, 3]);
+      expect(await retiring).toBe(true);
+      expect(await seqsOf("till", 1)).toEqual([1_402, 1_399, 3]);
     });
 
     test("ends at what retention keeps", async () => {
