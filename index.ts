@@ -116,6 +116,7 @@ const ROUTES: readonly Route[] = [
 
   ["GET", "/", null, home, HIDDEN],
   ["GET", "/weblistener.html", null, page("/weblistener.html"), HIDDEN],
+  ["GET", "/console-worker.js", null, page("/console-worker.js"), HIDDEN],
   ["GET", "/weblistener-worker.js", null, page("/weblistener-worker.js"), HIDDEN],
   ["GET", SDK, null, page(SDK), HIDDEN],
   ["GET", SDK_TYPES, null, page(SDK_TYPES), HIDDEN],

@@ -2,6 +2,7 @@
  * The console's frame: Back brings everything back, Escape leaves, each page has its title, and the page never shows as known what it does not know.
  */
 import { afterAll, expect } from "bun:test";
+import { axe } from "./support/axe.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Tab } from "./support/console-tab.ts";
@@ -130,6 +131,12 @@ browserTest(
       expect(await tab.text(".facts")).toMatch(/^At \d\d:\d\d:\d\d: 1 device, 0 connected/);
       await sight("old");
       expect(await tab.read<string>("getComputedStyle(document.querySelector('.body')).filter")).toBe("grayscale(1)");
+      for (const scheme of ["dark", "light"]) {
+        await tab.view.cdp("Emulation.setEmulatedMedia", {
+          features: [{ name: "prefers-color-scheme", value: scheme }],
+        });
+        expect(await axe(tab), scheme).toEqual([]);
+      }
       pere.child.kill("SIGCONT");
       await tab.state("live");
       await sight("current");

@@ -57,14 +57,14 @@ browserTest(
     await ask(`${url}/feedback/orders`, { body: `{${about},"detail":{"no paper":12345678901234567890}}` });
     await tab.view.press("ArrowRight");
     await tab.says("#cell-in-focus", "till-2: failed");
-    for (const [column, state] of [
-      [0, "done"],
-      [1, "failed"],
-    ] as const)
-      await until(async () => {
-        const [found, wanted] = await tab.pixel(0, column, state);
-        return found === wanted;
-      }, `a cell to be drawn as ${state}`);
+    // Trouble is filled with its colour; what is done has none.
+    const isFilled = async (column: number, state: string): Promise<boolean> => {
+      const [found, wanted] = await tab.pixel(0, column, state);
+      return found === wanted;
+    };
+    await until(() => isFilled(1, "failed"), "a failed cell");
+    await until(async () => !(await isFilled(0, "done")), "a quiet cell");
+    expect(await tab.says(".focus-line", "no paper")).toContain("failed");
     expect(await tab.text(".focus-line")).toContain("1 of 2 done, 1 failed");
 
     // Enter opens the event.
@@ -170,7 +170,7 @@ browserTest("1,000 devices × 200 events: it reads and draws only what is visibl
   await tab.says("#cell-in-focus", "label-0000: done");
   const shown = await tab.read<{ rows: number; columns: number }>(`(() => {
     const { clientWidth, clientHeight } = document.querySelector(".grid");
-    return { rows: Math.ceil((clientHeight - 96) / 26) + 1, columns: Math.ceil((clientWidth - 216) / 26) + 1 };
+    return { rows: Math.ceil((clientHeight - 96) / 26) + 1, columns: Math.ceil((clientWidth - 246) / 26) + 1 };
   })()`);
   const drawn = (): Promise<number> => tab.read("Number(document.querySelector('.grid canvas').dataset.drawn)");
   await until(async () => (await asked()) > 0, "cells");
@@ -255,14 +255,35 @@ browserTest("a channel beyond the overview's limit has a board too", async () =>
   const id = await push(pere.url, "z", 1);
   await give(pere.url, "z", id, "till-2", "done");
   using tab = await new Tab().open(pere.url);
-  await tab.says("main", "there are more");
-  await tab.click("input[type=search]");
+  await tab.says(".side", "All channels");
+  await tab.click(".side input[type=search]");
   await tab.view.type("z");
-  await tab.says(".side", "Press Enter to open it");
-  await tab.view.press("Enter");
+  // The service finds it among all.
+  await tab.click('.side a[href="#/z"]');
+  await tab.says(".facts", "2 devices, 0 connected · 1 event");
   await tab.says("main", "each device");
   await tab.focus(0, 1);
   await tab.says("#cell-in-focus", "till-2: done");
+  // All are listed, a page at a time, and searched.
+  await tab.go("/~channels");
+  await tab.says(".facts", "202 channels · 2 devices, 0 connected");
+  const rows = (): Promise<string> =>
+    tab.read(`[...document.querySelectorAll(".channels tbody th")].map(({ textContent }) => textContent).join(" ")`);
+  await until(async () => (await rows()).split(" ").length === 100, "a page");
+  for (const last of ["a-98", "z"]) {
+    await tab.read(`[...document.querySelectorAll("main button")].at(-1).click()`);
+    await until(
+      async () => (await rows()).endsWith(` ${last}`),
+      () => `the page that ends with ${last}`,
+    );
+  }
+  await tab.click("main input[type=search]");
+  await tab.view.type("-19");
+  await until(
+    async () => (await rows()) === ["a-19", ...Array.from({ length: 10 }, (_, n) => `a-19${n}`)].join(" "),
+    "those found",
+  );
+  expect(await tab.read<string>("location.hash")).toBe("#/~channels?search=-19");
   // Devices that were only named in `to` have no column; the event is a bar then.
   await tab.go("/a-0");
   await tab.says("header.title h1", "a-0");

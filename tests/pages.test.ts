@@ -39,6 +39,8 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       .filter((name) => name !== "swagger");
     expect([...new Set(names.map((name) => name.replace(/-[0-9a-z]{8}\./, ".")))]).toEqual([
       "./pages/icon.svg",
+      "./pages/icon-192.png",
+      "./pages/console.webmanifest",
       "./pages/console.css",
       "./pages/console.js", // And what it shares with other pages.
     ]);
@@ -63,6 +65,7 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
     for (const path of [
       "/weblistener.html",
       "/weblistener-worker.js",
+      "/console-worker.js",
       "/pere.js",
       "/pere.d.ts",
       "/swagger",

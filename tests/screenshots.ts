@@ -172,7 +172,9 @@ async function each(show: (tab: Bun.WebView, name: string) => Promise<void>): Pr
 async function pictures(event: string): Promise<void> {
   await mkdir(FOLDER, { recursive: true });
   const places: Record<string, string> = {
-    overview: "/",
+    attention: "/",
+    service: "/~service",
+    channels: "/~channels",
     board: "/orders",
     tallies: "/prices.berlin",
     event: `/orders/event/${event}`,
@@ -182,12 +184,13 @@ async function pictures(event: string): Promise<void> {
   };
   await each(async (tab, name) => {
     for (const [place, hash] of Object.entries(places)) {
-      if (process.argv[2] === undefined && !KEPT.includes(place) && !`${place} ${name}`.startsWith("overview desk"))
+      if (process.argv[2] === undefined && !KEPT.includes(place) && !`${place} ${name}`.startsWith("attention desk"))
         continue;
       await tab.evaluate(`void (location.hash = ${JSON.stringify(hash)})`);
-      const isSettled = "document.readyState === 'complete' && !/Loading…|connecting/.test(document.body.innerText)";
+      const isSettled =
+        "document.readyState === 'complete' && !/Loading…|connecting/.test(document.body.innerText) && !document.querySelector('.skeleton')";
       await until(() => tab.evaluate(isSettled) as Promise<boolean>, `${place} to be there`);
-      if (place === "overview") await moveOn();
+      if (place === "service") await moveOn();
       await picture(tab, `${place}-${name}`);
     }
   });

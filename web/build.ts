@@ -13,9 +13,10 @@ import { join } from "node:path";
 import { sdkModule, sdkTypes } from "../clients/bundle.ts";
 import { compress, EncodedFile, type Encoding, ENCODINGS, isCompressible } from "./encoded.ts";
 
-/** The pages and the service worker: the path of each, and its source in `web/`. */
+/** The pages and their service workers: the path of each, and its source in `web/`. */
 const PAGES: Readonly<Record<string, string>> = {
   "/": "console/console.html",
+  "/console-worker.js": "console/alert-worker.ts",
   "/weblistener.html": "device/device.html",
   "/weblistener-worker.js": "device/worker.ts",
   "/swagger": "api/api.html",

@@ -64,13 +64,13 @@ export class Tab {
     for (let n = 0; n <= column; n++) await this.view.press("ArrowRight");
   }
 
-  /** The colour of a cell beside its sign, and the page's colour of a state. */
+  /** The colour of a cell beside its sign, where trouble is filled, and the page's colour of a state. */
   pixel = (row: number, column: number, state: string): Promise<readonly [string, string]> =>
     this.read(`(() => {
       const canvas = document.querySelector(".grid canvas");
       const context = canvas.getContext("2d");
-      const names = 216, head = 96, size = 26;
-      const [x, y] = [names + ${column} * size + 6, head + ${row} * size + 13];
+      const names = 246, head = Number(canvas.dataset.head), size = 26;
+      const [x, y] = [names + ${column} * size + 5, head + ${row} * size + 13];
       const hex = ([r, g, b]) => "#" + [r, g, b].map((part) => part.toString(16).padStart(2, "0")).join("");
       const ratio = devicePixelRatio;
       return [hex(context.getImageData(x * ratio, y * ratio, 1, 1).data),

@@ -29,6 +29,13 @@ export interface Counts {
 export interface Overview {
   readonly channels: readonly ChannelState[];
   readonly more: boolean;
+  /** Of all channels; null: not counted yet. `at`: when they were counted, null: now. */
+  readonly totals: {
+    readonly channels: number;
+    readonly devices: number;
+    readonly connected: number;
+    readonly at: string | null;
+  } | null;
   readonly counts: Counts;
 }
 export interface EventHead {

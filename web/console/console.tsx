@@ -14,8 +14,13 @@ import { record } from "./history.ts";
 import { DevicesPage, HooksPage } from "./lists.tsx";
 import { LinkState } from "./link.tsx";
 import { Notices } from "./notices.tsx";
-import { OverviewPage } from "./overview.tsx";
 import { ConnectPhone } from "./phone-button.tsx";
+import { AttentionPage } from "./attention.tsx";
+import { attention, followAttention } from "./attention.ts";
+import { ChannelFacts, ServiceFacts } from "./facts.tsx";
+import { followAlerts } from "./alerts.tsx";
+import { ChannelsPage } from "./channels.tsx";
+import { ServicePage } from "./service.tsx";
 import { PushPage } from "./push.tsx";
 import {
   arrival,
@@ -31,8 +36,8 @@ import {
 } from "./router.ts";
 import { Side } from "./side.tsx";
 import { Skeleton } from "./skeleton.tsx";
-import { board, heardAt, link, overview, paste, sight, start } from "./state.ts";
-import { count, some, timeText } from "./words.ts";
+import { board, link, paste, sight, start } from "./state.ts";
+import { count } from "./words.ts";
 
 const PAGE_TITLES: Record<Page, string> = {
   attention: "Needs attention",
@@ -49,7 +54,9 @@ const PLACE_TITLES: Record<Place, string> = {
 
 /** The document's title: each page has its own. */
 function titleOf({ channel, page, place, item }: Route, own: string | null): string {
-  if (channel === null) return `${own ?? PAGE_TITLES[page]} – PERE console`;
+  const troubled = attention.value?.totals.devices ?? 0;
+  const number = channel === null && page === "attention" && troubled > 0 ? `(${count(troubled)}) ` : "";
+  if (channel === null) return `${number}${own ?? PAGE_TITLES[page]} – PERE console`;
   const what = own ?? (item === null ? PLACE_TITLES[place] : `${PLACE_TITLES[place]}: ${item}`);
   return `${what} – ${channel} – PERE console`;
 }
@@ -95,9 +102,9 @@ function Console() {
                 <h1 ref={heading} tabIndex={-1}>
                   {channel ?? PAGE_TITLES[page]}
                 </h1>
-                {channel !== null && <ChannelHead channel={channel} place={place} />}
+                {channel === null ? <ServiceFacts /> : <ChannelHead channel={channel} place={place} />}
               </header>
-              <div key={key}>{channel === null ? <OverviewPage /> : <ChannelPage channel={channel} />}</div>
+              <div key={key}>{channel === null ? <ServiceWidePage /> : <ChannelPage channel={channel} />}</div>
             </>
           )}
         </main>
@@ -117,7 +124,7 @@ const TABS: readonly (readonly [Place, string])[] = [
 function ChannelHead({ channel, place }: { readonly channel: string; readonly place: Place }) {
   return (
     <>
-      <Facts channel={channel} />
+      <ChannelFacts key={channel} channel={channel} />
       <nav class="tabs" aria-label="Views of this channel">
         {TABS.map(([name, label]) => {
           const isHere = name === place || (name === "board" && place === "event");
@@ -132,25 +139,10 @@ function ChannelHead({ channel, place }: { readonly channel: string; readonly pl
   );
 }
 
-/** A channel's numbers. Those that are no longer current say of when they are. */
-function Facts({ channel }: { readonly channel: string }) {
-  const known = overview.value;
-  const item = known?.channels.find((one) => one.channel === channel);
-  if (!known)
-    return <p class="facts">{link.value.state === "offline" ? "Nothing is known yet." : <Skeleton words />}</p>;
-  if (!item) return <p class="facts muted">{known.more ? "" : "No events and no devices yet."}</p>;
-  const isCurrent = sight.value === "current";
-  return (
-    <p class="facts muted">
-      {!isCurrent && heardAt.value !== null && `At ${timeText(new Date(heardAt.value).toISOString())}: `}
-      {[
-        `${some(item.devices, "device")}, ${count(item.connected)} connected`,
-        some(item.events, "event"),
-        ...(item.open ? [`${count(item.open)} open`] : []),
-        ...(item.missing ? [`${count(item.missing)} missing`] : []),
-      ].join(" · ")}
-    </p>
-  );
+function ServiceWidePage() {
+  const { page } = route.value;
+  if (page === "channels") return <ChannelsPage />;
+  return page === "service" ? <ServicePage /> : <AttentionPage />;
 }
 
 function ChannelPage({ channel }: { readonly channel: string }) {
@@ -213,5 +205,7 @@ show("console", () => {
   followEscape();
   start();
   record();
+  followAttention();
+  followAlerts();
   return <Console />;
 });

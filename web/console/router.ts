@@ -205,10 +205,9 @@ function above({ channel, place, item }: Route): string | null {
   return place === "devices" ? linkTo(channel, "devices") : linkTo(channel);
 }
 
-/** Goes to the page above: back if that is where the user came from, so that it is as it was. */
+/** Leaves a page: back to where the user came from, so that it is as it was, else to the page above. */
 export function goUp(to: string): void {
-  const from = markOf()?.from?.split("?")[0];
-  if (from === to.split("?")[0]) history.back();
+  if (typeof markOf()?.from === "string") history.back();
   else location.hash = to;
 }
 

@@ -95,9 +95,11 @@ export function start(): void {
 
 function watchChannel(name: string | null): AbortController {
   const control = new AbortController();
-  const fresh = name === null ? null : new Board(name, control.signal);
-  // The previous board stays until the first frame, so that nothing flickers.
-  if (board.peek()?.channel !== name) board.value = fresh;
+  const known = board.peek();
+  // A board stays when only its stream is a new one, so that nothing flickers.
+  const shown =
+    name === null ? null : known?.channel === name ? known.renewed(control.signal) : new Board(name, control.signal);
+  board.value = shown;
   if (link.peek().state === "refused") link.value = { state: "connecting" };
   void watch(
     name,
@@ -113,9 +115,9 @@ function watchChannel(name: string | null): AbortController {
           link.value = { state: "live" };
           hear();
           const listed = body.channels.find(({ channel }) => channel === name);
-          fresh?.counted(listed ? listed.devices : body.more ? null : 0);
+          shown?.counted(listed ? listed.devices : body.more ? null : 0);
         }),
-      changes: (body) => batch(() => ((board.value = fresh), fresh!.take(body))),
+      changes: (body) => batch(() => shown?.take(body)),
       away: (why) => (link.value = { state: "away", why }),
       lost: (why) => (link.value = { state: "offline", why: navigator.onLine ? why : NO_NETWORK }),
       refused: (why: Refused) => (link.value = { state: "refused", why: why.message }),

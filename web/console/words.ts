@@ -29,6 +29,13 @@ const WORDS = {
 export type State = keyof typeof WORDS;
 export const STATES = Object.keys(WORDS) as readonly State[];
 
+/** Not a state of the service: a final receipt is owed for more than an hour, without a deadline. */
+const OVERDUE: StateWords = {
+  kind: "trouble",
+  mark: "M8 4.2V8l2.6 1.6M8 2.6a5.4 5.4 0 1 0 .01 0",
+  meaning: "no final receipt for more than an hour, and no deadline",
+};
+
 /** For a state that this page does not know: a question mark. */
 const UNKNOWN: StateWords = {
   kind: "open",
@@ -37,7 +44,8 @@ const UNKNOWN: StateWords = {
 };
 
 /** What is said of a state, also of one that this page does not know. */
-export const wordsOf = (state: string): StateWords => (WORDS as Record<string, StateWords>)[state] ?? UNKNOWN;
+export const wordsOf = (state: string): StateWords =>
+  (WORDS as Record<string, StateWords>)[state] ?? (state === "overdue" ? OVERDUE : UNKNOWN);
 export const markOf = (state: string): string => wordsOf(state).mark;
 /** "done: the device has done the work" */
 export const meaningOf = (state: string): string => `${state}: ${wordsOf(state).meaning}`;
@@ -126,4 +134,31 @@ export function prettyJson(text: string, isOnOneLine = false): string {
     else pretty += /^[{[]/.test(part) ? part.replace(/\s+/, "") : part;
   }
   return pretty;
+}
+
+/** Members of a detail that say why, in this order. */
+const REASONS = ["reason", "error", "message", "title", "detail"];
+const REASON_CHARACTERS = 160;
+
+/** What a device said with its receipt, as a text: a reason if there is one, else the JSON; null: nothing. */
+export function reasonOf(detail: unknown): string | null {
+  if (detail === null || detail === undefined) return null;
+  let said: unknown = detail;
+  if (typeof detail === "object" && !Array.isArray(detail)) {
+    const members = detail as Record<string, unknown>;
+    const name = REASONS.find((one) => typeof members[one] === "string" && members[one] !== "");
+    if (name !== undefined) said = members[name];
+  }
+  const text = typeof said === "string" ? said : JSON.stringify(said);
+  return text.length > REASON_CHARACTERS ? `${text.slice(0, REASON_CHARACTERS - 1)}…` : text;
+}
+
+/**
+ * A text right before a name, in the order of names: to page to exactly this one. Names have the characters of `[A-Za-z0-9._:~-]`, of which `-` is
+ * the first and `~` the last.
+ */
+export function justBefore(name: string): string {
+  const rest = name.slice(0, -1);
+  const last = name.slice(-1);
+  return last === "-" ? rest : `${rest}${String.fromCharCode(last.charCodeAt(0) - 1)}~~~~`;
 }

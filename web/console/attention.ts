@@ -1,0 +1,132 @@
+/**
+ * What needs attention in the whole service, `GET /attention`: read again when the service says that something changed, and now and then in any case.
+ */
+import { batch, computed, effect, signal } from "@preact/signals";
+import { read, type Tally, withLists } from "./api.ts";
+import { link, now, overview } from "./state.ts";
+import { count, some } from "./words.ts";
+
+/** What devices did not do, in numbers. */
+export interface Troubles {
+  readonly failed: number;
+  readonly missing: number;
+  readonly overdue: number;
+}
+export interface TroubledDevice extends Troubles {
+  readonly channel: string;
+  readonly device: string;
+  /** When the oldest of these events was pushed. */
+  readonly since: string;
+  readonly connected: boolean;
+  readonly seenAt: string | null;
+}
+export interface TroubledEvent {
+  readonly id: string;
+  readonly channel: string;
+  readonly at: string;
+  readonly type: string | null;
+  readonly deadline: string | null;
+  readonly receipts: Tally;
+}
+export interface TroubledHook {
+  readonly channel: string;
+  readonly name: string;
+  readonly givenUp: number;
+  readonly disabled: string | null;
+}
+export interface TroubledChannel extends Troubles {
+  readonly channel: string;
+  readonly devices: number;
+}
+export interface Attention {
+  readonly at: string;
+  readonly totals: Troubles & { readonly devices: number };
+  readonly devices: readonly TroubledDevice[];
+  readonly events: readonly TroubledEvent[];
+  readonly hooks: readonly TroubledHook[];
+  readonly channels: readonly TroubledChannel[];
+}
+
+/** Items per list; a page may ask for more. */
+const LISTED = 100;
+export const LISTED_MAX = 1_000;
+export const listed = signal(LISTED);
+
+/** The last answer; null: none yet. */
+export const attention = signal<Attention | null>(null);
+/** Why it could not be read; "": it was. */
+export const attentionTrouble = signal("");
+
+export const troubleSum = ({ failed, missing, overdue }: Troubles): number => failed + missing + overdue;
+
+/** A channel's trouble, without an entry if it has none; null: not known yet. */
+const byChannel = computed(
+  () => attention.value && new Map(attention.value.channels.map((one) => [one.channel, one] as const)),
+);
+/** @returns undefined: it has none; null: not known yet */
+export const troubleOf = (channel: string): TroubledChannel | undefined | null =>
+  byChannel.value === null ? null : byChannel.value.get(channel);
+
+/** "50 missed, 2 failed, 3 overdue" */
+export const troubleText = ({ failed, missing, overdue }: Troubles): string =>
+  [
+    missing > 0 ? `${count(missing)} missed` : "",
+    failed > 0 ? `${count(failed)} failed` : "",
+    overdue > 0 ? `${count(overdue)} overdue` : "",
+  ]
+    .filter(Boolean)
+    .join(", ");
+
+/** The state of the service in a sentence: "9 devices owe 90 answers." */
+export function verdict({ totals, hooks, events }: Attention): string {
+  const { devices, failed, missing, overdue } = totals;
+  const owed = missing + overdue;
+  const who = some(devices, "device");
+  const calls = hooks.length > 0 ? `${some(hooks.length, "hook")} ${hooks.length === 1 ? "needs" : "need"} help.` : "";
+  const kinds = [failed, missing, overdue].filter((number) => number > 0).length;
+  const detail = kinds > 1 ? `${troubleText(totals)}.` : "";
+  if (devices > 0 && owed > 0 && failed > 0)
+    return sentence(`${who} owe answers or failed: ${troubleText(totals)}.`, calls);
+  if (devices > 0 && owed > 0)
+    return sentence(`${who} ${devices === 1 ? "owes" : "owe"} ${some(owed, "answer")}.`, detail, calls);
+  if (devices > 0) return sentence(`${who} reported ${some(failed, "failure")}.`, calls);
+  if (events.length > 0)
+    return sentence(`${some(events.length, "event")} ${events.length === 1 ? "is" : "are"} in trouble.`, calls);
+  return calls || "Nothing needs attention.";
+}
+const sentence = (...parts: string[]): string => parts.filter(Boolean).join(" ");
+
+/** Minimum interval between two reads, and the interval if nothing seems to have changed. */
+const AGAIN_MS = 2_000;
+const ANYWAY_MS = 15_000;
+
+/** A request that takes longer is given up. */
+const PATIENCE_MS = 15_000;
+
+const readAttention = async (most: number, signal: AbortSignal): Promise<Attention> =>
+  withLists(await read(`/attention?limit=${most}`, "devices", signal), ["events", "hooks", "channels"]);
+
+/** Starts reading, as long as the stream is live. */
+export function followAttention(): void {
+  let seen: unknown = null;
+  let size = 0;
+  let readAt = -Infinity;
+  let reading: AbortController | null = null;
+  effect(() => {
+    // Each overview says that something has changed.
+    const [change, most] = [overview.value, listed.value];
+    void now.value;
+    if (link.value.state !== "live" || change === null) return;
+    const isNew = change !== seen || most !== size;
+    const age = performance.now() - readAt;
+    if (reading !== null || age < (isNew ? AGAIN_MS : ANYWAY_MS)) return;
+    [seen, size, readAt] = [change, most, performance.now()];
+    const control = (reading = new AbortController());
+    const timer = setTimeout(() => control.abort(), PATIENCE_MS);
+    const ended = (): void => ((reading = null), clearTimeout(timer));
+    readAttention(most, control.signal).then(
+      (answer) => (ended(), batch(() => ([attention.value, attentionTrouble.value] = [answer, ""]))),
+      (error: Error) => (ended(), (attentionTrouble.value = error.message)),
+    );
+  });
+}
