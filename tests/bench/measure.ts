@@ -3,7 +3,7 @@
  */
 import { eventData, Feeds, now } from "./feeds.ts";
 import { Requests } from "./requests.ts";
-import { cpuMs, type Service, withHelpers } from "./service.ts";
+import { cpuMs, type Service, withHelpers, writtenBytes } from "./service.ts";
 
 export const EVENT_BYTES = 200;
 /** Connections that receipts come over, one request at a time on each. */
@@ -168,6 +168,7 @@ export async function fanOut(
   feeds.latenciesMs = [];
 
   const before = pushed;
+  const writtenBefore = writtenBytes(pushAt.pid);
   const measured = meter(service, others);
   if (perSecond) {
     await paced(perSecond, events ?? Math.ceil(perSecond * seconds), push);
@@ -181,11 +182,23 @@ export async function fanOut(
   }
   await feeds.until(pushed * each);
   const delivered = (pushed - before) * each;
-  const { perSecond: deliveriesPerSecond, ...used } = measured(delivered);
+  const written = writtenBytes(pushAt.pid);
+  const { perSecond: deliveriesPerSecond, notes, ...used } = measured(delivered);
+  // What pushes to one device each cost the disk. Where Redis stores them, it is not this process that writes.
+  const isStoredHere = each === 1 && others === undefined && written !== null && writtenBefore !== null;
+  const writes = isStoredHere
+    ? [`${((written - writtenBefore) / (pushed - before) / 1000).toFixed(1)} kB written per push`]
+    : [];
   feeds.check((index) => Math.floor(pushed / channels) + (index % channels < pushed % channels ? 1 : 0));
   orThrow(feeds.faults);
   const times = latency(feeds.latenciesMs);
   await feeds.close();
   requests.close();
-  return { ...used, ...times, deliveriesPerSecond, pushesPerSecond: deliveriesPerSecond / each };
+  return {
+    ...used,
+    notes: [...notes, ...writes],
+    ...times,
+    deliveriesPerSecond,
+    pushesPerSecond: deliveriesPerSecond / each,
+  };
 }

@@ -131,6 +131,15 @@ export function withHelpers({ pid, helpers = [] }: Service, of: (pid: number) =>
   return sum;
 }
 
+/** Bytes that a process has written to files so far (proc(5): `wchar` of `io`); null where the system has no /proc. */
+export function writtenBytes(pid: number): number | null {
+  try {
+    return Number(/^wchar: (\d+)$/m.exec(readFileSync(`/proc/${pid}/io`, "latin1"))![1]);
+  } catch {
+    return null;
+  }
+}
+
 /** Memory of a process that is in RAM, in kB; null where the system has no /proc. */
 export function residentKb(pid: number): number | null {
   try {
