@@ -92,7 +92,10 @@ export class Page {
 
   /** Waits until so much is to be done, and so many answers wait to be sent. */
   async toDo(count: number, kept = 0): Promise<void> {
-    await this.says("#to-do", count === 0 ? "Nothing to do" : `${count} to do`);
+    const isConnected = await this.read<boolean>(
+      "/connected|behind/.test(document.querySelector('#state').dataset.state)",
+    );
+    await this.says("#to-do", count > 0 ? `${count} to do` : isConnected ? "Nothing to do" : "To do");
     await this.says("#kept", kept === 0 ? "" : `${kept} answer${kept === 1 ? "" : "s"} kept here, to be sent later`);
   }
 

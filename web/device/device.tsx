@@ -4,7 +4,7 @@
  *
  * It loads nothing from other hosts, and shows publishers' data as text, never as markup. `state.ts` holds the state, this file renders it.
  */
-import { useSignal } from "@preact/signals";
+import { useComputed, useSignal } from "@preact/signals";
 import { useEffect, useId, useLayoutEffect, useRef } from "preact/hooks";
 import { show } from "../console/floor.ts";
 import { Qr } from "../console/qr.tsx";
@@ -26,6 +26,7 @@ const SIGNS: Record<State, string> = {
 
 function DevicePage() {
   const toDo = open.value.length;
+  const isKnown = state.value.state === "connected" || state.value.state === "behind";
   useEffect(() => {
     document.title = `${toDo > 0 ? `(${toDo}) ` : ""}${setup.channel} – PERE device`;
   }, [toDo]);
@@ -46,7 +47,7 @@ function DevicePage() {
           ))}
         </div>
         <h1 id="to-do" tabIndex={-1}>
-          {toDo > 0 ? `${toDo} to do` : "Nothing to do"}
+          {toDo > 0 ? `${toDo} to do` : isKnown ? "Nothing to do" : "To do"}
         </h1>
         <p id="kept" class="muted" role="status">
           {kept.value > 0 && `${some(kept.value, "answer")} kept here, to be sent later`}
@@ -143,7 +144,7 @@ function Nothing() {
           ? "What is to be done comes back with the connection."
           : how === "connecting"
             ? ""
-            : "New messages appear here by themselves."}
+            : `New messages for ${device.value} appear here by themselves.`}
     </p>
   );
 }
@@ -159,11 +160,13 @@ function EventCard({ card, movedAt, answered: told }: EventCardProps) {
   const { event, content } = card;
   const title = useId();
   const article = useRef<HTMLElement>(null);
+  // Only a change renders the card again, and not each second.
+  const isLate = useComputed(() => event.deadline !== undefined && Date.parse(event.deadline) < now.value).value;
   return (
     <li
       id={`event-${event.id}`}
       data-receipt={card.isSent ? "received" : "queued"}
-      data-late={event.deadline !== undefined && Date.parse(event.deadline) < now.value}
+      data-late={isLate}
       data-moved={movedAt}
     >
       <article ref={article} tabIndex={-1} aria-labelledby={title}>
