@@ -43,9 +43,9 @@ browserTest("a push that a portal's page answers is not shown as stored", async 
       : "pass";
   using page = new Page();
   await page.view.navigate(`${proxy.url}/#/orders/push`);
-  await until(() => page.read<boolean>(`document.querySelector(".push button")?.disabled === false`), "the form");
-  await page.view.scrollTo(".push button");
-  await page.view.click(".push button");
+  await until(() => page.read<boolean>(`document.querySelector(".push .send")?.disabled === false`), "the form");
+  await page.view.scrollTo(".push .send");
+  await page.view.click(".push .send");
   await until(async () => (await page.text(".push .trouble")).includes("PERE did not answer"), "a word on it");
   expect(await page.text(".push .well")).toBe("");
   expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
@@ -69,9 +69,9 @@ browserTest("answers of another shape are reported as an error, and no page goes
   using page = new Page();
   await page.view.navigate(proxy.url);
   for (const [place, words] of [
-    ["/orders/devices", "the answer does not come from PERE"],
-    ["/orders/hooks", "the answer does not come from PERE"],
-    [`/orders/event/${id}`, "the service can't be reached"],
+    ["/orders/devices", "The answer does not come from PERE."],
+    ["/orders/hooks", "The answer does not come from PERE."],
+    [`/orders/event/${id}`, "The answer does not come from PERE."],
     ["/orders", "each device"],
   ] as const) {
     await page.read(`void (location.hash = ${JSON.stringify(place)})`);

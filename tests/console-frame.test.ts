@@ -39,7 +39,7 @@ browserTest(
       expect(before[0]).toBeGreaterThan(0);
       for (const leave of [() => back(tab), () => tab.view.press("Escape")]) {
         await tab.view.press("Enter");
-        await tab.says(".event", "Status of devices");
+        await tab.says(".event", "Answers over time");
         // A screen reader begins at the heading of the new page.
         expect(await tab.read<string>("document.activeElement.tagName")).toBe("H1");
         expect(await tab.read<number>("scrollY")).toBe(0);
@@ -78,7 +78,7 @@ browserTest("each page has a title, and opening an event directly Escape goes to
   }
   expect(titles).toContain("Devices – orders – PERE console");
   await tab.open(pere.url, `/orders/event/${id}`);
-  await tab.says(".event", "Status of devices");
+  await tab.says(".event", "Answers over time");
   await tab.view.press("Escape");
   await place(tab, "#/orders");
   // In a field Escape stays.

@@ -43,7 +43,7 @@ browserTest("axe finds no fault in any page, light and dark, on a desktop and on
     [fresh.url, "/", "Nothing here yet"],
     [guarded.url, "/", "A token is required"],
     ...PLACES.map(([place, words]) => [pere.url, place, words] as const),
-    [pere.url, `/orders/event/${id}`, "Time to the final receipt"],
+    [pere.url, `/orders/event/${id}`, "Half of the 2 answers"],
   ] as const;
   for (const [width, height] of [
     [1200, 900],
@@ -96,9 +96,10 @@ browserTest("all foreign data is shown as text", async () => {
     detail: strings.filter((text) => text.includes("<")).slice(-40),
   });
   using tab = await new Tab().open(pere.url, `/orders/event/${id}`);
-  await tab.says(".event", "1 addressed device");
+  await tab.says(".event", "1 still owes an answer");
+  await tab.says(".names", "till-1");
   expect((await tab.text(".event pre")) === JSON.stringify(strings, null, 2)).toBe(true);
-  expect(await tab.text(".event .detail")).toContain("onerror=document.title='broken'");
+  expect(await tab.text(".names .reason")).toContain("onerror=document.title='broken'");
   const foreign = `document.querySelectorAll("main :is(img, script, iframe, object, embed, video, a[href^='javascript'])").length`;
   expect(await tab.read<number>(foreign)).toBe(0);
   // The form repeats what is typed, in a line for a shell.
@@ -109,7 +110,7 @@ browserTest("all foreign data is shown as text", async () => {
     area.value = ${JSON.stringify(JSON.stringify(strings))};
     area.dispatchEvent(new Event("input", { bubbles: true }));
   })()`);
-  const line = await tab.says("details pre", "onerror");
+  const line = await tab.says("[aria-label='curl command']", "onerror");
   expect(line.endsWith(`--data-raw '${JSON.stringify(strings).replaceAll("'", `'\\''`)}'`)).toBe(true);
   expect(await tab.read<number>(foreign)).toBe(0);
   expect(await tab.read<string>("document.title")).toBe("Push – orders – PERE console");

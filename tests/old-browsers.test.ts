@@ -56,12 +56,14 @@ for (const [name, script] of [
       await ask(`${pere.url}/devices/orders/${device}`, { method: "PUT" });
     using page = await oldPage(script);
     await page.view.navigate(`${pere.url}/#/orders/push`);
-    await until(() => page.read<boolean>(`document.querySelector(".push button")?.disabled === false`), "the form");
+    await until(() => page.read<boolean>(`document.querySelector(".push .send")?.disabled === false`), "the form");
+    await page.view.scrollTo(".audience label + label");
+    await page.view.click(".audience label + label");
     await page.view.scrollTo(".push [name=to]");
     await page.view.click(".push [name=to]");
     await page.view.type("till-1,till-3");
-    await page.view.scrollTo(".push button");
-    await page.view.click(".push button");
+    await page.view.scrollTo(".push .send");
+    await page.view.click(".push .send");
     await until(async () => (await page.text(".push .well")).includes("addressed to 2 devices"), "the push");
     const [{ id }] = (await ask(`${pere.url}/events/orders`)).body.events as [{ id: string }];
     expect((await ask(`${pere.url}/events/orders/${id}`)).body.to).toEqual(["till-1", "till-3"]);
@@ -90,13 +92,15 @@ browserTest("a push whose options can't be encoded is not sent", async () => {
   const pere = cleanup.adopt(await start(), (service) => service.stop());
   using page = await oldPage("");
   await page.view.navigate(`${pere.url}/#/orders/push`);
-  await until(() => page.read<boolean>(`document.querySelector(".push button")?.disabled === false`), "the form");
+  await until(() => page.read<boolean>(`document.querySelector(".push .send")?.disabled === false`), "the form");
+  await page.view.scrollTo(".audience label + label");
+  await page.view.click(".audience label + label");
   await page.view.click(".push [name=to]");
   await page.view.type("till-1");
   await page.read(`void (globalThis.encodeURIComponent = () => { throw new Error("out of order"); })`);
-  await page.view.scrollTo(".push button");
-  await page.view.click(".push button");
-  await until(async () => (await page.text(".push .trouble")).includes("Nothing was sent"), "a word on it");
+  await page.view.scrollTo(".push .send");
+  await page.view.click(".push .send");
+  await until(async () => (await page.text(".push .trouble")).includes("Nothing was pushed"), "a word on it");
   expect((await ask(`${pere.url}/channels`)).body.channels).toEqual([]);
 });
 

@@ -54,6 +54,28 @@ export class Tab {
     await this.view.click(selector);
   }
 
+  /** Waits for a button, link or label that says this, and clicks it as a person does. */
+  async choose(words: string, within = "body"): Promise<void> {
+    const mark = `(() => {
+      document.querySelector("[data-chosen]")?.removeAttribute("data-chosen");
+      const all = document.querySelectorAll(${JSON.stringify(within)} + " :is(button, a, label, summary)");
+      const said = (one) => one.getAttribute("aria-label") ?? one.textContent.replace(/\\s+/g, " ").trim();
+      const found = [...all].find((one) => said(one) === ${JSON.stringify(words)} && !one.disabled);
+      found?.setAttribute("data-chosen", "");
+      return found !== undefined;
+    })()`;
+    await until(() => this.read<boolean>(mark), `something that says "${words}"`);
+    await this.click("[data-chosen]");
+  }
+
+  /** Empties a field, and types into it. */
+  async fill(selector: string, text: string): Promise<void> {
+    await this.click(selector);
+    await this.read(`document.querySelector(${JSON.stringify(selector)}).select()`);
+    if (text === "") await this.view.press("Backspace");
+    else await this.view.type(text);
+  }
+
   /** Puts the board's focus on a row and a column, from 0 on, by keys. */
   async focus(row: number, column: number): Promise<void> {
     const columns = `Number(document.querySelector(".grid")?.ariaColCount ?? 0)`;

@@ -83,11 +83,31 @@ export class Refused extends Error {
   readonly status: number;
   /** Whether PERE refused it, and not a proxy in front of it. */
   readonly isOurs: boolean;
-  constructor(status: number, message: string, isOurs: boolean) {
+  /** The invalid fields, each with a message for people. */
+  readonly faults: readonly Fault[];
+  constructor(status: number, message: string, isOurs: boolean, faults: readonly Fault[] = []) {
     super(message);
     this.status = status;
     this.isOurs = isOurs;
+    this.faults = faults;
   }
+}
+
+/** A field that was refused: a query option, a header or a member of the body. */
+export interface Fault {
+  readonly path: string;
+  readonly message: string;
+}
+
+const isFault = (fault: unknown): fault is Fault =>
+  typeof (fault as Fault | null)?.path === "string" && typeof (fault as Fault).message === "string";
+
+/** What went wrong with a request, as a sentence. */
+export function troubleText(error: unknown): string {
+  if (error instanceof TypeError) return "The service can't be reached.";
+  const text = error instanceof Error ? error.message : String(error);
+  const sentence = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?]$/.test(sentence) ? sentence : `${sentence}.`;
 }
 
 /** Where the tab keeps the pasted token. */
@@ -126,10 +146,15 @@ const headersOf = (more: Record<string, string>): Record<string, string> => ({
 
 /** The error for an unsuccessful answer: the problem document's message, else the status. */
 async function refusal(response: Response): Promise<Refused> {
-  const problem = (await response.json().catch(() => null)) as { type?: unknown; detail?: unknown } | null;
+  const problem = (await response.json().catch(() => null)) as {
+    type?: unknown;
+    detail?: unknown;
+    errors?: unknown;
+  } | null;
   const isOurs = typeof problem?.type === "string" && problem.type.startsWith("urn:pere:");
   const detail = typeof problem?.detail === "string" && isOurs ? problem.detail : `the answer was ${response.status}`;
-  return new Refused(response.status, detail, isOurs);
+  const faults = isOurs && Array.isArray(problem?.errors) ? problem.errors.filter(isFault) : [];
+  return new Refused(response.status, detail, isOurs, faults);
 }
 
 /** The URL of a path of the service, which a proxy may serve under a path prefix. */

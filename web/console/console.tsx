@@ -8,10 +8,9 @@ import { useSignal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { hasToken } from "./api.ts";
 import { BoardPage } from "./board.tsx";
-import { EventPage } from "./event.tsx";
 import { show } from "./floor.ts";
 import { record } from "./history.ts";
-import { DevicesPage, HooksPage } from "./lists.tsx";
+import { lazy } from "./lazy.tsx";
 import { LinkState } from "./link.tsx";
 import { Notices } from "./notices.tsx";
 import { ConnectPhone } from "./phone-button.tsx";
@@ -21,7 +20,6 @@ import { ChannelFacts, ServiceFacts } from "./facts.tsx";
 import { followAlerts } from "./alerts.tsx";
 import { ChannelsPage } from "./channels.tsx";
 import { ServicePage } from "./service.tsx";
-import { PushPage } from "./push.tsx";
 import {
   arrival,
   followEscape,
@@ -145,11 +143,18 @@ function ServiceWidePage() {
   return page === "service" ? <ServicePage /> : <AttentionPage />;
 }
 
+const EventPage = lazy(async () => (await import("./event.tsx")).EventPage);
+const DevicesPage = lazy(async () => (await import("./devices.tsx")).DevicesPage);
+const DevicePage = lazy(async () => (await import("./device.tsx")).DevicePage);
+const PushPage = lazy(async () => (await import("./push.tsx")).PushPage);
+const HooksPage = lazy(async () => (await import("./hooks.tsx")).HooksPage);
+
 function ChannelPage({ channel }: { readonly channel: string }) {
   const { place, item } = route.value;
   const shown = board.value?.channel === channel ? board.value : null;
+  if (place === "devices" && item !== null) return <DevicePage channel={channel} name={item} />;
   if (place === "devices") return <DevicesPage channel={channel} />;
-  if (place === "push") return <PushPage channel={channel} />;
+  if (place === "push") return <PushPage channel={channel} again={item} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
   if (place === "event" && item !== null) return <EventPage channel={channel} id={item} shown={shown} />;
   return shown ? <BoardPage shown={shown} /> : <Skeleton />;

@@ -1,172 +1,215 @@
 /**
- * The push form: checks the text while it is typed, sends it unchanged, and shows the equivalent `curl` command.
+ * The push form: checks the text while it is typed, sends it unchanged, shows the equivalent `curl` command, and lists what this tab pushed lately.
  */
-import { useSignal } from "@preact/signals";
-import { addressOf, Refused, request, type Tally } from "./api.ts";
-import { queryOf } from "./floor.ts";
+import { useComputed, useSignal } from "@preact/signals";
+import { type Fault, Refused, troubleText } from "./api.ts";
+import { Curl } from "./curl.tsx";
+import { audienceFault, DevicePicker } from "./device-picker.tsx";
+import {
+  type Again,
+  againOf,
+  type Draft,
+  jsonFault,
+  NEW_DRAFT,
+  type Pushed,
+  type Recent,
+  recents,
+  send,
+  TO_MAX,
+} from "./push-draft.ts";
+import { Data, Deadline, draftOf, More, PLACED, useFields } from "./push-fields.tsx";
+import { Skeleton } from "./skeleton.tsx";
+import { useReading } from "./readings.ts";
 import { linkTo } from "./router.ts";
-import { count, shellWord, some, tallyText } from "./words.ts";
+import { now, overview } from "./state.ts";
+import { ago, count, prettyJson, some, tallyText } from "./words.ts";
 
-/** The options of a push as typed; empty ones are not sent. */
-interface Options {
-  readonly type: string;
-  readonly to: string;
-  readonly ttl: string;
-  readonly deadline: string;
-  readonly remind: string;
-  readonly wait: string;
-}
-
-interface Field {
-  readonly name: keyof Options;
-  readonly label: string;
-  readonly hint: string;
-  readonly pattern: string;
-}
-
-const SECONDS = "[0-9]{1,12}(\\.[0-9]{1,6})?";
-const FIELDS: readonly Field[] = [
-  {
-    name: "type",
-    label: "Type",
-    hint: "order.created",
-    pattern: "(?!(?:open|message|error)$|pere\\.)[A-Za-z0-9._\\-]{1,64}",
-  },
-  { name: "to", label: "To", hint: "all devices", pattern: "[A-Za-z0-9._:~,\\-]+" },
-  { name: "deadline", label: "Deadline, s", hint: "none", pattern: SECONDS },
-  { name: "remind", label: "Remind every, s", hint: "never", pattern: SECONDS },
-  { name: "ttl", label: "Expires after, s", hint: "never", pattern: SECONDS },
-  { name: "wait", label: "Wait for receipts, s", hint: "no", pattern: SECONDS },
-];
-
-/** The answer to a push. */
-interface Pushed {
-  readonly id: string;
-  readonly audience: { readonly addressed: number; readonly connected: number };
-  readonly receipts?: Tally;
-  readonly complete?: boolean;
-}
-
-/** Why a text is not JSON, with the place if it is known; "": it is JSON. */
-function jsonFault(text: string): string {
-  if (text.trim() === "") return "Type one JSON value: an object, an array, a string in quotes or a number.";
-  try {
-    JSON.parse(text);
-    return "";
-  } catch (error) {
-    return (error as Error).message;
-  }
-}
-
-/** The path, query and headers of a push. @throws if an option can't be encoded: without it, it would be another push */
-function pushOf(channel: string, { wait, ...options }: Options): { path: string; headers: Record<string, string> } {
-  return {
-    path: `/push/${channel}${queryOf(Object.entries(options).filter(([, value]) => value !== ""))}`,
-    headers: { "Content-Type": "application/json", ...(wait === "" ? {} : { Prefer: `wait=${wait}` }) },
+/** The form, or what is read before it can be filled in. @param again the event to push again to those who did not do it */
+export function PushPage({ channel, again }: { readonly channel: string; readonly again: string | null }) {
+  const draft = useSignal<Draft>(NEW_DRAFT);
+  /** Incremented to fill in the form anew. */
+  const version = useSignal(0);
+  const fill = (next: Draft): void => {
+    draft.value = next;
+    version.value++;
   };
+  return (
+    <div class="push">
+      {again === null || version.value > 0 ? (
+        <Form key={version.value} channel={channel} draft={draft.value} />
+      ) : (
+        <FormAgain channel={channel} id={again} />
+      )}
+      <Recents channel={channel} fill={fill} />
+    </div>
+  );
 }
 
-function curlLine(channel: string, options: Options, text: string): string {
-  try {
-    const { path, headers } = pushOf(channel, options);
-    const named = Object.entries(headers).map(([name, value]) => `  -H ${shellWord(`${name}: ${value}`)} \\\n`);
-    return `curl -X POST ${shellWord(addressOf(path))} \\\n${named.join("")}  --data-raw ${shellWord(text)}`;
-  } catch (error) {
-    return `The command can't be shown: ${String(error)}`;
-  }
+function FormAgain({ channel, id }: { readonly channel: string; readonly id: string }) {
+  const reading = useReading<Again>(
+    (signal) => againOf(channel, id, signal),
+    (found) => (found === null ? 5 : Infinity),
+  );
+  const found = reading.answer.value;
+  if (found === null)
+    return reading.trouble.value ? (
+      <p class="trouble" role="alert">
+        The event can't be read, so it can't be pushed again. {reading.trouble}
+      </p>
+    ) : (
+      <Skeleton />
+    );
+  const { draft, notDone } = found;
+  return (
+    <>
+      <p>
+        This pushes <a href={linkTo(channel, "event", id)}>an earlier event</a> again, with the same data and deadline.{" "}
+        {notDone === 0
+          ? "Meanwhile no device is left that did not do it."
+          : `${some(notDone, "device")} did not do it${notDone > TO_MAX ? `; a push can name ${count(TO_MAX)}, so these are the first by name` : ""}.`}
+      </p>
+      <Form channel={channel} draft={draft} />
+    </>
+  );
 }
 
-/** Sends a push. @returns the answer, or a sentence if the outcome is unknown @throws Refused */
-async function sent(path: string, init: RequestInit & { headers: Record<string, string> }): Promise<Pushed | string> {
-  try {
-    const answer = (await (await request(path, init)).json()) as Pushed | null;
-    if (typeof answer?.id === "string" && typeof answer.audience?.addressed === "number") return answer;
-  } catch (error) {
-    if (error instanceof Refused) throw error;
-  }
-  return "PERE did not answer. The event may or may not have been stored; check the board before you push again.";
-}
+/** What became of a push: the answer, or why there is none. */
+type Outcome = Pushed | { readonly trouble: string };
 
-const NO_OPTIONS: Options = { type: "", to: "", ttl: "", deadline: "", remind: "", wait: "" };
-
-export function PushPage({ channel }: { readonly channel: string }) {
-  const text = useSignal('{"order": "A-1001", "table": 7}');
-  const options = useSignal(NO_OPTIONS);
+function Form({ channel, draft: first }: { readonly channel: string; readonly draft: Draft }) {
+  const fields = useFields(first);
+  const draft = useComputed(() => draftOf(fields));
   const isSending = useSignal(false);
-  const outcome = useSignal<Pushed | string | null>(null);
-  const fault = jsonFault(text.value);
-  const send = async (): Promise<void> => {
-    isSending.value = true;
+  const outcome = useSignal<Outcome | null>(null);
+  const faults = useSignal<readonly Fault[]>([]);
+  const known = overview.value?.channels.find((one) => one.channel === channel);
+  const fault = jsonFault(draft.value.text);
+  const faultOf = (...paths: string[]): string => faults.value.find(({ path }) => paths.includes(path))?.message ?? "";
+  const submit = async (): Promise<void> => {
+    if (isSending.peek()) return;
     outcome.value = null;
+    const names = audienceFault(fields.audience.value);
+    faults.value = names === "" ? [] : [{ path: "to", message: names }];
+    if (names !== "") return focusFault();
+    isSending.value = true;
     try {
-      const { path, headers } = pushOf(channel, options.value);
-      outcome.value = await sent(path, { method: "POST", headers, body: text.value });
+      outcome.value = (await send(channel, draft.value)) ?? { trouble: UNKNOWN };
     } catch (error) {
-      outcome.value = error instanceof Refused ? error.message : `Nothing was sent: ${String(error)}`;
+      if (error instanceof Refused) faults.value = error.faults.map(asSentence);
+      const isPlaced = faults.value.some(({ path }) => PLACED.includes(path));
+      outcome.value = {
+        trouble: isPlaced
+          ? "Nothing was pushed. See what is wrong above."
+          : `Nothing was pushed. ${troubleText(error)}`,
+      };
+      if (isPlaced) focusFault();
     }
     isSending.value = false;
   };
   return (
     <form
-      class="push"
+      noValidate
       onSubmit={(event) => {
         event.preventDefault();
-        void send();
+        void submit();
       }}
     >
-      <label for="push-data">Data, as JSON</label>
-      <textarea
-        id="push-data"
-        rows={7}
-        spellcheck={false}
-        value={text.value}
-        aria-invalid={fault === "" ? undefined : "true"}
-        aria-describedby="push-fault"
-        onInput={({ currentTarget }) => (text.value = currentTarget.value)}
-      />
-      <p id="push-fault" class={fault === "" ? "muted" : "trouble"} role="status">
-        {fault === "" ? "Valid JSON; it is sent unchanged." : fault}
-      </p>
-      <div class="fields">
-        {FIELDS.map(({ name, label, hint, pattern }) => (
-          <label key={name}>
-            {label}
-            <input
-              name={name}
-              value={options.value[name]}
-              placeholder={hint}
-              pattern={pattern}
-              autocomplete="off"
-              spellcheck={false}
-              onInput={({ currentTarget }) => (options.value = { ...options.value, [name]: currentTarget.value })}
-            />
-          </label>
-        ))}
-      </div>
+      <Data fields={fields} fault={fault || faultOf("body", "data")} />
+      <DevicePicker channel={channel} devices={known?.devices} audience={fields.audience} fault={faultOf("to")} />
+      <Deadline deadline={fields.deadline} fault={faultOf("deadline")} />
+      <More options={fields.options} faultOf={faultOf} />
       <p>
-        <button disabled={fault !== "" || isSending.value} aria-busy={isSending.value}>
-          {isSending.value ? (options.value.wait === "" ? "Pushing" : "Waiting for receipts") : `Push to ${channel}`}
+        <button class="send" disabled={fault !== ""} aria-busy={isSending.value}>
+          {isSending.value
+            ? draft.value.wait === ""
+              ? "Pushing"
+              : "Waiting for receipts"
+            : buttonText(draft.value.to, known?.devices)}
         </button>
       </p>
-      <div role="status">{outcome.value !== null && <Outcome channel={channel} outcome={outcome.value} />}</div>
-      <details open>
-        <summary>The same with curl</summary>
-        <pre tabIndex={0} aria-label="curl command">
-          {curlLine(channel, options.value, text.value)}
-        </pre>
-      </details>
+      <div role="status">{outcome.value !== null && <OutcomeText channel={channel} outcome={outcome.value} />}</div>
+      <Curl channel={channel} draft={draft.value} />
     </form>
   );
 }
 
-function Outcome({ channel, outcome }: { readonly channel: string; readonly outcome: Pushed | string }) {
-  if (typeof outcome === "string") return <p class="trouble">{outcome}</p>;
-  const { id, audience, receipts } = outcome;
+const UNKNOWN =
+  "PERE did not answer. The event may or may not have been stored. Push it again: the same event is stored only once.";
+
+const asSentence = ({ path, message }: Fault): Fault => ({ path, message: troubleText(new Error(message)) });
+
+/** Puts the focus on the first field with a fault, when it has been rendered. */
+const focusFault = (): void =>
+  void requestAnimationFrame(() => document.querySelector<HTMLElement>(".push [aria-invalid=true]")?.focus());
+
+const buttonText = (to: readonly string[] | null, devices: number | undefined): string =>
+  to !== null
+    ? `Push to ${some(to.length, "device")}`
+    : devices === undefined
+      ? "Push to all devices"
+      : `Push to all ${some(devices, "device")}`;
+
+function OutcomeText({ channel, outcome }: { readonly channel: string; readonly outcome: Outcome }) {
+  if ("trouble" in outcome) return <p class="trouble">{outcome.trouble}</p>;
+  const { id, audience, receipts, warnings = [] } = outcome;
   return (
-    <p class="well">
-      Stored as <a href={linkTo(channel, "event", id)}>{id}</a>, addressed to {some(audience.addressed, "device")},{" "}
-      {count(audience.connected)} connected.{receipts && ` ${tallyText(receipts, audience.addressed)}.`}{" "}
-      <a href={linkTo(channel)}>See it on the board</a>
-    </p>
+    <>
+      <p class="well">
+        Stored as <a href={linkTo(channel, "event", id)}>{id}</a>, addressed to {some(audience.addressed, "device")},{" "}
+        {count(audience.connected)} connected.{receipts && ` ${tallyText(receipts, audience.addressed)}.`}{" "}
+        <a href={linkTo(channel)}>See it on the board</a>
+      </p>
+      {warnings.map((warning) => (
+        <p key={warning} class="trouble">
+          {warning}
+        </p>
+      ))}
+    </>
+  );
+}
+
+interface RecentsProps {
+  readonly channel: string;
+  readonly fill: (draft: Draft) => void;
+}
+
+/** What this tab pushed to the channel. */
+function Recents({ channel, fill }: RecentsProps) {
+  const pushed = recents.value.filter((one) => one.channel === channel);
+  if (pushed.length === 0) return null;
+  return (
+    <section aria-labelledby="recents">
+      <h2 id="recents">Pushed lately in this tab</h2>
+      <ul class="recents">
+        {pushed.map((one) => (
+          <RecentRow key={one.id} recent={one} fill={fill} />
+        ))}
+      </ul>
+    </section>
+  );
+}
+
+function RecentRow({
+  recent: { channel, id, at, draft },
+  fill,
+}: {
+  readonly recent: Recent;
+  readonly fill: RecentsProps["fill"];
+}) {
+  const again = (): void => {
+    fill(draft);
+    requestAnimationFrame(() => document.getElementById("push-data")?.focus());
+  };
+  return (
+    <li>
+      <a href={linkTo(channel, "event", id)}>{draft.type || "event"}</a>{" "}
+      <span class="muted">
+        {ago(at, now.value)}, to {draft.to === null ? "all devices" : some(draft.to.length, "device")}
+      </span>
+      <code class="preview">{prettyJson(draft.text, true).slice(0, 200)}</code>
+      <button type="button" class="plain" onClick={again}>
+        Push again<span class="unseen">: {draft.type || "event"}</span>
+      </button>
+    </li>
   );
 }

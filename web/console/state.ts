@@ -24,6 +24,8 @@ export const board = signal<Board | null>(null);
 export const now = signal(Date.now());
 /** Incremented when another stream must be opened: a pasted token, a network that is back. */
 const attempts = signal(0);
+/** Whether the browser has put the page away, to show it again at Back. */
+const isAway = signal(false);
 
 // ------------------------------------------------------------------------------------------------------------------ signs of life
 
@@ -79,6 +81,7 @@ export function paste(token: string | null): void {
 export function start(): void {
   effect(() => {
     void attempts.value;
+    if (isAway.value) return;
     const watched = watchChannel(channel.value);
     return () => watched.abort();
   });
@@ -91,6 +94,9 @@ export function start(): void {
     if (link.peek().state !== "live") attempts.value++;
   });
   document.addEventListener("visibilitychange", tick);
+  // A page that is put away would keep its connection, and a browser opens only six to a service: a few pages later it could reach it no more.
+  addEventListener("pagehide", () => void (isAway.value = true));
+  addEventListener("pageshow", () => void (isAway.value = false));
 }
 
 function watchChannel(name: string | null): AbortController {

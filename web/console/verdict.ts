@@ -1,0 +1,90 @@
+/**
+ * What became of an event, in a sentence: how many did not do it, how many still owe an answer, and by when.
+ *
+ * A state that this page does not know is counted under its name.
+ */
+import { count, span, STATES, wordsOf } from "./words.ts";
+
+/** How many devices are in each state. */
+export type States = Readonly<Record<string, number>>;
+
+/** What a verdict is based on. */
+export interface Standing {
+  readonly addressed: number;
+  readonly receipts: States;
+  /** ISO time; undefined: none. */
+  readonly deadline?: string | undefined;
+  readonly type?: string | undefined;
+}
+
+/** States in which a device may still answer in time. */
+const OPEN: readonly string[] = STATES.filter((state) => wordsOf(state).kind === "open");
+/** States of devices that did not do it. */
+export const NOT_DONE: readonly string[] = STATES.filter((state) => wordsOf(state).kind === "trouble");
+const COUNTED = ["done", ...NOT_DONE, ...OPEN];
+
+/** Event types such as `label.print` whose last word is what a device has to do. */
+const VERBS =
+  /(?:^|[._-])(acknowledge|close|confirm|download|install|lock|open|play|print|restart|show|start|stop|sync|unlock|update)$/;
+
+const sumOf = (receipts: States, states: readonly string[]): number =>
+  states.reduce((total, state) => total + (receipts[state] ?? 0), 0);
+
+/** How many devices did not do it: they failed, or the deadline passed. */
+export const notDoneOf = (receipts: States): number => sumOf(receipts, NOT_DONE);
+
+/** The states of devices that are not done and should be, unknown ones too. */
+export const owingStates = (receipts: States): string[] =>
+  Object.keys(receipts).filter((state) => !["done", "over"].includes(wordsOf(state).kind));
+
+/** "9 of 40 did not print: 4 failed, 5 gave no answer in time." @param now milliseconds since 1970 */
+export function verdictText({ addressed, receipts, deadline, type }: Standing, now: number): string {
+  if (addressed === 0) return "Addressed to no device.";
+  const [notDone, open, done] = [notDoneOf(receipts), sumOf(receipts, OPEN), receipts.done ?? 0];
+  const others = Object.keys(receipts)
+    .filter((state) => !COUNTED.includes(state) && receipts[state]! > 0)
+    .map((state) => `${count(receipts[state]!)} ${state}`);
+  const parts: string[] = [];
+  if (notDone > 0) {
+    const [failed, missing] = [receipts.failed ?? 0, receipts.missing ?? 0];
+    const why = [
+      failed > 0 ? `${count(failed)} failed` : "",
+      missing > 0 ? `${count(missing)} gave no answer in time` : "",
+    ];
+    parts.push(
+      `${count(notDone)} of ${count(addressed)} did not ${VERBS.exec(type ?? "")?.[1] ?? "finish"}: ${why.filter(Boolean).join(", ")}`,
+    );
+  } else if (done === addressed)
+    return addressed === 1 ? "The device is done." : `All ${count(addressed)} devices are done.`;
+  else parts.push(`${count(done)} of ${count(addressed)} done`);
+  if (open > 0)
+    parts.push(`${count(open)} still ${open === 1 ? "owes" : "owe"} an answer${deadlineText(deadline, now)}`);
+  return `${[...parts, ...others].join(", ")}.`;
+}
+
+function deadlineText(deadline: string | undefined, now: number): string {
+  if (deadline === undefined) return ", no deadline";
+  const seconds = (Date.parse(deadline) - now) / 1000;
+  return seconds > 0 ? `, deadline in ${span(Math.ceil(seconds))}` : ", the deadline has passed";
+}
+
+/** What an event is about: a title or message in its data, else its type, else its number. */
+export function titleOf(type: string | undefined, text: string, id: string): string {
+  const named = /^\s*\{/.test(text) ? (JSON.parse(text) as { title?: unknown; message?: unknown }) : {};
+  const title = [named.title, named.message].find((one) => typeof one === "string" && one.trim() !== "");
+  if (title !== undefined) return String(title);
+  return type ?? `Event ${id.slice(id.lastIndexOf("-") + 1)}`;
+}
+
+/** A device's reason: a detail's text, or its `reason`, `error` or `message`, else the detail as JSON; "" if there is none. */
+export function reasonOf(status: string, detail: unknown): string {
+  if (typeof detail === "string") return detail;
+  if (typeof detail === "object" && detail !== null && !Array.isArray(detail)) {
+    const { reason, error, message, ...rest } = detail as Record<string, unknown>;
+    const said = [reason, error, message].filter((one) => typeof one === "string");
+    if (said.length === 1 && [reason, error, message].filter((one) => one !== undefined).length === 1)
+      return Object.keys(rest).length === 0 ? String(said[0]) : `${String(said[0])} ${JSON.stringify(rest)}`;
+  }
+  if (detail !== null && detail !== undefined) return JSON.stringify(detail);
+  return status === "missing" ? "no answer before the deadline" : status === "failed" ? "gave no reason" : "";
+}
