@@ -84,3 +84,22 @@ browserTest("answers of another shape are reported as an error, and no page goes
   await page.read(`void (location.hash = "/orders/devices")`);
   await until(async () => (await page.text("main")).includes("till-1"), "the devices");
 });
+
+browserTest("a page whose script can't be loaded says so, and is loaded when the service is back", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const proxy = cleanup.adopt(await BadProxy.to(pere.url), (proxy) => proxy.stop());
+  let isBad = true;
+  proxy.weather = ({ target }) => (isBad && /^\/pages\/push-/.test(target) ? { status: 503 } : "pass");
+  using page = new Page();
+  await page.view.navigate(`${proxy.url}/#/orders/push`);
+  const says = (words: string) =>
+    until(
+      async () => (await page.text("main")).includes(words),
+      () => words,
+    );
+  await says("This page could not be loaded.");
+  isBad = false;
+  await page.view.click("main .trouble button");
+  await says("Push to all devices");
+});

@@ -2,10 +2,11 @@
  * The console's pages of devices: found and sorted, one device with what it was sent and said, and retired after a question.
  */
 import { afterAll, expect } from "bun:test";
+import { readRanges } from "../engine/addresses.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Tab } from "./support/console-tab.ts";
-import { ask, give, listen, push, start, until } from "./support/harness.ts";
+import { ask, give, listen, push, start, startWith, until } from "./support/harness.ts";
 
 afterAll(closeBrowser);
 
@@ -137,4 +138,22 @@ browserTest("a device that can't be retired stays, and the question says why", a
   proxy.weather = ({ head }) => (head.startsWith("DELETE") ? { cut: 0 } : "pass");
   await tab.choose("Retire till-1", "dialog");
   await tab.says("dialog", "The service can't be reached.");
+});
+
+browserTest("a device that two machines use as their name says so", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const settings = { access: "open", proxies: readRanges("127.0.0.1/32") } as const;
+  const pere = cleanup.adopt(await startWith(settings), (service) => service.stop());
+  const connect = async (address: string): Promise<void> => {
+    const headers = { "X-Forwarded-For": address };
+    cleanup.adopt(await listen(`${pere.url}/feed/orders?device=pi`, headers), (stream) => stream.close());
+  };
+  await connect("198.51.100.1");
+  await connect("2001:db8::1");
+  using tab = await new Tab().open(pere.url, "/orders/devices/pi");
+  await tab.says("main", "connected");
+  // One machine has both kinds of addresses.
+  expect(await tab.text("main")).not.toContain("at once");
+  await connect("198.51.100.2");
+  await tab.says("main .trouble", "connected from 3 addresses at once");
 });

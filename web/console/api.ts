@@ -74,6 +74,8 @@ export interface Device {
   readonly device: string;
   readonly enrolledAt: string;
   readonly connected: boolean;
+  /** Of its open feeds. */
+  readonly addresses?: readonly string[];
   readonly seenAt: string | null;
   readonly pending: number;
 }

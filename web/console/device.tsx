@@ -13,7 +13,7 @@ import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
 import { linkTo, useKept, useTitle } from "./router.ts";
 import { now } from "./state.ts";
 import { reasonOf } from "./verdict.ts";
-import { ago, exactJson, some, timeText } from "./words.ts";
+import { ago, count, exactJson, some, timeText } from "./words.ts";
 
 /** Rows per page. */
 const PAGE = 50;
@@ -69,8 +69,14 @@ export function DevicePage({ channel, name }: { readonly channel: string; readon
   );
 }
 
+/** Whether several machines may have the name: one alone can have an IPv4 and an IPv6 address. */
+const isShared = (addresses: readonly string[]): boolean => {
+  const six = addresses.filter((address) => address.includes(":")).length;
+  return six > 1 || addresses.length - six > 1;
+};
+
 function Facts({ channel, device }: { readonly channel: string; readonly device: Device }) {
-  const { device: name, pending, enrolledAt } = device;
+  const { device: name, pending, enrolledAt, addresses = [] } = device;
   const isAsking = useSignal(false);
   return (
     <>
@@ -80,6 +86,12 @@ function Facts({ channel, device }: { readonly channel: string; readonly device:
           Enrolled {ago(enrolledAt, now.value)}.
         </span>
       </p>
+      {isShared(addresses) && (
+        <p class="trouble">
+          It is connected from {count(addresses.length)} addresses at once: {addresses.join(", ")}. Two machines may
+          have the same name.
+        </p>
+      )}
       <ul class="actions" aria-label="Actions">
         <li>
           <button type="button" class="danger" onClick={() => (isAsking.value = true)}>

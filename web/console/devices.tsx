@@ -29,7 +29,7 @@ type Sort = "name" | "pending" | "seen";
 const SORTS: readonly (readonly [Sort, string])[] = [
   ["name", "name"],
   ["pending", "most owed"],
-  ["seen", "last heard"],
+  ["seen", "longest silent"],
 ];
 
 /** What is looked for. */

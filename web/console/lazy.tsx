@@ -10,8 +10,8 @@ export function lazy<Props extends object>(load: () => Promise<ComponentType<Pro
   return function Lazy(props: Props) {
     const isHere = useSignal(Page !== null);
     const isLost = useSignal(false);
-    const fetchPage = (): void => {
-      isLost.value = false;
+    useEffect(() => {
+      if (isHere.peek()) return;
       load().then(
         (found) => {
           Page = found;
@@ -19,14 +19,13 @@ export function lazy<Props extends object>(load: () => Promise<ComponentType<Pro
         },
         () => (isLost.value = true),
       );
-    };
-    useEffect(() => void (isHere.peek() || fetchPage()), []);
+    }, []);
     if (isHere.value && Page !== null) return <Page {...props} />;
     if (!isLost.value) return <Skeleton />;
     return (
       <p class="trouble" role="alert">
-        This page could not be loaded.{" "}
-        <button type="button" class="plain" onClick={fetchPage}>
+        This page could not be loaded. {/* Not every browser tries again to import what it could not. */}
+        <button type="button" class="plain" onClick={() => location.reload()}>
           Try again
         </button>
       </p>
