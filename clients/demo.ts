@@ -19,8 +19,10 @@ const TRUCK = "truck-7";
 const TILLS = TOWNS.flatMap((town) =>
   Array.from({ length: TILLS_PER_TOWN }, (_, n) => `${town}-till-${String(n + 1).padStart(2, "0")}`),
 );
-/** All devices. */
+/** All devices. Those that show prices follow the second channel as well. */
 export const FLEET: readonly string[] = [...TILLS, KIOSK, TRUCK];
+const SHOWING_PRICES: readonly string[] = FLEET.filter((device) => device === KIOSK || device.startsWith("wien"));
+const channelsOf = (device: string): string[] => (SHOWING_PRICES.includes(device) ? [ORDERS, PRICES] : [ORDERS]);
 
 /** Pushes that follow quickly at first, so that the board fills; and the pauses between them in milliseconds, from and to. */
 const FIRST = 14;
@@ -109,7 +111,7 @@ export function startFleet({ url, token, seed }: FleetOptions): () => Promise<vo
   const start = (device: string): Listener => {
     const random = randomOf(seed, device);
     const work = workOf(device);
-    const channels = [ORDERS, PRICES];
+    const channels = channelsOf(device);
     return listen({
       url,
       token,
@@ -128,7 +130,7 @@ export function startFleet({ url, token, seed }: FleetOptions): () => Promise<vo
   const running = tillTheEnd(async () => {
     // Enrolled in the order of their names: the board shows all of them with the first event.
     for (const device of FLEET)
-      for (const channel of [ORDERS, PRICES]) await enrol(url, channel, device, token, signal);
+      for (const channel of channelsOf(device)) await enrol(url, channel, device, token, signal);
     for (const device of FLEET) if (device !== SILENT && device !== TRUCK) listeners.push(start(device));
     await Promise.all([
       publishAll(url, token, randomOf(seed, "publisher"), signal),

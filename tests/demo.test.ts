@@ -86,6 +86,10 @@ test(
       return null;
     }, "a failure");
     expect(failures.receipts).toMatchObject([{ device: BROKEN, detail: expect.stringMatching(/paper|cover|printer/) }]);
+    // Nobody else needs attention, except the truck when it is late.
+    const { devices } = (await ask(`${url}/attention`)).body as { devices: { device: string }[] };
+    const inTrouble = new Set(devices.map(({ device }) => device).filter((device) => !device.startsWith("truck")));
+    expect([...inTrouble].toSorted()).toEqual([SILENT, BROKEN]);
     expect(shown.said()).toContain(`  The console, ${url}/ : ${BROKEN} fails, ${SILENT} never answers.`);
     expect(shown.said()).toContain(`${url}/weblistener.html?channel=${ORDERS}&device=${SILENT}`);
     expect(await shown.end("SIGINT")).toEqual([0, ""]);
