@@ -2,10 +2,12 @@
  * The console's first page: who did not do it, right now, in a sentence and in lists that lead to where one acts; and notifications of it.
  */
 import { afterAll, expect } from "bun:test";
+import { join } from "node:path";
 import { axe } from "./support/axe.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Tab } from "./support/console-tab.ts";
-import { ask, give, listen, push, start, until } from "./support/harness.ts";
+import { ask, give, listen, push, spawn, start, temporary, until } from "./support/harness.ts";
+import { lastingPort } from "./support/ports.ts";
 
 afterAll(closeBrowser);
 
@@ -77,6 +79,30 @@ browserTest("devices in trouble are named worst first, live, and each line leads
   await verdict(tab, "2 devices owe answers or failed: 1 failed, 1 overdue.");
   expect(tab.complaints).toEqual([]);
 });
+
+browserTest(
+  "when the service is killed the page says of when its numbers are, and has new ones when it is back",
+  async () => {
+    const env = { PERE_DB: join(temporary(), "pere.db"), PORT: String(lastingPort()) };
+    const before = await spawn(env);
+    await give(before.url, "orders", await push(before.url, "orders", 1, "?to=till-1"), "till-1", "failed");
+    using tab = await new Tab(390, 844).open(before.url);
+    await verdict(tab, "1 device reported 1 failure.");
+    await tab.says(".facts", "1 channel · 0 devices, 0 connected");
+    expect(await tab.text(".looked")).toMatch(/^Looked at/);
+    await before.end("SIGKILL");
+    await tab.state("offline");
+    await tab.says(".looked", "Last looked at");
+    expect(await tab.text(".facts")).toMatch(/^At \d\d:\d\d:\d\d: 1 channel/);
+    expect(await axe(tab)).toEqual([]);
+    const after = await spawn(env);
+    await give(after.url, "orders", await push(after.url, "orders", 2, "?to=till-2"), "till-2", "failed");
+    await tab.state("live");
+    await verdict(tab, "2 devices reported 2 failures.");
+    expect(await tab.text(".looked")).toMatch(/^Looked at/);
+    await after.end("SIGKILL");
+  },
+);
 
 browserTest("hooks that gave up are listed, and lead to their page", async () => {
   await using cleanup = new AsyncDisposableStack();

@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { buildPages } from "../web/build.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Page, row } from "./support/device-page.ts";
-import { ask, push, start, temporary, until } from "./support/harness.ts";
+import { ask, give, push, start, temporary, until } from "./support/harness.ts";
 import { REFUSALS, WITHOUT } from "./support/old-browsers.ts";
 
 afterAll(closeBrowser);
@@ -69,6 +69,16 @@ for (const [name, script] of [
     expect((await ask(`${pere.url}/events/orders/${id}`)).body.to).toEqual(["till-1", "till-3"]);
     await page.read(`void (location.hash = "/orders")`);
     await until(() => page.read<boolean>(`document.querySelector("canvas")?.dataset.drawn > 0`), "the board");
+    await give(pere.url, "orders", id, "till-3", "failed", { detail: "no paper" });
+    for (const [place, words] of [
+      ["/", "1 device reported 1 failure."],
+      ["/~channels", "1 failed"],
+      ["/~service", "Receipts owed"],
+      ["/orders?only=trouble", "worst first"],
+    ] as const) {
+      await page.read(`void (location.hash = ${JSON.stringify(place)})`);
+      await until(async () => (await page.text("main")).includes(words), place);
+    }
     await page.read(`void (location.hash = "/orders/event/${id}")`);
     await until(async () => (await page.text(".event h3")) !== "", "the event");
     expect(page.complaints).toEqual([]);

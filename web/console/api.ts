@@ -186,6 +186,8 @@ export interface Ear {
   heard(): void;
   overview(body: Overview): void;
   changes(body: Changes): void;
+  /** Something else needs attention. */
+  trouble(body: object): void;
   /** The store is away; the next overview means that it is back. */
   away(why: string): void;
   /** The stream was lost, and is opened again after this many milliseconds. */
@@ -210,6 +212,7 @@ export async function watch(channel: string | null, ear: Ear, signal: AbortSigna
       const body = JSON.parse(data) as unknown;
       if (event === "pere.overview") ear.overview(withLists(body, ["channels"]));
       else if (event === "pere.changes") ear.changes(withLists(body, ["events", "tallies", "receipts"]));
+      else if (event === "pere.trouble") ear.trouble(body as object);
       else if (event === "pere.away") ear.away((body as { detail: string }).detail);
     },
   });

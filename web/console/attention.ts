@@ -3,7 +3,7 @@
  */
 import { batch, computed, effect, signal } from "@preact/signals";
 import { read, type Tally, withLists } from "./api.ts";
-import { link, now, overview } from "./state.ts";
+import { link, now, overview, troubled } from "./state.ts";
 import { count, some } from "./words.ts";
 
 /** What devices did not do, in numbers. */
@@ -97,7 +97,7 @@ export function verdict({ totals, hooks, events }: Attention): string {
 const sentence = (...parts: string[]): string => parts.filter(Boolean).join(" ");
 
 /** Minimum interval between two reads, and the interval if nothing seems to have changed. */
-const AGAIN_MS = 2_000;
+const AGAIN_MS = 1_000;
 const ANYWAY_MS = 15_000;
 
 /** A request that takes longer is given up. */
@@ -113,8 +113,8 @@ export function followAttention(): void {
   let readAt = -Infinity;
   let reading: AbortController | null = null;
   effect(() => {
-    // Each overview says that something has changed.
-    const [change, most] = [overview.value, listed.value];
+    // A service that does not say that something else needs attention says at least that something has changed.
+    const [change, most] = [troubled.value ?? overview.value, listed.value];
     void now.value;
     if (link.value.state !== "live" || change === null) return;
     const isNew = change !== seen || most !== size;

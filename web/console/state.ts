@@ -18,6 +18,8 @@ export type Link =
 
 export const link = signal<Link>({ state: "connecting" });
 export const overview = signal<Overview | null>(null);
+/** Another object each time that something else needs attention; null: the stream has not said yet. */
+export const troubled = signal<object | null>(null);
 /** The shown channel. */
 export const board = signal<Board | null>(null);
 /** The current time, updated once a second, for texts such as "3 s ago". */
@@ -124,6 +126,7 @@ function watchChannel(name: string | null): AbortController {
           shown?.counted(listed ? listed.devices : body.more ? null : 0);
         }),
       changes: (body) => batch(() => shown?.take(body)),
+      trouble: (body) => (troubled.value = body),
       away: (why) => (link.value = { state: "away", why }),
       lost: (why) => (link.value = { state: "offline", why: navigator.onLine ? why : NO_NETWORK }),
       refused: (why: Refused) => (link.value = { state: "refused", why: why.message }),
