@@ -48,7 +48,7 @@ browserTest("devices in trouble are named worst first, live, and each line leads
   expect(second).toStartWith("linz-till-07 orders 1 failed, connected · since ");
   expect((await items(tab, "events"))[0]).toMatch(/^order\.created 1 orders 1 missed, 1 failed of 3 · deadline was /);
   expect(await items(tab, "channels")).toEqual(["orders 3 missed, 1 failed · 2 devices"]);
-  expect(await tab.read<string>("document.title")).toBe("(2) Needs attention – PERE console");
+  await until(() => tab.read<boolean>(`document.title === "(2) Needs attention – PERE console"`), "the title");
   expect(await axe(tab)).toEqual([]);
 
   // An event without a deadline is overdue after an hour.

@@ -2,18 +2,21 @@
  * The page "Channels": all channels by name, with a search over all of them, a page at a time. Numbers of trouble come from what needs attention, and
  * open receipts from the overview where it has the channel.
  */
-import { useComputed, useSignal, useSignalEffect } from "@preact/signals";
+import { batch } from "@preact/signals";
 import { read, withLists } from "./api.ts";
 import { troubleOf, troubleSum, troubleText } from "./attention.ts";
+import { queryOf } from "./floor.ts";
+import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
+import { useReading } from "./readings.ts";
 import { linkTo, replaceQuery, route, useKept } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
-import { link, now, overview } from "./state.ts";
+import { overview } from "./state.ts";
 import { count } from "./words.ts";
 
 /** Rows per page. */
 const PAGE = 100;
-/** How often a page is read again. */
-const AGAIN_MS = 3_000;
+/** Seconds after which a page is read again. */
+const AGAIN_SECONDS = 3;
 
 interface Row {
   readonly channel: string;
@@ -26,94 +29,66 @@ interface Listed {
   readonly next: string | null;
 }
 
-export const readChannels = async (
+/** Channels by name. @param search a part of their names. @param after the name before the first one */
+export async function readChannels(
   search: string,
   after: string,
   limit: number,
   signal?: AbortSignal,
-): Promise<Listed> => {
-  const query = new URLSearchParams({ search, after, limit: String(limit) });
-  for (const name of ["search", "after"]) if (query.get(name) === "") query.delete(name);
-  return withLists<Listed>(await read(`/channels?${query}`, "channels", signal), ["channels"]);
-};
+): Promise<Listed> {
+  const options: [string, string][] = [["limit", String(limit)]];
+  if (after !== "") options.push(["after", after]);
+  if (search !== "") options.push(["search", search]);
+  return withLists<Listed>(await read(`/channels${queryOf(options)}`, "channels", signal), ["channels"]);
+}
+
+const searched = (): string => route.value.query.get("search") ?? "";
 
 export function ChannelsPage() {
-  const search = useComputed(() => route.value.query.get("search") ?? "");
-  /** The start of each page so far. */
-  const starts = useKept<readonly string[]>("starts", [""]);
-  const page = useSignal<{ readonly of: string; readonly listed: Listed } | null>(null);
-  const trouble = useSignal("");
-  const due = useSignal(0);
-  const after = useComputed(() => starts.value[starts.value.length - 1] ?? "");
-  useSignalEffect(() => {
-    const [text, from] = [search.value, after.value];
-    const control = new AbortController();
-    const load = (): void => {
-      due.value = Infinity;
-      readChannels(text, from, PAGE, control.signal).then(
-        (listed) => {
-          [page.value, trouble.value] = [{ of: `${text} ${from}`, listed }, ""];
-          due.value = Date.now() + AGAIN_MS;
-        },
-        (error: Error) => {
-          if (control.signal.aborted) return;
-          [trouble.value, due.value] = [error.message, Date.now() + AGAIN_MS];
-        },
-      );
-    };
-    load();
-    const timer = setInterval(() => link.peek().state === "live" && now.peek() >= due.peek() && load(), 1_000);
-    return () => (clearInterval(timer), control.abort());
-  });
-  const shown = page.value?.listed;
-  // Until another page is there, this one is still shown.
-  const isComing = page.value !== null && page.value.of !== `${search.value} ${after.value}`;
+  const starts = useKept("starts", FIRST_PAGE);
+  const { answer, trouble } = useReading<Listed & PageOf>(async (signal) => {
+    const page = starts.value;
+    return { ...(await readChannels(searched(), startOf(page), PAGE, signal)), starts: page };
+  }, AGAIN_SECONDS);
+  const shown = answer.value;
+  const search = (text: string): void =>
+    batch(() => {
+      starts.value = FIRST_PAGE;
+      replaceQuery({ search: text.trim() });
+    });
   return (
-    <>
-      <form class="tools" role="search" onSubmit={(event) => event.preventDefault()}>
+    <section aria-label="Channels">
+      <div class="find">
         <input
           type="search"
-          class="search"
           aria-label="Search all channels"
           placeholder="Search all channels"
           autocomplete="off"
+          autocapitalize="none"
           spellcheck={false}
-          value={search.value}
-          onInput={({ currentTarget }) => {
-            starts.value = [""];
-            replaceQuery({ search: currentTarget.value.trim() });
-          }}
+          value={searched()}
+          onInput={({ currentTarget }) => search(currentTarget.value)}
         />
-      </form>
-      {trouble.value && <p class="trouble">The channels could not be read: {trouble}. They are tried again.</p>}
-      {shown === undefined ? (
+      </div>
+      {trouble.value && <p class="trouble">What you see may be out of date. {trouble}</p>}
+      {shown === null ? (
         !trouble.value && <Skeleton />
       ) : shown.channels.length === 0 ? (
-        <p class="empty small">
-          {search.value === "" ? "No channels yet." : `No channel's name contains "${search.value}".`}
-        </p>
+        <p class="empty small">{searched() === "" ? "No channels yet." : "No channel fits."}</p>
       ) : (
-        <Table rows={shown.channels} />
+        <>
+          <Table rows={shown.channels} />
+          <Pages starts={starts} shown={shown} size={PAGE} rows={shown.channels.length} {...totalOf()} />
+        </>
       )}
-      <p class="tools">
-        {starts.value.length > 1 && (
-          <button type="button" class="plain" onClick={() => (starts.value = starts.value.slice(0, -1))}>
-            Previous {PAGE}
-          </button>
-        )}
-        {shown?.next != null && (
-          <button
-            type="button"
-            class="plain"
-            disabled={isComing}
-            onClick={() => (starts.value = [...starts.value, shown.next!])}
-          >
-            Next {PAGE}
-          </button>
-        )}
-      </p>
-    </>
+    </section>
   );
+}
+
+/** How many channels there are, if it is known of those that are searched. */
+function totalOf(): { readonly total?: number } {
+  const total = overview.value?.totals?.channels;
+  return total === undefined || searched() !== "" ? {} : { total };
 }
 
 function Table({ rows }: { readonly rows: readonly Row[] }) {
