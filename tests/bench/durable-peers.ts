@@ -169,6 +169,8 @@ function centrifugo(): Peer {
 /** A client's first lines. https://docs.nats.io/reference/reference-protocols/nats-protocol */
 const NATS_HELLO = 'CONNECT {"verbose":false}\r\n';
 const STREAM = "events";
+/** More than any row opens feeds; the default is 1,000. */
+const CONSUMERS_MAX = 100_000;
 const natsPublish = (subject: string, inbox: string, body: string): string =>
   `PUB ${subject} ${inbox} ${body.length}\r\n${body}\r\n`;
 
@@ -248,7 +250,13 @@ function nats(name: string, dialect: Dialect, devices: string): Peer {
             const service = await run("nats-server", port, folder, onCore(core, [program, "--config", settings]));
             try {
               const requests = await Requests.open(port, 1, NATS_PROTOCOL);
-              const stream = { name: STREAM, subjects: [`${STREAM}.*`], storage: "file", num_replicas: 1 };
+              const stream = {
+                name: STREAM,
+                subjects: [`${STREAM}.*`],
+                storage: "file",
+                num_replicas: 1,
+                max_consumers: CONSUMERS_MAX,
+              };
               await requests.ask("POST", `$JS.API.STREAM.CREATE.${STREAM}`, JSON.stringify(stream));
               requests.close();
             } catch (error) {
