@@ -549,14 +549,15 @@ export const SCRIPTS = {
     return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, channel.floor == channel.head and 1 or 0 }`),
 
   /**
-   * now, then for each receipt: epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
+   * for each receipt: when it came, epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
    * unknown, unaddressed as 0 to 3
    */
   record: script(`
     local channel = look()
     guard(channel, ARGV[#ARGV])
     local verdicts, entries = {}, {}
-    for at = 2, #ARGV - 1, 6 do
+    for first = 1, #ARGV - 1, 7 do
+      local now, at = ARGV[first], first + 1
       local epoch, event, device, rank = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
       local verdict = 2
       if channel and epoch == channel.epoch and event > channel.floor and event <= channel.head then
@@ -571,12 +572,12 @@ export const SCRIPTS = {
         if before >= FINAL then verdict = 1
         elseif not addressed then verdict = 3
         else
-          before = judge(channel, entries, ARGV[at + 1], device, before, ARGV[1])
+          before = judge(channel, entries, ARGV[at + 1], device, before, now)
           if rank <= before then verdict = 1 else verdict = 0 end
         end
         if verdict == 0 then
           keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5])
-          if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, ARGV[1]) end
+          if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, now) end
           if enrolment and enrolment.lostSeq > 0 and enrolment.lostNotifiedSeq == enrolment.lostSeq then
             enrolment.lostSeq, enrolment.lostNotifiedSeq = 0, 0
             keepEnrolment(device, enrolment)

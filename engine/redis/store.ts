@@ -38,6 +38,7 @@ import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisSchedules } from "./schedules.ts";
 import { RedisPresence } from "./presence.ts";
+import { type DatedReceipt, RedisReceipts } from "./receipts.ts";
 import { TrimmableChannels } from "./retention.ts";
 import { check, readDurability } from "./durability.ts";
 import { type Keys, keysWith, topicSuffix } from "./keys.ts";
@@ -131,6 +132,7 @@ export class RedisStore implements Store {
   readonly #link: Redis;
   readonly #subscriber: RedisSubscriber;
   readonly #presence: RedisPresence;
+  readonly #receipts = new RedisReceipts((channel, receipts) => this.#record(channel, receipts));
   readonly #deadlines: RedisDeadlines;
   readonly #hooks: RedisHooks;
   readonly #schedules: RedisSchedules;
@@ -463,11 +465,16 @@ export class RedisStore implements Store {
 
   // -------------------------------------------------------------------------------------------------------------- receipts
 
-  async record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
-    const values: (string | number)[] = [now];
-    for (const draft of drafts) {
+  record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+    return this.#receipts.record(channel, drafts, now);
+  }
+
+  /** Records receipts of several requests in one script. */
+  async #record(channel: string, receipts: readonly DatedReceipt[]): Promise<Verdict[]> {
+    const values: (string | number)[] = [];
+    for (const { draft, now } of receipts) {
       const { event, device, status, detail } = draft;
-      values.push(event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
+      values.push(now, event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
     values.push(this.#guardOf(channel));
     const verdicts = await this.#run(this.#scripts.record, channel, values, this.#quorum(channel));
@@ -782,6 +789,7 @@ export class RedisStore implements Store {
   async close(): Promise<void> {
     this.#closing ??= (async () => {
       // Sent before the connection closes.
+      await this.#receipts.idle();
       const withdrawn = this.#presence.close();
       await Promise.all([this.#subscriber.close(), this.#link.close(), withdrawn]);
     })();
