@@ -132,16 +132,21 @@ function trustAdvice(trouble: unknown): string {
 /** Resolution of timeouts. */
 const SWEEP_MS = 50;
 
-/** Timeouts of calls. One timer serves all of them: a timer per call would cost more than the call. */
+/**
+ * Timeouts of calls. One timer serves all of them: a timer per call would cost more than the call.
+ *
+ * If this process was held up, replies may have arrived that it has not read yet, and the timer comes first. So a call is late only if the next sweep
+ * still finds it.
+ */
 class CallTimeouts {
-  readonly #waiting = new Set<{ readonly until: number; readonly late: () => void }>();
+  readonly #waiting = new Set<{ readonly until: number; readonly late: () => void; isOverdue: boolean }>();
   #timer: Timer | undefined;
 
   /** Settles as the promise does, or rejects with the error from `late` when the time is over. */
   limit<Value>(timeoutMs: number, promise: Promise<Value>, late: () => PereError): Promise<Value> {
     this.#timer ??= setInterval(() => this.#sweep(), SWEEP_MS);
     return new Promise((resolve, reject) => {
-      const waiting = { until: performance.now() + timeoutMs, late: () => reject(late()) };
+      const waiting = { until: performance.now() + timeoutMs, late: () => reject(late()), isOverdue: false };
       this.#waiting.add(waiting);
       const over = (): unknown => this.#waiting.delete(waiting);
       promise.finally(over).then(resolve, reject);
@@ -152,6 +157,10 @@ class CallTimeouts {
     const now = performance.now();
     for (const waiting of this.#waiting) {
       if (waiting.until > now) continue;
+      if (!waiting.isOverdue) {
+        waiting.isOverdue = true;
+        continue;
+      }
       this.#waiting.delete(waiting);
       waiting.late();
     }
