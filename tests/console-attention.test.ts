@@ -63,6 +63,7 @@ browserTest("devices in trouble are named worst first, live, and each line leads
   await tab.read(`document.querySelector('${line}').focus()`);
   await tab.view.press("Enter");
   await until(() => tab.read<boolean>(`location.hash === "#/orders/devices/graz-till-02"`), "the device");
+  await tab.says("main h2", "graz-till-02");
   await tab.view.press("Escape");
   await verdict(tab, "3 devices");
   await until(() => tab.read<boolean>(`document.activeElement.matches('${line}')`), "the line in focus");
