@@ -42,9 +42,9 @@ function raw(path: string, headers: Record<string, string> = {}, method = "GET")
   return promise;
 }
 
-/** What a page loads at once. */
+/** What a page loads at once. The icon for a home screen is loaded when the page is put there. */
 const filesOf = async (path: string): Promise<string[]> => {
-  const text = (await raw(path)).body.toString().replace(/<link rel="prefetch"[^>]*>/g, "");
+  const text = (await raw(path)).body.toString().replace(/<link rel="(?:prefetch|apple-touch-icon)"[^>]*>/g, "");
   const names = [...text.matchAll(/<(?:link|script)[^>]* (?:href|src)="([^"]+)"/g)].map(([, name]) => name!);
   return names.map((name) => new URL(name, pere.url + path).pathname);
 };
