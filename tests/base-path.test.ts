@@ -109,7 +109,7 @@ for (const [kind, target] of [
           expect(at(manifest, name)).toStartWith(`${url}/`);
           expect((await ask(at(manifest, name))).status).toBe(200);
         }
-        expect(at(manifest, scope)).toBe(`${url}/weblistener.html`);
+        expect(at(manifest, scope)).toBe(url + page);
       }
     });
 
