@@ -2,7 +2,7 @@
  * The console's page of an event: the verdict, the names behind it with their reasons, the filter, and a push to those who did not do it.
  */
 import { afterAll, expect, test } from "bun:test";
-import { reasonOf, titleOf, verdictText } from "../web/console/verdict.ts";
+import { answerText, titleOf, verdictText } from "../web/console/verdict.ts";
 import { BadProxy } from "./support/bad-proxy.ts";
 import { browserTest, closeBrowser } from "./support/browser.ts";
 import { Tab } from "./support/console-tab.ts";
@@ -70,14 +70,14 @@ test("a reason is the text of a detail, and a title that of the data", () => {
     ["failed", "no paper", "no paper"],
     ["failed", { reason: "no paper" }, "no paper"],
     ["failed", { error: "cover open", code: 7 }, 'cover open {"code":7}'],
-    ["failed", { reason: "a", error: "b" }, '{"reason":"a","error":"b"}'],
+    ["failed", { reason: "a", error: "b" }, 'a {"error":"b"}'],
     ["failed", [1], "[1]"],
     ["failed", 0, "0"],
     ["failed", null, "gave no reason"],
     ["missing", null, "no answer before the deadline"],
     ["done", null, ""],
   ] as const)
-    expect(reasonOf(status, detail)).toBe(words);
+    expect(answerText(status, detail)).toBe(words);
   expect(titleOf("a.b", '{"title":"Menu","message":"x"}', "e-1")).toBe("Menu");
   expect(titleOf("a.b", '{"title":7,"message":"Table 7"}', "e-1")).toBe("Table 7");
   expect(titleOf("a.b", '"Menu"', "e-1")).toBe("a.b");

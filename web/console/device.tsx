@@ -12,7 +12,7 @@ import { useReading } from "./readings.ts";
 import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
 import { linkTo, useKept, useTitle } from "./router.ts";
 import { now } from "./state.ts";
-import { reasonOf } from "./verdict.ts";
+import { answerText } from "./verdict.ts";
 import { ago, count, exactJson, some, timeText } from "./words.ts";
 
 /** Rows per page. */
@@ -162,7 +162,7 @@ function SaidRow({ channel, said }: { readonly channel: string; readonly said: S
         <Mark state={status} /> {status}
         {late ? ", late" : ""}
       </span>
-      <span class="reason">{reasonOf(status, detail)}</span>
+      <span class="reason">{answerText(status, detail)}</span>
       <span class="when" title={ago(pushedAt, now.value)}>
         sent {timeText(pushedAt)}
       </span>

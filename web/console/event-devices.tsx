@@ -11,7 +11,7 @@ import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
 import { linkTo, useKept } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
 import { now } from "./state.ts";
-import { owingStates, reasonOf, type States } from "./verdict.ts";
+import { answerText, owingStates, type States } from "./verdict.ts";
 import { ago, count, meaningOf, statesOf, timeText } from "./words.ts";
 
 /** Seconds between two reads while the tally moves, and while it does not: for when devices were last heard from. */
@@ -140,7 +140,7 @@ function DeviceRow({ channel, row: { device: name, status, detail, at, late }, d
         <Mark state={status} /> {status}
         {late ? ", late" : ""}
       </span>
-      <span class="reason">{reasonOf(status, detail)}</span>
+      <span class="reason">{answerText(status, detail)}</span>
       <span class="when">
         {at === null ? (
           "no answer yet"

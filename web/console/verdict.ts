@@ -3,7 +3,7 @@
  *
  * A state that this page does not know is counted under its name.
  */
-import { count, span, STATES, wordsOf } from "./words.ts";
+import { count, saidOf, span, STATES, wordsOf } from "./words.ts";
 
 /** How many devices are in each state. */
 export type States = Readonly<Record<string, number>>;
@@ -76,15 +76,9 @@ export function titleOf(type: string | undefined, text: string, id: string): str
   return type ?? `Event ${id.slice(id.lastIndexOf("-") + 1)}`;
 }
 
-/** A device's reason: a detail's text, or its `reason`, `error` or `message`, else the detail as JSON; "" if there is none. */
-export function reasonOf(status: string, detail: unknown): string {
-  if (typeof detail === "string") return detail;
-  if (typeof detail === "object" && detail !== null && !Array.isArray(detail)) {
-    const { reason, error, message, ...rest } = detail as Record<string, unknown>;
-    const said = [reason, error, message].filter((one) => typeof one === "string");
-    if (said.length === 1 && [reason, error, message].filter((one) => one !== undefined).length === 1)
-      return Object.keys(rest).length === 0 ? String(said[0]) : `${String(said[0])} ${JSON.stringify(rest)}`;
-  }
-  if (detail !== null && detail !== undefined) return JSON.stringify(detail);
+/** What a device said, and what else is known of its state: a reason with the other members of the detail, else the detail as JSON; "": nothing. */
+export function answerText(status: string, detail: unknown): string {
+  const said = saidOf(detail);
+  if (said) return Object.keys(said.rest).length === 0 ? said.text : `${said.text} ${JSON.stringify(said.rest)}`;
   return status === "missing" ? "no answer before the deadline" : status === "failed" ? "gave no reason" : "";
 }

@@ -140,17 +140,33 @@ export function prettyJson(text: string, isOnOneLine = false): string {
 const REASONS = ["reason", "error", "message", "title", "detail"];
 const REASON_CHARACTERS = 160;
 
-/** What a device said with its receipt, as a text: a reason if there is one, else the JSON; null: nothing. */
-export function reasonOf(detail: unknown): string | null {
+/** What a device said with its receipt. */
+interface Said {
+  /** A reason if there is one, else the whole as JSON. */
+  readonly text: string;
+  /** The other members beside the reason. */
+  readonly rest: Readonly<Record<string, unknown>>;
+}
+
+/** Null: the device said nothing. */
+export function saidOf(detail: unknown): Said | null {
   if (detail === null || detail === undefined) return null;
-  let said: unknown = detail;
+  if (typeof detail === "string") return { text: detail, rest: {} };
   if (typeof detail === "object" && !Array.isArray(detail)) {
     const members = detail as Record<string, unknown>;
     const name = REASONS.find((one) => typeof members[one] === "string" && members[one] !== "");
-    if (name !== undefined) said = members[name];
+    if (name !== undefined) {
+      const { [name]: reason, ...rest } = members;
+      return { text: reason as string, rest };
+    }
   }
-  const text = typeof said === "string" ? said : JSON.stringify(said);
-  return text.length > REASON_CHARACTERS ? `${text.slice(0, REASON_CHARACTERS - 1)}…` : text;
+  return { text: JSON.stringify(detail), rest: {} };
+}
+
+/** What a device said with its receipt, as a short text: a reason if there is one, else the JSON; null: nothing. */
+export function reasonOf(detail: unknown): string | null {
+  const text = saidOf(detail)?.text ?? null;
+  return text !== null && text.length > REASON_CHARACTERS ? `${text.slice(0, REASON_CHARACTERS - 1)}…` : text;
 }
 
 /**
