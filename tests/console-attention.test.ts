@@ -62,7 +62,8 @@ browserTest("devices in trouble are named worst first, live, and each line leads
   const line = `a[href="#/orders/devices/graz-till-02"]`;
   await tab.read(`document.querySelector('${line}').focus()`);
   await tab.view.press("Enter");
-  await until(() => tab.read<boolean>(`location.hash === "#/orders/devices/graz-till-02"`), "the device");
+  await tab.says("main", "It owes");
+  expect(await tab.read<string>("location.hash")).toBe("#/orders/devices/graz-till-02");
   await tab.says("main h2", "graz-till-02");
   await tab.view.press("Escape");
   await verdict(tab, "3 devices");

@@ -217,7 +217,7 @@ export function followEscape(): void {
     if (event.key !== "Escape" || event.defaultPrevented || event.isComposing) return;
     if (document.querySelector("dialog[open]")) return;
     const close = closers[closers.length - 1];
-    const to = above(route.peek());
+    const to = above(readRoute(location.hash));
     if (close) close();
     else if (to === null || (event.target as Element).matches("input, textarea, select")) return;
     else goUp(to);
