@@ -149,6 +149,25 @@ export class RedisCluster implements Redis {
     return this.#route(keys[0]!, scripted(script, keys, values), quorum);
   }
 
+  /** One call per group: their slots differ. If a node is away, the other groups are still read. */
+  async readGroups(
+    script: Script,
+    keys: readonly string[],
+    values: readonly number[],
+    width: number,
+  ): Promise<readonly (Reply | PereError)[]> {
+    const each = keys.length / values.length;
+    const found = await Promise.all(
+      values.map((value, group) =>
+        this.run(script, keys.slice(group * each, (group + 1) * each), [value]).catch((error: unknown) => {
+          if (!(error instanceof PereError)) throw error;
+          return [error, ...new Array<null>(width - 1).fill(null)];
+        }),
+      ),
+    );
+    return found.flat() as readonly (Reply | PereError)[];
+  }
+
   /** Follows redirects. Only calls that were not executed are tried again, so nothing is done twice. */
   async #route(key: string, call: RedisCall, quorum?: ReplicaQuorum): Promise<Reply> {
     const end = performance.now() + this.#callMs;

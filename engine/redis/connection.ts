@@ -67,6 +67,17 @@ export interface Redis {
     values: readonly (string | number)[],
     quorum?: ReplicaQuorum,
   ): Promise<Reply>;
+  /**
+   * Runs a script that only reads, for many groups of keys, with one value for each group; the keys of a group are in one slot.
+   * @param width how many values the script returns for each group
+   * @returns the values of all groups; of a group that could not be read, the first one is the error
+   */
+  readGroups(
+    script: Script,
+    keys: readonly string[],
+    values: readonly number[],
+    width: number,
+  ): Promise<readonly (Reply | PereError)[]>;
   /** The servers that accept writes. */
   masters(): readonly RedisLink[];
   /** Waits for pending calls, within their timeout, and closes. */
@@ -290,6 +301,10 @@ export class RedisLink implements Redis {
     quorum?: ReplicaQuorum,
   ): Promise<Reply> {
     return this.runCall(scripted(script, keys, values), { quorum });
+  }
+
+  async readGroups(script: Script, keys: readonly string[], values: readonly number[]): Promise<readonly Reply[]> {
+    return (await this.run(script, keys, values)) as readonly Reply[];
   }
 
   async runCall(

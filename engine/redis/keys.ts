@@ -3,6 +3,8 @@
  * `scripts.ts` describes their content.
  */
 
+import type { Kind } from "../model.ts";
+
 /** The parts of a channel, in the order of `KEYS`. */
 const PARTS = [
   "counters",
@@ -19,59 +21,81 @@ const PARTS = [
   "reminded",
 ] as const;
 
-/** The keys of one channel. */
-export interface Keys {
-  readonly all: readonly string[];
-  readonly counters: string;
-  /**
-   * The names under which each log's messages are published. All databases of a server share these names, so every database except the first is part
-   * of the name.
-   */
-  readonly topics: { readonly events: string; readonly receipts: string };
-  readonly events: string;
-  readonly receipts: string;
-  readonly devices: string;
-  readonly names: string;
-  readonly latest: string;
-  readonly reminded: string;
-  readonly hooks: string;
-  readonly hook: (name: string) => string;
-  readonly deliveries: (name: string) => string;
-  /** Connected devices, as `presence.ts` writes them. */
-  readonly present: string;
-  /** Their addresses. */
-  readonly presentAddresses: string;
-  /** Written to check which replicas are up to date. */
-  readonly replicaProbe: string;
-  readonly idempotency: (key: string) => string;
-  /** Scheduled pushes: their states, their ids, their times. */
-  readonly schedules: readonly [string, string, string];
-}
-
 /** Suffix of a key that makes it a message name. */
 export const topicSuffix = (database: number): string => (database === 0 ? "" : `@${database}`);
 
-function keysOf(prefix: string, database: number, channel: string): Keys {
-  const key = (part: string): string => `${prefix}{${channel}}:${part}`;
-  return {
-    all: PARTS.map(key),
-    counters: key("counters"),
-    topics: { events: key("events") + topicSuffix(database), receipts: key("receipts") + topicSuffix(database) },
-    events: key("events"),
-    receipts: key("receipts"),
-    devices: key("devices"),
-    names: key("names"),
-    latest: key("latest"),
-    reminded: key("reminded"),
-    hooks: key("hooks"),
-    hook: (name) => key(`hook:${name}`),
-    deliveries: (name) => key(`deliveries:${name}`),
-    present: key("present"),
-    presentAddresses: key("places"),
-    replicaProbe: key("spread"),
-    idempotency: (name) => key(`key:${name}`),
-    schedules: [key("schedules"), key("schedule-ids"), key("schedule-times")],
-  };
+/** The keys of one channel. Only those of every script are kept: a quiet channel then costs a third. */
+export class Keys {
+  readonly #tag: string;
+  readonly #database: number;
+  /** Those of every script, in order. */
+  readonly all: readonly string[];
+
+  constructor(prefix: string, database: number, channel: string) {
+    this.#tag = `${prefix}{${channel}}:`;
+    this.#database = database;
+    this.all = PARTS.map((part) => this.#tag + part);
+  }
+
+  #part(part: (typeof PARTS)[number]): string {
+    return this.all[PARTS.indexOf(part)]!;
+  }
+
+  get counters(): string {
+    return this.#part("counters");
+  }
+
+  get devices(): string {
+    return this.#part("devices");
+  }
+
+  get names(): string {
+    return this.#part("names");
+  }
+
+  /**
+   * The name under which a log's messages are published. All databases of a server share these names, so every database except the first is part of
+   * the name.
+   */
+  topic(kind: Kind): string {
+    return this.#part(kind) + topicSuffix(this.#database);
+  }
+
+  get hooks(): string {
+    return `${this.#tag}hooks`;
+  }
+
+  get hook(): (name: string) => string {
+    return (name) => `${this.#tag}hook:${name}`;
+  }
+
+  get deliveries(): (name: string) => string {
+    return (name) => `${this.#tag}deliveries:${name}`;
+  }
+
+  /** Connected devices, as `presence.ts` writes them. */
+  get present(): string {
+    return `${this.#tag}present`;
+  }
+
+  /** Their addresses. */
+  get presentAddresses(): string {
+    return `${this.#tag}places`;
+  }
+
+  /** Written to check which replicas are up to date. */
+  get replicaProbe(): string {
+    return `${this.#tag}spread`;
+  }
+
+  get idempotency(): (key: string) => string {
+    return (key) => `${this.#tag}key:${key}`;
+  }
+
+  /** Scheduled pushes: their states, their ids, their times. */
+  get schedules(): readonly [string, string, string] {
+    return [`${this.#tag}schedules`, `${this.#tag}schedule-ids`, `${this.#tag}schedule-times`];
+  }
 }
 
 /** Cache limit: building a dozen names costs as much as sending them. */
@@ -84,7 +108,7 @@ export function keysWith(prefix: string, database = 0): (channel: string) => Key
     let keys = remembered.get(channel);
     if (!keys) {
       if (remembered.size >= REMEMBERED_MAX) remembered.clear();
-      remembered.set(channel, (keys = keysOf(prefix, database, channel)));
+      remembered.set(channel, (keys = new Keys(prefix, database, channel)));
     }
     return keys;
   };

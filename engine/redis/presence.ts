@@ -174,7 +174,7 @@ export class RedisPresence {
     for (const { device, addresses } of came) {
       const all = [...new Set([...addresses, ...(there.get(device) ?? [])])].sort();
       if (there.has(device) && isShared(all))
-        await this.#link.send("PUBLISH", this.#keys(channel).topics.events, `- ${SHARED} ${device} ${all.join(",")}`);
+        await this.#link.send("PUBLISH", this.#keys(channel).topic("events"), `- ${SHARED} ${device} ${all.join(",")}`);
     }
   }
 

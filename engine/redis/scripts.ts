@@ -49,6 +49,7 @@
  */
 import { createHash } from "node:crypto";
 import { HISTORY } from "./device-history.ts";
+import { EXTENTS } from "./extents.ts";
 import { REMOVE } from "./removal.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
 
@@ -819,6 +820,8 @@ export const SCRIPTS = {
     return { list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
 
   history: script(HISTORY),
+
+  extents: whole(EXTENTS),
 
   remove: script(REMOVE),
 

@@ -18,6 +18,7 @@ import {
   type HistoryRow,
   KEY_MEMORY_MS,
   newEpoch,
+  PereError,
   type Receipt,
   type ReceiptDraft,
   type Kind,
@@ -28,13 +29,14 @@ import {
   type State,
   type Tally,
 } from "../model.ts";
-import { RedisSubscriber } from "./subscriber.ts";
+import { type Looked, RedisSubscriber } from "./subscriber.ts";
 import { ChannelList, namesAfter } from "./channels.ts";
 import { RedisCluster } from "./cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
 import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
 import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
+import { headsOf, type LogName, readExtents } from "./extents.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisSchedules } from "./schedules.ts";
 import { RedisPresence } from "./presence.ts";
@@ -104,12 +106,11 @@ export interface RedisOptions {
   readonly callMs?: number;
 }
 
-/** Parses the extent in a script's reply, from index `at` on. */
-const headsOf = (reply: readonly Reply[], at: number): Heads => ({
-  epoch: reply[at] as string,
-  events: { head: Number(reply[at + 1]), floor: Number(reply[at + 2]) },
-  receipts: { head: Number(reply[at + 3]), floor: Number(reply[at + 4]) },
-});
+/** Errors of one channel, which do not concern the others. */
+function asPereError(error: unknown): PereError {
+  if (error instanceof PereError) return error;
+  throw error;
+}
 
 type SixNumbers = [number, number, number, number, number, number];
 type SevenNumbers = [number, number, number, number, number, number, number];
@@ -184,11 +185,10 @@ export class RedisStore implements Store {
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // In a Cluster, a message published at one node reaches all nodes.
     this.#subscriber = new RedisSubscriber(urls, {
-      name: (kind, channel) => this.#keys(channel).topics[kind],
+      name: (kind, channel) => this.#keys(channel).topic(kind),
       heads: (channel) => this.heads(channel),
       heard: (kind, channel, epoch, seq) => this.#noteReached(channel, epoch, { [kind]: seq }),
-      entry: (kind, channel, seq) => this.#entry(this.#keys(channel)[kind], seq),
-      open: (channel) => this.open(channel),
+      look: (logs, entries) => this.#look(logs, entries),
       renew: (channel, lost) => this.#run(this.#scripts.renew, channel, [lost, this.#epoch()]),
     });
   }
@@ -246,6 +246,7 @@ export class RedisStore implements Store {
     const before = this.#lastKnown.get(channel);
     if (!before && this.#lastKnown.size >= REACHED_MAX) this.#lastKnown.clear();
     const isSame = before?.epoch === epoch;
+    if (isSame && before.events >= events && before.receipts >= receipts) return;
     this.#lastKnown.set(channel, {
       epoch,
       events: isSame ? Math.max(before.events, events) : events,
@@ -278,6 +279,33 @@ export class RedisStore implements Store {
     const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
     const isUnused = found[6] !== null && !isLately;
     return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]), isUnused };
+  }
+
+  readonly #readExtents = (keys: readonly string[], values: readonly number[], width: number) =>
+    this.#link.readGroups(this.#scripts.extents, keys, values, width);
+
+  /** What the subscriber compares with what it received. A followed channel that was deleted gets a new epoch, so that its followers are told. */
+  async #look(logs: readonly LogName[], entries: readonly number[]): Promise<readonly (Looked | PereError)[]> {
+    const found = await readExtents(this.#readExtents, this.#prefix, logs, entries);
+    const deleted = new Map<string, Promise<Heads | PereError>>();
+    for (const [index, read] of found.entries()) {
+      if (read instanceof PereError) continue;
+      const { channel } = logs[index]!;
+      if (read.heads)
+        this.#noteReached(channel, read.heads.epoch, {
+          events: read.heads.events.head,
+          receipts: read.heads.receipts.head,
+        });
+      else if (!deleted.has(channel)) deleted.set(channel, this.open(channel).catch(asPereError));
+    }
+    if (deleted.size === 0) return found as readonly (Looked | PereError)[];
+    return Promise.all(
+      found.map(async (read, index) => {
+        if (read instanceof PereError) return read;
+        const heads = read.heads ?? (await deleted.get(logs[index]!.channel)!);
+        return heads instanceof PereError ? heads : { heads, entry: read.entry };
+      }),
+    );
   }
 
   async channels(after: string, limit: number, scope: ChannelScope | null = null): Promise<Page<ChannelEntry, string>> {
@@ -413,14 +441,6 @@ export class RedisStore implements Store {
       found.push(receiptOf(...entry));
     }
     return found;
-  }
-
-  async #entry(key: string, seq: number): Promise<string | null> {
-    const found = (await this.#link.send("XRANGE", key, `${seq}-0`, `${seq}-0`)) as readonly (readonly [
-      string,
-      readonly string[],
-    ])[];
-    return found[0]?.[1][1] ?? null;
   }
 
   /** A log's entries after `after`, in steps, without gaps; null: the log has another epoch. */

@@ -3,8 +3,9 @@
  *
  * A message carries the position and the entries, so as long as an instance keeps up, it reads nothing back. But messages may get lost: connections
  * break, Redis disconnects slow subscribers, and delivery on a healthy connection can stall. So the extent of every followed log is read after each
- * reconnect and on a slow timer. Entries without a message are reported as an extent, and followers read them from the log. The extent also shows a
- * new epoch: a log whose epoch changed, that does not exist any more, or that became shorter was lost or restored.
+ * reconnect and on a slow timer: many logs with one call, and the calls spread over the interval, so that ten thousand quiet logs cost little and never
+ * come all at once. Entries without a message are reported as an extent, and followers read them from the log. The extent also shows a new epoch: a log
+ * whose epoch changed, that does not exist any more, or that became shorter was lost or restored.
  *
  * A Redis that was restored to an older state may have grown again before its extent is read. Then no log is shorter, but other entries stand where
  * followers have already read. So for each log the last received entry is remembered by a mark. After every new connection, nothing of a log is
@@ -14,14 +15,25 @@
  */
 import { type Kind, PereError } from "../model.ts";
 import { eventOf, receiptOf } from "./entries.ts";
+import type { LogName } from "./extents.ts";
 import { RedisLink } from "./connection.ts";
 import { RETIRED, SEPARATOR, SHARED } from "./scripts.ts";
 import type { Extent, Heads, Wake } from "../store.ts";
 
 /** Interval of reading the extents of followed logs, in milliseconds. */
 const LOOK_MS = 2_000;
-/** Extents read at once. */
-const LOOKS_AT_ONCE = 500;
+/** The part of it that the calls are spread over: the rest is for the calls themselves. */
+const SPREAD_MS = 0.9 * LOOK_MS;
+/** Logs per call: about a millisecond of Redis' time. */
+const LOOKS_AT_ONCE = 250;
+/** The same where entries are read too, which may be large. */
+const READS_AT_ONCE = 32;
+
+/** What was read of a log: the extent of its channel, and one entry as stored; null: it was not asked for, or there is none. */
+export interface Looked {
+  readonly heads: Heads;
+  readonly entry: string | null;
+}
 
 /** What the subscriber needs from the store. */
 export interface SubscriberSource {
@@ -30,9 +42,12 @@ export interface SubscriberSource {
   heads(channel: string): Promise<Heads | null>;
   /** Entries of a log were received up to here. */
   heard(kind: Kind, channel: string, epoch: string, seq: number): void;
-  /** An entry as stored; null: there is none. */
-  entry(kind: Kind, channel: string, seq: number): Promise<string | null>;
-  open(channel: string): Promise<Heads>;
+  /**
+   * Reads some logs with as few calls as possible. A channel that does not exist begins.
+   * @param entries the entry to read of each; 0: none
+   * @returns for each what was read, or why it could not be
+   */
+  look(logs: readonly LogName[], entries: readonly number[]): Promise<readonly (Looked | PereError)[]>;
   /** Gives a restored channel a new epoch, unless another instance did. */
   renew(channel: string, lost: string): Promise<unknown>;
 }
@@ -46,8 +61,8 @@ interface Followed {
   readonly key: string;
   wanted: boolean;
   subscribed: boolean;
-  /** Subscribes and unsubscribes one after the other; `next` is shared by all that ask before it begins. */
-  tail: Promise<void>;
+  /** Subscribes and unsubscribes one after the other, null while nothing is under way; `next` is shared by all that ask before it begins. */
+  tail: Promise<void> | null;
   next: Promise<void> | null;
   epoch: string | null;
   /** The newest reported entry; -1: nothing is known yet. */
@@ -64,6 +79,9 @@ interface Followed {
   isSure: boolean;
 }
 
+/** The entry at the last received position, if it is worth reading, to verify the log; 0: it is not. */
+const entryOf = ({ heard, mark, isSure }: Followed): number => (heard <= 0 || (isSure && mark !== null) ? 0 : heard);
+
 export class RedisSubscriber {
   readonly #source: SubscriberSource;
   readonly #link: RedisLink;
@@ -77,6 +95,8 @@ export class RedisSubscriber {
   #hurry = false;
   /** A check was requested during a check. */
   #again = false;
+  /** Ends the pause of a running check. */
+  #hasten: () => void = () => {};
   /** Number of connections so far: a reply requested before the last one is outdated. */
   #connections = 0;
 
@@ -122,7 +142,14 @@ export class RedisSubscriber {
     const key = this.#source.name(kind, channel);
     let followed = this.#followed.get(key);
     if (!followed) {
-      const unheard = {
+      followed = {
+        kind,
+        channel,
+        key,
+        wanted: true,
+        subscribed: false,
+        tail: null,
+        next: null,
         epoch: null,
         heard: -1,
         mark: null,
@@ -131,16 +158,6 @@ export class RedisSubscriber {
         asked: null,
         isAskedAgain: false,
         isSure: true,
-      };
-      followed = {
-        kind,
-        channel,
-        key,
-        wanted: true,
-        subscribed: false,
-        tail: Promise.resolve(),
-        next: null,
-        ...unheard,
       };
       this.#followed.set(key, followed);
     }
@@ -164,7 +181,8 @@ export class RedisSubscriber {
   /** Brings the subscription to the wanted state, after the pending change. */
   #settle(followed: Followed): Promise<void> {
     const { key } = followed;
-    followed.next ??= followed.tail.then(async () => {
+    if (followed.next) return followed.next;
+    const next = (followed.tail ?? Promise.resolve()).then(async () => {
       followed.next = null;
       if (followed.wanted === followed.subscribed) return;
       if (followed.wanted) {
@@ -184,9 +202,14 @@ export class RedisSubscriber {
         }
       }
     });
-    const tail = followed.next;
-    followed.tail = tail.catch(() => {});
-    return tail;
+    followed.next = next;
+    const tail = next
+      .catch(() => {})
+      .then(() => {
+        if (followed.tail === tail) followed.tail = null; // A quiet log keeps no promise.
+      });
+    followed.tail = tail;
+    return next;
   }
 
   /** A message: `epoch first last`, and the entries if they are small; or `epoch retired device`, `- shared device addresses`. */
@@ -262,67 +285,98 @@ export class RedisSubscriber {
     void this.#look(false);
   }
 
-  /** Reads the extents of all followed logs. One check at a time, so that results come in order. */
+  /**
+   * Reads the extents of all followed logs, some at a time: one call after the other, spread over the interval unless it is in a hurry. One check at a
+   * time, so that results come in order.
+   */
   async #look(hurry: boolean): Promise<void> {
     if (hurry) this.#hurry = true;
     if (this.#looking) {
       this.#again ||= hurry;
+      if (hurry) this.#hasten();
       return;
     }
     this.#looking = true;
     this.#again = false;
     const atOnce = this.#hurry;
     this.#hurry = false;
-    const all = [...this.#followed.values()].filter((followed) => {
-      const { wanted, subscribed, isSure, heard, heardBefore } = followed;
-      followed.heardBefore = heard;
-      // Messages arrive: a busy log needs no check until it is quiet for a full interval.
-      return wanted && subscribed && (atOnce || !isSure || heard === heardBefore);
-    });
-    for (let at = 0; at < all.length; at += LOOKS_AT_ONCE)
+    const startedAt = performance.now();
+    const calls = Math.ceil(this.#followed.size / LOOKS_AT_ONCE);
+    let called = 0;
+    for (const some of this.#inParts(atOnce)) {
+      // In a hurry again: what is left of this check is part of the next one.
+      if (this.#again) break;
       // Redis is away; the timer tries again.
-      await this.#lookAt(all.slice(at, at + LOOKS_AT_ONCE), atOnce).catch(() => (this.#hurry ||= atOnce));
+      await this.#lookAt(some, atOnce).catch(() => (this.#hurry ||= atOnce));
+      const restMs = startedAt + (++called * SPREAD_MS) / calls - performance.now();
+      if (!atOnce && called < calls && restMs > 0 && !this.#again) await this.#pause(restMs);
+    }
     this.#looking = false;
     if (this.#again) void this.#look(true);
   }
 
-  /** Reads the extents of some logs, and verifies those that are in doubt. @throws PereError away */
-  async #lookAt(some: readonly Followed[], atOnce: boolean): Promise<void> {
-    const connections = this.#connections;
-    const asked = some.map(({ epoch, heard }) => ({ epoch, heard }));
-    // Separately: if one node of a Cluster is away, the other logs are still checked.
-    const found = await Promise.allSettled(
-      some.map(async (followed) => {
-        // Read the entry first: if retention drops it meanwhile, it is below the floor that is read after it.
-        const mark = await this.#read(followed);
-        const heads = await this.#source.heads(followed.channel);
-        // A followed channel that was deleted gets a new epoch, so that its followers are told.
-        return { mark, heads: heads ?? (await this.#source.open(followed.channel)) };
-      }),
-    );
-    if (connections !== this.#connections) return; // Another check is due already.
-    const lost: (readonly [Followed, string])[] = [];
-    for (const [index, followed] of some.entries()) {
-      const answer = found[index]!;
-      if (answer.status === "rejected") continue;
-      const { heads, mark } = answer.value;
-      if (!this.#compare(followed, heads, asked[index]!, mark, atOnce)) lost.push([followed, heads.epoch]);
+  /** The logs to check, as many at a time as one call reads. Each is chosen when its turn comes. */
+  *#inParts(atOnce: boolean): Generator<Followed[]> {
+    let some: Followed[] = [];
+    let passed = 0;
+    let reads = 0;
+    for (const followed of this.#followed.values()) {
+      const { wanted, subscribed, isSure, heard, heardBefore } = followed;
+      followed.heardBefore = heard;
+      // Messages arrive: a busy log needs no check until it is quiet for a full interval.
+      if (wanted && subscribed && (atOnce || !isSure || heard === heardBefore)) {
+        some.push(followed);
+        if (entryOf(followed) > 0) reads++;
+      }
+      if (++passed % LOOKS_AT_ONCE !== 0 && reads < READS_AT_ONCE) continue;
+      yield some;
+      some = [];
+      reads = 0;
     }
-    if (lost.length > 0) await this.#renew(lost);
-    for (const answer of found) if (answer.status === "rejected") throw answer.reason;
+    if (some.length > 0) yield some;
   }
 
-  /** The mark of the entry at the last received position, if it is worth reading; null: no entry, or not read. */
-  async #read({ kind, channel, heard, mark, isSure }: Followed): Promise<Mark | null> {
-    if (heard <= 0 || (isSure && mark !== null)) return null;
-    const text = await this.#source.entry(kind, channel, heard);
-    return text === null ? null : Bun.hash(text);
+  /** Waits for a time, or until a check is in a hurry. */
+  async #pause(ms: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = setTimeout(resolve, ms);
+    timer.unref();
+    this.#hasten = resolve;
+    await promise;
+    clearTimeout(timer);
+    this.#hasten = () => {};
+  }
+
+  /** Reads the extents of some logs, and verifies those that are in doubt. @throws PereError away */
+  async #lookAt(some: readonly Followed[], atOnce: boolean): Promise<void> {
+    if (some.length === 0) return;
+    const connections = this.#connections;
+    const epochs = some.map(({ epoch }) => epoch);
+    const heard = some.map((followed) => followed.heard);
+    const found = await this.#source.look(some, some.map(entryOf));
+    if (connections !== this.#connections) return; // Another check is due already.
+    const lost: (readonly [Followed, string])[] = [];
+    let trouble: PereError | undefined;
+    for (let index = 0; index < some.length; index++) {
+      const answer = found[index]!;
+      // If one node of a Cluster is away, the other logs are still checked.
+      if (answer instanceof PereError) {
+        trouble = answer;
+        continue;
+      }
+      const { heads, entry } = answer;
+      const asked = { epoch: epochs[index] ?? null, heard: heard[index]! };
+      const mark = entry === null ? null : Bun.hash(entry);
+      if (!this.#compare(some[index]!, heads, asked, mark, atOnce)) lost.push([some[index]!, heads.epoch]);
+    }
+    if (lost.length > 0) await this.#renew(lost);
+    if (trouble) throw trouble;
   }
 
   /**
    * Applies what was read of a log and reports its extent.
    * @param asked the epoch and the newest reported entry before the read
-   * @param mark of the entry there now, as `#read` returns it
+   * @param mark of the entry there now; null: there is none, or it was not read
    * @returns false: the epoch is the same but the log is not; nothing was applied
    */
   #compare(
@@ -373,6 +427,7 @@ export class RedisSubscriber {
   close(): Promise<void> {
     clearInterval(this.#timer);
     this.#followed.clear();
+    this.#hasten();
     return this.#link.close();
   }
 }
