@@ -27,7 +27,7 @@ describe("the document", () => {
 
   test("describes every route, and nothing else", async () => {
     const documents = ["/swagger/json", "/asyncapi.json"];
-    const device = ["/weblistener.html", "/weblistener-worker.js"];
+    const device = ["/weblistener.html", "/weblistener-worker.js", "/console-worker.js"];
     const swagger = ["/swagger", "/swagger/"];
     const sdk = ["/pere.js", "/pere.d.ts"];
     const pages = ["/", "/pages/:file", ...device, ...sdk, ...swagger, ...documents];
