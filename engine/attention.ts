@@ -42,6 +42,18 @@ export interface TroubledEvent extends Troubles {
 export interface TroubledChannel extends Troubles {
   readonly channel: string;
   readonly devices: number;
+  /** When the oldest of its events with trouble was pushed, milliseconds since 1970; 0: not known yet. */
+  readonly since: number;
+}
+
+/** A hook that gave up calls, or is disabled. */
+export interface TroubledHook {
+  readonly channel: string;
+  readonly name: string;
+  /** How many calls it gave up. */
+  readonly givenUp: number;
+  /** Why it is disabled, in a sentence; null: it is not. */
+  readonly disabled: string | null;
 }
 
 /** What needs attention in some channels, each list worst first. */
@@ -50,6 +62,7 @@ export interface Attention {
   readonly totals: Troubles & { readonly devices: number };
   readonly devices: readonly TroubledDevice[];
   readonly events: readonly TroubledEvent[];
+  readonly hooks: readonly TroubledHook[];
   readonly channels: readonly TroubledChannel[];
 }
 
@@ -63,4 +76,6 @@ export const worstDevice = (a: TroubledDevice, b: TroubledDevice): number =>
 export const worstEvent = (a: TroubledEvent, b: TroubledEvent): number =>
   troubleSum(b) - troubleSum(a) || a.at - b.at || byText(a.channel, b.channel) || a.seq - b.seq;
 export const worstChannel = (a: TroubledChannel, b: TroubledChannel): number =>
-  troubleSum(b) - troubleSum(a) || byText(a.channel, b.channel);
+  troubleSum(b) - troubleSum(a) || a.since - b.since || byText(a.channel, b.channel);
+export const worstHook = (a: TroubledHook, b: TroubledHook): number =>
+  b.givenUp - a.givenUp || byText(a.channel, b.channel) || byText(a.name, b.name);

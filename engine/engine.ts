@@ -4,7 +4,7 @@
  * The engine connects a store, which remembers, with feeds, which deliver. Its own state can be lost at any moment: connected devices, and signs of
  * life that are stored every few seconds.
  */
-import { readAttention, type ShownAttention } from "./feeds/attention.ts";
+import { markOf, readAttention, readTroubled, type ShownAttention } from "./feeds/attention.ts";
 import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
@@ -118,6 +118,8 @@ export class Engine {
   readonly #deadlines: Deadlines;
   /** Pushes what is scheduled. */
   readonly schedules: Schedules;
+  /** The same for events without a deadline, after an hour. */
+  readonly #overdue: Deadlines;
   readonly #completion: Completion;
   readonly #watch: Watch;
   readonly #seenTimer: Timer;
@@ -139,7 +141,8 @@ export class Engine {
     this.#feeds = new Feeds(store, limits, now, random, counts, onPresenceChange, report);
     this.directory = new Directory(store, this.#feeds.presence, now);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
-    this.#deadlines = new Deadlines(store, now, report);
+    this.#deadlines = new Deadlines((at) => store.recordMissing(at), now, report);
+    this.#overdue = new Deadlines((at) => store.recordOverdue(at), now, report);
     this.schedules = new Schedules(
       store,
       now,
@@ -445,7 +448,12 @@ export class Engine {
    */
   async attention(scope: ChannelScope | null, limit: number): Promise<ShownAttention & { readonly at: number }> {
     const at = this.#now();
-    return { at, ...(await readAttention(this.#store, this.#feeds.presence, scope, limit, at)) };
+    return { at, ...(await readAttention(this.#store, this.#feeds.presence, scope, limit)) };
+  }
+
+  /** How many devices are in trouble, and how often, in all channels. */
+  async troubles(): Promise<ShownAttention["totals"]> {
+    return markOf(await readTroubled(this.#store), null).totals;
   }
 
   /** Enrols a device before its first feed; false: it was enrolled already. */
@@ -494,6 +502,7 @@ export class Engine {
       this.#retention.stop(),
       this.#deadlines.stop(),
       this.schedules.stop(),
+      this.#overdue.stop(),
       this.hooks.stop(),
       this.#feeds.close(),
     ]);

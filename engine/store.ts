@@ -18,6 +18,7 @@
  *
  * `tests/contract/contract.ts` tests every store against this file.
  */
+import type { TroubledChannel, TroubledDevice, TroubledEvent, TroubledHook } from "./attention.ts";
 import {
   type DeviceEnrolment,
   type EnrolledDevice,
@@ -339,6 +340,12 @@ export interface DueTime {
   readonly next: number | null;
 }
 
+/** What needs attention in a channel, each list worst first. */
+export interface Troubled {
+  readonly devices: readonly TroubledDevice[];
+  readonly events: readonly TroubledEvent[];
+}
+
 export interface Store {
   /**
    * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, or the devices in `to`.
@@ -422,6 +429,23 @@ export interface Store {
    * @returns when to call again, milliseconds since 1970 (`now` or earlier: at once); may be too early, never too late; null: no deadline is ahead
    */
   recordMissing(now: number): Promise<number | null>;
+
+  /**
+   * Lets events without a deadline that are older than `OVERDUE_MS` become overdue, in a bounded slice per call, for the devices that owe them a final
+   * receipt. The channels' counts are right at once, those of their devices when it returns a time after `now`, or null.
+   * @returns when to call again, milliseconds since 1970 (`now` or earlier: at once); may be too early, never too late; null: no event is to become
+   * overdue
+   */
+  recordOverdue(now: number): Promise<number | null>;
+
+  /** The channels in which devices are in trouble, in no order. `revision` grows with each change in a channel. Nothing is counted for this. */
+  troubledChannels(): Promise<readonly (TroubledChannel & { readonly revision: number })[]>;
+
+  /** At most `limit` devices and `limit` events of a channel. */
+  troubles(channel: string, limit: number): Promise<Troubled>;
+
+  /** The hooks that gave up calls or are disabled, in no order. */
+  troubledHooks(): Promise<readonly TroubledHook[]>;
 
   /** One row per addressed device, by name, after the device `after`, of these statuses; null: of all. Null as with `events`. */
   rows(

@@ -4,8 +4,10 @@
 import { afterAll, afterEach, beforeEach, describe, expect, test } from "bun:test";
 import type { Service } from "../index.ts";
 import { issueToken } from "../engine/auth/issue.ts";
+import { readAttention } from "../clients/sdk/index.ts";
 import { OVERDUE_MS } from "../engine/attention.ts";
-import { ask, give, listen, push, SECRET, start, startOn, startWith, until } from "./support/harness.ts";
+import { ask, give, listen, openStream, push, SECRET, start, startOn, startWith, until } from "./support/harness.ts";
+import { Python } from "./support/python.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 let redis: RedisServer | undefined;
@@ -79,8 +81,8 @@ describe.each(STORES)("on %s, attention", (store, missing) => {
         { id: second, channel: "alarms", at: at(0), type: null, receipts: { ...nobody, pending: 1 } },
       ],
       channels: [
-        { channel: "orders", devices: 2, failed: 1, missing: 2, overdue: 1 },
-        { channel: "alarms", devices: 1, failed: 0, missing: 0, overdue: 1 },
+        { channel: "orders", devices: 2, failed: 1, missing: 2, overdue: 1, since: at(0) },
+        { channel: "alarms", devices: 1, failed: 0, missing: 0, overdue: 1, since: at(0) },
       ],
       hooks: [],
     });
@@ -101,7 +103,63 @@ describe.each(STORES)("on %s, attention", (store, missing) => {
     const { totals, devices, channels } = await read();
     expect(totals).toEqual({ devices: 1, failed: 0, missing: 1, overdue: 1 });
     expect(devices).toMatchObject([{ device: "c", missing: 1, overdue: 1 }]);
-    expect(channels).toEqual([{ channel: "orders", devices: 1, failed: 0, missing: 1, overdue: 1 }]);
+    expect(channels).toEqual([{ channel: "orders", devices: 1, failed: 0, missing: 1, overdue: 1, since: at(0) }]);
+  });
+
+  it("is told live, also of what another instance stored, and only to those who may see it", async () => {
+    await enrol("orders", "a", "b");
+    const [first, second] = [await push(pere.url, "orders", 1), await push(pere.url, "orders", 2)];
+    const stream = await openStream(`${pere.url}/watch`);
+    const told = () =>
+      stream.messages
+        .filter(({ event }) => event === "pere.trouble")
+        .map(({ data }) => JSON.parse(data).totals as Record<string, number>);
+    const nothing = { devices: 0, failed: 0, missing: 0, overdue: 0 };
+    await until(() => told().length === 1, "the first frame");
+    expect(told()).toEqual([nothing]);
+    const other = store === "Redis" ? await startOn(redis!.url, { now: () => now }) : pere;
+    await give(other.url, "orders", first, "a", "done");
+    await give(other.url, "orders", first, "b", "failed");
+    await until(() => told().length === 2, "a failed receipt");
+    expect(told()[1]).toEqual({ ...nothing, devices: 1, failed: 1 });
+    now += OVERDUE_MS;
+    await until(() => told().at(-1)!.overdue === 2, "overdue receipts");
+    expect(told().at(-1)).toEqual({ devices: 2, failed: 1, missing: 0, overdue: 2 });
+    const frames = told().length;
+    await give(other.url, "orders", second, "a", "done");
+    await give(other.url, "orders", second, "b", "done");
+    await until(() => told().at(-1)!.overdue === 0, "receipts that are no longer overdue");
+    expect(told().length).toBeGreaterThan(frames);
+    stream.close();
+    if (other !== pere) await other.stop();
+  });
+
+  it("is read by the SDK and by the Python client, and counted in metrics", async () => {
+    await enrol("orders", "a", "b");
+    const id = await push(pere.url, "orders", 1);
+    await give(pere.url, "orders", id, "a", "failed");
+    now += OVERDUE_MS;
+    const expected = await until(async () => {
+      const body = await read("?limit=1");
+      return body.totals.overdue === 1 && body;
+    }, "what is overdue");
+    expect(await readAttention({ url: pere.url, limit: 1 })).toEqual(expected);
+    expect((await readAttention({ url: pere.url })).devices.map(({ device }) => device)).toEqual(["a", "b"]);
+    const refused = await readAttention({ url: pere.url, limit: 0 }).catch((error: unknown) => error);
+    expect(refused).toMatchObject({ name: "PereError", status: 422 });
+    expect(await readAttention({ url: `${pere.url}/health/no`, giveUpMs: 0 }).catch(({ name }: Error) => name)).toBe(
+      "PereError",
+    );
+    const metrics = (await ask(`${pere.url}/metrics`)).text;
+    expect(metrics).toContain("pere_devices_in_trouble 2\n");
+    for (const line of ['{kind="failed"} 1', '{kind="missing"} 0', '{kind="overdue"} 1'])
+      expect(metrics).toContain(`pere_troubles${line}\n`);
+    if (!Bun.which("python3")) return;
+    const script = `import asyncio, json, pere, sys
+print(json.dumps([pere.attention(sys.argv[1], limit=1), asyncio.run(pere.aattention(sys.argv[1], limit=1))]))`;
+    const python = new Python(["-c", script, pere.url]);
+    expect(await python.ended()).toBe(0);
+    expect(JSON.parse(python.said)).toEqual([expected, expected]);
   });
 
   it("says who is connected", async () => {
@@ -134,7 +192,7 @@ test("attention shows the channels that the token may push to, and needs such a 
     const seen = async (headers: Record<string, string>) => {
       const { status, body } = await ask(`${pere.url}/attention`, { headers });
       return status === 200
-        ? [body.totals.failed, ...body.channels.map((one: { channel: string }) => one.channel)]
+        ? [body.totals.failed, ...body.channels.map((one: { channel: string }) => one.channel).toSorted()]
         : status;
     };
     expect(await seen(all)).toEqual([3, "others", "shop.1", "shop.2"]);

@@ -96,7 +96,7 @@ async function leftInRedis(): Promise<Left> {
   const store = await RedisStore.open({ urls: [redis.url], prefix });
   closing.push(() => store.close());
   await prepare(store);
-  const { all, counters } = keysWith(prefix)("orders");
+  const { withAttention: all, counters } = keysWith(prefix)("orders");
   await redis.ask("EVAL", SCRIPTS.retire.text, String(all.length), ...all, "a", String(T + SECOND));
   const isLeaving = async (): Promise<boolean> => (await redis!.ask("HEXISTS", counters, "leaving")) === ":1";
   return { store, isLeaving };

@@ -107,7 +107,7 @@ describe("the examples", () => {
     const expected = {
       followEvents: ["Ready", "Event"],
       followReceipts: ["Ready", "Receipt", "Complete"],
-      watch: ["Overview", "Changes"],
+      watch: ["Overview", "Trouble", "Changes"],
     };
     for (const [operationId, schemas] of Object.entries(expected)) {
       const text = replyOf(operationId, 200)!.reply.content!["text/event-stream"]!.examples!.example!.value;

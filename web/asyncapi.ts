@@ -121,6 +121,13 @@ const messages = {
   overviewFrame: ownFrame("overview", "The state of all channels, first and after changes.", "Overview", "never", {
     payload: samples.overview,
   }),
+  troubleFrame: ownFrame(
+    "trouble",
+    "What needs attention, in numbers: first, and when something else needs it; `GET /attention` says what.",
+    "Trouble",
+    "never",
+    { payload: samples.trouble },
+  ),
   changesFrame: ownFrame("changes", "The changes in the watched channel.", "Changes", "never", {
     payload: samples.changes,
   }),
@@ -238,7 +245,7 @@ const channelSpecs = {
       "For dashboards such as the console. It has no positions: after a reconnect it sends the current state again.",
     transport: "http",
     parameters: onWatch,
-    sent: ["overviewFrame", "changesFrame", "awayFrame", "byeFrame"],
+    sent: ["overviewFrame", "troubleFrame", "changesFrame", "awayFrame", "byeFrame"],
   },
   eventSocket: {
     title: "Events down and receipts up, on a WebSocket",

@@ -493,9 +493,14 @@ export const schemas = {
     { description: "`pere.changes`: the changes in a channel." },
   ),
   Away: object({ detail: { type: "string" } }, [], { description: "`pere.away`: the store can't be read now." }),
+  Trouble: object({ totals: ref("TroubleTotals") }, [], {
+    description:
+      "`pere.trouble`: what needs attention in the channels that the token may push to, in numbers. It is also sent if the numbers stay the same and something else needs attention.",
+  }),
+  TroubleTotals: object({ devices: count("Devices in trouble."), ...troubles }),
   Attention: object({
     at: { ...ref("Time"), description: "When this was read." },
-    totals: object({ devices: count("Devices in trouble."), ...troubles }),
+    totals: ref("TroubleTotals"),
     devices: array(
       object({
         channel: ref("Channel"),
@@ -527,9 +532,15 @@ export const schemas = {
       }),
       { description: "Hooks that gave up calls or are disabled, worst first." },
     ),
-    channels: array(object({ channel: ref("Channel"), devices: count("Devices in trouble."), ...troubles }), {
-      description: "Channels with devices in trouble, worst first.",
-    }),
+    channels: array(
+      object({
+        channel: ref("Channel"),
+        devices: count("Devices in trouble."),
+        ...troubles,
+        since: { ...ref("Time"), description: "When the oldest of these events was pushed." },
+      }),
+      { description: "Channels with devices in trouble, worst first." },
+    ),
   }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
   ReceiptRow: object({ device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time") }, [], {
@@ -783,6 +794,7 @@ const overview = {
   totals: { channels: 1, devices: 1, connected: 0, at: null },
   counts: { pushes: 3, deliveries: 6, receipts: { received: 0, working: 1, done: 2, failed: 1 }, latency: null },
 };
+const troubleTotals = { devices: 1, failed: 1, missing: 0, overdue: 0 };
 const changes = {
   ...{ channel, reset: true, more: false },
   events: states.map(({ seq, receipts, complete }) => ({
@@ -854,17 +866,19 @@ export const samples = {
   },
   receiptBatch: { events: receipts, last: id(7), complete: completes.filter((said) => said !== null) },
   receiptStream: stream(null, receipts, completes),
+  trouble: { totals: troubleTotals },
   attention: {
     at,
-    totals: { devices: 1, failed: 1, missing: 0, overdue: 0 },
+    totals: troubleTotals,
     devices: [{ channel, device, failed: 1, missing: 0, overdue: 0, since: at, connected: false, seenAt: at }],
     events: [{ id: id(3), channel, at, type, deadline, receipts: states[2]!.receipts }],
     hooks: [],
-    channels: [{ channel, devices: 1, failed: 1, missing: 0, overdue: 0 }],
+    channels: [{ channel, devices: 1, failed: 1, missing: 0, overdue: 0, since: at }],
   },
   channels: { channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3) }], next: null },
   watchStream:
     `retry: 2500\nevent: pere.overview\ndata: ${JSON.stringify(overview)}\n\n` +
+    `event: pere.trouble\ndata: ${JSON.stringify({ totals: troubleTotals })}\n\n` +
     `event: pere.changes\ndata: ${JSON.stringify(changes)}\n\n`,
   events: { events: states, next: null },
   state: states[0],

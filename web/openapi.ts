@@ -315,6 +315,7 @@ no positions, so it can't be resumed: after a reconnect it sends the current sta
 | event | data | when |
 |---|---|---|
 | \`pere.overview\` | \`Overview\` | first, and about once a second if something changed: the channels that the token may push to, and this instance's counters since it started |
+| \`pere.trouble\` | \`Trouble\` | first, and at most once a second if something else needs attention: read \`/attention\` again |
 | \`pere.changes\` | \`Changes\` | with \`channel\`, at most four times a second: new events, receipts and changed tallies. The first one has the channel's newest events |
 | \`pere.away\` | \`Away\` | the store can't be read now; the next frame means that it is back |
 | \`pere.bye\` | \`Bye\` | last: why the server ends the stream; reconnect after \`retry:\` |

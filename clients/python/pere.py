@@ -14,7 +14,9 @@ that needs only the standard library. It is both a module and a program.
 
     for receipt in pere.receipts("http://127.0.0.1:4567", "orders"): ...
 
-`alisten`, `apublish` and `areceipts` are the same for asyncio: handlers are awaited on the caller's event loop.
+    pere.attention("http://127.0.0.1:4567")["devices"]      # who did not do it, in all channels, worst first
+
+`alisten`, `apublish`, `areceipts` and `aattention` are the same for asyncio: handlers are awaited on the caller's event loop.
 
     await pere.alisten("http://127.0.0.1:4567", "orders", "till-7", handle, workers=10, state="till-7.state")
 
@@ -1431,6 +1433,48 @@ def _receipt_texts(
         stop.set()
 
 
+def attention(
+    url: str,
+    *,
+    limit: Optional[int] = None,
+    token: Token = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """
+    Who did not do it, in all channels that the token may push to: `totals`, and the lists `devices`, `events`, `hooks` and `channels`, each worst first and
+    at most `limit` long (1 to 1,000; 100 by default). The request is repeated for `patience_seconds`; `report` is called with one line of text for each
+    error after which it tries again.
+
+    Raises Refused and Unavailable.
+    """
+    return _attention(_Request(threading.Event()), url, limit, token, patience_seconds, report)
+
+
+def _attention(
+    request: _Request, url: str, limit: Optional[int], token: Token, patience_seconds: float, report: Callable[[str], None]
+) -> Dict[str, Any]:
+    """`attention`, until `request` is ended."""
+    service = _ServiceClient(url, token)
+    path = "/attention" if limit is None else f"/attention?limit={limit}"
+    until = time.monotonic() + patience_seconds
+    failures = 0
+    while True:
+        try:
+            answer = _object(service.ask("GET", path, {}, None, ANSWER_SECONDS, request.connected).decode("utf-8", "replace"))
+            lists = [answer.get(name) for name in ("devices", "events", "hooks", "channels")]
+            if not isinstance(answer.get("totals"), dict) or not all(isinstance(one, list) for one in lists):
+                raise _TemporaryError("the answer does not say what needs attention")
+            return answer
+        except _TemporaryError as error:
+            failures += 1
+            pause = _backoff_seconds(failures, error.after)
+            if request.stop.is_set() or time.monotonic() + pause > until:
+                raise Unavailable(str(error)) from error
+            report(f"{error}; trying again in {pause:.1f} s")
+            request.stop.wait(pause)
+
+
 # ------------------------------------------------------------------------------------------------------------------- asyncio
 
 
@@ -1657,6 +1701,28 @@ async def areceipts(
             yield _json.decode(text)
     finally:
         stop.set()
+        tokens.cancel()
+
+
+async def aattention(
+    url: str,
+    *,
+    limit: Optional[int] = None,
+    token: AsyncToken = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """
+    `attention` for asyncio, in a background thread. `token` may be an `async` function; `report` is called on the loop. Cancelling the task ends the request.
+
+    Raises what `attention` raises.
+    """
+    request, tokens = _Request(threading.Event()), _LoopCalls()
+    options = (limit, _sync_token(token, tokens), patience_seconds, _safe_report(_on_loop(report)))
+    try:
+        return await _in_thread(_attention, request, url, *options)
+    finally:
+        request.end()
         tokens.cancel()
 
 

@@ -4,11 +4,12 @@
  *   listen({ url, channels, device, token, onEvent })    a device: handles each event and sends its receipts
  *   publish(url, channel, data, options)                 pushes an event; repeated until the service answers, stored once
  *   receipts({ url, channel })                           what the devices answer, as it arrives
+ *   readAttention({ url })                               who did not do it, in all channels, worst first
  *   readDevices({ url, channel })                        lists, page by page; also readChannels, readHistory, readRows, readDevice
  *
  * To read it, start with model.ts and service-client.ts (requests). feed.ts follows a feed: event-stream.ts, websocket.ts, watchdog.ts and messages.ts are
- * its parts. listen.ts is a device: outbox.ts, event-queue.ts, device-state.ts, status.ts and tabs.ts are its parts. publish.ts, receipts.ts and reading.ts
- * are the publisher; retry.ts repeats its requests.
+ * its parts. listen.ts is a device: outbox.ts, event-queue.ts, device-state.ts, status.ts and tabs.ts are its parts. publish.ts, receipts.ts, reading.ts
+ * and attention.ts are the publisher; retry.ts repeats its requests.
  *
  * The network may cut, stall or delay any connection, and a proxy or a login page may answer in place of the service. A feed is therefore followed from its
  * last position over whatever gets through: SSE, then a WebSocket, then long-polls. An event is known by its id and handled once, however often it
@@ -27,6 +28,7 @@ export { browserStorage, fileStorage, type DeviceStorage } from "./storage.ts";
 export type { Status, Observable } from "./status.ts";
 export { listen, type Context, type ListenOptions, type Listener } from "./listen.ts";
 export { publish, publishMany, type PublishOptions, type Pushed, type PushedMany } from "./publish.ts";
+export { readAttention, type Attention, type AttentionOptions, type Troubles } from "./attention.ts";
 export {
   receipts,
   type DeviceReceipt,

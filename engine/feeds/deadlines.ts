@@ -5,16 +5,17 @@
  * remembered here: a process that starts after a deadline finds it, and if one instance dies, the others continue. The store also judges receipts
  * that arrive after a deadline. The timing here only affects how soon missing devices are reported.
  *
+ * Events without a deadline become overdue after an hour in the same way.
+ *
  * The clock is checked at least twice a second, so it may jump: whatever has passed by then is recorded then.
  */
 import { onConsole, type Report, unexpected } from "../faults.ts";
-import type { Store } from "../store.ts";
 
 /** Maximum interval between two queries: work that another instance left undone is found within two of these. */
 const LOOK_MS = 500;
 
 export class Deadlines {
-  readonly #store: Store;
+  readonly #record: (now: number) => Promise<number | null>;
   readonly #now: () => number;
   readonly #report: Report;
   #timer: Timer | undefined;
@@ -24,8 +25,9 @@ export class Deadlines {
   #looking: Promise<void> | undefined;
   #stopped = false;
 
-  constructor(store: Store, now: () => number, report: Report = onConsole) {
-    this.#store = store;
+  /** @param record records what is due, in a slice; returns when to call it again (`now` or earlier: at once), or null */
+  constructor(record: (now: number) => Promise<number | null>, now: () => number, report: Report = onConsole) {
+    this.#record = record;
     this.#report = report;
     this.#now = now;
     this.ahead(now());
@@ -55,7 +57,7 @@ export class Deadlines {
     this.#at = Number.POSITIVE_INFINITY; // Events pushed from here on call `ahead`.
     try {
       let next: number | null;
-      do next = await this.#store.recordMissing(this.#now());
+      do next = await this.#record(this.#now());
       while (!this.#stopped && next !== null && next <= this.#now());
       this.ahead(next ?? Number.POSITIVE_INFINITY);
     } catch (error) {

@@ -3,7 +3,8 @@
  *
  * A watcher is a cursor on a channel's two logs that reads at its own pace: four times a second it checks how far they have come and sends what is
  * new in one frame. So a thousand receipts per second cost it four reads, devices cost nothing, and without watchers there is no work. If more
- * arrived than a person can follow, it sends only tallies and says that there is more.
+ * arrived than a person can follow, it sends only tallies and says that there is more. That something else needs attention is said at most once a
+ * second, with the totals; what it is can be read.
  *
  * Never sends an event's data or a receipt's detail, and never queues frames for a slow reader. There are no positions: a watcher that reconnects
  * gets the current state.
@@ -11,6 +12,7 @@
 import { yieldToEventLoop } from "../yield.ts";
 import type { Counters, Distribution } from "../counters.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
+import { markOf, readTroubled, type Troubled } from "./attention.ts";
 import type { Bye } from "./feed.ts";
 import {
   type Event,
@@ -31,6 +33,8 @@ import { type Totals, TotalsCounter } from "./totals.ts";
 const TURN_MS = 250;
 /** The overview is updated every this many turns. */
 const OVERVIEW_TURNS = 4;
+/** Watchers share what is read of devices in trouble for this long. */
+const TROUBLES_MS = 500;
 /** A quiet watcher gets a keep-alive after this many turns, every 2 s: pages say so when they hear nothing for 5 s. */
 const BEAT_TURNS = 8;
 /** Events sent when a watcher connects, and maximum per frame. */
@@ -62,9 +66,11 @@ export interface WatchRequest {
   readonly refused: PereError | null;
 }
 
+type FrameName = "overview" | "trouble" | "changes" | "away";
+
 /** The watcher's connection. A promise: the reader is behind until it resolves. */
 export interface Screen {
-  show(name: "overview" | "changes" | "away", body: object): Promise<unknown> | undefined;
+  show(name: FrameName, body: object): Promise<unknown> | undefined;
   beat(): void;
   /** Sends the reason and closes. */
   bye(reason: Bye): void;
@@ -81,6 +87,8 @@ export class Watch {
   readonly #report: Report;
   readonly #totals: TotalsCounter;
   readonly #watchers = new Set<Watcher>();
+  /** Who is in trouble, read once for all watchers, and when. */
+  #troubled: { readonly at: number; readonly read: Promise<Troubled> } | null = null;
   #stopped = false;
 
   constructor(store: Store, presence: Connected, counts: Counters, now: () => number, report: Report = onConsole) {
@@ -104,13 +112,21 @@ export class Watch {
       screen.bye(this.#stopped ? "drain" : "busy");
       return () => {};
     }
-    const watcher = new Watcher(this.#store, this.#presence, this.#counts, this.#totals, request, screen);
+    const readTroubles = () => this.#readTroubles();
+    const watcher = new Watcher(this.#store, this.#presence, this.#counts, this.#totals, readTroubles, request, screen);
     this.#watchers.add(watcher);
     this.#run(watcher, request.expires).catch((error: unknown) => {
       unexpected(this.#report, error);
       this.#end(watcher, "busy");
     });
     return () => void this.#end(watcher);
+  }
+
+  #readTroubles(): Promise<Troubled> {
+    const at = performance.now();
+    if (this.#troubled === null || at - this.#troubled.at >= TROUBLES_MS)
+      this.#troubled = { at, read: readTroubled(this.#store) };
+    return this.#troubled.read;
   }
 
   /** One turn after the other; a reader that is behind skips turns. */
@@ -157,11 +173,14 @@ class Watcher {
   readonly #presence: Connected;
   readonly #counts: Counters;
   readonly #totals: TotalsCounter;
+  readonly #readTroubles: () => Promise<Troubled>;
   readonly #request: WatchRequest;
   readonly #sums = new Map<string, Sums>();
   /** The latency buckets of final receipts at the last overviews. */
   readonly #past: number[][] = [];
   #overview = "";
+  /** What needed attention at the last frame about that. */
+  #trouble = "";
   #shownAt = 0;
   #isAway = false;
   /** How far the channel's logs were sent; null: not at all yet. */
@@ -172,6 +191,7 @@ class Watcher {
     presence: Connected,
     counts: Counters,
     totals: TotalsCounter,
+    readTroubles: () => Promise<Troubled>,
     request: WatchRequest,
     screen: Screen,
   ) {
@@ -179,6 +199,7 @@ class Watcher {
     this.#presence = presence;
     this.#counts = counts;
     this.#totals = totals;
+    this.#readTroubles = readTroubles;
     this.#request = request;
     this.screen = screen;
   }
@@ -193,6 +214,7 @@ class Watcher {
         if (text !== this.#overview || this.#isAway) this.#show(turn, "overview", overview);
         this.#overview = text;
         this.#isAway = false;
+        if (!this.isBehind) this.#showTrouble(turn, await this.#readTroubles());
       }
       const changes = channel === null || this.isBehind ? null : await this.#changes(channel);
       if (changes) this.#show(turn, "changes", { channel, ...changes });
@@ -206,13 +228,21 @@ class Watcher {
     this.screen.beat();
   }
 
-  #show(turn: number, name: "overview" | "changes" | "away", body: object): void {
+  #show(turn: number, name: FrameName, body: object): void {
     this.#shownAt = turn;
     const drained = this.open ? this.screen.show(name, body) : undefined;
     if (!drained) return;
     this.isBehind = true;
     const read = (): void => void (this.isBehind = false);
     drained.then(read, read);
+  }
+
+  /** Says that something else needs attention now; what it is can be read. */
+  #showTrouble(turn: number, troubled: Troubled): void {
+    const { totals, mark } = markOf(troubled, this.#request.scope);
+    if (mark === this.#trouble) return;
+    this.#trouble = mark;
+    this.#show(turn, "trouble", { totals });
   }
 
   // ----------------------------------------------------------------------------------------------------------- the overview

@@ -99,6 +99,6 @@ export async function readAttention(
       receipts: tallyCounts(tally),
     })),
     hooks,
-    channels,
+    channels: channels.map((channel) => ({ ...channel, since: iso(channel.since) })),
   });
 }

@@ -205,6 +205,15 @@ export class Metrics {
     this.#gauge("pere_receipts_missing", "Devices that missed the deadline of a kept event", ["channel"], () =>
       this.#outstanding.counts.map(({ channel, missing }) => [channel, missing]),
     );
+    const troubles = () => engine.troubles().catch(() => null);
+    this.#gauge("pere_devices_in_trouble", "Devices that failed, are missing, or owe for too long", [], async () => {
+      const found = await troubles();
+      return found ? [[{}, found.devices]] : [];
+    });
+    this.#gauge("pere_troubles", "What devices did not do on kept events, by kind", ["kind"], async () => {
+      const { devices: _, ...kinds } = (await troubles()) ?? { devices: 0 };
+      return Object.entries(kinds).map(([kind, count]) => [{ kind }, count]);
+    });
     this.#gauge("pere_feeds", "Open feeds, by transport", ["transport"], () =>
       Object.entries(this.#readers.transports).map(([transport, count]) => [{ transport }, count]),
     );

@@ -1,5 +1,5 @@
 /**
- * The list of channels with a deadline ahead, shared by the instances on one Redis.
+ * A list of channels with a deadline ahead, shared by the instances on one Redis; another one is of channels in which an event is to become overdue.
  *
  * The list is sorted by when each channel is due. An instance that claims a channel replaces it by a mark, processes what is due in one script, puts
  * the channel back at its next deadline, and removes the mark. A push in between finds the channel missing and adds it again. The mark has a due time
@@ -7,13 +7,11 @@
  * same channel do no harm, because each device is recorded once.
  */
 import { PereError } from "../model.ts";
-import type { Keys } from "./keys.ts";
 import type { Redis } from "./connection.ts";
 import type { SCRIPTS } from "./scripts.ts";
 
-/** Channels processed at once, and devices per script. */
+/** Channels processed at once. */
 const DUE_AT_ONCE = 16;
-const MISS_DEVICES = 500;
 /** How long an instance may take for a channel before it counts as dead; also limits how long one channel delays the others. */
 const CLAIM_MS = 500;
 
@@ -23,26 +21,23 @@ const isAway = (error: unknown): boolean => error instanceof PereError && error.
 export class RedisDeadlines {
   readonly #link: Redis;
   readonly #due: string;
-  readonly #keys: (channel: string) => Keys;
   readonly #scripts: typeof SCRIPTS;
-  readonly #guardOf: (channel: string) => string;
+  readonly #process: (channel: string, now: number) => Promise<string>;
 
   /**
    * @param due key of the list
-   * @param guardOf what is known of a channel, for `guard` in the scripts
+   * @param process does what is due in a channel, in a slice; returns when something is due there next, milliseconds since 1970, or an empty text
    */
   constructor(
     link: Redis,
     due: string,
-    keys: (channel: string) => Keys,
     scripts: typeof SCRIPTS,
-    guardOf: (channel: string) => string,
+    process: (channel: string, now: number) => Promise<string>,
   ) {
     this.#link = link;
     this.#due = due;
-    this.#keys = keys;
     this.#scripts = scripts;
-    this.#guardOf = guardOf;
+    this.#process = process;
   }
 
   /** Adds a deadline of a channel, unless it has an earlier one. */
@@ -61,21 +56,20 @@ export class RedisDeadlines {
     return stored;
   }
 
-  /** Implements `Store.recordMissing`. */
-  async recordMissing(now: number): Promise<number | null> {
+  /** Implements `Store.recordMissing` and `Store.recordOverdue`. */
+  async record(now: number): Promise<number | null> {
     const until = now + CLAIM_MS;
     const values = [now, until, DUE_AT_ONCE];
     const [next, ...due] = (await this.#link.run(this.#scripts.claim, [this.#due], values)) as readonly string[];
     if (due.length === 0) return next === "" ? null : Number(next);
-    const work = Promise.allSettled(due.map((channel) => this.#missIn(channel, now, until)));
+    const work = Promise.allSettled(due.map((channel) => this.#processIn(channel, now, until)));
     const ended = (await Promise.race([work, Bun.sleep(CLAIM_MS)])) ?? [];
     for (const outcome of ended) if (outcome.status === "rejected" && !isAway(outcome.reason)) throw outcome.reason;
     return now; // There may be more.
   }
 
-  async #missIn(channel: string, now: number, until: number): Promise<void> {
-    const values = [now, MISS_DEVICES, this.#guardOf(channel)];
-    const next = await this.#link.run(this.#scripts.miss, this.#keys(channel).all, values);
-    await this.#link.run(this.#scripts.unclaim, [this.#due], [channel, until, String(next)]);
+  async #processIn(channel: string, now: number, until: number): Promise<void> {
+    const next = await this.#process(channel, now);
+    await this.#link.run(this.#scripts.unclaim, [this.#due], [channel, until, next]);
   }
 }

@@ -3,6 +3,7 @@
  * deliveries are another one, both in their channel's slot. A separate set lists the channels with hooks; outdated members are ignored.
  */
 import { PereError } from "../model.ts";
+import type { RedisAttention } from "./attention.ts";
 import type { Keys } from "./keys.ts";
 import type { Redis, Reply } from "./connection.ts";
 import { HOOK_FIELDS, type Script, SCRIPTS } from "./scripts.ts";
@@ -57,10 +58,12 @@ export class RedisHooks {
   readonly #hooked: string;
   readonly #keys: (channel: string) => Keys;
   readonly #make: Make;
+  readonly #attention: RedisAttention;
 
   /** @param hooked key of the set of channels with hooks */
-  constructor(link: Redis, hooked: string, keys: (channel: string) => Keys, make: Make) {
+  constructor(link: Redis, hooked: string, keys: (channel: string) => Keys, attention: RedisAttention, make: Make) {
     this.#link = link;
+    this.#attention = attention;
     this.#hooked = hooked;
     this.#keys = keys;
     this.#make = make;
@@ -76,12 +79,15 @@ export class RedisHooks {
       this.#make(SCRIPTS.putHook, channel, values, [hooks, hook(name)]),
     ]);
     if (created === -1) throw new PereError("refused", `a channel has at most ${HOOKS_MAX} hooks`);
+    if (created !== 1) await this.#note(channel, name);
     return { hook: hookOf(channel, name, fields as readonly Reply[]), created: created === 1 };
   }
 
   async drop(channel: string, name: string): Promise<boolean> {
     const { hooks, hook, deliveries } = this.#keys(channel);
-    return (await this.#link.run(SCRIPTS.dropHook, [hooks, hook(name), deliveries(name)], [name])) === 1;
+    const isDropped = (await this.#link.run(SCRIPTS.dropHook, [hooks, hook(name), deliveries(name)], [name])) === 1;
+    await this.#attention.noteHook(channel, name, 0, null);
+    return isDropped;
   }
 
   /** The hooks of a channel, by name; all hooks if `channel` is null. */
@@ -120,6 +126,17 @@ export class RedisHooks {
       .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1));
   }
 
+  /** Lists a hook that is in trouble, or no longer. The change itself is stored; if Redis fails now, it is listed with its next change. */
+  async #note(channel: string, name: string): Promise<void> {
+    const found = await Promise.all([
+      this.deliveries(channel, name),
+      this.#link.send("HGET", this.#keys(channel).hook(name), "disabled"),
+    ]).catch(() => null);
+    if (found === null) return;
+    const givenUp = found[0].filter(({ nextAt }) => nextAt === null).length;
+    await this.#attention.noteHook(channel, name, givenUp, found[1] as string | null);
+  }
+
   /** Implements `Store.progress`. */
   async progress(channel: string, name: string, fence: number | null, progress: Progress): Promise<boolean> {
     const { of = "", cursor, disabled, lastDelivered, keep = [], drop = [] } = progress;
@@ -128,6 +145,10 @@ export class RedisHooks {
     const delivered = lastDelivered ? JSON.stringify(lastDelivered) : "";
     const values = [of, fence ?? "", cursor?.epoch ?? "", cursor?.seq ?? "", reason, delivered, keep.length];
     values.push(...keep.flatMap((delivery) => [delivery.id, JSON.stringify(delivery)]), ...drop);
-    return (await this.#link.run(SCRIPTS.progress, [hook(name), deliveries(name)], values)) === 1;
+    const isKept = (await this.#link.run(SCRIPTS.progress, [hook(name), deliveries(name)], values)) === 1;
+    const mayBeTrouble =
+      fence === null || disabled !== undefined || drop.length > 0 || keep.some(({ nextAt }) => nextAt === null);
+    if (isKept && mayBeTrouble) await this.#note(channel, name);
+    return isKept;
   }
 }

@@ -3,6 +3,7 @@
  * `scripts.ts` describes their content.
  */
 
+import { ATTENTION_PARTS } from "./attention-scripts.ts";
 import type { Kind } from "../model.ts";
 
 /** The parts of a channel, in the order of `KEYS`. */
@@ -35,6 +36,16 @@ export class Keys {
     this.#tag = `${prefix}{${channel}}:`;
     this.#database = database;
     this.all = PARTS.map((part) => this.#tag + part);
+  }
+
+  /** Those of `attention-scripts.ts`, which come last among the keys of a script. */
+  get attention(): readonly string[] {
+    return ATTENTION_PARTS.map((part) => this.#tag + part);
+  }
+
+  /** All of both. */
+  get withAttention(): readonly string[] {
+    return [...this.all, ...this.attention];
   }
 
   #part(part: (typeof PARTS)[number]): string {

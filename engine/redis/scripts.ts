@@ -48,9 +48,9 @@
  * flushed, or that evicted keys, is never mistaken for the old one.
  */
 import { createHash } from "node:crypto";
+import { AGE, ATTENTION_LIBRARY, ATTENTION_ON_DEMAND, DROP, TROUBLES } from "./attention-scripts.ts";
 import { HISTORY } from "./device-history.ts";
 import { EXTENTS } from "./extents.ts";
-import { OWING } from "./owing.ts";
 import { REMOVE } from "./removal.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
 
@@ -94,7 +94,7 @@ local function named(seq, device) return string.format('%015.0f/', seq) .. devic
 -- The channel's counters; nil when there is no such channel.
 local function look()
   local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving', 'unused',
-    'lost', 'noted')
+    'lost', 'noted', 'aged')
   if not c[1] then return nil end
   local leaving = nil
   if c[7] then
@@ -103,7 +103,7 @@ local function look()
   end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
     receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil), lostByAll = tonumber(c[9] or 0),
-    noted = tonumber(c[10] or c[3]) }
+    noted = tonumber(c[10] or c[3]), aged = tonumber(c[11] or c[3]), isOld = not c[11] }
 end
 
 -- The same, if the channel has this epoch.
@@ -120,7 +120,7 @@ local function make(epoch, touched)
   if found then redis.call('HDEL', counters, 'unused') return found, 1 end
   epoch = redis.call('HGET', counters, 'reserved') or epoch
   for part = 1, 12 do redis.call('UNLINK', KEYS[part]) end
-  redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0)
+  redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0, 'aged', 0)
   if touched then redis.call('HSET', counters, 'unused', touched) end
   return look(), 1
 end
@@ -296,13 +296,16 @@ local function complete(channel, entries, event, device, now)
   note(channel, entries, event .. ':' .. device, event .. ' ' .. device .. ' 0 ' .. now .. '  0 ' .. outcome .. ' ')
 end
 
--- Appends a receipt and updates the device's status and the tally.
-local function keep(channel, entries, event, device, rank, before, head, late, detail)
+-- ATTENTION
+
+-- Appends a receipt and updates the device's status and the tally. 'isPaid': the event was overdue for the device, and is so no more.
+local function keep(channel, entries, event, device, rank, before, head, late, detail, isPaid)
   local field = event .. ':' .. device
   redis.call('HSET', latest, field, rank .. ' ' .. text(channel.receiptsHead + #entries + 1))
   redis.call('HINCRBY', tallies, event .. ':' .. rank, 1)
   if before > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before, -1) end
   note(channel, entries, field, head .. ' ' .. late .. '  ' .. detail)
+  trouble(channel, event, device, before, rank, isPaid)
 end
 
 -- Records a device as missing.
@@ -311,11 +314,11 @@ local function absent(channel, entries, event, device, before, now, detail)
 end
 
 -- A device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. An event
--- whose deadline was processed is no longer in 'deadlines', and none of its devices can become missing.
+-- whose deadline was processed is no longer in 'deadlines', and none of its devices can become missing. Second: the event never had one.
 local function judge(channel, entries, event, device, before, now)
   if before >= MISSING then return before end
   local deadline = redis.call('ZSCORE', deadlines, event)
-  if not deadline or tonumber(deadline) > tonumber(now) then return before end
+  if not deadline or tonumber(deadline) > tonumber(now) then return before, not deadline end
   absent(channel, entries, event, device, before, now, '')
   return MISSING
 end
@@ -339,7 +342,9 @@ local function release(channel, entries, now)
       if not isNamed then redis.call('ZADD', retiredAnswered, 0, named(seq, device)) end
       return
     end
-    rank = judge(channel, entries, event, device, rank, leaving.at)
+    local isUndated
+    rank, isUndated = judge(channel, entries, event, device, rank, leaving.at)
+    releaseTrouble(channel, event, isUndated)
     redis.call('HINCRBY', tallies, event .. ':n', -1)
     if rank > 0 then
       redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
@@ -348,6 +353,7 @@ local function release(channel, entries, now)
     if isNamed then redis.call('ZREM', targets, named(seq, device)) end
     complete(channel, entries, event, device, now)
   end)
+  releaseTroubles(channel, device, leaving.released)
   if leaving.released >= leaving.upTo then
     redis.call('HDEL', counters, 'leaving')
     channel.leaving = nil
@@ -427,12 +433,19 @@ local function nextDeadline() return redis.call('ZRANGE', deadlines, 0, 0, 'WITH
 `;
 
 const whole = (text: string): Script => ({ text, sha: createHash("sha1").update(text).digest("hex") });
-const PARAGRAPHS = COMMON.split("\n\n").reverse();
+const paragraphsOf = (attention: string): readonly string[] =>
+  COMMON.replace("-- ATTENTION", () => attention.trim())
+    .split("\n\n")
+    .map((paragraph) => paragraph.replaceAll(/^ *--.*\n?/gm, ""))
+    .reverse();
+const PARAGRAPHS = paragraphsOf(ATTENTION_LIBRARY);
+/** The same for scripts that seldom need the library of attention: they define it when they do. */
+const HASTY_PARAGRAPHS = paragraphsOf(ATTENTION_ON_DEMAND);
 
 /** Builds a script with only the library functions it uses: Redis runs all of the text each time. */
-function script(text: string): Script {
+function script(text: string, paragraphs = PARAGRAPHS): Script {
   let found = text;
-  for (const paragraph of PARAGRAPHS) {
+  for (const paragraph of paragraphs) {
     const name = /^local function (\w+)/m.exec(paragraph)?.[1];
     if (!name || found.includes(`${name}(`)) found = `${paragraph}\n${found}`;
   }
@@ -488,8 +501,8 @@ export const SCRIPTS = {
   /**
    * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
    * reminders or 0, reminded until or 0, entry, number of names, names; of a scheduled push its id, due time and next one, else three times ''; known
-   * state → made, epoch, first, count, at, addressed, type, replayed, whether no event was kept before; or nothing: the key came with another digest,
-   * or the due time is used
+   * state → made, epoch, first, count, at, addressed, type, replayed, whether no event was kept before, whether
+   * the first event is to become overdue of those that were kept; or nothing: the key came with another digest, or the due time is used
    */
   append: script(`
     local channel, made = make(ARGV[1])
@@ -508,11 +521,11 @@ export const SCRIPTS = {
       end
       if known then
         if known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then return {} end
-        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0 }
+        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0, 0 }
       end
     end
     local count, at = tonumber(ARGV[7]), 8
-    local first, entries, addressedFirst = channel.head + 1, {}, 0
+    local first, entries, addressedFirst, isUndated = channel.head + 1, {}, 0, false
     local schedule = ARGV[#ARGV - 4]
     if schedule ~= '' and not useDueTime(schedule, ARGV[#ARGV - 3], ARGV[#ARGV - 2], channel.epoch .. '-' .. text(channel.head + count), '', ARGV[2]) then
       return {}
@@ -536,25 +549,29 @@ export const SCRIPTS = {
           members = {}
         end
       end
-      if deadline ~= '0' then redis.call('ZADD', deadlines, deadline, text(seq)) end
+      if deadline ~= '0' then redis.call('ZADD', deadlines, deadline, text(seq)) elseif addressed > 0 then isUndated = true end
       if remind ~= '0' then
         redis.call('ZADD', reminded, text(seq), text(seq) .. ':' .. ARGV[2] .. ':' .. remind .. ':' .. ARGV[at + 3])
       end
       at = at + 6 + to
     end
-    redis.call('HSET', counters, 'head', text(channel.head + count))
+    -- If nothing is to become overdue, what has a deadline, or is for nobody, need not be looked at.
+    local isQuiet = channel.aged == channel.head and not channel.isOld
+    redis.call('HSET', counters, 'head', text(channel.head + count), isQuiet and not isUndated and 'aged' or 'head', text(channel.head + count))
     if digest ~= '' then
       redis.call('SET', KEYS[13], cjson.encode({ epoch = life, digest = digest, first = first, count = count, at = now,
         addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
     end
     publish(events, channel.epoch, first, entries)
-    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, channel.floor == channel.head and 1 or 0 }`),
+    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, channel.floor == channel.head and 1 or 0,
+      isQuiet and isUndated and 1 or 0 }`),
 
   /**
    * for each receipt: when it came, epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
-   * unknown, unaddressed as 0 to 3
+   * unknown, unaddressed as 0 to 3; if it changed who is in trouble, what `saveAttention` returns
    */
-  record: script(`
+  record: script(
+    `
     local channel = look()
     guard(channel, ARGV[#ARGV])
     local verdicts, entries = {}, {}
@@ -567,18 +584,19 @@ export const SCRIPTS = {
         local before = rankOf(redis.call('HGET', latest, field))
         local enrolment = enrolmentOf(device)
         local about = filtered(event, event)[event]
-        local addressed
+        local addressed, isUndated
         if about and about.named then
           addressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
         else addressed = enrolment and enrolment.joined < event end
         if before >= FINAL then verdict = 1
         elseif not addressed then verdict = 3
         else
-          before = judge(channel, entries, ARGV[at + 1], device, before, now)
+          before, isUndated = judge(channel, entries, ARGV[at + 1], device, before, now)
           if rank <= before then verdict = 1 else verdict = 0 end
         end
         if verdict == 0 then
-          keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5])
+          keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5],
+            rank >= FINAL and isUndated and event <= channel.aged)
           if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, now) end
           if enrolment and enrolment.lostSeq > 0 and enrolment.lostNotifiedSeq == enrolment.lostSeq then
             enrolment.lostSeq, enrolment.lostNotifiedSeq = 0, 0
@@ -589,7 +607,11 @@ export const SCRIPTS = {
       verdicts[#verdicts + 1] = verdict
     end
     if channel then publishReceipts(channel, entries) end
-    return verdicts`),
+    local moved = saveAttention(channel)
+    if moved ~= '' then verdicts[#verdicts + 1] = moved end
+    return verdicts`,
+    HASTY_PARAGRAPHS,
+  ),
 
   /** epoch, device, now → made, whether it was new */
   enrol: script(`
@@ -629,10 +651,11 @@ export const SCRIPTS = {
     if channel and channel.leaving then
       release(channel, entries, ARGV[2])
       publishReceipts(channel, entries)
-      return -1
+      return { -1, saveAttention(channel) }
     end
     local enrolment = channel and enrolmentOf(device)
-    if not enrolment then return 0 end
+    if not enrolment then return { 0, '' } end
+    leaveTrouble(channel, device)
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
     redis.call('HINCRBY', counters, 'audience', -1)
@@ -640,16 +663,16 @@ export const SCRIPTS = {
     local more = release(channel, entries, ARGV[2])
     publishReceipts(channel, entries)
     redis.call('PUBLISH', events .. TOPIC_SUFFIX, channel.epoch .. ' ${RETIRED} ' .. device)
-    return more and 2 or 1`),
+    return { more and 2 or 1, saveAttention(channel) }`),
 
   /** now, known state → whether there is more to do */
   release: script(`
     local channel, entries = look(), {}
     guard(channel, ARGV[2])
-    if not channel then return 0 end
+    if not channel then return { 0, '' } end
     local more = release(channel, entries, ARGV[1])
     publishReceipts(channel, entries)
-    return more and 1 or 0`),
+    return { more and 1 or 0, saveAttention(channel) }`),
 
   /** device, at, device, at, … → whether the channel is unused. The search for what they settled shares one limit. */
   seen: script(`
@@ -669,7 +692,29 @@ export const SCRIPTS = {
     end
     return channel.unused and 1 or 0`),
 
-  owing: script(OWING),
+  /**
+   * now, where counting starts for the first device (''), its count so far, devices → for each enrolled one: device, enrolledAt, seenAt, how much it
+   * owes; how many devices are done; where the next one stopped, its count so far
+   */
+  owing: script(`
+    local channel, now, found, left, finished = look(), tonumber(ARGV[1]), {}, 2 * MOST, 0
+    if not channel then return { found, #ARGV - 3, '', 0 } end
+    for n = 4, #ARGV do
+      if left <= 0 then break end
+      local enrolment = enrolmentOf(ARGV[n])
+      if enrolment then
+        local pending, from = 0, owesAfter(channel, ARGV[n], enrolment.settled)
+        if n == 4 and ARGV[2] ~= '' then pending, from = tonumber(ARGV[3]), tonumber(ARGV[2]) end
+        local at, _, looked = walk(channel, ARGV[n], enrolment.joined, from, channel.head, left, function(_, rank, _, expires)
+          if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
+        end)
+        left = left - looked
+        if at < channel.head then return { found, finished, text(at), pending } end
+        for _, value in ipairs({ ARGV[n], enrolment.enrolledAt, enrolment.seenAt, pending }) do found[#found + 1] = value end
+      end
+      finished = finished + 1
+    end
+    return { found, finished, '', 0 }`),
 
   /**
    * epoch, device, after, up to → the kept events in between that are not for it: it sent a final receipt, or they name others, or it was retired;
@@ -808,7 +853,7 @@ export const SCRIPTS = {
   miss: script(`
     local channel, now, left, entries = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), {}
     guard(channel, ARGV[3])
-    if not channel then return '' end
+    if not channel then return { '', '' } end
     -- A device that was retired before the deadline owes nothing.
     if release(channel, entries, ARGV[1]) then left = 0 end
     while left > 0 do
@@ -817,7 +862,11 @@ export const SCRIPTS = {
       left = left - 1 - miss(channel, entries, tonumber(due[1]), now, '')
     end
     publishReceipts(channel, entries)
-    return nextDeadline()`),
+    return { nextDeadline(), saveAttention(channel) }`),
+
+  age: script(AGE),
+
+  troubles: script(TROUBLES),
 
   /**
    * number of events to keep, oldest time to keep, now, limit of the slice, known state; the times of scheduled pushes → whether there is more to do,
@@ -827,13 +876,13 @@ export const SCRIPTS = {
   trim: script(`
     local channel = look()
     guard(channel, ARGV[5])
-    if not channel then return { 0, '', '', '' } end
+    if not channel then return { 0, '', '', '', '', '' } end
     local count, before, now, workMax = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
     local work, entries = 0, {}
     if channel.leaving then
       release(channel, entries, ARGV[3])
       publishReceipts(channel, entries)
-      return { 1, '', '' }
+      return { 1, saveAttention(channel) }
     end
 
     -- Notes what the devices have lost of which the rows to be deleted show more than 'lost' says: first those that answered the newest event to
@@ -881,6 +930,8 @@ export const SCRIPTS = {
       return true
     end
 
+${DROP}
+
     -- Deletes what is left of events that are no longer kept: their names, of which one may have very many, and the oldest receipts. True: there is more.
     local function sweep()
       local floor = channel.floor
@@ -907,14 +958,14 @@ export const SCRIPTS = {
     end
 
     -- What an earlier script began comes first, so that it ends however many events expire meanwhile.
-    if noteLosses() or sweep() then return { 1, '', '' } end
+    if noteLosses() or dropAllTroubles() or sweep() then return { 1, saveAttention(channel) } end
 
     -- The next run: all events that are no longer kept, up to a limit.
     local first, top, past = channel.floor, 0, filtered(channel.floor + 1, channel.floor + CHUNK)
     while channel.floor < math.min(channel.head, first + CHUNK) and work < workMax do
       local seq = channel.floor + 1
       local s, about = text(seq), past[seq]
-      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5')
+      local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5', s .. ':x')
       if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
       local deadline = redis.call('ZSCORE', deadlines, s)
       work = work + 1
@@ -925,6 +976,7 @@ export const SCRIPTS = {
         local owed = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
         if owed > 0 and not (about and (about.named or (about.expires > 0 and about.expires <= now))) then top = seq end
         channel.floor = seq
+        dropTrouble(channel, s, t[5])
       end
     end
     publishReceipts(channel, entries)
@@ -938,16 +990,18 @@ export const SCRIPTS = {
       local fields = {}
       for seq = first + 1, floor do
         -- Earlier versions had ':marked'.
-        for _, field in ipairs({ ':at', ':n', ':1', ':2', ':3', ':4', ':5', ':marked' }) do fields[#fields + 1] = text(seq) .. field end
+        for _, field in ipairs({ ':at', ':n', ':1', ':2', ':3', ':4', ':5', ':x', ':marked' }) do fields[#fields + 1] = text(seq) .. field end
       end
       for at = 1, #fields, CHUNK do redis.call('HDEL', tallies, unpack(fields, at, math.min(at + CHUNK - 1, #fields))) end
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
-      if noteLosses() or sweep() then isMore = true end
+      dropNumbers(channel)
+      if noteLosses() or dropAllTroubles() or sweep() then isMore = true end
     end
-    if isMore then return { 1, '', '' } end
+    if isMore then return { 1, saveAttention(channel) } end
     return { 0, nextDeadline(), redis.call('HGET', tallies, text(channel.floor + 1) .. ':at') or '',
-      redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2] or '' }`),
+      redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2] or '',
+      math.max(channel.aged, channel.floor) < channel.head and pushedAt(math.max(channel.aged, channel.floor) + 1) or '', saveAttention(channel) }`),
 
   /**
    * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many
@@ -1090,6 +1144,18 @@ export const SCRIPTS = {
   unlist: whole(`
     local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
     if score and tonumber(score) == tonumber(ARGV[2]) then redis.call('ZREM', KEYS[1], ARGV[1]) end
+    return 1`),
+
+  /**
+   * The list of channels in trouble. A channel, the same in short (`revision devices failed missing overdue since`), the entry that they correct ('-': none, '': any
+   * of an earlier revision)
+   */
+  noteTrouble: whole(`
+    local listed = redis.call('HGET', KEYS[1], ARGV[1])
+    if ARGV[3] ~= '' then
+      if (listed or '-') ~= ARGV[3] then return 0 end
+    elseif listed and tonumber(listed:match('^%d+')) >= tonumber(ARGV[2]:match('^%d+')) then return 0 end
+    if ARGV[2]:find('^%d+ %d+ 0 0 0 ') then redis.call('HDEL', KEYS[1], ARGV[1]) else redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
     return 1`),
 
   /** Instances by their last heartbeat. An instance, its lifetime in milliseconds, how long to remember it → whether it was unknown, the live ones */

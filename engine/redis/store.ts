@@ -30,6 +30,8 @@ import {
   type Tally,
 } from "../model.ts";
 import { type Looked, RedisSubscriber } from "./subscriber.ts";
+import { OVERDUE_MS, type TroubledChannel, type TroubledHook } from "../attention.ts";
+import { RedisAttention } from "./attention.ts";
 import { ChannelList, namesAfter } from "./channels.ts";
 import { RedisCluster } from "./cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
@@ -39,7 +41,6 @@ import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
 import { headsOf, type LogName, readExtents } from "./extents.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisSchedules } from "./schedules.ts";
-import { OWING_DEVICES, readOwing } from "./owing.ts";
 import { RedisPresence } from "./presence.ts";
 import { type DatedReceipt, RedisReceipts } from "./receipts.ts";
 import { TrimmableChannels } from "./retention.ts";
@@ -69,6 +70,7 @@ import {
   type Schedule,
   type ScheduleDraft,
   type Store,
+  type Troubled,
   usedDueTime,
   type Verdict,
   type Wake,
@@ -78,8 +80,11 @@ import {
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 /** Entries per command: 8 MiB of the largest. */
 const READ_ENTRIES = 128;
-/** Names per script for rows: a few milliseconds of Redis' time. */
+/** Names per script for rows, and devices per script for counts of what they owe: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
+const DEVICES_AT_ONCE = 100;
+/** Devices per script that records missing ones. */
+const MISS_DEVICES = 500;
 /** Reminders per command. */
 const READ_REMINDERS = 1_000;
 /** Approximate number of rows that one slice of trimming touches. */
@@ -135,6 +140,9 @@ export class RedisStore implements Store {
   readonly #presence: RedisPresence;
   readonly #receipts = new RedisReceipts((channel, receipts) => this.#record(channel, receipts));
   readonly #deadlines: RedisDeadlines;
+  readonly #attention: RedisAttention;
+  /** The channels in which an event is to become overdue. */
+  readonly #ages: RedisDeadlines;
   readonly #hooks: RedisHooks;
   readonly #schedules: RedisSchedules;
   readonly #list: ChannelList;
@@ -163,11 +171,19 @@ export class RedisStore implements Store {
       this.#subscriber.markUnverified();
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready, callMs) : new RedisCluster(urls, ready, callMs);
-    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#keys, this.#scripts, (channel) =>
-      this.#guardOf(channel),
+    this.#attention = new RedisAttention(this.#link, prefix, this.#keys, this.#scripts);
+    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#scripts, (channel, now) =>
+      this.#missIn(channel, now),
     );
-    this.#hooks = new RedisHooks(this.#link, `${prefix}hooked`, this.#keys, (script, channel, values, keys) =>
-      this.#make(script, channel, values, keys),
+    this.#ages = new RedisDeadlines(this.#link, `${prefix}aging`, this.#scripts, (channel, now) =>
+      this.#attention.age(channel, now),
+    );
+    this.#hooks = new RedisHooks(
+      this.#link,
+      `${prefix}hooked`,
+      this.#keys,
+      this.#attention,
+      (script, channel, values, keys) => this.#make(script, channel, values, keys),
     );
     this.#schedules = new RedisSchedules(
       this.#link,
@@ -331,7 +347,11 @@ export class RedisStore implements Store {
     const keys = this.#keys(channel);
     for (let expired: readonly Reply[] = ["", 0]; ;) {
       const values = [this.#epoch(), now, ...(expired as readonly (string | number)[])];
-      const reply = await this.#link.run(this.#scripts.remove, [...keys.all, ...keys.schedules, keys.hooks], values);
+      const reply = await this.#link.run(
+        this.#scripts.remove,
+        [...keys.all, ...keys.attention, ...keys.schedules, keys.hooks],
+        values,
+      );
       const [what, ...rest] = reply as readonly Reply[];
       const [events, devices, hooks, schedules] = rest.map(Number) as [number, number, number, number];
       if (what === 2) return { events: events === 1, devices, hooks, schedules };
@@ -340,7 +360,7 @@ export class RedisStore implements Store {
         continue;
       }
       // Where it does not exist, an earlier call may not have come to this.
-      await this.#list.removed(channel);
+      await Promise.all([this.#list.removed(channel), this.#attention.forget(channel)]);
       return what === 1 ? "removed" : "unknown";
     }
   }
@@ -389,8 +409,10 @@ export class RedisStore implements Store {
         ? await store()
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw scheduled ? usedDueTime(scheduled.id) : otherRequest();
-    const [, epoch, first, count, at, addressed, type, replayed, wasEmpty] = reply;
+    const [, epoch, first, count, at, addressed, type, replayed, wasEmpty, ages] = reply;
     if (wasEmpty === 1) await this.#trimmable.add(channel, now);
+    // If this fails, it is found when all channels are trimmed.
+    if (ages === 1) this.#ages.ahead(channel, now + OVERDUE_MS).catch(() => {});
     if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
     // The first call may have failed before it registered the deadline.
     if (replayed === 1 && deadlines.length > 0)
@@ -497,8 +519,15 @@ export class RedisStore implements Store {
       values.push(now, event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
     }
     values.push(this.#guardOf(channel));
-    const verdicts = await this.#run(this.#scripts.record, channel, values, this.#quorum(channel));
-    return verdicts.map((verdict) => VERDICTS[Number(verdict)]!);
+    const keys = this.#keys(channel).withAttention;
+    const verdicts = (await this.#link.run(
+      this.#scripts.record,
+      keys,
+      values,
+      this.#quorum(channel),
+    )) as readonly Reply[];
+    if (verdicts.length > receipts.length) await this.#attention.note(channel, verdicts.at(-1));
+    return receipts.map((_, index) => VERDICTS[Number(verdicts[index])]!);
   }
 
   async finalized(
@@ -571,7 +600,37 @@ export class RedisStore implements Store {
   }
 
   recordMissing(now: number): Promise<number | null> {
-    return this.#deadlines.recordMissing(now);
+    return this.#deadlines.record(now);
+  }
+
+  async #missIn(channel: string, now: number): Promise<string> {
+    const values = [now, MISS_DEVICES, this.#guardOf(channel)];
+    const [next, counts] = await this.#changeTroubles(this.#scripts.miss, channel, values);
+    await this.#attention.note(channel, counts);
+    return String(next);
+  }
+
+  // -------------------------------------------------------------------------------------------------------------- attention
+
+  /** Runs a script that may change who is in trouble. */
+  async #changeTroubles(script: Script, channel: string, values: readonly (string | number)[]) {
+    return (await this.#link.run(script, this.#keys(channel).withAttention, values)) as readonly Reply[];
+  }
+
+  recordOverdue(now: number): Promise<number | null> {
+    return this.#ages.record(now);
+  }
+
+  troubledChannels(): Promise<readonly (TroubledChannel & { readonly revision: number })[]> {
+    return this.#attention.channels();
+  }
+
+  troubles(channel: string, limit: number): Promise<Troubled> {
+    return this.#attention.troubles(channel, limit);
+  }
+
+  troubledHooks(): Promise<readonly TroubledHook[]> {
+    return this.#attention.hooks();
   }
 
   // --------------------------------------------------------------------------------------------------------------- devices
@@ -597,15 +656,19 @@ export class RedisStore implements Store {
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {
     for (;;) {
-      const [[what]] = await Promise.all([
-        this.#run(this.#scripts.retire, channel, [device, now, this.#guardOf(channel)]),
+      const [[what, counts]] = await Promise.all([
+        this.#changeTroubles(this.#scripts.retire, channel, [device, now, this.#guardOf(channel)]),
         this.#trimmable.add(channel, now), // If this instance dies, retention finishes the release.
       ]);
+      await this.#attention.note(channel, counts);
       if (what === -1) continue;
       // The retirement is decided. If Redis fails now, the next trim finishes the release.
       for (let isMore = what === 2; isMore;)
-        isMore = await this.#run(this.#scripts.release, channel, [now, this.#guardOf(channel)]).then(
-          ([left]) => left === 1,
+        isMore = await this.#changeTroubles(this.#scripts.release, channel, [now, this.#guardOf(channel)]).then(
+          async ([left, moved]) => {
+            await this.#attention.note(channel, moved);
+            return left === 1;
+          },
           () => false,
         );
       if (what !== 0) await this.#idle(channel, now);
@@ -645,10 +708,21 @@ export class RedisStore implements Store {
 
   async owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {
     const enrolments: EnrolledDevice[] = [];
-    const run = (values: readonly (string | number)[]) =>
-      this.#link.run(this.#scripts.owing, this.#keys(channel).all, values) as Promise<readonly unknown[] | null>;
-    for (let at = 0; at < devices.length; at += OWING_DEVICES)
-      enrolments.push(...(await readOwing(run, devices.slice(at, at + OWING_DEVICES), now)));
+    // One script after another, each within its limit: a thousand devices may owe very many receipts.
+    for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < devices.length;) {
+      const some = devices.slice(at, at + DEVICES_AT_ONCE);
+      const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
+      const [found, finished] = reply as readonly [readonly Reply[], number];
+      at += finished;
+      [from, owed] = [reply[2]!, reply[3]!];
+      for (const [device, enrolledAt, seenAt, pending] of inGroups(found, 4))
+        enrolments.push({
+          device: device as string,
+          enrolledAt: Number(enrolledAt),
+          seenAt: seenAt === -1 ? null : Number(seenAt),
+          pending: Number(pending),
+        });
+    }
     return enrolments;
   }
 
@@ -678,14 +752,17 @@ export class RedisStore implements Store {
       await this.ready();
       return this.#list.trimUnused(before, now);
     }
-    const { all, schedules } = this.#keys(channel);
+    const { all, schedules, attention } = this.#keys(channel);
     const values = [count, before, now, TRIM_ROWS, this.#guardOf(channel)];
-    const reply = await this.#link.run(this.#scripts.trim, [...all, schedules[2]], values);
-    const [more, deadline, oldest, due] = reply as readonly Reply[];
+    const reply = await this.#link.run(this.#scripts.trim, [...all, schedules[2], ...attention], values);
+    const [more, ...ended] = reply as readonly Reply[];
+    await this.#attention.note(channel, ended.at(-1));
     if (more === 1) return true;
+    const [deadline, oldest, due, ages] = ended;
     await Promise.all([
       deadline !== "" && this.#deadlines.ahead(channel, deadline as string),
       typeof due === "string" && due !== "" && this.#schedules.ahead(channel, due),
+      ages !== "" && this.#ages.ahead(channel, Number(ages) + OVERDUE_MS),
       this.#trimmable.trimmed(channel, oldest === "" ? null : Number(oldest) + now - before + 1),
     ]);
     return false;

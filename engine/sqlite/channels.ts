@@ -18,6 +18,7 @@ const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsF
   max(head, coalesce((SELECT max(seq) FROM main.events WHERE channel = id), 0),
     coalesce((SELECT max(seq) FROM recent WHERE channel = id), 0)) AS head,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
+  coalesce((SELECT aged FROM ages WHERE channel = id), 0) AS aged, (SELECT agesAt FROM ages WHERE channel = id) AS agesAt,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
 
 export class ChannelRows {

@@ -2,6 +2,7 @@
  * Hooks in a SQLite file: their settings, their cursors in the receipts log, and the calls that are pending or were given up. All functions that
  * write run in a transaction.
  */
+import type { TroubledHook } from "../attention.ts";
 import type { SqliteFile } from "./file.ts";
 import { PereError } from "../model.ts";
 import type { Channel } from "./schema.ts";
@@ -78,6 +79,17 @@ export class HookRows {
       if (last) [channel, name] = [last.id, last.name];
       if (rows.length < READ_HOOKS) return found;
     }
+  }
+
+  /** The hooks that gave up calls or are disabled. */
+  troubled(): TroubledHook[] {
+    return this.#file.all<TroubledHook>(
+      `SELECT c.name AS channel, h.name, h.disabled, (SELECT count(*) FROM deliveries d INDEXED BY givenUp
+       WHERE d.channel = h.channel AND d.hook = h.name AND d.nextAt IS NULL) AS givenUp
+       FROM (SELECT channel, hook AS name FROM deliveries INDEXED BY givenUp WHERE nextAt IS NULL
+       UNION SELECT channel, name FROM hooks INDEXED BY disabledHooks WHERE disabled IS NOT NULL) t
+       JOIN hooks h ON h.channel = t.channel AND h.name = t.name JOIN channels c ON c.id = h.channel`,
+    );
   }
 
   #of(channel: Channel, name: string): Hook | undefined {

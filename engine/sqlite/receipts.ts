@@ -11,6 +11,8 @@
  * All functions run in a transaction and update the counters of the given channel. Rows are buffered and inserted many per statement: call `write`
  * before reading `receipts` or `latest` in the same transaction.
  */
+import type { Attention } from "./attention.ts";
+import type { Standing } from "./overdue.ts";
 import type { CachedTally, TallyCache } from "./tallies.ts";
 import type { SqliteFile } from "./file.ts";
 import type { Enrolments, Enrolment } from "./enrolments.ts";
@@ -54,6 +56,7 @@ export class Receipts {
   readonly #file: SqliteFile;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
+  readonly #attention: Attention;
   /** Buffered rows of `receipts` and of `latest`, value by value. */
   #receiptRows: Value[] = [];
   #latestRows: Value[] = [];
@@ -64,11 +67,13 @@ export class Receipts {
     file: SqliteFile,
     enrolments: Enrolments,
     tallies: TallyCache,
+    attention: Attention,
     onReceipt: (channel: Channel, receipt: Receipt) => void,
   ) {
     this.#file = file;
     this.#enrolments = enrolments;
     this.#tallies = tallies;
+    this.#attention = attention;
     this.#onReceipt = onReceipt;
   }
 
@@ -92,6 +97,7 @@ export class Receipts {
     const before = this.#applyDeadline(channel, cached, device, known, now);
     if (rank(status) <= before) return "duplicate";
     this.#tallies.step(cached, device, before, rank(status));
+    this.#attention.recorded(channel, cached, device, before, rank(status));
     const late = before === MISSING;
     this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes: null });
     if (rank(status) >= FINAL && outstanding(cached) === 0) this.#complete(channel, cached, device, now);
@@ -116,6 +122,7 @@ export class Receipts {
     now: number,
   ): void {
     this.#tallies.step(cached, device, before, MISSING);
+    this.#attention.recorded(channel, cached, device, before, MISSING);
     const missing = { event: cached.event, device, status: "missing", detail } as const;
     this.#keep(channel, { ...missing, at: now, deviceAt: null, late: false, completes: null });
   }
@@ -197,6 +204,12 @@ export class Receipts {
     this.#tallies.forget(channel, event);
   }
 
+  /** How many devices of an event owe a final receipt, and how many sent one. */
+  standing(channel: Channel, event: number): Standing {
+    const cached = this.#tallies.of(channel, event);
+    return { owed: outstanding(cached), answered: cached.tally.done + cached.tally.failed };
+  }
+
   /** How many devices of an event owe a final receipt. */
   outstanding(channel: Channel, event: number): number {
     return outstanding(this.#tallies.of(channel, event));
@@ -211,6 +224,7 @@ export class Receipts {
   release(channel: Channel, event: number, { device, at }: Leaving, before: number, now: number): void {
     const cached = this.#tallies.of(channel, event);
     this.#tallies.release(cached, this.#applyDeadline(channel, cached, device, before, at));
+    this.#attention.released(channel, cached);
     if (outstanding(cached) === 0) this.#complete(channel, cached, device, now);
   }
 

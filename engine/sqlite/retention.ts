@@ -8,6 +8,7 @@
  *
  * All functions run in a transaction, return whether there is more to do, and update the counters of the given channel.
  */
+import type { Attention } from "./attention.ts";
 import type { SqliteFile } from "./file.ts";
 import type { Enrolments } from "./enrolments.ts";
 import { FINAL } from "../model.ts";
@@ -57,14 +58,22 @@ export class ChannelRetention {
   readonly #recent: RecentEvents;
   readonly #receipts: Receipts;
   readonly #enrolments: Enrolments;
+  readonly #attention: Attention;
   /** By the channel's id. */
   readonly #runs = new Map<number, Run>();
 
-  constructor(file: SqliteFile, recent: RecentEvents, receipts: Receipts, enrolments: Enrolments) {
+  constructor(
+    file: SqliteFile,
+    recent: RecentEvents,
+    receipts: Receipts,
+    enrolments: Enrolments,
+    attention: Attention,
+  ) {
     this.#file = file;
     this.#recent = recent;
     this.#receipts = receipts;
     this.#enrolments = enrolments;
+    this.#attention = attention;
   }
 
   /** A transaction was rolled back: what is in memory was ahead of the file. */
@@ -79,7 +88,7 @@ export class ChannelRetention {
       if (channel.deletedUpTo === channel.floor) this.#raiseFloor(channel, retention, now, slice);
       if (channel.deletedUpTo === channel.floor) break;
       this.#receipts.write(); // The `missing` receipts from above.
-      if (this.#noteLosses(channel, now, slice)) this.#sweep(channel, slice);
+      if (this.#noteLosses(channel, now, slice) && this.#attention.dropped(channel, slice)) this.#sweep(channel, slice);
     }
     return slice.left <= 0 || sweepAudiences(this.#file, channel) || trimReceipts(this.#file, channel);
   }

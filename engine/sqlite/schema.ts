@@ -158,11 +158,73 @@ const JOURNAL = `
 CREATE TABLE journal (row INTEGER PRIMARY KEY, number INTEGER NOT NULL, merged INTEGER NOT NULL, events TEXT NOT NULL) STRICT;
 `;
 
+/**
+ * Who did not do it: `attention.ts`. Of an older file, what devices failed or are missing on is counted here, except by devices that were retired
+ * since; what is overdue is found by the cursors.
+ */
+const ATTENTION = `
+CREATE TABLE attention (
+  channel INTEGER PRIMARY KEY, aged INTEGER NOT NULL, scan TEXT, numbers INTEGER NOT NULL DEFAULT 0, dropped INTEGER NOT NULL DEFAULT 0,
+  devices INTEGER NOT NULL DEFAULT 0, silent INTEGER NOT NULL DEFAULT 0, idle INTEGER NOT NULL DEFAULT 0,
+  failed INTEGER NOT NULL DEFAULT 0, missing INTEGER NOT NULL DEFAULT 0, overdue INTEGER NOT NULL DEFAULT 0, revision INTEGER NOT NULL DEFAULT 0
+) STRICT;
+CREATE INDEX troubledChannels ON attention (channel) WHERE failed + missing + overdue > 0;
+CREATE TABLE troubledEvents (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, at INTEGER NOT NULL,
+  failed INTEGER NOT NULL, missing INTEGER NOT NULL, overdue INTEGER NOT NULL, number INTEGER,
+  PRIMARY KEY (channel, event)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX worstEvents ON troubledEvents (channel, failed + missing + overdue DESC, event);
+CREATE INDEX numberedEvents ON troubledEvents (channel, number) WHERE number IS NOT NULL;
+CREATE TABLE troubledDevices (
+  channel INTEGER NOT NULL, device TEXT NOT NULL, failed INTEGER NOT NULL, missing INTEGER NOT NULL, overdue INTEGER NOT NULL,
+  silent INTEGER, part INTEGER NOT NULL, weight INTEGER NOT NULL, oldest INTEGER, since INTEGER NOT NULL,
+  PRIMARY KEY (channel, device)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX worstDevices ON troubledDevices (channel, part, weight DESC, since, device);
+CREATE INDEX oldestTrouble ON troubledDevices (channel, oldest) WHERE oldest IS NOT NULL;
+CREATE TABLE troubles (
+  channel INTEGER NOT NULL, device TEXT NOT NULL, event INTEGER NOT NULL, kind TEXT NOT NULL,
+  PRIMARY KEY (channel, device, event)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE silences (
+  channel INTEGER NOT NULL, device TEXT NOT NULL, after INTEGER NOT NULL, upTo INTEGER NOT NULL,
+  PRIMARY KEY (channel, device, after)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX givenUp ON deliveries (channel, hook) WHERE nextAt IS NULL;
+CREATE INDEX disabledHooks ON hooks (channel, name) WHERE disabled IS NOT NULL;
+INSERT INTO troubles SELECT l.channel, l.device, l.event, iif(l.status = 3, 'missing', 'failed') FROM latest l JOIN channels c ON c.id = l.channel
+  WHERE l.status IN (3, 5) AND l.event > c.floor AND
+  NOT EXISTS (SELECT 1 FROM devices d WHERE d.channel = l.channel AND d.device = l.device AND d."left" >= l.event);
+INSERT INTO troubledEvents SELECT t.channel, t.event, e.at, sum(t.kind = 'failed'), sum(t.kind = 'missing'), 0, NULL FROM troubles t
+  JOIN events e ON e.channel = t.channel AND e.seq = t.event GROUP BY t.channel, t.event;
+INSERT INTO troubledDevices SELECT channel, device, failed, missing, 0, NULL, 0, failed + missing, oldest,
+  (SELECT at FROM events e WHERE e.channel = t.channel AND e.seq = oldest) FROM
+  (SELECT channel, device, sum(kind = 'failed') AS failed, sum(kind = 'missing') AS missing, min(event) AS oldest FROM troubles GROUP BY channel, device) t;
+INSERT INTO attention (channel, aged, devices, failed, missing) SELECT id, 0,
+  (SELECT count(*) FROM troubledDevices WHERE channel = id),
+  coalesce((SELECT sum(failed) FROM troubledEvents WHERE channel = id), 0), coalesce((SELECT sum(missing) FROM troubledEvents WHERE channel = id), 0)
+  FROM channels WHERE id IN (SELECT channel FROM troubledEvents);
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
   copyId: 0x50455242,
-  steps: [TABLES, DEADLINES, AUDIENCES, FORMER_SECRETS, LEAVING, UNUSED, LOSSES, TRIMS, SCHEDULES, TRIES, JOURNAL],
+  steps: [
+    TABLES,
+    DEADLINES,
+    AUDIENCES,
+    FORMER_SECRETS,
+    LEAVING,
+    UNUSED,
+    LOSSES,
+    TRIMS,
+    SCHEDULES,
+    TRIES,
+    ATTENTION,
+    JOURNAL,
+  ],
 };
 
 /**
@@ -199,6 +261,9 @@ export interface Channel {
   trimAt: number | null;
   /** Last sign of life of a device, milliseconds since 1970, in a channel that only feeds have created; null: the channel is in use. */
   touched: number | null;
+  /** Events up to here are overdue if they have no deadline; and when the next event may become so, milliseconds since 1970; null: none will. */
+  aged: number;
+  agesAt: number | null;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
   /** The retired device that is still to be removed from events. */

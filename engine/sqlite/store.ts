@@ -6,6 +6,10 @@
  *
  * Notifications for watchers are collected in the transaction and sent after its sync.
  */
+import { Attention } from "./attention.ts";
+import { openAges, OverdueEvents } from "./overdue.ts";
+import { TroubleReader } from "./trouble-reader.ts";
+import { TroubleRows } from "./trouble-rows.ts";
 import { TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./file.ts";
 import type { Sync } from "./write-ahead-log.ts";
@@ -42,6 +46,7 @@ import {
   type State,
   type Tally,
 } from "../model.ts";
+import type { TroubledChannel, TroubledHook } from "../attention.ts";
 import {
   type Appended,
   cancelledSchedule,
@@ -67,6 +72,7 @@ import {
   type Schedule,
   type ScheduleDraft,
   type Store,
+  type Troubled,
   usedDueTime,
   type Verdict,
   type Wake,
@@ -153,6 +159,10 @@ export class SqliteStore implements Store {
   readonly #channels: ChannelRows;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
+  readonly #troubles: TroubleRows;
+  readonly #attention: Attention;
+  readonly #overdue: OverdueEvents;
+  readonly #troubleReader: TroubleReader;
   readonly #receipts: Receipts;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
@@ -177,11 +187,15 @@ export class SqliteStore implements Store {
       path,
       SCHEMA,
       {
-        opened: (file) => this.#recent.open(file),
+        opened: (file) => {
+          this.#recent.open(file);
+          openAges(file);
+        },
         finish: () => {
           this.#recent.finish();
           this.#receipts.write();
           this.#tallies.save();
+          this.#troubles.save();
           this.#channels.save();
         },
         written: () => {
@@ -200,6 +214,7 @@ export class SqliteStore implements Store {
           this.#channels.clear();
           this.#enrolments.clear();
           this.#tallies.clear();
+          this.#troubles.undo();
           this.#receipts.undo();
           this.#recent.undone();
           this.#retention.clear();
@@ -226,11 +241,17 @@ export class SqliteStore implements Store {
     );
     this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
     this.#tallies = new TallyCache(this.#file, cacheLimits);
-    this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, (channel, receipt) =>
+    this.#troubles = new TroubleRows(this.#file);
+    this.#attention = new Attention(this.#file, this.#troubles);
+    this.#overdue = new OverdueEvents(this.#file, this.#troubles, (channel, event) =>
+      this.#receipts.standing(channel, event),
+    );
+    this.#troubleReader = new TroubleReader(this.#file);
+    this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, this.#attention, (channel, receipt) =>
       this.#queueReceipt(channel, receipt),
     );
     this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
-    this.#retention = new ChannelRetention(this.#file, this.#recent, this.#receipts, this.#enrolments);
+    this.#retention = new ChannelRetention(this.#file, this.#recent, this.#receipts, this.#enrolments, this.#attention);
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -296,6 +317,7 @@ export class SqliteStore implements Store {
         const before = progressOf(channel);
         const has = { hooks: this.#hooks.list(name).length, schedules: this.#schedules.ahead(channel) };
         const taken = removeSome(this.#file, this.#retention, channel, has, known, now);
+        if (taken.result === "removed") this.#troubles.removed(channel);
         if (taken.result === "removed") this.#channels.removed(channel, channel.head + channel.receiptsHead === 0);
         else if (progressOf(channel) > before) this.#channels.changed(channel);
         return taken;
@@ -402,6 +424,7 @@ export class SqliteStore implements Store {
       );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#tallies.add(channel, seq, to && to.length, deadline);
+    if (deadline === null && (to?.length ?? channel.audience) > 0) this.#overdue.pushed(channel, seq, at);
     // All names in one statement: a batch may have twenty thousand.
     if (to)
       this.#file.run(
@@ -441,14 +464,17 @@ export class SqliteStore implements Store {
   }
 
   tallies(name: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null> {
-    return this.#readOf(name, epoch, (channel) => {
-      const [first, last] = [Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)];
-      const tallies = talliesOf(this.#file, channel.id, first, last);
-      // A retired device is excluded even where its release is still in progress.
-      for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
-        tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
-      return tallies;
-    });
+    return this.#readOf(name, epoch, (channel) =>
+      this.#talliesOf(channel, Math.max(from, channel.floor + 1), Math.min(upTo, channel.head)),
+    );
+  }
+
+  #talliesOf(channel: Channel, first: number, last: number): ReadonlyMap<number, Tally> {
+    const tallies = talliesOf(this.#file, channel.id, first, last);
+    // A retired device is excluded even where its release is still in progress.
+    for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
+      tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
+    return tallies;
   }
 
   // -------------------------------------------------------------------------------------------------------------- receipts
@@ -532,6 +558,35 @@ export class SqliteStore implements Store {
     });
   }
 
+  // ------------------------------------------------------------------------------------------------------------- attention
+
+  async recordOverdue(now: number): Promise<number | null> {
+    const next = await this.#file.read(() => this.#overdue.next());
+    if (next === null || next > now) return next;
+    return this.#file.change(() => {
+      this.#receipts.write();
+      return this.#overdue.age((id) => this.#channels.byId(id), now);
+    });
+  }
+
+  troubledChannels(): Promise<(TroubledChannel & { readonly revision: number })[]> {
+    return this.#file.read(() => this.#troubleReader.channels());
+  }
+
+  troubles(name: string, limit: number): Promise<Troubled> {
+    return this.#read<Troubled>(name, { devices: [], events: [] }, (channel) => ({
+      devices: this.#troubleReader.devices(channel, limit),
+      events: this.#troubleReader.events(channel, limit).flatMap((event) => {
+        const tally = this.#talliesOf(channel, event.seq, event.seq).get(event.seq);
+        return tally ? [{ ...event, tally }] : [];
+      }),
+    }));
+  }
+
+  troubledHooks(): Promise<readonly TroubledHook[]> {
+    return this.#file.read(() => this.#hooks.troubled());
+  }
+
   reminders(name: string, now: number): Promise<Reminder[]> {
     return this.#read<Reminder[]>(name, [], async (channel) => {
       const found: Reminder[] = [];
@@ -603,6 +658,7 @@ export class SqliteStore implements Store {
         // One at a time: finish the release of the device that was retired before.
         if (channel?.leaving) return { isRetired: null, more: this.#release(channel, now) };
         if (!channel || !this.#enrolments.leave(channel, device, now)) return { isRetired: false, more: false };
+        this.#attention.left(channel, device);
         this.#wakes.push({ kind: "retired", channel: name, device });
         this.#channels.idle(channel, now);
         const more = this.#release(channel, now);
@@ -624,9 +680,12 @@ export class SqliteStore implements Store {
 
   /** In a transaction: releases the retiring device from some events. True: there are more. */
   #release(channel: Channel, now: number): boolean {
-    return this.#enrolments.release(channel, (event, leaving, before) =>
+    const { leaving } = channel;
+    const isMore = this.#enrolments.release(channel, (event, leaving, before) =>
       this.#receipts.release(channel, event, leaving, before, now),
     );
+    if (leaving) this.#attention.releasedUpTo(channel, leaving.device, leaving.released);
+    return isMore;
   }
 
   seen(name: string, times: ReadonlyMap<string, number>): Promise<void> {
@@ -701,7 +760,10 @@ export class SqliteStore implements Store {
   #trimUnused(retention: Retention, now: number): boolean {
     const { dropped, isMore } = trimUnused(this.#file, retention, now);
     if (dropped.length > 0) this.#enrolments.clear();
-    for (const channel of dropped) this.#channels.removed(channel, true);
+    for (const channel of dropped) {
+      this.#troubles.removed(channel);
+      this.#channels.removed(channel, true);
+    }
     return isMore;
   }
 

@@ -21,6 +21,7 @@ import {
   trimAll,
   word,
 } from "./calls.ts";
+import { ageAll, compareAttention } from "./attention-model.ts";
 import { CHANNELS, DEVICES, type Step } from "./histories.ts";
 import { historyOf } from "./history.ts";
 import { ModelChannel } from "./model.ts";
@@ -32,6 +33,7 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
   hear(store, (told) => wakes.push(told));
   await followAll(store, CHANNELS);
   let now = T;
+  let agedAt = T;
   for (const model of models.values()) {
     model.epoch = (await store.open(model.name)).epoch;
     // Somebody is there from the start, or most events would be nobody's.
@@ -116,12 +118,21 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
           expect(next ?? Number.POSITIVE_INFINITY).toBeLessThanOrEqual(Math.min(...owed));
           break;
         }
+        case "age":
+          await Promise.all(answers);
+          answers = [];
+          await ageAll(store, now);
+          agedAt = now;
+          break;
         case "wait":
           now += step.ms;
       }
     }
     await Promise.all(answers);
-    for (const model of models.values()) await compareAll(store, model, now);
+    for (const model of models.values()) {
+      await compareAll(store, model, now);
+      await compareAttention(store, model, agedAt);
+    }
   }
   await heardAll(store, CHANNELS, wakes);
   for (const { name, events, receipts } of models.values()) {

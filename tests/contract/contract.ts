@@ -10,6 +10,7 @@
  */
 import { describe, test } from "bun:test";
 import fc from "fast-check";
+import { attentionContract } from "./attention.ts";
 import { audienceContract, devicesContract, joinContract } from "./audience.ts";
 import { deadlineContract } from "./deadlines.ts";
 import { channelContract, eventContract, numberedReadsContract, positionsContract } from "./events.ts";
@@ -54,6 +55,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     schedulesContract(ground);
     wakeContract(ground);
     lifeContract(ground);
+    attentionContract(ground);
     modelContract(ground);
   });
 }

@@ -3,6 +3,7 @@
  */
 import fc from "fast-check";
 import { type EventDraft, KEY_MEMORY_MS, type Status } from "../../engine/model.ts";
+import { OVERDUE_MS } from "../../engine/attention.ts";
 import { SECOND } from "./calls.ts";
 
 export const CHANNELS = ["a", "b"] as const;
@@ -22,7 +23,7 @@ export type Step = { readonly channel: string } & (
     }
   | { readonly do: "enrol" | "retire" | "join" | "seen"; readonly device: string }
   | { readonly do: "trim"; readonly count: number; readonly age: number }
-  | { readonly do: "miss" }
+  | { readonly do: "miss" | "age" }
   | { readonly do: "wait"; readonly ms: number }
 );
 
@@ -93,12 +94,13 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
     }),
   },
   { weight: 2, arbitrary: fc.record({ do: fc.constant("miss" as const), channel: CHANNEL }) },
+  { weight: 3, arbitrary: fc.record({ do: fc.constant("age" as const), channel: CHANNEL }) },
   {
     weight: 3,
     arbitrary: fc.record({
       do: fc.constant("wait" as const),
       channel: CHANNEL,
-      ms: fc.constantFrom(1, 300, 300, 2 * SECOND, KEY_MEMORY_MS + 1),
+      ms: fc.constantFrom(1, 300, 300, 2 * SECOND, OVERDUE_MS, OVERDUE_MS, KEY_MEMORY_MS + 1),
     }),
   },
 );

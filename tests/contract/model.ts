@@ -13,6 +13,7 @@ import {
   remindedUntil,
   type Row,
 } from "../../engine/model.ts";
+import { OVERDUE_MS } from "../../engine/attention.ts";
 import type { Appended, Heads, Joined, Reminder, Verdict } from "../../engine/store.ts";
 import { SECOND } from "./calls.ts";
 
@@ -52,6 +53,8 @@ export class ModelChannel {
   readonly devices = new Map<string, ModelDevice>();
   /** The `joined` of those who left. */
   readonly left = new Map<string, number>();
+  /** Events up to here trouble those no more who left, whatever they said. */
+  readonly forgiven = new Map<string, number>();
   readonly keys = new Map<string, { digest: string; answer: Appended; expires: number }>();
 
   constructor(name: string) {
@@ -195,6 +198,7 @@ export class ModelChannel {
     if (!known) return false;
     this.devices.delete(device);
     this.left.set(device, known.joined);
+    this.forgiven.set(device, this.events.length);
     for (const entry of this.kept)
       if (!this.isFinal(entry, device) && entry.audience.has(device)) {
         this.judge(entry, device, now);
@@ -226,6 +230,15 @@ export class ModelChannel {
       this.floor = seq;
     }
     return missing;
+  }
+
+  /** What is wrong with an event for a device, if anything. @param agedAt when it was last looked for what is overdue */
+  trouble(entry: ModelEvent, device: string, agedAt: number): "failed" | "missing" | "overdue" | null {
+    const { at, seq, deadline } = entry.event;
+    if (!entry.audience.has(device) || seq <= (this.forgiven.get(device) ?? 0)) return null;
+    const status = entry.words.get(device)?.status ?? "pending";
+    if (status === "failed" || status === "missing") return status;
+    return !this.isFinal(entry, device) && deadline === null && at + OVERDUE_MS <= agedAt ? "overdue" : null;
   }
 
   rows({ audience, words }: ModelEvent): Row[] {

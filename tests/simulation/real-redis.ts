@@ -3,8 +3,6 @@
  */
 import type { Socket } from "bun";
 
-const realImmediate = globalThis.setImmediate;
-
 export type Value = string | number | null | Value[] | { [name: string]: Value } | Error;
 
 /** Reads RESP3. Whatever is not whole yet is left for later. */
@@ -108,6 +106,8 @@ export class RealRedis {
   readonly #socket: Socket;
   readonly #reader: Reader;
   readonly #batches: Batch[];
+  /** What the socket has not taken yet. */
+  #unsent: Buffer = Buffer.alloc(0);
 
   private constructor(socket: Socket, reader: Reader, batches: Batch[]) {
     this.#socket = socket;
@@ -118,9 +118,13 @@ export class RealRedis {
   static async connect(path: string): Promise<RealRedis> {
     const reader = new Reader();
     const batches: Batch[] = [];
+    let redis: RealRedis | undefined;
     const socket = await Bun.connect({
       unix: path,
       socket: {
+        drain() {
+          if (redis) redis.#write();
+        },
         data(_, bytes) {
           reader.add(bytes);
           for (let found = reader.next(); found; found = reader.next()) {
@@ -140,7 +144,7 @@ export class RealRedis {
         },
       },
     });
-    const redis = new RealRedis(socket, reader, batches);
+    redis = new RealRedis(socket, reader, batches);
     await redis.ask(["HELLO", "3"]);
     await new Promise<void>((resolve) => {
       batches.push({ left: 1, answers: [], messages: [], done: () => resolve() });
@@ -156,13 +160,13 @@ export class RealRedis {
       const parts = command.map((part) => `$${Buffer.byteLength(part, encoding)}\r\n${part}\r\n`);
       return `*${command.length}\r\n${parts.join("")}`;
     });
-    let bytes = Buffer.from(texts.join(""), encoding);
-    const write = (): void => {
-      const taken = this.#socket.write(bytes);
-      bytes = bytes.subarray(taken);
-      if (bytes.length > 0) realImmediate(write);
-    };
-    write();
+    this.#unsent = Buffer.concat([this.#unsent, Buffer.from(texts.join(""), encoding)]);
+    this.#write();
+  }
+
+  /** Writes as much as the socket takes; it says when it takes more. The timers of the process are those of the simulation. */
+  #write(): void {
+    if (this.#unsent.length > 0) this.#unsent = this.#unsent.subarray(Math.max(0, this.#socket.write(this.#unsent)));
   }
 
   /** In the real event loop, outside of the simulated time. */

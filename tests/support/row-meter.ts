@@ -9,7 +9,8 @@ export type Meter = (run: () => Promise<unknown>) => Promise<number>;
 /** Rows counted in this turn, and in the turn with the most. */
 const rows = { counted: 0, most: 0 };
 const { prepare } = Database.prototype;
-const TABLES = "channels|events|latest|targets|devices|receipts|tallies|audiences|keys|deadlines|leaving";
+const TABLES =
+  "channels|events|latest|targets|devices|receipts|tallies|audiences|keys|deadlines|leaving|attention|troubledEvents|troubledDevices|troubles|silences";
 const readsFrom = new RegExp(`\\b(FROM|JOIN)\\s+(${TABLES})\\b`, "g");
 const counted = new WeakSet<Database>();
 
@@ -32,12 +33,23 @@ export function countRows(): () => void {
       counted.add(this);
       this.function("look", () => (rows.counted++, 1));
       for (const table of TABLES.split("|"))
-        this.run(`CREATE TEMP VIEW counted_${table} AS SELECT * FROM main.${table} WHERE look()`);
+        // Without a schema, events are those of the view that shows the recent ones too.
+        this.run(
+          `CREATE TEMP VIEW counted_${table} AS SELECT * FROM ${table === "events" ? "" : "main."}${table} WHERE look()`,
+        );
       this.run(
         `CREATE TEMP VIEW counted_enrolled AS SELECT * FROM main.devices INDEXED BY enrolled WHERE "left" IS NULL AND look()`,
       );
+      this.run(
+        "CREATE TEMP VIEW counted_troubled AS SELECT * FROM main.attention INDEXED BY troubledChannels WHERE failed + missing + overdue > 0 AND look()",
+      );
     }
-    return plain(sql.replaceAll("devices INDEXED BY enrolled", "counted_enrolled").replace(readsFrom, "$1 counted_$2"));
+    return plain(
+      sql
+        .replaceAll("devices INDEXED BY enrolled", "counted_enrolled")
+        .replace("attention a INDEXED BY troubledChannels", "counted_troubled a")
+        .replace(readsFrom, "$1 counted_$2"),
+    );
   } as typeof prepare;
   return () => void (Database.prototype.prepare = prepare);
 }
