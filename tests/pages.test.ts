@@ -38,6 +38,7 @@ async function look(command: readonly string[], cwd: string): Promise<void> {
       .map(([, name]) => name!)
       .filter((name) => name !== "swagger");
     expect([...new Set(names.map((name) => name.replace(/-[0-9a-z]{8}\./, ".")))]).toEqual([
+      "./pages/early.js",
       "./pages/icon.svg",
       "./pages/icon-192.png",
       "./pages/console.webmanifest",

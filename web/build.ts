@@ -69,10 +69,29 @@ async function withLater(html: string, files: ReadonlyMap<string, Blob>): Promis
   );
 }
 
+/** A page and a script of its own that runs before everything else. It must not be bundled with the page's script. */
+const EARLY = { page: "console.html", script: "console/early.ts" } as const;
+
+/** Gives the early script a name with a hash, and puts it first into its page. */
+async function addEarly(files: Map<string, Blob>): Promise<void> {
+  const [built, page] = [nameOf(EARLY.script), files.get(EARLY.page)!];
+  const script = files.get(built)!;
+  const name = `pages/${built.replace(
+    ".js",
+    `-${Bun.hash(await script.text())
+      .toString(36)
+      .slice(0, 8)}.js`,
+  )}`;
+  files.delete(built);
+  files.set(name, script);
+  const html = (await page.text()).replace(/(?=<link )/, `<script async src="./${name}"></script>`);
+  files.set(EARLY.page, new Blob([html], page));
+}
+
 /** Bundles all pages and the SDK. @returns files by name: pages under the names of their sources, the files that they load under `pages/` */
 async function bundle(web: string): Promise<Map<string, Blob>> {
   const built = await Bun.build({
-    entrypoints: Object.values(PAGES).map((source) => join(web, source)),
+    entrypoints: [...Object.values(PAGES), EARLY.script].map((source) => join(web, source)),
     target: "browser",
     minify: true,
     splitting: true,
@@ -83,6 +102,7 @@ async function bundle(web: string): Promise<Map<string, Blob>> {
     plugins: [packages],
   });
   const files = new Map<string, Blob>(built.outputs.map((output) => [output.path.replace(/^\.?\//, ""), output]));
+  await addEarly(files);
   const offline = files.get(OFFLINE)!;
   files.set(OFFLINE, new Blob([await withLater(await offline.text(), files)], offline));
   for (const [name, blob] of files)

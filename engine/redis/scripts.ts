@@ -51,6 +51,7 @@ import { createHash } from "node:crypto";
 import { AGE, ATTENTION_LIBRARY, ATTENTION_ON_DEMAND, DROP, TROUBLES } from "./attention-scripts.ts";
 import { HISTORY } from "./device-history.ts";
 import { EXTENTS } from "./extents.ts";
+import { OWING } from "./owing.ts";
 import { REMOVE } from "./removal.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
 
@@ -692,29 +693,7 @@ export const SCRIPTS = {
     end
     return channel.unused and 1 or 0`),
 
-  /**
-   * now, where counting starts for the first device (''), its count so far, devices → for each enrolled one: device, enrolledAt, seenAt, how much it
-   * owes; how many devices are done; where the next one stopped, its count so far
-   */
-  owing: script(`
-    local channel, now, found, left, finished = look(), tonumber(ARGV[1]), {}, 2 * MOST, 0
-    if not channel then return { found, #ARGV - 3, '', 0 } end
-    for n = 4, #ARGV do
-      if left <= 0 then break end
-      local enrolment = enrolmentOf(ARGV[n])
-      if enrolment then
-        local pending, from = 0, owesAfter(channel, ARGV[n], enrolment.settled)
-        if n == 4 and ARGV[2] ~= '' then pending, from = tonumber(ARGV[3]), tonumber(ARGV[2]) end
-        local at, _, looked = walk(channel, ARGV[n], enrolment.joined, from, channel.head, left, function(_, rank, _, expires)
-          if rank < FINAL and (expires == 0 or expires > now) then pending = pending + 1 end
-        end)
-        left = left - looked
-        if at < channel.head then return { found, finished, text(at), pending } end
-        for _, value in ipairs({ ARGV[n], enrolment.enrolledAt, enrolment.seenAt, pending }) do found[#found + 1] = value end
-      end
-      finished = finished + 1
-    end
-    return { found, finished, '', 0 }`),
+  owing: script(OWING),
 
   /**
    * epoch, device, after, up to → the kept events in between that are not for it: it sent a final receipt, or they name others, or it was retired;

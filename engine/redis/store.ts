@@ -41,6 +41,7 @@ import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
 import { headsOf, type LogName, readExtents } from "./extents.ts";
 import { RedisHooks } from "./hooks.ts";
 import { RedisSchedules } from "./schedules.ts";
+import { OWING_DEVICES, readOwing } from "./owing.ts";
 import { RedisPresence } from "./presence.ts";
 import { type DatedReceipt, RedisReceipts } from "./receipts.ts";
 import { TrimmableChannels } from "./retention.ts";
@@ -80,9 +81,8 @@ import {
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
 /** Entries per command: 8 MiB of the largest. */
 const READ_ENTRIES = 128;
-/** Names per script for rows, and devices per script for counts of what they owe: a few milliseconds of Redis' time. */
+/** Names per script for rows: a few milliseconds of Redis' time. */
 const NAMES_AT_ONCE = 1_000;
-const DEVICES_AT_ONCE = 100;
 /** Devices per script that records missing ones. */
 const MISS_DEVICES = 500;
 /** Reminders per command. */
@@ -708,21 +708,10 @@ export class RedisStore implements Store {
 
   async owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {
     const enrolments: EnrolledDevice[] = [];
-    // One script after another, each within its limit: a thousand devices may owe very many receipts.
-    for (let [at, from, owed]: [number, Reply, Reply] = [0, "", 0]; at < devices.length;) {
-      const some = devices.slice(at, at + DEVICES_AT_ONCE);
-      const reply = await this.#run(this.#scripts.owing, channel, [now, from as string, owed as number, ...some]);
-      const [found, finished] = reply as readonly [readonly Reply[], number];
-      at += finished;
-      [from, owed] = [reply[2]!, reply[3]!];
-      for (const [device, enrolledAt, seenAt, pending] of inGroups(found, 4))
-        enrolments.push({
-          device: device as string,
-          enrolledAt: Number(enrolledAt),
-          seenAt: seenAt === -1 ? null : Number(seenAt),
-          pending: Number(pending),
-        });
-    }
+    const run = (values: readonly (string | number)[]) =>
+      this.#link.run(this.#scripts.owing, this.#keys(channel).all, values) as Promise<readonly unknown[] | null>;
+    for (let at = 0; at < devices.length; at += OWING_DEVICES)
+      enrolments.push(...(await readOwing(run, devices.slice(at, at + OWING_DEVICES), now)));
     return enrolments;
   }
 

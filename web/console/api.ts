@@ -4,6 +4,7 @@
  * A pasted token stays with the tab, in `sessionStorage`, also through a reload: it is sent in a header, never in a URL, and is gone with the tab. If
  * the printed link has set a cookie, the browser sends that by itself.
  */
+import type { Early } from "./early.ts";
 import { createParser } from "eventsource-parser";
 import type { State } from "./words.ts";
 
@@ -162,9 +163,25 @@ async function refusal(response: Response): Promise<Refused> {
 /** The URL of a path of the service, which a proxy may serve under a path prefix. */
 export const addressOf = (path: string): string => new URL(`.${path}`, location.href).href;
 
+/** The answer that `early.ts` has asked for, if it is for the same path; it is taken once. */
+function earlyAnswer(path: string, signal: AbortSignal | null | undefined): Promise<Response> | null {
+  if (!path.startsWith("/watch")) return null;
+  const place = globalThis as { pereEarly?: Early | null };
+  const early = place.pereEarly ?? null;
+  place.pereEarly = null; // If that script comes later than this one, it asks for nothing.
+  if (early === null) return null;
+  if (early.path !== path || hasToken()) {
+    early.end.abort();
+    return null;
+  }
+  signal?.addEventListener("abort", () => early.end.abort());
+  return early.answer;
+}
+
 /** Sends a request. @throws Refused; TypeError: there was no answer */
 export async function request(path: string, init: RequestInit & { headers?: Record<string, string> } = {}) {
-  const response = await fetch(addressOf(path), { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
+  const asked = () => fetch(addressOf(path), { cache: "no-store", ...init, headers: headersOf(init.headers ?? {}) });
+  const response = await (earlyAnswer(path, init.signal) ?? asked());
   if (!response.ok) throw await refusal(response);
   return response;
 }

@@ -118,7 +118,9 @@ export const state = computed((): BigState => {
 /** How many answers can't be sent now. That an event has arrived is told as well, but is no answer. */
 export const kept = computed(() => {
   const { value } = status;
-  if (value === null || (value.state === "connected" && !value.error)) return 0;
+  if (value === null) return 0;
+  // `behind` is connected: events come faster than they are handled.
+  if ((value.state === "connected" || value.state === "behind") && !value.error) return 0;
   return Math.max(0, value.unsent - open.value.filter(({ isSent }) => !isSent).length);
 });
 
