@@ -96,7 +96,7 @@ describe.skipIf(noRedis !== null)(`what devices owe, on a real Redis${why}`, () 
       await toIt(1_300);
       expect(await owed()).toEqual([1_301, 1]);
       // Only the first step of its retirement, as if the instance had ended then.
-      const { all, counters } = keysWith("pere:")("orders");
+      const { withAttention: all, counters } = keysWith("pere:")("orders");
       await server.ask("EVAL", SCRIPTS.retire.text, String(all.length), ...all, "a", String(T));
       await store.enrol("orders", "a", T);
       await toIt(2);
