@@ -18,6 +18,7 @@ import {
   scripted,
   type ReplicaQuorum,
   type RedisCall,
+  type RedisCallOptions,
 } from "./connection.ts";
 import type { Script } from "./scripts.ts";
 
@@ -146,7 +147,11 @@ export class RedisCluster implements Redis {
     values: readonly (string | number)[],
     quorum?: ReplicaQuorum,
   ): Promise<Reply> {
-    return this.#route(keys[0]!, scripted(script, keys, values), quorum);
+    return this.#route(keys[0]!, scripted(script, keys, values), { quorum });
+  }
+
+  read(script: Script, keys: readonly string[], values: readonly (string | number)[]): Promise<Reply> {
+    return this.#route(keys[0]!, scripted(script, keys, values), { isRead: true });
   }
 
   /** One call per group: their slots differ. If a node is away, the other groups are still read. */
@@ -159,7 +164,7 @@ export class RedisCluster implements Redis {
     const each = keys.length / values.length;
     const found = await Promise.all(
       values.map((value, group) =>
-        this.run(script, keys.slice(group * each, (group + 1) * each), [value]).catch((error: unknown) => {
+        this.read(script, keys.slice(group * each, (group + 1) * each), [value]).catch((error: unknown) => {
           if (!(error instanceof PereError)) throw error;
           return [error, ...new Array<null>(width - 1).fill(null)];
         }),
@@ -169,14 +174,14 @@ export class RedisCluster implements Redis {
   }
 
   /** Follows redirects. Only calls that were not executed are tried again, so nothing is done twice. */
-  async #route(key: string, call: RedisCall, quorum?: ReplicaQuorum): Promise<Reply> {
+  async #route(key: string, call: RedisCall, options: RedisCallOptions = {}): Promise<Reply> {
     const end = performance.now() + this.#callMs;
     const slot = slotOf(key);
     let link = this.#owners[slot];
     for (let asking = false, turns = 0; ; turns++) {
       if (!link) throw away("no node of the Redis Cluster serves this channel's slot; nothing was stored");
       try {
-        return await link.runCall(call, { quorum, asking, timeoutMs: end - performance.now() });
+        return await link.runCall(call, { ...options, asking, timeoutMs: end - performance.now() });
       } catch (error) {
         const [, word, host, port] = /^(TRYAGAIN|MOVED|ASK)(?: \d+ (\S*):(\d+)$)?/.exec(answerOf(error)) ?? [];
         if (!word || performance.now() + PAUSE_MS > end) throw error;

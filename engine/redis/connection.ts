@@ -45,6 +45,9 @@ const IN_SCRIPT = /^ERR Error running script \(call to \w+\): (@user_script: ?\d
 const messageOf = (error: unknown): string =>
   (error instanceof Error ? error.message : String(error)).replace(IN_SCRIPT, "");
 
+/** Reads in flight: as many as keep Redis busy. What is sent behind them waits for no more, some milliseconds. */
+const READS_AT_ONCE = 8;
+
 /** How many replicas must have the data, and a key in the same slot that can be written to check. */
 export interface ReplicaQuorum {
   readonly replicas: number;
@@ -67,6 +70,8 @@ export interface Redis {
     values: readonly (string | number)[],
     quorum?: ReplicaQuorum,
   ): Promise<Reply>;
+  /** The same for a script that only reads. Few of them are in flight, so that a push does not wait for a thousand feeds that catch up. */
+  read(script: Script, keys: readonly string[], values: readonly (string | number)[]): Promise<Reply>;
   /**
    * Runs a script that only reads, for many groups of keys, with one value for each group; the keys of a group are in one slot.
    * @param width how many values the script returns for each group
@@ -99,6 +104,8 @@ export const scripted =
 
 export interface RedisCallOptions {
   readonly quorum?: ReplicaQuorum | undefined;
+  /** It only reads: waits until few other reads are in flight. */
+  readonly isRead?: boolean;
   /** Sends `ASKING` before each command: this server is about to take over the slot. */
   readonly asking?: boolean;
   readonly timeoutMs?: number;
@@ -199,6 +206,9 @@ export class RedisLink implements Redis {
   #closing: Promise<void> | undefined;
   /** Why there is no connection, as far as known. */
   #trouble: unknown;
+  /** Reads in flight, and those that wait for one of them to end. */
+  #reads = 0;
+  readonly #readers: (() => void)[] = [];
   /** The running wait for replicas, and the next one, for everything stored until it begins. */
   #waiting: Promise<unknown> = Promise.resolve();
   #next: Promise<void> | undefined;
@@ -303,14 +313,28 @@ export class RedisLink implements Redis {
     return this.runCall(scripted(script, keys, values), { quorum });
   }
 
-  async readGroups(script: Script, keys: readonly string[], values: readonly number[]): Promise<readonly Reply[]> {
-    return (await this.run(script, keys, values)) as readonly Reply[];
+  read(script: Script, keys: readonly string[], values: readonly (string | number)[]): Promise<Reply> {
+    return this.runCall(scripted(script, keys, values), { isRead: true });
   }
 
-  async runCall(
-    call: RedisCall,
-    { quorum, asking = false, timeoutMs = this.#callMs }: RedisCallOptions = {},
-  ): Promise<Reply> {
+  async readGroups(script: Script, keys: readonly string[], values: readonly number[]): Promise<readonly Reply[]> {
+    return (await this.read(script, keys, values)) as readonly Reply[];
+  }
+
+  async runCall(call: RedisCall, options: RedisCallOptions = {}): Promise<Reply> {
+    if (!options.isRead) return this.#send(call, options);
+    if (this.#reads < READS_AT_ONCE) this.#reads++;
+    else await new Promise<void>((resolve) => this.#readers.push(resolve));
+    try {
+      return await this.#send(call, options);
+    } finally {
+      const next = this.#readers.shift();
+      if (next) next();
+      else this.#reads--;
+    }
+  }
+
+  async #send(call: RedisCall, { quorum, asking = false, timeoutMs = this.#callMs }: RedisCallOptions): Promise<Reply> {
     const end = performance.now() + timeoutMs;
     const client = this.#client;
     const send = (command: readonly string[]): Promise<Reply> => {

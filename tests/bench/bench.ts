@@ -16,7 +16,7 @@ import { now } from "./feeds.ts";
 import { quantile, type RowResult } from "./measure.ts";
 import { CERTIFIED_DEVICES, certified, type CertifiedOptions, certifiedTable } from "./certified.ts";
 import { besidePeers, peerRows } from "./peers.ts";
-import { besideRedis } from "./redis.ts";
+import { besideRedis, startOnRedis } from "./redis.ts";
 import { plot } from "./plot.ts";
 import { type RowOptions, rowsOf } from "./rows.ts";
 import { pointsOf } from "./sizes.ts";
@@ -43,7 +43,8 @@ const HELP = `bun run bench [NAME] [flags]
                    NATS and Mercure if they are on the PATH
   --servers NAMES  only these beside PERE, comma separated
   --rounds N       how often each is measured beside its peers (3)
-  --redis          instances on one Redis beside the default, instead of the other rows; starts redis-server itself
+  --redis          instances on one Redis beside the default, instead of the other rows; with --only, those rows on a Redis instead
+                   of a file; starts redis-server itself
   --json           one JSON object on standard output, and nothing else
   --help
 `;
@@ -113,7 +114,6 @@ function readOptions(argv: readonly string[]): Options {
   if (values.redis && values.peers) throw new Error("--redis and --peers are two runs");
   const named = [...positionals, ...(values.only ?? [])].flatMap((names) => names.split(","));
   const only = named.length === 0 ? null : named;
-  if (values.redis && only) throw new Error("--only chooses among the other rows; --redis has its own");
   const number = (name: string, text: string): number => {
     if (/^\d{1,7}$/.test(text) && Number(text) > 0) return Number(text);
     throw new Error(`--${name} must be a whole number above 0, not "${text}"`);
@@ -167,7 +167,9 @@ async function measureRows(
     const finished = progress(name, index, rows.length);
     let service: Service | undefined;
     try {
-      service = await startService(stage.folder, stage.pinned ? 0 : null, start);
+      service = options.redis
+        ? await startOnRedis(stage.folder, CORES, stage.pinned, start)
+        : await startService(stage.folder, stage.pinned ? 0 : null, start);
       results.push({ name, what, ...(await run(service)) });
     } catch (error) {
       results.push({ name, what, error: (error as Error).message });
@@ -242,7 +244,9 @@ async function bench(options: Options): Promise<number> {
     console.log(options.json ? JSON.stringify({ machine, rows }) : certifiedTable(rows));
     return rows.some(({ error }) => error !== undefined) ? 1 : 0;
   }
-  const rows = await (options.redis ? besideRedis(stage, options) : measureRows(options, stage));
+  const rows = await (options.redis && options.only === null
+    ? besideRedis(stage, options)
+    : measureRows(options, stage));
   console.log(options.json ? JSON.stringify({ machine, rows }) : table(rows));
   if (options.plot !== null) writeFileSync(options.plot, plot(pointsOf(rows)));
   return rows.some(({ error }) => error !== undefined) ? 1 : 0;

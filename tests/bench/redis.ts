@@ -19,7 +19,7 @@ import {
   type RowResult,
   SETTLE_MS,
 } from "./measure.ts";
-import { type Service, startService } from "./service.ts";
+import { type AskRedis, type Service, type ServiceStart, startService } from "./service.ts";
 
 /** Times that pushes are measured on either store, in turn. */
 const ROUNDS = 3;
@@ -48,6 +48,7 @@ interface Options {
 interface Redis {
   readonly url: string;
   readonly pid: number;
+  readonly ask: AskRedis;
   /** Forgets everything. */
   empty(): Promise<unknown>;
   end(): Promise<void>;
@@ -64,12 +65,28 @@ export async function startRedis(folder: string, core: number | null): Promise<R
   return {
     url: server.url,
     pid,
+    ask: server.ask,
     empty: () => server.ask("FLUSHALL"),
     async end() {
       process.off("exit", kill);
       await server.end();
     },
   };
+}
+
+/** A service on a Redis of its own, filled as its file would be. @throws Error when it needs a file */
+export async function startOnRedis(folder: string, cores: number, pinned: boolean, start: ServiceStart = {}) {
+  const { fill, fillRedis, env = {}, ...rest } = start;
+  if (fill && !fillRedis) throw new Error("this row needs a file");
+  const redis = await startRedis(folder, pinned ? (cores >= 4 ? 2 : 1) : null);
+  try {
+    await fillRedis?.(redis.ask);
+    const service = await startService(folder, pinned ? 0 : null, { ...rest, env: { ...env, REDIS_URL: redis.url } });
+    return { ...service, redis: redis.ask, stop: () => service.stop().finally(() => redis.end()) };
+  } catch (error) {
+    await redis.end();
+    throw error;
+  }
 }
 
 /** The middle one by its figure. */

@@ -23,11 +23,16 @@ export function diskFolder(): { path: string; isDisk: boolean } {
 
 export const HOST = "127.0.0.1";
 
+/** Sends one command. */
+export type AskRedis = (...command: string[]) => Promise<string>;
+
 export interface Service {
   readonly port: number;
   readonly pid: number;
   /** Other processes that it needs, such as its Redis: their CPU and memory count as its own. */
   readonly helpers?: readonly number[];
+  /** The Redis that it stores in, if it does. */
+  readonly redis?: AskRedis;
   /** How its feeds are opened and read, when it is not PERE. */
   readonly dialect?: Dialect;
   /** How a push is written and its answer read, when that differs from PERE. */
@@ -54,6 +59,8 @@ export interface ServiceStart {
   readonly env?: Record<string, string>;
   /** Fills its file before it starts. */
   readonly fill?: (file: string) => Promise<void>;
+  /** Fills its Redis instead, where it is started on one: the same data. */
+  readonly fillRedis?: (redis: AskRedis) => Promise<void>;
   /** Whether it measures the turns of its event loop. */
   readonly turns?: boolean;
 }

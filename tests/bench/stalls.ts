@@ -10,6 +10,7 @@ import { eventData, Feeds, now } from "./feeds.ts";
 import { closedLoop, EVENT_BYTES, type Figures, latency, meter, orThrow } from "./measure.ts";
 import { Requests } from "./requests.ts";
 import { HOST, type Service, type ServiceStart } from "./service.ts";
+import { redisChannels, redisEvent, redisReceipts } from "./stalls-redis.ts";
 import { whole } from "./table.ts";
 
 /** Sizes of the rows, before they are divided. */
@@ -70,6 +71,8 @@ async function beside(
   for (let warm = 0; warm < 100; warm++) await push();
   times.length = 0;
   await service.longestTurn!();
+  await service.redis?.("CONFIG", "SET", "latency-monitor-threshold", "1");
+  await service.redis?.("LATENCY", "RESET");
   const measured = meter(service);
   const startedAt = now();
   const pushing = (async () => {
@@ -83,6 +86,10 @@ async function beside(
   await pushing;
   const { ms: figure, cpuMs } = await service.longestTurn!();
   const { perSecond: _, notes, ...used } = measured(done);
+  // What all calls of all instances wait for; https://redis.io/docs/latest/operate/oss_and_stack/management/optimization/latency-monitor/
+  const events = (await service.redis?.("LATENCY", "LATEST")) ?? "";
+  const ofRedis = (event: string): string =>
+    new RegExp(`\\b${event}(?:\\r\\n:\\d+){2}\\r\\n:(\\d+)`).exec(events)?.[1] ?? "below 1";
   requests.close();
   const slowest = times.reduce((most, ms) => Math.max(most, ms), 0);
   return {
@@ -93,6 +100,9 @@ async function beside(
     notes: [
       `at most ${cpuMs.toFixed(1)} ms CPU a turn; slowest push beside it ${slowest.toFixed(1)} ms of ${whole(times.length)}`,
       `${whole(done)} ${what} in ${seconds.toFixed(1)} s`,
+      ...(service.redis
+        ? [`longest script of Redis ${ofRedis("command")} ms, longest sync ${ofRedis("aof-fsync-always")} ms`]
+        : []),
       ...notes,
     ],
   };
@@ -260,17 +270,25 @@ export function stallRows({ seconds, divide }: { readonly seconds: number; reado
   const channels = part(CHANNELS, divide) + WATCHERS;
   const rows = part(EXPORT_DEVICES, divide);
   const count = part(HOOKS, divide);
+  const filledWithChannels = {
+    fill: (file: string) => fill(file, manyChannels(channels)),
+    fillRedis: redisChannels(channels),
+  };
+  const filledWithEvent = (devices: number) => ({
+    fill: (file: string) => fill(file, (db) => oneEvent(db, devices)),
+    fillRedis: redisEvent(devices),
+  });
   const withTokens = {
     turns: true,
     env: { PERE_JWT_SECRET: SECRET },
-    fill: (file: string) => fill(file, manyChannels(channels)),
+    ...filledWithChannels,
   };
   return [
     {
       name: "stall-log",
       what: `1 client follows ${whole(receipts)} receipts from the beginning`,
       connections: 1,
-      start: { turns: true, fill: (file) => fill(file, receiptsLog(receipts)) },
+      start: { turns: true, fill: (file) => fill(file, receiptsLog(receipts)), fillRedis: redisReceipts(receipts) },
       run: (service) =>
         beside(service, "receipts", () => follow(service, 1, () => "/feedback/c?since=earliest", receipts)),
     },
@@ -285,7 +303,7 @@ export function stallRows({ seconds, divide }: { readonly seconds: number; reado
       name: "stall-channels",
       what: `GET /channels of ${whole(channels)} channels, ${LISTERS} at a time`,
       connections: LISTERS,
-      start: { turns: true, fill: (file) => fill(file, manyChannels(channels)) },
+      start: { turns: true, ...filledWithChannels },
       run: (service) => beside(service, "lists", readAgain(service, seconds, "/channels", [{}])),
     },
     {
@@ -309,7 +327,7 @@ export function stallRows({ seconds, divide }: { readonly seconds: number; reado
       name: "stall-arrays",
       what: `arrays of ${whole(ARRAY_DEVICES)} receipts, 4 at a time`,
       connections: 4,
-      start: { turns: true, fill: (file) => fill(file, (db) => oneEvent(db, ARRAY_DEVICES)) },
+      start: { turns: true, ...filledWithEvent(ARRAY_DEVICES) },
       run: (service) => beside(service, "receipts", () => arrays(service, ARRAY_DEVICES, seconds)),
     },
     {
@@ -323,7 +341,7 @@ export function stallRows({ seconds, divide }: { readonly seconds: number; reado
       name: "stall-rows",
       what: `exports of ${whole(rows)} receipt rows, ${LISTERS} at a time`,
       connections: LISTERS,
-      start: { turns: true, fill: (file) => fill(file, (db) => oneEvent(db, rows)) },
+      start: { turns: true, ...filledWithEvent(rows) },
       run: (service) => {
         const types = ["text/csv", "application/x-ndjson"].map((type) => ({ Accept: type }));
         return beside(service, "exports", readAgain(service, seconds, "/events/c/epochepoch-1/receipts", types));
@@ -333,7 +351,7 @@ export function stallRows({ seconds, divide }: { readonly seconds: number; reado
       name: "stall-metrics",
       what: `GET /metrics beside ${whole(channels)} channels`,
       connections: LISTERS,
-      start: { turns: true, fill: (file) => fill(file, manyChannels(channels)) },
+      start: { turns: true, ...filledWithChannels },
       run: async (service) => {
         await fetch(`http://${HOST}:${service.port}/metrics`); // The first one loads code.
         return beside(service, "scrapes", readAgain(service, seconds, "/metrics", [{}]));
