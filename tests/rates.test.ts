@@ -212,6 +212,20 @@ describe.skipIf(noRedis !== null)(`rate limits on Redis${why}`, () => {
     expect(await server.ask("TTL", "pere:rate:push:shop")).toMatch(/^:(60|5\d)$/);
   });
 
+  test("are counted here until Redis is connected, without a warning", async () => {
+    const server = await openRedis();
+    const warned: string[] = [];
+    const rates = openRates(FEW, [server.url], (message) => void warned.push(message));
+    let isOver = false;
+    const asked = (async () => {
+      for (; !isOver; await new Promise(setImmediate)) await refusal(rates, "feed", "busy");
+    })();
+    await isShared(server, rates);
+    isOver = true;
+    await asked;
+    expect(warned).toEqual([]);
+  });
+
   test("are not read again from Redis for refused callers", async () => {
     const server = await openRedis();
     const rates = openRates(FEW, [server.url]);

@@ -127,6 +127,8 @@ export class RateLimiter {
   async #share(urls: readonly string[], prefix: string): Promise<RedisLink> {
     const { RedisLink } = await import("../redis/connection.ts");
     const link = new RedisLink(urls);
+    // Until it is connected each instance counts by itself, which is no trouble to warn of.
+    await link.start().catch(() => {});
     /** The part of node-redis that the limiter uses. */
     const storeClient = {
       eval: (...script: Parameters<Client["eval"]>) => link.call((client) => client.eval(...script), REDIS_MS),
