@@ -19,6 +19,31 @@ async function secondTab(url: string): Promise<Page> {
   return second;
 }
 
+/** The browser takes a second to give a lock, and `states` has each state that the page shows. */
+const SLOW_LOCKS = `const { request } = LockManager.prototype;
+  LockManager.prototype.request = async function (...all) {
+    await new Promise((resolve) => setTimeout(resolve, 1_000));
+    return request.apply(this, all);
+  };
+  globalThis.states = [];
+  new MutationObserver(() => {
+    const { state } = document.querySelector("#state")?.dataset ?? {};
+    if (state !== undefined && state !== states.at(-1)) states.push(state);
+  }).observe(document, { subtree: true, childList: true, attributes: true });`;
+
+browserTest("a tab that gets its lock late never says that the device is open elsewhere", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  using page = new Page();
+  await page.view.navigate("about:blank");
+  await page.view.cdp("Page.enable");
+  await page.view.cdp("Page.addScriptToEvaluateOnNewDocument", { source: SLOW_LOCKS });
+  await page.open(pere.url, "device=till-1");
+  expect(await page.read<string[]>("states")).toEqual(["connecting", "connected"]);
+  using second = await secondTab(pere.url);
+  expect(await second.text("#state-word")).toBe("Open elsewhere");
+});
+
 browserTest("a frozen active tab is replaced, and waits when it is resumed", async () => {
   await using cleanup = new AsyncDisposableStack();
   const pere = cleanup.adopt(await start(), (service) => service.stop());

@@ -8,8 +8,8 @@ import type { Status } from "./status.ts";
 import { type Deferred, deferred } from "./timing.ts";
 import { jsonOf } from "./values.ts";
 
-/** A tab that waits shows that another one leads after this: a lock that is free is given sooner. */
-const SHOW_WAITING_MS = 250;
+/** After this, and then this often, a tab that waits looks whether another one leads, and shows it. A lock that is free is mostly given sooner. */
+const LOOK_MS = 250;
 
 /** A tab that waits asks the leading tab for its status this often. */
 const QUESTION_MS = 2_000;
@@ -182,12 +182,30 @@ export class Tabs {
       stopAsking = setTimer(ask, Math.min(QUESTION_MS, timing.leaderMs / 4));
     };
     let stopAsking = setTimer(ask, 0);
-    const stopShowing = setTimer(() => this.#questions > 0 && this.#owner.showStatus(null), SHOW_WAITING_MS);
+    let isWaiting = true;
+    const look = async (): Promise<void> => {
+      const isTaken = await this.#isTaken();
+      if (!isWaiting) return;
+      if (!isTaken) stopLooking = setTimer(() => void look(), LOOK_MS);
+      else if (this.#questions > 0) this.#owner.showStatus(null);
+    };
+    let stopLooking = setTimer(() => void look(), LOOK_MS);
     return () => {
+      isWaiting = false;
       this.#takeOver = null;
       stopAsking();
-      stopShowing();
+      stopLooking();
     };
+  }
+
+  /** Whether a tab waits for the lock, so that another one has it. Time does not tell: a slow computer takes long to give a lock that is free. */
+  async #isTaken(): Promise<boolean> {
+    try {
+      const { pending } = await this.#locks.query();
+      return pending?.some(({ name }) => name === this.#name) ?? true;
+    } catch {
+      return true;
+    }
   }
 
   #receive({ status, event, text, question }: TabMessage): void {
