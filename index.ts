@@ -34,7 +34,7 @@ import { addressesOf, type Listener, listen } from "./engine/http/listener.ts";
 import { health, ready, scrape } from "./engine/http/probes.ts";
 import { push } from "./engine/http/push.ts";
 import { RateLimiter } from "./engine/http/rate-limit.ts";
-import { listEvents, readAttention, readEvent, receiptRows } from "./engine/http/reading.ts";
+import { listEvents, readAttention, readEvent, receiptRows, withdrawEvent } from "./engine/http/reading.ts";
 import { pathOf } from "./engine/http/request.ts";
 import { cancelScheduled, listScheduled, readScheduled } from "./engine/http/scheduled.ts";
 import { watch } from "./engine/http/watch.ts";
@@ -93,6 +93,7 @@ const ROUTES: readonly Route[] = [
   ["DELETE", "/channels/:channel", "push", deleteChannel, operations.deleteChannel],
   ["GET", "/events/:channel", "push", listEvents, operations.events],
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],
+  ["DELETE", "/events/:channel/:id", "push", withdrawEvent, operations.withdraw],
   ["GET", "/events/:channel/:id/receipts", "push", receiptRows, operations.rows],
   ["GET", "/scheduled/:channel", "push", listScheduled, operations.scheduled],
   ["GET", "/scheduled/:channel/:id", "push", readScheduled, operations.schedule],

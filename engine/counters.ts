@@ -5,7 +5,7 @@
  * count separately. Reading is free: readers use the fields directly, and there are no change notifications. All counters are this instance's own and
  * are lost when it stops.
  */
-import type { Status } from "./model.ts";
+import { isFinal, type Status } from "./model.ts";
 
 /** Upper bounds in seconds of the time a person or a machine takes to answer: from a millisecond to a day. */
 export const LATENCY_SECONDS = [
@@ -52,12 +52,14 @@ export class Distribution {
 export class ChannelCounters {
   /** Stored events; each line of a batch counts. */
   pushes = 0;
+  /** Withdrawn events, and those that a newer one with the same key superseded. */
+  withdrawals = 0;
   /** Pushes answered with the earlier events of a known `Idempotency-Key`. */
   replays = 0;
   /** Events written to followers, once per follower. */
   deliveries = 0;
   /** Receipts that advanced a device, by status. */
-  readonly receipts: Record<Status, number> = { received: 0, working: 0, done: 0, failed: 0 };
+  readonly receipts: Record<Status, number> = { received: 0, working: 0, deferred: 0, done: 0, failed: 0 };
   /** Receipts that changed nothing, and receipts that were refused. */
   duplicates = 0;
   rejections = 0;
@@ -70,6 +72,7 @@ export class ChannelCounters {
 
   add(other: ChannelCounters): void {
     this.pushes += other.pushes;
+    this.withdrawals += other.withdrawals;
     this.replays += other.replays;
     this.deliveries += other.deliveries;
     for (const status of Object.keys(other.receipts) as Status[]) this.receipts[status] += other.receipts[status];
@@ -168,7 +171,7 @@ export class Counters {
     now: number,
   ): void {
     counters.receipts[status]++;
-    const distribution = status === "received" ? counters.received : status === "working" ? null : counters.final;
+    const distribution = status === "received" ? counters.received : isFinal(status) ? counters.final : null;
     const at = distribution && this.#times.find(epoch, seq);
     // Clocks of two instances may differ; a latency is never negative.
     if (distribution && at !== null) distribution.note(Math.max(0, now - at) / 1000);

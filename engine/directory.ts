@@ -125,7 +125,7 @@ export class Directory {
         last = channel;
         const newest = events.head === 0 ? "null" : `"${epoch}-${events.head}"`;
         texts.push(
-          `{"channel":"${channel}","events":${events.head - events.floor},"devices":${devices},"connected":${connected},"last":${newest}}`,
+          `{"channel":"${channel}","events":${events.head - events.floor - events.controls},"devices":${devices},"connected":${connected},"last":${newest}}`,
         );
       }
       if (texts.length > 0) parts.push(utf8.encode((parts.length > 0 ? "," : "") + texts.join()));
@@ -275,7 +275,7 @@ export class Directory {
     const { epoch, events } = await this.#heads(channel);
     if (after && after.epoch !== epoch)
       throw new PereError("unknown", `after: no event of channel ${channel} has this id`);
-    const found = await this.#store.history(channel, epoch, device, after?.seq ?? events.head + 1, limit);
+    const found = await this.#store.history(channel, epoch, device, after?.seq ?? events.head + 1, limit, this.#now());
     if (found === null)
       throw new PereError("away", `the log of channel ${channel} was lost or restored just now; repeat the request`);
     const { items: rows, next } = found;

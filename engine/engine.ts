@@ -17,20 +17,24 @@ import {
   type Event,
   type EventDraft,
   eventStateText,
-  FINAL,
+  id as idOf,
+  isControl,
+  isFinal,
+  type LateReceipt,
+  type LogEntry,
   PereError,
   type Position,
   parsePosition,
   type ReceiptDraft,
   type Rejection,
   type Row,
-  rank,
   type State,
 } from "./model.ts";
 import type { AddressRange } from "./addresses.ts";
 import type { CallOptions } from "./hooks/call.ts";
 import { Hooks } from "./hooks/hooks.ts";
 import { Reminders } from "./feeds/reminders.ts";
+import { Rounds } from "./feeds/rounds.ts";
 import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts";
 import { Completion } from "./feeds/completion.ts";
 import { Schedules } from "./schedule/schedules.ts";
@@ -82,11 +86,12 @@ export interface Pushed extends Appended {
   readonly audience: Audience;
 }
 
-/** The result of a request with receipts. */
+/** The result of a request with receipts. `late` is absent if none was. */
 export interface Feedback {
   readonly recorded: number;
   readonly duplicate: number;
   readonly rejected: readonly Rejection[];
+  readonly late?: readonly LateReceipt[];
 }
 
 /** Approximate characters per page of events: limits the memory of an answer. */
@@ -100,6 +105,7 @@ const NEWEST_ROWS = 64;
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
   unaddressed: "the event was not addressed to this device",
+  early: "round: the event was not sent to this device that often; give the round that the event came with",
 } as const;
 
 export class Engine {
@@ -120,6 +126,8 @@ export class Engine {
   readonly schedules: Schedules;
   /** The same for events without a deadline, after an hour. */
   readonly #overdue: Deadlines;
+  readonly #rounds: Rounds;
+  readonly #random: () => number;
   readonly #completion: Completion;
   readonly #watch: Watch;
   readonly #seenTimer: Timer;
@@ -149,6 +157,8 @@ export class Engine {
       (channel, draft, time) => this.#append(channel, [draft], undefined, time),
       report,
     );
+    this.#rounds = new Rounds(store, this.#feeds, now, report);
+    this.#random = random;
     this.hooks = new Hooks(store, {
       follow: (request, wire) => this.#feeds.follow(request, wire),
       state: (channel, id) => this.event(channel, id),
@@ -164,7 +174,9 @@ export class Engine {
     this.#watch = new Watch(store, this.#feeds.presence, counts, now, report);
     store.watch(
       (wake) => {
-        if (wake.kind === "events") for (const { seq, at } of wake.entries) counts.pushed(wake.epoch, seq, 1, at);
+        if (wake.kind === "events")
+          for (const { seq, at } of wake.entries.filter((entry) => !isControl(entry)))
+            counts.pushed(wake.epoch, seq, 1, at);
         // The data is stored: notify each of them, even if another one fails.
         attempt(report, () => this.#feeds.woken(wake));
         attempt(report, () => this.#reminders.woken(wake));
@@ -271,6 +283,7 @@ export class Engine {
     items: readonly ({ channel: string; draft: ReceiptDraft } | { event: string | null; reason: string })[],
   ): Promise<Feedback> {
     const rejected: Rejection[] = [];
+    const late: LateReceipt[] = [];
     const byChannel = new Map<string, { index: number; draft: ReceiptDraft }[]>();
     items.forEach((item, index) => {
       if ("reason" in item) return void rejected.push({ index, ...item });
@@ -286,33 +299,35 @@ export class Engine {
         const work = this.counts.of(channel);
         const startedAt = performance.now();
         const drafts = list.map(({ draft }) => draft);
-        const verdicts = await this.#store.record(channel, drafts, now).catch((error: unknown) => {
+        const verdicts = await this.#store.record(channel, drafts, now, this.#random).catch((error: unknown) => {
           work.receiptFailures++;
           throw error;
         });
         this.counts.receiptsStored.note((performance.now() - startedAt) / 1000);
-        verdicts.forEach((verdict, place) => {
+        verdicts.forEach(({ result, state, late: reason, due }, place) => {
           const { index, draft } = list[place]!;
-          if (verdict === "recorded" || verdict === "duplicate") {
-            if (verdict === "recorded") {
-              recorded++;
-              this.counts.recorded(work, draft.status, draft.event, now);
-            } else {
-              duplicate++;
-              work.duplicates++;
-            }
-            this.#feeds.presence.heard(channel, draft.device);
-            if (rank(draft.status) >= FINAL) this.#feeds.settle(channel, draft.device, draft.event);
-          } else {
-            const event = `${draft.event.epoch}-${draft.event.seq}`;
-            rejected.push({ index, event, reason: REASONS[verdict] });
+          const event = idOf(draft.event.epoch, draft.event.seq);
+          if (reason !== null) late.push({ index, event, reason });
+          if (result !== "recorded" && result !== "duplicate") {
+            rejected.push({ index, event, reason: REASONS[result] });
             work.rejections++;
+            return;
           }
+          this.#feeds.presence.heard(channel, draft.device);
+          if (state === null) {
+            duplicate++;
+            work.duplicates++;
+            return;
+          }
+          recorded++;
+          this.counts.recorded(work, state, draft.event, now);
+          if (isFinal(state) || due !== null) this.#feeds.settle(channel, draft.device, draft.event, due !== null);
+          if (due !== null) this.#rounds.ahead(due);
         });
       }),
     );
-    rejected.sort((a, b) => a.index - b.index);
-    return { recorded, duplicate, rejected };
+    for (const list of [rejected, late]) list.sort((a, b) => a.index - b.index);
+    return { recorded, duplicate, rejected, ...(late.length === 0 ? {} : { late }) };
   }
 
   // --------------------------------------------------------------------------------------------------------------- reading
@@ -396,9 +411,33 @@ export class Engine {
   async event(channel: string, id: string): Promise<string> {
     const { epoch, seq } = await this.#kept(channel, id);
     const found = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
+    if (found[0]?.seq === seq && isControl(found[0])) throw this.#noEvent(channel, id);
     const [text] = (await this.#stateTexts(channel, epoch, found)) ?? [];
     if (text !== undefined && found[0]!.seq === seq) return text;
     throw new PereError("unknown", `event ${id} is no longer kept`);
+  }
+
+  #noEvent(channel: string, id: string): PereError {
+    return new PereError("unknown", `channel ${channel} has no event ${id}`);
+  }
+
+  /**
+   * Withdraws an event, unless it is complete. From then on nobody is sent it, and the devices that have it are told.
+   * @param note for people; null: none
+   * @returns its state as its publisher's JSON text
+   * @throws PereError unknown; refused: the id is that of a control entry
+   */
+  async withdraw(channel: string, id: string, note: string | null): Promise<string> {
+    const position = await this.#kept(channel, id);
+    const found = await this.#store.withdraw(channel, position, note, this.clock.stamp());
+    if (found === "control")
+      throw new PereError(
+        "refused",
+        `${id} is not an event: it tells that an event was withdrawn; withdraw that event's id`,
+      );
+    if (found === "unknown") throw new PereError("unknown", `event ${id} is no longer kept`);
+    if (found === "withdrawn") this.counts.of(channel).withdrawals++;
+    return this.event(channel, id);
   }
 
   /** The position of a kept event. @throws PereError unknown */
@@ -407,11 +446,12 @@ export class Engine {
     const position = parsePosition(id);
     if (position?.epoch === epoch && position.seq > events.floor && position.seq <= events.head) return position;
     const was = position?.epoch === epoch && position.seq > 0 && position.seq <= events.floor;
-    throw new PereError("unknown", was ? `event ${id} is no longer kept` : `channel ${channel} has no event ${id}`);
+    throw was ? new PereError("unknown", `event ${id} is no longer kept`) : this.#noEvent(channel, id);
   }
 
-  /** Null: its epoch has ended. */
-  async #stateTexts(channel: string, epoch: string, events: Event[]): Promise<string[] | null> {
+  /** The states of the events among these entries. Null: the epoch has ended. */
+  async #stateTexts(channel: string, epoch: string, entries: readonly LogEntry[]): Promise<string[] | null> {
+    const events = entries.filter((entry): entry is Event => !isControl(entry));
     if (events.length === 0) return [];
     const tallies = await this.#store.tallies(channel, epoch, events[0]!.seq, events.at(-1)!.seq);
     if (tallies === null) return null;
@@ -422,7 +462,7 @@ export class Engine {
       if (!tally) return []; // Retention deleted it between the two reads.
       const { seq, to } = event;
       const connected = to === null ? countBelow(joined, seq) : this.#feeds.presence.connected(channel, to, elsewhere);
-      return [eventStateText(channel, epoch, event, tally, connected)];
+      return [eventStateText(channel, epoch, event, tally, connected, this.#now())];
     });
   }
 
@@ -436,7 +476,7 @@ export class Engine {
   ): Promise<Page<Row, string>> {
     const { epoch, seq } = await this.#kept(channel, id);
     await yieldToEventLoop("read", limit);
-    const page = await this.#store.rows(channel, epoch, seq, statuses, after, limit);
+    const page = await this.#store.rows(channel, epoch, seq, statuses, after, limit, this.#now());
     await this.#kept(channel, id); // Otherwise rows may have been deleted during the read.
     if (page !== null) return page;
     throw new PereError("unknown", `event ${id} is no longer kept`);
@@ -503,6 +543,7 @@ export class Engine {
       this.#deadlines.stop(),
       this.schedules.stop(),
       this.#overdue.stop(),
+      this.#rounds.stop(),
       this.hooks.stop(),
       this.#feeds.close(),
     ]);

@@ -47,6 +47,15 @@ export const REMIND_SECONDS_MIN = 1;
 export const REMIND_SECONDS_MAX = TTL_SECONDS_MAX;
 /** A push that waits for receipts holds its connection; proxies must allow this long. */
 export const WAIT_SECONDS_MAX = 120;
+/** Seconds after which a deferred event comes again; and where the device does not say. */
+export const AFTER_SECONDS_MIN = 1;
+export const AFTER_SECONDS_MAX = 86_400;
+export const AFTER_SECONDS_DEFAULT = 60;
+/** How often a device may try an event. With fewer than two attempts nothing would be tried again. */
+export const ATTEMPTS_MIN = 2;
+export const ATTEMPTS_MAX = 20;
+/** Characters of the note of a withdrawal: a sentence for the person at the device. */
+export const NOTE_CHARACTERS_MAX = 256;
 /** How long an idempotency key is remembered. */
 export const KEY_MEMORY_MS = 24 * 3600 * 1000;
 /** Characters of an idempotency key: contract. */
@@ -120,7 +129,13 @@ export function parsePosition(text: string): Position | null {
   return match ? { epoch: match[1]!, seq: Number(match[2]) } : null;
 }
 
-/** A push request. `data` is the publisher's own JSON text, never re-encoded. `ttl`, `deadline` and `remind` are in seconds. */
+/** The key of an event, which a later event with the same key supersedes. */
+export const EVENT_KEY = /^[A-Za-z0-9._:~-]{1,128}$/;
+
+/**
+ * A push request. `data` is the publisher's own JSON text, never re-encoded. `ttl`, `deadline` and `remind` are in seconds. `attempts`: how often a
+ * device may try before its `failed` is final; null: once.
+ */
 export interface EventDraft {
   readonly type: string | null;
   readonly data: string;
@@ -128,6 +143,26 @@ export interface EventDraft {
   readonly ttl: number | null;
   readonly deadline: number | null;
   readonly remind: number | null;
+  readonly key: string | null;
+  readonly attempts: number | null;
+}
+
+/** Why an event ended before all of its devices had a final word: its publisher took it back, or pushed a newer one with the same key. */
+export const END_REASONS = ["withdrawn", "superseded", "met", "unmet"] as const;
+export type EndReason = (typeof END_REASONS)[number];
+
+/** Why a final word is late. The order is that of the codes under which reasons are stored, from 1 on; a code never changes. */
+export const LATE_REASONS = ["missing", ...END_REASONS] as const;
+export type LateReason = (typeof LATE_REASONS)[number];
+
+/** How an event was withdrawn. `seq` is that of the control entry, `by` that of the event that superseded it. */
+export interface Withdrawal {
+  readonly seq: number;
+  /** Milliseconds since 1970. */
+  readonly at: number;
+  readonly reason: EndReason;
+  readonly by: number | null;
+  readonly note: string | null;
 }
 
 /** A stored event. Times are milliseconds since 1970, `remind` is milliseconds. `to` lists the audience, in no order; null: all enrolled devices. */
@@ -142,33 +177,62 @@ export interface Event {
   readonly remind: number | null;
   /** The id of the schedule that it was pushed for; absent: none. */
   readonly scheduled?: string;
+  readonly key: string | null;
+  readonly attempts: number | null;
+  /** Null: it was not withdrawn. */
+  readonly withdrawn: Withdrawal | null;
 }
+
+/**
+ * An entry of the events log that is no event: it tells that an earlier one, `withdraws`, was withdrawn. Nobody owes a receipt for it. `to` and
+ * `expires` are those of that event; once it is no longer kept, `to` may lack names.
+ */
+export interface ControlEntry extends Withdrawal {
+  readonly withdraws: number;
+  readonly to: readonly string[] | null;
+  readonly expires: number | null;
+  /** Some device had given a word on the event by then. */
+  readonly isAnswered: boolean;
+}
+
+/** An entry of the events log. */
+export type LogEntry = Event | ControlEntry;
+
+export const isControl = (entry: LogEntry): entry is ControlEntry => "withdraws" in entry;
 
 /** Until when an event is sent again, milliseconds since 1970; null: as long as it is kept. */
 export const remindedUntil = ({ deadline, expires }: Pick<Event, "deadline" | "expires">): number | null =>
   deadline === null || expires === null ? (deadline ?? expires) : Math.min(deadline, expires);
 
 /**
- * The status of a device on an event, in the order in which it advances. `pending`: no receipt; `missing` is set by the server; `done` and `failed`
- * are equal and final.
+ * The states of a device on an event, in the order of the codes under which stores keep them: a code never changes. `pending`: no receipt. `deferred`:
+ * not now, send it again later. `missing` and `withdrawn` are the server's words. `done` and `failed` are final, and the first one stands.
+ * `receipt-rules.ts` says which word advances which state.
  */
-export const STATES = ["pending", "received", "working", "missing", "done", "failed"] as const;
+export const STATES = ["pending", "received", "working", "missing", "done", "failed", "deferred", "withdrawn"] as const;
 export type State = (typeof STATES)[number];
-/** A status that a device can send. */
-export type Status = "received" | "working" | "done" | "failed";
+/** What a device can say. */
+export const STATUSES = ["received", "working", "deferred", "done", "failed"] as const;
+export type Status = (typeof STATUSES)[number];
 
-/** The index of a state in `STATES`: how states are stored and compared. */
-export const rank = (state: State): number => STATES.indexOf(state);
-/** The lowest final rank. */
-export const FINAL = rank("done");
+/** The code under which a state is stored: its index in `STATES`. Codes have no order. */
+export const stateCode = (state: State): number => STATES.indexOf(state);
+export const isFinal = (state: State): state is "done" | "failed" => state === "done" || state === "failed";
 
-/** A receipt as sent by a device. `detail` is a JSON text; `deviceAt` is the device's own clock in milliseconds. */
+/**
+ * A receipt as sent by a device. `detail` is a JSON text; `deviceAt` is the device's own clock in milliseconds. `after`: when to send the event again,
+ * in seconds; null: the default. `round`: which sending it answers; null: the current one. `retry`: a `failed` may be tried again, if the event has
+ * attempts left.
+ */
 export interface ReceiptDraft {
   readonly event: Position;
   readonly device: string;
   readonly status: Status;
   readonly detail: string | null;
   readonly deviceAt: number | null;
+  readonly after: number | null;
+  readonly round: number | null;
+  readonly retry: boolean;
 }
 
 /** A rejected receipt, with its index in the request. */
@@ -178,16 +242,51 @@ export interface Rejection {
   readonly reason: string;
 }
 
-/** How many devices sent each final status. */
-export interface Outcome {
-  readonly done: number;
-  readonly failed: number;
+/** A final word that came late, with its index in the request: recorded, or a repetition of one that was. */
+export interface LateReceipt {
+  readonly index: number;
+  readonly event: string;
+  readonly reason: LateReason;
 }
 
+/** How many devices an event was addressed to, and how many are in each state; `pending` is the rest. */
+export interface Tally {
+  readonly addressed: number;
+  readonly received: number;
+  readonly working: number;
+  readonly deferred: number;
+  readonly missing: number;
+  readonly done: number;
+  readonly failed: number;
+  readonly withdrawn: number;
+  /** The event was withdrawn, so it is complete, whatever the counts. */
+  readonly isOver: boolean;
+}
+
+/** The tally of an event that was just pushed. */
+export const freshTally = (addressed: number): Tally => ({
+  addressed,
+  received: 0,
+  working: 0,
+  deferred: 0,
+  missing: 0,
+  done: 0,
+  failed: 0,
+  withdrawn: 0,
+  isOver: false,
+});
+
+/** What an entry of the receipts log says of an event as a whole, with its tally at that moment. */
+export type EventNote =
+  | { readonly kind: "complete" | "settled"; readonly tally: Tally }
+  | { readonly kind: "withdrawn"; readonly tally: Tally; readonly withdrawal: Withdrawal };
+
 /**
- * An entry of the receipts log: a recorded receipt; or, with the status `pending` and `completes`, a note that every addressed device has sent a
- * final receipt. The note follows the last receipt, or the retirement of the last device that owed one. `event` is the event's `seq`. In logs of
- * earlier versions, `completes` is part of the receipt itself.
+ * An entry of the receipts log: a recorded receipt; or, with the state `pending`, a note on the event as a whole. `complete`: every addressed device
+ * has a final word, or the event was withdrawn. `settled`, for events with a deadline: it is complete, or the deadline has passed. Each note comes
+ * once per event. The note `complete` follows the last receipt, the retirement of the last device that owed one, or the note `withdrawn`; `settled`
+ * follows `complete`, or the last `missing`. `device` is the one whose receipt or retirement completed the event; "" where none did. `event` is the
+ * event's `seq`. In logs of earlier versions, the note `complete` is part of the receipt itself.
  */
 export interface Receipt {
   readonly seq: number;
@@ -198,20 +297,27 @@ export interface Receipt {
   readonly at: number;
   readonly deviceAt: number | null;
   readonly late: boolean;
-  readonly completes: Outcome | null;
+  /** The sending that it answers, from 1; a note has 1. */
+  readonly round: number;
+  /** The device's failures so far, this one included; a note has 0. */
+  readonly attempt: number;
+  readonly note: EventNote | null;
 }
 
-/** How many devices an event was addressed to, and how many have each status; `pending` is the rest. */
-export interface Tally {
-  readonly addressed: number;
-  readonly received: number;
-  readonly working: number;
-  readonly missing: number;
-  readonly done: number;
-  readonly failed: number;
-}
+/** The parts of a note that say nothing of a device. */
+export const NOTE = {
+  status: "pending",
+  detail: null,
+  deviceAt: null,
+  late: false,
+  round: 1,
+  attempt: 0,
+} as const satisfies Partial<Receipt>;
 
-/** A device's status on an event. Fields other than `device` and `status` are null while it is `pending`. */
+/**
+ * A device's state on an event. `at` is when it got there; `detail` and `deviceAt` come with the device's own words only. All three are null while it
+ * is `pending`. `deferred` has the new `round` as soon as that has begun.
+ */
 export interface Row {
   readonly device: string;
   readonly status: State;
@@ -219,6 +325,8 @@ export interface Row {
   readonly at: number | null;
   readonly deviceAt: number | null;
   readonly late: boolean;
+  readonly round: number;
+  readonly attempt: number;
 }
 
 /** A device's status on one of the kept events that are addressed to it. `pushedAt` and `deadline` in milliseconds since 1970. */
@@ -277,44 +385,90 @@ const head = (channel: string, epoch: string, event: Event): string =>
   `{"id":"${epoch}-${event.seq}","channel":"${channel}","seq":${event.seq},"at":"${iso(event.at)}"` +
   (event.type === null ? "" : `,"type":"${event.type}"`) +
   (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`) +
-  (event.scheduled === undefined ? "" : `,"scheduled":"${event.scheduled}"`);
+  (event.scheduled === undefined ? "" : `,"scheduled":"${event.scheduled}"`) +
+  (event.key === null ? "" : `,"key":"${event.key}"`);
 
-/** The event as devices get it: one JSON object with the publisher's unchanged bytes, without its audience. */
-export const eventText = (channel: string, epoch: string, event: Event): string =>
-  `${head(channel, epoch, event)},"data":${event.data}}`;
+/**
+ * The event as devices get it: one JSON object with the publisher's unchanged bytes, without its audience.
+ * @param round how often it was sent to this device, where it is sent again after a deferral
+ */
+export const eventText = (channel: string, epoch: string, event: Event, round = 1): string =>
+  `${head(channel, epoch, event)}${round === 1 ? "" : `,"round":${round}`},"data":${event.data}}`;
 
-/** The tally as in the API, all six states; they add up to `addressed`. */
+/** How a withdrawal is told, wherever it is. */
+const withdrawalBody = (epoch: string, { reason, by, note }: Withdrawal) => ({
+  reason,
+  ...(by === null ? {} : { by: id(epoch, by) }),
+  ...(note === null ? {} : { note }),
+});
+
+/** A control entry as devices get it. */
+export const controlText = (channel: string, epoch: string, control: ControlEntry): string =>
+  JSON.stringify({
+    id: id(epoch, control.seq),
+    channel,
+    seq: control.seq,
+    at: iso(control.at),
+    withdrawn: id(epoch, control.withdraws),
+    ...withdrawalBody(epoch, control),
+  });
+
+/** The tally as in the API, all eight states; they add up to `addressed`. */
 export function tallyCounts(tally: Tally): Record<State, number> {
-  const { addressed, received, working, missing, done, failed } = tally;
-  const pending = addressed - received - working - missing - done - failed;
-  return { pending, received, working, done, failed, missing };
+  const { addressed, received, working, deferred, missing, done, failed, withdrawn } = tally;
+  const pending = addressed - received - working - deferred - missing - done - failed - withdrawn;
+  return { pending, received, working, deferred, done, failed, missing, withdrawn };
 }
 
-/** Whether every addressed device sent a final receipt. */
-export const isComplete = (tally: Tally): boolean => tally.done + tally.failed === tally.addressed;
+/** Whether every addressed device has a final word, or the event was withdrawn. */
+export const isComplete = (tally: Tally): boolean => tally.isOver || tally.done + tally.failed === tally.addressed;
 
-/** The event as its publisher gets it: with audience, tally and expiry. `connected`: how many of the addressed devices are connected now. */
-export function eventStateText(channel: string, epoch: string, event: Event, tally: Tally, connected: number): string {
+/** How many devices still owe a final word. */
+export const outstandingOf = (tally: Tally): number =>
+  isComplete(tally) ? 0 : tally.addressed - tally.done - tally.failed;
+
+/**
+ * The event as its publisher gets it: with audience, tally and expiry.
+ * @param connected how many of the addressed devices are connected now
+ * @param now milliseconds since 1970
+ */
+export function eventStateText(
+  channel: string,
+  epoch: string,
+  event: Event,
+  tally: Tally,
+  connected: number,
+  now: number,
+): string {
+  const { withdrawn } = event;
+  const complete = isComplete(tally);
   const about = {
     ...(event.expires === null ? {} : { expiresAt: iso(event.expires) }),
     ...(event.remind === null ? {} : { remind: event.remind / 1000 }),
+    ...(event.attempts === null ? {} : { attempts: event.attempts }),
     ...(event.to === null ? {} : { to: event.to }),
+    ...(withdrawn === null ? {} : { withdrawn: { at: iso(withdrawn.at), ...withdrawalBody(epoch, withdrawn) } }),
     audience: { addressed: tally.addressed, connected },
     receipts: tallyCounts(tally),
-    complete: isComplete(tally),
+    complete,
+    settled: complete || (event.deadline !== null && event.deadline <= now),
   };
   return `${head(channel, epoch, event)},${JSON.stringify(about).slice(1, -1)},"data":${event.data}}`;
 }
 
-/** The note that an event is complete, as publishers get it: with the tally, which has only final statuses. */
-export function completeText(channel: string, epoch: string, { event, at, completes }: Receipt): string {
-  const { done, failed } = completes!;
-  const receipts = tallyCounts({ addressed: done + failed, received: 0, working: 0, missing: 0, done, failed });
-  return JSON.stringify({ event: id(epoch, event), channel, at: iso(at), receipts, complete: true });
+/** A note on an event, as publishers get it, without its own id. */
+export function noteText(channel: string, epoch: string, { event, at, note }: Receipt): string {
+  const { tally } = note!;
+  const about = { event: id(epoch, event), channel, at: iso(at) };
+  const receipts = tallyCounts(tally);
+  if (note!.kind === "withdrawn")
+    return JSON.stringify({ ...about, ...withdrawalBody(epoch, note!.withdrawal), receipts });
+  return JSON.stringify({ ...about, receipts, complete: isComplete(tally) });
 }
 
 /** A receipt as publishers get it. */
 export const receiptText = (channel: string, epoch: string, receipt: Receipt): string =>
   `{"id":"${epoch}-${receipt.seq}","event":"${epoch}-${receipt.event}","channel":"${channel}",` +
   `"device":"${receipt.device}","status":"${receipt.status}","detail":${receipt.detail ?? "null"},"at":"${iso(receipt.at)}",` +
-  `"deviceAt":${receipt.deviceAt === null ? "null" : `"${iso(receipt.deviceAt)}"`},"late":${receipt.late}}`;
+  `"deviceAt":${receipt.deviceAt === null ? "null" : `"${iso(receipt.deviceAt)}"`},"late":${receipt.late},` +
+  `"round":${receipt.round},"attempt":${receipt.attempt}}`;

@@ -5,6 +5,10 @@
  * `readReceipt`, because a request may hold good receipts beside a bad one.
  */
 import {
+  AFTER_SECONDS_MAX,
+  AFTER_SECONDS_MIN,
+  ATTEMPTS_MAX,
+  ATTEMPTS_MIN,
   CHANNEL,
   CHANNELS_MAX,
   type Code,
@@ -13,12 +17,14 @@ import {
   DETAIL_BYTES_MAX,
   DEVICE,
   EVENT_BYTES_MAX,
+  EVENT_KEY,
   EVENT_SOURCE_TYPES,
   type EventDraft,
   type Fault,
   JSON_DEPTH_MAX,
   KEY_CHARACTERS_MAX,
   LINES_MAX,
+  NOTE_CHARACTERS_MAX,
   PAGE_MAX,
   parsePosition,
   PereError,
@@ -27,6 +33,7 @@ import {
   REMIND_SECONDS_MAX,
   REMIND_SECONDS_MIN,
   type Status,
+  STATUSES,
   TO_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
@@ -91,11 +98,11 @@ export function readSeconds(text: string, path: string, min: number, max: number
 }
 
 /** The query parameters of a push that are options of its events. */
-export const EVENT_OPTIONS = ["type", "to", "ttl", "deadline", "remind"] as const;
+export const EVENT_OPTIONS = ["type", "to", "ttl", "deadline", "remind", "key", "attempts"] as const;
 
 /** What the query says of all events of a push. @throws PereError malformed, refused */
 export function readEventOptions(query: ReadonlyMap<string, string>): Omit<EventDraft, "data"> {
-  const [type, to, ttl, deadline, remind] = EVENT_OPTIONS.map((name) => query.get(name));
+  const [type, to, ttl, deadline, remind, key, attempts] = EVENT_OPTIONS.map((name) => query.get(name));
   const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
     text === undefined ? null : readSeconds(text, name, min, max);
   return {
@@ -104,6 +111,8 @@ export function readEventOptions(query: ReadonlyMap<string, string>): Omit<Event
     ttl: seconds(ttl, "ttl", TTL_SECONDS_MIN, TTL_SECONDS_MAX),
     deadline: seconds(deadline, "deadline", DEADLINE_SECONDS_MIN, DEADLINE_SECONDS_MAX),
     remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
+    key: key === undefined ? null : readEventKey(key),
+    attempts: attempts === undefined ? null : readAttempts(attempts),
   };
 }
 
@@ -113,6 +122,27 @@ export function readLimit(text: string): number {
   const limit = Number(text);
   if (limit < 1 || limit > PAGE_MAX) throw refused("limit", `must be from 1 to ${PAGE_MAX}`);
   return limit;
+}
+
+/** An event's key. @throws PereError malformed */
+export function readEventKey(text: string): string {
+  if (EVENT_KEY.test(text)) return text;
+  throw malformed("key", "a key is 1 to 128 of A-Z a-z 0-9 . _ : ~ -");
+}
+
+/** How often a device may try an event. @throws PereError malformed or refused */
+export function readAttempts(text: string): number {
+  if (!/^-?[0-9]{1,12}$/.test(text)) throw malformed("attempts", "must be a whole number");
+  const attempts = Number(text);
+  if (attempts < ATTEMPTS_MIN || attempts > ATTEMPTS_MAX)
+    throw refused("attempts", `must be from ${ATTEMPTS_MIN} to ${ATTEMPTS_MAX}`);
+  return attempts;
+}
+
+/** The note of a withdrawal; without characters there is none. @throws PereError refused */
+export function readNote(text: string): string | null {
+  if ([...text].length > NOTE_CHARACTERS_MAX) throw refused("note", `at most ${NOTE_CHARACTERS_MAX} characters`);
+  return text === "" ? null : text;
 }
 
 /** @throws PereError malformed */
@@ -226,6 +256,8 @@ export function readLines(text: string): string[] {
   return data;
 }
 
+const isStatus = (status: unknown): status is Status => STATUSES.includes(status as Status);
+
 /** Why a receipt in the name of another device is rejected. */
 export const otherDevice = (named: string, device: string): string =>
   `device: the receipt names ${named}, but the request is from ${device}; a device sends only its own receipts`;
@@ -236,29 +268,57 @@ export const otherDevice = (named: string, device: string): string =>
  */
 export function readReceipt(value: unknown, device: string | null): ReceiptDraft | string {
   if (typeof value !== "object" || value === null || Array.isArray(value)) return "a receipt is a JSON object";
-  const { event, device: named = device, status, detail = null, at = null } = value as Record<string, unknown>;
+  const {
+    event,
+    device: named = device,
+    status,
+    detail = null,
+    at = null,
+    after = null,
+    round = null,
+    retry = true,
+  } = value as Record<string, unknown>;
   const position = typeof event === "string" ? parsePosition(event) : null;
   if (!position) return "event: must be an event's id, as PERE gave it";
   if (typeof named !== "string" || !DEVICE.test(named))
     return "device: must be a device's name, 1 to 128 of A-Z a-z 0-9 . _ : ~ -";
   if (device !== null && named !== device) return otherDevice(named, device);
-  if (status !== "received" && status !== "working" && status !== "done" && status !== "failed")
-    return "status: must be received, working, done or failed";
+  if (!isStatus(status)) return "status: must be received, working, deferred, done or failed";
   const text = detail === null ? null : JSON.stringify(detail);
   if (text !== null && Buffer.byteLength(text) > DETAIL_BYTES_MAX) return `detail: at most ${DETAIL_BYTES_MAX} bytes`;
   const deviceAt = typeof at === "string" && TIME.test(at) ? Date.parse(at) : null;
   if (at !== null && !Number.isFinite(deviceAt)) return "at: must be an ISO 8601 time with its offset, or left out";
-  return { event: position, device: named, status, detail: text, deviceAt };
+  const more = readRound(status, after, round, retry);
+  return typeof more === "string" ? more : { event: position, device: named, status, detail: text, deviceAt, ...more };
+}
+
+/** What a receipt says about sending the event again, or a message that says why it is rejected. */
+function readRound(
+  status: Status,
+  after: unknown,
+  round: unknown,
+  retry: unknown,
+): Pick<ReceiptDraft, "after" | "round" | "retry"> | string {
+  if (after !== null) {
+    if (status !== "deferred" && status !== "failed")
+      return "after: only a receipt that is deferred or failed can have it";
+    if (typeof after !== "number" || !(after >= AFTER_SECONDS_MIN && after <= AFTER_SECONDS_MAX))
+      return `after: must be a number of seconds from ${AFTER_SECONDS_MIN} to ${AFTER_SECONDS_MAX}`;
+  }
+  if (round !== null && !(Number.isSafeInteger(round) && (round as number) >= 1))
+    return "round: must be a whole number from 1, as the event has it; an event without round is in round 1";
+  if (typeof retry !== "boolean") return "retry: must be true or false";
+  if (!retry && status !== "failed") return "retry: only a receipt that is failed can have false";
+  return { after, round: round as number | null, retry };
 }
 
 /**
- * The status from the form of older clients: the four statuses unchanged, `ok` and `rx ok` as `done`, anything else as `received` with the original
+ * The status from the form of older clients: the five statuses unchanged, `ok` and `rx ok` as `done`, anything else as `received` with the original
  * text in `detail`.
  */
 export function readOldStatus(text: string): { status: Status; detail: string | null } {
   const word = text.trim().toLowerCase();
-  if (word === "received" || word === "working" || word === "done" || word === "failed")
-    return { status: word, detail: null };
+  if (isStatus(word)) return { status: word, detail: null };
   // A control character takes six bytes in JSON.
   const kept = text.slice(0, 680);
   return {

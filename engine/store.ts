@@ -1,8 +1,11 @@
 /**
  * The interface of a store, implemented by a SQLite file and by a Redis that many instances share.
  *
- * For each channel a store keeps two logs (events and receipts) with positions from 1 without gaps, the enrolled devices, each device's status on
- * each event, and a tally per event that changes in the same transaction as its receipts.
+ * For each channel a store keeps two logs (events and receipts) with positions from 1 without gaps, the enrolled devices, each device's state on
+ * each event, and a tally per event that changes in the same transaction as its receipts. The events log also has control entries, which tell that an
+ * earlier event was withdrawn. They are no events: no device owes them, they have no tally and no rows, and a receipt for one is `unknown`.
+ *
+ * What a device owes are its kept, unexpired events without a final word from it, except withdrawn ones. `receipt-rules.ts` says which word counts.
  *
  * Guarantees of every method:
  *
@@ -26,12 +29,15 @@ import {
   type EventDraft,
   type HistoryRow,
   type Kind,
+  type LateReason,
+  type LogEntry,
   PereError,
   type Position,
   type Receipt,
   type ReceiptDraft,
   type Row,
   type State,
+  type Status,
   type Tally,
 } from "./model.ts";
 
@@ -40,7 +46,8 @@ export interface Heads {
   readonly epoch: string;
   /** Nothing was ever stored in it, as far as is known; absent if unknown. */
   readonly isUnborn?: true;
-  readonly events: { readonly head: number; readonly floor: number };
+  /** `controls`: how many of the kept entries are control entries. */
+  readonly events: { readonly head: number; readonly floor: number; readonly controls: number };
   readonly receipts: { readonly head: number; readonly floor: number };
 }
 
@@ -90,6 +97,8 @@ export interface Joined extends Heads {
   readonly settled: number;
   /** The newest event that retention dropped while the device still owed it a receipt, and that the device was not told of; 0: none. */
   readonly lostSeq: number;
+  /** There may be an event that it has deferred. */
+  readonly hasDeferred: boolean;
 }
 
 /** The result of `append`. `replayed`: the key was known, and these are the first call's events. */
@@ -126,8 +135,54 @@ export const otherRequest = (): PereError => {
   return new PereError("refused", `Idempotency-Key: ${message}`, [{ path: "Idempotency-Key", message }]);
 };
 
-/** The result of one receipt: it advanced the device, it changed nothing, there is no such event, or the event is not addressed to the device. */
-export type Verdict = "recorded" | "duplicate" | "unknown" | "unaddressed";
+/**
+ * The result of one receipt. `recorded`: it advanced the device. `duplicate`: it changed nothing. `unknown`: there is no such event. `unaddressed`: the
+ * event is not addressed to the device. `early`: it answers a round that has not begun.
+ */
+export type Result = "recorded" | "duplicate" | "unknown" | "unaddressed" | "early";
+
+export interface Verdict {
+  readonly result: Result;
+  /** The state that was recorded: a `failed` with attempts left is `deferred`. Null: none was. */
+  readonly state: Status | null;
+  /** Why the final word that stands is late, whether this call recorded it or an earlier one; null: it is not, or there is none. */
+  readonly late: LateReason | null;
+  /** When the next round begins, milliseconds since 1970, where `deferred` was recorded; else null. */
+  readonly due: number | null;
+}
+
+/** What `withdraw` found: it withdrew the event; the event was complete already; the id is that of a control entry; there is no such event. */
+export type Withdrawn = "withdrawn" | "complete" | "control" | "unknown";
+
+/** A device's state on an event that it gave a word on. */
+export interface DeviceState {
+  readonly state: State;
+  /** The round that has begun last. */
+  readonly round: number;
+  /** While it is `deferred` and the next round has not begun: when that begins, milliseconds since 1970. Else null. */
+  readonly due: number | null;
+}
+
+/** A round of an event that has begun for a device, which has given no word on it. */
+export interface BegunRound {
+  readonly event: number;
+  readonly round: number;
+}
+
+/** A position among rounds, in the order in which they begin: by time, then as the store pleases. */
+export interface RoundPosition {
+  /** Milliseconds since 1970. */
+  readonly at: number;
+  /** Where it stands among those of the same millisecond: "" is before all. */
+  readonly place: string;
+}
+
+/** A round that has just begun. */
+export interface DueRound extends BegunRound {
+  readonly channel: string;
+  readonly epoch: string;
+  readonly device: string;
+}
 
 /** Why a channel can't be deleted: it has events that have not expired, or so many enrolled devices, hooks, or scheduled pushes to come. */
 export interface Remains {
@@ -148,7 +203,7 @@ export const UNUSED_MS_MIN = 3_600_000;
 /** If there are more unused channels than this, those with the oldest sign of life are deleted early. */
 export const UNUSED_MAX = 100_000;
 
-/** How much of a log to keep: at most `count` events, none pushed before `before` (milliseconds since 1970). */
+/** How much of a log to keep: at most `count` events, and no entry stored before `before` (milliseconds since 1970). */
 export interface Retention {
   readonly count: number;
   readonly before: number;
@@ -156,7 +211,7 @@ export interface Retention {
 
 /** A notification from `watch`: entries of one log, in order, that just became durable; or a retired device. */
 export type Wake =
-  | { readonly kind: "events"; readonly channel: string; readonly epoch: string; readonly entries: readonly Event[] }
+  | { readonly kind: "events"; readonly channel: string; readonly epoch: string; readonly entries: readonly LogEntry[] }
   | {
       readonly kind: "receipts";
       readonly channel: string;
@@ -349,10 +404,15 @@ export interface Troubled {
 export interface Store {
   /**
    * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, or the devices in `to`.
-   * A known key with the same digest returns the first call's events and appends nothing.
+   * A known idempotency key with the same digest returns the first call's events and appends nothing.
+   *
+   * A draft with a `key` comes alone. In the same step, kept events of the channel with the same key that are not complete are withdrawn, as
+   * `superseded` by the new one. Their control entries follow the new event, in the order of the events; `count` does not include them. What holds for
+   * `withdraw` holds for each of them.
+   *
    * With `scheduled`, the events carry its id, and the same step notes the event and when the push is due again. Each due time is used once.
    * @param now milliseconds since 1970
-   * @throws PereError refused: the key was used with another digest; conflict: the due time is used or the schedule was cancelled
+   * @throws PereError refused: the idempotency key was used with another digest; conflict: the due time is used or the schedule was cancelled
    */
   append(
     channel: string,
@@ -363,12 +423,26 @@ export interface Store {
   ): Promise<Appended>;
 
   /**
-   * Records receipts; each counts only if it advances its device's status on its event. Returns one verdict per draft, in order. If the event's
-   * deadline has passed and the device owes a final receipt, `missing` is recorded before the receipt, unless it already was. When all devices have
-   * sent a final receipt, a separate entry says so, right behind the last receipt.
+   * Withdraws an event that is not complete, in one step, however many devices it has. A control entry is appended to the events log. From then on,
+   * each device without a final word that is not missing is `withdrawn`, nobody owes the event, its deadline and its rounds have ended, and every read
+   * says that it is withdrawn. The receipts log gets three notes with the tally: `withdrawn`, `complete`, and, unless it was told before, `settled` if
+   * the event has a deadline. Devices that owe a word past the deadline are recorded as missing before, by name, and a retirement is finished before:
+   * in the same step if one slice of that work is enough, else in steps before it.
+   *
+   * The watcher is notified before this resolves.
    * @param now the server's time, milliseconds since 1970
    */
-  record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]>;
+  withdraw(channel: string, event: Position, note: string | null, now: number): Promise<Withdrawn>;
+
+  /**
+   * Records receipts; each counts only if it advances its device's state on its event, by the rules of `receipt-rules.ts`. Returns one verdict per
+   * draft, in order. If the event's deadline has passed, it was not withdrawn, and the device owes a final word, `missing` is recorded before the
+   * receipt, unless it already was. When all devices have a final word, the note `complete` follows the last receipt, and, if the event has a deadline
+   * and that was not told before, the note `settled`. A late word on a withdrawn event is followed by no note.
+   * @param now the server's time, milliseconds since 1970
+   * @param random from 0 up to 1, for the time until a failed attempt is repeated
+   */
+  record(channel: string, drafts: readonly ReceiptDraft[], now: number, random?: () => number): Promise<Verdict[]>;
 
   /** The channel's extent. For a channel that does not exist, the extent it would begin with; its epoch stays reserved for a while. */
   open(channel: string): Promise<Heads>;
@@ -380,10 +454,9 @@ export interface Store {
   enrol(channel: string, device: string, now: number): Promise<boolean>;
 
   /**
-   * Ends an enrolment: the device is no longer addressed by later events, nor by those without its final receipt; where a deadline has passed, it is
-   * recorded as missing first. Followers of the channel's events are notified. This takes effect at once for all events, although it is stored in
-   * slices. For events that become complete, the receipts log has an entry that says so by the end of the last slice, with the device's name and the
-   * status `pending`.
+   * Ends an enrolment: the device is no longer addressed by later events, nor by those without its final receipt, be it missing, deferred or
+   * withdrawn there; where a deadline has passed, it is recorded as missing first. Followers of the channel's events are notified. This takes effect at
+   * once for all events, although it is stored in slices. For events that become complete, the receipts log has the notes that say so by the end of the last slice, with the device's name.
    * @returns false: it was not enrolled
    */
   retire(channel: string, device: string, now: number): Promise<boolean>;
@@ -399,33 +472,69 @@ export interface Store {
    * exist, these return null. A caller that waits for an event must then stop waiting.
    */
 
-  /** Kept entries after `after`, oldest first and without gaps, at most `limit` and about `bytesMax` of data; at least one if there is one. */
-  events(channel: string, epoch: string, after: number, limit: number, bytesMax?: number): Promise<Event[] | null>;
+  /**
+   * Kept entries after `after`, oldest first and without gaps, at most `limit` and about `bytesMax` of data; at least one if there is one. They are of
+   * one moment: an event says that it is withdrawn if and only if its control entry is in the log by then.
+   */
+  events(channel: string, epoch: string, after: number, limit: number, bytesMax?: number): Promise<LogEntry[] | null>;
   receipts(channel: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null>;
 
   /**
-   * Among the events with `after` < seq ≤ `upTo`: those that the device sent a final receipt for. May include events that name other devices;
-   * includes those that named it until it was retired, if `events` still returns its name.
+   * The newest kept, unexpired event of each key that was not withdrawn and is addressed to a reader, among those up to `head`: those after `after`, by
+   * `seq`, at most `limit` and about the bytes of `events`.
+   * @param reader its name, and the event after which those to all devices are addressed to it; without a name, only those to all are
+   * @returns `upTo`: all up to there are among them; `head` at the end; null as above
    */
-  finalized(
+  latestOfKeys(
+    channel: string,
+    epoch: string,
+    reader: { readonly device: string | null; readonly joined: number },
+    after: number,
+    head: number,
+    limit: number,
+    now: number,
+  ): Promise<{ readonly events: readonly Event[]; readonly upTo: number } | null>;
+
+  /**
+   * The device's states on events with `after` < seq ≤ `upTo`: on all that it gave a word on, or is missing on. May include events that are not
+   * addressed to it.
+   */
+  deviceStates(
     channel: string,
     epoch: string,
     device: string,
     after: number,
     upTo: number,
-  ): Promise<ReadonlySet<number> | null>;
+    now: number,
+  ): Promise<ReadonlyMap<number, DeviceState> | null>;
+
+  /**
+   * Rounds after the first that have begun for a device and have no word from it, of events with `after` < seq ≤ `upTo` that it owes and whose deadline
+   * has not passed: by `seq`, at most `limit`.
+   */
+  begunRounds(
+    channel: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+    limit: number,
+    now: number,
+  ): Promise<BegunRound[] | null>;
 
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
   tallies(channel: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null>;
 
-  /** Among these devices: those that the event is addressed to and that sent no receipt for it. */
+  /** Among these devices: those that the event is addressed to and that sent no receipt for it; none if it was withdrawn. */
   unanswered(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
 
-  /** Kept events with reminders that have neither expired nor passed their deadline. */
+  /** Kept events with reminders that have neither expired nor passed their deadline, and were not withdrawn. */
   reminders(channel: string, now: number): Promise<Reminder[]>;
 
   /**
-   * Records as `missing`, in a bounded slice per call, the devices that owe a final receipt past a deadline; each once.
+   * Records as `missing`, in a bounded slice per call, the devices that owe a final receipt past a deadline; each once. A device that deferred the event
+   * is missing in the round that had begun by the deadline. Behind the last one of an event
+   * that is not complete, the note `settled` follows; but not if the event was addressed to nobody.
    * @returns when to call again, milliseconds since 1970 (`now` or earlier: at once); may be too early, never too late; null: no deadline is ahead
    */
   recordMissing(now: number): Promise<number | null>;
@@ -447,6 +556,18 @@ export interface Store {
   /** The hooks that gave up calls or are disabled, in no order. */
   troubledHooks(): Promise<readonly TroubledHook[]>;
 
+  /**
+   * Rounds that have begun after a position, up to `now`, of events that are not withdrawn: in the order in which they began, at most `limit`. A round
+   * that its device has given a word on may be among them, also one of an event that is past its deadline or expired.
+   * @returns `last`: where to continue; `next`: when to call again, milliseconds since 1970 (`now` or earlier: at once); may be too early, never too
+   * late; null: none is ahead
+   */
+  roundsDue(
+    after: RoundPosition,
+    now: number,
+    limit: number,
+  ): Promise<{ readonly rounds: readonly DueRound[]; readonly last: RoundPosition; readonly next: number | null }>;
+
   /** One row per addressed device, by name, after the device `after`, of these statuses; null: of all. Null as with `events`. */
   rows(
     channel: string,
@@ -455,6 +576,7 @@ export interface Store {
     statuses: readonly State[] | null,
     after: string,
     limit: number,
+    now: number,
   ): Promise<Page<Row, string> | null>;
 
   /** Enrolled devices by name, after the device `after`. */
@@ -476,6 +598,7 @@ export interface Store {
     device: string,
     before: number,
     limit: number,
+    now: number,
   ): Promise<Page<HistoryRow, number> | null>;
 
   /**
@@ -494,7 +617,8 @@ export interface Store {
   removeChannel(channel: string, now: number): Promise<"removed" | "unknown" | Remains>;
 
   /**
-   * Deletes what retention no longer keeps, in a bounded slice per call, and notes for each device what it lost unanswered. If an event is deleted
+   * Deletes what retention no longer keeps, in a bounded slice per call, and notes for each device what it lost unanswered. From the oldest entry on,
+   * an entry is no longer kept if it is too old, or if there are more than `count` events from it on; control entries are not counted. If an event is deleted
    * before its deadline, devices that owe it a final receipt are recorded as `missing` first, with the reason `expired`. True: call again.
    * @param channel one channel, or null for idempotency keys and unused channels
    */

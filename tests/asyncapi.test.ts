@@ -191,7 +191,16 @@ async function play(): Promise<(readonly [key: string, said: Said])[]> {
   await sendExamples(listening, (text) => text.replaceAll(SAMPLE_EPOCH, epoch).replace(sample, token));
   const complete = ([key, { payload }]: readonly [string, Said]) =>
     key.startsWith("receipt") && payload.complete === true;
-  await until(() => cameOn(listening).filter(complete).length === 4, "complete, on each receipts feed");
+  // Complete and settled.
+  await until(() => cameOn(listening).filter(complete).length === 8, "complete, on each receipts feed");
+  const { id: twice } = (await ask(`${pere.url}/push/orders?to=${samples.device}&token=${token}`, { body: {} })).body;
+  await until(() => cameOn(listening).filter(([, { payload }]) => payload.id === twice).length === 4, "another order");
+  const note = encodeURIComponent(samples.withdrawn.note);
+  await ask(`${pere.url}/events/orders/${twice}?note=${note}&token=${token}`, { method: "DELETE" });
+  await until(
+    () => cameOn(listening).filter(([, { payload }]) => payload.note === samples.withdrawn.note).length === 8,
+    "that it is withdrawn, on each feed",
+  );
 
   // The store goes away for a moment, and at last the service.
   const away = spyOn(SqliteStore.prototype, "channels").mockImplementation(() => {

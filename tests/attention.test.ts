@@ -66,7 +66,7 @@ describe.each(STORES)("on %s, attention", (store, missing) => {
       return body.totals.missing === 2 && body.totals.overdue === 2 && body;
     }, "what is missing and overdue");
     const device = { failed: 0, missing: 0, overdue: 0, since: at(0), connected: false, seenAt: null };
-    const nobody = { pending: 0, received: 0, working: 0, done: 0, failed: 0, missing: 0 };
+    const nobody = { pending: 0, received: 0, working: 0, deferred: 0, done: 0, failed: 0, missing: 0, withdrawn: 0 };
     expect(found).toMatchObject({
       at: at(OVERDUE_MS + 1_000),
       totals: { devices: 3, failed: 1, missing: 2, overdue: 2 },

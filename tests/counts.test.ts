@@ -31,7 +31,7 @@ test("each push, delivery and receipt is counted once, with the receipt's latenc
   const { rest, named } = engine.counts;
   await until(() => rest.deliveries === 8, "two devices, four events each");
   expect(rest).toMatchObject({ pushes: 4, replays: 1, duplicates: 1, rejections: 1 });
-  expect(rest.receipts).toEqual({ received: 1, working: 1, done: 1, failed: 1 });
+  expect(rest.receipts).toEqual({ received: 1, working: 1, deferred: 0, done: 1, failed: 1 });
   expect(rest.received).toMatchObject({ count: 1, sum: 0.04 });
   expect(rest.final).toMatchObject({ count: 2, sum: 4 });
   expect(rest.final.counts[rest.final.bounds.indexOf(2.5)]).toBe(2);

@@ -8,10 +8,11 @@
  */
 import { afterEach, expect, test } from "bun:test";
 import { join } from "node:path";
-import { rank, type State } from "../engine/model.ts";
+import type { State } from "../engine/model.ts";
 import { chance, seed } from "./support/chance.ts";
 import { type Answer, ask, give, listen, type Process, spawn as spawnProcess, temporary } from "./support/harness.ts";
 import { type EventState, standings } from "./support/kept.ts";
+import { progress } from "./support/progress.ts";
 
 /** Every process of the running test. */
 const started: Process[] = [];
@@ -84,7 +85,7 @@ test(`kill -9 during pushes and receipts loses nothing acknowledged (SEED=${seed
     const name = `${event} ${device}`;
     const before = answeredWords.get(name) ?? { status: "pending", final: null };
     const final = body.recorded === 1 && (status === "done" || status === "failed") ? status : before.final;
-    answeredWords.set(name, { status: rank(status) > rank(before.status) ? status : before.status, final });
+    answeredWords.set(name, { status: progress(status) > progress(before.status) ? status : before.status, final });
   };
 
   let pere = await spawn(env);
@@ -149,7 +150,7 @@ test(`kill -9 during pushes and receipts loses nothing acknowledged (SEED=${seed
       for (const [number, id] of answeredNumbers) expect(byId.get(id)?.data).toEqual({ number });
       for (const [name, { status, final }] of answeredWords) {
         // A word that was not answered may have gone further, but not past a final one.
-        expect(rank(rows.get(name)!)).toBeGreaterThanOrEqual(Math.min(rank(status), rank("done")));
+        expect(progress(rows.get(name)!)).toBeGreaterThanOrEqual(progress(status));
         if (final !== null) expect([name, rows.get(name)]).toEqual([name, final]);
       }
       return events;

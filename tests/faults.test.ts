@@ -7,7 +7,7 @@ import { Engine, type EngineOptions } from "../engine/engine.ts";
 import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { type EventDraft, PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import type { Store } from "../engine/store.ts";
+import type { DeviceState, Store } from "../engine/store.ts";
 import {
   type Batch,
   type Entry,
@@ -24,12 +24,18 @@ const entry = (seq: number): Entry => ({
   seq,
   id: `e-${seq}`,
   text: `{"seq":${seq}}`,
-  complete: null,
+  note: null,
   receipt: null,
   type: null,
   to: null,
   expires: null,
+  event: null,
+  control: null,
+  withdrawnBy: 0,
 });
+
+/** The state of a device that has answered. */
+const DONE: DeviceState = { state: "done", round: 1, due: null };
 
 class Reader implements Sink {
   blocked: Promise<unknown> | undefined;
@@ -39,6 +45,9 @@ class Reader implements Sink {
   write(_log: Log, { entries }: Batch): undefined {
     this.onWrite();
     this.told.push(...entries.map(({ seq }) => seq));
+  }
+  again(log: Log, batch: Batch): undefined {
+    this.write(log, batch);
   }
   gap(): void {}
   rest(): void {}
@@ -55,9 +64,9 @@ function longLog(head: number, answered: ReadonlySet<number>, more: Partial<LogS
     report: (fault) => faults.push(fault),
     read: async (after, limit) =>
       Array.from({ length: Math.min(limit, log.head - after) }, (_, n) => entry(after + n + 1)),
-    finalized: async (_, after, upTo) => {
-      const found = new Set<number>();
-      for (let seq = after + 1; seq <= upTo; seq++) if (answered.has(seq)) found.add(seq);
+    states: async (_, after, upTo) => {
+      const found = new Map<number, DeviceState>();
+      for (let seq = after + 1; seq <= upTo; seq++) if (answered.has(seq)) found.set(seq, DONE);
       return found;
     },
     ...more,
@@ -67,7 +76,16 @@ function longLog(head: number, answered: ReadonlySet<number>, more: Partial<LogS
 }
 
 function follow(log: Log, sink: Sink, cursor: number, device: string | null = "d"): Follower {
-  const follower: Follower = { sink, device, cursor, floor: 0, gapAfter: null, stopped: false };
+  const follower: Follower = {
+    sink,
+    device,
+    cursor,
+    floor: 0,
+    start: cursor,
+    joined: 0,
+    gapAfter: null,
+    stopped: false,
+  };
   log.follow(follower);
   return follower;
 }
@@ -102,9 +120,9 @@ describe("a device that answers on another connection while its feed is stalled"
         Array.from({ length: Math.min(limit, 20_000 - Math.max(after, 19_990)) }, (_, n) =>
           entry(Math.max(after, 19_990) + n + 1),
         ),
-      finalized: async () => {
+      states: async () => {
         log.settle(follower, 19_995);
-        return new Set();
+        return new Map();
       },
     });
     const reader = new Reader();
@@ -166,6 +184,8 @@ const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft => ({
   ttl: null,
   deadline: null,
   remind: null,
+  key: null,
+  attempts: null,
   ...more,
 });
 

@@ -46,6 +46,8 @@ describe("a receipt", () => {
       done: 0,
       failed: 1,
       missing: 0,
+      deferred: 0,
+      withdrawn: 0,
     });
   });
 
@@ -226,6 +228,8 @@ describe("the receipts feed", () => {
       at: told[2]!.at,
       deviceAt: "2026-01-02T03:04:05.000Z",
       late: false,
+      round: 1,
+      attempt: 0,
     });
     expect(stream.ids).toEqual(told.map(({ id }) => id as string));
     await until(() => messages.length === 4);

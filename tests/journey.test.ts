@@ -57,12 +57,12 @@ test("an order is pushed to two tills and a truck; the publisher sees the outcom
   const state = await ask(`${pere.url}/events/orders/${id}`);
   expect(state.body).toMatchObject({
     audience: { addressed: 3, connected: 2 },
-    receipts: { pending: 1, received: 0, working: 0, done: 1, failed: 1, missing: 0 },
+    receipts: { pending: 1, received: 0, working: 0, deferred: 0, done: 1, failed: 1, missing: 0, withdrawn: 0 },
     complete: false,
   });
   const rows = await ask(`${pere.url}/events/orders/${id}/receipts?status=pending`);
   expect(rows.body.receipts).toEqual([
-    { device: "truck-3", status: "pending", detail: null, at: null, deviceAt: null, late: false },
+    { device: "truck-3", status: "pending", detail: null, at: null, deviceAt: null, late: false, round: 1, attempt: 0 },
   ]);
 
   // The truck comes back into reach, without remembering anything, and is given what it owes.

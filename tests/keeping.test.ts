@@ -9,7 +9,7 @@ import { mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tally } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { reads } from "./contract/calls.ts";
+import { dataOf, reads } from "./contract/calls.ts";
 import { command } from "./support/commands.ts";
 import { ask, give, listen, type Process, push, spawn as spawnProcess, temporary, until } from "./support/harness.ts";
 import { canTrace } from "./support/strace.ts";
@@ -125,9 +125,7 @@ describe("a backup", () => {
     await backUp(db, join(folder, "backup.db"));
     expect([readFileSync(db).equals(before), readFileSync(`${db}-wal`).equals(log)]).toEqual([true, true]);
     const copy = new SqliteStore({ path: join(folder, "backup.db") });
-    expect((await reads.events(copy, "orders", 0, 100)).map(({ data }) => data)).toEqual(
-      Array.from({ length: 20 }, (_, n) => String(n)),
-    );
+    expect(dataOf(await reads.events(copy, "orders", 0, 100))).toEqual(Array.from({ length: 20 }, (_, n) => String(n)));
     await copy.close();
   });
 
@@ -293,7 +291,18 @@ describe("a restored file", () => {
     for (let n = 0; n < 50; n++)
       await store.append(
         "orders",
-        [{ data: "1".repeat(2_000), type: null, to: null, ttl: null, deadline: null, remind: null }],
+        [
+          {
+            data: "1".repeat(2_000),
+            type: null,
+            to: null,
+            ttl: null,
+            deadline: null,
+            remind: null,
+            key: null,
+            attempts: null,
+          },
+        ],
         0,
       );
     await store.close();
@@ -309,7 +318,16 @@ describe("a restored file", () => {
 test("compact returns space, keeps everything else, and does not touch a file in use", async () => {
   const db = join(temporary(), "pere.db");
   const store = new SqliteStore({ path: db });
-  const draft = { data: `"${"x".repeat(10_000)}"`, type: null, to: null, ttl: null, deadline: null, remind: null };
+  const draft = {
+    data: `"${"x".repeat(10_000)}"`,
+    type: null,
+    to: null,
+    ttl: null,
+    deadline: null,
+    remind: null,
+    key: null,
+    attempts: null,
+  };
   for (let n = 0; n < 20; n++)
     await store.append(
       "orders",

@@ -13,7 +13,20 @@ import { SCRIPTS } from "../engine/redis/scripts.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
-import { reads, countRows, draft, EVERYTHING, missAll, rowsOf, SECOND, T, trimAll, word } from "./contract/calls.ts";
+import {
+  reads,
+  countRows,
+  draft,
+  EVERYTHING,
+  missAll,
+  noteOf,
+  results,
+  rowsOf,
+  SECOND,
+  T,
+  trimAll,
+  word,
+} from "./contract/calls.ts";
 import { temporary } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
@@ -114,7 +127,7 @@ async function told(store: Store): Promise<Record<number, string[]>> {
     const tally = (await reads.tallies(store, "orders", event - 1, event + 1)).get(event)!;
     const rows = await rowsOf(store, "orders", event);
     const counts = countRows(rows);
-    const { addressed, ...rest } = tally;
+    const { addressed, isOver: _, ...rest } = tally;
     expect([event, addressed, { ...rest, pending: addressed - Object.values(rest).reduce((a, b) => a + b) }]).toEqual([
       event,
       rows.length,
@@ -144,8 +157,8 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
   it("completes events for which it was the last that owed a receipt, whichever call finishes the retirement", async () => {
     const { store } = await left();
     await trimAll(store, "orders", EVERYTHING, T + 2 * SECOND);
-    const ends = (await reads.receipts(store, "orders", 0, 100)).filter(({ completes }) => completes !== null);
-    expect(ends.map(({ event, device, status, completes }) => [event, device, status, completes])).toEqual([
+    const ends = (await reads.receipts(store, "orders", 0, 100)).filter(({ note }) => note !== null);
+    expect(ends.map((entry) => [entry.event, entry.device, entry.status, noteOf(entry)])).toEqual([
       [1, "a", "pending", { done: 1, failed: 0 }],
       [4_000, "a", "pending", { done: 1, failed: 0 }],
       [4_999, "a", "pending", { done: 1, failed: 0 }],
@@ -155,7 +168,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
   it("can't send receipts any more, except a repeated final one", async () => {
     const { store } = await left();
     const { epoch } = (await store.heads("orders"))!;
-    const say = (seq: number) => store.record("orders", [word(epoch, seq, "a", "done")], T + SECOND);
+    const say = (seq: number) => store.record("orders", [word(epoch, seq, "a", "done")], T + SECOND).then(results);
     expect(await say(4_999)).toEqual(["unaddressed"]);
     expect(await say(4_003)).toEqual(["unaddressed"]);
     expect(await say(4_002)).toEqual(["duplicate"]);
@@ -192,7 +205,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     expect(await isLeaving()).toBe(true);
     await trimAll(store, "orders", EVERYTHING, T + SECOND);
     expect(await pending()).toMatchObject({ device: "a", pending: 1 });
-    expect(await store.record("orders", [word(epoch, first, "a", "done")], T + SECOND)).toEqual(["recorded"]);
+    expect(results(await store.record("orders", [word(epoch, first, "a", "done")], T + SECOND))).toEqual(["recorded"]);
     expect(await store.join("orders", "a", T + SECOND)).toMatchObject({
       enrolled: true,
       joined: EVENTS,
@@ -216,7 +229,7 @@ describe.each(STORES)("on %s, a device that is leaving", (_, left, missing) => {
     const { store } = await left();
     await trimAll(store, "orders", { count: 100, before: 0 }, T + SECOND);
     const { events } = (await store.heads("orders"))!;
-    expect(events).toEqual({ head: EVENTS, floor: EVENTS - 100 });
+    expect(events).toEqual({ head: EVENTS, floor: EVENTS - 100, controls: 0 });
     expect((await rowsOf(store, "orders", EVENTS)).map(({ device }) => device)).toEqual(["b"]);
   });
 });

@@ -106,7 +106,7 @@ describe("the examples", () => {
   test("of event streams match their schemas, frame by frame", () => {
     const expected = {
       followEvents: ["Ready", "Event"],
-      followReceipts: ["Ready", "Receipt", "Complete"],
+      followReceipts: ["Ready", "Receipt", "Complete", "Settled"],
       watch: ["Overview", "Trouble", "Changes"],
     };
     for (const [operationId, schemas] of Object.entries(expected)) {
@@ -157,6 +157,8 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       post(new Uint8Array([0x22, 0xff, 0x22])),
       post("{}\n{", LINES),
       { ...post("1"), parameters: { ttl: "soon" } },
+      { ...post("1"), parameters: { key: "a b" } },
+      { ...post("1"), parameters: { attempts: "twice" } },
       { ...post("1"), headers: { Prefer: "wait=soon" } },
       { ...post("1"), headers: { "Idempotency-Key": "" } },
     ],
@@ -167,6 +169,8 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       { ...post("1"), parameters: { deadline: "0" } },
       { ...post("1"), parameters: { every: "0 0 30 2 *" } },
       { ...post("1"), parameters: { remind: "0.9" } },
+      { ...post("1"), parameters: { attempts: "1" } },
+      { ...post("1\n", LINES), parameters: { key: "k" } },
       { ...post("1"), headers: { Prefer: "wait=121" } },
       { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } },
     ],
@@ -191,6 +195,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   deleteChannel: { 400: [bad({ channel: "-" })], 404: [bad({ channel: "nowhere" })], 409: [{}] },
   listEvents: { 400: [bad({ after: "x" })], 404: [bad({ after: "0-1" })], 422: [bad({ limit: "0" })] },
   readEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
+  withdrawEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
   listReceipts: {
     400: [bad({ status: "gone" })],
     404: [bad({ id: "0-1" })],
@@ -253,6 +258,7 @@ const BEHIND: Record<string, keyof Engine> = {
   readAttention: "attention",
   listEvents: "events",
   readEvent: "event",
+  withdrawEvent: "withdraw",
   listReceipts: "rows",
   enrolDevice: "enrol",
   retireDevice: "retire",

@@ -45,7 +45,7 @@ describe("while SQLite does not answer", () => {
     ["open", "/feedback/c"],
     ["events", "/feed/c?since=earliest"],
     ["receipts", "/feedback/c?since=earliest"],
-    ["finalized", "/feed/c?device=a"],
+    ["deviceStates", "/feed/c?device=a"],
   ] as const)("%s: a poll of %s fails with 503", async (verb, path) => {
     const pere = await start();
     services.push(pere);

@@ -34,7 +34,16 @@ const poll = (path: string, url = pere.url) => ask(`${url}${path}`, { headers: {
 /** A channel's only device. */
 const device = async (channel: string, url = pere.url): Promise<{ connected: boolean; seenAt: string | null }> =>
   (await ask(`${url}/devices/${channel}`)).body.devices[0];
-const draft = (data: string): EventDraft => ({ type: null, data, to: null, ttl: null, deadline: null, remind: null });
+const draft = (data: string): EventDraft => ({
+  type: null,
+  data,
+  to: null,
+  ttl: null,
+  deadline: null,
+  remind: null,
+  key: null,
+  attempts: null,
+});
 const asked = (device: string | null, channels = ["c"]): FeedRequest => ({
   kind: "events",
   channels,
@@ -234,7 +243,15 @@ describe("signs of life", () => {
     await engine.enrol("c", "a");
     const { epoch } = await engine.push("c", [draft("1")]);
     time += 5_000;
-    const word = { event: { epoch, seq: 1 }, device: "a", detail: null, deviceAt: null };
+    const word = {
+      event: { epoch, seq: 1 },
+      device: "a",
+      detail: null,
+      deviceAt: null,
+      after: null,
+      round: null,
+      retry: true,
+    };
     await engine.feedback([{ channel: "c", draft: { ...word, status: "received" } }]);
     await until(async () => (await store.devices("c", "", 1, time)).items[0]!.seenAt === time);
     expect(await engine.directory.device("c", "a")).toMatchObject({ seenAt: time });

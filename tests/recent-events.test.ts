@@ -10,7 +10,7 @@ import { PereError } from "../engine/model.ts";
 import { backup } from "../engine/sqlite/backup.ts";
 import { RECENT_LIMITS, type RecentEventsLimits } from "../engine/sqlite/recent-events.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { draft, expectTalliesToEqualRows, reads, T, word } from "./contract/calls.ts";
+import { dataOf, draft, expectTalliesToEqualRows, reads, T, word } from "./contract/calls.ts";
 import { temporary, until } from "./support/harness.ts";
 
 /** All events go through the journal. */
@@ -41,7 +41,7 @@ async function expectInOrder(
   for (const [index, channel] of channels.entries()) {
     const events = (await store.heads(channel)) === null ? [] : await reads.events(store, channel, 0, 100_000);
     expect(events.map(({ seq }) => seq)).toEqual(events.map((_, n) => n + 1));
-    expect(events.map(({ data }) => JSON.parse(data).n)).toEqual(events.map((_, n) => n + 1));
+    expect(dataOf(events).map((data) => JSON.parse(data).n)).toEqual(events.map((_, n) => n + 1));
     expect(events.length).toBeGreaterThanOrEqual(atLeast[index]!);
   }
 }
@@ -228,7 +228,7 @@ test("events of a few channels, large ones, and those with a deadline go to thei
   await store.close();
   const again = new SqliteStore({ path });
   for (const channel of more)
-    expect((await reads.events(again, channel, 3, 10)).map(({ data }) => JSON.parse(data))).toEqual([
+    expect(dataOf(await reads.events(again, channel, 3, 10)).map((data) => JSON.parse(data))).toEqual([
       "é\u0000\u2028".repeat(100),
     ]);
   await again.close();

@@ -345,7 +345,16 @@ async function booked(url: string, channel: string): Promise<Booked[]> {
 
 /** How many of each. */
 function count(words: Iterable<string>): Record<string, number> {
-  const counts: Record<string, number> = { pending: 0, received: 0, working: 0, done: 0, failed: 0, missing: 0 };
+  const counts: Record<string, number> = {
+    pending: 0,
+    received: 0,
+    working: 0,
+    deferred: 0,
+    done: 0,
+    failed: 0,
+    missing: 0,
+    withdrawn: 0,
+  };
   for (const word of words) counts[word] = (counts[word] ?? 0) + 1;
   return counts;
 }

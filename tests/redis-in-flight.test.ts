@@ -21,9 +21,9 @@ describe.skipIf(noRedis !== null)(`calls in flight on a real Redis${why}`, () =>
     const server = await openRedis();
     const store = await openStore(server);
     const { epoch } = await store.append("orders", times(200, draft), T);
-    const finalized = () => store.finalized("orders", epoch, "till", 0, 200);
-    await finalized();
-    return { server, store, finalized };
+    const states = () => store.deviceStates("orders", epoch, "till", 0, 200, T);
+    await states();
+    return { server, store, states };
   }
 
   test(
@@ -51,10 +51,10 @@ describe.skipIf(noRedis !== null)(`calls in flight on a real Redis${why}`, () =>
   test(
     "a push behind 400 reads waits for a few of them, and all reads end",
     async () => {
-      const { server, store, finalized } = await opened();
+      const { server, store, states } = await opened();
       let done = 0;
       server.pause();
-      const reads = times(READS, () => finalized().then(() => done++));
+      const reads = times(READS, () => states().then(() => done++));
       const pushed = store.append("orders", [draft("now")], T).then(() => done);
       server.resume();
       expect(await pushed).toBeLessThanOrEqual(2 * READS_AT_ONCE);
@@ -67,22 +67,22 @@ describe.skipIf(noRedis !== null)(`calls in flight on a real Redis${why}`, () =>
   test(
     "if Redis does not answer, the reads that wait are refused with those in flight, and later ones are answered",
     async () => {
-      const { server, finalized } = await opened();
+      const { server, states } = await opened();
       server.pause();
-      const results = await Promise.allSettled(times(READS, finalized)).finally(() => server.resume());
+      const results = await Promise.allSettled(times(READS, states)).finally(() => server.resume());
       for (const result of results)
         expect([result.status, result.status === "rejected" && (result.reason as PereError).code]).toEqual([
           "rejected",
           "away",
         ]);
       for (let isBack = false; !isBack;) {
-        isBack = await finalized().then(
+        isBack = await states().then(
           () => true,
           () => false,
         );
         if (!isBack) await Bun.sleep(10);
       }
-      expect(await Promise.all(times(2 * READS_AT_ONCE, finalized))).toHaveLength(2 * READS_AT_ONCE);
+      expect(await Promise.all(times(2 * READS_AT_ONCE, states))).toHaveLength(2 * READS_AT_ONCE);
     },
     TEST_MS,
   );

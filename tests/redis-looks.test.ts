@@ -62,7 +62,7 @@ async function watched(server: RedisServer) {
   const timer = setInterval(() => ticks++, 10);
   const store = await openStore(server);
   const keys = keysWith("pere:");
-  const subscriber = new RedisSubscriber([server.url], {
+  const subscriber = new RedisSubscriber([server.url], "pere:", {
     name: (kind, channel) => keys(channel).topic(kind),
     heads: (channel) => store.heads(channel),
     heard: () => {},
@@ -73,7 +73,8 @@ async function watched(server: RedisServer) {
       const found = await readExtents(read, "pere:", logs, entries);
       return found.map((read) => (read instanceof Error ? read : { heads: read.heads!, entry: read.entry }));
     },
-    renew(channel, lost) {
+    tell: async () => {},
+    renew(channel: string, lost: string) {
       renewed.push(channel);
       return link.run(SCRIPTS.renew, keys(channel).all, [lost, `new${renewed.length}`]);
     },

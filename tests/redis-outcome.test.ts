@@ -4,7 +4,7 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { RedisStore } from "../engine/redis/store.ts";
-import { reads, draft, missAll, SECOND, T, word } from "./contract/calls.ts";
+import { reads, draft, missAll, results, SECOND, T, word } from "./contract/calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./support/harness.ts";
 import { hookCases } from "./contract/hook-cases.ts";
 import { hook, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./contract/hook-world.ts";
@@ -38,7 +38,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
         stores.map(async (one) => {
           const heard: string[] = [];
           one.watch((wake) => {
-            if (wake.kind === "receipts") heard.push(...wake.entries.map(({ device }) => device));
+            if (wake.kind === "receipts") heard.push(...wake.entries.flatMap(({ device }) => device || []));
           });
           await one.follow("receipts", "orders");
           return heard;
@@ -107,8 +107,8 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       // Both record it in one moment, and one looks: it is missing once.
       const words = [word(epoch, 1, "till", "done")];
       const verdicts = await Promise.all([
-        one.record("c", words, T + SECOND),
-        other.record("c", words, T + SECOND),
+        one.record("c", words, T + SECOND).then(results),
+        other.record("c", words, T + SECOND).then(results),
         missAll(one, T + SECOND),
       ]);
       expect(verdicts.slice(0, 2).flat().toSorted()).toEqual(["duplicate", "recorded"]);
@@ -116,6 +116,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
       expect(entries.map(({ status, late }) => [status, late])).toEqual([
         ["missing", false],
         ["done", true],
+        ["pending", false],
         ["pending", false],
       ]);
       await Promise.all(stores.map((store) => store.close()));

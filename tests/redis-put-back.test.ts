@@ -5,7 +5,7 @@ import { afterEach, describe, expect, test } from "bun:test";
 import type { EventDraft } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent } from "../engine/store.ts";
-import { draft, T } from "./contract/calls.ts";
+import { dataOf, draft, T } from "./contract/calls.ts";
 import { until } from "./support/harness.ts";
 import { closeAll, openRedis, openStore, TEST_MS, why } from "./support/redis-pair.ts";
 import { noRedis, type RedisServer } from "./support/redis-server.ts";
@@ -20,7 +20,7 @@ describe.skipIf(noRedis !== null)(`a real Redis in trouble${why}`, () => {
       store.watch(
         (wake) => {
           if (wake.kind === "events")
-            heard.events.push(...wake.entries.map(({ seq, data }) => `${wake.epoch}-${seq} ${data}`));
+            heard.events.push(...wake.entries.map((entry) => `${wake.epoch}-${entry.seq} ${dataOf([entry])[0]}`));
         },
         (extent) => heard.extents.push(extent),
       );

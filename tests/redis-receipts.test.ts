@@ -17,6 +17,9 @@ const receipt = (event: Position, device: string, status: "done" | "received" = 
   status,
   detail: null,
   deviceAt: null,
+  after: null,
+  round: null,
+  retry: false,
 });
 const draft = (more: Partial<EventDraft> = {}): EventDraft => ({
   type: null,
@@ -25,6 +28,8 @@ const draft = (more: Partial<EventDraft> = {}): EventDraft => ({
   ttl: null,
   deadline: null,
   remind: null,
+  key: null,
+  attempts: null,
   ...more,
 });
 
@@ -64,8 +69,9 @@ describe.skipIf(noRedis !== null)("on a real Redis", () => {
       store.record("c", [receipt(event, "device-7"), receipt(event, "stranger")], NOW),
       store.record("c", [receipt({ ...event, seq: 99 }, "device-7")], NOW),
     ]);
-    expect(verdicts.slice(0, DEVICES)).toEqual(names(DEVICES).map(() => ["recorded"]));
-    expect(verdicts.slice(DEVICES)).toEqual([["duplicate", "unaddressed"], ["unknown"]]);
+    const results = verdicts.map((some) => some.map(({ result }) => result));
+    expect(results.slice(0, DEVICES)).toEqual(names(DEVICES).map(() => ["recorded"]));
+    expect(results.slice(DEVICES)).toEqual([["duplicate", "unaddressed"], ["unknown"]]);
     // The first two are sent at once, alone; others may have been sent in between for the store's own work.
     const scripts = 2 + Math.ceil((DEVICES + 1) / RECEIPTS_AT_ONCE);
     expect((await calls(redis, "evalsha")) - before[0]!).toBeLessThanOrEqual(scripts + 5);
@@ -83,7 +89,7 @@ describe.skipIf(noRedis !== null)("on a real Redis", () => {
     const receipts = (await store.receipts("c", event.epoch, 0, 100))!;
     expect(
       receipts
-        .filter(({ completes }) => completes === null)
+        .filter(({ note }) => note === null)
         .map(({ device, status, late, at }) => [device, status, late, at - NOW]),
     ).toEqual([
       ["device-0", "done", false, 9_998],
@@ -117,7 +123,7 @@ describe.skipIf(noRedis !== null)("on a real Redis", () => {
     const event = await pushed(store, names(600));
     const recorded = Promise.all(names(600).map((device) => store.record("c", [receipt(event, device)], NOW)));
     await store.close();
-    expect(await recorded).toEqual(names(600).map(() => ["recorded"]));
+    expect((await recorded).map(([verdict]) => verdict!.result)).toEqual(names(600).map(() => "recorded"));
     expect(await redis.ask("PING")).toBe("+PONG");
   }, 30_000);
 
@@ -133,6 +139,7 @@ describe.skipIf(noRedis !== null)("on a real Redis", () => {
 });
 
 describe("what waits", () => {
+  const RECORDED: Verdict = { result: "recorded", state: "done", late: null, due: null };
   const EVENT: Position = { epoch: "e", seq: 1 };
   const some = (count: number): ReceiptDraft[] => names(count).map((device) => receipt(EVENT, device));
 
@@ -153,7 +160,7 @@ describe("what waits", () => {
     const queue = new RedisReceipts(
       (_, receipts) =>
         new Promise<Verdict[]>((resolve) => {
-          scripts.push({ receipts, end: () => resolve(receipts.map(() => "recorded")) });
+          scripts.push({ receipts, end: () => resolve(receipts.map(() => RECORDED)) });
         }),
       () => now,
     );
@@ -201,6 +208,6 @@ describe("what waits", () => {
     await new Promise(setImmediate);
     expect(scripts[2]!.receipts).toHaveLength(2);
     for (const { end } of scripts) end();
-    expect(await fresh).toEqual(["recorded", "recorded"]);
+    expect(await fresh).toEqual([RECORDED, RECORDED]);
   });
 });

@@ -12,6 +12,7 @@ import type { Service } from "../index.ts";
 import { reads } from "./contract/calls.ts";
 import { storeContract } from "./contract/contract.ts";
 import { ask, give, listen, push, spawn, startOn, type Stream, until } from "./support/harness.ts";
+import { Proxy } from "./support/proxy.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
 /** The longest that a test takes which starts processes, on a slow machine. */
@@ -24,6 +25,8 @@ const draft = (data: unknown): EventDraft => ({
   ttl: null,
   deadline: null,
   remind: null,
+  key: null,
+  attempts: null,
 });
 
 /** Redis as most of these tests want it. */
@@ -122,11 +125,34 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
       expect(atA.wakes).toEqual(atB.wakes);
     });
 
+    test("have all heard of a withdrawal, also of one by a newer event, when it is answered, but for one that is cut off", async () => {
+      const name = prefix();
+      const far = await Proxy.to(redis.port);
+      closing.push(() => far.stop());
+      const [a, b] = [
+        await openStore(name),
+        await RedisStore.open({ urls: [`redis://127.0.0.1:${far.port}`], prefix: name }),
+      ];
+      closing.push(() => b.close());
+      const atB = await hearing(b);
+      await a.enrol("orders", "till", T);
+      const { epoch } = await a.append("orders", [{ ...draft(0), key: "k" }], T);
+      far.delay(150);
+      await a.append("orders", [{ ...draft(1), key: "k" }], T);
+      expect(atB.seqs).toEqual([1, 2, 3]);
+      expect(await a.withdraw("orders", { epoch, seq: 2 }, null, T)).toBe("withdrawn");
+      expect(atB.seqs).toEqual([1, 2, 3, 4]);
+      far.swallow();
+      await a.append("orders", [draft(2)], T);
+      expect(await a.withdraw("orders", { epoch, seq: 5 }, null, T)).toBe("withdrawn");
+      expect(atB.seqs).toEqual([1, 2, 3, 4]);
+    });
+
     test("are notified only of logs that they follow, and only as long as they follow them", async () => {
       const name = prefix();
       const store = await openStore(name);
       const { seqs } = await hearing(store);
-      const subscribed = () => redis.ask("PUBSUB", "CHANNELS", `${name}*`);
+      const subscribed = () => redis.ask("PUBSUB", "CHANNELS", `${name}{*`);
       expect(await subscribed()).toEndWith(`${name}{orders}:events`);
       await store.append("others", [draft(1)], T);
       await store.append("orders", [draft(1)], T);

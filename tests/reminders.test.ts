@@ -22,7 +22,19 @@ function knowing() {
   reminders.presenceChanged("c", true);
   const push = (seq: number, at = 0, epoch = "e"): void => {
     state.kept.push({ epoch, seq, at, every: SECOND, until: null });
-    const event: Event = { seq, at, type: null, data: "1", to: null, expires: null, deadline: null, remind: SECOND };
+    const event: Event = {
+      seq,
+      at,
+      type: null,
+      data: "1",
+      to: null,
+      expires: null,
+      deadline: null,
+      remind: SECOND,
+      key: null,
+      attempts: null,
+      withdrawn: null,
+    };
     reminders.woken({ kind: "events", channel: "c", epoch, entries: [event] } satisfies Wake);
   };
   return { state, reminders, push };

@@ -71,7 +71,7 @@ describe.each(STORES)("on %s, retention", (_, open, missing) => {
       await push(store, 600);
       const before = await enrolments();
       slices.push(await trimAll(store, "orders", { count: 10, before: 0 }, T));
-      expect((await store.heads("orders"))!.events).toEqual({ head: 600, floor: 590 });
+      expect((await store.heads("orders"))!.events).toEqual({ head: 600, floor: 590, controls: 0 });
       expect(await enrolments()).toBe(before);
       for (const device of ["device-0", `device-${count - 1}`])
         expect((await store.join("orders", device, T)).lostSeq).toBe(590);

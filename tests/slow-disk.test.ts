@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import { SYNCS_MAX } from "../engine/sqlite/write-ahead-log.ts";
-import { draft, hear, reads, T, word } from "./contract/calls.ts";
+import { dataOf, draft, hear, reads, T, word } from "./contract/calls.ts";
 import { temporary, until } from "./support/harness.ts";
 
 /** A store whose syncs end when the test says so. */
@@ -103,7 +103,7 @@ describe.skipIf(process.platform !== "linux")("while a sync runs", () => {
     const codes = (await calls).map((call) => (call as { reason?: PereError }).reason?.code);
     expect([...codes, ((await waiting) as PereError).code]).toEqual(["away", "away", "away", "away"]);
     // It was read while the sync ran, and is read again as of the sync before.
-    expect((await read).map(({ data }) => data)).toEqual(['"first"']);
+    expect(dataOf(await read)).toEqual(['"first"']);
     expect((await reads.tallies(store, "orders", 1, 10)).get(1)).toMatchObject({ addressed: 1, done: 0 });
     expect(await store.heads("others")).toBeNull();
     expect((await store.heads("orders"))!.events.head).toBe(1);

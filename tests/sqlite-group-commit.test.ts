@@ -11,7 +11,7 @@ import { join } from "node:path";
 import { Counters } from "../engine/counters.ts";
 import { PereError } from "../engine/model.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { draft, hear, missAll, reads, rowsOf, SECOND, T, word } from "./contract/calls.ts";
+import { dataOf, draft, hear, missAll, reads, results, rowsOf, SECOND, T, word } from "./contract/calls.ts";
 import { temporary, until } from "./support/harness.ts";
 
 test("a search for rows of one status among very many devices does not block other work", async () => {
@@ -70,7 +70,18 @@ describe("the group commit", () => {
               ? store.append(n % 3 === 0 ? "others" : "orders", [draft(n)], T)
               : store.record(
                   "orders",
-                  [{ event: { epoch, seq: 4 }, device: "device-0", status: "done", detail: null, deviceAt: null }],
+                  [
+                    {
+                      event: { epoch, seq: 4 },
+                      device: "device-0",
+                      status: "done",
+                      detail: null,
+                      deviceAt: null,
+                      after: null,
+                      round: null,
+                      retry: true,
+                    },
+                  ],
                   T,
                 ),
       ),
@@ -170,7 +181,7 @@ describe("the group commit", () => {
       "fulfilled",
     ]);
     for (const outcome of settled) if (outcome.status === "rejected") expect(outcome.reason).toBeInstanceOf(PereError);
-    expect((await reads.events(store, "orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
+    expect((await reads.events(store, "orders", 0, 10)).map((entry) => [entry.seq, dataOf([entry])[0]])).toEqual([
       [1, '"before"'],
       [2, '"after"'],
     ]);
@@ -218,7 +229,7 @@ describe("the group commit", () => {
     const other = new Database(path);
     other.run("DELETE FROM latest");
     other.close();
-    expect(await store.record("orders", [word(epoch, 1, "a", "done")], T)).toEqual(["recorded"]);
+    expect(results(await store.record("orders", [word(epoch, 1, "a", "done")], T))).toEqual(["recorded"]);
     await store.close();
   });
 

@@ -19,7 +19,7 @@ import { join } from "node:path";
 import { type Code, PereError } from "../engine/model.ts";
 import { SCHEMA } from "../engine/sqlite/schema.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
-import { draft, expectTalliesToEqualRows, missAll, reads, SECOND, T, word } from "./contract/calls.ts";
+import { draft, expectTalliesToEqualRows, missAll, noteOf, reads, results, SECOND, T, word } from "./contract/calls.ts";
 import { storeContract } from "./contract/contract.ts";
 import { ask, type Process, push, spawn as spawnProcess, temporary } from "./support/harness.ts";
 
@@ -236,13 +236,13 @@ describe("a file", () => {
     const notRecorded = store.record("orders", [neither], T).catch(({ code }: PereError) => code);
     expect(await Promise.all(together)).toMatchObject([
       true,
-      ["recorded"],
+      [{ result: "recorded" }],
       { first: 3, addressed: 2 },
       true,
-      ["unaddressed"],
+      [{ result: "unaddressed" }],
     ]);
     expect([await notATime, await notRecorded]).toEqual(["away", "away"]);
-    expect(await store.record("orders", [word(epoch, 3, "kiosk", "done")], T)).toEqual(["recorded"]);
+    expect(results(await store.record("orders", [word(epoch, 3, "kiosk", "done")], T))).toEqual(["recorded"]);
     expect(await reads.receipts(store, "orders", 0, 10)).toMatchObject([
       { seq: 1, event: 2, device: "till" },
       { seq: 2, event: 2, status: "pending" },
@@ -278,17 +278,17 @@ describe("a file", () => {
       const store = new SqliteStore({ path });
       expect(await store.heads("orders")).toEqual({
         epoch: "epoch",
-        events: { head: 3, floor: 1 },
+        events: { head: 3, floor: 1, controls: 0 },
         receipts: { head: 2, floor: 0 },
       });
-      const none = { deadline: null, remind: null };
+      const none = { deadline: null, remind: null, key: null, attempts: null, withdrawn: null };
       expect(await reads.events(store, "orders", 0, 10)).toEqual([
         { seq: 2, at: T, type: "t", data: '"to till"', to: ["till"], expires: T + SECOND, ...none },
         { seq: 3, at: T, type: null, data: '"to all"', to: null, expires: null, ...none },
       ]);
       expect(await reads.receipts(store, "orders", 0, 10)).toMatchObject([
-        { event: 2, device: "till", status: "done", detail: '"x"', completes: null },
-        { event: 3, device: "kiosk", status: "working", deviceAt: T, completes: null },
+        { event: 2, device: "till", status: "done", detail: '"x"', round: 1, attempt: 0, note: null },
+        { event: 3, device: "kiosk", status: "working", deviceAt: T, note: null },
       ]);
       await expectTalliesToEqualRows(store, "orders");
       expect(await store.recordMissing(T)).toBeNull();
@@ -302,18 +302,19 @@ describe("a file", () => {
     const late = await store.append("orders", [draft(4, { deadline: 1, remind: 1 })], T);
     expect(late).toMatchObject({ epoch: "epoch", first: 4, addressed: 2 });
     expect(
-      await store.record("orders", [word("epoch", 3, "kiosk", "done"), word("epoch", 3, "till", "done")], T),
+      results(await store.record("orders", [word("epoch", 3, "kiosk", "done"), word("epoch", 3, "till", "done")], T)),
     ).toEqual(["recorded", "recorded"]);
     expect((await store.reminders("orders", T)).map(({ seq }) => seq)).toEqual([4]);
     expect(await missAll(store, T + SECOND)).toBeNull();
     expect(
-      (await reads.receipts(store, "orders", 2, 10)).map(({ event, status, completes }) => [event, status, completes]),
+      (await reads.receipts(store, "orders", 2, 10)).map((entry) => [entry.event, entry.status, noteOf(entry)]),
     ).toEqual([
       [3, "done", null],
       [3, "done", null],
       [3, "pending", { done: 2, failed: 0 }],
       [4, "missing", null],
       [4, "missing", null],
+      [4, "pending", "settled"],
     ]);
     expect(await store.join("orders", "till", T)).toMatchObject({ enrolled: true, joined: 0, settled: 3, lostSeq: 1 });
     await expectTalliesToEqualRows(store, "orders");

@@ -11,7 +11,16 @@ import type { Store } from "../engine/store.ts";
 import { temporary, until } from "./support/harness.ts";
 
 const KEPT_MS = 1_000;
-const draft: EventDraft = { type: null, data: "1", to: null, ttl: null, deadline: null, remind: null };
+const draft: EventDraft = {
+  type: null,
+  data: "1",
+  to: null,
+  ttl: null,
+  deadline: null,
+  remind: null,
+  key: null,
+  attempts: null,
+};
 
 /** A file with a log that is dropped in several slices, and how many of its rows are left. */
 async function longAgo() {

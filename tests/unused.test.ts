@@ -14,7 +14,16 @@ import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts
 
 const T = Date.UTC(2026, 0, 1);
 const DAY = 24 * 3_600_000;
-const EVENT: EventDraft = { type: null, data: "1", to: null, ttl: null, deadline: null, remind: null };
+const EVENT: EventDraft = {
+  type: null,
+  data: "1",
+  to: null,
+  ttl: null,
+  deadline: null,
+  remind: null,
+  key: null,
+  attempts: null,
+};
 /** A week is kept. */
 const week = (now: number) => ({ count: 10, before: now - 7 * DAY });
 

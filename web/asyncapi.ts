@@ -93,7 +93,8 @@ const [firstEvent, firstReceipt] = [samples.eventBatch.events[0]!, samples.recei
 const { device: _, ...receiptHere } = samples.receiptOne;
 const origin = samples.ready.channels.orders;
 
-const EVENT = "An event. A reminder of an event has no `id`, because the position does not change.";
+const EVENT =
+  "An event. A reminder of an event, or another round of it, has no `id`, because the position does not change.";
 const RECEIPT = "A device's receipt for an event, or `missing`, set by the server.";
 const READY = "The first message of every feed, with the position that it starts after.";
 const GAP = "Requested entries are no longer kept; the feed continues after them.";
@@ -102,7 +103,10 @@ const SHARED =
 const BYE = "The last message of a feed that the server ends, with the reason. Reconnect after `retry:`.";
 const BYE_TEXT =
   "The last message of a socket that the server closes, with the reason. 1012: reconnect; 1013: reconnect later; 1008: do not reconnect.";
-const COMPLETE = "Every addressed device has sent its final receipt for the event.";
+const COMPLETE = "Every addressed device has sent its final receipt for the event, or the event was withdrawn.";
+const SETTLED = "An event with a deadline is complete, or its deadline has passed.";
+const WITHDRAWN = "An event was withdrawn. Sent to readers that may have got it.";
+const WITHDRAWN_EVENT = "An event was withdrawn; `complete` follows.";
 
 const readyFrames = [samples.ready, samples.readyToAnybody].map((payload) => ({ id: origin, payload }));
 const bye = { reason: "drain" };
@@ -117,6 +121,18 @@ const messages = {
   completeFrame: ownFrame("complete", COMPLETE, "Complete", "always", {
     id: samples.complete!.id,
     payload: samples.complete,
+  }),
+  settledFrame: ownFrame("settled", SETTLED, "Settled", "always", {
+    id: samples.settled!.id,
+    payload: samples.settled,
+  }),
+  withdrawnFrame: ownFrame("withdrawn", WITHDRAWN, "Withdrawn", "always", {
+    id: samples.withdrawn.id,
+    payload: samples.withdrawn,
+  }),
+  withdrawnEventFrame: ownFrame("withdrawn", WITHDRAWN_EVENT, "WithdrawnEvent", "always", {
+    id: samples.withdrawnEvent.id,
+    payload: samples.withdrawnEvent,
   }),
   overviewFrame: ownFrame("overview", "The state of all channels, first and after changes.", "Overview", "never", {
     payload: samples.overview,
@@ -142,6 +158,9 @@ const messages = {
   sharedText: ownText("shared", SHARED, schemas.Shared, samples.shared),
   byeText: ownText("bye", BYE_TEXT, schemas.Bye, bye),
   completeText: ownText("complete", COMPLETE, schemas.Complete, samples.complete!),
+  settledText: ownText("settled", SETTLED, schemas.Settled, samples.settled!),
+  withdrawnText: ownText("withdrawn", WITHDRAWN, schemas.Withdrawn, samples.withdrawn),
+  withdrawnEventText: ownText("withdrawn", WITHDRAWN_EVENT, schemas.WithdrawnEvent, samples.withdrawnEvent),
   receiptsText: ownText(
     "receipts",
     "The result of receipts, once they are durable.",
@@ -228,7 +247,7 @@ const channelSpecs = {
       "Server-Sent Events (WHATWG HTML, section 9.2). `data` is JSON. Temporary errors are sent as `200`, `pere.bye` and a close. A stream is renewed about every 15 minutes. Pass its last `id` back unchanged as `Last-Event-ID`.",
     transport: "http",
     parameters: onFeed,
-    sent: ["readyFrame", "eventFrame", "gapFrame", "sharedFrame", "byeFrame"],
+    sent: ["readyFrame", "eventFrame", "withdrawnFrame", "gapFrame", "sharedFrame", "byeFrame"],
   },
   receiptStream: {
     title: "Receipts, as an event stream",
@@ -236,7 +255,15 @@ const channelSpecs = {
     description: "For publishers: receipts of devices. The feed has its own ids and can be resumed.",
     transport: "http",
     parameters: onFeedback,
-    sent: ["readyFrame", "receiptFrame", "completeFrame", "gapFrame", "byeFrame"],
+    sent: [
+      "readyFrame",
+      "receiptFrame",
+      "completeFrame",
+      "settledFrame",
+      "withdrawnEventFrame",
+      "gapFrame",
+      "byeFrame",
+    ],
   },
   watchStream: {
     title: "Activity, as an event stream",
@@ -254,7 +281,7 @@ const channelSpecs = {
       "Text frames, one JSON value each; subprotocol `pere.v1` or none. To resume, pass the last event's `id` as `last-event-id`; on several channels the last of each, joined by `.`.",
     transport: "ws",
     parameters: onFeed,
-    sent: ["readyText", "eventText", "gapText", "sharedText", "byeText"],
+    sent: ["readyText", "eventText", "withdrawnText", "gapText", "sharedText", "byeText"],
     taken: {
       takeReceipts: {
         summary: "Receipts from the feed's device",
@@ -270,7 +297,7 @@ const channelSpecs = {
     description: "For publishers: receipts of devices. Only send new tokens on it.",
     transport: "ws",
     parameters: onFeedback,
-    sent: ["readyText", "receiptText", "completeText", "gapText", "byeText"],
+    sent: ["readyText", "receiptText", "completeText", "settledText", "withdrawnEventText", "gapText", "byeText"],
     taken: { renewPublishersToken: renewToken },
   },
 } satisfies Record<string, ChannelSpec>;

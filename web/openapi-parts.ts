@@ -361,7 +361,7 @@ export const start = (since: "now" | "earliest"): Parameter[] => [
     name: "since",
     in: "query",
     description:
-      "Where to start without another position: `now`, `earliest`, or after a position. A device gets events from before its enrolment only if they name it, whatever the position.",
+      "Where to start without another position: `now`, `earliest`, or after a position. `latest`, for events only: first the newest event of each key that is addressed to the reader, answered or not, then all new ones. A device gets events from before its enrolment only if they name it, whatever the position.",
     schema: ref("Since"),
     ...(since === "now" ? {} : { example: since }),
   },

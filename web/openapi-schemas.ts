@@ -18,8 +18,18 @@ import {
   EVENT_SOURCE_TYPES,
   iso,
   LINES_MAX,
+  AFTER_SECONDS_DEFAULT,
+  AFTER_SECONDS_MAX,
+  AFTER_SECONDS_MIN,
+  ATTEMPTS_MAX,
+  ATTEMPTS_MIN,
+  END_REASONS,
+  EVENT_KEY,
+  LATE_REASONS,
+  NOTE_CHARACTERS_MAX,
   RECEIPTS_MAX,
-  STATES,
+  type State,
+  STATUSES,
 } from "../engine/model.ts";
 import { HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
 
@@ -56,8 +66,12 @@ const anyJson = (description: string): Schema => ({ description });
 const CHANNEL_NAME = CHANNEL.source.slice(1, -1);
 const POSITION = positionPattern.source.slice(1, -1);
 const POSITIONS = `${POSITION}(\\.${POSITION}){0,${CHANNELS_MAX - 1}}`;
-/** The statuses that a device can send; the server sets the others. */
-const DEVICE_STATUSES = STATES.filter((state) => state !== "pending" && state !== "missing");
+
+/** All states, in the order in which a tally shows them. */
+const STATES: readonly State[] = [
+  ...(["pending", "received", "working", "deferred"] as const),
+  ...(["done", "failed", "missing", "withdrawn"] as const),
+];
 
 const problem = {
   type: {
@@ -77,6 +91,9 @@ const feedback = {
     "Receipts that changed nothing: repeated, or behind an earlier one. Senders can treat them as recorded.",
   ),
   rejected: array(ref("Rejection"), { description: "Rejected receipts. Do not send them again." }),
+  late: array(ref("LateReceipt"), {
+    description: "Final receipts that came late, also if they only repeat one that did. Absent if there are none.",
+  }),
 };
 const eventHead = {
   id: ref("EventId"),
@@ -86,6 +103,21 @@ const eventHead = {
   type: ref("EventType"),
 };
 const deadlineTime = { ...ref("Time"), description: "When every addressed device owes a final receipt." };
+const eventKey = { ...ref("EventKey"), description: "The key under which a later event supersedes it, if any." };
+/** Why an event was withdrawn. */
+const ending = {
+  reason: {
+    type: "string",
+    enum: END_REASONS,
+    description: "`withdrawn`: its publisher took it back. `superseded`: a newer event has its key.",
+  },
+  by: { ...ref("EventId"), description: "The event that superseded it." },
+  note: {
+    type: "string",
+    maxLength: NOTE_CHARACTERS_MAX,
+    description: "What its publisher says about it, for people.",
+  },
+};
 const scheduledFor = { ...ref("ScheduleId"), description: "The scheduled push that it was pushed for, if any." };
 const scheduled = {
   id: ref("ScheduleId"),
@@ -100,14 +132,21 @@ const outcome = {
   receipts: { ...ref("Tally"), description: "Only with `Prefer: wait`." },
   complete: {
     type: "boolean",
-    description: "Only with `Prefer: wait`. `true`: every addressed device sent its final receipt before this answer.",
+    description:
+      "Only with `Prefer: wait`. `true`: every addressed device sent its final receipt before this answer, or the event was withdrawn.",
   },
 };
 const receiptBody = {
   detail: anyJson("The device's detail, any JSON; `null` if it sent none."),
   at: ref("Time"),
   deviceAt: orNull("Time"),
-  late: { type: "boolean", description: "It arrived after the event's deadline." },
+  late: { type: "boolean", description: "It arrived after the event's deadline, or after the event was withdrawn." },
+  round: {
+    type: "integer",
+    minimum: 1,
+    description: "How often the event was sent to the device: grows each time that a deferral ends.",
+  },
+  attempt: count("The device's failures so far."),
 };
 const batch = (items: Schema, more: Record<string, Schema> = {}): Schema =>
   object(
@@ -172,28 +211,35 @@ export const schemas = {
   },
   Since: {
     type: "string",
-    pattern: `^(now|earliest|${POSITIONS})$`,
+    pattern: `^(now|earliest|latest|${POSITIONS})$`,
     default: "now",
-    description: "`now`, `earliest`, or a position.",
+    description:
+      "`now`, `earliest`, or a position. On a feed of events also `latest`: the newest event of each key first.",
+  },
+  EventKey: {
+    type: "string",
+    pattern: EVENT_KEY.source,
+    description: "What an event is about, for example `config`: a later event with the same key supersedes it.",
   },
   Seq: {
     type: "integer",
     minimum: 1,
-    description: "Grows by exactly 1 with each event of the channel.",
+    description: "Grows by exactly 1 with each event of the channel, and with each withdrawal.",
   },
   Time: { type: "string", format: "date-time", description: "ISO 8601, UTC, milliseconds." },
   Data: anyJson(`The event's data: one JSON value of any kind, at most ${kib(EVENT_BYTES_MAX)} as text.`),
 
   ReceiptStatus: {
     type: "string",
-    enum: DEVICE_STATUSES,
-    description: "A status only advances. `done` and `failed` are final, and the first final status stays.",
+    enum: STATUSES,
+    description:
+      "A status only advances. `deferred`: not now; send the event again after `after` seconds. `done` and `failed` are final, and the first final status stays.",
   },
   State: {
     type: "string",
     enum: STATES,
     description:
-      "A device's status on an event: that of its last receipt; `pending` before the first; `missing` if the deadline passed without its final one.",
+      "A device's status on an event: that of its last receipt; `pending` before the first; `missing` if the deadline passed without its final one; `withdrawn` if the event was withdrawn without its final one.",
   },
 
   Audience: object({
@@ -205,7 +251,7 @@ export const schemas = {
     [],
     {
       description:
-        "The number of addressed devices with each status; adds up to `addressed`. `missing`: the deadline passed without their final receipt.",
+        "The number of addressed devices with each status; adds up to `addressed`. `missing`: the deadline passed without their final receipt. `withdrawn`: the event was withdrawn without it.",
     },
   ),
 
@@ -238,8 +284,19 @@ export const schemas = {
   ),
   ScheduledPage: object({ scheduled: array(ref("Scheduled")), next: next("an id") }),
   Event: object(
-    { ...eventHead, deadline: deadlineTime, scheduled: scheduledFor, data: ref("Data") },
-    ["type", "deadline", "scheduled"],
+    {
+      ...eventHead,
+      deadline: deadlineTime,
+      scheduled: scheduledFor,
+      key: eventKey,
+      round: {
+        type: "integer",
+        minimum: 2,
+        description: "Only if the device deferred the event: how often it was sent. Receipts should repeat it.",
+      },
+      data: ref("Data"),
+    },
+    ["type", "deadline", "scheduled", "key", "round"],
     {
       description: "An event as devices get it.",
     },
@@ -250,17 +307,46 @@ export const schemas = {
       deadline: deadlineTime,
       scheduled: scheduledFor,
       expiresAt: ref("Time"),
+      key: eventKey,
       remind: { type: "number", description: "Seconds between reminders, if any." },
+      attempts: {
+        type: "integer",
+        minimum: ATTEMPTS_MIN,
+        maximum: ATTEMPTS_MAX,
+        description: "How often a device may try, if more than once.",
+      },
       to: array(ref("Device"), { description: "The devices named in `to`, if any." }),
+      withdrawn: object({ at: ref("Time"), ...ending }, ["by", "note"], {
+        description: "How the event was withdrawn, if it was.",
+      }),
       audience: ref("Audience"),
       receipts: ref("Tally"),
-      complete: { type: "boolean", description: "Every addressed device has sent its final receipt." },
+      complete: {
+        type: "boolean",
+        description: "Every addressed device has sent its final receipt, or the event was withdrawn.",
+      },
+      settled: { type: "boolean", description: "It is complete, or its deadline has passed." },
       data: ref("Data"),
     },
-    ["type", "deadline", "scheduled", "expiresAt", "remind", "to"],
+    ["type", "deadline", "scheduled", "key", "expiresAt", "remind", "attempts", "to", "withdrawn"],
     { description: "An event as its publisher gets it." },
   ),
-  EventBatch: batch(ref("Event"), { shared: ref("Shared") }),
+  EventBatch: batch(ref("Event"), {
+    withdrawn: array(ref("Withdrawn"), { description: "Events that were withdrawn, if any." }),
+    shared: ref("Shared"),
+  }),
+  Withdrawn: object(
+    {
+      ...{ id: ref("EventId"), channel: ref("Channel"), seq: ref("Seq"), at: ref("Time") },
+      withdrawn: { ...ref("EventId"), description: "The event that was withdrawn." },
+      ...ending,
+    },
+    ["by", "note"],
+    {
+      description:
+        "`pere.withdrawn` on a feed of events: an event was withdrawn. It goes to devices that may have got the event. It is an entry of the log with an id of its own, but not an event: no receipt is owed for it.",
+    },
+  ),
 
   Ready: object(
     {
@@ -315,8 +401,24 @@ export const schemas = {
       status: ref("ReceiptStatus"),
       detail: anyJson(`Any JSON of at most ${kib(DETAIL_BYTES_MAX)}, for the publisher.`),
       at: { ...ref("Time"), description: "By the device's clock; stored in addition to the server's time." },
+      after: {
+        type: "number",
+        minimum: AFTER_SECONDS_MIN,
+        maximum: AFTER_SECONDS_MAX,
+        description: `Only with \`deferred\` and \`failed\`: seconds until the event is sent again. By default ${AFTER_SECONDS_DEFAULT} for \`deferred\`; for a \`failed\` with attempts left 30 seconds, doubled each time, at most an hour.`,
+      },
+      round: {
+        type: "integer",
+        minimum: 1,
+        description: "The round that the event came with, 1 if it had none. By default the current one.",
+      },
+      retry: {
+        type: "boolean",
+        default: true,
+        description: "Only with `failed`: `false` makes it final although there are attempts left.",
+      },
     },
-    ["device", "detail", "at"],
+    ["device", "detail", "at", "after", "round", "retry"],
     {
       description:
         "A device's receipt for an event. `device` may be omitted if the query or the header `device` names it.",
@@ -333,7 +435,7 @@ export const schemas = {
       status: {
         type: "string",
         description:
-          "One of the four statuses. `ok` and `rx ok` count as `done`; any other text counts as `received` and is kept in `detail`.",
+          "One of the five statuses. `ok` and `rx ok` count as `done`; any other text counts as `received` and is kept in `detail`.",
       },
     },
     ["id", "device", "status"],
@@ -344,7 +446,16 @@ export const schemas = {
     event: { type: ["string", "null"], description: "The event it named." },
     reason: { type: "string", description: "Why, in a sentence." },
   }),
-  Feedback: object(feedback),
+  LateReceipt: object({
+    index: count("Its index in the request, from 0."),
+    event: ref("EventId"),
+    reason: {
+      type: "string",
+      enum: LATE_REASONS,
+      description: "`missing`: the deadline had passed. The others: the event was withdrawn for this reason.",
+    },
+  }),
+  Feedback: object(feedback, ["late"]),
   FeedbackProblem: object({ ...problem, ...feedback }, ["errors", ...Object.keys(feedback)], {
     description: "A problem; if every receipt was rejected, with the members of `Feedback`.",
   }),
@@ -356,8 +467,9 @@ export const schemas = {
       device: ref("Device"),
       status: {
         type: "string",
-        enum: [...DEVICE_STATUSES, "missing"],
-        description: "`missing` is set by the server at the deadline.",
+        enum: [...STATUSES, "missing"],
+        description:
+          "`missing` is set by the server at the deadline. `deferred` is also a `failed` that will be tried again.",
       },
       ...receiptBody,
     },
@@ -376,11 +488,36 @@ export const schemas = {
     ["id"],
     {
       description:
-        "`pere.complete`: every addressed device has sent its final receipt for this event. `id` is its id in the log of receipts: a reader that resumes after it does not get it again. A hook's call has none.",
+        "`pere.complete`: every addressed device has sent its final receipt for this event, or it was withdrawn. `id` is its id in the log of receipts: a reader that resumes after it does not get it again. A hook's call has none.",
+    },
+  ),
+  Settled: object(
+    {
+      ...{ id: ref("EventId"), event: ref("EventId"), channel: ref("Channel"), at: ref("Time") },
+      ...{ receipts: ref("Tally"), complete: { type: "boolean", description: "It is complete." } },
+    },
+    [],
+    {
+      description:
+        "`pere.settled`: an event with a deadline is complete, or its deadline has passed. Sent once, after `pere.complete` or the last `missing`.",
+    },
+  ),
+  WithdrawnEvent: object(
+    {
+      ...{ id: ref("EventId"), event: ref("EventId"), channel: ref("Channel"), at: ref("Time") },
+      ...ending,
+      receipts: ref("Tally"),
+    },
+    ["by", "note"],
+    {
+      description:
+        "`pere.withdrawn` on a feed of receipts: an event was withdrawn, and with it all devices without a final receipt that are not missing. `pere.complete` follows.",
     },
   ),
   ReceiptBatch: batch(ref("Receipt"), {
     complete: array(ref("Complete"), { description: "Events that became complete, if any." }),
+    settled: array(ref("Settled"), { description: "Events that became settled, if any." }),
+    withdrawn: array(ref("WithdrawnEvent"), { description: "Events that were withdrawn, if any." }),
   }),
 
   ChannelState: object({
@@ -430,7 +567,7 @@ export const schemas = {
         deliveries: count("Events written to followers, once per follower."),
         receipts: object(
           Object.fromEntries(
-            DEVICE_STATUSES.map((status) => [status, count(`Receipts that advanced a device to \`${status}\`.`)]),
+            STATUSES.map((status) => [status, count(`Receipts that advanced a device to \`${status}\`.`)]),
           ),
         ),
         latency: {
@@ -469,12 +606,21 @@ export const schemas = {
           at: ref("Time"),
           type: orNull("EventType"),
           deadline: orNull("Time"),
+          key: orNull("EventKey"),
+          withdrawn: {
+            oneOf: [{ type: "string", enum: END_REASONS }, { type: "null" }],
+            description: "Why it was withdrawn; `null`: it was not.",
+          },
           addressed: count("Number of addressed devices."),
           receipts: ref("Tally"),
-          complete: { type: "boolean", description: "Every addressed device has sent its final receipt." },
+          complete: {
+            type: "boolean",
+            description: "Every addressed device has sent its final receipt, or the event was withdrawn.",
+          },
         }),
         { description: "New events, oldest first." },
       ),
+      withdrawn: array(ref("EventId"), { description: "Events that were withdrawn." }),
       tallies: array(object({ id: ref("EventId"), receipts: ref("Tally") }), {
         description: "The current tallies of older events.",
       }),
@@ -484,7 +630,8 @@ export const schemas = {
           device: ref("Device"),
           status: ref("State"),
           at: ref("Time"),
-          late: { type: "boolean", description: "It arrived after the deadline." },
+          late: { type: "boolean", description: "It arrived after the deadline, or after the event was withdrawn." },
+          round: { type: "integer", minimum: 1, description: "How often the event was sent to the device." },
         }),
         { description: "New receipts, oldest first." },
       ),
@@ -742,35 +889,47 @@ const receipt = (seq: number, event: number, status: string, detail: unknown, de
   at,
   deviceAt: deviceTime,
   late: false,
+  round: 1,
+  attempt: status === "failed" ? 1 : 0,
 });
 const receipts = [
   receipt(1, 1, "done", { printed: true }, deviceAt),
-  receipt(3, 2, "working", null),
-  receipt(4, 3, "failed", "no paper"),
-  receipt(6, 2, "done", "rx ok"),
+  receipt(4, 2, "working", null),
+  receipt(5, 3, "failed", "no paper"),
+  receipt(8, 2, "done", "rx ok"),
 ];
-const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false };
-const history = (event: number, said: object) => ({
+const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false, round: 1, attempt: 0 };
+const history = (event: number, said: object, attempt: number) => ({
   ...{ event: id(event), type, pushedAt: at, deadline },
   ...said,
-  ...{ at, deviceAt: null, late: false },
+  ...{ at, deviceAt: null, late: false, round: 1, attempt },
 });
-const tally = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
+const tally = {
+  ...{ pending: 0, received: 0, working: 0, deferred: 0 },
+  ...{ done: 1, failed: 0, missing: 0, withdrawn: 0 },
+};
 const completed = (seq: number, event: number, receipts: object) => ({
   ...{ id: id(seq), event: id(event), channel, at, receipts, complete: true },
 });
-/** The `pere.complete` entry that follows each receipt; null: none. */
+/** The `pere.complete` entry that follows each receipt, before `pere.settled`; null: none. */
 const completes = [
   completed(2, 1, tally),
   null,
-  completed(5, 3, { ...tally, done: 0, failed: 1 }),
-  completed(7, 2, tally),
+  completed(6, 3, { ...tally, done: 0, failed: 1 }),
+  completed(9, 2, tally),
+];
+const settled = [
+  completed(3, 1, tally),
+  null,
+  completed(7, 3, { ...tally, done: 0, failed: 1 }),
+  completed(10, 2, tally),
 ];
 const states = orders.map((data, n) => ({
   ...{ id: id(n + 1), channel, seq: n + 1, at, type, deadline, expiresAt, to: [device] },
   audience: { addressed: 1, connected: 0 },
   receipts: n === 2 ? { ...tally, done: 0, failed: 1 } : tally,
   complete: true,
+  settled: true,
   data,
 }));
 /** On a channel without events. */
@@ -779,12 +938,14 @@ const stream = (
   reader: string | null,
   entries: readonly { id: string; type?: string }[],
   more: readonly ({ id: string } | null)[] = [],
+  last: readonly ({ id: string } | null)[] = [],
 ): string =>
   [
     `retry: 2500\nid: ${id(0)}\nevent: pere.ready\ndata: ${JSON.stringify(readyFor(reader))}`,
     ...entries.flatMap((entry, n) => [
       `id: ${entry.id}\n${entry.type ? `event: ${entry.type}\n` : ""}data: ${JSON.stringify(entry)}`,
       ...(more[n] ? [`id: ${more[n].id}\nevent: pere.complete\ndata: ${JSON.stringify(more[n])}`] : []),
+      ...(last[n] ? [`id: ${last[n].id}\nevent: pere.settled\ndata: ${JSON.stringify(last[n])}`] : []),
     ]),
   ].join("\n\n") + "\n\n";
 /** The state after all examples were sent: each order is answered. */
@@ -792,15 +953,20 @@ const overview = {
   channels: [{ channel, events: 3, devices: 1, connected: 0, last: id(3), open: 0, missing: 0 }],
   more: false,
   totals: { channels: 1, devices: 1, connected: 0, at: null },
-  counts: { pushes: 3, deliveries: 6, receipts: { received: 0, working: 1, done: 2, failed: 1 }, latency: null },
+  counts: {
+    pushes: 3,
+    deliveries: 6,
+    receipts: { received: 0, working: 1, deferred: 0, done: 2, failed: 1 },
+    latency: null,
+  },
 };
 const troubleTotals = { devices: 1, failed: 1, missing: 0, overdue: 0 };
 const changes = {
   ...{ channel, reset: true, more: false },
   events: states.map(({ seq, receipts, complete }) => ({
-    ...{ id: id(seq), seq, at, type, deadline, addressed: 1, receipts, complete },
+    ...{ id: id(seq), seq, at, type, deadline, key: null, withdrawn: null, addressed: 1, receipts, complete },
   })),
-  ...{ tallies: [], receipts: [] },
+  ...{ withdrawn: [], tallies: [], receipts: [] },
 };
 const scheduleId = "s-0mi9q2vd4k3x9q2vd";
 /** The example's time is a Sunday. */
@@ -864,8 +1030,21 @@ export const samples = {
     duplicate: 0,
     rejected: [{ index: 2, event: id(3), reason: "the event was not addressed to this device" }],
   },
-  receiptBatch: { events: receipts, last: id(7), complete: completes.filter((said) => said !== null) },
-  receiptStream: stream(null, receipts, completes),
+  receiptBatch: {
+    ...{ events: receipts, last: id(10) },
+    complete: completes.filter((said) => said !== null),
+    settled: settled.filter((said) => said !== null),
+  },
+  receiptStream: stream(null, receipts, completes, settled),
+  withdrawn: {
+    ...{ id: id(3), channel, seq: 3, at, withdrawn: id(2) },
+    ...{ reason: "withdrawn", note: "ordered twice" },
+  },
+  withdrawnEvent: {
+    ...{ id: id(4), event: id(2), channel, at, reason: "withdrawn", note: "ordered twice" },
+    receipts: { ...tally, done: 0, withdrawn: 1 },
+  },
+  settled: settled[0],
   trouble: { totals: troubleTotals },
   attention: {
     at,
@@ -883,7 +1062,7 @@ export const samples = {
   events: { events: states, next: null },
   state: states[0],
   rows: { receipts: [row], next: null },
-  rowsCsv: `device,status,detail,at,deviceAt,late\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false\r\n`,
+  rowsCsv: `device,status,detail,at,deviceAt,late,round,attempt\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false,1,0\r\n`,
   rowsLines: `${JSON.stringify(row)}\n`,
   shared: { device, addresses: ["127.0.0.1", "192.0.2.8"] },
   devices: {
@@ -891,14 +1070,17 @@ export const samples = {
     next: null,
   },
   history: {
-    receipts: [history(3, { status: "failed", detail: "no paper" }), history(2, { status: "done", detail: "rx ok" })],
+    receipts: [
+      history(3, { status: "failed", detail: "no paper" }, 1),
+      history(2, { status: "done", detail: "rx ok" }, 0),
+    ],
     next: id(2),
   },
   enrolled: { channel, device, enrolled: true },
   hookName,
   hookDraft,
   hook: hookShown,
-  hooks: { hooks: [{ ...hookShown, position: id(7), lastDelivered: null, retrying: [], failed: [] }] },
+  hooks: { hooks: [{ ...hookShown, position: id(10), lastDelivered: null, retrying: [], failed: [] }] },
   tested: { status: null, ms: 0, body: null, error: "the connection was refused" },
   retried: { retried: 0 },
   health: { status: "ok" },

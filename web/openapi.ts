@@ -10,6 +10,8 @@
 import type { ElysiaSwaggerConfig } from "@elysiajs/swagger";
 import type { DocumentDecoration } from "elysia";
 import {
+  ATTEMPTS_MAX,
+  ATTEMPTS_MIN,
   BODY_BYTES_MAX,
   DEADLINE_SECONDS_MAX,
   DEADLINE_SECONDS_MIN,
@@ -18,6 +20,7 @@ import {
   KEY_CHARACTERS_MAX,
   KEY_MEMORY_MS,
   LINES_MAX,
+  NOTE_CHARACTERS_MAX,
   PAGE_DEFAULT,
   PAGE_MAX,
   RECEIPTS_MAX,
@@ -74,6 +77,9 @@ duplicate keys.
 **Waiting for receipts**: with \`Prefer: wait=N\` the answer is sent when every addressed device has sent a final receipt, or after N seconds, and contains the tally. Without it,
 follow the receipts or read the event later.
 
+**Another try**: a device may defer an event, and gets it again when the time has come. With \`attempts\` a device that failed gets it again too, until it
+has failed that often.
+
 **Later**: with \`at\` or \`every\` the event is not pushed now, and the answer is 202 with the id of a scheduled push. Each due time is pushed exactly once. A
 channel has at most ${SCHEDULES_MAX} scheduled pushes to come.
 
@@ -121,6 +127,19 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
         description:
           "Interval in seconds at which the event is sent again to connected devices that have sent no receipt for it, until the deadline or the ttl.",
         schema: seconds(REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
+      },
+      {
+        name: "key",
+        in: "query",
+        description:
+          "What the event is about. The older events of the channel with the same key that are not complete are withdrawn in the same step, as `superseded`, whoever they were addressed to. Not with NDJSON.",
+        schema: ref("EventKey"),
+      },
+      {
+        name: "attempts",
+        in: "query",
+        description: `How often a device may try. A \`failed\` before the last attempt is recorded as \`deferred\`, and the event is sent to the device again: after the receipt's \`after\`, else after 30 seconds, doubled each time.`,
+        schema: { type: "integer", minimum: ATTEMPTS_MIN, maximum: ATTEMPTS_MAX },
       },
       {
         name: "at",
@@ -229,6 +248,14 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
 first, and then new events in order, without gaps or repeats. Without a name the feed is anonymous: it owes no receipts and starts at \`since\`.
 With \`Last-Event-ID\` a feed continues from that position. An event pushed with \`remind\` may be sent again to a device that has sent no receipt for it; on an event stream a reminder has
 no \`id:\`, because the position does not change.
+
+An event that the device deferred comes again when the time has come, with its \`round\` and, on an event stream, without an \`id:\`. It comes again on every new feed until the device has
+given a receipt for that round.
+
+If an event is withdrawn, the reader that may have got it is told: \`pere.withdrawn\` with \`Withdrawn\` on an event stream, \`{"pere":"withdrawn", …}\` on a socket, \`withdrawn\` beside
+the events of a long-poll. Who has not got the event gets neither.
+
+With \`since=latest\` a feed without \`Last-Event-ID\` begins with the newest event of each \`key\` that is addressed to the reader, answered or not, and continues with all new events.
 ${transports(
   "On a feed with a device, send one receipt or an array of receipts without the device's name. The answer is " +
     '`{"pere":"receipts","recorded":n,"duplicate":n,"rejected":[…]}`, once they are durable, or `{"pere":"error","detail":"…"}`.',
@@ -299,7 +326,8 @@ A form is one receipt in the format of the first PERE clients.`,
 
 When an event becomes complete, its last receipt is followed by \`pere.complete\` with \`Complete\`: on a socket as \`{"pere":"complete", …}\`, in a long-poll in
 \`complete\` beside the events. It is a separate log entry with its own id, so it is neither lost nor repeated when a follower resumes.
-If an event becomes complete because a device was retired, it is sent without a receipt.
+If an event becomes complete because a device was retired, it is sent without a receipt. Two more entries of this kind: \`pere.settled\` with \`Settled\`, for an event with a deadline that
+is complete or whose deadline has passed, and \`pere.withdrawn\` with \`WithdrawnEvent\`, before the \`pere.complete\` of an event that was withdrawn.
 ${transports("Do not send receipts on it.")}`,
     parameters: [channels, ...start("earliest")],
     responses: feedReplies("ReceiptBatch", samples.receiptBatch, samples.receiptStream),
@@ -414,6 +442,34 @@ Worst means: most of the three together, then the oldest, then by name. The tota
     description: "The event with its audience and tally. A push returns this URL as `Location`.",
     parameters: [channel, event],
     responses: { 200: reply("The event.", json("EventState", one(samples.state))), ...failing(400, 401, 403, 404) },
+  },
+
+  withdraw: {
+    operationId: "withdrawEvent",
+    summary: "Withdraw an event",
+    tags: ["Events ↓"],
+    description: `From the 2xx answer on, nobody is sent the event. Devices that may have it are told. Every device without a final receipt that is not missing is \`withdrawn\`; a final receipt that
+still comes is recorded as late. A push that waits for the event is answered, and its deadline and reminders end. An event that is complete or was withdrawn before stays as it is.`,
+    parameters: [
+      channel,
+      event,
+      {
+        name: "note",
+        in: "query",
+        description: `A note for people, at most ${NOTE_CHARACTERS_MAX} characters: devices get it with the withdrawal.`,
+        schema: { type: "string", maxLength: NOTE_CHARACTERS_MAX },
+      },
+    ],
+    responses: {
+      200: reply("The event's state.", json("EventState", one(samples.state))),
+      ...failing(400, 401, 403, 404, 507),
+      422: problem(
+        "The note is too long, or the id is not that of an event.",
+        examples({
+          note: ["A note that is too long", refusedBody("note", `at most ${NOTE_CHARACTERS_MAX} characters`)],
+        }),
+      ),
+    },
   },
 
   rows: {

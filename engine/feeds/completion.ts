@@ -1,5 +1,5 @@
 /**
- * Pushes that wait until every addressed device has sent a final receipt.
+ * Pushes that wait until their event is complete: every addressed device has a final word, or it was withdrawn.
  *
  * Each channel with waiting pushes has one cursor on the receipts log, shared by all of them. The log says when an event becomes complete, also when
  * the receipt arrived at another instance. A waiting push costs one map entry and one timer. An event may have completed before the cursor was set;
@@ -210,9 +210,8 @@ class TallyFollower implements Wire {
   write(_channel: string, { entries }: Batch): undefined {
     const { epoch } = this.#feed!.logs[0]!;
     for (const { receipt } of entries) {
-      if (!receipt?.completes) continue;
-      const { done, failed } = receipt.completes;
-      const tally = { addressed: done + failed, received: 0, working: 0, missing: 0, done, failed };
+      if (receipt?.note?.kind !== "complete") continue;
+      const { tally } = receipt.note;
       for (const waiting of this.#pushes.get(receipt.event) ?? [])
         if (waiting.epoch === epoch) waiting.complete(receipt.event, tally);
     }

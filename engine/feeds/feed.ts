@@ -5,7 +5,7 @@
 import type { Report } from "../faults.ts";
 import type { Kind, PereError, Position } from "../model.ts";
 import type { Heads, Joined } from "../store.ts";
-import { type Batch, type Follower, blockUntilDrained, type Log, type Sink } from "./log.ts";
+import { type Batch, blockUntilDrained, type Entry, type Follower, type Log, type Sink } from "./log.ts";
 
 /** Why the server ends a feed: it is shutting down, the feed is due for renewal, the device's right has ended, or there is a temporary problem. */
 export type Bye = "drain" | "renew" | "expired" | "busy";
@@ -29,7 +29,7 @@ export interface Wire {
    * Nothing was written for `beatMs`: sends a keep-alive. `positions`: how far each channel was read, including entries that are not for this reader.
    */
   beat(positions: readonly Position[]): void;
-  /** Sends an entry again without moving the reader's position. Returns as `write` does. */
+  /** Sends an event again without moving the reader's position. Returns as `write` does. */
   remind(batch: Batch): Promise<unknown> | undefined;
   /** The device has feeds open from several addresses. Absent: the transport does not report it. */
   shared?(device: string, addresses: readonly string[]): void;
@@ -44,7 +44,7 @@ export interface FeedRequest {
   readonly device: string | null;
   /** The positions from `Last-Event-ID`; null: none were given. */
   readonly last: readonly Position[] | null;
-  readonly since: "now" | "earliest" | readonly Position[];
+  readonly since: "now" | "earliest" | "latest" | readonly Position[];
   /** The owner of the connection, a token's subject or an address; null: an internal cursor. */
   readonly caller: string | null;
   /** The address it was opened from; absent or empty: unknown. */
@@ -88,6 +88,8 @@ export class Feed implements Sink {
   readonly followers: Follower[] = [];
   blocked: Promise<unknown> | undefined;
   open = true;
+  /** A round has begun while the feed was starting. */
+  hasRounds = false;
   /** Whether its device counts as connected. */
   entered = false;
   /** When it ends at the latest, milliseconds since 1970; may be extended. */
@@ -122,20 +124,39 @@ export class Feed implements Sink {
     }
   }
 
+  again(_log: Log, batch: Batch): Promise<unknown> | undefined {
+    this.wroteAt = this.#owner.tick;
+    return this.wire.remind(batch);
+  }
+
   /** Sends an entry again, if it was sent before and the reader keeps up. */
   remind(log: Log, batch: Batch): void {
     const follower = this.followers[this.logs.indexOf(log)];
     if (!this.open || this.blocked || !follower || follower.cursor < batch.entries[0]!.seq) return;
-    this.wroteAt = this.#owner.tick;
-    const drained = this.wire.remind(batch);
+    const drained = this.again(log, batch);
     if (drained) blockUntilDrained(this, drained);
   }
 
-  /** If the event has not been sent yet, it will be skipped. */
-  settle(channel: string, event: Position): void {
+  /**
+   * Sends another round of an event; as soon as it can, if the reader is behind or the feed is starting.
+   * @param head of the log before the entry was read
+   * @param batch the entry of that round
+   */
+  round(log: Log, entry: Entry, round: number, head: number, batch: Batch): void {
+    if (!this.open) return;
+    const follower = this.followers[this.logs.indexOf(log)];
+    if (!follower) this.hasRounds = true;
+    else if (this.blocked || follower.cursor < entry.seq || !log.isSendable(entry.seq, head)) log.sendRounds(follower);
+    else log.giveRound(follower, entry, round, head, batch);
+  }
+
+  /** If the event has not been sent yet, it will be skipped: for good, or until a deferral ends. */
+  settle(channel: string, event: Position, isHeld: boolean): void {
     this.followers.forEach((follower, index) => {
       const log = this.logs[index]!;
-      if (log.channel === channel && log.epoch === event.epoch) log.settle(follower, event.seq);
+      if (log.channel !== channel || log.epoch !== event.epoch) return;
+      if (isHeld) log.hold(follower, event.seq);
+      else log.settle(follower, event.seq);
     });
   }
 
@@ -194,17 +215,21 @@ export class Feed implements Sink {
 interface Start {
   readonly cursor: number;
   readonly floor: number;
+  /** Up to here, only the newest event of each key is sent. */
+  readonly latestTo?: number;
   readonly gap?: { readonly after: Position; readonly from: Position };
 }
 
 /**
  * Where a feed starts in one log: contract, "GET /feed".
  * @param unknown positions from the request whose epoch belongs to none of the feed's channels
+ * @param latestFrom the position before the first event of `since=latest`; otherwise unused
  */
 export function startOf(
   heads: Heads | Joined,
   { kind, last, since }: FeedRequest,
   unknown: readonly Position[],
+  latestFrom: number,
 ): Start {
   const { epoch } = heads;
   const { head, floor: trimmed } = heads[kind];
@@ -223,6 +248,8 @@ export function startOf(
   };
   const resumed = last && resume(last);
   if (resumed) return resumed;
+  if (since === "latest")
+    return { cursor: Math.max(trimmed, Math.min(head, latestFrom)), floor: Math.max(head, least), latestTo: head };
   if ("joined" in heads && (heads.enrolled || heads.settled < head)) {
     const { joined, settled, lostSeq } = heads;
     const start = { cursor: Math.max(settled, trimmed), floor: joined };

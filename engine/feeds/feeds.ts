@@ -10,8 +10,8 @@ import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } 
 import { type Event, type Kind, type Position } from "../model.ts";
 import { isShared } from "../addresses.ts";
 import { Presence } from "./presence.ts";
-import { type Extent, type Joined, logName, type Store, type Wake } from "../store.ts";
-import { Batch, eventEntry, Log, receiptEntry, SLICE_FOLLOWERS } from "./log.ts";
+import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "../store.ts";
+import { Batch, type Entry, eventEntry, Log, logEntry, receiptEntry, SLICE_FOLLOWERS } from "./log.ts";
 import { OPEN_ROWS, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 
 /** Times in milliseconds. */
@@ -36,6 +36,8 @@ const DRAIN_MS_MAX = 3_000;
 const DRAIN_MS_A_FEED = 1.5;
 const DRAIN_STEP_MS = 10;
 
+/** What a search for the newest event of each key counts. */
+const LATEST_ROWS = 1_000;
 /** Delay before enrolling a device again is retried, after its enrolment was lost with its log. */
 const REJOIN_MS = 1_000;
 
@@ -157,7 +159,12 @@ export class Feeds {
       );
       const given = [...(request.last ?? []), ...(typeof request.since === "string" ? [] : request.since)];
       const unknown = given.filter(({ epoch }) => found.every((heads) => heads.epoch !== epoch));
-      const starts = found.map((heads) => startOf(heads, request, unknown));
+      const firsts =
+        request.since === "latest" && request.last === null
+          ? await Promise.all(found.map((heads, index) => this.#latestFrom(request.channels[index]!, device, heads)))
+          : [];
+      if (!feed.open) return;
+      const starts = found.map((heads, index) => startOf(heads, request, unknown, firsts[index] ?? heads[kind].head));
       if (kind === "events" && device !== null) {
         feed.entered = true;
         (found as Joined[]).forEach(({ joined }, index) =>
@@ -174,9 +181,13 @@ export class Feeds {
           position: { epoch: found[index]!.epoch, seq: cursor },
         })),
       );
-      starts.forEach(({ cursor, floor, gap }, index) => {
+      starts.forEach(({ cursor, floor, gap, latestTo = 0 }, index) => {
         if (gap) feed.wire.gap(request.channels[index]!, gap.after, gap.from);
-        feed.followers.push({ sink: feed, device, cursor, floor, gapAfter: null, stopped: false });
+        const heads = found[index] as Heads | Joined;
+        const [joined, mayDefer] = "joined" in heads ? [heads.joined, heads.hasDeferred] : [0, false];
+        const start = Math.max(cursor, latestTo);
+        const follower = { sink: feed, device, cursor, floor, start, joined, latestTo, gapAfter: null, stopped: false };
+        feed.followers.push({ ...follower, hasRounds: mayDefer || feed.hasRounds });
       });
       for (const { channel } of feed.entered ? feed.logs : [])
         this.shared(channel, device!, this.presence.addresses(channel, device!));
@@ -185,6 +196,21 @@ export class Feeds {
       unexpected(this.report, error);
       feed.end("busy");
     }
+  }
+
+  /** The position before the first of the newest events of each key; the log's head if there is none. */
+  async #latestFrom(channel: string, device: string | null, heads: Heads | Joined): Promise<number> {
+    const { head, floor } = heads.events;
+    const joined = "joined" in heads ? heads.joined : 0;
+    for (let after = floor; after < head;) {
+      await yieldToEventLoop("open", LATEST_ROWS);
+      const reader = { device, joined };
+      const found = await this.#store.latestOfKeys(channel, heads.epoch, reader, after, head, 1, this.#now());
+      if (!found) break; // The log has a new epoch, which its followers will hear of.
+      if (found.events.length > 0) return found.events[0]!.seq - 1;
+      after = found.upTo;
+    }
+    return head;
   }
 
   /** Enrols a device for a starting feed. If it is retired meanwhile, the feed counts as opened after that. */
@@ -265,7 +291,7 @@ export class Feeds {
     const isTold = attempt(this.report, () =>
       log.announce(
         wake.kind === "events"
-          ? wake.entries.map((event) => eventEntry(channel, epoch, event))
+          ? wake.entries.map((entry) => logEntry(channel, epoch, entry))
           : wake.entries.map((receipt) => receiptEntry(channel, epoch, receipt)),
       ),
     );
@@ -307,17 +333,41 @@ export class Feeds {
     }
   }
 
-  // ---------------------------------------------------------------------------------------------- receipts and reminders
+  // ---------------------------------------------------------------------------------------- receipts, reminders and rounds
 
-  /** A device sent a final receipt: its feeds skip the event if they have not reached it yet. */
-  settle(channel: string, device: string, event: Position): void {
-    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, event);
+  /**
+   * A device sent a final receipt, or deferred the event: its feeds skip the event if they have not reached it yet.
+   * @param isHeld it comes again later
+   */
+  settle(channel: string, device: string, event: Position, isHeld: boolean): void {
+    for (const feed of this.presence.feeds(channel, device)) feed.settle(channel, event, isHeld);
   }
 
-  /** Sends an event again to those of these devices that have a feed here and were sent it before. */
-  remind(channel: string, epoch: string, event: Event, devices: readonly string[]): void {
+  /** How far a channel's events log has come here, before something of it is read that `remind` or `round` will send; 0: nobody follows it. */
+  headOf(channel: string): number {
+    return this.#logs.get(logName("events", channel))?.head ?? 0;
+  }
+
+  /**
+   * Sends a round of an event to one of its devices, if that has a feed here.
+   * @param head of `headOf`, before the event was read
+   * @param batch the event with that round
+   */
+  round(channel: string, epoch: string, entry: Entry, device: string, round: number, head: number, batch: Batch): void {
     const log = this.#logs.get(logName("events", channel));
     if (log?.epoch !== epoch) return;
+    const feeds = [...this.presence.feeds(channel, device)];
+    for (const feed of feeds)
+      if (!attempt(this.report, () => feed.round(log, entry, round, head, batch))) feed.end("busy");
+  }
+
+  /**
+   * Sends an event again to those of these devices that have a feed here and were sent it before.
+   * @param head of `headOf`, before the devices were read
+   */
+  remind(channel: string, epoch: string, event: Event, devices: readonly string[], head: number): void {
+    const log = this.#logs.get(logName("events", channel));
+    if (log?.epoch !== epoch || !log.isSendable(event.seq, head)) return;
     const batch = new Batch([eventEntry(channel, epoch, event)]);
     for (const device of devices) {
       const feeds = [...this.presence.feeds(channel, device)]; // A poll ends with its first event and leaves the list.

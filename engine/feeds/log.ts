@@ -7,22 +7,34 @@
  * removed from the set. It waits for its drain, reads on from the ring or the store, and joins again. Nothing is awaited between the last look at the
  * head and joining, so no entry can be missed there.
  *
+ * An event that was withdrawn is skipped from then on. In the ring it is marked when its control entry is announced; the store marks what it reads. What
+ * was read before that is checked against the control entries announced meanwhile. A control entry goes to followers that were given its event, or that
+ * started behind it: a follower remembers ranges in which it skipped events, only where it did.
+ *
  * Never keeps a promise or a copy per follower and entry, never writes to a sink that pushes back, and never skips missing entries silently.
  */
 import { inLaterTurn, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 import { onConsole, type Report, unexpected } from "../faults.ts";
 import {
-  completeText,
+  type ControlEntry,
+  controlText,
   type Event,
   eventText,
+  type EventNote,
   id,
+  isControl,
+  isFinal,
   type Kind,
+  type LogEntry,
+  noteText,
   PereError,
   type Position,
   type Receipt,
   receiptText,
+  remindedUntil,
   EVENT_SOURCE_TYPES,
 } from "../model.ts";
+import type { BegunRound, DeviceState } from "../store.ts";
 
 /** Ring size in entries: what devices on bad connections miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
@@ -41,44 +53,85 @@ const PAGES_MAX = 4;
 /** How far ahead of a follower its device's final receipts are remembered; no page is longer. Beyond that, the store is asked. */
 export const SKIP_ENTRIES_MAX = 4 * RING_ENTRIES_MAX;
 
+/** Control entries that are remembered at least, to check what was read before them. */
+const CONTROLS_MAX = RING_ENTRIES_MAX;
+/** Rounds that are read in one step. */
+const ROUNDS_AT_ONCE = 64;
+/** Ranges with skipped events that a follower remembers. Of an older one it may get a control entry although it never got the event. */
+const SKIPPED_RANGES_MAX = 64;
+
+/** The server's own word on an event as a whole: the name of the frame without `pere.`, and its JSON text. */
+export interface EntryNote {
+  readonly kind: EventNote["kind"];
+  readonly text: string;
+}
+
 /**
- * A log entry as followers see it. `to` and `expires` (milliseconds since 1970) are usually null. `complete` says that an event is complete; the text
- * is then empty, except in logs of earlier versions, where it follows the text.
+ * A log entry as followers see it. `to` and `expires` (milliseconds since 1970) are usually null. Where there is a `note`, the text is empty, except in
+ * logs of earlier versions, where the note follows it.
  */
 export interface Entry {
   readonly seq: number;
   readonly id: string;
   readonly text: string;
-  readonly complete: string | null;
+  readonly note: EntryNote | null;
   /** The receipt, in a receipts log; null in an event log. */
   readonly receipt: Receipt | null;
   readonly type: string | null;
   readonly to: readonly string[] | null;
   readonly expires: number | null;
+  /** The event itself, so that it can be sent again as another round; null: the entry is none. */
+  readonly event: Event | null;
+  /** The control entry; null: the entry is none. */
+  readonly control: ControlEntry | null;
+  /** The `seq` of its control entry if the event was withdrawn, else 0. */
+  withdrawnBy: number;
 }
 
-/** An event as followers get it. If an earlier version accepted a type that EventSource reserves, the frame has no type. */
-export const eventEntry = (channel: string, epoch: string, event: Event): Entry => ({
+const NO_EVENT = { receipt: null, type: null, to: null, expires: null, event: null, control: null, withdrawnBy: 0 };
+
+/**
+ * An event as followers get it. If an earlier version accepted a type that EventSource reserves, the frame has no type.
+ * @param round how often its device was sent it; 1 for all who did not defer it
+ */
+export const eventEntry = (channel: string, epoch: string, event: Event, round = 1): Entry => ({
+  ...NO_EVENT,
   seq: event.seq,
   id: id(epoch, event.seq),
-  text: eventText(channel, epoch, event),
-  complete: null,
-  receipt: null,
+  text: eventText(channel, epoch, event, round),
+  note: null,
   type: event.type !== null && EVENT_SOURCE_TYPES.includes(event.type) ? null : event.type,
   to: event.to,
   expires: event.expires,
+  event,
+  withdrawnBy: event.withdrawn?.seq ?? 0,
 });
+
+/** An entry of an event log as followers get it. */
+export const logEntry = (channel: string, epoch: string, entry: LogEntry): Entry =>
+  isControl(entry)
+    ? {
+        ...NO_EVENT,
+        seq: entry.seq,
+        id: id(epoch, entry.seq),
+        text: "",
+        note: { kind: "withdrawn", text: controlText(channel, epoch, entry) },
+        to: entry.to,
+        control: entry,
+      }
+    : eventEntry(channel, epoch, entry);
 
 /** An entry of a receipts log as publishers get it. */
 export const receiptEntry = (channel: string, epoch: string, receipt: Receipt): Entry => ({
+  ...NO_EVENT,
   seq: receipt.seq,
   id: id(epoch, receipt.seq),
   text: receipt.status === "pending" ? "" : receiptText(channel, epoch, receipt),
-  complete: receipt.completes && `{"id":"${id(epoch, receipt.seq)}",${completeText(channel, epoch, receipt).slice(1)}`,
+  note: receipt.note && {
+    kind: receipt.note.kind,
+    text: `{"id":"${id(epoch, receipt.seq)}",${noteText(channel, epoch, receipt).slice(1)}`,
+  },
   receipt,
-  type: null,
-  to: null,
-  expires: null,
 });
 
 /** Entries to be sent. Followers at the same cursor share one batch; `encoded` is a cache for the sinks. */
@@ -94,6 +147,8 @@ export class Batch {
 export interface Sink {
   /** Takes the batch. A promise: the batch was taken, and the reader is behind; do not write until it resolves. */
   write(log: Log, batch: Batch): Promise<unknown> | undefined;
+  /** Takes one event that does not move the reader's position. Returns as `write` does. */
+  again(log: Log, batch: Batch): Promise<unknown> | undefined;
   /** Entries after `after` and before `from` are no longer kept, or were in another epoch of the log. */
   gap(log: Log, after: Position, from: Position): void;
   /** A follower has everything and waits. */
@@ -117,8 +172,18 @@ export function blockUntilDrained(sink: Sink, drained: Promise<unknown>): void {
 export interface LogSource {
   /** Reads entries of one epoch. @throws PereError away: temporarily unreadable; or the epoch has ended, and the log was told */
   read(after: number, limit: number, epoch: string): Promise<readonly Entry[]>;
-  /** Events with `after` < seq ≤ `upTo` that the device sent a final receipt for; they are not sent to it again. @throws PereError as `read` */
-  finalized?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>>;
+  /** The device's states on events with `after` < seq ≤ `upTo` that it gave a word on. @throws PereError as `read` */
+  states?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlyMap<number, DeviceState>>;
+  /** Rounds that have begun for the device, of events with `after` < seq ≤ `upTo`; see `Store.begunRounds`. @throws PereError as `read` */
+  rounds?(device: string, after: number, upTo: number, limit: number, epoch: string): Promise<readonly BegunRound[]>;
+  /** The newest event of each key; see `Store.latestOfKeys`. @throws PereError as `read` */
+  latest?(
+    reader: { readonly device: string | null; readonly joined: number },
+    after: number,
+    head: number,
+    limit: number,
+    epoch: string,
+  ): Promise<{ readonly entries: readonly Entry[]; readonly upTo: number }>;
   now(): number;
   /** Receives unexpected errors. */
   readonly report?: Report;
@@ -132,6 +197,10 @@ export interface Follower {
   cursor: number;
   /** Events for all devices are sent only after this one. */
   floor: number;
+  /** Where it started: what its reader got before is not known. */
+  start: number;
+  /** Events for all devices are addressed to its device only after this one. */
+  joined: number;
   /** Its position in an epoch that ended, until the gap is sent. */
   gapAfter: Position | null;
   stopped: boolean;
@@ -139,27 +208,65 @@ export interface Follower {
   skip?: Set<number> | undefined;
   /** The last of them. */
   skipTo?: number;
-  /** The last finally answered entry beyond those: up to here the store is asked for each page. */
+  /** The last such entry beyond those, or one that was deferred: up to here the store is asked for each page. */
   askTo?: number;
+  /** Up to here it gets only the newest event of each key. */
+  latestTo?: number;
+  /** Rounds may have begun of events that it has passed: they come before anything else. */
+  hasRounds?: boolean;
+  /** The rounds that it was sent, by event. */
+  rounds?: Map<number, number>;
+  /** Where it has skipped events, oldest first. */
+  skipped?: SkippedRange[];
+  /** Control entries of skipped events that its device has given a word on. */
+  told?: Set<number>;
+}
+
+/**
+ * A range in which a follower skipped events: those whose control entry is not behind `by`, and those that had expired by `at` (milliseconds since 1970).
+ * Nothing else needs to be remembered: what was read showed all withdrawals up to `by`.
+ */
+interface SkippedRange {
+  readonly after: number;
+  readonly upTo: number;
+  readonly by: number;
+  readonly at: number;
 }
 
 /**
  * Entries after `from` up to `to`, for all followers at `from`. `full`: one write carries no more. Up to `toAllUntil`, every entry is for every
- * follower.
+ * follower. `controls` are the control entries of the batch.
  */
-interface Cut {
+interface Cut extends Read {
   readonly from: number;
   readonly first: number;
   readonly to: number;
   readonly full: boolean;
   readonly toAllUntil: number;
+  readonly controls: readonly ControlEntry[];
+  /** It has a withdrawn event whose control entry comes later, or that some device has given a word on. */
+  readonly skips: boolean;
+}
+
+/** Entries as they are in the log, and what followers with nothing special are sent of them. */
+interface Read {
+  readonly entries: readonly Entry[];
+  /** Without withdrawn events, and without control entries of those: whoever reads this far has skipped them. */
   readonly batch: Batch;
+}
+
+/** @param after the position before the entries */
+function readOf(entries: readonly Entry[], after: number): Read {
+  const sent = entries.filter(
+    ({ withdrawnBy, control }) => withdrawnBy === 0 && !(control && control.withdraws > after),
+  );
+  return { entries, batch: new Batch(sent.length === entries.length ? entries : sent) };
 }
 
 /** Older entries, read once for all followers that need them. `head`: the log's head before the read. */
 interface Page {
   readonly head: number;
-  readonly batch: Promise<Batch>;
+  readonly read: Promise<Read>;
 }
 
 export class Log {
@@ -192,6 +299,9 @@ export class Log {
   #pages: Map<number, Page> | undefined;
   /** `#turn`. A log that is quiet needs neither. */
   #step: (() => number) | undefined;
+  /** The last announced control entries, oldest first: all that came after `#controlsFrom`. */
+  #controls: ControlEntry[] | undefined;
+  #controlsFrom = 0;
 
   constructor(kind: Kind, channel: string, source: LogSource, counters = { deliveries: 0 }) {
     this.kind = kind;
@@ -216,6 +326,8 @@ export class Log {
     this.epoch = epoch;
     if (head <= this.head) return;
     this.#forget();
+    this.#controls = undefined;
+    this.#controlsFrom = head;
     this.#grow(head);
   }
 
@@ -224,9 +336,62 @@ export class Log {
     const first = entries[0];
     const last = entries.at(-1);
     if (!first || !last || last.seq <= this.head) return;
-    if (first.seq !== this.head + 1) this.#forget();
-    for (const entry of entries) if (entry.seq > this.head) this.#keep(entry);
+    if (first.seq !== this.head + 1) {
+      this.#forget();
+      this.#controls = undefined;
+      this.#controlsFrom = first.seq - 1;
+    }
+    for (const entry of entries)
+      if (entry.seq > this.head) {
+        this.#keep(entry);
+        if (entry.control) this.#withdraw(entry.control);
+      }
     this.#grow(last.seq);
+  }
+
+  /** An event was withdrawn: it is sent to nobody from here on. */
+  #withdraw(control: ControlEntry): void {
+    const entry = this.#ring[control.withdraws - (this.#ring[0]?.seq ?? 0)];
+    if (entry) entry.withdrawnBy = control.seq;
+    this.#shared = undefined;
+    this.#pages = undefined;
+    (this.#controls ??= []).push(control);
+    if (this.#controls.length < 2 * CONTROLS_MAX) return;
+    this.#controls = this.#controls.slice(CONTROLS_MAX);
+    this.#controlsFrom = this.#controls[0]!.seq - 1;
+  }
+
+  /**
+   * Marks what was withdrawn since these entries were read, when the log's head was `head`.
+   * @returns false: that is not known any more; read again
+   */
+  #mark(entries: readonly Entry[], head: number): boolean {
+    const controls = this.#controls ?? [];
+    const newest = controls.at(-1);
+    if (head < this.#controlsFrom) return false;
+    if (!newest || newest.seq <= head) return true;
+    const first = entries[0]?.seq ?? 0;
+    for (let index = controls.length - 1; index >= 0; index--) {
+      const { seq, withdraws } = controls[index]!;
+      if (seq <= head) break;
+      const entry = entries[withdraws - first];
+      if (entry?.seq === withdraws) entry.withdrawnBy = seq;
+      else for (const one of entries) if (one.seq === withdraws) one.withdrawnBy = seq;
+    }
+    return true;
+  }
+
+  /** Whether an event that was read when the log's head was `head` may still be sent. */
+  isSendable(seq: number, head: number): boolean {
+    if (head < this.#controlsFrom) return false;
+    const newest = this.#controls?.at(-1);
+    return !newest || newest.seq <= head || !this.#controls!.some((one) => one.withdraws === seq && one.seq > head);
+  }
+
+  /** Rounds may have begun of events that this follower has passed. */
+  sendRounds(follower: Follower): void {
+    follower.hasRounds = true;
+    if (this.#fallBehind(follower)) void this.#catchUp(follower);
   }
 
   /** The log has a new epoch: all followers restart at its beginning, after a gap from their old position. */
@@ -235,11 +400,16 @@ export class Log {
     this.epoch = epoch;
     this.#forget();
     this.head = this.#agedHead = this.#passHead = 0;
+    this.#controls = undefined;
+    this.#controlsFrom = 0;
     for (const follower of [...(this.#behind ?? []), ...this.#live]) {
       follower.gapAfter ??= { epoch: before, seq: follower.cursor };
-      follower.cursor = follower.floor = 0;
+      follower.cursor = follower.floor = follower.start = follower.joined = 0;
       follower.skip = undefined;
-      follower.askTo = 0;
+      follower.askTo = follower.latestTo = 0;
+      delete follower.rounds;
+      delete follower.skipped;
+      delete follower.told;
       if (this.#fallBehind(follower)) void this.#catchUp(follower);
     }
   }
@@ -249,9 +419,15 @@ export class Log {
     void this.#catchUp(follower);
   }
 
+  /** A follower's device deferred an event: the store says when it may be sent. */
+  hold(follower: Follower, seq: number): void {
+    if (seq > follower.cursor) follower.askTo = Math.max(follower.askTo ?? 0, seq);
+  }
+
   /** A follower's device sent a final receipt: if the entry was not sent yet, it never will be, even if it has not been announced here. */
   settle(follower: Follower, seq: number): void {
     const { cursor } = follower;
+    follower.rounds?.delete(seq);
     if (seq <= cursor) return;
     if (seq > cursor + SKIP_ENTRIES_MAX) {
       follower.askTo = Math.max(follower.askTo ?? 0, seq);
@@ -342,6 +518,7 @@ export class Log {
     this.#filling ??= (async () => {
       const { epoch } = this;
       try {
+        const { head } = this;
         let older: Entry[] = [];
         for (let after = cursor; after < this.#start() - 1;) {
           await yieldToEventLoop("catch-up", CATCH_UP_ENTRIES);
@@ -354,7 +531,7 @@ export class Log {
         }
         if (epoch !== this.epoch) return;
         this.#filledFrom = cursor; // Set only now: other followers at this cursor wait for this read.
-        if (older.at(-1)?.seq !== this.#start() - 1) return;
+        if (older.at(-1)?.seq !== this.#start() - 1 || !this.#mark(older, head)) return;
         let keep = older.length;
         let characters = this.#ringCharacters;
         while (keep > 0 && characters + older[keep - 1]!.text.length <= RING_CHARACTERS_MAX)
@@ -432,17 +609,21 @@ export class Log {
     if (follower.cursor >= this.head) return false;
     const mustAsk = (follower.askTo ?? 0) > follower.cursor;
     const cut = follower.sink.blocked || mustAsk ? null : this.#share(follower.cursor);
-    if (!cut) {
+    const isPlain =
+      cut &&
+      !cut.skips &&
+      cut.first > follower.floor &&
+      !follower.skip &&
+      cut.controls.every((control) => control.withdraws > follower.joined && !hasSkipped(follower, control));
+    if (!cut || (!isPlain && unsure(cut.entries, follower).length > 0)) {
       this.#fallBehind(follower);
       void this.#catchUp(follower);
       return true;
     }
     follower.cursor = cut.to;
     if (cut.to < this.head) this.#unfinished = true;
-    const batch =
-      cut.toAllUntil > this.#source.now() && cut.first > follower.floor && !follower.skip
-        ? cut.batch
-        : this.#filter(cut.batch, follower);
+    const now = this.#source.now();
+    const batch = isPlain && cut.toAllUntil > now ? cut.batch : this.#batch(cut, follower, cut.from, now, null);
     if (batch.entries.length > 0 && this.#give(follower, batch)) {
       this.#fallBehind(follower);
       void this.#catchUp(follower);
@@ -457,21 +638,71 @@ export class Log {
     const entries = this.#cut(cursor);
     const last = entries?.at(-1);
     if (!entries || !last) return null;
+    const [from, first, to] = [cursor, entries[0]!.seq, last.seq];
+    const read = readOf(entries, from);
+    const sent = read.batch.entries;
     const toAllUntil = Math.min(
-      ...entries.map(({ to, expires }) =>
-        to === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
+      ...sent.map(({ to: names, expires }) =>
+        names === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
       ),
     );
-    const [from, first, to] = [cursor, entries[0]!.seq, last.seq];
-    this.#shared = { from, first, to, full: to < this.head, toAllUntil, batch: new Batch(entries) };
+    const controls = sent.flatMap(({ control }) => control ?? []);
+    const skips =
+      sent.length < entries.length &&
+      entries.some(
+        ({ withdrawnBy, control }) => withdrawnBy > to || (control && control.withdraws > from && control.isAnswered),
+      );
+    this.#shared = { ...read, from, first, to, full: to < this.head, toAllUntil, controls, skips };
     return this.#shared;
   }
 
-  #filter({ entries }: Batch, follower: Follower): Batch {
-    const now = this.#source.now();
+  // -------------------------------------------------------------------------------------------------------- for whom it is
+
+  /**
+   * What a follower is sent of the entries after `after`. Remembers where it skipped some.
+   * @param states of the follower's device; null: not asked for
+   */
+  #batch(
+    { entries, batch }: Read,
+    follower: Follower,
+    after: number,
+    now: number,
+    states: ReadonlyMap<number, DeviceState> | null,
+  ): Batch {
     const { skip } = follower;
-    if (skip && follower.skipTo! <= follower.cursor) follower.skip = undefined;
-    return new Batch(entries.filter((entry) => isFor(entry, follower, now) && !skip?.has(entry.seq)));
+    if (skip && follower.skipTo! <= after) follower.skip = undefined;
+    const upTo = entries.at(-1)?.seq ?? after;
+    let by = 0;
+    let hasExpired = false;
+    const wanted: Entry[] = [];
+    for (const entry of entries) {
+      if (entry.control) {
+        if (isToldOf(entry.control, follower, after)) wanted.push(entry);
+      } else if (isAddressed(entry, follower)) {
+        if (entry.withdrawnBy !== 0) by = Math.max(by, entry.withdrawnBy);
+        else if (entry.expires !== null && entry.expires <= now) hasExpired = true;
+        else if (!skip?.has(entry.seq)) this.#push(wanted, entry, follower, states?.get(entry.seq));
+      }
+    }
+    if (follower.skipped || by > upTo || hasExpired) {
+      const range = { after, upTo, by, at: hasExpired ? now : Number.NEGATIVE_INFINITY };
+      const skipped = [...(follower.skipped ?? []), range].filter(
+        ({ by: last, at }) => last > upTo || at > Number.NEGATIVE_INFINITY,
+      );
+      if (skipped.length === 0) delete follower.skipped;
+      else follower.skipped = skipped.slice(-SKIPPED_RANGES_MAX);
+    }
+    const isShared = wanted.length === batch.entries.length && wanted.every((entry, n) => entry === batch.entries[n]);
+    return isShared ? batch : new Batch(wanted);
+  }
+
+  /** Adds an event as its device gets it: not if it has a final word or is deferred, and with its round. */
+  #push(wanted: Entry[], entry: Entry, follower: Follower, state: DeviceState | undefined): void {
+    if (!state) return void wanted.push(entry);
+    if (isFinal(state.state) || state.due !== null || state.state === "withdrawn") return;
+    if (state.round === 1 || !entry.event) return void wanted.push(entry);
+    (follower.rounds ??= new Map()).set(entry.seq, state.round);
+    wanted.push(eventEntry(this.channel, this.epoch, entry.event, state.round));
   }
 
   /** True: the sink pushes back. */
@@ -512,6 +743,10 @@ export class Log {
         sink.gap(this, follower.gapAfter, { epoch: this.epoch, seq: 1 });
         follower.gapAfter = null;
       }
+      if (follower.hasRounds) {
+        await this.#giveRounds(follower);
+        continue;
+      }
       if (follower.cursor >= this.head) {
         this.#live.add(follower);
         this.#forgetBehind(follower);
@@ -522,58 +757,170 @@ export class Log {
       const { epoch, head: headBefore } = this;
       const { cursor } = follower;
       if (follower.stopped || sink.blocked || follower.gapAfter || cursor >= headBefore) continue;
+      if ((follower.latestTo ?? 0) > cursor) {
+        await this.#giveLatest(follower);
+        continue;
+      }
       const page = await this.#page(cursor);
       // What is stored while the page is read may overtake it: what is missing then lies below this head.
       const head = Math.min(headBefore, page.head);
-      const batch = await page.batch;
-      const { entries } = batch;
+      const read = await page.read;
+      const { entries } = read;
       const first = entries[0]?.seq ?? head + 1;
       const last = entries.at(-1)?.seq ?? head;
       if (follower.stopped) return;
       if (first > cursor + 1) {
         if (sink.blocked || epoch !== this.epoch) continue;
         sink.gap(this, { epoch, seq: cursor }, { epoch, seq: first });
-        follower.cursor = first - 1;
+        follower.cursor = follower.start = first - 1;
         continue; // Final receipts are remembered from here on.
       }
-      const given =
-        device !== null && this.#source.finalized ? await this.#source.finalized(device, cursor, last, epoch) : null;
+      const states =
+        device !== null && this.#source.states ? await this.#source.states(device, cursor, last, epoch) : null;
+      for (const { seq, withdraws } of unsure(entries, follower)) {
+        const said = await this.#source.states!(device!, withdraws - 1, withdraws, epoch);
+        if (said.has(withdraws)) (follower.told ??= new Set()).add(seq);
+      }
       // Reads wait for a running sync, and many end with it. What they found is written in turns.
       await yieldToEventLoop("catch-up", entries.length);
       if (follower.stopped) return;
       if (sink.blocked || epoch !== this.epoch) continue;
-      const now = this.#source.now();
+      if (!this.#mark(entries, page.head)) {
+        this.#pages?.delete(cursor);
+        continue;
+      }
       follower.cursor = last;
-      const wanted = entries.filter(
-        (entry) => isFor(entry, follower, now) && !given?.has(entry.seq) && !follower.skip?.has(entry.seq),
-      );
-      if (wanted.length > 0) this.#give(follower, wanted.length === entries.length ? batch : new Batch(wanted));
+      const batch = this.#batch(read, follower, cursor, this.#source.now(), states);
+      delete follower.told;
+      if (batch.entries.length > 0) this.#give(follower, batch);
     }
   }
 
-  /** The next entries after `cursor`, in a batch shared with other followers there; empty: nothing is kept. */
+  /** Sends a follower the rounds that have begun of events that it has passed. */
+  async #giveRounds(follower: Follower): Promise<void> {
+    const { sink, device } = follower;
+    const { epoch } = this;
+    follower.hasRounds = false;
+    if (device === null || !this.#source.rounds) return;
+    try {
+      for (let after = 0; ;) {
+        await yieldToEventLoop("remind", ROUNDS_AT_ONCE);
+        const upTo = Math.max(follower.cursor, follower.latestTo ?? 0);
+        const begun = await this.#source.rounds(device, after, upTo, ROUNDS_AT_ONCE, epoch);
+        for (const { event, round } of begun) {
+          after = event;
+          if ((follower.rounds?.get(event) ?? 1) >= round) continue;
+          const { head } = this;
+          const [entry] = await this.#source.read(event - 1, 1, epoch);
+          if (follower.stopped || epoch !== this.epoch) return;
+          if (sink.blocked) return void (follower.hasRounds = true);
+          if (entry?.seq === event) this.giveRound(follower, entry, round, head);
+        }
+        if (follower.stopped || begun.length < ROUNDS_AT_ONCE) return;
+      }
+    } catch (error) {
+      follower.hasRounds = true;
+      throw error;
+    }
+  }
+
+  /** Sends a follower that keeps up another round of an event, once. @param head of the log before the entry was read */
+  giveRound(follower: Follower, { event }: Entry, round: number, head: number, batch?: Batch): void {
+    if (!event || event.withdrawn || !this.isSendable(event.seq, head)) return;
+    const until = remindedUntil(event);
+    if (until !== null && until <= this.#source.now()) return;
+    const rounds = (follower.rounds ??= new Map<number, number>());
+    if ((rounds.get(event.seq) ?? 1) >= round) return;
+    rounds.set(event.seq, round);
+    const drained = follower.sink.again(this, batch ?? new Batch([eventEntry(this.channel, this.epoch, event, round)]));
+    this.#counters.deliveries++;
+    if (drained) blockUntilDrained(follower.sink, drained);
+  }
+
+  /** Sends a follower the newest event of each key, up to where it goes on with all of them. */
+  async #giveLatest(follower: Follower): Promise<void> {
+    const { sink, device, joined, cursor } = follower;
+    const source = this.#source;
+    const { epoch, head } = this;
+    const { entries, upTo } = await source.latest!(
+      { device, joined },
+      cursor,
+      follower.latestTo!,
+      CATCH_UP_ENTRIES,
+      epoch,
+    );
+    const said =
+      device !== null && source.states && entries.length > 0 ? await source.states(device, cursor, upTo, epoch) : null;
+    await yieldToEventLoop("catch-up", entries.length);
+    if (follower.stopped || sink.blocked || epoch !== this.epoch || !this.#mark(entries, head)) return;
+    follower.cursor = upTo;
+    const wanted: Entry[] = [];
+    for (const entry of entries) {
+      const state = said?.get(entry.seq);
+      // Whether its device has answered it makes no difference here.
+      if (entry.withdrawnBy !== 0 || (state && state.due !== null)) continue;
+      const sent = follower.rounds?.get(entry.seq);
+      if (state?.state === "deferred" && sent !== undefined && sent >= state.round) continue;
+      if (state && isFinal(state.state)) wanted.push(entry);
+      else this.#push(wanted, entry, follower, state);
+    }
+    if (wanted.length > 0) this.#give(follower, new Batch(wanted));
+  }
+
+  /** The next entries after `cursor`, shared with other followers there; none: nothing is kept. */
   async #page(cursor: number): Promise<Page> {
     const near = cursor >= this.head - RING_ENTRIES_MAX;
     while (near && cursor < this.#filledFrom && !this.#share(cursor)) await this.#fill(cursor);
     const shared = this.#share(cursor);
-    if (shared) return { head: this.head, batch: Promise.resolve(shared.batch) };
+    if (shared) return { head: this.head, read: Promise.resolve(shared) };
     const pages = (this.#pages ??= new Map());
     const known = pages.get(cursor);
     if (known) return known;
-    const page = { head: this.head, batch: this.#read(cursor) };
+    const page = { head: this.head, read: this.#read(cursor) };
     pages.set(cursor, page);
     if (pages.size > PAGES_MAX) pages.delete(pages.keys().next().value!);
-    page.batch.catch(() => pages.get(cursor) === page && pages.delete(cursor)); // The next one tries again.
+    page.read.catch(() => pages.get(cursor) === page && pages.delete(cursor)); // The next one tries again.
     return page;
   }
 
-  async #read(cursor: number): Promise<Batch> {
+  async #read(cursor: number): Promise<Read> {
     const { epoch } = this;
     await yieldToEventLoop("catch-up", CATCH_UP_ENTRIES);
-    return new Batch(await this.#source.read(cursor, CATCH_UP_ENTRIES, epoch));
+    return readOf(await this.#source.read(cursor, CATCH_UP_ENTRIES, epoch), cursor);
   }
 }
 
-/** Whether an entry is for a follower: addressed to it or to all, after its floor, and not expired. */
-const isFor = ({ to, expires, seq }: Entry, { device, floor }: Follower, now: number): boolean =>
-  (expires === null || expires > now) && (to === null ? seq > floor : device !== null && to.includes(device));
+/** Whether an event is addressed to a follower, or to all after its floor. */
+const isAddressed = ({ to, seq }: Entry, { device, floor }: Follower): boolean =>
+  to === null ? seq > floor : device !== null && to.includes(device);
+
+/** Whether the event that a control entry withdraws was addressed to a follower, wherever that started. */
+const concerns = ({ to, withdraws }: ControlEntry, { device, joined }: Follower): boolean =>
+  to === null ? withdraws > joined : device !== null && to.includes(device);
+
+/** Whether a follower has passed a withdrawn event without being sent it. */
+const hasSkipped = ({ skipped }: Follower, { seq, withdraws, expires }: ControlEntry): boolean =>
+  skipped?.some(
+    ({ after, upTo, by, at }) =>
+      withdraws > after && withdraws <= upTo && (seq <= by || (expires !== null && expires <= at)),
+  ) ?? false;
+
+/**
+ * Whether a follower is told that an event was withdrawn: it was sent the event, or started behind it, or its device has given a word on it.
+ * @param after where the entries that are being sent began: a withdrawn event after it is not sent
+ */
+function isToldOf(control: ControlEntry, follower: Follower, after: number): boolean {
+  if (!concerns(control, follower)) return false;
+  if (control.withdraws <= follower.start || follower.told?.has(control.seq)) return true;
+  return control.withdraws <= after && !hasSkipped(follower, control);
+}
+
+/** Control entries of events that a follower was not sent, and that its device may have given a word on. */
+function unsure(entries: readonly Entry[], follower: Follower): ControlEntry[] {
+  if (follower.device === null) return [];
+  const first = entries[0]?.seq ?? 0;
+  return entries.flatMap(({ control }) => {
+    if (!control?.isAnswered || control.withdraws <= follower.start || !concerns(control, follower)) return [];
+    return control.withdraws >= first || hasSkipped(follower, control) ? control : [];
+  });
+}

@@ -8,7 +8,7 @@
 import { WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
 import { attempt, onConsole, type Report, unexpected } from "../faults.ts";
 import type { Feeds } from "./feeds.ts";
-import { remindedUntil } from "../model.ts";
+import { isControl, remindedUntil, tallyCounts } from "../model.ts";
 import type { Reminder, Store, Wake } from "../store.ts";
 
 /** Resolution of reminders. */
@@ -106,7 +106,8 @@ export class Reminders {
     const known = this.#channels.get(channel);
     if (!known) return;
     for (const event of entries)
-      if (event.remind !== null)
+      if (isControl(event)) known.entries.delete(event.withdraws);
+      else if (event.remind !== null)
         this.#add(channel, known.entries, {
           epoch,
           seq: event.seq,
@@ -188,18 +189,17 @@ export class Reminders {
   /** True: there is no device left to remind at any instance. */
   async #remind(channel: string, { epoch, seq, until }: Reminder): Promise<boolean> {
     const tally = (await this.#store.tallies(channel, epoch, seq, seq))?.get(seq);
-    if (!tally) return true;
-    const { addressed, received, working, missing, done, failed } = tally;
-    if (addressed === received + working + missing + done + failed) return true;
+    if (!tally || tallyCounts(tally).pending === 0) return true;
     const [event] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
-    if (event?.seq !== seq) return true;
+    if (event?.seq !== seq || isControl(event)) return true;
     const addressees = this.#feeds.presence.addressed(channel, event);
     for (let at = 0; at < addressees.length; at += DEVICES_AT_ONCE) {
       await yieldToEventLoop("remind", DEVICES_AT_ONCE * DEVICE_ROWS);
       // The store decides whom it is addressed to: a device may have been retired and enrolled again without notice here.
+      const head = this.#feeds.headOf(channel);
       const silent = await this.#store.unanswered(channel, epoch, seq, addressees.slice(at, at + DEVICES_AT_ONCE));
       if (silent === null || (until !== null && until <= this.#now())) return true;
-      this.#feeds.remind(channel, epoch, event, silent);
+      this.#feeds.remind(channel, epoch, event, silent, head);
     }
     return false;
   }

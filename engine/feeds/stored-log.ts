@@ -3,8 +3,8 @@
  */
 import type { Report } from "../faults.ts";
 import { type Kind, PereError } from "../model.ts";
-import type { Extent, Store } from "../store.ts";
-import { type Entry, eventEntry, type LogSource, receiptEntry } from "./log.ts";
+import type { BegunRound, DeviceState, Extent, Store } from "../store.ts";
+import { type Entry, eventEntry, logEntry, type LogSource, receiptEntry } from "./log.ts";
 
 /** What all logs share. */
 export interface StoredLogContext {
@@ -37,16 +37,41 @@ export class StoredLog implements LogSource {
   async read(after: number, limit: number, epoch: string): Promise<readonly Entry[]> {
     const [channel, { store }] = [this.#channel, this.#context];
     if (this.#kind === "events")
-      return (await this.#present(await store.events(channel, epoch, after, limit))).map((event) =>
-        eventEntry(channel, epoch, event),
+      return (await this.#present(await store.events(channel, epoch, after, limit))).map((entry) =>
+        logEntry(channel, epoch, entry),
       );
     return (await this.#present(await store.receipts(channel, epoch, after, limit))).map((receipt) =>
       receiptEntry(channel, epoch, receipt),
     );
   }
 
-  async finalized(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlySet<number>> {
-    return this.#present(await this.#context.store.finalized(this.#channel, epoch, device, after, upTo));
+  async states(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlyMap<number, DeviceState>> {
+    const { store } = this.#context;
+    return this.#present(await store.deviceStates(this.#channel, epoch, device, after, upTo, this.now()));
+  }
+
+  async rounds(
+    device: string,
+    after: number,
+    upTo: number,
+    limit: number,
+    epoch: string,
+  ): Promise<readonly BegunRound[]> {
+    const { store } = this.#context;
+    return this.#present(await store.begunRounds(this.#channel, epoch, device, after, upTo, limit, this.now()));
+  }
+
+  async latest(
+    reader: { readonly device: string | null; readonly joined: number },
+    after: number,
+    head: number,
+    limit: number,
+    epoch: string,
+  ): Promise<{ readonly entries: readonly Entry[]; readonly upTo: number }> {
+    const [channel, { store }] = [this.#channel, this.#context];
+    const found = await store.latestOfKeys(channel, epoch, reader, after, head, limit, this.now());
+    const { events, upTo } = await this.#present(found);
+    return { entries: events.map((event) => eventEntry(channel, epoch, event)), upTo };
   }
 
   /** If the epoch that was read has ended, updates the log to the current one; its followers read again. */

@@ -18,7 +18,10 @@ import {
   type Event,
   id,
   isComplete,
+  isControl,
   iso,
+  type LogEntry,
+  outstandingOf,
   PAGE_MAX,
   PereError,
   type Receipt,
@@ -266,7 +269,7 @@ class Watcher {
       const elsewhere = await this.#store.remotePresence(channel);
       channels.push({
         channel,
-        events: events.head - events.floor,
+        events: events.head - events.floor - events.controls,
         devices,
         connected: this.#presence.connected(channel, null, elsewhere),
         last: events.head === 0 ? null : id(epoch, events.head),
@@ -324,7 +327,7 @@ class Watcher {
     const tallies = await this.#store.tallies(channel, epoch, Math.max(1, head - EVENTS + 1), head);
     if (tallies === null) return null;
     for (const tally of tallies.values()) {
-      open += tally.addressed - tally.done - tally.failed - tally.missing;
+      if (!tally.isOver) open += outstandingOf(tally) - tally.missing;
       missing += tally.missing;
     }
     return { open, missing };
@@ -370,7 +373,8 @@ class Watcher {
     return {
       reset: isNew,
       more: !isNew && (isMuch || oldest > from.events),
-      events: fresh.flatMap((event) => eventBody(epoch, event, tallies.get(event.seq))),
+      events: fresh.flatMap((entry) => (isControl(entry) ? [] : eventBody(epoch, entry, tallies.get(entry.seq)))),
+      withdrawn: fresh.flatMap((entry) => (isControl(entry) ? [id(epoch, entry.withdraws)] : [])),
       tallies: [...tallies]
         .filter(([seq]) => !known.has(seq) && (touched === null || touched.has(seq)))
         .map(([seq, tally]) => ({ id: id(epoch, seq), receipts: tallyCounts(tally) })),
@@ -379,8 +383,8 @@ class Watcher {
   }
 
   /** Events after one `seq` up to another; each read is limited by its data. */
-  async #events(channel: string, epoch: string, after: number, upTo: number): Promise<Event[] | null> {
-    const found: Event[] = [];
+  async #events(channel: string, epoch: string, after: number, upTo: number): Promise<LogEntry[] | null> {
+    const found: LogEntry[] = [];
     for (let index = after; index < upTo; index = found.at(-1)!.seq) {
       const read = await this.#store.events(channel, epoch, index, upTo - index);
       if (read === null) return null;
@@ -394,7 +398,7 @@ class Watcher {
   async #tallies(
     channel: string,
     epoch: string,
-    fresh: readonly Event[],
+    fresh: readonly LogEntry[],
     touched: ReadonlySet<number> | null,
     oldest: number,
     head: number,
@@ -405,7 +409,7 @@ class Watcher {
   }
 }
 
-const NONE = { head: 0, floor: 0 };
+const NONE = { head: 0, floor: 0, controls: 0 };
 
 /** A quantile from bucket counts; values within a bucket count as evenly distributed. */
 function quantile(counts: readonly number[], bounds: readonly number[], rank: number): number {
@@ -421,7 +425,7 @@ function quantile(counts: readonly number[], bounds: readonly number[], rank: nu
 }
 
 /** An event without its data; empty if retention deleted it between two reads. */
-const eventBody = (epoch: string, { seq, at, type, deadline }: Event, tally: Tally | undefined) =>
+const eventBody = (epoch: string, { seq, at, type, deadline, key, withdrawn }: Event, tally: Tally | undefined) =>
   tally
     ? [
         {
@@ -430,6 +434,8 @@ const eventBody = (epoch: string, { seq, at, type, deadline }: Event, tally: Tal
           at: iso(at),
           type,
           deadline: deadline === null ? null : iso(deadline),
+          key,
+          withdrawn: withdrawn && withdrawn.reason,
           addressed: tally.addressed,
           receipts: tallyCounts(tally),
           complete: isComplete(tally),
@@ -437,10 +443,11 @@ const eventBody = (epoch: string, { seq, at, type, deadline }: Event, tally: Tal
       ]
     : [];
 
-const receiptBody = (epoch: string, { event, device, status, at, late }: Receipt) => ({
+const receiptBody = (epoch: string, { event, device, status, at, late, round }: Receipt) => ({
   event: id(epoch, event),
   device,
   status,
   at: iso(at),
   late,
+  round,
 });

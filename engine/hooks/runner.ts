@@ -13,7 +13,7 @@ import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "../feeds/
 import type { Counters, HookResult } from "../counters.ts";
 import type { AddressRange } from "../addresses.ts";
 import { type CallOptions, callHook } from "./call.ts";
-import { completeText, id, iso, PereError, type Position } from "../model.ts";
+import { id, iso, noteText, PereError, type Position } from "../model.ts";
 import {
   type Delivered,
   type Delivery,
@@ -210,10 +210,10 @@ export class Runner implements Wire {
       const body = bodyOf(kind, last.receipt!.at, data);
       messages.push({ kind, first: { epoch, seq: first.seq }, last: last.seq, body });
     }
-    for (const { seq, receipt, complete } of on.includes("complete") ? entries : [])
-      if (complete !== null) {
+    for (const { seq, receipt, note } of on.includes("complete") ? entries : [])
+      if (note?.kind === "complete") {
         const state = await this.#options.state(channel, id(epoch, receipt!.event)).catch((error: unknown) => {
-          if (error instanceof PereError && error.code === "unknown") return completeText(channel, epoch, receipt!); // It is no longer kept.
+          if (error instanceof PereError && error.code === "unknown") return noteText(channel, epoch, receipt!); // It is no longer kept.
           throw error;
         });
         messages.push({

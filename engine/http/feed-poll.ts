@@ -44,7 +44,7 @@ export async function poll(
   // Without a position to resume from, events would be lost before the next poll.
   if (!answer?.last) throw new PereError("away", "PERE can't serve this feed now; ask again in a moment");
   const gaps = answer.gaps.length > 0 ? `,"gaps":${JSON.stringify(answer.gaps)}` : "";
-  const complete = answer.complete.length > 0 ? `,"complete":[${answer.complete.join(",")}]` : "";
+  const notes = [...answer.notes].map(([kind, texts]) => `,"${kind}":[${texts.join(",")}]`).join("");
   const shared = answer.shared === null ? "" : `,"shared":${JSON.stringify(answer.shared)}`;
-  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${complete}${shared}}`);
+  return jsonText(`{"events":[${answer.texts.join(",")}],"last":"${answer.last}"${gaps}${notes}${shared}}`);
 }

@@ -52,7 +52,15 @@ function oldReceipt(
   const named = readDevice(name);
   if (owner !== null && named !== owner) return { event, reason: otherDevice(named, owner) };
   const said = readOldStatus(form.get("status") ?? "");
-  const draft = { event: readPosition(event, "id"), device: named, ...said, deviceAt: null };
+  const draft = {
+    event: readPosition(event, "id"),
+    device: named,
+    ...said,
+    deviceAt: null,
+    after: null,
+    round: null,
+    retry: true,
+  };
   return { channel, draft };
 }
 

@@ -20,6 +20,10 @@ const FEED_OPTIONS: Record<Kind, readonly string[]> = {
   receipts: ["since", "last-event-id", "lastEventId", "wait"],
 };
 
+/** Where a feed can start without a position. Only events have keys. */
+const isNamed = (since: string, kind: Kind): since is "now" | "earliest" | "latest" =>
+  since === "now" || since === "earliest" || (since === "latest" && kind === "events");
+
 /** The last event id in the query. EventSource polyfills add `lastEventId` when they reconnect, which is then the later position. */
 const lastOf = (query: ReadonlyMap<string, string>): string | undefined =>
   query.get("lastEventId") ?? query.get("last-event-id");
@@ -55,7 +59,7 @@ async function follow(
     address: admission.address(request, server),
     refused: await refusal(log, () => countFeed(channels.length)),
     last: positions(request.headers.get("last-event-id") || lastOf(query), "last-event-id"),
-    since: since === "now" || since === "earliest" ? since : readPositions(since, "since"),
+    since: isNamed(since, kind) ? since : readPositions(since, "since"),
     renew: false,
   };
   if (isSocket(request)) return socket(context, asked, countReceipts, request, server);

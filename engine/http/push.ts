@@ -126,6 +126,10 @@ export async function push(
 
   if (timing && many)
     throw new PereError("refused", "only one event can be scheduled at a time; send application/json");
+  if (many && options.key !== null)
+    throw new PereError("refused", "key: many events at once can't have a key; push them one by one", [
+      { path: "key", message: "not with application/x-ndjson" },
+    ]);
 
   const bytes = await bodyOf(request, many ? BODY_BYTES_MAX : EVENT_BYTES_MAX);
   const text = readText(bytes);

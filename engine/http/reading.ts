@@ -3,7 +3,7 @@
  */
 import { demand } from "../auth/rights.ts";
 import { id, iso, PereError, type Row, type State, STATES, tallyCounts } from "../model.ts";
-import { readPosition } from "../parsing.ts";
+import { readNote, readPosition } from "../parsing.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { accepts, choiceOf, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
@@ -25,14 +25,21 @@ export async function readEvent(context: RouteContext, params: Params, request: 
   return jsonText(await context.engine.event(await plainChannelOf(context, params, request), params.id));
 }
 
-const rowJson = ({ device, status, detail, at, deviceAt, late }: Row): string =>
+/** Withdraws an event; the answer is its state. */
+export async function withdrawEvent(context: RouteContext, params: Params, request: Request): Promise<Response> {
+  const channel = await channelOf(context, params, request);
+  const note = readNote(queryOf(request, ["note"]).get("note") ?? "");
+  return jsonText(await context.engine.withdraw(channel, params.id, note));
+}
+
+const rowJson = ({ device, status, detail, at, deviceAt, late, round, attempt }: Row): string =>
   `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
-  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late}}`;
+  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late},"round":${round},"attempt":${attempt}}`;
 
 /** A line of CSV (RFC 4180). Only `detail` can need quotes. */
-const rowCsv = ({ device, status, detail, at, deviceAt, late }: Row): string =>
+const rowCsv = ({ device, status, detail, at, deviceAt, late, round, attempt }: Row): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
-  `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late}`;
+  `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late},${round},${attempt}`;
 
 /** The statuses in `status`, comma separated; null: not given. @throws PereError malformed */
 function statusesOf(query: ReadonlyMap<string, string>): State[] | null {
@@ -62,7 +69,7 @@ export async function receiptRows(context: RouteContext, params: Params, request
   let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
-    if (asCsv) yield "device,status,detail,at,deviceAt,late\r\n";
+    if (asCsv) yield "device,status,detail,at,deviceAt,late,round,attempt\r\n";
     for (;;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;

@@ -10,7 +10,7 @@
 import type { ServerWebSocket } from "bun";
 import type { Bye, Feed, Wire } from "../feeds/feed.ts";
 import { id, parsePosition, type Position, positionsText } from "../model.ts";
-import type { Batch, Entry } from "../feeds/log.ts";
+import type { Batch, Entry, EntryNote } from "../feeds/log.ts";
 import type { Screen } from "../feeds/watch.ts";
 
 /** Roughly how many events one long-poll answer holds: it ends with the read that exceeds this. */
@@ -74,11 +74,11 @@ export function frame(fields: { id?: string; event?: string | null; data: string
  * has the position before the entry: a reader that is cut off between them gets both again.
  * @param at makes the `id:` line for a position in the entry's log
  */
-function frames({ id, seq, text, type, complete }: Entry, at = (place: string): string => place): string {
-  if (complete === null) return frame({ id: at(id), event: type, data: text });
+function frames({ id, seq, text, type, note }: Entry, at = (place: string): string => place): string {
+  if (note === null) return frame({ id: at(id), event: type, data: text });
   const before = `${id.slice(0, id.lastIndexOf("-"))}-${seq - 1}`;
   const said = text === "" ? "" : frame({ id: at(before), event: type, data: text });
-  return said + frame({ id: at(id), event: "pere.complete", data: complete });
+  return said + frame({ id: at(id), event: `pere.${note.kind}`, data: note.text });
 }
 
 const utf8 = new TextEncoder();
@@ -247,9 +247,9 @@ export class Socket implements Wire {
   write(_channel: string, { entries }: Batch): Promise<unknown> | undefined {
     let behind = false;
     const socket = this.#socket;
-    const send = ({ text, complete }: Entry): void => {
+    const send = ({ text, note }: Entry): void => {
       if (text !== "" && socket.send(text) === -1) behind = true;
-      if (complete !== null && socket.send(`{"pere":"complete",${complete.slice(1)}`) === -1) behind = true;
+      if (note !== null && socket.send(`{"pere":"${note.kind}",${note.text.slice(1)}`) === -1) behind = true;
     };
     if (entries.length === 1) send(entries[0]!);
     else socket.cork(() => entries.forEach(send));
@@ -287,10 +287,10 @@ export class Socket implements Wire {
 
 // -------------------------------------------------------------------------------------------------------------- long-poll
 
-/** The answer to a long-poll. `gaps` is not empty when requested entries are no longer kept, `complete` when events became complete. */
+/** The answer to a long-poll. `gaps` is not empty when requested entries are no longer kept. `notes`: the server's own entries, by kind. */
 export interface PollAnswer {
   readonly texts: readonly string[];
-  readonly complete: readonly string[];
+  readonly notes: ReadonlyMap<EntryNote["kind"], readonly string[]>;
   readonly last: string;
   readonly gaps: readonly { channel: string; after: string; from: string }[];
   /** Null: the device is connected from one address only. */
@@ -302,7 +302,7 @@ export class Poll implements Wire {
   /** Resolves once; null: the server is draining or busy. */
   readonly answer: Promise<PollAnswer | null>;
   readonly #texts: string[] = [];
-  readonly #complete: string[] = [];
+  readonly #notes = new Map<EntryNote["kind"], string[]>();
   readonly #gaps: { channel: string; after: string; from: string }[] = [];
   readonly #settle: (answer: PollAnswer | null) => void;
   #shared: PollAnswer["shared"] = null;
@@ -340,13 +340,13 @@ export class Poll implements Wire {
   }
 
   get #hasContent(): boolean {
-    return this.#texts.length + this.#complete.length + this.#gaps.length > 0;
+    return this.#texts.length + this.#notes.size + this.#gaps.length > 0;
   }
 
   #finish(): void {
     if (!this.#feed?.open) return;
     const last = positionsText(this.#feed.positions());
-    this.#settle({ texts: this.#texts, complete: this.#complete, last, gaps: this.#gaps, shared: this.#shared });
+    this.#settle({ texts: this.#texts, notes: this.#notes, last, gaps: this.#gaps, shared: this.#shared });
     this.#feed.stop();
   }
 
@@ -355,9 +355,9 @@ export class Poll implements Wire {
   }
 
   write(_channel: string, { entries }: Batch): undefined {
-    for (const { text, complete } of entries) {
+    for (const { text, note } of entries) {
       if (text !== "") this.#texts.push(text);
-      if (complete !== null) this.#complete.push(complete);
+      if (note !== null) this.#notes.set(note.kind, [...(this.#notes.get(note.kind) ?? []), note.text]);
       this.#characters += text.length;
     }
     if (this.#resting || this.#texts.length >= POLL_EVENTS || this.#characters >= POLL_CHARACTERS) this.#finish();
@@ -372,11 +372,11 @@ export class Poll implements Wire {
     if (this.#late || this.#hasContent) this.#finish();
   }
 
-  /** Only a poll that waits sends the reminder; one that still reads the log finds the event there. */
+  /** The answer may have the event already, if the poll still reads the log. */
   remind({ entries }: Batch): undefined {
-    if (!this.#resting) return;
-    this.#texts.push(entries[0]!.text);
-    this.#finish();
+    const { text } = entries[0]!;
+    if (!this.#texts.includes(text)) this.#texts.push(text);
+    if (this.#resting) this.#finish();
   }
 
   beat(): void {}

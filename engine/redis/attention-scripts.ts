@@ -7,10 +7,14 @@
  *                            they are about, and end with the scan of the event that became overdue last
  *     worst            zset  the devices in trouble, as `<since, 15 digits>/<device>`, those of one part in the order of their weight
  *     troubles         zset  all with score 0: `<device>/<seq, 15 digits>/<f, m or o>` for failed, missing, overdue although it names the device;
- *                            `<device>//<after, 15 digits>/<up to, 15 digits>` for numbers of its past silence that it still owes
+ *                            `<device>//<after, 15 digits>/<up to, 15 digits>` for numbers of its past silence that it still owes;
+ *                            `/<seq, 15 digits>/<number or 0>` for events that were withdrawn when they were overdue: see below
  *     oldest           zset  the devices in trouble, scored by the oldest of their events
  *     numbered         zset  the events to all that became overdue, scored by their number
  *     troubled-events  zset  the events with trouble, `<seq, 15 digits>`, scored by minus their sum; `<seq>:x` in tallies: `failed missing overdue`
+ *
+ * Nobody owes a withdrawn event. The counts of the event and its channel say so at once; the rows of its devices are corrected in slices, as if each
+ * of them had answered it. In `troubled`, the field `//` has the last one that was.
  *
  * `aged` in the counters says up to where events are overdue if they have no deadline. Channels of earlier versions have none: then what is kept is
  * counted once, in slices.
@@ -26,7 +30,7 @@ const VISIT_WORK = 4;
 
 /** Library functions: paragraphs as in `scripts.ts`, which uses those above that of `keep`. */
 export const ATTENTION_LIBRARY = `
-local FAILED, NOT_SILENT, WHOLE, PART = 5, -2, -1, 2e12
+local NOT_SILENT, WHOLE, PART = -2, -1, 2e12
 local troubledDevices, worstDevices, troubles = KEYS[#KEYS - 5], KEYS[#KEYS - 4], KEYS[#KEYS - 3]
 local oldestTroubles, numberedEvents, troubledEvents = KEYS[#KEYS - 2], KEYS[#KEYS - 1], KEYS[#KEYS]
 
@@ -232,6 +236,26 @@ local function releaseTrouble(channel, event, isUndated)
   if isUndated and tonumber(event) <= channel.aged then countTrouble(channel, event, 'overdue', -1) end
 end
 
+-- An event is being withdrawn. True: it was overdue, so the rows of its devices are to be corrected.
+local function voidTrouble(channel, event)
+  local counts, overdue = attentionOf(channel), troubleOf(channel, event).overdue
+  if overdue == 0 then return false end
+  if channel.aged == tonumber(event) then counts.scan = '' end
+  countTrouble(channel, event, 'overdue', -overdue)
+  redis.call('ZADD', troubles, 0, '/' .. padded(event) .. '/' .. (redis.call('ZSCORE', numberedEvents, event) or '0'))
+  return true
+end
+
+-- The first event of those that 'voidTrouble' has left to do; nil: there is none.
+local function firstVoided() return redis.call('ZRANGEBYLEX', troubles, '[/', '(0', 'LIMIT', 0, 1)[1] end
+
+-- When something is to be done about overdue events; '': never.
+local function nextAge(channel)
+  if firstVoided() then return '0' end
+  local aged = math.max(channel.aged, channel.floor)
+  return aged < channel.head and pushedAt(aged + 1) or ''
+end
+
 -- A device's enrolment ended.
 local function leaveTrouble(channel, device)
   local stored = troubledDevice(device)
@@ -327,13 +351,24 @@ local attentionLibrary
 local function defineAttention()
   if attentionLibrary then return attentionLibrary end
 ${FUNCTIONS.join("\n").replaceAll(/^/gm, "  ")}
-  attentionLibrary = { trouble = trouble, saveAttention = saveAttention }
+  attentionLibrary = { trouble = trouble, releaseTrouble = releaseTrouble, releaseTroubles = releaseTroubles, voidTrouble = voidTrouble,
+    saveAttention = saveAttention }
   return attentionLibrary
 end
 
 local function trouble(channel, event, device, before, rank, isPaid)
   if before ~= MISSING and rank ~= FAILED and rank ~= MISSING and not isPaid then return end
   defineAttention().trouble(channel, event, device, before, rank, isPaid)
+end
+
+local function releaseTrouble(channel, event, isUndated)
+  if isUndated and tonumber(event) <= channel.aged then defineAttention().releaseTrouble(channel, event, isUndated) end
+end
+
+local function releaseTroubles(channel, device, upTo) defineAttention().releaseTroubles(channel, device, upTo) end
+
+local function voidTrouble(channel, event)
+  return redis.call('HEXISTS', tallies, event .. ':x') == 1 and defineAttention().voidTrouble(channel, event)
 end
 
 local function saveAttention(channel)
@@ -345,9 +380,8 @@ end
 /** Functions of the script that lets events become overdue. */
 const SCAN = `
     local function owedOf(event)
-      local t = redis.call('HMGET', tallies, event .. ':n', event .. ':3', event .. ':4', event .. ':5')
-      local answered = tonumber(t[3] or 0) + tonumber(t[4] or 0)
-      return tonumber(t[1] or 0) - tonumber(t[2] or 0) - answered, answered
+      local t, owed = tallyOf(event)
+      return owed - t[4] - t[8], t[5] + t[6]
     end
 
     -- A device that answered the event is not silent since then; one that did not is silent from the event on.
@@ -365,6 +399,31 @@ const SCAN = `
       putTrouble(channel, device, stored, row)
     end
 
+    -- Takes a withdrawn event from what its next devices owe. Returns how many were looked at.
+    local function pay(member)
+      local event, number = member:match('^/(%d+)/(%d+)$')
+      event, number = tonumber(event), tonumber(number)
+      local looked, last = 0, nil
+      if event > channel.floor then
+        looked, last = audience(event, redis.call('HGET', troubledDevices, '//') or '', function(device)
+          local stored = troubledDevice(device)
+          if not stored or (isLeaving(channel, event) and channel.leaving.device == device) then return end
+          local row, isPaid = copyOf(stored), false
+          if number > 0 then isPaid = payNumber(channel, device, row, number)
+          elseif redis.call('ZREM', troubles, troubleName(device, event, 'o')) == 1 then row.overdue, isPaid = row.overdue - 1, true end
+          if not isPaid then return end
+          findOldest(channel, device, row)
+          putTrouble(channel, device, stored, row)
+        end)
+      end
+      if looked == CHUNK then redis.call('HSET', troubledDevices, '//', last)
+      else
+        redis.call('HDEL', troubledDevices, '//')
+        redis.call('ZREM', troubles, member)
+      end
+      return looked + 1
+    end
+
     -- Looks at the next devices of the event that became overdue last. Returns how many.
     local function scan(counts)
       local event, phase, after = channel.aged, counts.scan:sub(1, 1), counts.scan:sub(2)
@@ -375,7 +434,7 @@ const SCAN = `
         local reply = redis.call('HSCAN', latest, after, 'COUNT', CHUNK)
         for at = 1, #reply[2], 2 do
           local seq, device = reply[2][at]:match('^(%d+):(.+)$')
-          local rank = rankOf(reply[2][at + 1])
+          local rank = standingOf(reply[2][at + 1]).code
           looked = looked + 1
           if (rank == FAILED or rank == MISSING) and tonumber(seq) > channel.floor then
             local about = filtered(tonumber(seq), tonumber(seq))[tonumber(seq)]
@@ -390,8 +449,8 @@ const SCAN = `
       end
       if event <= channel.floor then return 1 end
       if phase == 'n' then
-        looked, last = audience(event, after, function(device, rank)
-          if rank >= FINAL or (isLeaving(channel, event) and channel.leaving.device == device) then return end
+        looked, last = audience(event, after, function(device, s)
+          if isFinal(s.code) or (isLeaving(channel, event) and channel.leaving.device == device) then return end
           local stored = troubledDevice(device)
           local row = copyOf(stored)
           redis.call('ZADD', troubles, 0, troubleName(device, event, 'o'))
@@ -414,15 +473,15 @@ const SCAN = `
         end
         local statuses = redis.call('HMGET', latest, unpack(fields))
         for n, device in ipairs(devices) do
-          if rankOf(statuses[n]) >= FINAL then revise(device, true, event, number) end
+          if isFinal(standingOf(statuses[n]).code) then revise(device, true, event, number) end
         end
         looked = #devices
       end
       -- Each silent device owes it. If these are all, nobody else needs to be looked for.
       if phase ~= 'p' and owed <= counts.silent then return looked + 1 end
       local more
-      more, last = audience(event, phase == 'a' and '' or after, function(device, rank)
-        if rank < FINAL or counts.silent > 0 then revise(device, rank >= FINAL, event, number) end
+      more, last = audience(event, phase == 'a' and '' or after, function(device, s)
+        if not isFinal(s.code) or counts.silent > 0 then revise(device, isFinal(s.code), event, number) end
       end)
       if more == CHUNK then counts.scan = (phase == 'p' and 'p' or 's') .. last end
       return looked + more + 1
@@ -434,11 +493,13 @@ export const AGE = `
     local channel, now, left, next = look(), tonumber(ARGV[1]), tonumber(ARGV[2]), ''
     if not channel then return { '', '' } end
 ${SCAN.replaceAll("\n\n", "\n")}
-    local counts = attentionOf(channel)
+    local counts, voided = attentionOf(channel), true
     if channel.isOld then counts.scan = 'f0' end
     while true do
       if left <= 0 then next = ARGV[1] break end
-      if counts.scan ~= '' then left = left - scan(counts)
+      voided = voided and firstVoided()
+      if voided then left = left - pay(voided)
+      elseif counts.scan ~= '' then left = left - scan(counts)
       else
         local seq = math.max(channel.aged, channel.floor) + 1
         local event = text(seq)
@@ -479,7 +540,7 @@ export const DROP = `
 /**
  * how many devices and events, how many more of those that are silent for all that is kept → epoch, the channel in short, for each
  * device: name, failed, missing, overdue, since, last sign of life (-1: never, '': not enrolled); for each event: seq, when it was pushed, failed, missing,
- * overdue, the beginning of its entry, addressed, received, working, missing, done, failed
+ * overdue, the beginning of its entry, its tally, whether it was withdrawn
  */
 export const TROUBLES = `
     local channel, limit, rows, found = look(), tonumber(ARGV[1]), {}, {}
@@ -505,11 +566,12 @@ export const TROUBLES = `
       local seq = tonumber(member)
       local event, about, entry = text(seq), troubleOf(channel, text(seq)), redis.call('XRANGE', events, text(seq) .. '-0', text(seq) .. '-0')[1]
       if entry then
-        local t = redis.call('HMGET', tallies, event .. ':n', event .. ':1', event .. ':2', event .. ':3', event .. ':4', event .. ':5')
+        local t = tallyOf(event)
         for _, value in ipairs({ seq, pushedAt(seq), about.failed, about.missing, about.overdue, entry[2][2]:match('^[^ ]* [^ ]* [^ ]* [^ ]* [^ ]* ') }) do
           found[#found + 1] = value
         end
-        for n = 1, 6 do found[#found + 1] = tonumber(t[n] or 0) end
+        for n = 1, 8 do found[#found + 1] = t[n] end
+        found[#found + 1] = redis.call('HEXISTS', tallies, event .. ':w')
       end
     end
     return { channel.epoch, summaryOf(channel), rows, found }`;

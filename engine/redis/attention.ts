@@ -16,7 +16,7 @@ import {
   worstDevice,
 } from "../attention.ts";
 import type { Redis, Reply } from "./connection.ts";
-import { eventHeadOf } from "./entries.ts";
+import { eventHeadOf, tallyOf } from "./entries.ts";
 import type { Keys } from "./keys.ts";
 import type { SCRIPTS } from "./scripts.ts";
 import type { Troubled } from "../store.ts";
@@ -28,6 +28,9 @@ const AGE_ROWS = 1_000;
  * of its rows. If more of them have the same number of troubles, which of them are listed may be decided by name.
  */
 const TIES_MAX = 1_000;
+
+/** Values per event, as the script returns them: six, and those of a tally. */
+const EVENT_VALUES = 15;
 
 /** A channel without trouble, as scripts return it. */
 const WELL = /^\d+ \d+ 0 0 0 /;
@@ -103,14 +106,13 @@ export class RedisAttention {
       since: Number(since),
       seenAt: seenAt === "" || Number(seenAt) === -1 ? null : Number(seenAt),
     }));
-    const events = [...inGroups(found, 12)].map(
+    const events = [...inGroups(found, EVENT_VALUES)].map(
       ([seq, at, failed, missing, overdue, head, ...tally]): TroubledEvent => {
         const { type, deadline } = eventHeadOf(Number(seq), head as string);
-        const [addressed, received, working, absent, done, refused] = tally.map(Number) as SixNumbers;
         return {
           ...{ channel, epoch, seq: Number(seq), at: Number(at), type, deadline },
           ...{ failed: Number(failed), missing: Number(missing), overdue: Number(overdue) },
-          tally: { addressed, received, working, missing: absent, done, failed: refused },
+          tally: tallyOf(tally.map(Number)),
         };
       },
     );

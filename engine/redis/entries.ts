@@ -2,7 +2,18 @@
  * The format of log entries in Redis: some fields, each followed by a space, and a last field that may contain spaces. An absent field is empty. An
  * event's data is the publisher's own text and is stored and read without parsing.
  */
-import { type Event, type EventDraft, rank, type Receipt, type ReceiptDraft, STATES } from "../model.ts";
+import {
+  END_REASONS,
+  type Event,
+  type EventDraft,
+  type EventNote,
+  freshTally,
+  type LogEntry,
+  type Receipt,
+  STATES,
+  type Tally,
+  type Withdrawal,
+} from "../model.ts";
 
 /** Splits off the fields before the last one. */
 function split(text: string, words: number): string[] {
@@ -23,54 +34,118 @@ const numberOrNull = (text: string): number | null => (text === "" ? null : Numb
 /** When an event expires, its deadline, and its reminder interval. */
 type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
-/** `at expires deadline remind type to data`; behind `at`, after a semicolon, the id of the schedule, if it has one. */
+/**
+ * `at expires deadline remind type to data`. Behind `at`, each after a semicolon, is what few events have: the id of the schedule, `k=` the key, `a=`
+ * the attempts.
+ */
 export const eventEntryText = (
-  { type, to, data }: EventDraft,
+  { type, to, data, key, attempts }: EventDraft,
   at: number,
   { expires, deadline, remind }: Times,
   scheduled?: string,
 ): string =>
-  `${at}${scheduled === undefined ? "" : `;${scheduled}`} ${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
+  `${at}${scheduled === undefined ? "" : `;${scheduled}`}${key === null ? "" : `;k=${key}`}${attempts === null ? "" : `;a=${attempts}`} ` +
+  `${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
+/** An event; whether it was withdrawn is not part of its entry. */
 export function eventOf(seq: number, text: string): Event {
-  const [at, expires, deadline, remind, type, to, data] = split(text, 6) as Seven;
-  const [time, scheduled] = at.split(";", 2) as [string, string?];
+  const [time, expires, deadline, remind, type, to, data] = split(text, 6) as Seven;
+  const [at, ...options] = time.split(";") as [string, ...string[]];
+  const optionOf = (name: string): string | null =>
+    options.find((option) => option.startsWith(name))?.slice(name.length) ?? null;
+  const scheduled = options.length === 0 ? null : optionOf("s-");
   return {
     seq,
-    at: Number(time),
+    at: Number(at),
     type: type === "" ? null : type,
     data,
     to: to === "" ? null : to.split(","),
     expires: numberOrNull(expires),
     deadline: numberOrNull(deadline),
     remind: numberOrNull(remind),
-    ...(scheduled === undefined ? {} : { scheduled }),
+    key: options.length === 0 ? null : optionOf("k="),
+    attempts: options.length === 0 ? null : numberOrNull(optionOf("a=") ?? ""),
+    withdrawn: null,
+    ...(scheduled === null ? {} : { scheduled: `s-${scheduled}` }),
+  };
+}
+
+/** How an event was withdrawn: `seq at reason by note`. */
+export function withdrawalOf(text: string): Withdrawal {
+  const [seq, at, reason, by, note] = split(text, 4) as [string, string, string, string, string];
+  return {
+    seq: Number(seq),
+    at: Number(at),
+    reason: END_REASONS[Number(reason) - 1]!,
+    by: numberOrNull(by),
+    note: note === "" ? null : note,
+  };
+}
+
+/**
+ * An entry of the events log. A control entry has `at;w=<event>;r=<reason>;b=<by>;n=<whether a device had given a word>`, the times and names of its
+ * event, and the note in place of the data.
+ */
+export function logEntryOf(seq: number, text: string): LogEntry {
+  const control = /^(\d+);w=(\d+);r=(\d);b=(\d*);n=(\d) (\d*) {4}(\S*) /.exec(text);
+  if (!control) return eventOf(seq, text);
+  const [head, at, event, reason, by, answered, expires, to] = control as unknown as readonly string[];
+  return {
+    ...withdrawalOf(`${seq} ${at} ${reason} ${by} ${text.slice(head!.length)}`),
+    withdraws: Number(event),
+    to: to === "" ? null : to!.split(","),
+    expires: numberOrNull(expires!),
+    isAnswered: answered === "1",
   };
 }
 
 /** An event from the beginning of its entry, without `to` and data. */
 export const eventHeadOf = (seq: number, text: string): Omit<Event, "to" | "data"> => eventOf(seq, `${text} `);
 
-/**
- * `event device rank at deviceAt`; the script adds ` late outcome detail`. An entry of rank 0 says that its event is complete, with the outcome as
- * `done/failed`. Receipts stored by versions without such entries carry their event's outcome themselves.
- */
-export const receiptHead = ({ event, device, status, deviceAt }: ReceiptDraft, at: number): string =>
-  `${event.seq} ${device} ${rank(status)} ${at} ${deviceAt ?? ""}`;
+/** The counts of a tally as the scripts give them. */
+type Counts = [number, number, number, number, number, number, number, number, number];
 
+export function tallyOf(counts: readonly number[]): Tally {
+  const [addressed, received, working, missing, done, failed, deferred, withdrawn, isOver] = counts as Counts;
+  return { addressed, received, working, deferred, missing, done, failed, withdrawn, isOver: isOver === 1 };
+}
+
+const KINDS = { c: "complete", s: "settled", w: "withdrawn" } as const;
+
+/** @param outcome in entries of earlier versions `done/failed`; else a letter for the kind, and the tally */
+function noteOf(outcome: string, detail: string): EventNote {
+  const old = /^(\d+)\/(\d+)$/.exec(outcome);
+  if (old) {
+    const [done, failed] = [Number(old[1]), Number(old[2])];
+    return { kind: "complete", tally: { ...freshTally(done + failed), done, failed } };
+  }
+  const kind = KINDS[outcome[0] as keyof typeof KINDS];
+  const tally = tallyOf(outcome.slice(1).split(",").map(Number));
+  return kind === "withdrawn" ? { kind, tally, withdrawal: withdrawalOf(detail) } : { kind, tally };
+}
+
+/**
+ * `event device code at deviceAt late outcome detail`. `late` says why, 0: it is not. An entry of code 0 is a note on its event: `outcome` is its kind
+ * and the tally. Of a receipt it is `r<round>.<failures>`, unless these are the usual ones. Receipts stored by the first versions carry there what the
+ * note `complete` says now.
+ */
 export function receiptOf(seq: number, text: string): Receipt {
-  const [event, device, status, at, deviceAt, late, rest] = split(text, 6) as Seven;
+  const [event, device, code, at, deviceAt, late, rest] = split(text, 6) as Seven;
   const [outcome, detail] = split(rest, 1) as [string, string];
-  const [done, failed] = outcome.split("/").map(Number) as [number, number];
+  const status = STATES[Number(code)]!;
+  const rounds = /^r(\d+)\.(\d+)$/.exec(outcome);
+  const isNote = outcome !== "" && !rounds;
   return {
     seq,
     event: Number(event),
     device,
-    status: STATES[Number(status)]!,
-    detail: detail === "" ? null : detail,
+    status,
+    detail: detail === "" || status === "pending" ? null : detail,
     at: Number(at),
     deviceAt: numberOrNull(deviceAt),
-    late: late === "1",
-    completes: outcome === "" ? null : { done, failed },
+    late: late !== "0",
+    round: rounds ? Number(rounds[1]) : 1,
+    attempt: rounds ? Number(rounds[2]) : status === "failed" ? 1 : 0,
+    note: isNote ? noteOf(outcome, detail) : null,
   };
 }

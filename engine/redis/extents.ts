@@ -6,7 +6,7 @@ import { type Kind, PereError } from "../model.ts";
 import type { Heads } from "../store.ts";
 
 /** What the script returns for each log. */
-const VALUES = 6;
+const VALUES = 7;
 
 /**
  * For each log the keys of its channel's counters and of its entries, and the entry to read (0: none) → for each its extent (nil: there is no such
@@ -15,7 +15,7 @@ const VALUES = 6;
 export const EXTENTS = `
     local found = {}
     for n, seq in ipairs(ARGV) do
-      local extent = redis.call('HMGET', KEYS[2 * n - 1], 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor')
+      local extent = redis.call('HMGET', KEYS[2 * n - 1], 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'controls')
       for _, value in ipairs(extent) do found[#found + 1] = value end
       local kept = seq ~= '0' and redis.call('XRANGE', KEYS[2 * n], seq .. '-0', seq .. '-0')[1]
       found[#found + 1] = kept and kept[2][2] or ''
@@ -37,7 +37,7 @@ export interface ReadLog {
 /** Parses an extent in a script's reply, from index `at` on. */
 export const headsOf = (reply: readonly unknown[], at: number): Heads => ({
   epoch: reply[at] as string,
-  events: { head: Number(reply[at + 1]), floor: Number(reply[at + 2]) },
+  events: { head: Number(reply[at + 1]), floor: Number(reply[at + 2]), controls: Number(reply[at + 5]) },
   receipts: { head: Number(reply[at + 3]), floor: Number(reply[at + 4]) },
 });
 

@@ -20,6 +20,10 @@ const PARTS = [
   "gone",
   "deadlines",
   "reminded",
+  "rounds",
+  "deferrals",
+  "keyed",
+  "by-key",
 ] as const;
 
 /** Suffix of a key that makes it a message name. */

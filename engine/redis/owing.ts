@@ -49,7 +49,7 @@ export const OWING = `
       end
       local at, own = 3 * (seq - first), about[seq]
       local addressed, finals = tonumber(tallied[at + 1] or nil), tonumber(tallied[at + 2] or 0) + tonumber(tallied[at + 3] or 0)
-      local isOver = (own and own.expires > 0 and own.expires <= now) or (addressed and addressed <= finals)
+      local isOver = not isOwed(own, now) or (addressed and addressed <= finals)
       local isSilent = not isOver and addressed and finals == 0 and not (own and own.named)
       if not isOver and not isSilent then
         if (#lookups + 1) * #enrolled > ${OWING_LOOKUPS} then
@@ -73,7 +73,7 @@ export const OWING = `
         if isIts and seq > enrolment.after then asked[#asked + 1], words[#words + 1] = enrolment, prefix .. device end
       end
       for n, word in ipairs(#words > 0 and redis.call('HMGET', latest, unpack(words)) or {}) do
-        if rankOf(word) < FINAL then asked[n].owed = asked[n].owed + 1 end
+        if not isFinal(standingOf(word).code) then asked[n].owed = asked[n].owed + 1 end
       end
     end
 

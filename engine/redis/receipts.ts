@@ -19,16 +19,18 @@ export const WAITING_MAX = 100_000;
 /** How long a receipt waits to be sent while Redis answers others. If it answers nothing, the calls in flight fail, and the next ones are refused. */
 export const WAIT_MS = 10_000;
 
-/** A receipt and when it came, in milliseconds since 1970. */
+/** A receipt and when it came, in milliseconds since 1970. `random`: for the time until another attempt. */
 export interface DatedReceipt {
   readonly draft: ReceiptDraft;
   readonly now: number;
+  readonly random: () => number;
 }
 
 /** The receipts of one request. */
 interface Waiting {
   readonly drafts: readonly ReceiptDraft[];
   readonly now: number;
+  readonly random: () => number;
   readonly until: number;
   readonly resolve: (verdicts: Verdict[]) => void;
   readonly reject: (error: unknown) => void;
@@ -60,7 +62,12 @@ export class RedisReceipts {
   }
 
   /** Records the receipts of one request. @throws PereError away: not recorded, or it is unknown whether they were */
-  record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+  record(
+    channel: string,
+    drafts: readonly ReceiptDraft[],
+    now: number,
+    random: () => number = Math.random,
+  ): Promise<Verdict[]> {
     if (this.#waiting + drafts.length > WAITING_MAX)
       return Promise.reject(
         new PereError("away", `Redis does not keep up: ${this.#waiting} receipts wait; nothing was stored`),
@@ -68,7 +75,7 @@ export class RedisReceipts {
     let line = this.#lines.get(channel);
     if (!line) this.#lines.set(channel, (line = { waiting: [], inFlight: 0 }));
     const { promise, resolve, reject } = Promise.withResolvers<Verdict[]>();
-    line.waiting.push({ drafts, now, until: this.#clock() + WAIT_MS, resolve, reject });
+    line.waiting.push({ drafts, now, random, until: this.#clock() + WAIT_MS, resolve, reject });
     this.#waiting += drafts.length;
     this.#send(channel, line);
     return promise;
@@ -87,7 +94,7 @@ export class RedisReceipts {
   async #sendOne(channel: string, line: Line): Promise<void> {
     const requests = this.#take(line);
     if (requests.length === 0) return;
-    const receipts = requests.flatMap(({ drafts, now }) => drafts.map((draft) => ({ draft, now })));
+    const receipts = requests.flatMap(({ drafts, now, random }) => drafts.map((draft) => ({ draft, now, random })));
     line.inFlight++;
     try {
       const verdicts = await this.#run(channel, receipts);

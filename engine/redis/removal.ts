@@ -21,7 +21,7 @@ export const REMOVE = `
     if not hasEvents then
       local found, order = filtered(upTo + 1, channel.head)
       for _, seq in ipairs(order) do
-        if found[seq].expires == 0 or found[seq].expires > now then hasEvents = true end
+        if not found[seq].control and (found[seq].expires == 0 or found[seq].expires > now) then hasEvents = true end
       end
       upTo = #order == CHUNK and order[CHUNK] or channel.head
     end

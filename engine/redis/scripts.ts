@@ -53,6 +53,7 @@ import { HISTORY } from "./device-history.ts";
 import { EXTENTS } from "./extents.ts";
 import { OWING } from "./owing.ts";
 import { REMOVE } from "./removal.ts";
+import { OVERDUE_MS } from "../attention.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
 
 /** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
@@ -72,15 +73,16 @@ export interface Script {
   readonly sha: string;
 }
 
-/** The first final rank, and the rank of `missing`; the list is in `engine/model.ts`. */
-const RANKS = "local FINAL, MISSING = 4, 3";
+/** Codes of states; the list is in `engine/model.ts`. `PARTS`: how many keys a channel has; additional ones follow. */
+const CODES = "local MISSING, DONE, FAILED, DEFERRED, WITHDRAWN, PARTS = 3, 4, 5, 6, 7, 16";
 
 /** The library for scripts: paragraphs, each with at most one function. */
 const COMMON = `
-${RANKS}
+${CODES}
 local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local devices, names, filteredEvents, targets, retiredAnswered = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
-local deadlines, reminded = KEYS[11], KEYS[12]
+local deadlines, reminded, rounds, deferrals = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local keyed, byKey = KEYS[15], KEYS[16]
 local CHUNK = 500
 -- A message's name is its log's key, plus the database unless that is the first.
 local TOPIC_SUFFIX = ''
@@ -95,7 +97,7 @@ local function named(seq, device) return string.format('%015.0f/', seq) .. devic
 -- The channel's counters; nil when there is no such channel.
 local function look()
   local c = redis.call('HMGET', counters, 'epoch', 'head', 'floor', 'receiptsHead', 'receiptsFloor', 'audience', 'leaving', 'unused',
-    'lost', 'noted', 'aged')
+    'lost', 'noted', 'controls', 'aged')
   if not c[1] then return nil end
   local leaving = nil
   if c[7] then
@@ -104,7 +106,7 @@ local function look()
   end
   return { epoch = c[1], head = tonumber(c[2]), floor = tonumber(c[3]), receiptsHead = tonumber(c[4]),
     receiptsFloor = tonumber(c[5]), audience = tonumber(c[6]), leaving = leaving, unused = tonumber(c[8] or nil), lostByAll = tonumber(c[9] or 0),
-    noted = tonumber(c[10] or c[3]), aged = tonumber(c[11] or c[3]), isOld = not c[11] }
+    noted = tonumber(c[10] or c[3]), controls = tonumber(c[11] or 0), aged = tonumber(c[12] or c[3]), isOld = not c[12] }
 end
 
 -- The same, if the channel has this epoch.
@@ -120,7 +122,7 @@ local function make(epoch, touched)
   if found and (touched or not found.unused) then return found, 0 end
   if found then redis.call('HDEL', counters, 'unused') return found, 1 end
   epoch = redis.call('HGET', counters, 'reserved') or epoch
-  for part = 1, 12 do redis.call('UNLINK', KEYS[part]) end
+  for part = 1, PARTS do redis.call('UNLINK', KEYS[part]) end
   redis.call('HSET', counters, 'epoch', epoch, 'head', 0, 'floor', 0, 'receiptsHead', 0, 'receiptsFloor', 0, 'audience', 0, 'aged', 0)
   if touched then redis.call('HSET', counters, 'unused', touched) end
   return look(), 1
@@ -180,13 +182,14 @@ local function enrol(channel, device, now)
   return true
 end
 
--- Among the events from first to last, at most CHUNK of them: those with an expiry or with names: seq = { expires or 0, named }; their seqs.
+-- Among the entries from first to last, at most CHUNK of them: those with an expiry or with names, withdrawn ones and control entries: seq = { expires
+-- or 0, named, withdrawn, control }; their seqs.
 local function filtered(first, last)
   local found, order = {}, {}
   for _, member in ipairs(redis.call('ZRANGEBYSCORE', filteredEvents, text(first), text(last), 'LIMIT', 0, CHUNK)) do
-    local seq, expires, to = member:match('^(%d+):(%d+):(%d)$')
+    local seq, expires, kind = member:match('^(%d+):(%d+):(%d)$')
     order[#order + 1] = tonumber(seq)
-    found[order[#order]] = { expires = tonumber(expires), named = to == '1' }
+    found[order[#order]] = { expires = tonumber(expires), named = kind == '1' or kind == '3', withdrawn = kind == '2' or kind == '3', control = kind == '4' }
   end
   return found, order
 end
@@ -196,11 +199,47 @@ local function isLeaving(channel, event)
   return channel.leaving and event > channel.leaving.released and event <= channel.leaving.upTo
 end
 
-local function rankOf(word)
-  return word and tonumber(word:match('^%d+')) or 0
+local function isFinal(code) return code == DONE or code == FAILED end
+
+-- Where a device stands on an event: its code, its receipt, the round of its last word, its failures, when its next round begins.
+local function standingOf(word)
+  if not word then return { code = 0, round = 1, attempt = 0 } end
+  local code, receipt, round, attempt, due = word:match('^(%d+) (%d+) ?(%d*) ?(%d*) ?(%d*)$')
+  code = tonumber(code)
+  return { code = code, receipt = receipt, round = tonumber(round) or 1, attempt = tonumber(attempt) or (code == FAILED and 1 or 0), due = tonumber(due) }
 end
 
--- Calls visit(seq, rank, named, expires) for each kept event after 'after', up to 'upTo', that is addressed to a device that joined after 'joined',
+-- The same as stored, and what of it the receipt's entry says: most are in the first round, with at most one failure.
+local function wordOf(s)
+  local usual = s.code .. ' ' .. s.receipt
+  if s.round == 1 and s.attempt == (s.code == FAILED and 1 or 0) and not s.due then return usual, '' end
+  return table.concat({ usual, text(s.round), text(s.attempt), s.due and text(s.due) or '' }, ' '), 'r' .. text(s.round) .. '.' .. text(s.attempt)
+end
+
+-- How an event was withdrawn: control entry, when, reason, superseded by, note; nil: it was not.
+local function withdrawalOf(seq)
+  return redis.call('HGET', tallies, text(seq) .. ':w') or nil
+end
+
+-- Where a device stands at a time; a withdrawal ends what is neither final nor missing.
+local function standingAt(s, withdrawal, now)
+  if withdrawal and not isFinal(s.code) and s.code ~= MISSING then
+    local at = tonumber(withdrawal:match('^%d+ (%d+)'))
+    return { code = WITHDRAWN, receipt = s.receipt, round = s.round + (s.code == DEFERRED and s.due <= at and 1 or 0), attempt = s.attempt }
+  end
+  if s.code == DEFERRED and s.due <= now then return { code = DEFERRED, receipt = s.receipt, round = s.round + 1, attempt = s.attempt, begun = true } end
+  return s
+end
+
+-- Final words are owed to an event.
+local function isOwed(about, now)
+  return not about or not (about.withdrawn or about.control or (about.expires > 0 and about.expires <= now))
+end
+
+-- A device owes an event a final word.
+local function owes(word, about, now) return not isFinal(tonumber(word and word:match('^%d+') or 0)) and isOwed(about, now) end
+
+-- Calls visit(seq, word, about) for each kept event after 'after', up to 'upTo', that is addressed to a device that joined after 'joined',
 -- oldest first, until it returns true or about 'most' were searched. Returns how far it came, whether visit stopped it, how many it searched.
 local function walk(channel, device, joined, after, upTo, most, visit)
   local at, looked = math.max(after, channel.floor), 0
@@ -218,7 +257,7 @@ local function walk(channel, device, joined, after, upTo, most, visit)
     for _, seq in ipairs(order) do
       local about = found[seq]
       local isNamed = about ~= nil and about.named
-      if (isNamed and redis.call('ZSCORE', targets, named(seq, device))) or (not isNamed and seq > joined) then
+      if (isNamed and redis.call('ZSCORE', targets, named(seq, device))) or (not isNamed and seq > joined and not (about and about.control)) then
         candidates[#candidates + 1] = seq
         fields[#fields + 1] = text(seq) .. ':' .. device
       end
@@ -226,8 +265,7 @@ local function walk(channel, device, joined, after, upTo, most, visit)
     looked = looked + 1 + #order
     local statuses = #fields > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
     for n, seq in ipairs(candidates) do
-      local about = found[seq]
-      if visit(seq, rankOf(statuses[n]), about ~= nil and about.named, about and about.expires or 0) then return seq, true, looked end
+      if visit(seq, statuses[n], found[seq]) then return seq, true, looked end
     end
     at = last
   end
@@ -246,8 +284,8 @@ local function noteLost(channel, device, enrolment, now)
   local looked = 0
   if channel.lostByAll > math.max(enrolment.joined, enrolment.settled) then enrolment.lostSeq = math.max(enrolment.lostSeq, channel.lostByAll) end
   if channel.noted < channel.floor then
-    local _, _, searched = walk({ floor = channel.noted }, device, enrolment.joined, enrolment.settled, channel.floor, math.huge, function(seq, rank, _, expires)
-      if rank < FINAL and (expires == 0 or expires > now) then enrolment.lostSeq = math.max(enrolment.lostSeq, seq) end
+    local _, _, searched = walk({ floor = channel.noted }, device, enrolment.joined, enrolment.settled, channel.floor, math.huge, function(seq, word, about)
+      if owes(word, about, now) then enrolment.lostSeq = math.max(enrolment.lostSeq, seq) end
     end)
     looked = searched
   end
@@ -260,28 +298,22 @@ end
 local function settle(channel, device, enrolment, now, most)
   noteLost(channel, device, enrolment, now)
   local after = owesAfter(channel, device, enrolment.settled)
-  local at, isOwed, looked = walk(channel, device, enrolment.joined, after, channel.head, most, function(_, rank, _, expires)
-    return rank < FINAL and (expires == 0 or expires > now)
+  local at, isOwed, looked = walk(channel, device, enrolment.joined, after, channel.head, most, function(_, word, about)
+    return owes(word, about, now)
   end)
   if isOwed then return at - 1, 0, looked end
   return at, at < channel.head and 1 or 0, looked
 end
 
 -- A message carries its entries if they are small: Redis disconnects slow subscribers by the megabyte. Otherwise it says
--- only how far the log has come.
-local function publish(log, epoch, first, entries)
+-- only how far the log has come. 'answer': where those that have processed it say so; '': nowhere. Returns how many received it.
+local function publish(log, epoch, first, entries, answer)
   local bytes = 0
   for _, entry in ipairs(entries) do bytes = bytes + #entry end
   local about = epoch .. ' ' .. text(first) .. ' ' .. text(first + #entries - 1)
+  if answer and answer ~= '' then about = about .. ' ' .. answer end
   if bytes > 262144 then return redis.call('PUBLISH', log .. TOPIC_SUFFIX, about) end
-  redis.call('PUBLISH', log .. TOPIC_SUFFIX, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
-end
-
--- How many devices owe an event a final receipt, and the final receipts of the others: done/failed.
-local function standing(event)
-  local t = redis.call('HMGET', tallies, event .. ':n', event .. ':4', event .. ':5')
-  local done, failed = tonumber(t[2] or 0), tonumber(t[3] or 0)
-  return tonumber(t[1] or 0) - done - failed, text(done) .. '/' .. text(failed)
+  return redis.call('PUBLISH', log .. TOPIC_SUFFIX, about .. '${SEPARATOR}' .. table.concat(entries, '${SEPARATOR}'))
 end
 
 -- Adds an entry to the receipts log. 'entries' collects those of this script for 'publishReceipts'.
@@ -290,38 +322,79 @@ local function note(channel, entries, field, entry)
   redis.call('XADD', receipts, text(channel.receiptsHead + #entries) .. '-0', 'v', entry, 'k', field)
 end
 
--- If an event is complete, adds an entry that says so, with the device whose receipt or retirement completed it.
+-- An event's tally: addressed, and how many devices have each status, from 1 on; whether all that were not withdrawn have a final word.
+local function tallyOf(event)
+  local t = redis.call('HMGET', tallies, event .. ':n', event .. ':1', event .. ':2', event .. ':3', event .. ':4', event .. ':5', event .. ':6', event .. ':7')
+  for n = 1, 8 do t[n] = tonumber(t[n] or 0) end
+  return t, t[1] - t[5] - t[6]
+end
+
+-- Adds a note on an event as a whole, with its tally. Kinds: c complete, s settled, w withdrawn. 'isOver': it was withdrawn.
+local function noteEvent(channel, entries, kind, event, device, tally, isOver, now, detail)
+  local counts = {}
+  for n = 1, 8 do counts[n] = text(tally[n]) end
+  counts[9] = isOver and '1' or '0'
+  note(channel, entries, event .. ':' .. device, event .. ' ' .. device .. ' 0 ' .. now .. '  0 ' .. kind .. table.concat(counts, ',') .. ' ' .. detail)
+end
+
+-- The deadline of an event has nothing more to do. The first time, adds the note that it is settled.
+local function settleEvent(channel, entries, event, device, tally, isOver, now)
+  if redis.call('ZREM', deadlines, event) == 0 then return end
+  redis.call('HDEL', tallies, event .. ':after')
+  noteEvent(channel, entries, 's', event, device, tally, isOver, now, '')
+end
+
+-- If an event that was not withdrawn is complete, adds the notes that say so, with the device whose receipt or retirement completed it.
 local function complete(channel, entries, event, device, now)
-  local owed, outcome = standing(event)
+  local tally, owed = tallyOf(event)
   if owed > 0 then return end
-  note(channel, entries, event .. ':' .. device, event .. ' ' .. device .. ' 0 ' .. now .. '  0 ' .. outcome .. ' ')
+  noteEvent(channel, entries, 'c', event, device, tally, false, now, '')
+  settleEvent(channel, entries, event, device, tally, false, now)
 end
 
 -- ATTENTION
 
--- Appends a receipt and updates the device's status and the tally. 'isPaid': the event was overdue for the device, and is so no more.
-local function keep(channel, entries, event, device, rank, before, head, late, detail, isPaid)
+-- Removes what says when a device's next round begins.
+local function forgetRound(event, device)
+  redis.call('ZREM', rounds, named(event, device))
+  redis.call('ZREM', deferrals, device .. '/' .. string.format('%015.0f', event))
+end
+
+-- Appends a receipt and updates the device's state, from 'before' to 's', and the tally. 'isPaid': the event was overdue for the device, and is so no
+-- more.
+local function keep(channel, entries, event, device, before, s, now, deviceAt, late, detail, isPaid)
   local field = event .. ':' .. device
-  redis.call('HSET', latest, field, rank .. ' ' .. text(channel.receiptsHead + #entries + 1))
-  redis.call('HINCRBY', tallies, event .. ':' .. rank, 1)
-  if before > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before, -1) end
-  note(channel, entries, field, head .. ' ' .. late .. '  ' .. detail)
-  trouble(channel, event, device, before, rank, isPaid)
+  s.receipt = text(channel.receiptsHead + #entries + 1)
+  local word, unusual = wordOf(s)
+  redis.call('HSET', latest, field, word)
+  redis.call('HINCRBY', tallies, event .. ':' .. s.code, 1)
+  if before.code > 0 then redis.call('HINCRBY', tallies, event .. ':' .. before.code, -1) end
+  if before.code == DEFERRED and s.code ~= DEFERRED then forgetRound(tonumber(event), device) end
+  if s.due then
+    redis.call('ZADD', rounds, text(s.due), named(tonumber(event), device))
+    redis.call('ZADD', deferrals, 0, device .. '/' .. string.format('%015.0f', event))
+  end
+  note(channel, entries, field, event .. ' ' .. device .. ' ' .. s.code .. ' ' .. now .. ' ' .. deviceAt .. ' ' .. late .. ' ' .. unusual .. ' ' .. detail)
+  trouble(channel, event, device, before.code, s.code, isPaid)
 end
 
--- Records a device as missing.
-local function absent(channel, entries, event, device, before, now, detail)
-  keep(channel, entries, event, device, MISSING, before, event .. ' ' .. device .. ' ' .. MISSING .. ' ' .. now .. ' ', '0', detail)
+-- Records a device as missing, in the round that had begun by the deadline.
+local function absent(channel, entries, event, device, before, deadline, now, detail)
+  local by = math.min(tonumber(now), tonumber(deadline))
+  local round = before.round + (before.code == DEFERRED and before.due <= by and 1 or 0)
+  local s = { code = MISSING, round = round, attempt = before.attempt }
+  keep(channel, entries, event, device, before, s, now, '', '0', detail)
+  return s
 end
 
--- A device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. An event
--- whose deadline was processed is no longer in 'deadlines', and none of its devices can become missing. Second: the event never had one.
+-- Where a device stands, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. An event
+-- whose deadline was processed, or that was withdrawn, is no longer in 'deadlines', and none of its devices can become missing. Second: the event was
+-- not withdrawn and never had a deadline.
 local function judge(channel, entries, event, device, before, now)
-  if before >= MISSING then return before end
+  if before.code == MISSING or isFinal(before.code) then return before end
   local deadline = redis.call('ZSCORE', deadlines, event)
   if not deadline or tonumber(deadline) > tonumber(now) then return before, not deadline end
-  absent(channel, entries, event, device, before, now, '')
-  return MISSING
+  return absent(channel, entries, event, device, before, deadline, now, '')
 end
 
 -- Publishes the entries that a script added.
@@ -337,22 +410,24 @@ local function release(channel, entries, now)
   local leaving = channel.leaving
   if not leaving then return false end
   local device = leaving.device
-  leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 8, function(seq, rank, isNamed)
-    local event = text(seq)
-    if rank >= FINAL then
+  leaving.released = walk(channel, device, leaving.joined, leaving.released, leaving.upTo, MOST / 8, function(seq, word, about)
+    local event, isNamed, s = text(seq), about and about.named, standingOf(word)
+    if isFinal(s.code) then
       if not isNamed then redis.call('ZADD', retiredAnswered, 0, named(seq, device)) end
       return
     end
-    local isUndated
-    rank, isUndated = judge(channel, entries, event, device, rank, leaving.at)
-    releaseTrouble(channel, event, isUndated)
-    redis.call('HINCRBY', tallies, event .. ':n', -1)
-    if rank > 0 then
-      redis.call('HINCRBY', tallies, event .. ':' .. rank, -1)
-      redis.call('HDEL', latest, event .. ':' .. device)
+    if about and about.withdrawn then s = standingAt(s, withdrawalOf(seq), 0)
+    else
+      local isUndated
+      s, isUndated = judge(channel, entries, event, device, s, leaving.at)
+      releaseTrouble(channel, event, isUndated)
     end
+    redis.call('HINCRBY', tallies, event .. ':n', -1)
+    if s.code > 0 then redis.call('HINCRBY', tallies, event .. ':' .. s.code, -1) end
+    if word or s.code == MISSING then redis.call('HDEL', latest, event .. ':' .. device) end
+    forgetRound(seq, device)
     if isNamed then redis.call('ZREM', targets, named(seq, device)) end
-    complete(channel, entries, event, device, now)
+    if not (about and about.withdrawn) then complete(channel, entries, event, device, now) end
   end)
   releaseTroubles(channel, device, leaving.released)
   if leaving.released >= leaving.upTo then
@@ -382,22 +457,23 @@ local function audience(event, after, visit)
   local statuses, enrolments = redis.call('HMGET', latest, unpack(fields)), redis.call('HMGET', devices, unpack(found))
   for n, device in ipairs(found) do
     local isAddressed = isNamed or (enrolments[n] and tonumber(enrolments[n]:match('^%d+')) < event)
-    if isAddressed then visit(device, rankOf(statuses[n])) end
+    if isAddressed then visit(device, standingOf(statuses[n])) end
   end
   return #found, found[#found]
 end
 
--- Records as missing some devices that owe an event a final receipt; after the last ones, deletes its deadline. Returns how many were searched.
+-- Records as missing some devices that owe an event a final receipt; after the last ones, it is settled. Returns how many were searched.
 local function miss(channel, entries, event, now, detail)
   local s, looked, last = text(event), 0, nil
-  local t = redis.call('HMGET', tallies, s .. ':n', s .. ':3', s .. ':4', s .. ':5', s .. ':after')
-  local owed = tonumber(t[1] or 0) - tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
-  if event > channel.floor and owed > 0 then
-    looked, last = audience(event, t[5] or '', function(device, before)
-      if before < MISSING then absent(channel, entries, s, device, before, text(now), detail) end
+  local tally, owed = tallyOf(s)
+  if event > channel.floor and owed > tally[4] then
+    local deadline = redis.call('ZSCORE', deadlines, s) or text(now)
+    looked, last = audience(event, redis.call('HGET', tallies, s .. ':after') or '', function(device, before)
+      if before.code ~= MISSING and not isFinal(before.code) then absent(channel, entries, s, device, before, deadline, text(now), detail) end
     end)
   end
   if looked == CHUNK then redis.call('HSET', tallies, s .. ':after', last)
+  elseif event > channel.floor and owed > 0 then settleEvent(channel, entries, s, '', tallyOf(s), false, text(now))
   else
     redis.call('ZREM', deadlines, s)
     redis.call('HDEL', tallies, s .. ':after')
@@ -405,10 +481,54 @@ local function miss(channel, entries, event, now, detail)
   return looked
 end
 
+-- Does what must be done before an event is withdrawn, up to a limit. Returns 0: it can be withdrawn; 1: it is complete or was withdrawn; 2: it is a
+-- control entry; 3: there is no such event; 4: there is more to do.
+local function prepare(channel, entries, event, now)
+  if event <= channel.floor or event > channel.head then return 3 end
+  local about = filtered(event, event)[event]
+  if about and about.control then return 2 end
+  if about and about.withdrawn then return 1 end
+  if isLeaving(channel, event) and release(channel, entries, text(now)) and isLeaving(channel, event) then return 4 end
+  local deadline = redis.call('ZSCORE', deadlines, text(event))
+  if deadline and tonumber(deadline) <= now and miss(channel, entries, event, now, '') == CHUNK then return 4 end
+  local _, owed = tallyOf(text(event))
+  return owed > 0 and 0 or 1
+end
+
+-- Withdraws an event, however many devices it has. Returns its control entry, and whether it was overdue.
+local function withdraw(channel, entries, event, reason, by, remark, now)
+  local s = text(event)
+  local t, isVoided = tallyOf(s), voidTrouble(channel, text(event))
+  local isQuiet = channel.aged == channel.head and not channel.isOld
+  channel.head, channel.controls = channel.head + 1, channel.controls + 1
+  local control, at = text(channel.head), text(now)
+  local isAnswered = t[2] + t[3] + t[5] + t[6] + t[7] > 0
+  local expires, to = redis.call('XRANGE', events, s .. '-0', s .. '-0')[1][2][2]:match('^%S+ (%S*) %S* %S* %S* (%S*) ')
+  local entry = at .. ';w=' .. s .. ';r=' .. reason .. ';b=' .. by .. ';n=' .. (isAnswered and '1' or '0') .. ' ' .. expires .. '    ' .. to .. ' ' .. remark
+  redis.call('XADD', events, control .. '-0', 'v', entry)
+  t[8] = t[1] - t[4] - t[5] - t[6]
+  t[2], t[3], t[7] = 0, 0, 0
+  local withdrawal = table.concat({ control, at, reason, by, remark }, ' ')
+  redis.call('HSET', tallies, control .. ':at', at, s .. ':w', withdrawal, s .. ':7', t[8])
+  redis.call('HDEL', tallies, s .. ':1', s .. ':2', s .. ':6')
+  local isNamed = to ~= ''
+  local lifetime = expires == '' and '0' or expires
+  redis.call('ZREM', filteredEvents, s .. ':' .. lifetime .. ':' .. (isNamed and '1' or '0'))
+  redis.call('ZADD', filteredEvents, s, s .. ':' .. lifetime .. ':' .. (isNamed and '3' or '2'))
+  redis.call('ZADD', filteredEvents, control, control .. ':' .. lifetime .. ':4')
+  redis.call('ZREMRANGEBYSCORE', reminded, s, s)
+  if isQuiet then channel.aged = channel.head end
+  redis.call('HSET', counters, 'head', control, 'controls', text(channel.controls), isQuiet and 'aged' or 'head', control)
+  noteEvent(channel, entries, 'w', s, '', t, true, at, withdrawal)
+  noteEvent(channel, entries, 'c', s, '', t, true, at, '')
+  settleEvent(channel, entries, s, '', t, true, at)
+  return entry, isVoided
+end
+
 -- The keys of scheduled pushes come first among the additional ones. Uses a due time, and notes the event or the error; false: it was used, or
 -- there is no such schedule.
 local function useDueTime(id, due, following, last, failure, now)
-  local schedules, times = KEYS[13], KEYS[15]
+  local schedules, times = KEYS[PARTS + 1], KEYS[PARTS + 3]
   if redis.call('HGET', schedules, id .. ':next') ~= due then return false end
   if following ~= '' then
     redis.call('HSET', schedules, id .. ':next', following)
@@ -425,7 +545,7 @@ end
 
 -- The state of a scheduled push: its id and its fields; nil: there is none.
 local function scheduleOf(id)
-  local found = redis.call('HMGET', KEYS[13], id, id .. ':next', id .. ':last', id .. ':error')
+  local found = redis.call('HMGET', KEYS[PARTS + 1], id, id .. ':next', id .. ':last', id .. ':error')
   return found[1] and { id, unpack(found) } or nil
 end
 
@@ -466,7 +586,8 @@ export const HOOK_FIELDS = [
   "delivered",
 ] as const;
 
-const EXTENT = "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor";
+const EXTENT =
+  "channel.epoch, channel.head, channel.floor, channel.receiptsHead, channel.receiptsFloor, channel.controls";
 
 export const SCRIPTS = {
   /** the lost epoch, a new one → nothing */
@@ -477,7 +598,7 @@ export const SCRIPTS = {
   /** epoch → 0, extent. If the channel does not exist, the extent it would begin with. */
   open: script(`
     local channel = look()
-    if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0 } end
+    if not channel then return { 0, reserve(ARGV[1]), 0, 0, 0, 0, 0 } end
     return { 0, ${EXTENT} }`),
 
   /**
@@ -486,7 +607,7 @@ export const SCRIPTS = {
    */
   idle: script(`
     local channel = look()
-    if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[13]) > 0 or redis.call('ZCARD', KEYS[14]) > 0 then return 0 end
+    if not channel or channel.unused or channel.head > 0 or channel.audience > 0 or redis.call('SCARD', KEYS[PARTS + 1]) > 0 or redis.call('ZCARD', KEYS[PARTS + 2]) > 0 then return 0 end
     redis.call('HSET', counters, 'unused', ARGV[1])
     return 1`),
 
@@ -495,17 +616,20 @@ export const SCRIPTS = {
     local channel = look()
     if not channel or not channel.unused or channel.head > 0 then return 0 end
     if channel.unused > tonumber(ARGV[1]) then return text(channel.unused) end
-    for part = 1, 12 do redis.call('UNLINK', KEYS[part]) end
+    for part = 1, PARTS do redis.call('UNLINK', KEYS[part]) end
     reserve(channel.epoch)
     return 1`),
 
   /**
    * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
-   * reminders or 0, reminded until or 0, entry, number of names, names; of a scheduled push its id, due time and next one, else three times ''; known
-   * state → made, epoch, first, count, at, addressed, type, replayed, whether no event was kept before, whether
-   * the first event is to become overdue of those that were kept; or nothing: the key came with another digest, or the due time is used
+   * reminders or 0, reminded until or 0, entry, attempts or '', its key or '', number of names, names; where those that hear of a withdrawal answer; of a
+   * scheduled push its id, due time and next one, else three times ''; known state; the keys of attention last, if the first event has a key → made,
+   * epoch, first, count, at, addressed, type, replayed, whether no event was kept before, head, how many received the message, when something is to be
+   * done about overdue events ('': that is known), what `saveAttention` returns; or nothing: the key came with another digest, or the due time is used; or
+   * made, what `saveAttention` returns: call again, the event that it supersedes must be prepared first
    */
-  append: script(`
+  append: script(
+    `
     local channel, made = make(ARGV[1])
     guard(channel, ARGV[#ARGV])
     local now, digest, keyNow = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[#ARGV - 1])
@@ -513,39 +637,58 @@ export const SCRIPTS = {
     if digest ~= '' then
       -- Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
       local known
-      for at = 13, 14 do
-        local kept = redis.call('GET', KEYS[at])
+      for nth = 1, 2 do
+        local kept = redis.call('GET', KEYS[PARTS + nth])
         kept = kept and cjson.decode(kept)
-        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > keyNow and not known and (at == 13 or not kept.digest:find('?', 1, true)) then
+        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > keyNow and not known and (nth == 1 or not kept.digest:find('?', 1, true)) then
           known = kept
         end
       end
       if known then
         if known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then return {} end
-        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0, 0 }
+        return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0, channel.head, 0, '', '' }
       end
     end
     local count, at = tonumber(ARGV[7]), 8
+    local receiptEntries, superseded = {}, nil
+    if ARGV[14] ~= '' then
+      -- All but the newest event of this key are complete or withdrawn.
+      local newest = redis.call('ZREVRANGEBYLEX', byKey, '(' .. ARGV[14] .. '0', '[' .. ARGV[14] .. '/', 'LIMIT', 0, 1)[1]
+      superseded = newest and tonumber(newest:match('%d+$')) or nil
+      local ready = superseded and prepare(channel, receiptEntries, superseded, now) or 3
+      if ready == 4 then
+        publishReceipts(channel, receiptEntries)
+        return { made, saveAttention(channel) }
+      end
+      if ready ~= 0 then superseded = nil end
+    end
     local first, entries, addressedFirst, isUndated = channel.head + 1, {}, 0, false
     local schedule = ARGV[#ARGV - 4]
     if schedule ~= '' and not useDueTime(schedule, ARGV[#ARGV - 3], ARGV[#ARGV - 2], channel.epoch .. '-' .. text(channel.head + count), '', ARGV[2]) then
+      publishReceipts(channel, receiptEntries)
+      saveAttention(channel)
       return {}
     end
     for n = 1, count do
       local seq, expires, deadline, remind = channel.head + n, ARGV[at], ARGV[at + 1], ARGV[at + 2]
-      local entry, to = ARGV[at + 4], tonumber(ARGV[at + 5])
+      local entry, attempts, key, to = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
       local addressed = to > 0 and to or channel.audience
       if n == 1 then addressedFirst = addressed end
       entries[n] = entry
       redis.call('XADD', events, text(seq) .. '-0', 'v', entry)
       redis.call('HSET', tallies, text(seq) .. ':n', addressed, text(seq) .. ':at', ARGV[2])
+      if attempts ~= '' then redis.call('HSET', tallies, text(seq) .. ':a', attempts) end
+      if key ~= '' then
+        redis.call('ZADD', keyed, text(seq), text(seq) .. ':' .. key)
+        redis.call('ZADD', byKey, 0, key .. '/' .. string.format('%015.0f', seq))
+      end
       if to > 0 or expires ~= '0' then
         redis.call('ZADD', filteredEvents, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
       end
       local members = {}
-      for name = at + 6, at + 5 + to do
+      for name = at + 8, at + 7 + to do
         members[#members + 1], members[#members + 2] = 0, named(seq, ARGV[name])
-        if #members == 2 * CHUNK or name == at + 5 + to then
+        if #members == 2 * CHUNK or name == at + 7 + to then
           redis.call('ZADD', targets, unpack(members))
           members = {}
         end
@@ -554,58 +697,120 @@ export const SCRIPTS = {
       if remind ~= '0' then
         redis.call('ZADD', reminded, text(seq), text(seq) .. ':' .. ARGV[2] .. ':' .. remind .. ':' .. ARGV[at + 3])
       end
-      at = at + 6 + to
+      at = at + 8 + to
     end
+    local wasEmpty, ages = channel.floor == channel.head, ''
     -- If nothing is to become overdue, what has a deadline, or is for nobody, need not be looked at.
     local isQuiet = channel.aged == channel.head and not channel.isOld
-    redis.call('HSET', counters, 'head', text(channel.head + count), isQuiet and not isUndated and 'aged' or 'head', text(channel.head + count))
+    channel.head = channel.head + count
+    if isQuiet and not isUndated then channel.aged = channel.head elseif isQuiet then ages = text(now + ${OVERDUE_MS}) end
+    redis.call('HSET', counters, 'head', text(channel.head), isQuiet and not isUndated and 'aged' or 'head', text(channel.head))
+    if superseded then
+      local entry, isVoided = withdraw(channel, receiptEntries, superseded, '2', text(first), '', now)
+      entries[#entries + 1] = entry
+      if isVoided then ages = '0' end
+    end
     if digest ~= '' then
-      redis.call('SET', KEYS[13], cjson.encode({ epoch = life, digest = digest, first = first, count = count, at = now,
+      redis.call('SET', KEYS[PARTS + 1], cjson.encode({ epoch = life, digest = digest, first = first, count = count, at = now,
         addressed = addressedFirst, type = ARGV[6], expires = tonumber(ARGV[4]) }), 'PX', ARGV[5])
     end
-    publish(events, channel.epoch, first, entries)
-    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, channel.floor == channel.head and 1 or 0,
-      isQuiet and isUndated and 1 or 0 }`),
+    local receivers = publish(events, channel.epoch, first, entries, superseded and ARGV[#ARGV - 5] or '')
+    publishReceipts(channel, receiptEntries)
+    return { made, channel.epoch, first, count, now, addressedFirst, ARGV[6], 0, wasEmpty and 1 or 0, channel.head, receivers, ages,
+      saveAttention(channel) }`,
+    HASTY_PARAGRAPHS,
+  ),
 
   /**
-   * for each receipt: when it came, epoch, event, device, rank, the entry's beginning, its end; known state → a verdict for each: recorded, duplicate,
-   * unknown, unaddressed as 0 to 3; if it changed who is in trouble, what `saveAttention` returns
+   * epoch, event, note, now, where those that hear of it answer, known state → as `prepare`, head, how many received the message, whether something is to be
+   * done about overdue events now, what `saveAttention` returns
+   */
+  withdraw: script(`
+    local channel, entries = lookIn(ARGV[1]), {}
+    guard(channel, ARGV[6])
+    if not channel or channel.epoch ~= ARGV[1] then return { 3, 0, 0, 0, '' } end
+    local event, now = tonumber(ARGV[2]), tonumber(ARGV[4])
+    local ready, receivers, entry, isVoided = prepare(channel, entries, event, now), 0, nil, false
+    if ready == 0 then
+      entry, isVoided = withdraw(channel, entries, event, '1', '', ARGV[3], now)
+      receivers = publish(events, channel.epoch, channel.head, { entry }, ARGV[5])
+    end
+    publishReceipts(channel, entries)
+    return { ready, channel.head, receivers, isVoided and 1 or 0, saveAttention(channel) }`),
+
+  /**
+   * for each receipt: when it came, epoch, event, device, code, the device's time, detail, and '' or `<after in ms or ''>,<round or ''>,<may be tried
+   * again>,<random>`; known state → four numbers for each: recorded, duplicate, unknown, unaddressed, early as 0 to 4; the code that was recorded or -1; why
+   * the final word is late, or 0; when the next round begins, or 0; if it changed who is in trouble, what `saveAttention` returns
    */
   record: script(
     `
     local channel = look()
     guard(channel, ARGV[#ARGV])
     local verdicts, entries = {}, {}
-    for first = 1, #ARGV - 1, 7 do
-      local now, at = ARGV[first], first + 1
-      local epoch, event, device, rank = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
-      local verdict = 2
-      if channel and epoch == channel.epoch and event > channel.floor and event <= channel.head then
-        local field = ARGV[at + 1] .. ':' .. device
-        local before = rankOf(redis.call('HGET', latest, field))
+    for first = 1, #ARGV - 1, 8 do
+      local now, at = tonumber(ARGV[first]), first + 1
+      local epoch, event, device, code = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3])
+      local verdict, recorded, late, due = 2, -1, '0', nil
+      local about = channel and epoch == channel.epoch and event > channel.floor and event <= channel.head and (filtered(event, event)[event] or {})
+      if about and not about.control then
+        local eventText, field = ARGV[at + 1], ARGV[at + 1] .. ':' .. device
+        local stored = standingOf(redis.call('HGET', latest, field))
         local enrolment = enrolmentOf(device)
-        local about = filtered(event, event)[event]
-        local addressed, isUndated
-        if about and about.named then
-          addressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
-        else addressed = enrolment and enrolment.joined < event end
-        if before >= FINAL then verdict = 1
-        elseif not addressed then verdict = 3
+        local isAddressed
+        if about.named then
+          isAddressed = redis.call('ZSCORE', targets, named(event, device)) and not (isLeaving(channel, event) and channel.leaving.device == device)
+        else isAddressed = enrolment and enrolment.joined < event end
+        local after, round, retry, random = ARGV[at + 6]:match('^(%d*),(%d*),(%d),(.*)$')
+        if not isFinal(stored.code) and not isAddressed then verdict = 3
         else
-          before, isUndated = judge(channel, entries, ARGV[at + 1], device, before, now)
-          if rank <= before then verdict = 1 else verdict = 0 end
-        end
-        if verdict == 0 then
-          keep(channel, entries, ARGV[at + 1], device, rank, before, ARGV[at + 4], before == MISSING and '1' or '0', ARGV[at + 5],
-            rank >= FINAL and isUndated and event <= channel.aged)
-          if rank >= FINAL then complete(channel, entries, ARGV[at + 1], device, now) end
-          if enrolment and enrolment.lostSeq > 0 and enrolment.lostNotifiedSeq == enrolment.lostSeq then
-            enrolment.lostSeq, enrolment.lostNotifiedSeq = 0, 0
-            keepEnrolment(device, enrolment)
+          local before, isUndated = stored, false
+          if not isFinal(stored.code) then
+            if about.withdrawn then before = standingAt(stored, withdrawalOf(event), now)
+            else
+              stored, isUndated = judge(channel, entries, eventText, device, stored, ARGV[first])
+              before = standingAt(stored, nil, now)
+            end
           end
+          local isEnded = before.code == MISSING or before.code == WITHDRAWN
+          local answered = tonumber(round or '')
+          local attempt = before.attempt + (code == FAILED and 1 or 0)
+          if code == FAILED and retry == '1' and not isEnded then
+            local attempts = tonumber(redis.call('HGET', tallies, eventText .. ':a') or 0)
+            if attempt < attempts then
+              code = DEFERRED
+              if after == '' then after = text(math.min(3600000, math.floor(30000 * 2 ^ (attempt - 1) * (0.8 + 0.4 * tonumber(random)) + 0.5))) end
+            end
+          end
+          if answered and answered ~= before.round then verdict = answered > before.round and 4 or 1
+          elseif isFinal(before.code) then verdict = 1
+          elseif isFinal(code) then verdict = 0
+          elseif isEnded or (before.code == DEFERRED and not before.begun) then verdict = 1
+          elseif code <= 2 and code <= before.code and before.code <= 2 then verdict = 1
+          else verdict = 0 end
+          if isFinal(stored.code) and (about.withdrawn or redis.call('XRANGE', events, eventText .. '-0', eventText .. '-0')[1][2][2]:match('^%S+ %S* (%S*)') ~= '') then
+            local said = redis.call('XRANGE', receipts, stored.receipt .. '-0', stored.receipt .. '-0')[1]
+            late = said and said[2][2]:match('^%d+ %S* %d+ %d+ %S* (%d)') or '0'
+          end
+          if verdict == 0 then
+            recorded = code
+            if code == DEFERRED then due = now + tonumber(after and after ~= '' and after or 60000) end
+            if before.code == MISSING then late = '1'
+            elseif before.code == WITHDRAWN then late = text(tonumber(withdrawalOf(event):match('^%d+ %d+ (%d)')) + 1) end
+            local s = { code = code, round = before.round, attempt = attempt, due = due }
+            -- The round that has begun is left as it was counted.
+            keep(channel, entries, eventText, device, before, s, ARGV[first], ARGV[at + 4], late, ARGV[at + 5],
+              isFinal(code) and isUndated and event <= channel.aged)
+            if before.code == WITHDRAWN and stored.code == DEFERRED then forgetRound(event, device) end
+            if isFinal(code) and not about.withdrawn then complete(channel, entries, eventText, device, ARGV[first]) end
+            if enrolment and enrolment.lostSeq > 0 and enrolment.lostNotifiedSeq == enrolment.lostSeq then
+              enrolment.lostSeq, enrolment.lostNotifiedSeq = 0, 0
+              keepEnrolment(device, enrolment)
+            end
+          elseif stored.code == DEFERRED then due = stored.due end
         end
       end
-      verdicts[#verdicts + 1] = verdict
+      verdicts[#verdicts + 1], verdicts[#verdicts + 2], verdicts[#verdicts + 3], verdicts[#verdicts + 4] = verdict, recorded, tonumber(late), due and text(due) or 0
     end
     if channel then publishReceipts(channel, entries) end
     local moved = saveAttention(channel)
@@ -619,7 +824,7 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     return { made, enrol(channel, ARGV[2], tonumber(ARGV[3])) and 1 or 0 }`),
 
-  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do, whether the channel is unused */
+  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do, whether the channel is unused, whether it has deferred an event */
   join: script(`
     local channel, made = make(ARGV[1], ARGV[3])
     if channel.unused then redis.call('HSET', counters, 'unused', ARGV[3]) end
@@ -630,7 +835,8 @@ export const SCRIPTS = {
     enrolment.settled, more = settle(channel, device, enrolment, now, MOST)
     enrolment.lostNotifiedSeq = enrolment.lostSeq
     tryKeepEnrolment(device, enrolment)
-    return { made, ${EXTENT}, new, enrolment.joined, enrolment.settled, enrolment.lostSeq, more, channel.unused and 1 or 0 }`),
+    return { made, ${EXTENT}, new, enrolment.joined, enrolment.settled, enrolment.lostSeq, more, channel.unused and 1 or 0,
+      #redis.call('ZRANGEBYLEX', deferrals, '[' .. device .. '/', '(' .. device .. '0', 'LIMIT', 0, 1) }`),
 
   /** device, now → epoch, settled, whether there is more to do; nothing: it is not enrolled */
   settle: script(`
@@ -696,13 +902,13 @@ export const SCRIPTS = {
   owing: script(OWING),
 
   /**
-   * epoch, device, after, up to → the kept events in between that are not for it: it sent a final receipt, or they name others, or it was retired;
-   * null: another epoch
+   * epoch, device, after, up to, now → for each kept event in between on which it has a state: seq, code, round, when the next one begins or 0. An event
+   * that names others, or from which the device was released, is shown as done; null: another epoch
    */
-  finalized: script(`
+  states: script(`
     local channel, found = lookIn(ARGV[1]), {}
     if not channel then return nil end
-    local device = ARGV[2]
+    local device, now = ARGV[2], tonumber(ARGV[5])
     local seq, upTo = math.max(tonumber(ARGV[3]), channel.floor) + 1, math.min(tonumber(ARGV[4]), channel.head)
     while seq <= upTo do
       local last, fields = math.min(seq + CHUNK - 1, upTo), {}
@@ -712,9 +918,115 @@ export const SCRIPTS = {
         local at = seq + n - 1
         local isIts = not (about[at] and about[at].named)
           or (redis.call('ZSCORE', targets, named(at, device)) and not (isLeaving(channel, at) and channel.leaving.device == device))
-        if rankOf(word) >= FINAL or not isIts then found[#found + 1] = at end
+        if word or not isIts then
+          local s = isIts and standingAt(standingOf(word), about[at] and about[at].withdrawn and withdrawalOf(at), now) or { code = DONE, round = 1 }
+          for _, value in ipairs({ at, s.code, s.round, s.due and text(s.due) or 0 }) do found[#found + 1] = value end
+        end
       end
       seq = last + 1
+    end
+    return found`),
+
+  /** epoch, device, after, up to, limit, now → for each begun round: event, round; null: another epoch */
+  begunRounds: script(`
+    local channel, found = lookIn(ARGV[1]), {}
+    if not channel then return nil end
+    local device, limit, now = ARGV[2], tonumber(ARGV[5]), tonumber(ARGV[6])
+    local after = math.max(tonumber(ARGV[3]), channel.floor)
+    while #found < 2 * limit do
+      local members = redis.call('ZRANGEBYLEX', deferrals, '(' .. device .. '/' .. string.format('%015.0f', after),
+        '[' .. device .. '/' .. string.format('%015.0f', ARGV[4]), 'LIMIT', 0, CHUNK)
+      for _, member in ipairs(members) do
+        after = tonumber(member:match('%d+$'))
+        local s = standingAt(standingOf(redis.call('HGET', latest, text(after) .. ':' .. device)), nil, now)
+        local about = filtered(after, after)[after] or { expires = 0 }
+        local deadline = redis.call('ZSCORE', deadlines, text(after))
+        if s.begun and not about.withdrawn and (about.expires == 0 or about.expires > now) and (not deadline or tonumber(deadline) > now)
+          and not (isLeaving(channel, after) and channel.leaving.device == device) and #found < 2 * limit then
+          found[#found + 1], found[#found + 2] = after, s.round
+        end
+      end
+      if #members < CHUNK then break end
+    end
+    return found`),
+
+  /**
+   * from which time, the member of 'rounds' of that time after which to begin ('': with the first), until when, how many → epoch, whether there is more,
+   * when the next one begins (0: none is ahead), then for each round: when it began, its member, round; 0: it counts for nothing
+   */
+  roundsDue: script(`
+    local channel = look()
+    if not channel then return {} end
+    local from, after, limit = ARGV[1], ARGV[2], tonumber(ARGV[4])
+    local rank = redis.call('ZCOUNT', rounds, '-inf', '(' .. from)
+    if after ~= '' then
+      -- The first member of that time that sorts behind it.
+      local high = redis.call('ZCOUNT', rounds, '-inf', from)
+      while rank < high do
+        local middle = math.floor((rank + high) / 2)
+        if redis.call('ZRANGE', rounds, middle, middle)[1] <= after then rank = middle + 1 else high = middle end
+      end
+    end
+    local members, found = redis.call('ZRANGE', rounds, rank, rank + limit - 1, 'WITHSCORES'), { channel.epoch, 0, 0 }
+    for n = 1, #members, 2 do
+      local member, due = members[n], members[n + 1]
+      if tonumber(due) > tonumber(ARGV[3]) then
+        found[3] = due
+        return found
+      end
+      local event, device = tonumber(member:match('^%d+')), member:sub(17)
+      local about = filtered(event, event)[event]
+      local isDead = event <= channel.floor or (about and about.withdrawn)
+      local s = isDead and { round = -1 } or standingOf(redis.call('HGET', latest, text(event) .. ':' .. device))
+      for _, value in ipairs({ due, member, s.round + 1 }) do found[#found + 1] = value end
+    end
+    if #members == 2 * limit then found[2] = 1 end
+    return found`),
+
+  /**
+   * epoch, device ('': none), the event after which those to all are addressed to it, after, head, limit, now → up to where all are among them, seq,
+   * entry, seq, entry, …; null: another epoch
+   */
+  latestOfKeys: script(`
+    local channel = lookIn(ARGV[1])
+    if not channel then return nil end
+    local device, joined, head, limit, now = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+    local left = device ~= '' and channel.leaving and channel.leaving.device == device and channel.leaving.upTo or 0
+    local function fits(seq)
+      local about = filtered(seq, seq)[seq]
+      if about and (about.withdrawn or (about.expires > 0 and about.expires <= now)) then return false end
+      if about and about.named then return device ~= '' and seq > left and redis.call('ZSCORE', targets, named(seq, device)) end
+      return seq > joined
+    end
+    local function isNewest(seq, key)
+      local upTo = '[' .. key .. '/' .. string.format('%015.0f', head)
+      local after = '(' .. key .. '/' .. string.format('%015.0f', seq)
+      local at = 0
+      while true do
+        local newer = redis.call('ZREVRANGEBYLEX', byKey, upTo, after, 'LIMIT', at, 50)
+        for _, member in ipairs(newer) do
+          if fits(tonumber(member:match('%d+$'))) then return false end
+        end
+        if #newer < 50 then return true end
+        at = at + 50
+      end
+    end
+    local after, bytes = math.max(tonumber(ARGV[4]), channel.floor), 0
+    local found = { head }
+    local members = redis.call('ZRANGEBYSCORE', keyed, '(' .. text(after), text(head), 'LIMIT', 0, CHUNK)
+    for _, member in ipairs(members) do
+      local seqText, key = member:match('^(%d+):(.*)$')
+      local seq = tonumber(seqText)
+      if fits(seq) and isNewest(seq, key) then
+        local entry = redis.call('XRANGE', events, seqText .. '-0', seqText .. '-0')[1][2][2]
+        found[#found + 1], found[#found + 2] = seq, entry
+        bytes = bytes + #entry
+        if #found > 2 * limit or bytes > 262144 then
+          found[1] = seq
+          return found
+        end
+      end
+      if #members == CHUNK then found[1] = seq end
     end
     return found`),
 
@@ -722,6 +1034,22 @@ export const SCRIPTS = {
   read: script(`
     if not lookIn(ARGV[1]) then return nil end
     return redis.call('XRANGE', ARGV[2] == 'events' and events or receipts, ARGV[3], '+', 'COUNT', ARGV[4])`),
+
+  /** epoch, from, up to → for each withdrawn event: seq, how it was withdrawn; null: another epoch */
+  marks: script(`
+    local channel, found = lookIn(ARGV[1]), {}
+    if not channel then return nil end
+    if channel.controls == 0 then return found end
+    local from, upTo = tonumber(ARGV[2]), tonumber(ARGV[3])
+    while from <= upTo do
+      local about, order = filtered(from, upTo)
+      for _, seq in ipairs(order) do
+        if about[seq].withdrawn then found[#found + 1], found[#found + 2] = seq, withdrawalOf(seq) end
+      end
+      if #order < CHUNK then break end
+      from = order[CHUNK] + 1
+    end
+    return found`),
 
   /** after which score, limit → epoch, the members of `reminded` from there; nothing: there is no such channel */
   reminders: script(`
@@ -735,6 +1063,7 @@ export const SCRIPTS = {
     if not channel then return nil end
     if event <= channel.floor or event > channel.head then return found end
     local about = filtered(event, event)[event]
+    if about and (about.withdrawn or about.control) then return found end
     local isNamed = about ~= nil and about.named
     local leaver = isLeaving(channel, event) and channel.leaving.device or nil
     for n = 3, #ARGV do
@@ -749,53 +1078,68 @@ export const SCRIPTS = {
     end
     return found`),
 
-  /** epoch, from, up to → for each kept event: seq, addressed, received, working, missing, done, failed; null: another epoch */
+  /**
+   * epoch, from, up to → for each kept event: seq, addressed, received, working, missing, done, failed, deferred, withdrawn, whether it was withdrawn; null:
+   * another epoch
+   */
   tallies: script(`
     local channel, found = lookIn(ARGV[1]), {}
     if not channel then return nil end
     local first, upTo, without = math.max(tonumber(ARGV[2]), channel.floor + 1), math.min(tonumber(ARGV[3]), channel.head), {}
-    local leaving = channel.leaving
+    local leaving, special = channel.leaving, {}
+    for from = first, upTo, CHUNK do
+      for seq, about in pairs((filtered(from, math.min(from + CHUNK - 1, upTo)))) do special[seq] = about end
+    end
     if leaving then
       -- A retired device is excluded even while its release is in progress.
-      walk(channel, leaving.device, leaving.joined, math.max(leaving.released, first - 1), math.min(leaving.upTo, upTo), math.huge, function(seq, rank)
-        if rank < FINAL then without[seq] = rank end
+      walk(channel, leaving.device, leaving.joined, math.max(leaving.released, first - 1), math.min(leaving.upTo, upTo), math.huge, function(seq, word, about)
+        local s = standingOf(word)
+        if not isFinal(s.code) then without[seq] = about and about.withdrawn and s.code ~= MISSING and WITHDRAWN or s.code end
       end)
     end
     for seq = first, upTo do
-      local s = text(seq)
-      local counts = redis.call('HMGET', tallies, s .. ':n', s .. ':1', s .. ':2', s .. ':3', s .. ':4', s .. ':5')
-      found[#found + 1] = seq
-      for n = 1, 6 do
-        local isOut = without[seq] and (n == 1 or n == without[seq] + 1)
-        found[#found + 1] = tonumber(counts[n] or 0) - (isOut and 1 or 0)
+      local about = special[seq]
+      if not (about and about.control) then
+        local t = tallyOf(text(seq))
+        if without[seq] then
+          t[1] = t[1] - 1
+          if without[seq] > 0 then t[without[seq] + 1] = t[without[seq] + 1] - 1 end
+        end
+        found[#found + 1] = seq
+        for n = 1, 8 do found[#found + 1] = t[n] end
+        found[#found + 1] = about and about.withdrawn and 1 or 0
       end
     end
     return found`),
 
   /**
-   * epoch, event, ranks with a space before, between and behind them ('': all), after, number of names to search → three lists by name: addressed devices, devices retired since, the leaving
-   * device. Each begins with the name after which there may be more ('': none), then for each: device, rank, its receipt's entry or ''; null: another
-   * epoch
+   * epoch, event, codes with a space before, between and behind them ('': all), after, number of names to search, now → how the event was withdrawn or '', then three lists by name: addressed devices,
+   * devices retired since, the leaving device. Each begins with the name after which there may be more ('': none), then for each: device, code, round,
+   * attempt, its receipt's entry or ''; null: another epoch
    */
   rows: script(`
     local channel, event = lookIn(ARGV[1]), tonumber(ARGV[2])
     if not channel then return nil end
-    if event <= channel.floor or event > channel.head then return { { '' }, { '' } } end
-    local ranks, after, limit = ARGV[3], ARGV[4], tonumber(ARGV[5])
+    if event <= channel.floor or event > channel.head then return { '', { '' }, { '' } } end
+    local wanted, after, limit, now = ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+    local about = filtered(event, event)[event]
+    if about and about.control then return { '', { '' }, { '' } } end
+    local withdrawal = about and about.withdrawn and withdrawalOf(event)
     local function list(found, nameOf, isHere)
       local rows = { #found == limit and nameOf(found[#found]) or '' }
       for _, member in ipairs(found) do
         local device = nameOf(member)
         if isHere(device) then
           local word = redis.call('HGET', latest, text(event) .. ':' .. device)
-          if ranks == '' or ranks:find(' ' .. rankOf(word) .. ' ', 1, true) then
+          local s = standingAt(standingOf(word), withdrawal, now)
+          if wanted == '' or wanted:find(' ' .. s.code .. ' ', 1, true) then
             local entry = ''
             if word then
-              local seq = word:match('%d+$') .. '-0'
+              local seq = s.receipt .. '-0'
               local kept = redis.call('XRANGE', receipts, seq, seq)
               entry = kept[1] and kept[1][2][2] or ''
             end
-            rows[#rows + 1], rows[#rows + 2], rows[#rows + 3] = device, rankOf(word), entry
+            for _, value in ipairs({ device, s.code, s.round, s.attempt, entry }) do rows[#rows + 1] = value end
           end
         end
       end
@@ -805,7 +1149,7 @@ export const SCRIPTS = {
     local leaver = isLeaving(channel, event) and channel.leaving.device or nil
     -- The leaving device stays where it sent a final receipt.
     local function stays(device)
-      return device ~= leaver or rankOf(redis.call('HGET', latest, text(event) .. ':' .. device)) >= FINAL
+      return device ~= leaver or isFinal(standingOf(redis.call('HGET', latest, text(event) .. ':' .. device)).code)
     end
     local function itself(name) return name end
     local function behind(member) return member:sub(17) end
@@ -813,14 +1157,13 @@ export const SCRIPTS = {
       -- '0' comes right after '/'.
       return redis.call('ZRANGEBYLEX', key, '(' .. named(event, after), '(' .. string.format('%015.0f0', event), 'LIMIT', 0, limit)
     end
-    local about = filtered(event, event)[event]
-    if about and about.named then return { list(byEvent(targets), behind, stays) } end
+    if about and about.named then return { withdrawal or '', list(byEvent(targets), behind, stays) } end
     local enrolled = redis.call('ZRANGEBYLEX', names, '(' .. after, '+', 'LIMIT', 0, limit)
     local function wasThere(device) return enrolmentOf(device).joined < event end
     local leaving = leaver and leaver > after and channel.leaving.joined < event and { leaver } or {}
     local last = list(leaving, itself, stays)
     last[1] = ''
-    return { list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
+    return { withdrawal or '', list(enrolled, itself, wasThere), list(byEvent(retiredAnswered), behind, everybody), last }`),
 
   history: script(HISTORY),
 
@@ -885,7 +1228,7 @@ export const SCRIPTS = {
           local statuses = #found > 0 and redis.call('HMGET', latest, unpack(fields)) or {}
           for n, device in ipairs(found) do
             if work >= workMax then break end
-            if rankOf(statuses[n]) >= FINAL then visit(device) else work = work + 1 end
+            if isFinal(standingOf(statuses[n]).code) then visit(device) else work = work + 1 end
             from = 'd' .. device
           end
           if #found == 0 then from = 't' end
@@ -931,6 +1274,12 @@ ${DROP}
       if not last then return false end
       work = work + #fields
       redis.call('HDEL', latest, unpack(fields))
+      if redis.call('ZCARD', deferrals) > 0 then
+        for _, field in ipairs(fields) do
+          local seq, device = field:match('^(%d+):(.*)$')
+          forgetRound(tonumber(seq), device)
+        end
+      end
       redis.call('XTRIM', receipts, 'MINID', '=', text(last + 1) .. '-0')
       redis.call('HSET', counters, 'receiptsFloor', text(last))
       return #fields == CHUNK
@@ -945,7 +1294,8 @@ ${DROP}
       local seq = channel.floor + 1
       local s, about = text(seq), past[seq]
       local t = redis.call('HMGET', tallies, s .. ':at', s .. ':n', s .. ':4', s .. ':5', s .. ':x')
-      if seq > channel.head - count and tonumber(t[1] or 0) >= before then break end
+      -- How many events there are from here on.
+      if channel.head - channel.floor - channel.controls <= count and tonumber(t[1] or 0) >= before then break end
       local deadline = redis.call('ZSCORE', deadlines, s)
       work = work + 1
       if deadline then
@@ -953,7 +1303,8 @@ ${DROP}
         work = work + miss(channel, entries, seq, now, tonumber(deadline) > now and '{"reason":"expired"}' or '')
       else
         local owed = tonumber(t[2] or 0) - tonumber(t[3] or 0) - tonumber(t[4] or 0)
-        if owed > 0 and not (about and (about.named or (about.expires > 0 and about.expires <= now))) then top = seq end
+        if owed > 0 and not (about and (about.named or about.withdrawn or (about.expires > 0 and about.expires <= now))) then top = seq end
+        if about and about.control then channel.controls = channel.controls - 1 end
         channel.floor = seq
         dropTrouble(channel, s, t[5])
       end
@@ -964,23 +1315,27 @@ ${DROP}
       -- Devices that owed the newest event to all lost nothing newer, except events that name them.
       local answered = top > 0 and redis.call('HMGET', tallies, text(top) .. ':4', text(top) .. ':5') or {}
       local from = tonumber(answered[1] or 0) + tonumber(answered[2] or 0) > 0 and 'd' or 't'
-      redis.call('HSET', counters, 'floor', text(floor), 'noted', text(first), 'noting', text(top) .. ' ' .. from)
+      redis.call('HSET', counters, 'floor', text(floor), 'controls', text(channel.controls), 'noted', text(first), 'noting', text(top) .. ' ' .. from)
       channel.noted = first
       local fields = {}
       for seq = first + 1, floor do
         -- Earlier versions had ':marked'.
-        for _, field in ipairs({ ':at', ':n', ':1', ':2', ':3', ':4', ':5', ':x', ':marked' }) do fields[#fields + 1] = text(seq) .. field end
+        for _, field in ipairs({ ':at', ':n', ':1', ':2', ':3', ':4', ':5', ':6', ':7', ':a', ':w', ':x', ':marked' }) do fields[#fields + 1] = text(seq) .. field end
       end
       for at = 1, #fields, CHUNK do redis.call('HDEL', tallies, unpack(fields, at, math.min(at + CHUNK - 1, #fields))) end
       redis.call('XTRIM', events, 'MINID', '=', text(floor + 1) .. '-0')
       redis.call('ZREMRANGEBYSCORE', reminded, '-inf', text(floor))
+      for _, member in ipairs(redis.call('ZRANGEBYSCORE', keyed, '-inf', text(floor))) do
+        local seq, key = member:match('^(%d+):(.*)$')
+        redis.call('ZREM', byKey, key .. '/' .. string.format('%015.0f', seq))
+      end
+      redis.call('ZREMRANGEBYSCORE', keyed, '-inf', text(floor))
       dropNumbers(channel)
       if noteLosses() or dropAllTroubles() or sweep() then isMore = true end
     end
     if isMore then return { 1, saveAttention(channel) } end
     return { 0, nextDeadline(), redis.call('HGET', tallies, text(channel.floor + 1) .. ':at') or '',
-      redis.call('ZRANGE', KEYS[13], 0, 0, 'WITHSCORES')[2] or '',
-      math.max(channel.aged, channel.floor) < channel.head and pushedAt(math.max(channel.aged, channel.floor) + 1) or '', saveAttention(channel) }`),
+      redis.call('ZRANGE', KEYS[PARTS + 1], 0, 0, 'WITHSCORES')[2] or '', nextAge(channel), saveAttention(channel) }`),
 
   /**
    * epoch, hook, url, secret (''), kinds, a fresh secret, now, maximum number of hooks, of former secrets → made, whether it was new (-1: too many
@@ -988,7 +1343,7 @@ ${DROP}
    */
   putHook: script(`
     local channel, made = make(ARGV[1])
-    local hooks, hook = KEYS[13], KEYS[14]
+    local hooks, hook = KEYS[PARTS + 1], KEYS[PARTS + 2]
     local isNew = redis.call('SISMEMBER', hooks, ARGV[2]) == 0
     if isNew then
       if redis.call('SCARD', hooks) >= tonumber(ARGV[8]) then return { made, -1 } end
@@ -1042,7 +1397,7 @@ ${DROP}
     guard(channel, ARGV[11])
     local id, digest = ARGV[2], ARGV[6]
     local life = redis.call('HGET', counters, 'life') or channel.epoch
-    local kept = digest ~= '' and redis.call('GET', KEYS[16])
+    local kept = digest ~= '' and redis.call('GET', KEYS[PARTS + 4])
     kept = kept and cjson.decode(kept)
     if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > tonumber(ARGV[9]) then
       if kept.digest ~= digest then return { made, -1 } end
@@ -1050,13 +1405,13 @@ ${DROP}
       if not state then return { made, -2 } end
       return { made, 1, state }
     end
-    if tonumber(redis.call('HGET', KEYS[13], 'count') or 0) >= tonumber(ARGV[10]) then return { made, -3 } end
-    redis.call('HSET', KEYS[13], id, ARGV[3], id .. ':next', ARGV[4])
-    redis.call('HINCRBY', KEYS[13], 'count', 1)
-    redis.call('ZADD', KEYS[14], 0, id)
-    redis.call('ZADD', KEYS[15], ARGV[4], id)
+    if tonumber(redis.call('HGET', KEYS[PARTS + 1], 'count') or 0) >= tonumber(ARGV[10]) then return { made, -3 } end
+    redis.call('HSET', KEYS[PARTS + 1], id, ARGV[3], id .. ':next', ARGV[4])
+    redis.call('HINCRBY', KEYS[PARTS + 1], 'count', 1)
+    redis.call('ZADD', KEYS[PARTS + 2], 0, id)
+    redis.call('ZADD', KEYS[PARTS + 3], ARGV[4], id)
     if digest ~= '' then
-      redis.call('SET', KEYS[16], cjson.encode({ epoch = life, digest = digest, first = 0, count = 0, at = tonumber(ARGV[5]), addressed = 0,
+      redis.call('SET', KEYS[PARTS + 4], cjson.encode({ epoch = life, digest = digest, first = 0, count = 0, at = tonumber(ARGV[5]), addressed = 0,
         type = id, expires = tonumber(ARGV[7]) }), 'PX', ARGV[8])
     end
     return { made, 0, scheduleOf(id) }`),
@@ -1064,23 +1419,23 @@ ${DROP}
   /** '' and an id, or where to begin and how many; the keys of scheduled pushes → their states */
   schedules: script(`
     if ARGV[1] == '' then return { scheduleOf(ARGV[2]) } end
-    local found = redis.call('ZRANGEBYLEX', KEYS[14], ARGV[1], '+', 'LIMIT', 0, ARGV[2])
+    local found = redis.call('ZRANGEBYLEX', KEYS[PARTS + 2], ARGV[1], '+', 'LIMIT', 0, ARGV[2])
     for n, id in ipairs(found) do found[n] = scheduleOf(id) end
     return found`),
 
   /** now, how many; the keys of scheduled pushes → when to look again ('': never), the states of those that are due. Deletes those that were done long ago */
   dueSchedules: script(`
     local found = {}
-    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[15], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])) do
+    for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[PARTS + 3], '-inf', ARGV[1], 'LIMIT', 0, ARGV[2])) do
       local state = scheduleOf(id)
       if state and state[3] then found[#found + 1] = state
       else
-        redis.call('HDEL', KEYS[13], id, id .. ':last', id .. ':error')
-        redis.call('ZREM', KEYS[14], id)
-        redis.call('ZREM', KEYS[15], id)
+        redis.call('HDEL', KEYS[PARTS + 1], id, id .. ':last', id .. ':error')
+        redis.call('ZREM', KEYS[PARTS + 2], id)
+        redis.call('ZREM', KEYS[PARTS + 3], id)
       end
     end
-    return { redis.call('ZRANGE', KEYS[15], 0, 0, 'WITHSCORES')[2] or '', found }`),
+    return { redis.call('ZRANGE', KEYS[PARTS + 3], 0, 0, 'WITHSCORES')[2] or '', found }`),
 
   /** id, due time, next one ('': none), error, now; the keys of scheduled pushes → whether it was used now */
   skipSchedule: script(`return useDueTime(ARGV[1], ARGV[2], ARGV[3], '', ARGV[4], ARGV[5]) and 1 or 0`),
@@ -1088,10 +1443,10 @@ ${DROP}
   /** id; the keys of scheduled pushes → whether there was one */
   unschedule: script(`
     local id = ARGV[1]
-    if redis.call('HEXISTS', KEYS[13], id .. ':next') == 1 then redis.call('HINCRBY', KEYS[13], 'count', -1) end
-    redis.call('ZREM', KEYS[14], id)
-    redis.call('ZREM', KEYS[15], id)
-    return redis.call('HDEL', KEYS[13], id, id .. ':next', id .. ':last', id .. ':error') > 0 and 1 or 0`),
+    if redis.call('HEXISTS', KEYS[PARTS + 1], id .. ':next') == 1 then redis.call('HINCRBY', KEYS[PARTS + 1], 'count', -1) end
+    redis.call('ZREM', KEYS[PARTS + 2], id)
+    redis.call('ZREM', KEYS[PARTS + 3], id)
+    return redis.call('HDEL', KEYS[PARTS + 1], id, id .. ':next', id .. ':last', id .. ':error') > 0 and 1 or 0`),
 
   /**
    * The list of due channels. Now, the caller's time limit, number of channels → when something is due next (''): never), the due channels, each

@@ -19,15 +19,21 @@ import {
   KEY_MEMORY_MS,
   newEpoch,
   PereError,
+  isControl,
+  type Kind,
+  LATE_REASONS,
+  type LogEntry,
+  type Position,
   type Receipt,
   type ReceiptDraft,
-  type Kind,
   type Row,
-  rank,
   remindedUntil,
   STATES,
   type State,
+  stateCode,
+  type Status,
   type Tally,
+  type Withdrawal,
 } from "../model.ts";
 import { type Looked, RedisSubscriber } from "./subscriber.ts";
 import { OVERDUE_MS, type TroubledChannel, type TroubledHook } from "../attention.ts";
@@ -35,11 +41,12 @@ import { RedisAttention } from "./attention.ts";
 import { ChannelList, namesAfter } from "./channels.ts";
 import { RedisCluster } from "./cluster.ts";
 import { type Client, type Redis, RedisLink, type Reply, type ReplicaQuorum } from "./connection.ts";
-import { eventOf, eventEntryText, receiptHead, receiptOf } from "./entries.ts";
+import { eventOf, eventEntryText, logEntryOf, receiptOf, tallyOf, withdrawalOf } from "./entries.ts";
 import { RedisDeadlines } from "./deadlines.ts";
-import { HISTORY_ROWS, historyRowOf } from "./device-history.ts";
+import { HISTORY_ROWS, HISTORY_VALUES, historyRowOf } from "./device-history.ts";
 import { headsOf, type LogName, readExtents } from "./extents.ts";
 import { RedisHooks } from "./hooks.ts";
+import { RedisRounds } from "./rounds.ts";
 import { RedisSchedules } from "./schedules.ts";
 import { OWING_DEVICES, readOwing } from "./owing.ts";
 import { RedisPresence } from "./presence.ts";
@@ -50,9 +57,11 @@ import { type Keys, keysWith, topicSuffix } from "./keys.ts";
 import { type Script, type SCRIPTS, scriptsFor } from "./scripts.ts";
 import {
   type Appended,
+  type BegunRound,
   type ChannelEntry,
   type ChannelScope,
   type Delivery,
+  type DeviceState,
   type DueTime,
   type Extent,
   type Heads,
@@ -67,7 +76,9 @@ import {
   type Readiness,
   type Remains,
   type Reminder,
+  type Result,
   type Retention,
+  type RoundPosition,
   type Schedule,
   type ScheduleDraft,
   type Store,
@@ -75,6 +86,7 @@ import {
   usedDueTime,
   type Verdict,
   type Wake,
+  type Withdrawn,
 } from "../store.ts";
 
 /** Approximate limit of data per read: catch-up goes in steps that a slow reader can take. */
@@ -96,7 +108,8 @@ const LATELY_MS = 5_000;
 /** Maximum number of channels whose extent is remembered. */
 const REACHED_MAX = 100_000;
 
-const VERDICTS: readonly Verdict[] = ["recorded", "duplicate", "unknown", "unaddressed"];
+const RESULTS: readonly Result[] = ["recorded", "duplicate", "unknown", "unaddressed", "early"];
+const WITHDRAWN: readonly Withdrawn[] = ["withdrawn", "complete", "control", "unknown"];
 
 export interface RedisOptions {
   /** `redis://` or `rediss://`; several are nodes of one Cluster. */
@@ -117,7 +130,6 @@ function asPereError(error: unknown): PereError {
   throw error;
 }
 
-type SixNumbers = [number, number, number, number, number, number];
 type SevenNumbers = [number, number, number, number, number, number, number];
 
 /** Splits values into groups of `width`. */
@@ -145,6 +157,7 @@ export class RedisStore implements Store {
   readonly #ages: RedisDeadlines;
   readonly #hooks: RedisHooks;
   readonly #schedules: RedisSchedules;
+  readonly #rounds: RedisRounds;
   readonly #list: ChannelList;
   readonly #trimmable: TrimmableChannels;
   /** How far each channel's logs are known to reach: detects that Redis was restored to an older state before a number is used twice. */
@@ -185,6 +198,7 @@ export class RedisStore implements Store {
       this.#attention,
       (script, channel, values, keys) => this.#make(script, channel, values, keys),
     );
+    this.#rounds = new RedisRounds(this.#link, `${prefix}rounds`, this.#keys, this.#scripts);
     this.#schedules = new RedisSchedules(
       this.#link,
       `${prefix}scheduled`,
@@ -200,11 +214,12 @@ export class RedisStore implements Store {
     this.#trimmable = new TrimmableChannels(this.#link, `${prefix}kept`, this.#scripts);
     this.#presence = new RedisPresence(this.#link, `${prefix}instances`, this.#keys);
     // In a Cluster, a message published at one node reaches all nodes.
-    this.#subscriber = new RedisSubscriber(urls, {
+    this.#subscriber = new RedisSubscriber(urls, prefix, {
       name: (kind, channel) => this.#keys(channel).topic(kind),
       heads: (channel) => this.heads(channel),
       heard: (kind, channel, epoch, seq) => this.#noteReached(channel, epoch, { [kind]: seq }),
       look: (logs, entries) => this.#look(logs, entries),
+      tell: (topic, text) => this.#link.send("PUBLISH", topic, text),
       renew: (channel, lost) => this.#run(this.#scripts.renew, channel, [lost, this.#epoch()]),
     });
   }
@@ -287,14 +302,14 @@ export class RedisStore implements Store {
   }
 
   async #counters(channel: string): Promise<{ heads: Heads; devices: number; isUnused: boolean } | null> {
-    const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "audience", "unused"];
+    const fields = ["epoch", "head", "floor", "receiptsHead", "receiptsFloor", "controls", "audience", "unused"];
     const found = (await this.#link.send("HMGET", this.#keys(channel).counters, ...fields)) as readonly Reply[];
     if (found[0] !== null)
       this.#noteReached(channel, found[0] as string, { events: Number(found[1]), receipts: Number(found[3]) });
     // Presence at other instances is known with a short delay.
-    const isLately = Math.abs(Date.now() - Number(found[6])) < LATELY_MS;
-    const isUnused = found[6] !== null && !isLately;
-    return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[5]), isUnused };
+    const isLately = Math.abs(Date.now() - Number(found[7])) < LATELY_MS;
+    const isUnused = found[7] !== null && !isLately;
+    return found[0] === null ? null : { heads: headsOf(found, 0), devices: Number(found[6]), isUnused };
   }
 
   readonly #readExtents = (keys: readonly string[], values: readonly number[], width: number) =>
@@ -394,14 +409,18 @@ export class RedisStore implements Store {
         remind ?? 0,
         until ?? 0,
         text,
+        draft.attempts ?? "",
+        draft.key ?? "",
         draft.to?.length ?? 0,
         ...(draft.to ?? []),
       );
     }
-    values.push(scheduled?.id ?? "", scheduled?.due ?? "", scheduled?.next ?? "");
+    const heard = drafts[0]!.key === null ? null : this.#subscriber.acknowledgements.request();
+    values.push(heard?.word ?? "", scheduled?.id ?? "", scheduled?.due ?? "", scheduled?.next ?? "");
     values.push(key?.now ?? now, this.#guardOf(channel));
     const { idempotency, schedules } = this.#keys(channel);
-    const keys = scheduled ? schedules : key ? [key.key, key.earlier ?? key.key].map(idempotency) : [];
+    const keys: string[] = scheduled ? [...schedules] : key ? [key.key, key.earlier ?? key.key].map(idempotency) : [];
+    if (heard !== null) keys.push(...this.#keys(channel).attention);
     const deadlines = drafts.flatMap(({ deadline }) => afterSeconds(0, deadline) ?? []);
     const store = () => this.#make(this.#scripts.append, channel, values, keys, this.#quorum(channel));
     const reply =
@@ -409,11 +428,23 @@ export class RedisStore implements Store {
         ? await store()
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw scheduled ? usedDueTime(scheduled.id) : otherRequest();
-    const [, epoch, first, count, at, addressed, type, replayed, wasEmpty, ages] = reply;
+    // An event that it supersedes has very many devices with something to be done before.
+    if (reply.length === 2) {
+      await this.#attention.note(channel, reply[1]);
+      return this.append(channel, drafts, now, key, scheduled);
+    }
+    const [, epoch, first, count, at, addressed, type, replayed, wasEmpty, headReply, receivers, ages, attention] =
+      reply;
+    const head = Number(headReply);
     if (wasEmpty === 1) await this.#trimmable.add(channel, now);
     // If this fails, it is found when all channels are trimmed.
-    if (ages === 1) this.#ages.ahead(channel, now + OVERDUE_MS).catch(() => {});
-    if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: Number(first) + Number(count) - 1 });
+    if (ages !== "") this.#ages.ahead(channel, Number(ages)).catch(() => {});
+    if (replayed !== 1) this.#noteReached(channel, epoch as string, { events: head });
+    // What it superseded is given to nobody any more.
+    const isSuperseding = replayed !== 1 && head >= Number(first) + Number(count);
+    if (isSuperseding) await this.#subscriber.reported("events", channel, head);
+    await this.#attention.note(channel, attention);
+    await heard?.heardBy(isSuperseding ? Number(receivers) : 0);
     // The first call may have failed before it registered the deadline.
     if (replayed === 1 && deadlines.length > 0)
       await this.#deadlines.ahead(channel, Number(at) + Math.min(...deadlines));
@@ -438,22 +469,58 @@ export class RedisStore implements Store {
     return (await this.#link.read(script, this.#keys(channel).all, [epoch, ...values])) as readonly Reply[] | null;
   }
 
+  async withdraw(channel: string, event: Position, note: string | null, now: number): Promise<Withdrawn> {
+    for (;;) {
+      const heard = this.#subscriber.acknowledgements.request();
+      const values = [event.epoch, event.seq, note ?? "", now, heard.word, this.#guardOf(channel)];
+      const keys = this.#keys(channel).withAttention;
+      const reply = await this.#link.run(this.#scripts.withdraw, keys, values, this.#quorum(channel));
+      const [what, head, receivers, isVoided, attention] = reply as readonly [number, Reply, Reply, Reply, Reply];
+      await this.#attention.note(channel, attention);
+      // If this fails, it is found when all channels are trimmed.
+      if (Number(isVoided) === 1) this.#ages.ahead(channel, 0).catch(() => {});
+      if (what === 0) {
+        this.#noteReached(channel, event.epoch, { events: Number(head) });
+        await this.#subscriber.reported("events", channel, Number(head));
+      }
+      await heard.heardBy(Number(receivers));
+      if (what !== 4) return WITHDRAWN[what!]!;
+    }
+  }
+
   async events(
     channel: string,
     epoch: string,
     after: number,
     limit: number,
     bytesMax = READ_BYTES,
-  ): Promise<Event[] | null> {
-    const found: Event[] = [];
+  ): Promise<LogEntry[] | null> {
+    const found: LogEntry[] = [];
     let bytes = 0;
     for await (const entry of this.#entries("events", channel, epoch, after, limit)) {
       if (entry === null) return null;
-      found.push(eventOf(...entry));
+      found.push(logEntryOf(...entry));
       bytes += entry[1].length;
       if (bytes >= bytesMax) break;
     }
-    return found;
+    if (found.length === 0) return found;
+    // Read last, so that they hold for all of the entries.
+    const marks = await this.#readOf(this.#scripts.marks, channel, epoch, [found[0]!.seq, found.at(-1)!.seq]);
+    if (marks === null) return null;
+    if (marks.length === 0) return found;
+    const withdrawn = new Map(
+      [...inGroups(marks, 2)].map(([seq, text]) => [Number(seq), withdrawalOf(text as string)]),
+    );
+    const floor = found.some((entry) => isControl(entry) && entry.to !== null) ? await this.#floorOf(channel) : 0;
+    return found.map((entry) => {
+      if (isControl(entry)) return entry.to !== null && entry.withdraws <= floor ? { ...entry, to: [] } : entry;
+      return { ...entry, withdrawn: withdrawn.get(entry.seq) ?? null };
+    });
+  }
+
+  /** Up to which event nothing is kept. */
+  async #floorOf(channel: string): Promise<number> {
+    return Number(await this.#link.send("HGET", this.#keys(channel).counters, "floor"));
   }
 
   async receipts(channel: string, epoch: string, after: number, limit: number): Promise<Receipt[] | null> {
@@ -498,47 +565,102 @@ export class RedisStore implements Store {
     const reply = await this.#readOf(this.#scripts.tallies, channel, epoch, [from, upTo]);
     if (reply === null) return null;
     const tallies = new Map<number, Tally>();
-    for (const group of inGroups(reply, 7)) {
-      const [seq, addressed, received, working, missing, done, failed] = group.map(Number) as SevenNumbers;
-      tallies.set(seq, { addressed, received, working, missing, done, failed });
+    for (const group of inGroups(reply, 10)) {
+      const [seq, ...counts] = group.map(Number) as [number, ...number[]];
+      tallies.set(seq, tallyOf(counts));
     }
     return tallies;
   }
 
   // -------------------------------------------------------------------------------------------------------------- receipts
 
-  record(channel: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
-    return this.#receipts.record(channel, drafts, now);
+  record(channel: string, drafts: readonly ReceiptDraft[], now: number, random?: () => number): Promise<Verdict[]> {
+    return this.#receipts.record(channel, drafts, now, random);
   }
 
   /** Records receipts of several requests in one script. */
   async #record(channel: string, receipts: readonly DatedReceipt[]): Promise<Verdict[]> {
     const values: (string | number)[] = [];
-    for (const { draft, now } of receipts) {
-      const { event, device, status, detail } = draft;
-      values.push(now, event.epoch, event.seq, device, rank(status), receiptHead(draft, now), detail ?? "");
+    for (const { draft, now, random } of receipts) {
+      const { event, device, status, deviceAt, detail, after, round, retry } = draft;
+      const isPlain = after === null && round === null && status !== "failed";
+      const more = isPlain
+        ? ""
+        : `${after === null ? "" : Math.round(after * 1000)},${round ?? ""},${retry ? 1 : 0},${random()}`;
+      values.push(now, event.epoch, event.seq, device, stateCode(status), deviceAt ?? "", detail ?? "", more);
     }
     values.push(this.#guardOf(channel));
     const keys = this.#keys(channel).withAttention;
-    const verdicts = (await this.#link.run(
-      this.#scripts.record,
-      keys,
-      values,
-      this.#quorum(channel),
-    )) as readonly Reply[];
-    if (verdicts.length > receipts.length) await this.#attention.note(channel, verdicts.at(-1));
-    return receipts.map((_, index) => VERDICTS[Number(verdicts[index])]!);
+    const reply = (await this.#link.run(this.#scripts.record, keys, values, this.#quorum(channel))) as readonly Reply[];
+    const verdicts: Verdict[] = [];
+    const rounds: number[] = [];
+    for (const group of inGroups(reply.slice(0, 4 * receipts.length), 4)) {
+      const [result, code, late, due] = group.map(Number) as [number, number, number, number];
+      if (due > 0) rounds.push(due);
+      const isRecorded = code >= 0;
+      verdicts.push({
+        result: RESULTS[result]!,
+        state: isRecorded ? (STATES[code] as Status) : null,
+        late: late === 0 ? null : LATE_REASONS[late - 1]!,
+        due: isRecorded && due > 0 ? due : null,
+      });
+    }
+    // A repeated receipt lists its round again: the first call may have failed before it did.
+    if (rounds.length > 0) await this.#rounds.add(channel, rounds);
+    if (reply.length > 4 * receipts.length) await this.#attention.note(channel, reply.at(-1));
+    return verdicts;
   }
 
-  async finalized(
+  async deviceStates(
     channel: string,
     epoch: string,
     device: string,
     after: number,
     upTo: number,
-  ): Promise<ReadonlySet<number> | null> {
-    const found = await this.#readOf(this.#scripts.finalized, channel, epoch, [device, after, upTo]);
-    return found && new Set(found.map(Number));
+    now: number,
+  ): Promise<ReadonlyMap<number, DeviceState> | null> {
+    const found = await this.#readOf(this.#scripts.states, channel, epoch, [device, after, upTo, now]);
+    if (found === null) return null;
+    const states = new Map<number, DeviceState>();
+    for (const group of inGroups(found, 4)) {
+      const [seq, code, round, due] = group.map(Number) as [number, number, number, number];
+      states.set(seq, { state: STATES[code]!, round, due: due === 0 ? null : due });
+    }
+    return states;
+  }
+
+  async begunRounds(
+    channel: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+    limit: number,
+    now: number,
+  ): Promise<BegunRound[] | null> {
+    const found = await this.#readOf(this.#scripts.begunRounds, channel, epoch, [device, after, upTo, limit, now]);
+    return found && [...inGroups(found, 2)].map(([event, round]) => ({ event: Number(event), round: Number(round) }));
+  }
+
+  roundsDue(after: RoundPosition, now: number, limit: number) {
+    return this.#rounds.due(after, now, limit);
+  }
+
+  async latestOfKeys(
+    channel: string,
+    epoch: string,
+    { device, joined }: { readonly device: string | null; readonly joined: number },
+    after: number,
+    head: number,
+    limit: number,
+    now: number,
+  ): Promise<{ events: Event[]; upTo: number } | null> {
+    const values = [device ?? "", joined, after, head, limit, now];
+    const reply = await this.#readOf(this.#scripts.latestOfKeys, channel, epoch, values);
+    if (reply === null) return null;
+    const [upTo, ...rest] = reply;
+    const events = [...inGroups(rest, 2)].map(([seq, text]) => eventOf(Number(seq), text as string));
+    return { events, upTo: Number(upTo) };
   }
 
   async rows(
@@ -548,18 +670,20 @@ export class RedisStore implements Store {
     statuses: readonly State[] | null,
     after: string,
     limit: number,
+    now: number,
   ): Promise<Page<Row, string> | null> {
-    const wanted = statuses === null ? "" : ` ${statuses.map(rank).join(" ")} `;
+    const wanted = statuses === null ? "" : ` ${statuses.map(stateCode).join(" ")} `;
     const found: Row[] = [];
     for (let from: string | null = after; from !== null && found.length <= limit;) {
-      const values = [event, wanted, from, NAMES_AT_ONCE];
-      const reply = (await this.#readOf(this.#scripts.rows, channel, epoch, values)) as
-        readonly (readonly Reply[])[] | null;
-      if (reply === null) return null;
+      const values = [event, wanted, from, NAMES_AT_ONCE, now];
+      const answer = await this.#readOf(this.#scripts.rows, channel, epoch, values);
+      if (answer === null) return null;
+      const withdrawal = answer[0] === "" ? null : withdrawalOf(answer[0] as string);
+      const reply = answer.slice(1) as unknown as readonly (readonly Reply[])[];
       // Two lists by name; if one was cut, only names up to the cut are known in both.
       const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
       const upTo: string | null = cuts.length === 0 ? null : cuts.reduce((a, b) => (a < b ? a : b));
-      const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 3)].map(rowOf));
+      const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 5)].map((row) => rowOf(row, withdrawal)));
       rows.sort((a, b) => (a.device < b.device ? -1 : 1));
       found.push(...rows.filter(({ device }) => upTo === null || device <= upTo));
       from = upTo;
@@ -637,7 +761,7 @@ export class RedisStore implements Store {
 
   async join(channel: string, device: string, now: number): Promise<Joined> {
     const reply = await this.#make(this.#scripts.join, channel, [device, now]);
-    const [fresh, joined, first, lostSeq, more, unused] = reply.slice(6).map(Number) as SixNumbers;
+    const [fresh, joined, first, lostSeq, more, unused, deferred] = reply.slice(7).map(Number) as SevenNumbers;
     if (unused === 1) await this.#list.addUnused(channel, now);
     const heads = headsOf(reply, 1);
     let settled = first;
@@ -647,7 +771,7 @@ export class RedisStore implements Store {
       settled = Math.min(Number(next[1]), heads.events.head);
       isMore = next[2] === 1;
     }
-    return { ...heads, enrolled: fresh === 0, joined, settled, lostSeq };
+    return { ...heads, enrolled: fresh === 0, joined, settled, lostSeq, hasDeferred: deferred === 1 };
   }
 
   async enrol(channel: string, device: string, now: number): Promise<boolean> {
@@ -721,14 +845,15 @@ export class RedisStore implements Store {
     device: string,
     before: number,
     limit: number,
+    now: number,
   ): Promise<Page<HistoryRow, number> | null> {
     const found: HistoryRow[] = [];
     for (let upTo = before; upTo > 0 && found.length <= limit;) {
-      const values = [device, upTo, Math.min(HISTORY_ROWS, limit + 1 - found.length)];
+      const values = [device, upTo, Math.min(HISTORY_ROWS, limit + 1 - found.length), now];
       const reply = await this.#readOf(this.#scripts.history, channel, epoch, values);
       if (reply === null) return null;
       upTo = Number(reply[0]);
-      for (const group of inGroups(reply.slice(1), 4)) found.push(historyRowOf(group));
+      for (const group of inGroups(reply.slice(1), HISTORY_VALUES)) found.push(historyRowOf(group));
     }
     return page(found, limit, ({ seq }) => seq);
   }
@@ -874,18 +999,22 @@ export class RedisStore implements Store {
 
 /** An enrolment from its entry in `devices`, which `scripts.ts` describes. */
 function enrolmentOf(device: string, text: string): DeviceEnrolment {
-  const [, enrolledAt, , , , seenAt] = text.split(" ").map(Number) as SixNumbers;
+  const [, enrolledAt, , , , seenAt] = text.split(" ").map(Number) as SevenNumbers;
   return { device, enrolledAt, seenAt: seenAt === -1 ? null : seenAt };
 }
 
-function rowOf([device, status, entry]: readonly Reply[]): Row {
-  const said = entry === "" ? null : receiptOf(0, entry as string);
+function rowOf([device, code, round, attempt, entry]: readonly Reply[], withdrawal: Withdrawal | null): Row {
+  const status = STATES[Number(code)]!;
+  const isWithdrawn = status === "withdrawn";
+  const said = entry === "" || isWithdrawn ? null : receiptOf(0, entry as string);
   return {
     device: device as string,
-    status: STATES[Number(status)]!,
+    status,
     detail: said?.detail ?? null,
-    at: said?.at ?? null,
+    at: isWithdrawn ? withdrawal!.at : (said?.at ?? null),
     deviceAt: said?.deviceAt ?? null,
     late: said?.late ?? false,
+    round: Number(round),
+    attempt: Number(attempt),
   };
 }

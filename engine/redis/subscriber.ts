@@ -14,7 +14,8 @@
  * Never reports entries out of order, and never trusts a message over the log.
  */
 import { type Kind, PereError } from "../model.ts";
-import { eventOf, receiptOf } from "./entries.ts";
+import { Acknowledgements } from "./acknowledgements.ts";
+import { logEntryOf, receiptOf } from "./entries.ts";
 import type { LogName } from "./extents.ts";
 import { RedisLink } from "./connection.ts";
 import { RETIRED, SEPARATOR, SHARED } from "./scripts.ts";
@@ -48,6 +49,8 @@ export interface SubscriberSource {
    * @returns for each what was read, or why it could not be
    */
   look(logs: readonly LogName[], entries: readonly number[]): Promise<readonly (Looked | PereError)[]>;
+  /** Publishes a text. */
+  tell(topic: string, text: string): Promise<unknown>;
   /** Gives a restored channel a new epoch, unless another instance did. */
   renew(channel: string, lost: string): Promise<unknown>;
 }
@@ -77,6 +80,8 @@ interface Followed {
   isAskedAgain: boolean;
   /** The log was compared with what was received before this connection. */
   isSure: boolean;
+  /** Callers that wait until an entry was reported. */
+  waiting: { readonly seq: number; readonly resolve: () => void }[];
 }
 
 /** The entry at the last received position, if it is worth reading, to verify the log; 0: it is not. */
@@ -100,12 +105,18 @@ export class RedisSubscriber {
   /** Number of connections so far: a reply requested before the last one is outdated. */
   #connections = 0;
 
-  /** @param urls servers that share messages; it subscribes at one of them */
-  constructor(urls: readonly string[], source: SubscriberSource) {
+  /** Tells when other instances have processed a message. */
+  readonly acknowledgements: Acknowledgements;
+
+  /** @param urls servers that share messages; it subscribes at one of them @param prefix of topics */
+  constructor(urls: readonly string[], prefix: string, source: SubscriberSource) {
     this.#source = source;
+    this.acknowledgements = new Acknowledgements(prefix);
     this.#link = new RedisLink(urls, (client) => {
       this.markUnverified();
       const keys = [...this.#followed.values()].filter(({ subscribed }) => subscribed).map(({ key }) => key);
+      const { topic, heard } = this.acknowledgements;
+      client.subscribe(topic, heard).catch(() => {});
       const back = keys.length === 0 ? Promise.resolve() : client.subscribe(keys, this.#message);
       back.then(
         () => void this.#look(true),
@@ -158,6 +169,7 @@ export class RedisSubscriber {
         asked: null,
         isAskedAgain: false,
         isSure: true,
+        waiting: [],
       };
       this.#followed.set(key, followed);
     }
@@ -212,36 +224,74 @@ export class RedisSubscriber {
     return next;
   }
 
-  /** A message: `epoch first last`, and the entries if they are small; or `epoch retired device`, `- shared device addresses`. */
+  /**
+   * A message: `epoch first last`, perhaps where to say that it was processed, and the entries if they are small; or `epoch retired device`, `- shared
+   * device addresses`.
+   */
   readonly #message = (message: string, key: string): void => {
     const followed = this.#followed.get(key);
     if (!followed?.wanted) return;
     const { kind, channel } = followed;
     const [about, ...texts] = message.split(SEPARATOR) as [string, ...string[]];
-    const [epoch, firstText, lastText, addresses = ""] = about.split(" ") as [string, string, string, string?];
-    if (firstText === SHARED) return this.#shared(channel, lastText, addresses.split(","));
+    const [epoch, firstText, lastText, more = ""] = about.split(" ") as [string, string, string, string?];
+    if (firstText === SHARED) return this.#shared(channel, lastText, more.split(","));
     // A message counts only if its epoch is the log's. Any other or malformed message only triggers a check.
     if (followed.epoch === null && followed.isSure)
       return void this.#learn(followed).then((isKnown) => {
         if (isKnown) this.#message(message, key);
-        else void this.#lookOnce(followed);
+        else void this.#lookOnce(followed).then(() => this.#acknowledge(more));
       });
     if (firstText === RETIRED)
       return void this.#inEpoch(followed, epoch, () => this.#listener({ kind: "retired", channel, device: lastText }));
     const [first, last] = [Number(firstText), Number(lastText)];
     const isWhole = Number.isSafeInteger(first) && Number.isSafeInteger(last);
-    if (!isWhole || !followed.isSure || epoch !== followed.epoch) return void this.#lookOnce(followed);
+    if (!isWhole || !followed.isSure || epoch !== followed.epoch)
+      return void this.#lookOnce(followed).then(() => this.#acknowledge(more));
+    if (more !== "") queueMicrotask(() => this.#acknowledge(more)); // When it was reported.
     if (last <= followed.heard) return;
     followed.heard = last;
     this.#source.heard(kind, channel, epoch, last);
     followed.mark = texts.length === 0 ? null : Bun.hash(texts.at(-1)!);
-    if (texts.length === 0) return this.#reached({ kind, channel, epoch, head: last });
-    this.#listener(
-      kind === "events"
-        ? { kind, channel, epoch, entries: texts.map((text, n) => eventOf(first + n, text)) }
-        : { kind, channel, epoch, entries: texts.map((text, n) => receiptOf(first + n, text)) },
+    if (texts.length === 0) return this.#report(followed, () => this.#reached({ kind, channel, epoch, head: last }));
+    this.#report(followed, () =>
+      this.#listener(
+        kind === "events"
+          ? { kind, channel, epoch, entries: texts.map((text, n) => logEntryOf(first + n, text)) }
+          : { kind, channel, epoch, entries: texts.map((text, n) => receiptOf(first + n, text)) },
+      ),
     );
   };
+
+  /** Says that a message was processed. @param where topic and number; '': nowhere */
+  #acknowledge(where: string): void {
+    const [topic, number] = where.split(",") as [string, string?];
+    if (number !== undefined) this.#source.tell(topic, number).catch(() => {});
+  }
+
+  /** Reports entries, and then tells those that wait for them. */
+  #report(followed: Followed, report: () => void): void {
+    try {
+      report();
+    } finally {
+      if (followed.waiting.length > 0)
+        followed.waiting = followed.waiting.filter(({ seq, resolve }) => {
+          if (seq > followed.heard) return true;
+          resolve();
+          return false;
+        });
+    }
+  }
+
+  /** Resolves when an entry of a log was reported here, or at once if the log has no follower here; in any case after a while. */
+  async reported(kind: Kind, channel: string, seq: number): Promise<void> {
+    const followed = this.#followed.get(this.#source.name(kind, channel));
+    if (!followed?.subscribed || followed.heard >= seq) return;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    followed.waiting.push({ seq, resolve });
+    const timer = setTimeout(resolve, LOOK_MS);
+    await promise;
+    clearTimeout(timer);
+  }
 
   /** Runs an action if the log has this epoch: at once, or after a check. */
   #inEpoch(followed: Followed, epoch: string, run: () => void): unknown {
@@ -407,7 +457,7 @@ export class RedisSubscriber {
     if (!isNew && (head <= followed.heard || !isStill)) return true;
     followed.heard = head;
     followed.mark = null;
-    this.#reached({ kind, channel, epoch, head });
+    this.#report(followed, () => this.#reached({ kind, channel, epoch, head }));
     return true;
   }
 

@@ -14,7 +14,7 @@
  *
  * All functions run in a transaction.
  */
-import { FINAL, rank } from "../model.ts";
+import { isFinal, type State } from "../model.ts";
 import { type Channel, isLeaving } from "./schema.ts";
 import type { SqliteFile } from "./file.ts";
 import type { CachedTally } from "./tallies.ts";
@@ -26,9 +26,6 @@ import {
   VISIT_ROWS,
   WHOLE,
 } from "./trouble-rows.ts";
-
-const FAILED = rank("failed");
-const MISSING = rank("missing");
 
 /** A slice of retention. */
 interface Slice {
@@ -46,26 +43,26 @@ export class Attention {
 
   // --------------------------------------------------------------------------------------------------------------- receipts
 
-  /** A device's status on an event went from the rank `before` to `after`. If that changes no trouble, nothing is read or written. */
-  recorded(channel: Channel, cached: CachedTally, device: string, before: number, after: number): void {
+  /** A device's state on an event went from `before` to `after`. If that changes no trouble, nothing is read or written. */
+  recorded(channel: Channel, cached: CachedTally, device: string, before: State, after: State): void {
     const { event } = cached;
-    const isPaid = after >= FINAL && isOverdue(channel, cached);
-    if (before !== MISSING && after !== FAILED && after !== MISSING && !isPaid) return;
+    const isPaid = isFinal(after) && isOverdue(channel, cached);
+    if (before !== "missing" && after !== "failed" && after !== "missing" && !isPaid) return;
     // What a leaving device is missing on is removed with it.
     if (isLeaving(channel, event) && channel.leaving!.device === device) return;
-    if (before === MISSING) this.#rows.count(channel, event, "missing", -1);
+    if (before === "missing") this.#rows.count(channel, event, "missing", -1);
     if (isPaid) this.#rows.count(channel, event, "overdue", -1);
-    const kind = after === FAILED ? "failed" : after === MISSING ? "missing" : null;
+    const kind = after === "failed" || after === "missing" ? after : null;
     if (kind !== null) this.#rows.count(channel, event, kind, 1);
     this.#rows.change(channel, device, (row) => {
-      if (before === MISSING) row.missing--;
-      let isGone = before === MISSING;
+      if (before === "missing") row.missing--;
+      let isGone = before === "missing";
       if (isPaid) isGone = this.#pay(channel, cached, device, row);
       if (kind !== null) {
         row[kind]++;
         this.#file.run("INSERT OR REPLACE INTO troubles VALUES (?1, ?2, ?3, ?4)", channel.id, device, event, kind);
         this.#rows.older(row, event, this.#rows.eventOf(channel, event).at);
-      } else if (before === MISSING) this.#deleteTrouble(channel, device, event);
+      } else if (before === "missing") this.#deleteTrouble(channel, device, event);
       if (isGone) this.#rows.findOldest(channel, device, row);
       return isGone || kind !== null;
     });
@@ -82,10 +79,24 @@ export class Attention {
 
   /** Takes an overdue event from what a device owes. False: it was not there, because the scan has not come to it. */
   #pay(channel: Channel, { event, targeted }: CachedTally, device: string, row: DeviceCounts): boolean {
-    if (!targeted) return this.#rows.paySilence(channel, this.#rows.eventOf(channel, event).number!, device, row);
-    if (this.#deleteTrouble(channel, device, event) === 0) return false;
-    row.overdue--;
-    return true;
+    return targeted
+      ? this.#rows.payNamed(channel, event, device, row)
+      : this.#rows.paySilence(channel, this.#rows.eventOf(channel, event).number!, device, row);
+  }
+
+  /**
+   * An event is being withdrawn, so nobody owes it. The counts of the event and its channel say so at once; the rows of its devices are corrected in
+   * slices, as if each of them had answered it (`overdue.ts`).
+   */
+  withdrawn(channel: Channel, cached: CachedTally): void {
+    if (!isOverdue(channel, cached)) return;
+    const { event } = cached;
+    const counts = this.#rows.changing(channel);
+    if (channel.aged === event) counts.scan = null;
+    const { overdue, number } = this.#rows.eventOf(channel, event);
+    if (overdue === 0) return;
+    this.#rows.count(channel, event, "overdue", -overdue);
+    this.#file.run("INSERT INTO voided VALUES (?1, ?2, ?3, '')", channel.id, event, number);
   }
 
   // ------------------------------------------------------------------------------------------------------------- retirement
@@ -184,5 +195,5 @@ export class Attention {
 }
 
 /** Whether an event counts as overdue for the devices that owe it a final receipt. */
-const isOverdue = (channel: Channel, { event, deadline }: CachedTally): boolean =>
-  deadline === null && event <= channel.aged;
+const isOverdue = (channel: Channel, { event, deadline, withdrawn }: CachedTally): boolean =>
+  deadline === null && withdrawn === null && event <= channel.aged;

@@ -16,7 +16,11 @@ const RESERVED_MAX = 100_000;
 /** Reads channels; see `schema.ts`. */
 const CHANNELS = `SELECT id, name, epoch, floor, swept AS deletedUpTo, receiptsFloor, audience, touched, lost AS lostByAll, trimAt,
   max(head, coalesce((SELECT max(seq) FROM main.events WHERE channel = id), 0),
-    coalesce((SELECT max(seq) FROM recent WHERE channel = id), 0)) AS head,
+    coalesce((SELECT max(seq) FROM recent WHERE channel = id), 0),
+    coalesce((SELECT max(seq) FROM controls WHERE channel = id), 0)) AS head,
+  coalesce((SELECT nth FROM controls WHERE channel = id ORDER BY seq DESC LIMIT 1), 0) AS lastControl,
+  coalesce((SELECT nth FROM controls WHERE channel = id ORDER BY seq DESC LIMIT 1) -
+    (SELECT nth FROM controls WHERE channel = id AND seq > floor ORDER BY seq LIMIT 1) + 1, 0) AS controls,
   max(receiptsHead, coalesce((SELECT max(seq) FROM receipts WHERE channel = id), 0)) AS receiptsHead,
   coalesce((SELECT aged FROM ages WHERE channel = id), 0) AS aged, (SELECT agesAt FROM ages WHERE channel = id) AS agesAt,
   (SELECT addressed FROM audiences WHERE channel = id ORDER BY event DESC LIMIT 1) AS addressed FROM channels`;
@@ -132,11 +136,13 @@ export class ChannelRows {
 
   /** In a transaction: retention has done all that there is to do in the channel. @param keptMs how long events are kept */
   trimmed(channel: Channel, keptMs: number): void {
-    const oldest = this.#file.get<{ at: number }>(
-      "SELECT at FROM events WHERE channel = ?1 AND seq = ?2",
-      channel.id,
-      channel.floor + 1,
-    );
+    const entry = (table: string) =>
+      this.#file.get<{ at: number }>(
+        `SELECT at FROM ${table} WHERE channel = ?1 AND seq = ?2`,
+        channel.id,
+        channel.floor + 1,
+      );
+    const oldest = entry("events") ?? entry("controls");
     const trimAt = oldest ? oldest.at + keptMs + 1 : null;
     if (trimAt === channel.trimAt) return;
     channel.trimAt = trimAt;

@@ -14,8 +14,8 @@
  */
 import { yieldToEventLoop } from "../yield.ts";
 import type { SqliteFile } from "./file.ts";
-import { type DeviceEnrolment, type EnrolledDevice, FINAL } from "../model.ts";
-import type { Channel, Leaving } from "./schema.ts";
+import type { DeviceEnrolment, EnrolledDevice } from "../model.ts";
+import { type Channel, FINAL, type Leaving, NOT_WITHDRAWN } from "./schema.ts";
 import type { Joined } from "../store.ts";
 
 /** A device's current enrolment. */
@@ -38,11 +38,11 @@ const SETTLE_EVENTS = 4_000;
 const PENDING_EVENTS = 4_000;
 const RELEASE_EVENTS = 500;
 
-/** Not expired at time `?n`, for an `events e`. */
-const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n})`;
+/** Neither expired at time `?n` nor withdrawn, for an `events e`. */
+const alive = (n: number): string => `(e.expires IS NULL OR e.expires > ?${n}) AND ${NOT_WITHDRAWN}`;
 /** The device `?n` sent no final receipt for `e.seq`. */
 const unsettled = (n: number): string =>
-  `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status >= ${FINAL})`;
+  `NOT EXISTS (SELECT 1 FROM latest l WHERE l.channel = e.channel AND l.event = e.seq AND l.device = ?${n} AND l.status IN (${FINAL}))`;
 
 export class Enrolments {
   readonly #file: SqliteFile;
@@ -256,17 +256,17 @@ export class Enrolments {
 
   /**
    * Removes the leaving device from the next events that it sent no final receipt for.
-   * @param release called for each such event, with the device, the time of its retirement, and its rank there
+   * @param release called for each such event, with the device and the time of its retirement
    * @returns whether there are more events
    */
-  release(channel: Channel, release: (event: number, leaving: Leaving, rank: number) => void): boolean {
+  release(channel: Channel, release: (event: number, leaving: Leaving) => void): boolean {
     const { leaving } = channel;
     if (!leaving) return false;
     const { device, upTo } = leaving;
     const from = Math.max(leaving.released, channel.floor);
     const to = Math.min(upTo, from + RELEASE_EVENTS);
-    for (const { seq, targeted, status } of this.unreleased(channel, from + 1, to)) {
-      release(seq, leaving, status);
+    for (const { seq, targeted } of this.unreleased(channel, from + 1, to)) {
+      release(seq, leaving);
       if (targeted === 1)
         this.#file.run(
           "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
@@ -284,14 +284,14 @@ export class Enrolments {
     return to < upTo;
   }
 
-  /** Among the events from `first` to `last`: those that the leaving device is still to be removed from, with its rank there. */
+  /** Among the events from `first` to `last`: those that the leaving device is still to be removed from, with the code of its last word there. */
   unreleased(channel: Channel, first: number, last: number) {
     const { leaving } = channel;
     if (!leaving) return [];
     return this.#file.all<{ seq: number; targeted: number; status: number }>(
       `SELECT e.seq, e.targeted, coalesce(l.status, 0) AS status FROM events e
        LEFT JOIN latest l ON l.channel = e.channel AND l.event = e.seq AND l.device = ?3
-       WHERE e.channel = ?1 AND e.seq BETWEEN ?4 AND ?5 AND coalesce(l.status, 0) < ${FINAL} AND
+       WHERE e.channel = ?1 AND e.seq BETWEEN ?4 AND ?5 AND coalesce(l.status, 0) NOT IN (${FINAL}) AND
        CASE e.targeted WHEN 0 THEN e.seq > ?2 ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?3) END
        ORDER BY e.seq`,
       channel.id,

@@ -11,8 +11,7 @@
  * All functions except `next` run in a transaction.
  */
 import { OVERDUE_MS } from "../attention.ts";
-import { FINAL } from "../model.ts";
-import { type Channel, isLeaving } from "./schema.ts";
+import { type Channel, FINAL, isLeaving } from "./schema.ts";
 import type { SqliteFile } from "./file.ts";
 import { type Counts, type TroubleRows, VISIT_ROWS } from "./trouble-rows.ts";
 
@@ -31,7 +30,7 @@ const AGE_ROWS = 2_000;
 const CHANNEL_ROWS = 10;
 
 /** How many devices owe an event a final receipt, and how many sent one. */
-export interface Standing {
+export interface EventStanding {
   readonly owed: number;
   readonly answered: number;
 }
@@ -50,9 +49,9 @@ export function openAges(file: SqliteFile): void {
 export class OverdueEvents {
   readonly #file: SqliteFile;
   readonly #rows: TroubleRows;
-  readonly #standing: (channel: Channel, event: number) => Standing;
+  readonly #standing: (channel: Channel, event: number) => EventStanding;
 
-  constructor(file: SqliteFile, rows: TroubleRows, standing: (channel: Channel, event: number) => Standing) {
+  constructor(file: SqliteFile, rows: TroubleRows, standing: (channel: Channel, event: number) => EventStanding) {
     this.#file = file;
     this.#rows = rows;
     this.#standing = standing;
@@ -73,9 +72,48 @@ export class OverdueEvents {
     );
   }
 
-  /** When the next event becomes overdue, milliseconds since 1970; null: none is to. */
+  /** When the next event becomes overdue, milliseconds since 1970, or 0 if devices are still counted that owed a withdrawn one; null: none is to. */
   next(): number | null {
-    return this.#next()?.agesAt ?? null;
+    return this.#voided() ? 0 : (this.#next()?.agesAt ?? null);
+  }
+
+  /** A withdrawn event that was overdue for devices whose rows still say so, and the last of them that was looked at. */
+  #voided() {
+    return this.#file.get<{ channel: number; event: number; number: number | null; after: string }>(
+      "SELECT channel, event, number, after FROM voided ORDER BY channel, event LIMIT 1",
+    );
+  }
+
+  /** Takes a withdrawn event from what the next devices owe. @returns about how many rows were read and written */
+  #pay(channel: Channel, { event, number, after }: { event: number; number: number | null; after: string }): number {
+    const devices = this.#file.all<{ device: string }>(
+      "SELECT device FROM troubledDevices WHERE channel = +?1 AND device > ?2 ORDER BY device LIMIT ?3",
+      channel.id,
+      after,
+      SCAN_DEVICES,
+    );
+    let paid = 0;
+    for (const { device } of devices)
+      this.#rows.change(channel, device, (row) => {
+        const isPaid =
+          number === null
+            ? this.#rows.payNamed(channel, event, device, row)
+            : this.#rows.paySilence(channel, number, device, row);
+        if (!isPaid) return false;
+        paid++;
+        this.#rows.findOldest(channel, device, row);
+        return true;
+      });
+    const isDone = devices.length < SCAN_DEVICES;
+    this.#file.run(
+      isDone
+        ? "DELETE FROM voided WHERE channel = ?1 AND event = ?2"
+        : "UPDATE voided SET after = ?3 WHERE channel = ?1 AND event = ?2",
+      channel.id,
+      event,
+      ...(isDone ? [] : [devices.at(-1)!.device]),
+    );
+    return devices.length + VISIT_ROWS * paid;
   }
 
   #next() {
@@ -92,6 +130,12 @@ export class OverdueEvents {
   age(find: (id: number) => Channel, now: number): number | null {
     for (let left = AGE_ROWS; ;) {
       this.#rows.save();
+      const voided = this.#voided();
+      if (voided) {
+        if (left <= 0) return 0;
+        left -= this.#pay(find(voided.channel), voided);
+        continue;
+      }
       const due = this.#next();
       if (!due || due.agesAt > now || left <= 0) return due?.agesAt ?? null;
       const channel = find(due.channel);
@@ -176,21 +220,21 @@ export class OverdueEvents {
 
   /** Devices that are silent, but answered the event: looked for among the silent ones, which are few. */
   #scanSilent(channel: Channel, event: number): number {
-    const silent = this.#file.all<{ device: string; status: number }>(
-      `SELECT t.device, coalesce(l.status, 0) AS status FROM troubledDevices t
+    const silent = this.#file.all<{ device: string; isAnswered: number }>(
+      `SELECT t.device, coalesce(l.status, 0) IN (${FINAL}) AS isAnswered FROM troubledDevices t
        LEFT JOIN latest l ON l.channel = t.channel AND l.event = ?2 AND l.device = t.device
        WHERE t.channel = ?1 AND t.part > 0`,
       channel.id,
       event,
     );
-    const answered = silent.filter(({ status }) => status >= FINAL);
+    const answered = silent.filter(({ isAnswered }) => isAnswered === 1);
     for (const { device } of answered) this.#speaks(channel, event, device);
     return silent.length + VISIT_ROWS * answered.length;
   }
 
   /** The same among those that answered it, which may be fewer. */
   #scanAnswers(channel: Channel, counts: Counts, event: number, after: string): number {
-    const from = `latest WHERE channel = +?1 AND event = +?2 AND status >= ${FINAL}`;
+    const from = `latest WHERE channel = +?1 AND event = +?2 AND status IN (${FINAL})`;
     const window = this.#window(channel, event, after, from);
     if (!window) return 1;
     const answered = this.#file.all<{ device: string }>(
@@ -223,7 +267,7 @@ export class OverdueEvents {
     if (!window) return 1;
     const owing = this.#file.all<{ device: string }>(
       `SELECT a.device FROM (SELECT device FROM ${from} AND joined < ?2 AND device > ?3 AND device <= ?4) a
-       LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device WHERE coalesce(l.status, 0) < ${FINAL}`,
+       LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device WHERE coalesce(l.status, 0) NOT IN (${FINAL})`,
       channel.id,
       event,
       after,
@@ -248,7 +292,7 @@ export class OverdueEvents {
     if (!window) return 1;
     const owing = this.#file.all<{ device: string }>(
       `SELECT a.device FROM (SELECT device FROM ${from} AND device > ?3 AND device <= ?4) a
-       LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device WHERE coalesce(l.status, 0) < ${FINAL}`,
+       LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device WHERE coalesce(l.status, 0) NOT IN (${FINAL})`,
       channel.id,
       event,
       after,

@@ -1,9 +1,10 @@
 /**
- * Receipts in a SQLite file: those that devices send, and the `missing` entries that PERE adds when a deadline passes.
+ * Receipts in a SQLite file: those that devices send, the `missing` entries that PERE adds when a deadline passes, and the notes on an event as a
+ * whole: that it is complete, settled, or withdrawn.
  *
- * A receipt updates three things in one transaction: it is appended to the receipts log, `latest` gets the device's new status, and the event's tally
- * changes. So tallies are always exact and never need a recount. A separate entry says that an event is complete; it follows the receipt that
- * completed the event.
+ * A receipt updates three things in one transaction: it is appended to the receipts log, `latest` gets the device's new state, and the event's tally
+ * changes. So tallies are always exact and never need a recount. A withdrawal changes the tally once, whatever the number of devices: what `latest`
+ * has of them is read as `withdrawn` from then on, unless it is final or missing.
  *
  * A deadline takes effect when it passes, not when it is processed: if a device owes a receipt past the deadline, `missing` is recorded before
  * anything else about that device and event.
@@ -12,13 +13,31 @@
  * before reading `receipts` or `latest` in the same transaction.
  */
 import type { Attention } from "./attention.ts";
-import type { Standing } from "./overdue.ts";
+import type { EventStanding } from "./overdue.ts";
 import type { CachedTally, TallyCache } from "./tallies.ts";
 import type { SqliteFile } from "./file.ts";
+import type { Controls } from "./controls.ts";
 import type { Enrolments, Enrolment } from "./enrolments.ts";
-import { FINAL, type Outcome, type Receipt, type ReceiptDraft, rank } from "../model.ts";
-import { type Channel, isLeaving, type Leaving } from "./schema.ts";
-import type { Verdict } from "../store.ts";
+import { noteColumn } from "./notes.ts";
+import type { Rounds } from "./rounds.ts";
+import {
+  type ControlEntry,
+  type EndReason,
+  type EventNote,
+  isComplete,
+  isFinal,
+  LATE_REASONS,
+  type LateReason,
+  NOTE,
+  outstandingOf,
+  type Receipt,
+  type ReceiptDraft,
+  STATES,
+  stateCode,
+} from "../model.ts";
+import { judge, lateReason, roundAt, type Standing } from "../receipt-rules.ts";
+import { type Channel, FINAL, isLeaving, type Leaving } from "./schema.ts";
+import type { Result, Verdict } from "../store.ts";
 
 /** Devices per statement. */
 const MISS_DEVICES = 500;
@@ -26,7 +45,7 @@ const MISS_DEVICES = 500;
 const MISS_ROWS = 2_000;
 /** Overhead of an event, in rows: a few statements that take as long as this many rows. */
 const EVENT_ROWS = 20;
-const MISSING = rank("missing");
+const MISSING = stateCode("missing");
 /**
  * As many receipts are buffered at most: then they are written, so that the group commit sees what they cost. As many as a large fleet sends at once
  * still fit into one commit.
@@ -41,22 +60,29 @@ const inserts = (into: string, columns: number) =>
     const row = `(${Array(columns).fill("?").join()})`;
     return { sql: `${into} VALUES ${Array(rows).fill(row).join()}`, values: rows * columns };
   });
-const RECEIPT_COLUMNS = 11;
-const INSERT_RECEIPTS = inserts("INSERT INTO receipts", RECEIPT_COLUMNS);
+const RECEIPT_COLUMNS = 12;
+const INSERT_RECEIPTS = inserts(
+  "INSERT INTO receipts (channel, seq, event, device, status, at, deviceAt, late, detail, round, attempt, note)",
+  RECEIPT_COLUMNS,
+);
 const INSERT_LATEST = inserts("INSERT OR REPLACE INTO latest", 5);
 
 /** A column value. */
 type Value = string | number | null;
 
-const outcome = ({ tally: { done, failed } }: CachedTally): Outcome => ({ done, failed });
-/** How many devices still owe a final receipt. */
-const outstanding = ({ tally: { addressed, done, failed } }: CachedTally): number => addressed - done - failed;
+/** Nothing came of a receipt. */
+const nothing = (result: Result, late: LateReason | null = null): Verdict => ({ result, state: null, late, due: null });
+
+/** The numbers of a round that most receipts have. */
+const usual = (status: Receipt["status"]) => ({ round: 1, attempt: status === "failed" ? 1 : 0 });
 
 export class Receipts {
   readonly #file: SqliteFile;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
   readonly #attention: Attention;
+  readonly #rounds: Rounds;
+  readonly #controls: Controls;
   /** Buffered rows of `receipts` and of `latest`, value by value. */
   #receiptRows: Value[] = [];
   #latestRows: Value[] = [];
@@ -68,9 +94,13 @@ export class Receipts {
     enrolments: Enrolments,
     tallies: TallyCache,
     attention: Attention,
+    rounds: Rounds,
+    controls: Controls,
     onReceipt: (channel: Channel, receipt: Receipt) => void,
   ) {
     this.#file = file;
+    this.#rounds = rounds;
+    this.#controls = controls;
     this.#enrolments = enrolments;
     this.#tallies = tallies;
     this.#attention = attention;
@@ -84,76 +114,179 @@ export class Receipts {
     if (this.#receiptRows.length >= BUFFERED_RECEIPTS_MAX * RECEIPT_COLUMNS) this.write();
   }
 
-  /** Records a receipt if it advances the device's status. @param now the server's time, milliseconds since 1970 */
-  record(channel: Channel, draft: ReceiptDraft, now: number): Verdict {
-    const { device, status, detail, deviceAt } = draft;
+  /**
+   * Records a receipt if it advances the device's state.
+   * @param now the server's time, milliseconds since 1970
+   * @param random from 0 up to 1
+   */
+  record(channel: Channel, draft: ReceiptDraft, now: number, random: () => number): Verdict {
+    const { device, detail, deviceAt } = draft;
     const event = draft.event.seq;
-    if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head) return "unknown";
+    if (draft.event.epoch !== channel.epoch || event <= channel.floor || event > channel.head)
+      return nothing("unknown");
     const cached = this.#tallies.of(channel, event);
-    const known = this.#tallies.rank(cached, device);
-    if (known >= FINAL) return "duplicate";
+    if (!cached) return nothing("unknown");
+    let before = this.#standing(cached, device);
     const enrolment = this.#enrolments.enrolment(channel, device);
-    if (!this.#isAddressed(channel, cached, device, enrolment)) return "unaddressed";
-    const before = this.#applyDeadline(channel, cached, device, known, now);
-    if (rank(status) <= before) return "duplicate";
-    this.#tallies.step(cached, device, before, rank(status));
-    this.#attention.recorded(channel, cached, device, before, rank(status));
-    const late = before === MISSING;
-    this.#keep(channel, { event, device, status, detail, at: now, deviceAt, late, completes: null });
-    if (rank(status) >= FINAL && outstanding(cached) === 0) this.#complete(channel, cached, device, now);
+    if (isFinal(before.state)) {
+      const refused = judge(before, draft, cached.attempts, now, random);
+      return nothing(refused === "early" ? "early" : "duplicate", this.#lateReason(cached, device));
+    }
+    if (!this.#isAddressed(channel, cached, device, enrolment)) return nothing("unaddressed");
+    before = this.#applyDeadline(channel, cached, device, before, now);
+    const next = judge(before, draft, cached.attempts, now, random);
+    if (typeof next === "string") return nothing(next);
+    const { state, round, attempt, due } = next;
+    const late = lateReason(before.state, cached.withdrawn?.reason ?? null);
+    this.#tallies.step(cached, device, before.state, state, stateCode(state));
+    this.#attention.recorded(channel, cached, device, before.state, state);
+    this.#putRound(cached, device, next);
+    this.#keep(channel, { event, device, status: state, detail, at: now, deviceAt, late, round, attempt });
+    if (isFinal(state)) this.#completeIfDone(channel, cached, device, now);
     if (enrolment !== null && enrolment.lostSeq > 0 && enrolment.lostNotifiedSeq === enrolment.lostSeq)
       this.#enrolments.answered(channel, device);
-    return "recorded";
+    return { result: "recorded", state, late, due };
   }
 
-  /** Returns a device's status, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. */
-  #applyDeadline(channel: Channel, cached: CachedTally, device: string, before: number, now: number): number {
-    if (cached.deadline === null || cached.deadline > now || before >= MISSING) return before;
-    this.#appendMissing(channel, cached, device, before, null, now);
-    return MISSING;
+  /** Where a device stands on an event. A device without a final word that is not missing is withdrawn with its event. */
+  #standing(cached: CachedTally, device: string): Standing {
+    const { withdrawn, hasRounds, channel, event } = cached;
+    const state = STATES[this.#tallies.code(cached, device)]!;
+    const row = hasRounds ? this.#rounds.of(channel, event, device) : null;
+    const said: Standing = { state, ...(row ?? { ...usual(state), due: null }) };
+    if (withdrawn === null || isFinal(state) || state === "missing") return said;
+    return { ...said, state: "withdrawn", round: roundAt(said, withdrawn.at), due: null };
   }
 
-  #appendMissing(
-    channel: Channel,
-    cached: CachedTally,
-    device: string,
-    before: number,
-    detail: string | null,
-    now: number,
-  ): void {
-    this.#tallies.step(cached, device, before, MISSING);
-    this.#attention.recorded(channel, cached, device, before, MISSING);
-    const missing = { event: cached.event, device, status: "missing", detail } as const;
-    this.#keep(channel, { ...missing, at: now, deviceAt: null, late: false, completes: null });
+  /** Keeps a device's round, if it has one that must be remembered. */
+  #putRound(cached: CachedTally, device: string, { state, round, attempt, due }: Standing): void {
+    const { channel, event } = cached;
+    if (state !== "deferred" && (!cached.hasRounds || this.#rounds.of(channel, event, device) === null)) return;
+    cached.hasRounds = true;
+    this.#rounds.put(channel, event, device, { round, attempt, due });
   }
 
-  /** Appends the entry that says the event is complete, with the device whose receipt or retirement completed it. */
-  #complete(channel: Channel, cached: CachedTally, device: string, now: number): void {
-    const nothing = { status: "pending", detail: null, deviceAt: null, late: false } as const;
-    this.#keep(channel, { event: cached.event, device, ...nothing, at: now, completes: outcome(cached) });
+  /** Why the final word of a device was late; null: it was not. */
+  #lateReason({ deadline, withdrawn, channel, event }: CachedTally, device: string): LateReason | null {
+    if (deadline === null && withdrawn === null) return null;
+    this.write();
+    const said = this.#file.get<{ late: number }>(
+      `SELECT r.late FROM latest l JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
+       WHERE l.channel = ?1 AND l.event = ?2 AND l.device = ?3`,
+      channel,
+      event,
+      device,
+    );
+    return said && said.late > 0 ? LATE_REASONS[said.late - 1]! : null;
   }
 
-  /** Appends an entry to the receipts log and updates the device's status, unless the entry only says that the event is complete. */
-  #keep(channel: Channel, receipt: Omit<Receipt, "seq">): void {
-    const { event, device, status, detail, at, deviceAt, late, completes } = receipt;
+  /** Returns where a device stands, with the deadline applied: past it, a device that owes a final receipt is recorded as missing now. */
+  #applyDeadline(channel: Channel, cached: CachedTally, device: string, before: Standing, now: number): Standing {
+    const { deadline, withdrawn } = cached;
+    if (deadline === null || deadline > now || withdrawn !== null) return before;
+    if (before.state === "missing" || isFinal(before.state)) return before;
+    return this.#appendMissing(channel, cached, device, null, now);
+  }
+
+  /** A device that deferred the event is missing in the round that had begun by the deadline. */
+  #appendMissing(channel: Channel, cached: CachedTally, device: string, detail: string | null, now: number): Standing {
+    const before = this.#standing(cached, device);
+    const round = roundAt(before, Math.min(now, cached.deadline ?? now));
+    const standing: Standing = { state: "missing", round, attempt: before.attempt, due: null };
+    this.#tallies.step(cached, device, before.state, "missing", MISSING);
+    this.#attention.recorded(channel, cached, device, before.state, "missing");
+    this.#putRound(cached, device, standing);
+    const { event } = cached;
+    const { attempt } = standing;
+    this.#keep(channel, {
+      event,
+      device,
+      status: "missing",
+      detail,
+      at: now,
+      deviceAt: null,
+      late: null,
+      round,
+      attempt,
+    });
+    return standing;
+  }
+
+  /** If every device has a final word now, says so, with the device whose receipt or retirement completed the event. */
+  #completeIfDone(channel: Channel, cached: CachedTally, device: string, now: number): void {
+    if (cached.withdrawn !== null || !isComplete(cached.tally)) return;
+    this.#note(channel, cached, { kind: "complete", tally: { ...cached.tally } }, device, now);
+    this.#settle(channel, cached, device, now);
+  }
+
+  /** The deadline of an event has nothing more to do. The first time, says that the event is settled. */
+  #settle(channel: Channel, cached: CachedTally, device: string, now: number): void {
+    if (cached.deadline === null) return;
+    const isFirst = this.#file.run(
+      "DELETE FROM deadlines WHERE at = ?1 AND channel = ?2 AND event = ?3",
+      cached.deadline,
+      channel.id,
+      cached.event,
+    );
+    if (isFirst > 0) this.#note(channel, cached, { kind: "settled", tally: { ...cached.tally } }, device, now);
+  }
+
+  /** Appends a note on an event as a whole. */
+  #note(channel: Channel, { event }: CachedTally, note: EventNote, device: string, at: number): void {
     const seq = ++channel.receiptsHead;
-    const statusRank = rank(status);
-    const [done, failed] = completes ? [completes.done, completes.failed] : [null, null];
+    this.#receiptRows.push(channel.id, seq, event, device, 0, at, null, 0, null, null, null, noteColumn(note));
+    this.#onReceipt(channel, { ...NOTE, seq, event, device, at, note });
+  }
+
+  /** Appends an entry to the receipts log and updates the device's state. */
+  #keep(channel: Channel, receipt: Omit<Receipt, "seq" | "late" | "note"> & { late: LateReason | null }): void {
+    const { event, device, status, detail, at, deviceAt, late, round, attempt } = receipt;
+    const seq = ++channel.receiptsHead;
+    const code = stateCode(status);
+    const most = usual(status);
     this.#receiptRows.push(
       channel.id,
       seq,
       event,
       device,
-      statusRank,
+      code,
       at,
       deviceAt,
-      late ? 1 : 0,
+      late === null ? 0 : LATE_REASONS.indexOf(late) + 1,
       detail,
-      done,
-      failed,
+      round === most.round ? null : round,
+      attempt === most.attempt ? null : attempt,
+      null,
     );
-    if (status !== "pending") this.#latestRows.push(channel.id, event, device, statusRank, seq);
-    this.#onReceipt(channel, { seq, event, device, status, detail, at, deviceAt, late, completes });
+    this.#latestRows.push(channel.id, event, device, code, seq);
+    this.#onReceipt(channel, { ...receipt, seq, late: late !== null, note: null });
+  }
+
+  /**
+   * Withdraws an event that is not complete, and says so.
+   * @param by the `seq` of the event that supersedes it; null: none
+   */
+  withdraw(
+    channel: Channel,
+    cached: CachedTally,
+    {
+      reason,
+      by,
+      note,
+      to,
+    }: { reason: EndReason; by: number | null; note: string | null; to: readonly string[] | null },
+    now: number,
+  ): ControlEntry {
+    const { event, tally, expires } = cached;
+    const isAnswered = tally.received + tally.working + tally.deferred + tally.done + tally.failed > 0;
+    const withdrawal = { seq: ++channel.head, at: now, reason, by, note };
+    this.#attention.withdrawn(channel, cached);
+    this.#tallies.end(cached, withdrawal);
+    const control = this.#controls.add(channel, { seq: event, to, expires }, withdrawal, isAnswered);
+    this.#note(channel, cached, { kind: "withdrawn", tally: { ...tally }, withdrawal }, "", now);
+    this.#note(channel, cached, { kind: "complete", tally: { ...tally } }, "", now);
+    this.#settle(channel, cached, "", now);
+    return control;
   }
 
   /** Writes the buffered rows. */
@@ -177,8 +310,15 @@ export class Receipts {
     this.#latestRows = [];
   }
 
+  /** Whether an event is for named devices. @param event in the channel, and not yet deleted by retention */
   isTargeted(channel: Channel, event: number): boolean {
-    return this.#tallies.of(channel, event).targeted;
+    return this.#tallies.of(channel, event)?.targeted ?? false;
+  }
+
+  /** How an event was withdrawn; null: it was not. `control`: it is a control entry. */
+  withdrawal(channel: Channel, event: number) {
+    const cached = this.#tallies.of(channel, event);
+    return cached ? cached.withdrawn : "control";
   }
 
   #isAddressed(
@@ -205,14 +345,15 @@ export class Receipts {
   }
 
   /** How many devices of an event owe a final receipt, and how many sent one. */
-  standing(channel: Channel, event: number): Standing {
-    const cached = this.#tallies.of(channel, event);
-    return { owed: outstanding(cached), answered: cached.tally.done + cached.tally.failed };
+  standing(channel: Channel, event: number): EventStanding {
+    const { tally } = this.#tallies.of(channel, event)!;
+    return { owed: outstandingOf(tally), answered: tally.done + tally.failed };
   }
 
   /** How many devices of an event owe a final receipt. */
   outstanding(channel: Channel, event: number): number {
-    return outstanding(this.#tallies.of(channel, event));
+    const cached = this.#tallies.of(channel, event);
+    return cached ? outstandingOf(cached.tally) : 0;
   }
 
   // -------------------------------------------------------------------------------------------------------- retirement and deadlines
@@ -221,11 +362,13 @@ export class Receipts {
    * Removes a retired device from an event's audience. If the deadline had passed before it was retired, it is recorded as missing first. If the
    * removal completes the event, the log gets an entry that says so.
    */
-  release(channel: Channel, event: number, { device, at }: Leaving, before: number, now: number): void {
-    const cached = this.#tallies.of(channel, event);
-    this.#tallies.release(cached, this.#applyDeadline(channel, cached, device, before, at));
+  release(channel: Channel, event: number, { device, at }: Leaving, now: number): void {
+    const cached = this.#tallies.of(channel, event)!;
+    const { state } = this.#applyDeadline(channel, cached, device, this.#standing(cached, device), at);
+    this.#tallies.release(cached, state);
     this.#attention.released(channel, cached);
-    if (outstanding(cached) === 0) this.#complete(channel, cached, device, now);
+    if (cached.hasRounds) this.#rounds.drop(channel.id, event, device);
+    this.#completeIfDone(channel, cached, device, now);
   }
 
   /**
@@ -249,6 +392,11 @@ export class Receipts {
     }
   }
 
+  /** Before an event is withdrawn: its deadline, if it has passed, makes missing whom it can in one slice. True: there are more. */
+  missBefore(channel: Channel, { event, deadline }: CachedTally, now: number): boolean {
+    return deadline !== null && deadline <= now && this.missSome(channel, event, deadline, null, now) > MISS_DEVICES;
+  }
+
   /**
    * Records as missing some of an event's devices that owe a final receipt. After the last ones, deletes the deadline.
    * @param detail a JSON text, or null
@@ -263,11 +411,13 @@ export class Receipts {
     )?.after;
     if (from === undefined) return 0;
     const { looked, last, owing } = this.#owing(channel, event, from);
-    const cached = owing.length > 0 ? this.#tallies.of(channel, event) : null;
-    for (const { device, status } of owing) this.#appendMissing(channel, cached!, device, status, detail, now);
+    const cached = event > channel.floor ? this.#tallies.of(channel, event) : null;
+    for (const device of owing) this.#appendMissing(channel, cached!, device, detail, now);
     const where = "at = ?1 AND channel = ?2 AND event = ?3";
-    if (looked < MISS_DEVICES) this.#file.run(`DELETE FROM deadlines WHERE ${where}`, deadline, channel.id, event);
-    else this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${where}`, deadline, channel.id, event, last);
+    if (looked === MISS_DEVICES)
+      this.#file.run(`UPDATE deadlines SET after = ?4 WHERE ${where}`, deadline, channel.id, event, last);
+    else if (cached && !isComplete(cached.tally)) this.#settle(channel, cached, "", now);
+    else this.#file.run(`DELETE FROM deadlines WHERE ${where}`, deadline, channel.id, event);
     return looked + 1;
   }
 
@@ -275,8 +425,8 @@ export class Receipts {
   #owing(channel: Channel, event: number, from: string) {
     const nobody = { looked: 0, last: from, owing: [] };
     if (event <= channel.floor) return nobody;
-    const cached = this.#tallies.of(channel, event);
-    if (outstanding(cached) === cached.tally.missing) return nobody;
+    const { tally } = this.#tallies.of(channel, event)!;
+    if (outstandingOf(tally) === tally.missing) return nobody;
     this.write();
     const [devices, addressed] = this.isTargeted(channel, event)
       ? ["targets WHERE channel = ?1 AND event = ?2", ""]
@@ -289,16 +439,16 @@ export class Receipts {
       from,
     )!;
     if (last === null) return nobody;
-    const owing = this.#file.all<{ device: string; status: number }>(
-      `SELECT a.device, coalesce(l.status, 0) AS status FROM
+    const owing = this.#file.all<{ device: string }>(
+      `SELECT a.device FROM
        (SELECT device FROM ${devices} ${addressed} AND device > ?3 AND device <= ?4) a
        LEFT JOIN latest l ON l.channel = ?1 AND l.event = ?2 AND l.device = a.device
-       WHERE coalesce(l.status, 0) < ${MISSING} ORDER BY a.device`,
+       WHERE coalesce(l.status, 0) NOT IN (${MISSING}, ${FINAL}) ORDER BY a.device`,
       channel.id,
       event,
       from,
       last,
     );
-    return { looked, last, owing };
+    return { looked, last, owing: owing.map(({ device }) => device) };
   }
 }

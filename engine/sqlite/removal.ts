@@ -42,7 +42,8 @@ export function removeSome(
     return { result: { events: !isExpired, devices: audience, ...has }, expired };
   if (expired.upTo < head) return { result: "more", expired };
   const isEmpty = floor === head && channel.deletedUpTo === floor && channel.receiptsFloor === channel.receiptsHead;
-  if (retention.trim(channel, { count: 0, before: 0 }, now) || !isEmpty) return { result: "more", expired };
+  if (retention.trim(channel, { count: 0, before: Number.POSITIVE_INFINITY }, now) || !isEmpty)
+    return { result: "more", expired };
   for (const [table, key] of [
     ["keys", "key"],
     ["devices", "device"],

@@ -10,9 +10,9 @@
  */
 import type { Attention } from "./attention.ts";
 import type { SqliteFile } from "./file.ts";
+import type { Controls } from "./controls.ts";
 import type { Enrolments } from "./enrolments.ts";
-import { FINAL } from "../model.ts";
-import type { Channel } from "./schema.ts";
+import { type Channel, FINAL } from "./schema.ts";
 import { type Retention, UNUSED_MAX, UNUSED_MS_MIN } from "../store.ts";
 import type { Receipts } from "./receipts.ts";
 import type { RecentEvents } from "./recent-events.ts";
@@ -53,12 +53,19 @@ interface EventRow {
   readonly deadline: number | null;
 }
 
+/** A control entry: it is not counted, and nobody owes it. */
+interface ControlRow {
+  readonly seq: number;
+  readonly at: number;
+}
+
 export class ChannelRetention {
   readonly #file: SqliteFile;
   readonly #recent: RecentEvents;
   readonly #receipts: Receipts;
   readonly #enrolments: Enrolments;
   readonly #attention: Attention;
+  readonly #controls: Controls;
   /** By the channel's id. */
   readonly #runs = new Map<number, Run>();
 
@@ -68,12 +75,14 @@ export class ChannelRetention {
     receipts: Receipts,
     enrolments: Enrolments,
     attention: Attention,
+    controls: Controls,
   ) {
     this.#file = file;
     this.#recent = recent;
     this.#receipts = receipts;
     this.#enrolments = enrolments;
     this.#attention = attention;
+    this.#controls = controls;
   }
 
   /** A transaction was rolled back: what is in memory was ahead of the file. */
@@ -101,15 +110,26 @@ export class ChannelRetention {
       channel.floor,
       RUN_EVENTS,
     );
+    const controls = this.#controls.times(channel, channel.floor, RUN_EVENTS);
     const passed: EventRow[] = [];
-    for (const event of [...takeWhile(events, ({ seq, at }) => seq <= channel.head - count || at < before)]) {
+    let kept = channel.head - channel.floor - channel.controls;
+    const isPast = (entry: EventRow | ControlRow): boolean => {
+      if (kept <= count && entry.at >= before) return false;
+      if ("targeted" in entry) kept--;
+      return true;
+    };
+    let floor = channel.floor;
+    for (const entry of [...takeWhile(inOrder(events, controls), isPast)]) {
       slice.left--;
-      if (event.deadline !== null && !this.#missAll(channel, event.seq, event.deadline, now, slice)) break;
-      passed.push(event);
+      if ("targeted" in entry) {
+        if (entry.deadline !== null && !this.#missAll(channel, entry.seq, entry.deadline, now, slice)) break;
+        passed.push(entry);
+      } else channel.controls--;
+      floor = entry.seq;
       if (slice.left <= 0) break;
     }
-    if (passed.length === 0) return;
-    channel.floor = passed.at(-1)!.seq;
+    if (floor === channel.floor) return;
+    channel.floor = floor;
     slice.left -= this.#recent.settle(channel);
     this.#runs.set(channel.id, this.#findRun(channel, passed, now));
   }
@@ -151,7 +171,7 @@ export class ChannelRetention {
     for (; run.done <= run.targeted.length; run.done++, run.after = "") {
       // Those that owed the newest event to all lost nothing newer, except events that name them.
       const [table, event] = run.done === 0 ? ["latest", run.newestToAll] : ["targets", run.targeted[run.done - 1]!];
-      const isConcerned = run.done === 0 ? `status >= ${FINAL}` : "1";
+      const isConcerned = run.done === 0 ? `status IN (${FINAL})` : "1";
       for (;;) {
         if (slice.left <= 0) return false;
         const devices = this.#file.all<{ device: string; isConcerned: number }>(
@@ -181,7 +201,7 @@ export class ChannelRetention {
       if (slice.left <= 0) return;
       const event = channel.deletedUpTo + 1;
       slice.left -= EVENT_ROWS + Math.ceil(this.#deleteEvent(channel, event) / 1024);
-      for (const table of ["latest", "targets"])
+      for (const table of ["latest", "targets", "rounds"])
         slice.left -= this.#file.run(
           `DELETE FROM ${table} WHERE channel = ?1 AND event = ?2 AND device IN
            (SELECT device FROM ${table} WHERE channel = ?1 AND event = ?2 LIMIT ?3)`,
@@ -190,7 +210,9 @@ export class ChannelRetention {
           Math.max(0, slice.left),
         );
       if (slice.left <= 0) return; // There may be more.
-      this.#file.run("DELETE FROM tallies WHERE channel = ?1 AND event = ?2", channel.id, event);
+      for (const table of ["tallies", "options"])
+        this.#file.run(`DELETE FROM ${table} WHERE channel = ?1 AND event = ?2`, channel.id, event);
+      this.#file.run("DELETE FROM controls WHERE channel = ?1 AND seq = ?2", channel.id, event);
       this.#receipts.forget(channel, event);
       channel.deletedUpTo = event;
     }
@@ -207,6 +229,19 @@ export class ChannelRetention {
     this.#file.run("DELETE FROM main.events WHERE channel = ?1 AND seq = ?2", channel.id, event);
     return data?.bytes ?? 0;
   }
+}
+
+/** Two lists of entries as one, by number. */
+function* inOrder<One extends { readonly seq: number }, Other extends { readonly seq: number }>(
+  ones: Iterable<One>,
+  others: readonly Other[],
+): Generator<One | Other> {
+  let next = 0;
+  for (const one of ones) {
+    while (next < others.length && others[next]!.seq < one.seq) yield others[next++]!;
+    yield one;
+  }
+  yield* others.slice(next);
 }
 
 /** The first items for which `test` is true. */

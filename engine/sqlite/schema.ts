@@ -15,7 +15,12 @@
  * What a device lost to retention is not noted for each device, because most may be silent: `lost` of the channel says it for those that owe something
  * up to that event, `lost` of a device for the others. `enrolments.ts` puts the two together.
  *
- * `deadlines` has the events whose deadline is ahead or being processed; `after` is the last device that was processed.
+ * `deadlines` has the events whose deadline is ahead or being processed; `after` is the last device that was processed. An event that is complete has
+ * no row there: the receipts log says that it is settled when its row goes.
+ *
+ * `controls` has the control entries of the events log, one per withdrawn event. What a withdrawal does to devices follows from it: it changes the tally
+ * of its event once, and no row of a device. `nth` counts a channel's control entries, so that those between two positions need not be counted.
+ * `rounds` has the devices that deferred an event; `due` is when the next round begins, and stays until a word of that round.
  *
  * `journal` has events that are not in this table of events yet. On the connection of a store, `events` is a view that shows both, and the table is
  * `main.events`: `recent-events.ts`.
@@ -25,6 +30,7 @@
  * follows the device every few seconds.
  */
 import type { Schema } from "./file.ts";
+import { isFinal, stateCode, STATES as STATE_NAMES } from "../model.ts";
 
 /** The first version. */
 const TABLES = `
@@ -207,6 +213,40 @@ INSERT INTO attention (channel, aged, devices, failed, missing) SELECT id, 0,
   FROM channels WHERE id IN (SELECT channel FROM troubledEvents);
 `;
 
+/**
+ * Deferrals, withdrawals and keys. `note` of a receipt: `notes.ts`. `round` and `attempt` are null where they are what most are: 1, and 1 for `failed`, else 0.
+ * `late` is 0, or the code of a `LateReason`.
+ */
+const STATES = `
+ALTER TABLE tallies ADD COLUMN deferred INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tallies ADD COLUMN withdrawn INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE tallies ADD COLUMN isOver INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE receipts ADD COLUMN round INTEGER;
+ALTER TABLE receipts ADD COLUMN attempt INTEGER;
+ALTER TABLE receipts ADD COLUMN note TEXT;
+CREATE TABLE controls (
+  channel INTEGER NOT NULL, seq INTEGER NOT NULL, event INTEGER NOT NULL, at INTEGER NOT NULL, reason TEXT NOT NULL, "by" INTEGER, note TEXT,
+  targeted INTEGER NOT NULL, expires INTEGER, answered INTEGER NOT NULL, nth INTEGER NOT NULL,
+  PRIMARY KEY (channel, seq)
+) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX withdrawn ON controls (channel, event);
+CREATE TABLE options (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, key TEXT, attempts INTEGER,
+  PRIMARY KEY (channel, event)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX keyed ON options (channel, key, event) WHERE key IS NOT NULL;
+CREATE TABLE rounds (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, device TEXT NOT NULL, round INTEGER NOT NULL, attempt INTEGER NOT NULL, due INTEGER,
+  PRIMARY KEY (channel, event, device)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX roundsByTime ON rounds (due, channel, event, device) WHERE due IS NOT NULL;
+CREATE INDEX roundsOfDevice ON rounds (channel, device, event) WHERE due IS NOT NULL;
+CREATE TABLE voided (
+  channel INTEGER NOT NULL, event INTEGER NOT NULL, number INTEGER, after TEXT NOT NULL,
+  PRIMARY KEY (channel, event)
+) STRICT, WITHOUT ROWID;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
@@ -224,6 +264,7 @@ export const SCHEMA: Schema = {
     TRIES,
     ATTENTION,
     JOURNAL,
+    STATES,
   ],
 };
 
@@ -239,6 +280,12 @@ export interface Leaving {
   /** When it was retired, milliseconds since 1970. */
   readonly at: number;
 }
+
+/** In a statement with an `events e`: it was not withdrawn. */
+export const NOT_WITHDRAWN = "NOT EXISTS (SELECT 1 FROM controls w WHERE w.channel = e.channel AND w.event = e.seq)";
+
+/** The codes of the final states, for `IN`. */
+export const FINAL = STATE_NAMES.filter(isFinal).map(stateCode).join();
 
 /** Whether the leaving device is still to be removed from an event. */
 export const isLeaving = ({ leaving }: Channel, event: number): boolean =>
@@ -264,6 +311,9 @@ export interface Channel {
   /** Events up to here are overdue if they have no deadline; and when the next event may become so, milliseconds since 1970; null: none will. */
   aged: number;
   agesAt: number | null;
+  /** Kept control entries, and `nth` of the newest one. */
+  controls: number;
+  lastControl: number;
   /** The newest run in `audiences`; null: there is none yet. */
   addressed: number | null;
   /** The retired device that is still to be removed from events. */

@@ -10,15 +10,18 @@ import { Attention } from "./attention.ts";
 import { openAges, OverdueEvents } from "./overdue.ts";
 import { TroubleReader } from "./trouble-reader.ts";
 import { TroubleRows } from "./trouble-rows.ts";
-import { TallyCache, talliesOf } from "./tallies.ts";
+import { type CachedTally, TallyCache, talliesOf } from "./tallies.ts";
 import { LONG_LOG_BYTES, longLog, SqliteFile, type Warn } from "./file.ts";
 import type { Sync } from "./write-ahead-log.ts";
 import { yieldToEventLoop } from "../yield.ts";
 import { Counters } from "../counters.ts";
 import { ChannelRows } from "./channels.ts";
 import { deviceHistory } from "./device-history.ts";
+import { Controls } from "./controls.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
-import { type Channel, isLeaving, SCHEMA } from "./schema.ts";
+import { readNote } from "./notes.ts";
+import { Rounds } from "./rounds.ts";
+import { type Channel, isLeaving, NOT_WITHDRAWN, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
 import { ReceiptRows } from "./receipt-rows.ts";
@@ -30,14 +33,20 @@ import { ScheduleRows } from "./schedules.ts";
 import {
   afterSeconds,
   type DeviceEnrolment,
+  type ControlEntry,
+  type EndReason,
   type EnrolledDevice,
   EVENT_BYTES_MAX,
   type Event,
   type EventDraft,
   type HistoryRow,
+  isComplete,
+  isControl,
   KEY_MEMORY_MS,
+  type LogEntry,
   newEpoch,
   PereError,
+  type Position,
   type Receipt,
   type ReceiptDraft,
   type Row,
@@ -49,10 +58,12 @@ import {
 import type { TroubledChannel, TroubledHook } from "../attention.ts";
 import {
   type Appended,
+  type BegunRound,
   cancelledSchedule,
   type ChannelEntry,
   type ChannelScope,
   type Delivery,
+  type DeviceState,
   type DueTime,
   earlierDigest,
   type Heads,
@@ -71,11 +82,13 @@ import {
   type Retention,
   type Schedule,
   type ScheduleDraft,
+  type RoundPosition,
   type Store,
   type Troubled,
   usedDueTime,
   type Verdict,
   type Wake,
+  type Withdrawn,
 } from "../store.ts";
 
 /** Cache limits: channels, tallies, device states within tallies, enrolments. */
@@ -88,7 +101,8 @@ const READ_REMINDERS = 1_000;
 /** What a name in `to` counts against `READ_BYTES`. */
 const NAME_BYTES = 64;
 
-const NOTHING = { head: 0, floor: 0 };
+const NO_EVENTS = { head: 0, floor: 0, controls: 0 };
+const NO_RECEIPTS = { head: 0, floor: 0 };
 const NOBODY: ReadonlyMap<string, number> = new Map();
 const NOWHERE: ReadonlyMap<string, readonly string[]> = new Map();
 
@@ -116,6 +130,9 @@ interface ReceiptRow {
   late: number;
   done: number | null;
   failed: number | null;
+  round: number | null;
+  attempt: number | null;
+  note: string | null;
 }
 
 export interface SqliteOptions {
@@ -137,7 +154,7 @@ export interface SqliteOptions {
 
 const heads = (channel: Channel): Heads => ({
   epoch: channel.epoch,
-  events: { head: channel.head, floor: channel.floor },
+  events: { head: channel.head, floor: channel.floor, controls: channel.controls },
   receipts: { head: channel.receiptsHead, floor: channel.receiptsFloor },
 });
 
@@ -145,10 +162,12 @@ const heads = (channel: Channel): Heads => ({
 const progressOf = ({ floor, deletedUpTo, receiptsFloor, lostByAll }: Channel): number =>
   floor + deletedUpTo + receiptsFloor + lostByAll;
 
-/** A tally without one device, which has this non-final status. */
-function without(tally: Tally, status: State): Tally {
+/** A tally without one device, whose last word has this code and is not final. */
+function without(tally: Tally, code: number): Tally {
+  const said = STATES[code]!;
+  const state = tally.isOver && said !== "missing" ? "withdrawn" : said;
   const rest = { ...tally, addressed: tally.addressed - 1 };
-  if (status !== "pending") rest[status]--;
+  if (state !== "pending") rest[state]--;
   return rest;
 }
 
@@ -164,6 +183,8 @@ export class SqliteStore implements Store {
   readonly #overdue: OverdueEvents;
   readonly #troubleReader: TroubleReader;
   readonly #receipts: Receipts;
+  readonly #controls: Controls;
+  readonly #rounds: Rounds;
   readonly #receiptRows: ReceiptRows;
   readonly #hooks: HookRows;
   readonly #schedules: ScheduleRows;
@@ -240,18 +261,33 @@ export class SqliteStore implements Store {
       this.#recent.newestChannel,
     );
     this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
-    this.#tallies = new TallyCache(this.#file, cacheLimits);
+    this.#controls = new Controls(this.#file, (channel, event) => this.#targets(channel, event));
+    this.#rounds = new Rounds(this.#file);
+    this.#tallies = new TallyCache(this.#file, this.#controls, this.#rounds, cacheLimits);
     this.#troubles = new TroubleRows(this.#file);
     this.#attention = new Attention(this.#file, this.#troubles);
     this.#overdue = new OverdueEvents(this.#file, this.#troubles, (channel, event) =>
       this.#receipts.standing(channel, event),
     );
     this.#troubleReader = new TroubleReader(this.#file);
-    this.#receipts = new Receipts(this.#file, this.#enrolments, this.#tallies, this.#attention, (channel, receipt) =>
-      this.#queueReceipt(channel, receipt),
+    this.#receipts = new Receipts(
+      this.#file,
+      this.#enrolments,
+      this.#tallies,
+      this.#attention,
+      this.#rounds,
+      this.#controls,
+      (channel, receipt) => this.#queueReceipt(channel, receipt),
     );
-    this.#receiptRows = new ReceiptRows(this.#file, this.#receipts);
-    this.#retention = new ChannelRetention(this.#file, this.#recent, this.#receipts, this.#enrolments, this.#attention);
+    this.#receiptRows = new ReceiptRows(this.#file, this.#receipts, this.#controls);
+    this.#retention = new ChannelRetention(
+      this.#file,
+      this.#recent,
+      this.#receipts,
+      this.#enrolments,
+      this.#attention,
+      this.#controls,
+    );
   }
 
   // -------------------------------------------------------------------------------------------------------------- channels
@@ -259,7 +295,7 @@ export class SqliteStore implements Store {
   async open(name: string): Promise<Heads> {
     const found = await this.heads(name);
     if (found) return found;
-    return { epoch: this.#channels.reserve(name), events: NOTHING, receipts: NOTHING, isUnborn: true };
+    return { epoch: this.#channels.reserve(name), events: NO_EVENTS, receipts: NO_RECEIPTS, isUnborn: true };
   }
 
   heads(name: string): Promise<Heads | null> {
@@ -330,23 +366,42 @@ export class SqliteStore implements Store {
 
   // ---------------------------------------------------------------------------------------------------------------- events
 
-  append(
+  async append(
     name: string,
     drafts: readonly EventDraft[],
     now: number,
     key?: Idempotency,
     scheduled?: DueTime,
   ): Promise<Appended> {
+    for (;;) {
+      const appended = await this.#tryAppend(name, drafts, now, key, scheduled);
+      if (appended) return appended;
+    }
+  }
+
+  /** Null: an event that it supersedes has very many devices with something to be done before; try again. */
+  #tryAppend(
+    name: string,
+    drafts: readonly EventDraft[],
+    now: number,
+    key: Idempotency | undefined,
+    scheduled: DueTime | undefined,
+  ): Promise<Appended | null> {
     return this.#file.change(() => {
       const channel = this.#channels.use(name);
       if (key) {
         const known = this.#knownKey(channel, key, now);
         if (known) return { epoch: channel.epoch, ...known, replayed: true };
       }
+      const older = drafts[0]!.key === null ? null : this.#controls.newestOf(channel, drafts[0]!.key);
+      const found = older === null ? "complete" : this.#prepare(channel, older, now);
+      if (found === null) return null;
       if (scheduled && !this.#schedules.use(channel, scheduled, channel.head + drafts.length, null, now))
         throw usedDueTime(scheduled.id);
       const first = channel.head + 1;
-      const entries = drafts.map((draft) => this.#appendOne(channel, draft, now, scheduled?.id));
+      const entries: LogEntry[] = drafts.map((draft) => this.#appendOne(channel, draft, now, scheduled?.id));
+      if (typeof found === "object")
+        entries.push(this.#withdrawOne(channel, found, { reason: "superseded", by: first, note: null }, now));
       this.#wakes.push({ kind: "events", channel: name, epoch: channel.epoch, entries });
       const addressed = drafts[0]!.to?.length ?? channel.audience;
       const type = drafts[0]!.type;
@@ -399,15 +454,15 @@ export class SqliteStore implements Store {
   }
 
   #appendOne(channel: Channel, draft: EventDraft, at: number, scheduled?: string): Event {
-    const { type, data, to } = draft;
+    const { type, data, to, key, attempts } = draft;
     const seq = ++channel.head;
     const expires = afterSeconds(at, draft.ttl);
     const deadline = afterSeconds(at, draft.deadline);
     const remind = afterSeconds(0, draft.remind);
     this.#channels.grown();
     if (channel.trimAt === null) this.#channels.trimSoon(channel, at);
-    if (to === null && deadline === null && remind === null && scheduled === undefined)
-      this.#recent.add(channel.id, seq, at, expires, type, data);
+    const isPlain = deadline === null && remind === null && key === null && attempts === null;
+    if (isPlain && to === null && scheduled === undefined) this.#recent.add(channel.id, seq, at, expires, type, data);
     else
       this.#file.run(
         "INSERT INTO main.events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -423,7 +478,8 @@ export class SqliteStore implements Store {
         scheduled ?? null,
       );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#tallies.add(channel, seq, to && to.length, deadline);
+    this.#controls.addOptions(channel, seq, key, attempts);
+    this.#tallies.add(channel, seq, { named: to && to.length, deadline, expires, attempts });
     if (deadline === null && (to?.length ?? channel.audience) > 0) this.#overdue.pushed(channel, seq, at);
     // All names in one statement: a batch may have twenty thousand.
     if (to)
@@ -433,26 +489,113 @@ export class SqliteStore implements Store {
         seq,
         JSON.stringify(to),
       );
-    return { seq, at, type, data, to, expires, deadline, remind, ...(scheduled === undefined ? {} : { scheduled }) };
+    const more = { key, attempts, withdrawn: null, ...(scheduled === undefined ? {} : { scheduled }) };
+    return { seq, at, type, data, to, expires, deadline, remind, ...more };
   }
 
-  events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<Event[] | null> {
+  async withdraw(name: string, { epoch, seq }: Position, note: string | null, now: number): Promise<Withdrawn> {
+    for (;;) {
+      const found = await this.#file.change((): Withdrawn | null => {
+        const channel = this.#channels.find(name);
+        if (channel?.epoch !== epoch || seq <= channel.floor || seq > channel.head) return "unknown";
+        const event = this.#prepare(channel, seq, now);
+        if (event === null || typeof event === "string") return event;
+        if (channel.trimAt === null) this.#channels.trimSoon(channel, now);
+        const control = this.#withdrawOne(channel, event, { reason: "withdrawn", by: null, note }, now);
+        this.#wakes.push({ kind: "events", channel: name, epoch, entries: [control] });
+        return "withdrawn";
+      });
+      if (found) return found;
+    }
+  }
+
+  /**
+   * In a transaction: does what comes before an event is withdrawn, one slice of it. Null: there is more.
+   * @param seq of a kept entry
+   */
+  #prepare(channel: Channel, seq: number, now: number): CachedTally | "complete" | "control" | null {
+    this.#receipts.write();
+    if (isLeaving(channel, seq) && this.#release(channel, now)) return null;
+    const event = this.#tallies.of(channel, seq);
+    if (!event) return "control";
+    if (isComplete(event.tally)) return "complete";
+    return this.#receipts.missBefore(channel, event, now) ? null : event;
+  }
+
+  #withdrawOne(
+    channel: Channel,
+    event: CachedTally,
+    why: { readonly reason: EndReason; readonly by: number | null; readonly note: string | null },
+    now: number,
+  ): ControlEntry {
+    this.#channels.grown();
+    const to = event.targeted ? this.#targets(channel, event.event) : null;
+    return this.#receipts.withdraw(channel, event, { ...why, to }, now);
+  }
+
+  events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<LogEntry[] | null> {
+    return this.#readOf(name, epoch, (channel) => this.#entries(channel, after, limit, bytesMax));
+  }
+
+  #entries(channel: Channel, after: number, limit: number, bytesMax: number): LogEntry[] {
+    const found: LogEntry[] = [];
+    const from = Math.max(after, channel.floor);
+    const controls = this.#controls.after(channel, from, limit);
+    let next = 0;
+    const upTo = (seq: number): void => {
+      while (next < controls.length && controls[next]!.seq < seq && found.length < limit) found.push(controls[next++]!);
+    };
+    const rows = this.#file.each<EventRow>(
+      "SELECT seq, at, type, data, targeted, expires, deadline, remind, scheduled FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+      channel.id,
+      from,
+      limit,
+    );
+    let bytes = 0;
+    for (const { targeted, scheduled, ...event } of rows) {
+      upTo(event.seq);
+      if (found.length === limit) break;
+      const to = targeted ? this.#targets(channel, event.seq) : null;
+      const more = scheduled === null ? {} : { scheduled };
+      found.push({ ...event, to, key: null, attempts: null, withdrawn: null, ...more });
+      bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
+      if (bytes >= bytesMax) break;
+    }
+    if (bytes < bytesMax) upTo(Number.POSITIVE_INFINITY);
+    return this.#complete(channel, found);
+  }
+
+  /** Adds what other tables have on these events. */
+  #complete(channel: Channel, entries: LogEntry[]): LogEntry[] {
+    const [first, last] = [entries[0]?.seq ?? 0, entries.at(-1)?.seq ?? 0];
+    const options = this.#controls.options(channel.id, first, last);
+    const marks = this.#controls.marks(channel, first, last);
+    if (options.size + marks.size === 0) return entries;
+    return entries.map((entry) =>
+      isControl(entry) ? entry : { ...entry, ...options.get(entry.seq), withdrawn: marks.get(entry.seq) ?? null },
+    );
+  }
+
+  latestOfKeys(
+    name: string,
+    epoch: string,
+    reader: { readonly device: string | null; readonly joined: number },
+    after: number,
+    head: number,
+    limit: number,
+    now: number,
+  ): Promise<{ readonly events: readonly Event[]; readonly upTo: number } | null> {
     return this.#readOf(name, epoch, (channel) => {
-      const found: Event[] = [];
-      const rows = this.#file.each<EventRow>(
-        "SELECT seq, at, type, data, targeted, expires, deadline, remind, scheduled FROM events WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-        channel.id,
-        Math.max(after, channel.floor),
-        limit,
-      );
+      const { seqs, upTo } = this.#controls.latest(channel, reader, after, head, limit, now);
+      const events: Event[] = [];
       let bytes = 0;
-      for (const { targeted, scheduled, ...event } of rows) {
-        const to = targeted ? this.#targets(channel, event.seq) : null;
-        found.push(scheduled === null ? { ...event, to } : { ...event, to, scheduled });
-        bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
-        if (bytes >= bytesMax) break;
+      for (const seq of seqs) {
+        const [event] = this.#entries(channel, seq - 1, 1, 1) as [Event];
+        events.push(event);
+        bytes += event.data.length;
+        if (bytes >= READ_BYTES) return { events, upTo: seq };
       }
-      return found;
+      return { events, upTo };
     });
   }
 
@@ -473,7 +616,7 @@ export class SqliteStore implements Store {
     const tallies = talliesOf(this.#file, channel.id, first, last);
     // A retired device is excluded even where its release is still in progress.
     for (const { seq, status } of this.#enrolments.unreleased(channel, first, last))
-      tallies.set(seq, without(tallies.get(seq)!, STATES[status]!));
+      tallies.set(seq, without(tallies.get(seq)!, status));
     return tallies;
   }
 
@@ -487,11 +630,16 @@ export class SqliteStore implements Store {
     else this.#wakes.push({ kind: "receipts", channel: channel.name, epoch: channel.epoch, entries: [receipt] });
   }
 
-  record(name: string, drafts: readonly ReceiptDraft[], now: number): Promise<Verdict[]> {
+  record(
+    name: string,
+    drafts: readonly ReceiptDraft[],
+    now: number,
+    random: () => number = Math.random,
+  ): Promise<Verdict[]> {
     return this.#file.change(() => {
       const channel = this.#channels.find(name);
-      if (!channel) return drafts.map((): Verdict => "unknown");
-      const verdicts = drafts.map((draft) => this.#receipts.record(channel, draft, now));
+      if (!channel) return drafts.map((): Verdict => ({ result: "unknown", state: null, late: null, due: null }));
+      const verdicts = drafts.map((draft) => this.#receipts.record(channel, draft, now, random));
       this.#receipts.writeIfMany();
       return verdicts;
     });
@@ -501,29 +649,51 @@ export class SqliteStore implements Store {
     return this.#readOf(name, epoch, (channel) =>
       this.#file
         .all<ReceiptRow>(
-          `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed FROM receipts
+          `SELECT seq, event, device, status, detail, at, deviceAt, late, done, failed, round, attempt, note FROM receipts
            WHERE channel = +?1 AND seq > ?2 ORDER BY seq LIMIT ?3`,
           channel.id,
           Math.max(after, channel.receiptsFloor),
           limit,
         )
-        .map(({ done, failed, ...row }) => ({
-          ...row,
-          status: STATES[row.status]!,
-          late: row.late === 1,
-          completes: done === null || failed === null ? null : { done, failed },
-        })),
+        .map(({ done, failed, round, attempt, ...row }) => {
+          const status = STATES[row.status]!;
+          return {
+            ...row,
+            status,
+            late: row.late > 0,
+            round: round ?? 1,
+            attempt: attempt ?? (status === "failed" ? 1 : 0),
+            note: readNote(row.note, done, failed),
+          };
+        }),
     );
   }
 
-  finalized(
+  deviceStates(
     name: string,
     epoch: string,
     device: string,
     after: number,
     upTo: number,
-  ): Promise<ReadonlySet<number> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#receiptRows.finalized(channel, device, after, upTo));
+    now: number,
+  ): Promise<ReadonlyMap<number, DeviceState> | null> {
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.states(channel, device, after, upTo, now));
+  }
+
+  begunRounds(
+    name: string,
+    epoch: string,
+    device: string,
+    after: number,
+    upTo: number,
+    limit: number,
+    now: number,
+  ): Promise<BegunRound[] | null> {
+    return this.#readOf(name, epoch, (channel) => this.#rounds.begun(channel, device, after, upTo, limit, now));
+  }
+
+  roundsDue(after: RoundPosition, now: number, limit: number): ReturnType<Store["roundsDue"]> {
+    return this.#file.read(() => this.#rounds.due(after, now, limit, (id) => this.#channels.byId(id)));
   }
 
   rows(
@@ -533,8 +703,9 @@ export class SqliteStore implements Store {
     statuses: readonly State[] | null,
     after: string,
     limit: number,
+    now: number,
   ): Promise<Page<Row, string> | null> {
-    return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, statuses, after, limit));
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, statuses, after, limit, now));
   }
 
   unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
@@ -592,7 +763,7 @@ export class SqliteStore implements Store {
       const found: Reminder[] = [];
       for (let after = channel.floor; ;) {
         const read = this.#file.all<Omit<Event, "remind"> & { remind: number }>(
-          "SELECT seq, at, remind, deadline, expires FROM main.events WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL ORDER BY seq LIMIT ?3",
+          `SELECT seq, at, remind, deadline, expires FROM main.events e WHERE channel = +?1 AND seq > ?2 AND remind IS NOT NULL AND ${NOT_WITHDRAWN} ORDER BY seq LIMIT ?3`,
           channel.id,
           after,
           READ_REMINDERS,
@@ -617,7 +788,8 @@ export class SqliteStore implements Store {
       const channel = this.#channels.findOrCreate(name, now);
       this.#channels.touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
-      return { ...heads(channel), enrolled, ...this.#enrolments.join(channel, device, now) };
+      const hasDeferred = this.#rounds.hasDeferred(channel, device);
+      return { ...heads(channel), enrolled, hasDeferred, ...this.#enrolments.join(channel, device, now) };
     });
     const { more, ...joined } = await joining.catch(async (error: unknown) => {
       const known = error instanceof PereError && error.code === "full" ? await this.#joined(name, device, now) : null;
@@ -642,7 +814,8 @@ export class SqliteStore implements Store {
       if (!enrolment) return null;
       const lostSeq = this.#enrolments.lostSeq(channel, device, enrolment, now);
       const { joined, settled } = enrolment;
-      return { ...heads(channel), enrolled: true, joined, settled, lostSeq };
+      const hasDeferred = this.#rounds.hasDeferred(channel, device);
+      return { ...heads(channel), enrolled: true, joined, settled, lostSeq, hasDeferred };
     });
   }
 
@@ -681,8 +854,8 @@ export class SqliteStore implements Store {
   /** In a transaction: releases the retiring device from some events. True: there are more. */
   #release(channel: Channel, now: number): boolean {
     const { leaving } = channel;
-    const isMore = this.#enrolments.release(channel, (event, leaving, before) =>
-      this.#receipts.release(channel, event, leaving, before, now),
+    const isMore = this.#enrolments.release(channel, (event, leaving) =>
+      this.#receipts.release(channel, event, leaving, now),
     );
     if (leaving) this.#attention.releasedUpTo(channel, leaving.device, leaving.released);
     return isMore;
@@ -722,8 +895,11 @@ export class SqliteStore implements Store {
     device: string,
     before: number,
     limit: number,
+    now: number,
   ): Promise<Page<HistoryRow, number> | null> {
-    return this.#readOf(name, epoch, (channel) => deviceHistory(this.#file, channel, device, before, limit));
+    return this.#readOf(name, epoch, (channel) =>
+      deviceHistory(this.#file, this.#controls, channel, device, before, limit, now),
+    );
   }
 
   // ------------------------------------------------------------------------------------------------------------- retention

@@ -255,6 +255,18 @@ export class TroubleRows {
     this.#events.clear();
   }
 
+  /** Takes an overdue event that names a device from what that owes. False: it was not there, because the scan has not come to it. */
+  payNamed(channel: Channel, event: number, device: string, row: DeviceCounts): boolean {
+    const gone = this.#file.run(
+      "DELETE FROM troubles WHERE channel = ?1 AND device = ?2 AND event = ?3 AND kind = 'overdue'",
+      channel.id,
+      device,
+      event,
+    );
+    row.overdue -= gone;
+    return gone > 0;
+  }
+
   /** The same for an event to all, by its number. */
   paySilence(channel: Channel, number: number, device: string, row: DeviceCounts): boolean {
     const counts = this.countsOf(channel);
@@ -289,6 +301,6 @@ export class TroubleRows {
   /** The channel is deleted, after all that it kept. */
   removed({ id }: Pick<Channel, "id">): void {
     this.#counts.delete(id);
-    for (const table of ["attention", "ages"]) this.#file.run(`DELETE FROM ${table} WHERE channel = ?1`, id);
+    for (const table of ["attention", "ages", "voided"]) this.#file.run(`DELETE FROM ${table} WHERE channel = ?1`, id);
   }
 }

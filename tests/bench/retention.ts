@@ -18,7 +18,16 @@ import { type RedisServer, startRedis } from "../support/redis-server.ts";
 const AT_ONCE = 1_000;
 /** How long idle channels are measured. */
 const IDLE_MS = 10_000;
-const draft: EventDraft = { type: null, data: '"x"', to: null, ttl: null, deadline: null, remind: null };
+const draft: EventDraft = {
+  type: null,
+  data: '"x"',
+  to: null,
+  ttl: null,
+  deadline: null,
+  remind: null,
+  key: null,
+  attempts: null,
+};
 
 const { values } = parseArgs({
   options: {

@@ -14,6 +14,13 @@ import { CHANNELS, DEVICES, type Step } from "./histories.ts";
 const DEVICE = fc.constantFrom(...DEVICES);
 const on = { channel: fc.constant(CHANNELS[0]) };
 
+const DRAFT = fc.record({
+  ...{ type: fc.constant(null), data: fc.constant("1"), ttl: fc.constant(null), remind: fc.constant(null) },
+  ...{ key: fc.constant(null), attempts: fc.constant(null) },
+  to: fc.option(fc.uniqueArray(DEVICE, { minLength: 1, maxLength: 3 }), { freq: 2 }),
+  deadline: fc.option(fc.constantFrom(1, 5_000), { freq: 2 }),
+});
+
 /** Mostly what makes and mends trouble: events without a deadline, an hour that passes, receipts for old events, retention. */
 const STEP: fc.Arbitrary<Step> = fc.oneof(
   {
@@ -21,13 +28,9 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
     arbitrary: fc.record({
       ...on,
       do: fc.constant("append" as const),
-      drafts: fc.array(
-        fc.record({
-          ...{ type: fc.constant(null), data: fc.constant("1"), ttl: fc.constant(null), remind: fc.constant(null) },
-          to: fc.option(fc.uniqueArray(DEVICE, { minLength: 1, maxLength: 3 }), { freq: 2 }),
-          deadline: fc.option(fc.constantFrom(1, 5_000), { freq: 2 }),
-        }),
-        { minLength: 1, maxLength: 3 },
+      drafts: fc.oneof(
+        { weight: 3, arbitrary: fc.array(DRAFT, { minLength: 1, maxLength: 3 }) },
+        { weight: 1, arbitrary: DRAFT.map((draft) => [{ ...draft, key: "x" }]) },
       ),
       key: fc.constant(null),
     }),
@@ -41,11 +44,21 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
         fc.record({
           back: fc.integer({ min: 0, max: 8 }),
           device: DEVICE,
-          status: fc.constantFrom<Status>("received", "done", "done", "failed"),
+          status: fc.constantFrom<Status>("received", "done", "done", "failed", "deferred"),
+          ...{ after: fc.constant(null), round: fc.constant(null), retry: fc.constant(true) },
           stranger: fc.constant(false),
         }),
         { minLength: 1, maxLength: 3 },
       ),
+    }),
+  },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      ...on,
+      do: fc.constant("withdraw" as const),
+      back: fc.integer({ min: 0, max: 8 }),
+      note: fc.constant(null),
     }),
   },
   { weight: 1, arbitrary: fc.record({ ...on, do: fc.constant("retire" as const), device: DEVICE }) },
@@ -199,6 +212,35 @@ export function attentionContract(ground: Ground): void {
       [2, 0],
       [3, 1],
     ]);
+  });
+
+  test("nobody owes what was withdrawn: the sums say so at once, the devices when they were looked at", async () => {
+    const names = ground.namesOf(1_300);
+    await Promise.all(names.map((name) => ground.store.enrol("orders", name, T)));
+    for (const seq of [1, 2, 3]) await ground.append(seq, seq === 3 ? { to: names.slice(0, 700) } : {});
+    await ageAll(ground.store, HOUR);
+    await ground.append(4, {}, HOUR);
+    // Its devices are being looked at.
+    await ground.store.recordOverdue(HOUR + OVERDUE_MS);
+    const at = HOUR + OVERDUE_MS;
+    await ground.withdraw(2, null, at);
+    expect(await sums()).toEqual([1_300, 0, 0, 2 * 1_300 + 700]);
+    expect(await ground.store.recordOverdue(at - OVERDUE_MS)).toBeLessThanOrEqual(at);
+    // Words that come late change nothing, or count as failed.
+    await ground.give(2, names[1_299]!, "done", at);
+    await ground.give(2, names[1_298]!, "failed", at);
+    for (const seq of [3, 4]) await ground.withdraw(seq, null, at);
+    expect((await sums())!.slice(1)).toEqual([1, 0, 1_300]);
+    await ageAll(ground.store, at);
+    expect(await sums()).toEqual([1_300, 1, 0, 1_300]);
+    expect((await troubled()).slice(0, 2)).toEqual([
+      [names[1_298]!, 1, 0, 1],
+      [names[0]!, 0, 0, 1],
+    ]);
+    await ground.withdraw(1, null, at);
+    await ageAll(ground.store, at);
+    expect(await sums()).toEqual([1, 1, 0, 0]);
+    expect(await troubled()).toEqual([[names[1_298]!, 1, 0, 0]]);
   });
 
   test("forgets a channel that is deleted", async () => {

@@ -101,6 +101,7 @@ export function joinContract(ground: Ground): void {
       expect(await ground.store.join("orders", "till", T)).toEqual({
         ...(await ground.store.heads("orders"))!,
         enrolled: false,
+        hasDeferred: false,
         joined: 1,
         settled: 1,
         lostSeq: 0,

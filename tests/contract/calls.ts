@@ -6,6 +6,9 @@ import {
   type Event,
   type EventDraft,
   type Code,
+  isControl,
+  isFinal,
+  type LogEntry,
   PereError,
   type Receipt,
   type ReceiptDraft,
@@ -15,7 +18,7 @@ import {
   type Tally,
   tallyCounts,
 } from "../../engine/model.ts";
-import type { Page, Store, Wake } from "../../engine/store.ts";
+import type { BegunRound, DeviceState, Page, Result, Store, Verdict, Wake } from "../../engine/store.ts";
 import { until } from "../support/harness.ts";
 
 export const T = Date.UTC(2026, 0, 1);
@@ -30,8 +33,20 @@ export const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft
   ttl: null,
   deadline: null,
   remind: null,
+  key: null,
+  attempts: null,
   ...more,
 });
+
+/** What a note says in short: the outcome of a complete event, or its kind; null: the entry is a receipt. */
+export const noteOf = ({ note }: Pick<Receipt, "note">) =>
+  note?.kind === "complete" ? { done: note.tally.done, failed: note.tally.failed } : (note?.kind ?? null);
+
+/** What most receipts do not say. */
+export const SAID = { after: null, round: null, retry: true } as const;
+
+/** The results of receipts. */
+export const results = (verdicts: readonly Verdict[]): Result[] => verdicts.map(({ result }) => result);
 
 export const word = (
   epoch: string,
@@ -39,7 +54,7 @@ export const word = (
   device: string,
   status: Status,
   more: Partial<ReceiptDraft> = {},
-): ReceiptDraft => ({ event: { epoch, seq }, device, status, detail: null, deviceAt: null, ...more });
+): ReceiptDraft => ({ event: { epoch, seq }, device, status, detail: null, deviceAt: null, ...SAID, ...more });
 
 /** Reads the life of its log that a channel has now; a channel that there is not has none. */
 async function inLife<Found>(
@@ -52,15 +67,28 @@ async function inLife<Found>(
   return (heads && (await look(heads.epoch))) ?? none;
 }
 
+/** The data of events. */
+export const dataOf = (entries: readonly LogEntry[]): string[] =>
+  entries.flatMap((entry) => (isControl(entry) ? [] : entry.data));
+
 /** What is read by `seq`, where it needs no saying of which life of the log. */
 export const reads = {
   events: (store: Store, channel: string, after: number, limit: number, bytesMax?: number) =>
-    inLife<Event[]>(store, channel, [], (epoch) => store.events(channel, epoch, after, limit, bytesMax)),
+    inLife<LogEntry[]>(store, channel, [], (epoch) => store.events(channel, epoch, after, limit, bytesMax)),
   receipts: (store: Store, channel: string, after: number, limit: number) =>
     inLife<Receipt[]>(store, channel, [], (epoch) => store.receipts(channel, epoch, after, limit)),
-  settled: (store: Store, channel: string, device: string, after: number, upTo: number) =>
-    inLife<ReadonlySet<number>>(store, channel, new Set(), (epoch) =>
-      store.finalized(channel, epoch, device, after, upTo),
+  states: (store: Store, channel: string, device: string, after: number, upTo: number, now = T) =>
+    inLife<ReadonlyMap<number, DeviceState>>(store, channel, new Map(), (epoch) =>
+      store.deviceStates(channel, epoch, device, after, upTo, now),
+    ),
+  /** The events that a device has a final word on. */
+  settled: async (store: Store, channel: string, device: string, after: number, upTo: number) => {
+    const states = await reads.states(store, channel, device, after, upTo);
+    return new Set([...states].filter(([, { state }]) => isFinal(state)).map(([event]) => event));
+  },
+  rounds: (store: Store, channel: string, device: string, after: number, upTo: number, limit: number, now: number) =>
+    inLife<BegunRound[]>(store, channel, [], (epoch) =>
+      store.begunRounds(channel, epoch, device, after, upTo, limit, now),
     ),
   tallies: (store: Store, channel: string, from: number, upTo: number) =>
     inLife<ReadonlyMap<number, Tally>>(store, channel, new Map(), (epoch) => store.tallies(channel, epoch, from, upTo)),
@@ -73,11 +101,12 @@ export const reads = {
     status: State | readonly State[] | null,
     after: string,
     limit: number,
+    now = T,
   ) =>
     inLife<Page<Row, string>>(store, channel, { items: [], next: null }, (epoch) =>
-      store.rows(channel, epoch, event, typeof status === "string" ? [status] : status, after, limit),
+      store.rows(channel, epoch, event, typeof status === "string" ? [status] : status, after, limit, now),
     ),
-} as const;
+};
 
 /** Reads all pages. */
 export async function all<Item>(read: (after: string) => Promise<Page<Item, string>>): Promise<Item[]> {
@@ -95,13 +124,36 @@ export const rowsOf = (
   channel: string,
   event: number,
   status: State | readonly State[] | null = null,
-): Promise<Row[]> => all((after) => reads.rows(store, channel, event, status, after, 1_000));
+  now = T,
+): Promise<Row[]> => all((after) => reads.rows(store, channel, event, status, after, 1_000, now));
+
+/** The newest event of each key for a reader, read to the end in small pages. */
+export async function latestOf(
+  store: Store,
+  channel: string,
+  reader: { readonly device: string | null; readonly joined: number },
+  now = T,
+): Promise<Event[]> {
+  const heads = (await store.heads(channel))!;
+  const { head } = heads.events;
+  const found: Event[] = [];
+  for (let after = 0; after < head;) {
+    const page = (await store.latestOfKeys(channel, heads.epoch, reader, after, head, 2, now))!;
+    if (page.upTo <= after) throw new Error("it does not go on");
+    found.push(...page.events);
+    after = page.upTo;
+  }
+  return found;
+}
 
 export const tallyOf = async (store: Store, channel: string, event: number): Promise<Tally | undefined> =>
   (await reads.tallies(store, channel, event, event)).get(event);
 
 export const countRows = (rows: readonly Row[]): Record<State, number> => {
-  const counts = { pending: 0, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
+  const counts: Record<State, number> = {
+    ...{ pending: 0, received: 0, working: 0, deferred: 0 },
+    ...{ done: 0, failed: 0, missing: 0, withdrawn: 0 },
+  };
   for (const { status } of rows) counts[status]++;
   return counts;
 };
@@ -110,9 +162,11 @@ export const countRows = (rows: readonly Row[]): Record<State, number> => {
 export async function expectTalliesToEqualRows(store: Store, channel: string): Promise<void> {
   const { events } = (await store.heads(channel))!;
   const tallies = await reads.tallies(store, channel, 1, events.head);
-  expect([...tallies.keys()].sort((a, b) => a - b)).toEqual(
-    Array.from({ length: events.head - events.floor }, (_, n) => events.floor + 1 + n),
+  const kept = (await reads.events(store, channel, 0, 100_000, Number.POSITIVE_INFINITY)).filter(
+    (entry) => !isControl(entry),
   );
+  expect(events.head - events.floor - events.controls).toBe(kept.length);
+  expect([...tallies.keys()].sort((a, b) => a - b)).toEqual(kept.map(({ seq }) => seq));
   for (const [event, tally] of tallies) {
     const rows = await rowsOf(store, channel, event);
     expect(tally.addressed).toBe(rows.length);
@@ -162,7 +216,10 @@ export const codeOf = (call: Promise<unknown>): Promise<Code | "accepted" | "not
   );
 
 /** `to` is a set of names: a store may give them back in any order. */
-export const sorted = (event: Event): Event => ({ ...event, to: event.to && [...event.to].sort() });
+export const sorted = <Entry extends LogEntry>(entry: Entry): Entry => ({
+  ...entry,
+  to: entry.to && [...entry.to].sort(),
+});
 
 /** What a watcher is told of entries. */
 export type Told = Exclude<Wake, { kind: "retired" }>;
@@ -194,3 +251,8 @@ export async function followAll(store: Store, channels: readonly string[]): Prom
     channels.flatMap((channel) => [store.follow("events", channel), store.follow("receipts", channel)]),
   );
 }
+
+/** What the log says of a device that is missing, from its first round on. */
+export const absence = (event: number, device: string, detail: string | null, at: number): Omit<Receipt, "seq"> => ({
+  ...{ event, device, status: "missing", detail, at, deviceAt: null, late: false, round: 1, attempt: 0, note: null },
+});

@@ -27,6 +27,8 @@ import { remindersContract } from "./reminders.ts";
 import { retentionContract } from "./retention.ts";
 import { retentionRunsContract } from "./retention-runs.ts";
 import { retirementContract, retiringContract } from "./retirement.ts";
+import { withdrawalContract } from "./withdrawals.ts";
+import { roundsContract } from "./rounds.ts";
 import { schedulesContract } from "./schedules.ts";
 
 /** Registers what holds for every store, under this name. */
@@ -52,7 +54,9 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     deadlineContract(ground);
     remindersContract(ground);
     hookContract(ground);
+    roundsContract(ground);
     schedulesContract(ground);
+    withdrawalContract(ground);
     wakeContract(ground);
     lifeContract(ground);
     attentionContract(ground);

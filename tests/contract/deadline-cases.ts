@@ -68,10 +68,12 @@ export function deadlineCases(name: string, open: Open): void {
       fleet.now += 10_000;
       const entries = (await stream.have(2)).map(({ data }) => JSON.parse(data));
       const word = { event: id, channel: "c", status: "missing", detail: null, at: iso(fleet.now), deviceAt: null };
-      expect(entries).toEqual(["a", "b"].map((device, n) => ({ id: stream.ids[n], device, ...word, late: false })));
+      expect(entries).toEqual(
+        ["a", "b"].map((device, n) => ({ id: stream.ids[n], device, ...word, late: false, round: 1, attempt: 0 })),
+      );
       expect(new Set(stream.ids).size).toBe(2);
-      await until(() => socket.messages.length === 3);
-      expect(socket.messages.slice(1)).toEqual(entries);
+      await until(() => socket.messages.length === 4);
+      expect(socket.messages.slice(1, 3)).toEqual(entries);
       expect((await polled).body.events).toEqual(entries);
       stream.close();
       socket.socket.close();

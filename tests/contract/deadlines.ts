@@ -2,11 +2,13 @@
  * The store's contract: an event's deadline.
  */
 import { describe, expect, test } from "bun:test";
-import { isComplete, type Receipt, tallyCounts } from "../../engine/model.ts";
+import { freshTally, isComplete, type Receipt, tallyCounts } from "../../engine/model.ts";
 import {
   bySeq,
   draft,
   expectTalliesToEqualRows,
+  noteOf,
+  results,
   missAll,
   reads,
   rowsOf,
@@ -23,13 +25,24 @@ export function deadlineContract(ground: Ground): void {
 
   describe("a deadline", () => {
     /** Who is missing as the log has it, in the order of their names. */
-    const missing = async (after = 0): Promise<Omit<Receipt, "seq">[]> =>
-      (await reads.receipts(ground.store, "orders", after, 10_000))
+    const missing = async (after = 0, channel = "orders"): Promise<Omit<Receipt, "seq">[]> =>
+      (await reads.receipts(ground.store, channel, after, 10_000))
         .filter(({ status }) => status === "missing")
         .map(({ seq: _, ...entry }) => entry)
         .sort((a, b) => a.event - b.event || (a.device < b.device ? -1 : 1));
     const entryOf = (event: number, device: string, at: number, detail: string | null = null) =>
-      ({ event, device, status: "missing", detail, at, deviceAt: null, late: false, completes: null }) as const;
+      ({
+        event,
+        device,
+        status: "missing",
+        detail,
+        at,
+        deviceAt: null,
+        late: false,
+        round: 1,
+        attempt: 0,
+        note: null,
+      }) as const;
     const EXPIRED = '{"reason":"expired"}';
 
     test("that passes records devices that owe a final receipt as missing, once: in the log, the rows and the tally", async () => {
@@ -45,15 +58,9 @@ export function deadlineContract(ground: Ground): void {
       expect(await missing()).toEqual([]);
       for (let n = 0; n < 3; n++) expect(await missAll(ground.store, at + n)).toBeNull();
       expect(await missing()).toEqual([entryOf(1, "silent", at), entryOf(1, "working", at)]);
-      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 5, floor: 0 });
-      expect(tallyCounts((await tallyOf(ground.store, "orders", 1))!)).toEqual({
-        pending: 0,
-        received: 0,
-        working: 0,
-        missing: 2,
-        done: 1,
-        failed: 1,
-      });
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 6, floor: 0 });
+      expect((await reads.receipts(ground.store, "orders", 5, 1)).map(noteOf)).toEqual(["settled"]);
+      expect(await tallyOf(ground.store, "orders", 1)).toEqual({ ...freshTally(4), missing: 2, done: 1, failed: 1 });
       expect(isComplete((await tallyOf(ground.store, "orders", 1))!)).toBe(false);
       expect(await rowsOf(ground.store, "orders", 1, "missing")).toEqual(
         ["silent", "working"].map((device) => ({
@@ -63,6 +70,8 @@ export function deadlineContract(ground: Ground): void {
           at,
           deviceAt: null,
           late: false,
+          round: 1,
+          attempt: 0,
         })),
       );
       await expectTalliesToEqualRows(ground.store, "orders");
@@ -104,11 +113,16 @@ export function deadlineContract(ground: Ground): void {
       for (const status of ["received", "working"] as const)
         expect(await give(1, "till", status, at)).toBe("duplicate");
       const late = [word(epoch, 1, "kiosk", "done"), word(epoch, 1, "till", "failed", { detail: '"no paper"' })];
-      expect(await ground.store.record("orders", late, at)).toEqual(["recorded", "recorded"]);
-      expect(await give(1, "till", "done", at)).toBe("duplicate");
-      const entries = (await reads.receipts(ground.store, "orders", 4, 10)).map(
-        ({ device, status, late: isLate, completes }) => [device, status, isLate, completes],
+      expect(await ground.store.record("orders", late, at)).toMatchObject(
+        late.map(() => ({ result: "recorded", late: "missing" })),
       );
+      expect(await give(1, "till", "done", at)).toBe("duplicate");
+      const entries = (await reads.receipts(ground.store, "orders", 5, 10)).map((entry) => [
+        entry.device,
+        entry.status,
+        entry.late,
+        noteOf(entry),
+      ]);
       expect(entries).toEqual([
         ["kiosk", "done", true, null],
         ["till", "failed", true, null],
@@ -157,11 +171,11 @@ export function deadlineContract(ground: Ground): void {
       expect(await missAll(ground.store, T + 11_000)).toBe(T + 12_000);
       expect(await missAll(ground.store, T + 20_499)).toBe(T + 20_500);
       expect(await missAll(ground.store, T + 60_000)).toBeNull();
-      expect((await reads.receipts(ground.store, "others", 0, 10)).map(({ event, at }) => [event, at])).toEqual([
+      expect((await missing(0, "others")).map(({ event, at }) => [event, at])).toEqual([
         [1, T + 10_000],
         [2, T + 60_000],
       ]);
-      expect(await log()).toEqual([
+      expect((await log()).filter(([, device]) => device !== "")).toEqual([
         [3, "till", "missing"],
         [2, "till", "missing"],
       ]);
@@ -201,12 +215,13 @@ export function deadlineContract(ground: Ground): void {
       await trimAll(ground.store, "orders", { count: 1, before: 0 }, at);
       await heard();
       const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).sort(bySeq);
-      expect(told.slice(1).map(({ seq: _, ...entry }) => entry)).toEqual([
+      expect(told.slice(1).flatMap(({ seq: _, ...entry }) => (entry.note === null ? entry : []))).toEqual([
         entryOf(1, "till", at, EXPIRED),
         entryOf(2, "till", at),
       ]);
+      expect(told.slice(1).map(noteOf)).toEqual([null, "settled", null, "settled"]);
       expect(await missAll(ground.store, at)).toBe(T + 20_000);
-      expect((await ground.store.heads("orders"))!.receipts.head).toBe(3);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(5);
       expect((await ground.store.join("orders", "till", at)).lostSeq).toBe(3);
       await missAll(ground.store, T + 20 * SECOND);
       expect((await missing()).map(({ event }) => event)).toEqual([4, 4]);
@@ -226,7 +241,7 @@ export function deadlineContract(ground: Ground): void {
         word(epoch, 1, "stranger", "done"),
         word(epoch, 1, "till", "done"),
       ];
-      expect(await ground.store.record("orders", words, at)).toEqual([
+      expect(results(await ground.store.record("orders", words, at))).toEqual([
         "duplicate",
         "recorded",
         "recorded",
@@ -241,6 +256,7 @@ export function deadlineContract(ground: Ground): void {
         [2, "till", "done", false],
         [1, "till", "done", true],
         [1, "till", "pending", false],
+        [1, "till", "pending", false],
       ]);
       expect(await missing(2)).toEqual([entryOf(1, "till", at), entryOf(1, "truck", at)]);
       expect(tallyCounts((await tallyOf(ground.store, "orders", 1))!)).toMatchObject({
@@ -250,7 +266,7 @@ export function deadlineContract(ground: Ground): void {
       });
       await expectTalliesToEqualRows(ground.store, "orders");
       await missAll(ground.store, at);
-      expect((await ground.store.heads("orders"))!.receipts.head).toBe(8);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(9);
       expect((await rowsOf(ground.store, "orders", 1)).map(({ device, late }) => [device, late])).toEqual([
         ["kiosk", false],
         ["till", true],
@@ -266,13 +282,15 @@ export function deadlineContract(ground: Ground): void {
       await give(1, "till", "working");
       await ground.store.retire("orders", "till", T + 2 * SECOND);
       const entries = await reads.receipts(ground.store, "orders", 2, 10);
-      expect(entries.map(({ event, device, status, completes }) => [event, device, status, completes])).toEqual([
+      expect(entries.map((entry) => [entry.event, entry.device, entry.status, noteOf(entry)])).toEqual([
         [1, "till", "missing", null],
         [1, "till", "pending", { done: 1, failed: 0 }],
+        [1, "till", "pending", "settled"],
         [2, "till", "pending", { done: 0, failed: 0 }],
+        [2, "till", "pending", "settled"],
       ]);
       expect(await missAll(ground.store, T + 10 * SECOND)).toBeNull();
-      expect((await ground.store.heads("orders"))!.receipts.head).toBe(5);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(7);
       await expectTalliesToEqualRows(ground.store, "orders");
     });
 
@@ -293,7 +311,7 @@ export function deadlineContract(ground: Ground): void {
       expect(await tallyOf(ground.store, "orders", 1)).toMatchObject({ done: 1_200, missing: 0 });
       const entries = await reads.receipts(ground.store, "orders", 0, 10_000);
       expect(entries.filter(({ status, late }) => status === "done" && late).length).toBe(1_200);
-      expect(entries.at(-1)).toMatchObject({ status: "pending", completes: { done: 1_200, failed: 0 } });
+      expect(entries.map(noteOf).filter((note) => note !== null)).toEqual(["settled", { done: 1_200, failed: 0 }]);
     });
 
     test("records no device as missing that answers at the same moment", async () => {
@@ -307,6 +325,7 @@ export function deadlineContract(ground: Ground): void {
       expect(await log()).toEqual([
         [1, "till", "done"],
         [1, "kiosk", "missing"],
+        [1, "", "pending"],
       ]);
       await expectTalliesToEqualRows(ground.store, "orders");
     });
@@ -326,14 +345,14 @@ export function deadlineContract(ground: Ground): void {
         ]);
       }
       await missAll(ground.store, T + SECOND);
-      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 6_000, floor: 6_000 });
+      expect((await ground.store.heads("orders"))!.receipts).toEqual({ head: 6_002, floor: 6_002 });
       expect((await ground.store.heads("orders"))!.events.floor).toBe(2);
       await heard();
       const told = ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : []));
       for (const seq of [1, 2])
         expect(
           told
-            .filter(({ event }) => event === seq)
+            .filter(({ event, note }) => event === seq && note === null)
             .map(({ device }) => device)
             .sort(),
         ).toEqual(names);

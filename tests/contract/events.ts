@@ -3,7 +3,7 @@
  */
 import { describe, expect, test } from "bun:test";
 import type { Store } from "../../engine/store.ts";
-import { draft, EVERYTHING, reads, SECOND, T, word } from "./calls.ts";
+import { dataOf, draft, EVERYTHING, reads, SECOND, T, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 export function positionsContract(ground: Ground): void {
@@ -21,10 +21,12 @@ export function positionsContract(ground: Ground): void {
       ]);
       expect(await ground.store.heads("orders")).toEqual({
         epoch: alone.epoch,
-        events: { head: 5, floor: 0 },
+        events: { head: 5, floor: 0, controls: 0 },
         receipts: { head: 0, floor: 0 },
       });
-      expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq, data }) => [seq, data])).toEqual([
+      expect(
+        (await reads.events(ground.store, "orders", 0, 10)).map((entry) => [entry.seq, dataOf([entry])[0]]),
+      ).toEqual([
         [1, '"a"'],
         [2, '"b"'],
         [3, '"c"'],
@@ -58,7 +60,7 @@ export function positionsContract(ground: Ground): void {
     test("have no gaps when many calls are made in one turn, and follow the order of the calls", async () => {
       const answers = await Promise.all(Array.from({ length: 50 }, (_, n) => append(n)));
       expect(answers.map(({ first }) => first)).toEqual(Array.from({ length: 50 }, (_, n) => n + 1));
-      expect((await reads.events(ground.store, "orders", 0, 100)).map(({ data }) => data)).toEqual(
+      expect(dataOf(await reads.events(ground.store, "orders", 0, 100))).toEqual(
         Array.from({ length: 50 }, (_, n) => String(n)),
       );
     });
@@ -71,18 +73,20 @@ export function numberedReadsContract(ground: Ground): void {
   describe("reading by number", () => {
     test("returns entries of the requested epoch only", async () => {
       await enrol("till");
-      const { epoch } = await append("a", { remind: 1 });
+      const { epoch } = await append("a", { remind: 1, key: "k" });
       await give(1, "till", "done");
       const look = (life: string, channel = "orders") =>
         Promise.all([
           ground.store.events(channel, life, 0, 10),
           ground.store.receipts(channel, life, 0, 10),
-          ground.store.finalized(channel, life, "till", 0, 1),
+          ground.store.deviceStates(channel, life, "till", 0, 1, T),
+          ground.store.begunRounds(channel, life, "till", 0, 1, 10, T),
+          ground.store.latestOfKeys(channel, life, { device: null, joined: 0 }, 0, 1, 10, T),
           ground.store.tallies(channel, life, 1, 1),
-          ground.store.rows(channel, life, 1, null, "", 10),
+          ground.store.rows(channel, life, 1, null, "", 10, T),
           ground.store.unanswered(channel, life, 1, ["till"]),
         ]);
-      expect((await look(epoch)).map((found) => found === null)).toEqual(Array(6).fill(false));
+      expect((await look(epoch)).map((found) => found === null)).toEqual(Array(8).fill(false));
       for (const found of [await look("another0"), await look(epoch, "others"), await look(epoch, "unused")])
         expect(found.every((one) => one === null)).toBe(true);
       expect((await ground.store.reminders("orders", T)).map((reminder) => reminder.epoch)).toEqual([epoch]);
@@ -108,7 +112,11 @@ export function channelContract(ground: Ground): void {
       expect(await ground.store.progress("orders", "till", null, {})).toBe(false);
       expect(await ground.store.dropHook("orders", "till", T)).toBe(false);
       expect(await ground.store.retire("orders", "till", T)).toBe(false);
-      expect(await ground.store.record("orders", [word("none", 1, "till", "done")], T)).toEqual(["unknown"]);
+      expect(await ground.store.record("orders", [word("none", 1, "till", "done")], T)).toMatchObject([
+        { result: "unknown" },
+      ]);
+      expect(await ground.store.withdraw("orders", { epoch: "none", seq: 1 }, null, T)).toBe("unknown");
+      expect(await ground.store.roundsDue({ at: 0, place: "" }, T, 10)).toMatchObject({ rounds: [], next: null });
       await ground.store.seen("orders", new Map([["till", T]]));
       expect(await ground.store.trim("orders", EVERYTHING, T)).toBe(false);
       expect(await ground.store.heads("orders")).toBeNull();
@@ -116,7 +124,7 @@ export function channelContract(ground: Ground): void {
       const heads = await ground.store.open("orders");
       expect(heads).toMatchObject({
         epoch: expect.stringMatching(/^[0-9a-z]+$/),
-        events: { head: 0, floor: 0 },
+        events: { head: 0, floor: 0, controls: 0 },
         receipts: { head: 0, floor: 0 },
       });
       expect(await ground.store.heads("orders")).toBeNull();
@@ -184,7 +192,7 @@ export function eventContract(ground: Ground): void {
       const data = '{"b":1,"a":12345678901234567890,"a":-0,  "text":"ü\\u0000\\ud83d 😀 \'quoted\'"}';
       await ground.store.append(
         "orders",
-        [{ type: "order.created", data, to: null, ttl: 1.5, deadline: 60, remind: 2.5 }],
+        [{ type: "order.created", data, to: null, ttl: 1.5, deadline: 60, remind: 2.5, key: "k", attempts: 3 }],
         T,
       );
       expect(await reads.events(ground.store, "orders", 0, 1)).toEqual([
@@ -197,6 +205,9 @@ export function eventContract(ground: Ground): void {
           expires: T + 1500,
           deadline: T + 60_000,
           remind: 2500,
+          key: "k",
+          attempts: 3,
+          withdrawn: null,
         },
       ]);
     });

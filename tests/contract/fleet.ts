@@ -7,7 +7,16 @@ import { type Answer, ask, give, listen, push, type Stream, until } from "../sup
 
 export const T = Date.UTC(2026, 10, 22, 10);
 
-export const NOBODY = { pending: 0, received: 0, working: 0, done: 0, failed: 0, missing: 0 };
+export const NOBODY = {
+  pending: 0,
+  received: 0,
+  working: 0,
+  deferred: 0,
+  done: 0,
+  failed: 0,
+  missing: 0,
+  withdrawn: 0,
+};
 
 /** How a service is started on the memory of one test. */
 export type Start = (options: EngineOptions) => Promise<Service>;

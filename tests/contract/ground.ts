@@ -2,8 +2,8 @@
  * What the tests of the contract stand on: the store of the running test, and how it is talked to in short.
  */
 import { afterEach, beforeEach } from "bun:test";
-import type { EventDraft, State, Status } from "../../engine/model.ts";
-import type { Appended, Store, Verdict } from "../../engine/store.ts";
+import type { EventDraft, ReceiptDraft, State, Status } from "../../engine/model.ts";
+import type { Appended, Result, Store, Verdict, Withdrawn } from "../../engine/store.ts";
 import { all, draft, followAll, hear, heardAll, reads, T, type Told, word } from "./calls.ts";
 
 /** A store made for one test. */
@@ -49,9 +49,22 @@ export function layGround(open: () => Promise<Opened>, { keepsNothing, histories
   const enrol = async (...devices: string[]): Promise<void> => {
     for (const device of devices) await ground.store.enrol("orders", device, T);
   };
-  const give = async (seq: number, device: string, status: Status, now = T): Promise<Verdict> => {
+  /** Gives a receipt and tells all that came of it. */
+  const tell = async (
+    seq: number,
+    device: string,
+    status: Status,
+    now = T,
+    more: Partial<ReceiptDraft> = {},
+  ): Promise<Verdict> => {
     const { epoch } = (await ground.store.heads("orders"))!;
-    return (await ground.store.record("orders", [word(epoch, seq, device, status)], now))[0]!;
+    return (await ground.store.record("orders", [word(epoch, seq, device, status, more)], now, () => 0.5))[0]!;
+  };
+  const give = async (seq: number, device: string, status: Status, now = T): Promise<Result> =>
+    (await tell(seq, device, status, now)).result;
+  const withdraw = async (seq: number, note: string | null = null, now = T): Promise<Withdrawn> => {
+    const { epoch } = (await ground.store.heads("orders"))!;
+    return ground.store.withdraw("orders", { epoch, seq }, note, now);
   };
   /** The receipts log, in short. */
   const log = async (after = 0): Promise<[number, string, State][]> =>
@@ -74,6 +87,8 @@ export function layGround(open: () => Promise<Opened>, { keepsNothing, histories
     append,
     enrol,
     give,
+    tell,
+    withdraw,
     log,
     namesOf,
     devicesOf,

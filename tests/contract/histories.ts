@@ -2,7 +2,7 @@
  * Histories that a store and its model are taken through: random calls, several in a turn, by fast-check.
  */
 import fc from "fast-check";
-import { type EventDraft, KEY_MEMORY_MS, type Status } from "../../engine/model.ts";
+import { type EventDraft, KEY_MEMORY_MS, type ReceiptDraft, STATUSES, type Status } from "../../engine/model.ts";
 import { OVERDUE_MS } from "../../engine/attention.ts";
 import { SECOND } from "./calls.ts";
 
@@ -19,8 +19,12 @@ export type Step = { readonly channel: string } & (
     }
   | {
       readonly do: "record";
-      readonly words: readonly { back: number; device: string; status: Status; stranger: boolean }[];
+      readonly words: readonly ({ back: number; device: string; status: Status; stranger: boolean } & Pick<
+        ReceiptDraft,
+        "after" | "round" | "retry"
+      >)[];
     }
+  | { readonly do: "withdraw"; readonly back: number; readonly note: string | null }
   | { readonly do: "enrol" | "retire" | "join" | "seen"; readonly device: string }
   | { readonly do: "trim"; readonly count: number; readonly age: number }
   | { readonly do: "miss" | "age" }
@@ -39,7 +43,12 @@ const DRAFT: fc.Arbitrary<EventDraft> = fc.record({
   ttl: fc.option(fc.constantFrom(0.7, 5), { freq: 3 }),
   deadline: fc.option(fc.constantFrom(0.3, 1.5, 5), { freq: 2 }),
   remind: fc.option(fc.constantFrom(1, 2.5), { freq: 3 }),
+  key: fc.constant(null),
+  attempts: fc.option(fc.constantFrom(2, 3), { freq: 2 }),
 });
+
+/** One event with a key. */
+const KEYED = fc.tuple(DRAFT, fc.constantFrom("x", "x", "y")).map(([draft, key]) => [{ ...draft, key }]);
 
 const STEP: fc.Arbitrary<Step> = fc.oneof(
   {
@@ -47,7 +56,10 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
     arbitrary: fc.record({
       do: fc.constant("append" as const),
       channel: CHANNEL,
-      drafts: fc.array(DRAFT, { minLength: 1, maxLength: 3 }),
+      drafts: fc.oneof(
+        { weight: 2, arbitrary: fc.array(DRAFT, { minLength: 1, maxLength: 3 }) },
+        { weight: 1, arbitrary: KEYED },
+      ),
       key: fc.option(fc.record({ key: fc.constantFrom("k1", "k2"), digest: fc.constantFrom("x", "x", "y") }), {
         freq: 3,
       }),
@@ -62,11 +74,23 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
         fc.record({
           back: fc.integer({ min: -1, max: 6 }),
           device: DEVICE,
-          status: fc.constantFrom<Status>("received", "working", "done", "failed"),
+          status: fc.constantFrom(...STATUSES),
+          after: fc.constantFrom(null, 1, 2),
+          round: fc.constantFrom(null, null, null, 1, 2, 3),
+          retry: fc.constantFrom(true, true, true, false),
           stranger: fc.constantFrom(false, false, false, false, true),
         }),
         { minLength: 1, maxLength: 4 },
       ),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      do: fc.constant("withdraw" as const),
+      channel: CHANNEL,
+      back: fc.integer({ min: -1, max: 4 }),
+      note: fc.constantFrom(null, "printed twice"),
     }),
   },
   {
@@ -100,7 +124,7 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
     arbitrary: fc.record({
       do: fc.constant("wait" as const),
       channel: CHANNEL,
-      ms: fc.constantFrom(1, 300, 300, 2 * SECOND, OVERDUE_MS, OVERDUE_MS, KEY_MEMORY_MS + 1),
+      ms: fc.constantFrom(1, 300, 300, 1_000, 2 * SECOND, 45 * SECOND, OVERDUE_MS, OVERDUE_MS, KEY_MEMORY_MS + 1),
     }),
   },
 );

@@ -8,11 +8,17 @@ import { draft, EVERYTHING, SECOND, T, trimAll, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 /** All rows of a device, read in pages of this length. */
-export async function historyOf(store: Store, channel: string, device: string, limit: number): Promise<HistoryRow[]> {
+export async function historyOf(
+  store: Store,
+  channel: string,
+  device: string,
+  limit: number,
+  now = T,
+): Promise<HistoryRow[]> {
   const heads = (await store.heads(channel))!;
   const rows: HistoryRow[] = [];
   for (let before: number | null = heads.events.head + 1; before !== null;) {
-    const page: Page<HistoryRow, number> = (await store.history(channel, heads.epoch, device, before, limit))!;
+    const page: Page<HistoryRow, number> = (await store.history(channel, heads.epoch, device, before, limit, now))!;
     if (page.next !== null) expect(page.items).toHaveLength(limit);
     rows.push(...page.items);
     before = page.next;
@@ -36,13 +42,13 @@ export function historyContract(ground: Ground): void {
       await give(2, "till", "failed", T + SECOND);
       await give(4, "till", "working", T + 2 * SECOND);
       await give(5, "kiosk", "done");
-      const silent = { status: "pending", detail: null, at: null, deviceAt: null, late: false };
+      const silent = { status: "pending", detail: null, at: null, deviceAt: null, late: false, round: 1, attempt: 0 };
       expect(await historyOf(ground.store, "orders", "till", 100)).toEqual([
         { seq: 5, type: null, pushedAt: T + 4, deadline: null, ...silent, status: "pending" },
         { seq: 4, type: null, pushedAt: T + 3, deadline: null, ...silent, status: "working", at: T + 2 * SECOND },
         {
           ...{ seq: 2, type: "order", pushedAt: T + 1, deadline: T + 1 + 60 * SECOND },
-          ...{ ...silent, status: "failed", at: T + SECOND },
+          ...{ ...silent, status: "failed", at: T + SECOND, attempt: 1 },
         },
       ]);
     });
@@ -95,8 +101,8 @@ export function historyContract(ground: Ground): void {
 
     test("of another epoch, or of a channel that does not exist, is not read", async () => {
       await append("a");
-      expect(await ground.store.history("orders", "other", "till", 2, 10)).toBeNull();
-      expect(await ground.store.history("nowhere", "other", "till", 2, 10)).toBeNull();
+      expect(await ground.store.history("orders", "other", "till", 2, 10, T)).toBeNull();
+      expect(await ground.store.history("nowhere", "other", "till", 2, 10, T)).toBeNull();
     });
   });
 

@@ -5,6 +5,7 @@ import { describe, expect, spyOn, test } from "bun:test";
 import { makeSecret } from "../../engine/hooks/call.ts";
 import { PereError } from "../../engine/model.ts";
 import { ask, give, push } from "../support/harness.ts";
+import { NOBODY } from "./fleet.ts";
 import {
   begin,
   heldClock,
@@ -248,7 +249,7 @@ export function callCases(name: string, makeWorld: () => World): void {
       await give(pere.url, "c", event, "d", "done");
       const [call] = await receiver.have(1);
       read.mockRestore();
-      const receipts = { pending: 0, received: 0, working: 0, done: 1, failed: 0, missing: 0 };
+      const receipts = { ...NOBODY, done: 1 };
       const { timestamp } = call!.body;
       expect(call!.body.data).toEqual({ event, channel: "c", at: timestamp, receipts, complete: true });
     });

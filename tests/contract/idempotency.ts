@@ -4,7 +4,7 @@
 import { describe, expect, test } from "bun:test";
 import { KEY_MEMORY_MS } from "../../engine/model.ts";
 import type { Idempotency } from "../../engine/store.ts";
-import { codeOf, draft, EVERYTHING, reads, SECOND, T, trimAll } from "./calls.ts";
+import { codeOf, dataOf, draft, EVERYTHING, reads, SECOND, T, trimAll } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 export function idempotencyKeyContract(ground: Ground): void {
@@ -59,7 +59,7 @@ export function idempotencyKeyContract(ground: Ground): void {
       const neighbour = append("neighbour");
       expect(await codeOf(refused)).toBe("refused");
       expect((await neighbour).first).toBe(2);
-      expect((await reads.events(ground.store, "orders", 0, 10)).map(({ data }) => data)).toEqual(["1", '"neighbour"']);
+      expect(dataOf(await reads.events(ground.store, "orders", 0, 10))).toEqual(["1", '"neighbour"']);
       await heard();
       expect(ground.wakes.flatMap(({ entries }) => entries.map(({ seq }) => seq))).toEqual([1, 2]);
       expect(await ground.store.append("orders", [draft(1)], T, key("k"))).toMatchObject({ first: 1, replayed: true });

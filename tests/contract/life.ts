@@ -11,6 +11,7 @@ import {
   followAll,
   hear,
   missAll,
+  noteOf,
   reads,
   rowsOf,
   sorted,
@@ -215,13 +216,15 @@ export function lifeContract(ground: Ground): void {
         expect(await ground.store.recordMissing(T + 10_000)).toBeLessThanOrEqual(T + 10_000);
         await reopen();
         expect(await missAll(ground.store, T + 10_000)).toBe(T + 20_000);
-        expect((await log()).map(([, device]) => device).sort()).toEqual(names);
+        expect((await log()).flatMap(([, device]) => device || []).sort()).toEqual(names);
         expect((await tallyOf(ground.store, "orders", 1))!.missing).toBe(3_000);
         await reopen();
         expect(await missAll(ground.store, T + 60_000)).toBeNull();
-        expect(await log(3_000)).toEqual([[2, "till", "missing"]]);
+        expect((await log(3_000)).filter(([, device]) => device !== "")).toEqual([[2, "till", "missing"]]);
         expect(await give(1, names[0]!, "done", T + 60_000)).toBe("recorded");
-        expect((await reads.receipts(ground.store, "orders", 3_001, 10))[0]!.late).toBe(true);
+        expect(
+          (await reads.receipts(ground.store, "orders", 3_001, 10)).find(({ status }) => status === "done")!.late,
+        ).toBe(true);
       },
       180_000,
     );
@@ -261,7 +264,7 @@ export function lifeContract(ground: Ground): void {
       expect(await ground.store.deliveries("orders", "a")).toEqual([delivery]);
       expect(await ground.store.progress("orders", "a", 4, { drop: ["d1"] })).toBe(false);
       expect(await ground.store.progress("orders", "a", 5, { drop: ["d1"] })).toBe(true);
-      expect((await reads.receipts(ground.store, "orders", 1, 10))[0]!.completes).toEqual({ done: 1, failed: 0 });
+      expect(noteOf((await reads.receipts(ground.store, "orders", 1, 10))[0]!)).toEqual({ done: 1, failed: 0 });
     });
   });
 }

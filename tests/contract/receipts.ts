@@ -2,16 +2,15 @@
  * The store's contract: receipts, and the rows of an event's devices.
  */
 import { describe, expect, test } from "bun:test";
-import { FINAL, rank, type State } from "../../engine/model.ts";
-import { all, draft, expectTalliesToEqualRows, reads, rowsOf, T, word } from "./calls.ts";
+import { freshTally, type State, STATUSES } from "../../engine/model.ts";
+import { ADVANCES } from "../../engine/receipt-rules.ts";
+import { all, draft, expectTalliesToEqualRows, noteOf, reads, results, rowsOf, T, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 export function receiptContract(ground: Ground): void {
   const { heard, append, enrol, give } = ground;
 
   describe("a receipt", () => {
-    const STATUSES = ["received", "working", "done", "failed"] as const;
-
     test("counts only if it advances its device; done and failed are equal and final", async () => {
       await enrol("till");
       let event = 0;
@@ -19,7 +18,7 @@ export function receiptContract(ground: Ground): void {
         for (const second of STATUSES) {
           await append([first, second]);
           event++;
-          const forward = rank(first) < FINAL && rank(second) > rank(first);
+          const forward = ADVANCES[first].includes(second);
           expect(await give(event, "till", first)).toBe("recorded");
           expect([first, second, await give(event, "till", second)]).toEqual([
             first,
@@ -38,7 +37,7 @@ export function receiptContract(ground: Ground): void {
       const detail = '{"printed":true,"text":"ü \'x\'"}';
       await ground.store.record("orders", [word(epoch, 1, "till", "done", { detail, deviceAt: T - 5 })], T + 7);
       expect(await rowsOf(ground.store, "orders", 1)).toEqual([
-        { device: "till", status: "done", detail, at: T + 7, deviceAt: T - 5, late: false },
+        { device: "till", status: "done", detail, at: T + 7, deviceAt: T - 5, late: false, round: 1, attempt: 0 },
       ]);
       expect(await reads.receipts(ground.store, "orders", 0, 10)).toEqual([
         {
@@ -50,11 +49,13 @@ export function receiptContract(ground: Ground): void {
           at: T + 7,
           deviceAt: T - 5,
           late: false,
-          completes: null,
+          round: 1,
+          attempt: 0,
+          note: null,
         },
         {
           ...{ seq: 2, event: 1, device: "till", status: "pending", detail: null, at: T + 7, deviceAt: null },
-          ...{ late: false, completes: { done: 1, failed: 0 } },
+          ...{ late: false, round: 1, attempt: 0, note: { kind: "complete", tally: { ...freshTally(1), done: 1 } } },
         },
       ]);
     });
@@ -72,7 +73,7 @@ export function receiptContract(ground: Ground): void {
         ],
         T,
       );
-      expect(verdicts).toEqual(["unknown", "unknown", "unknown", "unknown"]);
+      expect(results(verdicts)).toEqual(["unknown", "unknown", "unknown", "unknown"]);
       expect((await ground.store.heads("orders"))!.receipts.head).toBe(0);
     });
 
@@ -92,7 +93,7 @@ export function receiptContract(ground: Ground): void {
         ],
         T,
       );
-      expect(verdicts).toEqual([
+      expect(results(verdicts)).toEqual([
         "recorded",
         "duplicate",
         "unaddressed",
@@ -139,10 +140,10 @@ export function receiptContract(ground: Ground): void {
         T,
       );
       expect(
-        (await reads.receipts(ground.store, "orders", 0, 10)).map(({ event, device, completes }) => [
-          event,
-          device,
-          completes,
+        (await reads.receipts(ground.store, "orders", 0, 10)).map((entry) => [
+          entry.event,
+          entry.device,
+          noteOf(entry),
         ]),
       ).toEqual([
         [1, "a", null],
@@ -221,7 +222,16 @@ export function rowsContract(ground: Ground): void {
       await enrol("till");
       await append("a");
       expect(await rowsOf(ground.store, "orders", 1)).toEqual([
-        { device: "till", status: "pending", detail: null, at: null, deviceAt: null, late: false },
+        {
+          device: "till",
+          status: "pending",
+          detail: null,
+          at: null,
+          deviceAt: null,
+          late: false,
+          round: 1,
+          attempt: 0,
+        },
       ]);
     });
 

@@ -2,7 +2,7 @@
  * The store's contract: what devices are told of events that retention drops many at a time, also in the middle of it.
  */
 import { describe, expect, test } from "bun:test";
-import { draft, missAll, reads, SECOND, T, trimAll, word } from "./calls.ts";
+import { draft, missAll, reads, results, SECOND, T, trimAll, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 /** More devices, and more events, than any store deals with in one slice. */
@@ -19,7 +19,7 @@ export function retentionRunsContract(ground: Ground): void {
   const giveAll = async (seqs: readonly number[], devices: readonly string[], status: "done" | "working" = "done") => {
     const { epoch } = (await ground.store.heads("orders"))!;
     const words = seqs.flatMap((seq) => devices.map((device) => word(epoch, seq, device, status)));
-    expect(new Set(await ground.store.record("orders", words, T))).toEqual(new Set(["recorded"]));
+    expect(new Set(results(await ground.store.record("orders", words, T)))).toEqual(new Set(["recorded"]));
   };
   const lost = async (device: string): Promise<number> => (await ground.store.join("orders", device, T)).lostSeq;
   const drop = () => trimAll(ground.store, "orders", NOTHING_KEPT, T);
@@ -159,7 +159,9 @@ export function retentionRunsContract(ground: Ground): void {
       const answer = async (device: string): Promise<void> => {
         told.set(device, await lost(device));
         const { epoch, first } = await ground.store.append("orders", [draft("kept", { to: [device] })], T);
-        expect(await ground.store.record("orders", [word(epoch, first, device, "done")], T)).toEqual(["recorded"]);
+        expect(results(await ground.store.record("orders", [word(epoch, first, device, "done")], T))).toEqual([
+          "recorded",
+        ]);
         expect(await lost(device)).toBe(0);
       };
       const middle = (n: number): string[] => [names[n]!, names[MANY - 1 - n]!];

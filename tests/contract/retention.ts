@@ -12,7 +12,7 @@ export function retentionContract(ground: Ground): void {
     test("by count keeps the newest", async () => {
       for (let n = 1; n <= 5; n++) await append(n);
       await trimAll(ground.store, "orders", { count: 2, before: 0 }, T);
-      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 5, floor: 3 });
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 5, floor: 3, controls: 0 });
       expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([4, 5]);
       expect([...(await reads.tallies(ground.store, "orders", 1, 5)).keys()]).toEqual([4, 5]);
       expect((await append(6)).first).toBe(6);
@@ -27,7 +27,7 @@ export function retentionContract(ground: Ground): void {
     test("may drop everything; positions continue", async () => {
       for (let n = 1; n <= 3; n++) await append(n);
       await trimAll(ground.store, "orders", { count: 0, before: 0 }, T);
-      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 3, floor: 3 });
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 3, floor: 3, controls: 0 });
       expect((await append(4)).first).toBe(4);
       expect((await reads.events(ground.store, "orders", 0, 10)).map(({ seq }) => seq)).toEqual([4]);
     });
@@ -103,7 +103,11 @@ export function retentionContract(ground: Ground): void {
         if (calls === 1_000) throw new Error("trim never ends");
       }
       expect(calls).toBeGreaterThan(1);
-      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 5_000 + calls, floor: 4_990 + calls });
+      expect((await ground.store.heads("orders"))!.events).toEqual({
+        head: 5_000 + calls,
+        floor: 4_990 + calls,
+        controls: 0,
+      });
       await expectTalliesToEqualRows(ground.store, "orders");
       expect(
         (await reads.receipts(ground.store, "orders", 0, 10_000)).every(({ event }) => event > 4_990 + calls),
@@ -193,7 +197,7 @@ export function retentionContract(ground: Ground): void {
       expect(await due(T + KEPT_MS + 2)).toEqual(["orders", "others"]);
 
       await trim("orders", T + KEPT_MS + 2);
-      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 2, floor: 1 });
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 2, floor: 1, controls: 0 });
       expect(await due(T + KEPT_MS + SECOND)).toEqual(["others"]);
       expect(await due(T + KEPT_MS + SECOND + 1)).toEqual(["others", "orders"]);
     });
@@ -204,7 +208,7 @@ export function retentionContract(ground: Ground): void {
       const later = T + 2 * KEPT_MS;
       expect(await due(later)).toEqual(["orders"]);
       await trim("orders", later);
-      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 1, floor: 1 });
+      expect((await ground.store.heads("orders"))!.events).toEqual({ head: 1, floor: 1, controls: 0 });
       expect(await due(later + 10 * KEPT_MS)).toEqual([]);
       await append(2, {}, later);
       expect(await due(later)).toEqual(["orders"]);

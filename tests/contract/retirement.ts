@@ -2,9 +2,9 @@
  * The store's contract: what is left of a device that is retired.
  */
 import { describe, expect, test } from "bun:test";
-import { isComplete } from "../../engine/model.ts";
+import { freshTally, isComplete } from "../../engine/model.ts";
 import { until } from "../support/harness.ts";
-import { expectTalliesToEqualRows, missAll, reads, rowsOf, SECOND, T, tallyOf } from "./calls.ts";
+import { expectTalliesToEqualRows, missAll, noteOf, reads, rowsOf, SECOND, T, tallyOf } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 export function retiringContract(ground: Ground): void {
@@ -64,9 +64,9 @@ export function retiringContract(ground: Ground): void {
       await give(1, "till", "working");
       await give(2, "till", "failed");
       await missAll(ground.store, T + SECOND);
-      expect((await ground.store.heads("orders"))!.receipts.head).toBe(4);
+      expect((await ground.store.heads("orders"))!.receipts.head).toBe(5);
       await ground.store.retire("orders", "till", T + 2 * SECOND);
-      const entries = (await reads.receipts(ground.store, "orders", 4, 10)).sort((a, b) => a.event - b.event);
+      const entries = (await reads.receipts(ground.store, "orders", 5, 10)).sort((a, b) => a.event - b.event);
       const entry = {
         device: "till",
         status: "pending",
@@ -74,27 +74,26 @@ export function retiringContract(ground: Ground): void {
         at: T + 2 * SECOND,
         deviceAt: null,
         late: false,
+        round: 1,
+        attempt: 0,
       };
       expect(entries.map(({ seq: _, ...rest }) => rest) as unknown[]).toEqual([
-        { ...entry, event: 1, completes: { done: 1, failed: 0 } },
-        { ...entry, event: 4, completes: { done: 0, failed: 0 } },
+        { ...entry, event: 1, note: { kind: "complete", tally: { ...freshTally(1), done: 1 } } },
+        { ...entry, event: 4, note: { kind: "complete", tally: freshTally(0) } },
       ]);
       const tallies = await reads.tallies(ground.store, "orders", 1, 4);
       expect([1, 2, 3, 4].map((event) => isComplete(tallies.get(event)!))).toEqual([true, false, false, true]);
       await expectTalliesToEqualRows(ground.store, "orders");
       await heard();
-      expect(ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).slice(4)).toEqual(
-        await reads.receipts(ground.store, "orders", 4, 10),
+      expect(ground.wakes.flatMap((wake) => (wake.kind === "receipts" ? wake.entries : [])).slice(5)).toEqual(
+        await reads.receipts(ground.store, "orders", 5, 10),
       );
 
       // Of what it left behind nothing is told again.
       expect(await give(2, "kiosk", "done")).toBe("recorded");
-      expect((await reads.receipts(ground.store, "orders", 6, 10)).map(({ completes }) => completes)).toEqual([
-        null,
-        { done: 1, failed: 1 },
-      ]);
+      expect((await reads.receipts(ground.store, "orders", 7, 10)).map(noteOf)).toEqual([null, { done: 1, failed: 1 }]);
       await ground.store.retire("orders", "kiosk", T);
-      expect((await log(8)) as unknown[]).toEqual([[3, "kiosk", "pending"]]);
+      expect((await log(9)) as unknown[]).toEqual([[3, "kiosk", "pending"]]);
     });
 
     test("and enrolling it again before another push changes nothing for others", async () => {

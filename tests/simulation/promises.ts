@@ -3,7 +3,8 @@
  *
  * The model is naive: an event's standing is the last word of each device in the receipts log, and a tally is a count of those.
  */
-import { FINAL, rank, type Receipt, type State, type Tally } from "../../engine/model.ts";
+import { type Event, isControl, isFinal, type Receipt, type State, type Tally } from "../../engine/model.ts";
+import { progress } from "../support/progress.ts";
 import type { Push, World } from "./world.ts";
 
 /** What the store has of a channel, read whole. */
@@ -13,7 +14,8 @@ async function readAll(world: World, channel: string) {
   const heads = await store.heads(channel);
   if (!heads) return null;
   const { epoch } = heads;
-  const events = (await store.events(channel, epoch, heads.events.floor, 1_000)) ?? [];
+  const log = (await store.events(channel, epoch, heads.events.floor, 1_000)) ?? [];
+  const events = log.filter((entry): entry is Event => !isControl(entry));
   const receipts: Receipt[] = [];
   for (let after = heads.receipts.floor; ;) {
     const some = (await store.receipts(channel, epoch, after, 500)) ?? [];
@@ -25,7 +27,7 @@ async function readAll(world: World, channel: string) {
     (await store.tallies(channel, epoch, heads.events.floor, heads.events.head)) ?? new Map<number, Tally>();
   const rows = new Map<number, Map<string, State>>();
   for (const { seq } of events) {
-    const page = await store.rows(channel, epoch, seq, null, "", 1_000);
+    const page = await store.rows(channel, epoch, seq, null, "", 1_000, instance.now());
     rows.set(seq, new Map((page?.items ?? []).map(({ device, status }) => [device, status])));
   }
   const enrolled = (await store.devices(channel, "", 1_000, instance.now())).items.map(({ device }) => device);
@@ -116,9 +118,9 @@ function* words(world: World, channel: string, { epoch, heads, events, receipts 
     if (status === "pending" || event <= heads.events.floor) continue;
     const name = `${event} ${device}`;
     const before = last.get(name);
-    if (before && before.status !== "pending" && rank(before.status) >= FINAL)
+    if (before && before.status !== "pending" && isFinal(before.status))
       yield `words: on ${event} ${device} said ${status} after ${before.status}`;
-    else if (before && rank(status) <= rank(before.status))
+    else if (before && progress(status) <= progress(before.status))
       yield `words: on ${event} ${device} said ${status} after ${before.status}`;
     const deadline = deadlines.get(event) ?? null;
     if (status === "missing") {
@@ -129,7 +131,7 @@ function* words(world: World, channel: string, { epoch, heads, events, receipts 
     }
     if (late !== missing.has(name) && status !== "missing")
       yield `late: entry ${seq}, ${status} of ${device} on ${event}, says late: ${late}, and missing was ${missing.has(name) ? "" : "not "}said before`;
-    if (rank(status) >= FINAL && deadline !== null && at >= deadline && !late)
+    if (isFinal(status) && deadline !== null && at >= deadline && !late)
       yield `late: ${device} said ${status} on ${event} ${at - deadline} ms after its deadline, and that is not late`;
     last.set(name, receipt);
   }
@@ -142,8 +144,8 @@ function* words(world: World, channel: string, { epoch, heads, events, receipts 
     if (!kept) yield `lost: ${status} of ${device} on ${event} was acknowledged and is not kept`;
     // A word that said nothing new is acknowledged as well: what is kept is at least as far.
     else if (
-      Math.min(rank(kept.status), FINAL) < Math.min(rank(status as State), FINAL) &&
-      !(rank(status as State) < FINAL && kept.status === "missing")
+      progress(kept.status) < progress(status as State) &&
+      !(!isFinal(status as State) && kept.status === "missing")
     )
       yield `lost: ${status} of ${device} on ${event} was acknowledged, and ${kept.status} is kept`;
   }
@@ -193,7 +195,15 @@ function* standings(
       yield `tally: event ${seq} has none`;
       continue;
     }
-    const counted: Record<string, number> = { received: 0, working: 0, missing: 0, done: 0, failed: 0 };
+    const counted: Record<string, number> = {
+      received: 0,
+      working: 0,
+      deferred: 0,
+      missing: 0,
+      done: 0,
+      failed: 0,
+      withdrawn: 0,
+    };
     for (const [device, state] of states) {
       if (state !== "pending") counted[state] = (counted[state] ?? 0) + 1;
       const said = last.get(`${seq} ${device}`) ?? "pending";
@@ -207,10 +217,10 @@ function* standings(
       if (tally[state as "done"] !== count)
         yield `tally: event ${seq} has ${tally[state as "done"]} ${state}, and ${count} rows that say so`;
     for (const [device, state] of states) {
-      if (deadline !== null && deadline < now - 3_000 && rank(state) < rank("missing"))
+      if (deadline !== null && deadline < now - 3_000 && progress(state) < progress("missing"))
         yield `missing: ${device} on ${seq} is ${state} ${now - deadline} ms after its deadline`;
       const plan = world.plan.devices.find(({ name, channels }) => name === device && channels.includes(channel));
-      if (!plan || !enrolled.includes(device) || rank(state) >= FINAL) continue;
+      if (!plan || !enrolled.includes(device) || isFinal(state)) continue;
       if (
         (expires !== null && (expires <= now || isLeapt(world))) ||
         world.witness.gaps.some((gap) => gap.device === device && gap.channel === channel)
@@ -259,11 +269,11 @@ function* followers(world: World, channel: string, { epoch, heads, receipts }: F
       }
     for (const [key, count] of times) if (count > 1) yield `follower: ${name} was told ${key} ${count} times`;
     if (hasGap) continue;
-    for (const { seq, status, event, completes } of receipts) {
+    for (const { seq, status, event, note } of receipts) {
       if (event <= heads.events.floor) continue;
       if (status !== "pending" && !times.has(`${epoch}-${seq}`))
         yield `follower: ${name} was never told entry ${epoch}-${seq}`;
-      if (completes && !times.has(`complete ${epoch}-${event}`))
+      if (note?.kind === "complete" && !times.has(`complete ${epoch}-${event}`))
         yield `follower: ${name} was never told that ${epoch}-${event} is complete`;
     }
   }
@@ -280,11 +290,14 @@ function* hooks(world: World, channel: string, { epoch, heads, receipts }: Found
   )
     return;
   const said = world.witness.calls.filter((call) => call.channel === channel).map(({ body }) => body);
-  for (const { seq, at, status, event, completes } of receipts) {
+  for (const { seq, at, status, event, note } of receipts) {
     if (at < hook.at + world.clock.wall() - world.clock.now || event <= heads.events.floor) continue;
     if (status !== "pending" && !said.some((body) => body.includes(`"id":"${epoch}-${seq}"`)))
       yield `hook: it was never called for entry ${epoch}-${seq}`;
-    if (completes && !said.some((body) => body.includes("pere.complete") && body.includes(`"${epoch}-${event}"`)))
+    if (
+      note?.kind === "complete" &&
+      !said.some((body) => body.includes("pere.complete") && body.includes(`"${epoch}-${event}"`))
+    )
       yield `hook: it was never called for ${epoch}-${event} being complete`;
   }
 }

@@ -36,7 +36,7 @@ export async function standings(
   for (const { id, audience, receipts } of events) {
     const page = await ask(`${url}/events/${channel}/${id}/receipts?limit=1000`);
     const found = page.body.receipts as { device: string; status: State }[];
-    const counts = { pending: 0, received: 0, working: 0, missing: 0, done: 0, failed: 0 };
+    const counts = { pending: 0, received: 0, working: 0, deferred: 0, done: 0, failed: 0, missing: 0, withdrawn: 0 };
     for (const { device, status } of found) {
       counts[status]++;
       rows.set(`${id} ${device}`, status);

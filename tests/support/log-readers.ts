@@ -25,11 +25,14 @@ export const entry = (seq: number, more: Partial<Entry> = {}): Entry => ({
   seq,
   id: `${EPOCH}-${seq}`,
   text: `{"seq":${seq}}`,
-  complete: null,
+  note: null,
   receipt: null,
   type: null,
   to: null,
   expires: null,
+  event: null,
+  control: null,
+  withdrawnBy: 0,
   ...more,
 });
 
@@ -108,6 +111,9 @@ export class Reader implements Sink {
     this.#gate = gate();
     return this.#gate.passed;
   }
+  again(log: Log, batch: Batch): Promise<unknown> | undefined {
+    return this.write(log, batch);
+  }
   gap(_log: Log, after: Position, from: Position): void {
     this.told.push(`gap ${after.seq} ${from.seq}`);
   }
@@ -133,7 +139,16 @@ export const logOf = (source: LogSource, head = 0): Log => {
 };
 
 export function follow(log: Log, sink: Sink, cursor = 0, floor = cursor): Follower {
-  const follower: Follower = { sink, device: null, cursor, floor, gapAfter: null, stopped: false };
+  const follower: Follower = {
+    sink,
+    device: null,
+    cursor,
+    floor,
+    start: cursor,
+    joined: 0,
+    gapAfter: null,
+    stopped: false,
+  };
   log.follow(follower);
   return follower;
 }

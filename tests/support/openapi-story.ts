@@ -111,6 +111,8 @@ export const STORY: readonly Step[] = [
   ["listChannels", {}, 200, JSON_TYPE, "example"],
   ["listEvents", {}, 200, JSON_TYPE, "example"],
   ["readEvent", {}, 200, JSON_TYPE, "example"],
+  ["withdrawEvent", {}, 200, JSON_TYPE, "example"],
+  ["withdrawEvent", { parameters: { note: "x".repeat(257) } }, 422, PROBLEM, "note"],
   ["listReceipts", accept(JSON_TYPE), 200, JSON_TYPE, "example"],
   ["listReceipts", accept("text/csv"), 200, "text/csv", "example"],
   ["listReceipts", accept(LINES), 200, LINES, "example"],
