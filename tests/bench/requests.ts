@@ -6,7 +6,7 @@ import { HOST } from "./service.ts";
 
 /** What is asked, as PERE would be. */
 export interface Ask {
-  readonly method: "GET" | "POST" | "PUT";
+  readonly method: "GET" | "POST" | "PUT" | "DELETE";
   readonly path: string;
   readonly body: string;
   readonly type: string;

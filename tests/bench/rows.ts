@@ -16,6 +16,7 @@ import {
   TOLD_A_SECOND,
 } from "./receipts.ts";
 import { residentKb, type Service, type ServiceStart, withHelpers } from "./service.ts";
+import { changeRows } from "./changes.ts";
 import { size, SIZES } from "./sizes.ts";
 import { slowDiskRows } from "./slow-disk.ts";
 import { stallRows } from "./stalls.ts";
@@ -176,6 +177,7 @@ export const rowsOf = (options: RowOptions): Row[] => {
       run: (service: Service) => size(service, count, options),
     })),
     ...stallRows(options).map((row) => ({ ...row, group: "stalls" })),
+    ...changeRows(options).map((row) => ({ ...row, group: "changes" })),
     ...slowDiskRows(options).map((row) => ({ ...row, group: "slow-disk" })),
   ];
 };

@@ -47,13 +47,13 @@ export interface StallRow {
   readonly run: (service: Service) => Promise<Figures>;
 }
 
-const part = (whole: number, divisor: number): number => Math.max(1, Math.ceil(whole / divisor));
+export const part = (whole: number, divisor: number): number => Math.max(1, Math.ceil(whole / divisor));
 
 /**
  * Does some work, with pushes beside it.
  * @param work returns how much was done
  */
-async function beside(
+export async function beside(
   service: Service,
   what: string,
   work: () => Promise<number>,
@@ -109,7 +109,7 @@ async function beside(
 }
 
 /** Fills a file by SQL, with the tables that a store makes. */
-async function fill(file: string, run: (db: Database) => void): Promise<void> {
+export async function fill(file: string, run: (db: Database) => void): Promise<void> {
   await new SqliteStore({ path: file }).close();
   const db = new Database(file);
   db.run("PRAGMA synchronous = OFF");
@@ -129,7 +129,7 @@ const CHANNEL_COLUMNS = "id, name, epoch, head, floor, swept, receiptsHead, rece
 const PADDED = "printf('%07d', i)";
 
 /** A channel with id 1, its devices, and one event that all of them were sent. */
-function oneEvent(db: Database, devices: number): void {
+export function oneEvent(db: Database, devices: number): void {
   const at = Date.now();
   db.run(`INSERT INTO channels (${CHANNEL_COLUMNS}) VALUES (1, 'c', 'epochepoch', 1, 0, 0, 0, 0, ${devices})`);
   db.run(`INSERT INTO events (channel, seq, at, targeted, data) VALUES (1, 1, ${at}, 0, '{"n":1}')`);
