@@ -253,8 +253,10 @@ export interface Reminder {
 /** Hooks per channel: each batch of receipts is one call per hook. */
 export const HOOKS_MAX = 16;
 
-/** The events that a hook can be called for. */
-export const HOOK_KINDS = ["receipt", "complete", "missing"] as const;
+/** What a hook can be called for. */
+export const HOOK_KINDS = ["receipt", "complete", "missing", "settled", "failed"] as const;
+/** What a hook that does not say is called for: all that there was in the first version. */
+export const DEFAULT_HOOK_KINDS: readonly HookKind[] = ["receipt", "complete", "missing"];
 export type HookKind = (typeof HOOK_KINDS)[number];
 
 /** A publisher's hook settings: URL and kinds. Without a secret an existing hook keeps its own. */

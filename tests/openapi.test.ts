@@ -133,7 +133,8 @@ test("calls to hooks match the document", async () => {
   let now = SAMPLE_TIME_MS;
   const own = await start({ now: () => now, hooksAllowed: readRanges("127.0.0.0/8") });
   const heard = (type: string): Promise<unknown> => until(() => bodies.some((body) => body.type === type), type);
-  await ask(`${own.url}/hooks/c/h`, { method: "PUT", body: { url: `http://127.0.0.1:${receiver.port}/` } });
+  const on = ["receipt", "complete", "missing", "settled", "failed"];
+  await ask(`${own.url}/hooks/c/h`, { method: "PUT", body: { url: `http://127.0.0.1:${receiver.port}/`, on } });
   const pushed = await ask(`${own.url}/push/c?to=a,b&type=x&deadline=60`, { body: "1" });
   const receipt = (device: string, status: string): Promise<Answer> =>
     ask(`${own.url}/feedback/c`, { body: { event: pushed.body.id as string, device, status } });
@@ -141,12 +142,14 @@ test("calls to hooks match the document", async () => {
   await heard("pere.receipt");
   now += 61_000;
   await heard("pere.missing");
+  await heard("pere.settled");
   await receipt("b", "failed");
-  await heard("pere.complete");
+  for (const type of ["pere.complete", "pere.failed"]) await heard(type);
   const state = bodies.find(({ type }) => type === "pere.complete")!;
   const complete = (await ask(`${own.url}/feedback/c?since=earliest`, { headers: { Accept: JSON_TYPE } })).body
     .complete[0];
-  for (const body of [...bodies, { ...state, data: complete }]) expect(shapeOf("HookCall", body)).toBe("");
+  for (const body of [...bodies, { ...state, data: complete }, { ...state, type: "pere.settled", data: complete }])
+    expect(shapeOf("HookCall", body)).toBe("");
   const gap = { channel: "c", after: "a-1", from: "a-3" };
   expect(shapeOf("HookCall", { ...state, type: "pere.gap", data: gap })).toBe("");
   expect(shapeOf("HookCall", { ...state, data: gap })).not.toBe("");

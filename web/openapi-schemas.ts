@@ -31,7 +31,7 @@ import {
   type State,
   STATUSES,
 } from "../engine/model.ts";
-import { HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
+import { DEFAULT_HOOK_KINDS, HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
 
 /** A JSON Schema. */
 export interface Schema {
@@ -733,7 +733,12 @@ export const schemas = {
     pattern: CHANNEL.source,
     description: "A hook's name in its channel.",
   },
-  HookKind: { type: "string", enum: HOOK_KINDS, description: "What a hook is called for." },
+  HookKind: {
+    type: "string",
+    enum: HOOK_KINDS,
+    description:
+      "What a hook is called for. `receipt`: what devices say. `complete`: an event is complete. `missing`: devices missed a deadline. `settled`: an event with a deadline is complete, or its deadline has passed. `failed`: devices failed for good, in time or late; a hook for `receipt` has these too.",
+  },
   HookDraft: object(
     {
       url: {
@@ -748,7 +753,10 @@ export const schemas = {
         description:
           "`whsec_` and the base64 of 24 to 64 bytes. Without it a new hook gets a generated one, and an existing hook keeps its own.",
       },
-      on: array(ref("HookKind"), { minItems: 1, description: "What it is called for; by default everything." }),
+      on: array(ref("HookKind"), {
+        minItems: 1,
+        description: `What it is called for; by default ${DEFAULT_HOOK_KINDS.map((kind) => `\`${kind}\``).join(", ")}.`,
+      }),
     },
     ["secret", "on"],
     { additionalProperties: false },
@@ -815,14 +823,19 @@ export const schemas = {
     description: "The body of a call to a hook's URL.",
     oneOf: [
       hookCall(
-        ["pere.receipt", "pere.missing"],
+        ["pere.receipt", "pere.missing", "pere.failed"],
         object({ channel: ref("Channel"), receipts: array(ref("Receipt"), { minItems: 1, maxItems: 100 }) }),
-        "New receipts, or missing devices.",
+        "New receipts, missing devices, or final failures.",
       ),
       hookCall(
         ["pere.complete"],
         { oneOf: [ref("EventState"), ref("Complete")] },
         "An event is complete: its state, or only the tally if it is no longer kept.",
+      ),
+      hookCall(
+        ["pere.settled"],
+        { oneOf: [ref("EventState"), ref("Settled")] },
+        "An event with a deadline is complete, or its deadline has passed: its state, or only the tally if it is no longer kept.",
       ),
       hookCall(
         ["pere.test"],

@@ -1,5 +1,5 @@
 /**
- * Hooks: call the publisher when there are receipts, when an event is complete, or when devices are missing.
+ * Hooks: call the publisher when there are receipts, when devices failed or are missing, or when an event is complete or settled.
  *
  * This file stores hooks and assigns them to an instance; `runner.ts` runs one hook, `call.ts` makes one call.
  *
@@ -13,7 +13,15 @@ import { attempt, unexpected } from "../faults.ts";
 import { bodyOf, CALL_ROWS, formerSecretsOf, type HookOptions, nameOf, Runner } from "./runner.ts";
 import { CHANNEL, id, iso, PereError } from "../model.ts";
 import { yieldToEventLoop } from "../yield.ts";
-import { type Delivery, HOOK_KINDS, type Hook, type HookDraft, type HookKind, type Store } from "../store.ts";
+import {
+  DEFAULT_HOOK_KINDS,
+  type Delivery,
+  HOOK_KINDS,
+  type Hook,
+  type HookDraft,
+  type HookKind,
+  type Store,
+} from "../store.ts";
 
 /** How often the lease is renewed and the list of hooks is read. */
 const LOOK_MS = 1_000;
@@ -43,7 +51,7 @@ export function readHook(name: string, body: unknown, allowed: readonly AddressR
     throw malformed(path, message);
   };
   if (typeof body !== "object" || body === null || Array.isArray(body)) return fail("body", "must be a JSON object");
-  const { url, secret = null, on = HOOK_KINDS, ...rest } = body as Record<string, unknown>;
+  const { url, secret = null, on = DEFAULT_HOOK_KINDS, ...rest } = body as Record<string, unknown>;
   for (const path of Object.keys(rest)) fail(path, "unknown field");
   if (typeof url !== "string") return fail("url", "must be a string");
   if (secret !== null && typeof secret !== "string") return fail("secret", "must be a string, or left out");

@@ -13,7 +13,7 @@ import { type Bye, type Feed, type FeedRequest, OWN, type Wire } from "../feeds/
 import type { Counters, HookResult } from "../counters.ts";
 import type { AddressRange } from "../addresses.ts";
 import { type CallOptions, callHook } from "./call.ts";
-import { id, iso, noteText, PereError, type Position } from "../model.ts";
+import { id, iso, noteText, PereError, type Position, type State } from "../model.ts";
 import {
   type Delivered,
   type Delivery,
@@ -201,28 +201,30 @@ export class Runner implements Wire {
   async #messages(epoch: string, entries: readonly Entry[]): Promise<Message[]> {
     const { channel, on } = this.hook;
     const messages: Message[] = [];
-    const isMissing = ({ receipt }: Entry): boolean => receipt!.status === "missing";
-    for (const kind of ["receipt", "missing"] as const) {
-      const said = entries.filter((entry) => entry.text !== "" && isMissing(entry) === (kind === "missing"));
-      if (said.length === 0 || !on.includes(kind)) continue;
+    for (const kind of RECEIPT_KINDS) {
+      if (!on.includes(kind)) continue;
+      const said = entries.filter(({ text, receipt }) => text !== "" && isTold(kind, receipt!.status));
+      if (said.length === 0) continue;
       const [first, last] = [said[0]!, said.at(-1)!];
       const data = `{"channel":"${channel}","receipts":[${said.map(({ text }) => text).join(",")}]}`;
       const body = bodyOf(kind, last.receipt!.at, data);
       messages.push({ kind, first: { epoch, seq: first.seq }, last: last.seq, body });
     }
-    for (const { seq, receipt, note } of on.includes("complete") ? entries : [])
-      if (note?.kind === "complete") {
+    for (const { seq, receipt, note } of entries) {
+      const kind = note?.kind;
+      if ((kind === "complete" || kind === "settled") && on.includes(kind)) {
         const state = await this.#options.state(channel, id(epoch, receipt!.event)).catch((error: unknown) => {
           if (error instanceof PereError && error.code === "unknown") return noteText(channel, epoch, receipt!); // It is no longer kept.
           throw error;
         });
         messages.push({
-          kind: "complete",
+          kind,
           first: { epoch, seq },
           last: seq,
-          body: bodyOf("complete", receipt!.at, state),
+          body: bodyOf(kind, receipt!.at, state),
         });
       }
+    }
     return messages;
   }
 
@@ -377,6 +379,13 @@ export function formerSecretsOf({ secret, former }: Hook, createdAt: number, now
   const both = former.filter(({ until }) => createdAt <= until || now < until + HANDOVER_MS);
   return [...new Set(both.map((one) => one.secret))].filter((one) => one !== secret);
 }
+
+/** What a hook is called for with receipts. */
+const RECEIPT_KINDS = ["receipt", "missing", "failed"] as const;
+
+/** Whether a call of this kind has this receipt. A `failed` in the log is final: one with attempts left is `deferred` there. */
+const isTold = (kind: (typeof RECEIPT_KINDS)[number], status: State): boolean =>
+  kind === "receipt" ? status !== "missing" : status === kind;
 
 /** Where the call that begins with this entry ends: it has a limit of receipts and of characters. */
 function endOfCall(entries: readonly Entry[], from: number): number {

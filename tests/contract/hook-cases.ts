@@ -9,6 +9,7 @@ import { callCases, storedHookCases } from "./hook-call-cases.ts";
 import { failingCallCases } from "./hook-failure-cases.ts";
 import { attemptCases, testCallCases } from "./hook-attempt-cases.ts";
 import { callInFlightCases, nothingLostCases } from "./hook-loss-cases.ts";
+import { hookTroubleCases } from "./hook-trouble-cases.ts";
 import type { World } from "./hook-world.ts";
 
 /** Registers the cases, in a file that calls `tidyUp` after each test. */
@@ -20,4 +21,5 @@ export function hookCases(name: string, makeWorld: () => World): void {
   callInFlightCases(name, makeWorld);
   attemptCases(name, makeWorld);
   testCallCases(name, makeWorld);
+  hookTroubleCases(name, makeWorld);
 }
