@@ -32,7 +32,7 @@ import { followEvents, followReceipts } from "./engine/http/follow.ts";
 import { dropHook, listHooks, putHook, retryHook, testHook } from "./engine/http/hooks.ts";
 import { addressesOf, type Listener, listen } from "./engine/http/listener.ts";
 import { health, ready, scrape } from "./engine/http/probes.ts";
-import { push } from "./engine/http/push.ts";
+import { push, pushAgain } from "./engine/http/push.ts";
 import { RateLimiter } from "./engine/http/rate-limit.ts";
 import { listEvents, readAttention, readEvent, receiptRows, withdrawEvent } from "./engine/http/reading.ts";
 import { pathOf } from "./engine/http/request.ts";
@@ -94,6 +94,7 @@ const ROUTES: readonly Route[] = [
   ["GET", "/events/:channel", "push", listEvents, operations.events],
   ["GET", "/events/:channel/:id", "push", readEvent, operations.event],
   ["DELETE", "/events/:channel/:id", "push", withdrawEvent, operations.withdraw],
+  ["POST", "/events/:channel/:id/again", "push", pushAgain, operations.again],
   ["GET", "/events/:channel/:id/receipts", "push", receiptRows, operations.rows],
   ["GET", "/scheduled/:channel", "push", listScheduled, operations.scheduled],
   ["GET", "/scheduled/:channel/:id", "push", readScheduled, operations.schedule],

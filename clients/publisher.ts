@@ -113,15 +113,20 @@ class Board {
     this.#print = print;
   }
 
-  update(event: Pushed): void {
-    if (!this.#isTable) return this.#print(`${lineOf(event)}\n`);
+  /** @param warnings of its push, which stay above a table */
+  update(event: Pushed, warnings: readonly string[] = []): void {
+    if (!this.#isTable) {
+      for (const warning of warnings) console.error(`publisher: ${warning}`);
+      return this.#print(`${lineOf(event)}\n`);
+    }
     if (!this.#shown.includes(event)) this.#shown.push(event);
     // Rows that scroll away stay above the table.
     const gone = this.#shown.splice(0, Math.max(0, this.#shown.length - SHOWN_MAX));
     const up = this.#lines === 0 ? "" : `\x1b[${this.#lines}A`;
-    const lines = [...gone.map(rowOf), HEADING, ...this.#shown.map(rowOf)];
+    const above = [...gone.map(rowOf), ...warnings.map((warning) => `\x1b[33m${warning}\x1b[39m`)];
+    const lines = [...above, HEADING, ...this.#shown.map(rowOf)];
     this.#print(`${up}${lines.map((line) => `\x1b[2K${line}\n`).join("")}`);
-    this.#lines = lines.length - gone.length;
+    this.#lines = lines.length - above.length;
   }
 }
 
@@ -197,7 +202,9 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     process.stdout.isTTY && process.stdout.columns >= TABLE_COLUMNS,
     (text) => void printer.print(text),
   );
-  const show = (event: Pushed): void => (isJson ? undefined : board.update(event));
+  const show = (event: Pushed, warnings?: readonly string[]): void =>
+    isJson ? undefined : board.update(event, warnings);
+  let warned = "";
   const print = (name: string, json: string): void => void (isJson && printer.print(`{"${name}":${json}}\n`));
 
   /** The last error before the service was reached; undefined from then on, when errors are printed at once. */
@@ -269,7 +276,10 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     const event = { id: answer.id, addressed: answer.audience.addressed, statuses: early.get(answer.id) ?? new Map() };
     early.clear();
     pushed.set(event.id, event);
-    show(event);
+    // A warning that every push has is shown once.
+    const warnings = (answer.warnings ?? []).filter((warning) => warning !== warned);
+    warned = warnings.at(-1) ?? warned;
+    show(event, warnings);
     print("pushed", JSON.stringify(answer));
   }
   if (isEnding) return;

@@ -4,13 +4,14 @@
  * The engine connects a store, which remembers, with feeds, which deliver. Its own state can be lost at any moment: connected devices, and signs of
  * life that are stored every few seconds.
  */
+import { devicesLeft } from "./again.ts";
 import { markOf, readAttention, readTroubled, type ShownAttention } from "./feeds/attention.ts";
 import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
 import { Deadlines } from "./feeds/deadlines.ts";
 import { Directory } from "./directory.ts";
-import { attempt, onConsole, type Report } from "./faults.ts";
+import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
 import { type FeedLimits, Feeds } from "./feeds/feeds.ts";
 import {
@@ -22,6 +23,7 @@ import {
   isFinal,
   type LateReceipt,
   type LogEntry,
+  PAGE_MAX,
   PereError,
   type Position,
   parsePosition,
@@ -40,6 +42,7 @@ import { Completion } from "./feeds/completion.ts";
 import { Schedules } from "./schedule/schedules.ts";
 import type { Appended, ChannelScope, DueTime, Heads, Idempotency, Page, Readiness, Remains, Store } from "./store.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
+import { warningsOf } from "./warnings.ts";
 
 /** Durations and limits. Times in milliseconds. */
 export interface Limits extends FeedLimits, RetentionLimits {
@@ -81,9 +84,10 @@ export interface Audience {
   readonly connected: number;
 }
 
-/** The result of a push: `count` events from `first` on. */
+/** The result of a push: `count` events from `first` on. `warnings`: sentences for its publisher. */
 export interface Pushed extends Appended {
   readonly audience: Audience;
+  readonly warnings: readonly string[];
 }
 
 /** The result of a request with receipts. `late` is absent if none was. */
@@ -93,6 +97,9 @@ export interface Feedback {
   readonly rejected: readonly Rejection[];
   readonly late?: readonly LateReceipt[];
 }
+
+/** What a publisher decides when an event is pushed again. */
+export type AgainOptions = Omit<EventDraft, "data" | "type" | "to" | "again">;
 
 /** Approximate characters per page of events: limits the memory of an answer. */
 const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
@@ -128,6 +135,7 @@ export class Engine {
   readonly #overdue: Deadlines;
   readonly #rounds: Rounds;
   readonly #random: () => number;
+  readonly #report: Report;
   readonly #completion: Completion;
   readonly #watch: Watch;
   readonly #seenTimer: Timer;
@@ -159,6 +167,7 @@ export class Engine {
     );
     this.#rounds = new Rounds(store, this.#feeds, now, report);
     this.#random = random;
+    this.#report = report;
     this.hooks = new Hooks(store, {
       follow: (request, wire) => this.#feeds.follow(request, wire),
       state: (channel, id) => this.event(channel, id),
@@ -230,9 +239,11 @@ export class Engine {
   ): Promise<Pushed> {
     const work = this.counts.of(channel);
     const startedAt = performance.now();
-    const [appended, elsewhere] = await Promise.all([
+    const { to } = drafts[0]!;
+    const [appended, elsewhere, enrolled] = await Promise.all([
       this.#store.append(channel, drafts, this.clock.stamp(), key && { ...key, now: this.#now() }, scheduled),
       this.#store.remotePresence(channel),
+      to === null || scheduled ? [] : this.#enrolled(channel, to),
     ]).catch((error: unknown) => {
       if (!(error instanceof PereError) || (error.code !== "refused" && error.code !== "conflict")) work.pushFailures++;
       throw error;
@@ -244,13 +255,72 @@ export class Engine {
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
     if (!appended.replayed) this.#retention.pushed(channel, appended.first + appended.count - 1, appended.count);
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
-    return {
-      ...appended,
-      audience: {
-        addressed: appended.addressed,
-        connected: this.#feeds.presence.connected(channel, drafts[0]!.to, elsewhere),
-      },
+    return this.#pushed(channel, appended, to, enrolled, elsewhere);
+  }
+
+  /** @param enrolled those of the named devices that are enrolled; null: unknown */
+  #pushed(
+    channel: string,
+    appended: Appended,
+    to: readonly string[] | null,
+    enrolled: readonly string[] | null,
+    elsewhere: ReadonlyMap<string, number>,
+  ): Pushed {
+    const known = new Set(enrolled);
+    const strangers = enrolled === null ? [] : (to ?? []).filter((device) => !known.has(device));
+    const audience = {
+      addressed: appended.addressed,
+      connected: this.#feeds.presence.connected(channel, to, elsewhere),
     };
+    return { ...appended, audience, warnings: warningsOf(channel, appended, strangers) };
+  }
+
+  /** Those of these devices that are enrolled; null: unknown, which is no reason to refuse a push. */
+  async #enrolled(channel: string, devices: readonly string[]): Promise<string[] | null> {
+    try {
+      const found: string[] = [];
+      for (let from = 0; from < devices.length; from += PAGE_MAX)
+        found.push(...(await this.#store.enrolled(channel, devices.slice(from, from + PAGE_MAX))));
+      return found;
+    } catch (error) {
+      unexpected(this.#report, error);
+      return null;
+    }
+  }
+
+  /**
+   * Pushes an event again, with its data and type, to the devices that failed it, are missing on it or had it withdrawn.
+   * @throws PereError as `push`; unknown; refused: there is no such device, or the id is that of a control entry
+   */
+  async again(channel: string, name: string, options: AgainOptions, key?: Idempotency): Promise<Pushed> {
+    if (this.#draining) throw new PereError("away", "PERE is shutting down; push again in a moment");
+    // What a key is known for is answered even if nobody is left by now.
+    const known = key ? await this.#store.replayed(channel, key, this.#now()) : null;
+    if (known) return this.#replayed(channel, known);
+    const { epoch, seq } = await this.#kept(channel, name);
+    const event = await this.#entryAt(channel, epoch, seq);
+    if (!event) throw new PereError("unknown", `event ${name} is no longer kept`);
+    if (isControl(event))
+      throw new PereError(
+        "refused",
+        `${name} is not an event: it tells that event ${idOf(epoch, event.withdraws)} was withdrawn; push that one again`,
+      );
+    const to = await devicesLeft(this.#store, channel, epoch, event, this.#now());
+    return this.#append(channel, [{ ...options, type: event.type, data: event.data, to, again: seq }], key);
+  }
+
+  async #replayed(channel: string, known: Appended): Promise<Pushed> {
+    this.counts.of(channel).replays++;
+    const event = await this.#entryAt(channel, known.epoch, known.first);
+    const to = event && !isControl(event) ? (event.to ?? []) : [];
+    const [enrolled, elsewhere] = await Promise.all([this.#enrolled(channel, to), this.#store.remotePresence(channel)]);
+    return this.#pushed(channel, known, to, enrolled, elsewhere);
+  }
+
+  /** The kept entry with this number; undefined: it is not kept. */
+  async #entryAt(channel: string, epoch: string, seq: number): Promise<LogEntry | undefined> {
+    const [entry] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
+    return entry?.seq === seq ? entry : undefined;
   }
 
   /**
@@ -410,10 +480,10 @@ export class Engine {
   /** One kept event as its publisher's JSON text. @throws PereError unknown */
   async event(channel: string, id: string): Promise<string> {
     const { epoch, seq } = await this.#kept(channel, id);
-    const found = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
-    if (found[0]?.seq === seq && isControl(found[0])) throw this.#noEvent(channel, id);
-    const [text] = (await this.#stateTexts(channel, epoch, found)) ?? [];
-    if (text !== undefined && found[0]!.seq === seq) return text;
+    const found = await this.#entryAt(channel, epoch, seq);
+    if (found && isControl(found)) throw this.#noEvent(channel, id);
+    const [text] = (found && (await this.#stateTexts(channel, epoch, [found]))) ?? [];
+    if (text !== undefined) return text;
     throw new PereError("unknown", `event ${id} is no longer kept`);
   }
 

@@ -21,7 +21,10 @@ export const LINES_MAX = 1_000;
 export const BODY_BYTES_MAX = 8 * 1024 * 1024;
 /** Names in `to`; long names reach the 16 KiB limit of request headers first. For more devices, use a separate channel. */
 export const TO_MAX = 1_000;
-/** Names in `to` times lines of the batch: each is a row in one commit, which other requests wait for. */
+/**
+ * Names in `to` times lines of the batch, and devices that an event is pushed to again: each is a row in one commit or one script, which other requests
+ * wait for.
+ */
 export const TARGETS_MAX = 20_000;
 /** A hook's URL, secret and kinds. */
 export const HOOK_BYTES_MAX = 8 * 1024;
@@ -145,6 +148,8 @@ export interface EventDraft {
   readonly remind: number | null;
   readonly key: string | null;
   readonly attempts: number | null;
+  /** The event that it repeats, by its `seq`; absent: none. */
+  readonly again?: number;
 }
 
 /** Why an event ended before all of its devices had a final word: its publisher took it back, or pushed a newer one with the same key. */
@@ -177,6 +182,8 @@ export interface Event {
   readonly remind: number | null;
   /** The id of the schedule that it was pushed for; absent: none. */
   readonly scheduled?: string;
+  /** The `seq` of the event that it repeats; absent: none. */
+  readonly again?: number;
   readonly key: string | null;
   readonly attempts: number | null;
   /** Null: it was not withdrawn. */
@@ -386,6 +393,7 @@ const head = (channel: string, epoch: string, event: Event): string =>
   (event.type === null ? "" : `,"type":"${event.type}"`) +
   (event.deadline === null ? "" : `,"deadline":"${iso(event.deadline)}"`) +
   (event.scheduled === undefined ? "" : `,"scheduled":"${event.scheduled}"`) +
+  (event.again === undefined ? "" : `,"again":"${epoch}-${event.again}"`) +
   (event.key === null ? "" : `,"key":"${event.key}"`);
 
 /**
@@ -428,7 +436,7 @@ export const outstandingOf = (tally: Tally): number =>
   isComplete(tally) ? 0 : tally.addressed - tally.done - tally.failed;
 
 /**
- * The event as its publisher gets it: with audience, tally and expiry.
+ * The event as its publisher gets it: with audience, tally and expiry. It has no more names than a push may give: rows list them all.
  * @param connected how many of the addressed devices are connected now
  * @param now milliseconds since 1970
  */
@@ -446,7 +454,7 @@ export function eventStateText(
     ...(event.expires === null ? {} : { expiresAt: iso(event.expires) }),
     ...(event.remind === null ? {} : { remind: event.remind / 1000 }),
     ...(event.attempts === null ? {} : { attempts: event.attempts }),
-    ...(event.to === null ? {} : { to: event.to }),
+    ...(event.to === null || event.to.length > TO_MAX ? {} : { to: event.to }),
     ...(withdrawn === null ? {} : { withdrawn: { at: iso(withdrawn.at), ...withdrawalBody(epoch, withdrawn) } }),
     audience: { addressed: tally.addressed, connected },
     receipts: tallyCounts(tally),

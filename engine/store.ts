@@ -424,6 +424,9 @@ export interface Store {
     scheduled?: DueTime,
   ): Promise<Appended>;
 
+  /** What `append` would answer to a known key; null: the key is not known. @throws PereError refused, as `append` */
+  replayed(channel: string, key: Idempotency, now: number): Promise<Appended | null>;
+
   /**
    * Withdraws an event that is not complete, in one step, however many devices it has. A control entry is appended to the events log. From then on,
    * each device without a final word that is not missing is `withdrawn`, nobody owes the event, its deadline and its rounds have ended, and every read
@@ -587,7 +590,10 @@ export interface Store {
   /** The same without what they owe, so that the cost of a page is its length. */
   enrolments(channel: string, after: string, limit: number): Promise<Page<DeviceEnrolment, string>>;
 
-  /** Those of these devices that are enrolled, in the same order, with what they owe. */
+  /** Those of these devices that are enrolled, in the same order; at most `PAGE_MAX` are given. */
+  enrolled(channel: string, devices: readonly string[]): Promise<string[]>;
+
+  /** The same with what they owe. */
   owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]>;
 
   /**

@@ -194,7 +194,8 @@ async function play(): Promise<(readonly [key: string, said: Said])[]> {
   // Complete and settled.
   await until(() => cameOn(listening).filter(complete).length === 8, "complete, on each receipts feed");
   const { id: twice } = (await ask(`${pere.url}/push/orders?to=${samples.device}&token=${token}`, { body: {} })).body;
-  await until(() => cameOn(listening).filter(([, { payload }]) => payload.id === twice).length === 4, "another order");
+  const other = ([key, { payload }]: readonly [string, Said]) => key.startsWith("event") && payload.id === twice;
+  await until(() => cameOn(listening).filter(other).length === 4, "another order");
   const note = encodeURIComponent(samples.withdrawn.note);
   await ask(`${pere.url}/events/orders/${twice}?note=${note}&token=${token}`, { method: "DELETE" });
   await until(

@@ -11,7 +11,7 @@ import packageJson from "../package.json";
  */
 const FLOORS: readonly (readonly [pattern: RegExp, floor: number])[] = [
   [/^engine\/(model|attention|parsing|addresses|yield|clock|descriptors|faults|first)\.ts$/, 0],
-  [/^engine\/(store|counters|receipt-rules|retention-rules|retention-schedule)\.ts$/, 1],
+  [/^engine\/(store|counters|receipt-rules|retention-rules|retention-schedule|again|warnings)\.ts$/, 1],
   [/^engine\/(feeds|sqlite|redis|auth)\//, 2],
   [/^engine\/(hooks|schedule)\//, 3],
   [/^engine\/(engine|directory)\.ts$/, 4],

@@ -48,6 +48,7 @@ const isGuarded = (status: number): boolean => status === 401 || status === 403;
 describe("the examples", () => {
   test("form one story, and match the real answers", async () => {
     const told: unknown[] = [];
+    let first: string | undefined;
     for (const [operationId, asking, status, type, example] of STORY) {
       const step = `${operationId} ${status} ${type} ${example}`;
       const expected = replyOf(operationId, status)!.reply.content![type]!.examples![example]!.value;
@@ -60,13 +61,17 @@ describe("the examples", () => {
       } else {
         const answer = await tried(operationId, asking, isGuarded(status) ? guarded.url : pere.url);
         expect(answer.status, `${step}: ${answer.text}`).toBe(status);
-        if (operationId === "push" && status === 201) tellEpoch(answer.text);
+        if (operationId === "push" && status === 201) {
+          tellEpoch(answer.text);
+          first ??= answer.text;
+        }
         if (status === 202) tellScheduled(answer.body.id as string);
         const given = JSON.parse(sample(JSON.stringify(answer.body))) as unknown;
         expect(given, step).toEqual(expected);
       }
       told.push(expected);
     }
+    tellEpoch(first!); // The last push was to another channel.
     // The pushed event is where the answer says it is.
     expect(operations.get("readEvent")!.path.replace("{channel}", samples.channel).replace("{id}", samples.event)).toBe(
       `/events/${samples.channel}/${samples.event}`,
@@ -195,6 +200,12 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   deleteChannel: { 400: [bad({ channel: "-" })], 404: [bad({ channel: "nowhere" })], 409: [{}] },
   listEvents: { 400: [bad({ after: "x" })], 404: [bad({ after: "0-1" })], 422: [bad({ limit: "0" })] },
   readEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
+  pushEventAgain: {
+    400: [bad({ channel: "-" }), bad({ attempts: "twice" }), { headers: { "Idempotency-Key": "" } }],
+    404: [bad({ id: "0-1" }), bad({ id: "x" }), bad({ channel: "nowhere" })],
+    415: [{ headers: { "Content-Encoding": "gzip" } }],
+    422: [{}, bad({ ttl: "0" }), bad({ to: "till-7" }), { headers: { Prefer: "wait=121" } }],
+  },
   withdrawEvent: { 400: [bad({ channel: "-" })], 404: [bad({ id: "0-1" }), bad({ id: "x" })] },
   listReceipts: {
     400: [bad({ status: "gone" })],
@@ -247,7 +258,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
 const SLOW = ["push", "giveReceipts", "putHook"];
 
 /** Operations that one caller may do only so often. */
-const LIMITED = ["push", "giveReceipts", "followReceipts", "followEvents"];
+const LIMITED = ["push", "pushEventAgain", "giveReceipts", "followReceipts", "followEvents"];
 
 /** Where each operation meets the engine. */
 const BEHIND: Record<string, keyof Engine> = {
@@ -258,6 +269,7 @@ const BEHIND: Record<string, keyof Engine> = {
   readAttention: "attention",
   listEvents: "events",
   readEvent: "event",
+  pushEventAgain: "again",
   withdrawEvent: "withdraw",
   listReceipts: "rows",
   enrolDevice: "enrol",

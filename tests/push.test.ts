@@ -20,14 +20,15 @@ const stored = async (channel: string): Promise<number> => {
 describe("one event", () => {
   test("is answered with its id, seq, time and audience, and a Location", async () => {
     const channel = fresh();
+    await ask(`${pere.url}/devices/${channel}/till`, { method: "PUT" });
     const answer = await ask(`${pere.url}/push/${channel}`, { body: "{}" });
     expect(answer.status).toBe(201);
     expect(Object.keys(answer.body)).toEqual(["id", "channel", "seq", "at", "audience"]);
-    expect(answer.body).toMatchObject({ channel, seq: 1, audience: { addressed: 0, connected: 0 } });
+    expect(answer.body).toMatchObject({ channel, seq: 1, audience: { addressed: 1, connected: 0 } });
     expect(answer.body.id).toMatch(/^[0-9a-z]+-1$/);
     expect(answer.body.at).toMatch(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/);
     const read = await ask(`${pere.url}${answer.headers.get("location")}`);
-    expect(read.body).toMatchObject({ id: answer.body.id, data: {}, complete: true });
+    expect(read.body).toMatchObject({ id: answer.body.id, data: {}, complete: false });
   });
 
   test("increments the channel's seq by exactly one, in the same epoch", async () => {

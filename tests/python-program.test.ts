@@ -214,6 +214,19 @@ pythonTest("publish: the data is the bytes that were given, whatever the locale"
   expect((await ask(`${url}/events/orders/${id}`)).body.data).toBe("☕");
 });
 
+pythonTest("publish: what may be wrong with a push is said on standard error, beside the answer", async () => {
+  const { url } = await service();
+  await enrol(url, "till-7");
+  const warning =
+    "Device till-8 is not enrolled in channel orders: check its name. It gets the event if it opens a feed in time.";
+  const publisher = new Python(["publish", url, "orders", "1", "--to", "till-7,till-8"]);
+  expect(await publisher.ended()).toBe(0);
+  expect(JSON.parse(publisher.said)).toMatchObject({ warnings: [warning] });
+  expect(publisher.complained).toBe(`pere: ${warning}\n`);
+  const well = new Python(["publish", url, "orders", "1"]);
+  expect([await well.ended(), well.complained]).toEqual([0, ""]);
+});
+
 pythonTest("two signals at once end it", async () => {
   const { url } = await service();
   for (const args of [

@@ -185,3 +185,15 @@ test(
   },
   LIMIT_MS,
 );
+
+test("the answer to a push has the service's warnings, in words", async () => {
+  await using cleanup = new AsyncDisposableStack();
+  const pere = cleanup.adopt(await start(), (service) => service.stop());
+  const nobody = "No device is enrolled in channel orders, so the event";
+  expect((await publish(pere.url, "orders", 1)).warnings).toEqual([
+    `${nobody} went to nobody. The channel had no events before: check its name.`,
+  ]);
+  expect((await publishMany(pere.url, "orders", [1, 2])).warnings).toEqual([`${nobody}s went to nobody.`]);
+  await ask(`${pere.url}/devices/orders/till`, { method: "PUT" });
+  expect((await publish(pere.url, "orders", 1)).warnings).toBeUndefined();
+});

@@ -30,6 +30,7 @@ import {
   RECEIPTS_MAX,
   type State,
   STATUSES,
+  TO_MAX,
 } from "../engine/model.ts";
 import { DEFAULT_HOOK_KINDS, HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
 
@@ -118,6 +119,7 @@ const ending = {
     description: "What its publisher says about it, for people.",
   },
 };
+const againOf = { ...ref("EventId"), description: "The event that was pushed again as this one, if any." };
 const scheduledFor = { ...ref("ScheduleId"), description: "The scheduled push that it was pushed for, if any." };
 const scheduled = {
   id: ref("ScheduleId"),
@@ -127,6 +129,14 @@ const scheduled = {
   last: { ...orNull("EventId"), description: "The event that was pushed for it last." },
   error: { type: "string", description: "Why nothing was pushed when it was last due." },
 };
+const warnings = array(
+  { type: "string" },
+  {
+    minItems: 1,
+    description:
+      "Only if something may be wrong, in sentences: named devices that are not enrolled, the first ten by name, or that nobody was addressed.",
+  },
+);
 /** Additional members of the answer to a push that waits. */
 const outcome = {
   receipts: { ...ref("Tally"), description: "Only with `Prefer: wait`." },
@@ -255,13 +265,24 @@ export const schemas = {
     },
   ),
 
-  Pushed: object({ ...eventHead, audience: ref("Audience"), ...outcome }, ["type", ...Object.keys(outcome)]),
-  PushedMany: object({
-    events: array(object({ id: ref("EventId"), seq: ref("Seq"), at: ref("Time"), ...outcome }, Object.keys(outcome)), {
-      maxItems: LINES_MAX,
-    }),
-    audience: ref("Audience"),
-  }),
+  Pushed: object({ ...eventHead, audience: ref("Audience"), warnings, ...outcome }, [
+    "type",
+    "warnings",
+    ...Object.keys(outcome),
+  ]),
+  PushedMany: object(
+    {
+      events: array(
+        object({ id: ref("EventId"), seq: ref("Seq"), at: ref("Time"), ...outcome }, Object.keys(outcome)),
+        {
+          maxItems: LINES_MAX,
+        },
+      ),
+      audience: ref("Audience"),
+      warnings,
+    },
+    ["warnings"],
+  ),
   PushedLater: object(
     { id: ref("ScheduleId"), channel: ref("Channel"), next: { ...orNull("Time"), description: "When it is due." } },
     [],
@@ -288,6 +309,7 @@ export const schemas = {
       ...eventHead,
       deadline: deadlineTime,
       scheduled: scheduledFor,
+      again: againOf,
       key: eventKey,
       round: {
         type: "integer",
@@ -296,7 +318,7 @@ export const schemas = {
       },
       data: ref("Data"),
     },
-    ["type", "deadline", "scheduled", "key", "round"],
+    ["type", "deadline", "scheduled", "again", "key", "round"],
     {
       description: "An event as devices get it.",
     },
@@ -306,6 +328,7 @@ export const schemas = {
       ...eventHead,
       deadline: deadlineTime,
       scheduled: scheduledFor,
+      again: againOf,
       expiresAt: ref("Time"),
       key: eventKey,
       remind: { type: "number", description: "Seconds between reminders, if any." },
@@ -315,7 +338,10 @@ export const schemas = {
         maximum: ATTEMPTS_MAX,
         description: "How often a device may try, if more than once.",
       },
-      to: array(ref("Device"), { description: "The devices named in `to`, if any." }),
+      to: array(ref("Device"), {
+        maxItems: TO_MAX,
+        description: `The devices that the event names, if any; absent if they are more than ${TO_MAX}, as they can be if it was pushed again.`,
+      }),
       withdrawn: object({ at: ref("Time"), ...ending }, ["by", "note"], {
         description: "How the event was withdrawn, if it was.",
       }),
@@ -328,7 +354,7 @@ export const schemas = {
       settled: { type: "boolean", description: "It is complete, or its deadline has passed." },
       data: ref("Data"),
     },
-    ["type", "deadline", "scheduled", "key", "expiresAt", "remind", "attempts", "to", "withdrawn"],
+    ["type", "deadline", "scheduled", "again", "key", "expiresAt", "remind", "attempts", "to", "withdrawn"],
     { description: "An event as its publisher gets it." },
   ),
   EventBatch: batch(ref("Event"), {
@@ -981,6 +1007,7 @@ const changes = {
   })),
   ...{ withdrawn: [], tallies: [], receipts: [] },
 };
+const mistyped = "oders";
 const scheduleId = "s-0mi9q2vd4k3x9q2vd";
 /** The example's time is a Sunday. */
 const nextMonday = iso(Date.UTC(2026, 10, 23, 8));
@@ -1016,6 +1043,14 @@ export const samples = {
     ...schedule,
     options: { type, to: device, ttl: "3600", deadline: "600" },
     data: orders[0],
+  },
+  pushedAgain: { id: id(4), channel, seq: 4, at, type, audience: { addressed: 1, connected: 0 } },
+  mistyped,
+  pushedToNobody: {
+    ...{ id: id(1), channel: mistyped, seq: 1, at, type, audience: { addressed: 0, connected: 0 } },
+    warnings: [
+      `No device is enrolled in channel ${mistyped}, so the event went to nobody. The channel had no events before: check its name.`,
+    ],
   },
   pushedMany: { events: [2, 3].map((seq) => ({ id: id(seq), seq, at })), audience: { addressed: 1, connected: 0 } },
   waited: {

@@ -26,6 +26,7 @@ import {
   RECEIPTS_MAX,
   REMIND_SECONDS_MAX,
   REMIND_SECONDS_MIN,
+  TARGETS_MAX,
   TO_MAX,
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
@@ -34,6 +35,7 @@ import {
 import { OVERDUE_MS } from "../engine/attention.ts";
 import { HOOKS_MAX, SCHEDULES_MAX } from "../engine/store.ts";
 import {
+  type Parameter,
   channel,
   channels,
   device,
@@ -50,6 +52,7 @@ import {
   type Operation,
   page,
   problem,
+  problemBody,
   refusedBody,
   refusing,
   reply,
@@ -216,6 +219,7 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
             schema: { anyOf: [ref("Pushed"), ref("PushedMany")] },
             examples: examples({
               one: ["One event", samples.pushed],
+              nobody: ["With a warning", samples.pushedToNobody],
               many: ["Many events", samples.pushedMany],
             }),
           },
@@ -467,6 +471,50 @@ still comes is recorded as late. A push that waits for the event is answered, an
         "The note is too long, or the id is not that of an event.",
         examples({
           note: ["A note that is too long", refusedBody("note", `at most ${NOTE_CHARACTERS_MAX} characters`)],
+        }),
+      ),
+    },
+  },
+
+  again: {
+    operationId: "pushEventAgain",
+    summary: "Push an event again to those who did not do it",
+    tags: ["Events ↓"],
+    description: `Pushes the event's data and type as a new event to the devices that failed it, are missing on it or had it withdrawn, and answers as a push does. Retired devices are
+left out. The new event has the id of this one in \`again\`. Options are those of a push, without \`type\` and without any that says to whom or when; none is taken over from the event.
+At most ${TARGETS_MAX} devices can be pushed to again.`,
+    get parameters(): Parameter[] {
+      const left = ["channel", "type", "to", "at", "every", "tz"];
+      return [channel, event, ...described.push.parameters.filter(({ name }) => !left.includes(name))];
+    },
+    responses: {
+      200: {
+        description: "The key was known: the event of the first request. Nothing new was stored.",
+        headers: {
+          Location: { $ref: "#/components/headers/Location" },
+          "Idempotent-Replayed": { $ref: "#/components/headers/Idempotent-Replayed" },
+          "Preference-Applied": { $ref: "#/components/headers/Preference-Applied" },
+        },
+        content: json("Pushed", one(samples.pushedAgain)),
+      },
+      201: {
+        description: "Stored; delivery has begun.",
+        headers: {
+          Location: { $ref: "#/components/headers/Location" },
+          "Preference-Applied": { $ref: "#/components/headers/Preference-Applied" },
+        },
+        content: json("Pushed", one(samples.pushedAgain)),
+      },
+      ...failing(400, 401, 403, 404, 415, 429, 507),
+      422: problem(
+        "No device is left, or too many; an option that can't be given here, or that is out of bounds; the id is not that of an event; or the `Idempotency-Key` was used with another request.",
+        examples({
+          nobody: [
+            "Nobody is left",
+            problemBody("refused", "Refused", 422, {
+              detail: `event ${samples.event} can't be pushed again: no device failed it, is missing on it or had it withdrawn, apart from retired ones`,
+            }),
+          ],
         }),
       ),
     },

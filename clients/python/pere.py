@@ -1313,6 +1313,8 @@ def publish(
     value that JSON can represent, or bytes that are JSON text and are sent unchanged. `to` names devices; `ttl`, `deadline`, `remind` and `wait` are in
     seconds.
 
+    What may be wrong with the push is in `warnings` of the answer, in sentences: named devices that are not enrolled, or that nobody was addressed.
+
     The push is repeated for `patience_seconds` and stored once, by its idempotency key. That is a random one, or `key`, with which the caller can
     repeat the push later. `report` is called with one line of text for each error after which it tries again.
 
@@ -1385,6 +1387,12 @@ def _parse_stored(body: bytes, channel: str) -> Dict[str, Any]:
     if not is_event or not all(_is_count(count) for count in counts):
         raise _TemporaryError("the answer does not say that the event is stored")
     return answer
+
+
+def _warnings(answer: Dict[str, Any]) -> List[str]:
+    """The warnings in the answer to a push."""
+    warnings = answer.get("warnings")
+    return [warning for warning in warnings if isinstance(warning, str)] if isinstance(warnings, list) else []
 
 
 def receipts(
@@ -2026,7 +2034,10 @@ def _main() -> int:
     if arguments.command == "publish":
         data = sys.stdin.buffer.read() if arguments.data == "-" else os.fsencode(arguments.data)
         options = {name: getattr(arguments, name) for name in ("type", "to", "ttl", "deadline", "remind", "wait", "key")}
-        _print(json.dumps(publish(arguments.url, arguments.channel, data, token=token, **options)))
+        answer = publish(arguments.url, arguments.channel, data, token=token, **options)
+        _print(json.dumps(answer))
+        for warning in _warnings(answer):
+            _log(warning)
         return 0
 
     def follow(stop: threading.Event, _is_ending: Callable[[], bool]) -> None:

@@ -12,6 +12,8 @@ export interface PushedEvent<Data = unknown> {
   readonly type?: string;
   /** When the final receipt is due. */
   readonly deadline?: string;
+  /** The event that was pushed again as this one. */
+  readonly again?: string;
   readonly data: Data;
   /** `data` as its publisher wrote it, with numbers that JavaScript would round and with duplicate keys. */
   readonly text: string;

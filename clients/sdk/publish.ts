@@ -40,6 +40,8 @@ export interface Pushed {
   readonly type?: string;
   readonly deadline?: string;
   readonly audience: { readonly addressed: number; readonly connected: number };
+  /** What may be wrong, in sentences: named devices that are not enrolled, or that nobody was addressed. */
+  readonly warnings?: readonly string[];
   readonly receipts?: Tally;
   readonly complete?: boolean;
 }
@@ -54,6 +56,8 @@ export interface PushedMany {
     readonly complete?: boolean;
   }[];
   readonly audience: { readonly addressed: number; readonly connected: number };
+  /** As in `Pushed`, for all of them. */
+  readonly warnings?: readonly string[];
 }
 
 /**

@@ -35,6 +35,7 @@ import {
   EVENT_SOURCE_TYPES,
 } from "../model.ts";
 import type { BegunRound, DeviceState } from "../store.ts";
+import { names } from "./names.ts";
 
 /** Ring size in entries: what devices on bad connections miss in a moment. */
 export const RING_ENTRIES_MAX = 1_024;
@@ -642,8 +643,8 @@ export class Log {
     const read = readOf(entries, from);
     const sent = read.batch.entries;
     const toAllUntil = Math.min(
-      ...sent.map(({ to: names, expires }) =>
-        names === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
+      ...sent.map(({ to, expires }) =>
+        to === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
       ),
     );
     const controls = sent.flatMap(({ control }) => control ?? []);
@@ -892,11 +893,11 @@ export class Log {
 
 /** Whether an event is addressed to a follower, or to all after its floor. */
 const isAddressed = ({ to, seq }: Entry, { device, floor }: Follower): boolean =>
-  to === null ? seq > floor : device !== null && to.includes(device);
+  to === null ? seq > floor : device !== null && names(to, device);
 
 /** Whether the event that a control entry withdraws was addressed to a follower, wherever that started. */
 const concerns = ({ to, withdraws }: ControlEntry, { device, joined }: Follower): boolean =>
-  to === null ? withdraws > joined : device !== null && to.includes(device);
+  to === null ? withdraws > joined : device !== null && names(to, device);
 
 /** Whether a follower has passed a withdrawn event without being sent it. */
 const hasSkipped = ({ skipped }: Follower, { seq, withdraws, expires }: ControlEntry): boolean =>

@@ -1,7 +1,9 @@
 /**
  * `POST /push/:channel`: stores one event or many, and with `Prefer: wait` answers when all their devices are done, or after that time.
+ * `POST /events/:channel/:id/again` pushes an event once more, to those who did not do it.
  */
 import type { Server } from "bun";
+import type { Grant } from "../auth/rights.ts";
 import type { Pushed } from "../engine.ts";
 import { unexpected } from "../faults.ts";
 import {
@@ -20,7 +22,7 @@ import { EVENT_OPTIONS, readChannel, readData, readEventOptions, readKey, readLi
 import { eventOptionsOf, readTiming, SCHEDULE_OPTIONS, type Timing } from "../schedule/schedules.ts";
 import type { Schedule } from "../store.ts";
 import type { Params, RouteContext } from "./context.ts";
-import { contentType, queryOf, waitOf } from "./request.ts";
+import { contentType, queryOf, refuseEncodedBody, waitOf } from "./request.ts";
 import { json } from "./response.ts";
 import type { SocketData } from "./transports.ts";
 
@@ -32,12 +34,21 @@ const PUSH_OPTIONS = [...EVENT_OPTIONS, ...SCHEDULE_OPTIONS];
  */
 const ownedKey = (subject: string | null, key: string): string => (subject === null ? key : `${subject}\x1f${key}`);
 
-/** The options of a push in canonical form; absent options are left out. */
-function optionsText({ to, ...options }: Omit<EventDraft, "data">, timing: Timing | null): string {
+/** The key of a request; undefined: it has none. @throws PereError malformed */
+function keyOf(request: Request, { subject }: Grant): { readonly key: string; readonly earlier: string } | undefined {
+  const text = request.headers.get("idempotency-key");
+  if (text === null) return undefined;
+  const key = readKey(text);
+  return { key: ownedKey(subject, key), earlier: key };
+}
+
+/** A digest of the options of a push; absent options are left out. */
+function optionsDigest({ to, ...options }: Omit<EventDraft, "data">, timing: Timing | null): string {
   const given = Object.entries({ ...options, ...timing, to: to && [...to].sort() }).filter(
     ([, value]) => value !== null,
   );
-  return JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
+  const text = JSON.stringify(Object.fromEntries(given.sort(([a], [b]) => (a < b ? -1 : 1))));
+  return Bun.SHA256.hash(text, "base64");
 }
 
 /** The tallies of events by their seq; without `Prefer: wait` there are none. */
@@ -66,6 +77,20 @@ async function outcomesOf(
   );
 }
 
+/** Waits as long as the request asks for. */
+async function awaited(
+  context: RouteContext,
+  pushed: Pushed,
+  channel: string,
+  waitMs: number | null,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Outcomes> {
+  if (waitMs === null) return NO_OUTCOMES;
+  server.timeout(request, 0);
+  return outcomesOf(context, pushed, channel, waitMs, request.signal);
+}
+
 const outcomeJson = (tally: Tally | undefined) =>
   tally ? { receipts: tallyCounts(tally), complete: isComplete(tally) } : {};
 
@@ -75,18 +100,22 @@ function answer(pushed: Pushed, channel: string, many: boolean, outcomes: Outcom
   const headers: Record<string, string> = pushed.replayed ? { "Idempotent-Replayed": "true" } : {};
   if (outcomes.size > 0) headers["Preference-Applied"] = "wait";
   const { epoch, first, count, audience } = pushed;
+  const warnings = pushed.warnings.length === 0 ? {} : { warnings: pushed.warnings };
   const at = iso(pushed.at);
   if (many) {
     const events = Array.from({ length: count }, (_, n) => {
       const seq = first + n;
       return { id: id(epoch, seq), seq, at, ...outcomeJson(outcomes.get(seq)) };
     });
-    return json({ events, audience }, status, headers);
+    return json({ events, audience, ...warnings }, status, headers);
   }
   const name = id(epoch, first);
   const typed = pushed.type === null ? {} : { type: pushed.type };
-  const event = { id: name, channel, seq: first, at, ...typed, audience, ...outcomeJson(outcomes.get(first)) };
-  return json(event, status, { Location: `${basePath}/events/${channel}/${name}`, ...headers });
+  const about = { id: name, channel, seq: first, at, ...typed, audience, ...warnings };
+  return json({ ...about, ...outcomeJson(outcomes.get(first)) }, status, {
+    Location: `${basePath}/events/${channel}/${name}`,
+    ...headers,
+  });
 }
 
 /** The answer to a push that is stored for later. */
@@ -116,8 +145,7 @@ export async function push(
   const waitMs = waitOf(request);
   if (timing && waitMs !== null)
     throw new PereError("refused", "Prefer: wait is for what is pushed now; leave it out, or at and every");
-  const keyText = request.headers.get("idempotency-key");
-  const key = keyText === null ? null : readKey(keyText);
+  const named = keyOf(request, grant);
   const take = admission.counter("push", grant, request, server);
   const form = contentType(request);
   const many = form === "application/x-ndjson";
@@ -140,21 +168,57 @@ export async function push(
       `to: device names times lines must be at most ${TARGETS_MAX}; send several requests`,
     );
   await take(drafts.length);
-  const idempotency =
-    key === null
-      ? undefined
-      : {
-          key: ownedKey(grant.subject, key),
-          earlier: key,
-          digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${Bun.SHA256.hash(optionsText(options, timing), "base64")}`,
-        };
+  const idempotency = named && {
+    ...named,
+    digest: `${many ? "many" : "one"}:${Bun.SHA256.hash(bytes, "base64")}?${optionsDigest(options, timing)}`,
+  };
   if (timing) {
     const scheduled = await engine.schedules.put(channel, timing, drafts[0]!.data, eventOptionsOf(query), idempotency);
     return scheduledAnswer(scheduled, channel, basePath);
   }
   const pushed = await engine.push(channel, drafts, idempotency);
-  if (waitMs === null) return answer(pushed, channel, many, NO_OUTCOMES, basePath);
-  server.timeout(request, 0);
-  const outcomes = await outcomesOf(context, pushed, channel, waitMs, request.signal);
+  const outcomes = await awaited(context, pushed, channel, waitMs, request, server);
   return answer(pushed, channel, many, outcomes, basePath);
+}
+
+/** Why these options of a push can't be given where an event is pushed again. */
+const NOT_AGAIN: Readonly<Record<string, string>> = {
+  to: "the devices are those that failed the event, are missing on it or had it withdrawn; leave it out",
+  where: "the devices are those that failed the event, are missing on it or had it withdrawn; leave it out",
+  type: "the event is pushed again with its own type; leave it out",
+  ask: "the event is pushed again with its own question; leave it out",
+  at: "an event is pushed again now; leave it out",
+  every: "an event is pushed again now; leave it out",
+  tz: "an event is pushed again now; leave it out",
+};
+const AGAIN_OPTIONS = EVENT_OPTIONS.filter((option) => !(option in NOT_AGAIN));
+
+/** Pushes an event again to those who did not do it; answers as a push does. */
+export async function pushAgain(
+  context: RouteContext,
+  params: Params,
+  request: Request,
+  server: Server<SocketData>,
+): Promise<Response> {
+  const { engine, admission, basePath, right } = context;
+  const channel = readChannel(params.channel);
+  const grant = await admission.authorize(request, right, [channel]);
+  refuseNotAgain(request);
+  const options = readEventOptions(queryOf(request, AGAIN_OPTIONS));
+  refuseEncodedBody(request);
+  const waitMs = waitOf(request);
+  const named = keyOf(request, grant);
+  const key = named && { ...named, digest: `again:${params.id}?${optionsDigest(options, null)}` };
+  await admission.counter("push", grant, request, server)(1);
+  const pushed = await engine.again(channel, params.id, options, key);
+  const outcomes = await awaited(context, pushed, channel, waitMs, request, server);
+  return answer(pushed, channel, false, outcomes, basePath);
+}
+
+/** @throws PereError refused */
+function refuseNotAgain(request: Request): void {
+  for (const path of new URL(request.url).searchParams.keys()) {
+    const message = Object.hasOwn(NOT_AGAIN, path) ? NOT_AGAIN[path]! : null;
+    if (message !== null) throw new PereError("refused", `${path}: ${message}`, [{ path, message }]);
+  }
 }

@@ -36,15 +36,16 @@ type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
 /**
  * `at expires deadline remind type to data`. Behind `at`, each after a semicolon, is what few events have: the id of the schedule, `k=` the key, `a=`
- * the attempts.
+ * the attempts, `g=` the event that it repeats.
  */
 export const eventEntryText = (
-  { type, to, data, key, attempts }: EventDraft,
+  { type, to, data, key, attempts, again }: EventDraft,
   at: number,
   { expires, deadline, remind }: Times,
   scheduled?: string,
 ): string =>
-  `${at}${scheduled === undefined ? "" : `;${scheduled}`}${key === null ? "" : `;k=${key}`}${attempts === null ? "" : `;a=${attempts}`} ` +
+  `${at}${scheduled === undefined ? "" : `;${scheduled}`}${key === null ? "" : `;k=${key}`}${attempts === null ? "" : `;a=${attempts}`}` +
+  `${again === undefined ? "" : `;g=${again}`} ` +
   `${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
 /** An event; whether it was withdrawn is not part of its entry. */
@@ -54,6 +55,7 @@ export function eventOf(seq: number, text: string): Event {
   const optionOf = (name: string): string | null =>
     options.find((option) => option.startsWith(name))?.slice(name.length) ?? null;
   const scheduled = options.length === 0 ? null : optionOf("s-");
+  const again = options.length === 0 ? null : optionOf("g=");
   return {
     seq,
     at: Number(at),
@@ -67,6 +69,7 @@ export function eventOf(seq: number, text: string): Event {
     attempts: options.length === 0 ? null : numberOrNull(optionOf("a=") ?? ""),
     withdrawn: null,
     ...(scheduled === null ? {} : { scheduled: `s-${scheduled}` }),
+    ...(again === null ? {} : { again: Number(again) }),
   };
 }
 

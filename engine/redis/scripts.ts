@@ -525,6 +525,23 @@ local function withdraw(channel, entries, event, reason, by, remark, now)
   return entry, isVoided
 end
 
+-- The push that an idempotency key is remembered for; nil: none; false: it came with another request. Its name of now and that of earlier versions are
+-- the additional keys. The second result is the epoch that keys are stored with.
+local function knownPush(channel, digest, keyNow)
+  local known
+  local life = redis.call('HGET', counters, 'life') or channel.epoch
+  for nth = 1, 2 do
+    local kept = redis.call('GET', KEYS[PARTS + nth])
+    kept = kept and cjson.decode(kept)
+    -- Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
+    if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > keyNow and not known and (nth == 1 or not kept.digest:find('?', 1, true)) then
+      known = kept
+    end
+  end
+  if known and known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then known = false end
+  return known, life
+end
+
 -- The keys of scheduled pushes come first among the additional ones. Uses a due time, and notes the event or the error; false: it was used, or
 -- there is no such schedule.
 local function useDueTime(id, due, following, last, failure, now)
@@ -633,19 +650,12 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     guard(channel, ARGV[#ARGV])
     local now, digest, keyNow = tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[#ARGV - 1])
-    local life = digest ~= '' and redis.call('HGET', counters, 'life') or channel.epoch
+    local life = channel.epoch
     if digest ~= '' then
-      -- Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
       local known
-      for nth = 1, 2 do
-        local kept = redis.call('GET', KEYS[PARTS + nth])
-        kept = kept and cjson.decode(kept)
-        if kept and kept.epoch == life and kept.first <= channel.head and kept.expires > keyNow and not known and (nth == 1 or not kept.digest:find('?', 1, true)) then
-          known = kept
-        end
-      end
+      known, life = knownPush(channel, digest, keyNow)
+      if known == false then return {} end
       if known then
-        if known.digest ~= digest and known.digest ~= digest:match('^[^?]*') then return {} end
         return { made, channel.epoch, known.first, known.count, known.at, known.addressed, known.type, 1, 0, channel.head, 0, '', '' }
       end
     end
@@ -720,6 +730,15 @@ export const SCRIPTS = {
       saveAttention(channel) }`,
     HASTY_PARAGRAPHS,
   ),
+
+  /** digest, now; the key's names → epoch, first, count, when, addressed, type of the push that it is known for; none: there is none; -1: another digest */
+  replayed: script(`
+    local channel = look()
+    local known = nil
+    if channel then known = knownPush(channel, ARGV[1], tonumber(ARGV[2])) end
+    if known == false then return { -1 } end
+    if not known then return {} end
+    return { channel.epoch, known.first, known.count, known.at, known.addressed, known.type }`),
 
   /**
    * epoch, event, note, now, where those that hear of it answer, known state → as `prepare`, head, how many received the message, whether something is to be

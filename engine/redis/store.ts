@@ -459,6 +459,20 @@ export class RedisStore implements Store {
     };
   }
 
+  async replayed(channel: string, key: Idempotency, now: number): Promise<Appended | null> {
+    const { all, idempotency } = this.#keys(channel);
+    const keys = [...all, idempotency(key.key), idempotency(key.earlier ?? key.key)];
+    const reply = (await this.#link.run(this.#scripts.replayed, keys, [
+      key.digest,
+      key.now ?? now,
+    ])) as readonly Reply[];
+    if (reply.length === 0) return null;
+    if (reply.length === 1) throw otherRequest();
+    const [first, count, at, addressed] = reply.slice(1, 5).map(Number) as [number, number, number, number];
+    const type = reply[5] === "" ? null : (reply[5] as string);
+    return { epoch: reply[0] as string, first, count, at, addressed, type, replayed: true };
+  }
+
   /** Runs a script that reads one epoch of a channel; null if the channel has another epoch or does not exist. */
   async #readOf(
     script: Script,
@@ -828,6 +842,12 @@ export class RedisStore implements Store {
     for (const [index, text] of (stored as readonly (string | null)[]).entries())
       if (text !== null) found.push(enrolmentOf(items[index]!, text)); // Otherwise it was retired between the two reads.
     return { items: found, next };
+  }
+
+  async enrolled(channel: string, devices: readonly string[]): Promise<string[]> {
+    if (devices.length === 0) return [];
+    const found = (await this.#link.send("HMGET", this.#keys(channel).devices, ...devices)) as readonly Reply[];
+    return devices.filter((_, n) => found[n] !== null);
   }
 
   async owing(channel: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {

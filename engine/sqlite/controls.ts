@@ -19,6 +19,9 @@ interface ControlRow {
   answered: number;
 }
 
+/** What few events have. */
+type Options = Pick<Event, "key" | "attempts" | "again">;
+
 /** Keyed events that one read looks at to find the newest of each key. */
 const LOOKED_AT = 1_000;
 
@@ -109,20 +112,29 @@ export class Controls {
 
   // -------------------------------------------------------------------------------------------------------------- options
 
-  addOptions(channel: Channel, event: number, key: string | null, attempts: number | null): void {
-    if (key === null && attempts === null) return;
-    this.#file.run("INSERT INTO options VALUES (?1, ?2, ?3, ?4)", channel.id, event, key, attempts);
+  addOptions(channel: Channel, event: number, { key, attempts, again }: Options): void {
+    if (key === null && attempts === null && again === undefined) return;
+    this.#file.run(
+      "INSERT INTO options (channel, event, key, attempts, again) VALUES (?1, ?2, ?3, ?4, ?5)",
+      channel.id,
+      event,
+      key,
+      attempts,
+      again ?? null,
+    );
   }
 
   /** The options of events from `first` to `last` that have some, by the event's `seq`. */
-  options(channel: number, first: number, last: number): Map<number, Pick<Event, "key" | "attempts">> {
-    const rows = this.#file.all<{ event: number; key: string | null; attempts: number | null }>(
-      "SELECT event, key, attempts FROM options WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
+  options(channel: number, first: number, last: number): Map<number, Options> {
+    const rows = this.#file.all<{ event: number; key: string | null; attempts: number | null; again: number | null }>(
+      "SELECT event, key, attempts, again FROM options WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
       channel,
       first,
       last,
     );
-    return new Map(rows.map(({ event, ...options }) => [event, options]));
+    return new Map(
+      rows.map(({ event, key, attempts, again }) => [event, { key, attempts, ...(again === null ? {} : { again }) }]),
+    );
   }
 
   /** The newest kept event with this key. All older ones are complete or withdrawn. */

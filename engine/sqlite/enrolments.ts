@@ -74,6 +74,18 @@ export class Enrolments {
     return found;
   }
 
+  /** Those of these devices that are enrolled, in the same order. */
+  among(channel: Channel, devices: readonly string[]): string[] {
+    return this.#file
+      .all<{ device: string }>(
+        `SELECT value AS device FROM json_each(?2) WHERE EXISTS
+         (SELECT 1 FROM devices WHERE channel = ?1 AND device = value AND "left" IS NULL) ORDER BY key`,
+        channel.id,
+        JSON.stringify(devices),
+      )
+      .map(({ device }) => device);
+  }
+
   /** Empties the cache. */
   clear(): void {
     this.#current.clear();

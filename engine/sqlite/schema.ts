@@ -247,6 +247,9 @@ CREATE TABLE voided (
 ) STRICT, WITHOUT ROWID;
 `;
 
+/** The event that an event repeats. */
+const AGAIN = `ALTER TABLE options ADD COLUMN again INTEGER;`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
@@ -265,6 +268,7 @@ export const SCHEMA: Schema = {
     ATTENTION,
     JOURNAL,
     STATES,
+    AGAIN,
   ],
 };
 

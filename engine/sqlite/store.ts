@@ -410,6 +410,13 @@ export class SqliteStore implements Store {
     });
   }
 
+  replayed(name: string, key: Idempotency, now: number): Promise<Appended | null> {
+    return this.#read<Appended | null>(name, null, (channel) => {
+      const known = this.#knownKey(channel, key, now);
+      return known && { epoch: channel.epoch, ...known, replayed: true };
+    });
+  }
+
   /** The result that is kept under a key. @throws PereError refused: it is that of another request */
   #knownKey(channel: Channel, key: Idempotency, now: number): Kept | null {
     // Keys stored by earlier versions have a digest of the body alone; they are used only if this version stored none.
@@ -421,8 +428,10 @@ export class SqliteStore implements Store {
       key.earlier ?? key.key,
       key.now ?? now,
     );
-    if (known && known.digest !== key.digest && known.digest !== earlierDigest(key.digest)) throw otherRequest();
-    return known;
+    if (!known) return null;
+    const { digest, ...kept } = known;
+    if (digest !== key.digest && digest !== earlierDigest(key.digest)) throw otherRequest();
+    return kept;
   }
 
   #keepKey(channel: Channel, key: Idempotency, { first, count, at, addressed, type }: Kept, now: number): void {
@@ -454,7 +463,7 @@ export class SqliteStore implements Store {
   }
 
   #appendOne(channel: Channel, draft: EventDraft, at: number, scheduled?: string): Event {
-    const { type, data, to, key, attempts } = draft;
+    const { type, data, to, key, attempts, again } = draft;
     const seq = ++channel.head;
     const expires = afterSeconds(at, draft.ttl);
     const deadline = afterSeconds(at, draft.deadline);
@@ -478,7 +487,7 @@ export class SqliteStore implements Store {
         scheduled ?? null,
       );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
-    this.#controls.addOptions(channel, seq, key, attempts);
+    this.#controls.addOptions(channel, seq, draft);
     this.#tallies.add(channel, seq, { named: to && to.length, deadline, expires, attempts });
     if (deadline === null && (to?.length ?? channel.audience) > 0) this.#overdue.pushed(channel, seq, at);
     // All names in one statement: a batch may have twenty thousand.
@@ -489,8 +498,8 @@ export class SqliteStore implements Store {
         seq,
         JSON.stringify(to),
       );
-    const more = { key, attempts, withdrawn: null, ...(scheduled === undefined ? {} : { scheduled }) };
-    return { seq, at, type, data, to, expires, deadline, remind, ...more };
+    const more = { ...(scheduled === undefined ? {} : { scheduled }), ...(again === undefined ? {} : { again }) };
+    return { seq, at, type, data, to, expires, deadline, remind, key, attempts, withdrawn: null, ...more };
   }
 
   async withdraw(name: string, { epoch, seq }: Position, note: string | null, now: number): Promise<Withdrawn> {
@@ -883,6 +892,10 @@ export class SqliteStore implements Store {
     return this.#read<Page<DeviceEnrolment, string>>(name, { items: [], next: null }, (channel) =>
       page(this.#enrolments.list(channel, after, limit + 1), limit, ({ device }) => device),
     );
+  }
+
+  enrolled(name: string, devices: readonly string[]): Promise<string[]> {
+    return this.#read<string[]>(name, [], (channel) => this.#enrolments.among(channel, devices));
   }
 
   owing(name: string, devices: readonly string[], now: number): Promise<EnrolledDevice[]> {

@@ -187,6 +187,23 @@ export function devicesContract(ground: Ground): void {
       expect(await pendingOf("till")).toBe(0);
     });
 
+    test("are told apart from those that are not enrolled, in the given order", async () => {
+      expect(await ground.store.enrolled("orders", ["till"])).toEqual([]);
+      await enrol("till", "kiosk", "gone");
+      await ground.store.join("orders", "truck", T);
+      await ground.store.retire("orders", "gone", T);
+      await append("a", { to: ["stranger"] });
+      const asked = ["truck", "stranger", "till", "gone", "Till", "kiosk"];
+      expect(await ground.store.enrolled("orders", asked)).toEqual(["truck", "till", "kiosk"]);
+      expect(await ground.store.enrolled("orders", [])).toEqual([]);
+      expect(await ground.store.enrolled("others", asked)).toEqual([]);
+      await ground.store.enrol("orders", "gone", T);
+      expect(await ground.store.enrolled("orders", ["gone"])).toEqual(["gone"]);
+      const many = Array.from({ length: 1_000 }, (_, n) => `d${n}`);
+      await enrol("d7", "d999");
+      expect(await ground.store.enrolled("orders", many)).toEqual(["d7", "d999"]);
+    });
+
     test("show when they were enrolled and last seen; a sign of life of an unknown device is ignored", async () => {
       await ground.store.enrol("orders", "till", T);
       await ground.store.join("orders", "kiosk", T + 1);

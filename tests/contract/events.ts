@@ -2,8 +2,9 @@
  * The store's contract: positions, channels and events.
  */
 import { describe, expect, test } from "bun:test";
+import type { Event } from "../../engine/model.ts";
 import type { Store } from "../../engine/store.ts";
-import { dataOf, draft, EVERYTHING, reads, SECOND, T, word } from "./calls.ts";
+import { dataOf, draft, EVERYTHING, reads, rowsOf, SECOND, T, word } from "./calls.ts";
 import type { Ground } from "./ground.ts";
 
 export function positionsContract(ground: Ground): void {
@@ -210,6 +211,29 @@ export function eventContract(ground: Ground): void {
           withdrawn: null,
         },
       ]);
+    });
+
+    test("says which event it repeats, as it is stored, read and told, with twenty thousand names", async () => {
+      await append("first");
+      await ground.store.follow("events", "orders");
+      const to = Array.from({ length: 20_000 }, (_, n) => `d${String(n).padStart(5, "0")}`);
+      const { first, addressed } = await ground.store.append("orders", [draft("again", { to, again: 1 })], T);
+      expect([first, addressed]).toEqual([2, 20_000]);
+      await append("after", { again: 2, key: "k" });
+      await ground.heard();
+      const told = ground.wakes
+        .flatMap(({ entries }) => entries as readonly unknown[] as readonly Event[])
+        .filter(({ seq }) => seq > 1);
+      const read: Event[] = [];
+      for (const after of [0, 1, 2]) read.push(...((await reads.events(ground.store, "orders", after, 1)) as Event[]));
+      expect("again" in read[0]!).toBe(false);
+      expect(read.map(({ again }) => again)).toEqual([undefined, 1, 2]);
+      expect(read[1]!.to!.toSorted()).toEqual(to);
+      // A store may tell of a large entry by its position only.
+      for (const entry of told) if (entry.seq === 3) expect(entry).toMatchObject({ again: 2, key: "k" });
+      expect((await rowsOf(ground.store, "orders", 2)).length).toBe(20_000);
+      expect(await give(2, "d19999", "done")).toBe("recorded");
+      expect(await give(2, "d20000", "done")).toBe("unaddressed");
     });
 
     test("is read after a position, up to a limit, at least one whatever its size", async () => {

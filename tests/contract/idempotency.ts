@@ -84,6 +84,22 @@ export function idempotencyKeyContract(ground: Ground): void {
       expect((await ground.store.append("orders", [draft(3)], T + 3 * KEY_MEMORY_MS, key("k"))).replayed).toBe(false);
     });
 
+    test("can be looked up without a push", async () => {
+      const look = (given: Idempotency, now = T, channel = "orders") => ground.store.replayed(channel, given, now);
+      expect(await look(key("k"))).toBeNull();
+      await enrol("till");
+      const first = await ground.store.append("orders", [draft(1, { type: "t" }), draft(2)], T, key("k", "one:body"));
+      expect(await look(key("k", "one:body"), T + SECOND)).toEqual({ ...first, replayed: true });
+      expect(await look({ key: "till/k", earlier: "k", digest: "one:body?options" })).toMatchObject({ first: 1 });
+      expect(await codeOf(look(key("k", "one:else")))).toBe("refused");
+      expect(await look(key("other"))).toBeNull();
+      expect(await look(key("k"), T, "others")).toBeNull();
+      expect(await look(key("k"), T + KEY_MEMORY_MS + 1)).toBeNull();
+      const plain = await ground.store.append("orders", [draft(1)], T, key("l"));
+      expect(await look(key("l"))).toEqual({ ...plain, type: null, replayed: true });
+      expect((await ground.store.heads("orders"))!.events.head).toBe(3);
+    });
+
     test("outlives its events", async () => {
       await ground.store.append("orders", [draft(1)], T, key("k"));
       await append(2);

@@ -33,7 +33,15 @@ export function requestOf(operationId: string, { token, ...asking }: Asking, bas
     ...asking.headers,
     ...(token ? { Authorization: `Bearer ${token === "weak" ? weak : expired}` } : {}),
   };
-  return describedRequest(operations.get(operationId)!, { ...asking, headers }, base, real);
+  const given = Object.entries(asking.parameters ?? {}).map(
+    ([name, value]) => [name, value === null ? null : real(value)] as const,
+  );
+  return describedRequest(
+    operations.get(operationId)!,
+    { ...asking, headers, parameters: Object.fromEntries(given) },
+    base,
+    real,
+  );
 }
 
 /** Holds an answer to what is declared for it. */
@@ -83,6 +91,12 @@ export const accept = (type: string): Asking => ({ headers: { Accept: type } });
 
 const keyed: Asking = { type: JSON_TYPE, example: "one", headers: { "Idempotency-Key": "a" } };
 
+/** The third event of the story failed. */
+const once: Asking = {
+  parameters: { id: samples.eventBatch.events[2]!.id },
+  headers: { "Idempotency-Key": "again" },
+};
+
 const weekdays: Asking = {
   type: JSON_TYPE,
   example: "one",
@@ -128,6 +142,17 @@ export const STORY: readonly Step[] = [
   ["testHook", {}, 200, JSON_TYPE, "example"],
   ["listHooks", {}, 200, JSON_TYPE, "example"],
   ["deleteChannel", {}, 409, PROBLEM, "example"],
+
+  ["pushEventAgain", once, 201, JSON_TYPE, "example"],
+  ["pushEventAgain", once, 200, JSON_TYPE, "example"],
+  ["pushEventAgain", {}, 422, PROBLEM, "nobody"],
+  [
+    "push",
+    { type: JSON_TYPE, body: "1", parameters: { channel: samples.mistyped, to: null } },
+    201,
+    JSON_TYPE,
+    "nobody",
+  ],
 
   ["push", { type: JSON_TYPE, body: "1" }, 401, PROBLEM, "missing"],
   ["push", { type: JSON_TYPE, body: "1", token: "expired" }, 401, PROBLEM, "expired"],
