@@ -147,6 +147,7 @@ const EventPage = lazy(async () => (await import("./event.tsx")).EventPage);
 const DevicesPage = lazy(async () => (await import("./devices.tsx")).DevicesPage);
 const DevicePage = lazy(async () => (await import("./device.tsx")).DevicePage);
 const PushPage = lazy(async () => (await import("./push.tsx")).PushPage);
+const PushAgainPage = lazy(async () => (await import("./push-again.tsx")).PushAgainPage);
 const HooksPage = lazy(async () => (await import("./hooks.tsx")).HooksPage);
 
 function ChannelPage({ channel }: { readonly channel: string }) {
@@ -154,7 +155,8 @@ function ChannelPage({ channel }: { readonly channel: string }) {
   const shown = board.value?.channel === channel ? board.value : null;
   if (place === "devices" && item !== null) return <DevicePage channel={channel} name={item} />;
   if (place === "devices") return <DevicesPage channel={channel} />;
-  if (place === "push") return <PushPage channel={channel} again={item} />;
+  if (place === "push" && item !== null) return <PushAgainPage key={item} channel={channel} id={item} />;
+  if (place === "push") return <PushPage channel={channel} again={null} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
   if (place === "event" && item !== null) return <EventPage channel={channel} id={item} shown={shown} />;
   return shown ? <BoardPage shown={shown} /> : <Skeleton />;

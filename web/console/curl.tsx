@@ -1,9 +1,8 @@
-/** The `curl` command that makes the same push, to copy. */
+/** The `curl` command that does the same, to copy. */
 import { signal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { addressOf } from "./api.ts";
 import { Copy } from "./copy.tsx";
-import { curlText, type Draft } from "./push-draft.ts";
 
 /** Whether the service asks for a token; null: not known yet. */
 const asksForToken = signal<boolean | null>(null);
@@ -15,9 +14,10 @@ async function learnAboutTokens(): Promise<void> {
   if (answer) asksForToken.value = answer.status === 401;
 }
 
-export function Curl({ channel, draft }: { readonly channel: string; readonly draft: Draft }) {
+/** @param text the command; with `needsToken` it takes the token from a variable */
+export function Curl({ text }: { readonly text: (needsToken: boolean) => string }) {
   useEffect(() => void learnAboutTokens(), []);
-  const command = curlText(channel, draft, asksForToken.value === true);
+  const command = text(asksForToken.value === true);
   return (
     <details open>
       <summary>The same with curl</summary>

@@ -29,6 +29,8 @@ export interface Shown {
   readonly expiresAt?: string;
   readonly remind?: number;
   readonly to?: readonly string[];
+  /** The event that it repeats. */
+  readonly again?: string;
   readonly audience: { readonly addressed: number; readonly connected: number };
   readonly receipts: States;
   readonly complete: boolean;

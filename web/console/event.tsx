@@ -14,7 +14,7 @@ import { useReading } from "./readings.ts";
 import { linkTo, useTitle } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
 import { now } from "./state.ts";
-import { notDoneOf, titleOf, verdictText } from "./verdict.ts";
+import { leftOf, titleOf, verdictText } from "./verdict.ts";
 import { ago, count, prettyJson, some, span, timeText } from "./words.ts";
 
 /** Seconds after which a changed event is read again, and one that the stream does not report. */
@@ -91,7 +91,7 @@ function EventDetails({ channel, event, trouble }: EventDetailsProps) {
         <pre tabIndex={0} aria-label="Data">
           {prettyJson(text)}
         </pre>
-        <Options event={event} />
+        <Options channel={channel} event={event} />
       </section>
     </article>
   );
@@ -100,7 +100,7 @@ function EventDetails({ channel, event, trouble }: EventDetailsProps) {
 /** What can be done about an event. Each action is an item of the list. */
 function Actions({ channel, event }: { readonly channel: string; readonly event: Shown }) {
   const trouble = useSignal("");
-  const notDone = notDoneOf(event.receipts);
+  const left = leftOf(event.receipts);
   const save = (): void => {
     trouble.value = "";
     saveCsv(channel, event.id).catch((error: unknown) => (trouble.value = troubleText(error)));
@@ -108,10 +108,10 @@ function Actions({ channel, event }: { readonly channel: string; readonly event:
   return (
     <>
       <ul class="actions" aria-label="Actions">
-        {notDone > 0 && (
+        {left > 0 && (
           <li>
             <a class="button" href={linkTo(channel, "push", event.id)}>
-              Push again to {notDone === 1 ? "this device" : `these ${count(notDone)}`}
+              Push again to {left === 1 ? "this device" : `these ${count(left)}`}
             </a>
           </li>
         )}
@@ -129,7 +129,8 @@ function Actions({ channel, event }: { readonly channel: string; readonly event:
 }
 
 /** How the event was pushed. */
-function Options({ event: { deadline, at, remind, expiresAt, to } }: { readonly event: Shown }) {
+function Options({ channel, event }: { readonly channel: string; readonly event: Shown }) {
+  const { deadline, at, remind, expiresAt, to, again } = event;
   const length = deadline === undefined ? 0 : (Date.parse(deadline) - Date.parse(at)) / 1000;
   const facts = [
     deadline === undefined ? "" : `Deadline ${timeText(deadline)}, ${span(length)} after the push.`,
@@ -137,5 +138,15 @@ function Options({ event: { deadline, at, remind, expiresAt, to } }: { readonly 
     expiresAt === undefined ? "" : `Expires ${timeText(expiresAt)}.`,
     to === undefined ? "" : `Sent to ${some(to.length, "named device")}.`,
   ].filter(Boolean);
-  return facts.length === 0 ? null : <p class="muted">{facts.join(" ")}</p>;
+  if (facts.length === 0 && again === undefined) return null;
+  return (
+    <p class="muted">
+      {facts.join(" ")}{" "}
+      {again !== undefined && (
+        <>
+          It repeats <a href={linkTo(channel, "event", again)}>an earlier event</a>.
+        </>
+      )}
+    </p>
+  );
 }

@@ -40,6 +40,8 @@ export const KINDS = [
   ["receipt", "for each receipt of a device"],
   ["complete", "when every device has given its final receipt"],
   ["missing", "when the deadline passed and devices are missing"],
+  ["failed", "when devices failed and do not try again"],
+  ["settled", "when an event with a deadline is complete, or its deadline has passed"],
 ] as const;
 
 export const pathOf = (channel: string, name: string): string => `/hooks/${channel}/${name}`;

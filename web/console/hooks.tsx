@@ -33,8 +33,8 @@ export function HooksPage({ channel }: { readonly channel: string }) {
       {trouble.value && <p class="trouble">What you see may be out of date. {trouble}</p>}
       {hooks.length === 0 && edited.value === null && (
         <p class="empty">
-          No hooks. A hook is a URL that PERE calls when receipts arrive, when an event is complete, or when devices are
-          missing.
+          No hooks. A hook is a URL that PERE calls when receipts arrive, when devices failed or are missing, or when an
+          event is complete.
         </p>
       )}
       {hooks.map((hook) =>

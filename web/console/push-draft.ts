@@ -96,7 +96,8 @@ export function curlText(channel: string, draft: Draft, needsToken: boolean): st
  */
 let unknown: { readonly key: string; readonly content: string } | null = null;
 
-const newKey = (): string => [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("-");
+export const newKey = (): string =>
+  [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("-");
 
 /** Sends a push. @returns the answer; null: there was none, and it may or may not have been stored @throws Refused; Error: nothing was sent */
 export async function send(channel: string, draft: Draft): Promise<Pushed | null> {

@@ -8,6 +8,7 @@ import { audienceFault, DevicePicker } from "./device-picker.tsx";
 import {
   type Again,
   againOf,
+  curlText,
   type Draft,
   jsonFault,
   NEW_DRAFT,
@@ -74,7 +75,7 @@ function FormAgain({ channel, id }: { readonly channel: string; readonly id: str
 }
 
 /** What became of a push: the answer, or why there is none. */
-type Outcome = Pushed | { readonly trouble: string };
+export type Outcome = Pushed | { readonly trouble: string };
 
 function Form({ channel, draft: first }: { readonly channel: string; readonly draft: Draft }) {
   const fields = useFields(first);
@@ -128,12 +129,12 @@ function Form({ channel, draft: first }: { readonly channel: string; readonly dr
         </button>
       </p>
       <div role="status">{outcome.value !== null && <OutcomeText channel={channel} outcome={outcome.value} />}</div>
-      <Curl channel={channel} draft={draft.value} />
+      <Curl text={(needsToken) => curlText(channel, draft.value, needsToken)} />
     </form>
   );
 }
 
-const UNKNOWN =
+export const UNKNOWN =
   "PERE did not answer. The event may or may not have been stored. Push it again: the same event is stored only once.";
 
 const asSentence = ({ path, message }: Fault): Fault => ({ path, message: troubleText(new Error(message)) });
@@ -149,7 +150,7 @@ const buttonText = (to: readonly string[] | null, devices: number | undefined): 
       ? "Push to all devices"
       : `Push to all ${some(devices, "device")}`;
 
-function OutcomeText({ channel, outcome }: { readonly channel: string; readonly outcome: Outcome }) {
+export function OutcomeText({ channel, outcome }: { readonly channel: string; readonly outcome: Outcome }) {
   if ("trouble" in outcome) return <p class="trouble">{outcome.trouble}</p>;
   const { id, audience, receipts, warnings = [] } = outcome;
   return (

@@ -33,6 +33,9 @@ const sumOf = (receipts: States, states: readonly string[]): number =>
 /** How many devices did not do it: they failed, or the deadline passed. */
 export const notDoneOf = (receipts: States): number => sumOf(receipts, NOT_DONE);
 
+/** How many devices an event can be pushed again to, retired ones included. */
+export const leftOf = (receipts: States): number => sumOf(receipts, ["failed", "missing", "withdrawn"]);
+
 /** The states of devices that are not done and should be, unknown ones too. */
 export const owingStates = (receipts: States): string[] =>
   Object.keys(receipts).filter((state) => !["done", "over"].includes(wordsOf(state).kind));
