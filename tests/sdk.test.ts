@@ -128,6 +128,7 @@ test("receipts come to the publisher as they are given, with the last one's word
     "till-7 received null",
     'till-7 done "printed"',
     "truck-3 missing null",
+    "settled",
     "truck-3 done null",
     "complete",
   ]);

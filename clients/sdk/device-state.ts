@@ -2,22 +2,33 @@
  * What a device remembers: the events that it has finished, and where an anonymous feed continues. It is stored together with the outbox.
  */
 import { messageWithCauses } from "./errors.ts";
-import { isWord, type Receipt, type Word } from "./model.ts";
+import { isOutcome, isWord, type Outcome, type Receipt, roundOf } from "./model.ts";
 import type { DeviceStorage } from "./storage.ts";
-import { isObject, isText, jsonOf } from "./values.ts";
+import { isCount, isObject, isText, jsonOf } from "./values.ts";
 
 /** Finished events that are remembered after the service has their receipts. It does not send them again, so the newest are enough. */
 const SETTLED_MAX = 2_000;
 
-/** The stored form. */
+/** What became of an event in a round: its last receipt. */
+export interface Ended {
+  readonly status: Outcome;
+  readonly round: number;
+  readonly detail?: unknown;
+  readonly after?: number | undefined;
+  readonly retry?: false | undefined;
+}
+
+/** The stored form. Fields that an earlier version does not know are left out by it, and have a default here. */
 interface StoredState {
   readonly version: 1;
-  /** Finished events whose receipts the service has, oldest first. */
-  readonly settled: readonly (readonly [id: string, status: Word])[];
+  /** Finished events whose receipts the service has, oldest first. The default of `round` is 1. */
+  readonly settled: readonly (readonly [id: string, status: Outcome, round?: number])[];
   readonly outbox: readonly Receipt[];
   /** Where an anonymous feed continues. For a device, the service knows it. */
   readonly last: string;
 }
+
+const isRound = (value: unknown): boolean => value === undefined || (isCount(value) && value > 0);
 
 /** Checks each field of a stored state. A wrong one is left out. */
 function storedStateOf(value: unknown): StoredState {
@@ -26,17 +37,27 @@ function storedStateOf(value: unknown): StoredState {
   return {
     version: 1,
     settled: list(settled).filter(
-      (one): one is [string, Word] => Array.isArray(one) && isText(one[0]) && isWord(one[1]),
+      (one): one is [string, Outcome] => Array.isArray(one) && isText(one[0]) && isOutcome(one[1]) && isRound(one[2]),
     ),
     outbox: list(outbox).filter(
-      (one): one is Receipt => isObject(one) && isText(one.event) && isText(one.channel) && isWord(one.status),
+      (one): one is Receipt =>
+        isObject(one) && isText(one.event) && isText(one.channel) && isWord(one.status) && isRound(one.round),
     ),
     last: typeof last === "string" ? last : "",
   };
 }
 
-/** What is known of an event that has arrived: it waits or is being handled, or this was its final receipt. */
-export type EventState = "open" | Pick<Receipt, "status" | "detail">;
+/** An event that waits or is being handled. */
+export interface Open {
+  readonly status: "open";
+  /** The round that its receipts answer. */
+  round: number;
+  /** Aborted when the event is withdrawn. */
+  readonly withdrawing: AbortController;
+}
+
+/** What is known of an event that has arrived. */
+export type EventState = Open | Ended;
 
 /** The device whose state it is. */
 export interface StateOwner {
@@ -57,7 +78,7 @@ export class DeviceState {
   readonly #owner: StateOwner;
   readonly #events = new Map<string, EventState>();
   /** Ids of finished events whose receipts the service has, oldest first. */
-  readonly #settled: string[] = [];
+  readonly #settled = new Set<string>();
   #saving: Promise<void> | null = null;
   #isDirty = false;
 
@@ -77,16 +98,30 @@ export class DeviceState {
   /** The event is new when it comes again. */
   forget(event: string): void {
     this.#events.delete(event);
+    this.#settled.delete(event);
   }
 
-  /** The service has the event's final receipt: it is remembered only for a while. */
-  settle(event: string): void {
-    this.#settled.push(event);
-    if (this.#settled.length > SETTLED_MAX) this.#events.delete(this.#settled.shift()!);
+  /** The service has the receipt with which a round of the event ended: it is remembered only for a while. */
+  settle(event: string, round: number | undefined): void {
+    const state = this.#events.get(event);
+    // A later round may be open, or have ended since.
+    if (!state || state.status === "open" || (round !== undefined && round !== state.round)) return;
+    this.#settled.delete(event);
+    this.#settled.add(event);
+    if (this.#settled.size > SETTLED_MAX) this.#drop();
   }
 
-  /** Reads the stored state. @returns the stored receipts that are not in the outbox @throws Error when it can't be read: it must not be overwritten then */
-  async load(): Promise<readonly Receipt[]> {
+  #drop(): void {
+    const [oldest] = this.#settled;
+    this.#settled.delete(oldest!);
+    if (this.#events.get(oldest!)?.status !== "open") this.#events.delete(oldest!);
+  }
+
+  /**
+   * Reads the stored state. @param isFresh events that were finished before are to be handled again, so only the outbox counts
+   * @returns the stored receipts that are not in the outbox @throws Error when it can't be read: it must not be overwritten then
+   */
+  async load(isFresh: boolean): Promise<readonly Receipt[]> {
     if (!this.#storage) return [];
     let value: unknown;
     try {
@@ -95,17 +130,27 @@ export class DeviceState {
       throw new Error(`the stored state can't be read: ${messageWithCauses(error)}`, { cause: error });
     }
     const { settled, outbox, last } = storedStateOf(value);
-    for (const [id, status] of settled) {
-      if (this.#events.has(id)) continue;
-      this.#events.set(id, { status });
-      this.settle(id);
+    const name = ({ event, status, round }: Receipt): string => `${event} ${status} ${round ?? 1}`;
+    const present = new Set(this.#owner.receipts().map(name));
+    const added = outbox.filter((receipt) => !present.has(name(receipt)));
+    if (isFresh) return added;
+    for (const [event, status, round = 1] of settled)
+      if (this.#end(event, { status, round })) this.settle(event, round);
+    for (const receipt of added) {
+      const { event, status, detail, after, retry } = receipt;
+      if (isOutcome(status)) this.#end(event, { status, detail, after, retry, round: roundOf(receipt) });
     }
-    const present = new Set(this.#owner.receipts().map(({ event, status }) => `${event} ${status}`));
-    const added = outbox.filter(({ event, status }) => !present.has(`${event} ${status}`));
-    for (const { event, status, detail } of added)
-      if (status === "done" || status === "failed") this.#events.set(event, { status, detail });
     this.last = last;
     return added;
+  }
+
+  /** Notes a stored outcome. @returns false: as much is known already */
+  #end(event: string, ended: Ended): boolean {
+    const known = this.#events.get(event);
+    // What is open here may have been finished by another tab.
+    if (known && (known.status === "open" ? known.round > ended.round : known.round >= ended.round)) return false;
+    this.#events.set(event, ended);
+    return true;
   }
 
   /** Stores the state. Resolves when all of the state at the time of the call is stored, or could not be. */
@@ -122,9 +167,11 @@ export class DeviceState {
     while (this.#isDirty) {
       this.#isDirty = false;
       this.last = this.#owner.position() ?? this.last;
-      const settled = this.#settled.flatMap((id) => {
+      const settled = [...this.#settled].flatMap((id) => {
         const state = this.#events.get(id);
-        return state && state !== "open" ? [[id, state.status] as const] : [];
+        if (!state || state.status === "open") return [];
+        const { status, round } = state;
+        return [round === 1 ? ([id, status] as const) : ([id, status, round] as const)];
       });
       const stored: StoredState = { version: 1, settled, outbox: this.#owner.receipts(), last: this.last };
       try {

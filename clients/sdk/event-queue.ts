@@ -3,7 +3,7 @@
  */
 import { WAITING_MAX } from "./feed.ts";
 import type { PushedEvent } from "./model.ts";
-import { type Deferred, deferred } from "./timing.ts";
+import { type Resolvable, resolvable } from "./timing.ts";
 
 /** The device whose events these are. */
 export interface QueueOwner {
@@ -22,7 +22,7 @@ export class EventQueue {
   readonly #owner: QueueOwner;
   #waiting: PushedEvent[] = [];
   #open = 0;
-  #room: Deferred<void> | null = null;
+  #room: Resolvable<void> | null = null;
 
   /** @param concurrency how many events may be open at once */
   constructor(concurrency: number, owner: QueueOwner) {
@@ -40,9 +40,30 @@ export class EventQueue {
     return this.#open;
   }
 
+  /** No event waits or is being handled. */
+  get isEmpty(): boolean {
+    return this.#waiting.length + this.#open === 0;
+  }
+
   /** Adds an event; `start` starts it. */
   add(event: PushedEvent): void {
     this.#waiting.push(event);
+  }
+
+  /** Replaces an event that waits, by its id. @returns false: it does not wait */
+  replace(event: PushedEvent): boolean {
+    const at = this.#waiting.findIndex(({ id }) => id === event.id);
+    if (at !== -1) this.#waiting[at] = event;
+    return at !== -1;
+  }
+
+  /** Removes an event that waits. @returns false: it does not wait */
+  remove(event: string): boolean {
+    const at = this.#waiting.findIndex(({ id }) => id === event);
+    if (at === -1) return false;
+    this.#waiting.splice(at, 1);
+    this.start();
+    return true;
   }
 
   /** Starts as many events as may be open at once. */
@@ -65,7 +86,7 @@ export class EventQueue {
   /** Null: more events may be added. Otherwise resolves when they may be. */
   room(): Promise<void> | null {
     if (this.#waiting.length < WAITING_MAX || !this.#owner.canStart()) return null;
-    this.#room ??= deferred();
+    this.#room ??= resolvable();
     return this.#room.promise;
   }
 

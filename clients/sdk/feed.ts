@@ -5,7 +5,7 @@
 import { BlockedError, errorOf, messageWithCauses, notFromPere, objectOf } from "./errors.ts";
 import { RETRY_AFTER_MS_MAX, RetryableError } from "./errors.ts";
 import { EventStreamReader } from "./event-stream.ts";
-import { checkControl, entryOf, type Log, pollOf } from "./messages.ts";
+import { controlOf, entryOf, type Log, pollOf } from "./messages.ts";
 import { PereError, type Transport } from "./model.ts";
 import { addressOf, type ServiceClient } from "./service-client.ts";
 import { aborted, jitterMs, Sleep } from "./timing.ts";
@@ -41,7 +41,7 @@ const TRANSPORTS: readonly Transport[] = ["sse", "websocket", "longpoll"];
 export interface FeedHandler {
   /** An event, or a receipt. */
   entry(value: Record<string, unknown>): void;
-  /** A control message: `ready`, `gap`, `bye` or `complete`. */
+  /** A control message, such as `ready`, `gap`, `bye`, `withdrawn` or `complete`. */
   control(name: string, body: Record<string, unknown>): void;
   /** Null: more can be taken. Otherwise nothing is read until the promise resolves. */
   room(): Promise<void> | null;
@@ -214,9 +214,9 @@ export class Feed {
 
   /** @throws BlockedError when PERE sends no such message */
   #control(name: string, body: Record<string, unknown>): void {
-    checkControl(name, body, this.#channels);
+    const checked = controlOf(this.#log, name, body, this.#channels);
     if (name === "ready") this.#ready();
-    this.#handler.control(name, body);
+    this.#handler.control(name, checked);
   }
 
   /** An event or a receipt. @throws BlockedError when PERE sends no such entry */
@@ -362,15 +362,15 @@ export class Feed {
         watchdog.signal,
         wait * 1000 + timing.requestMs,
       );
-      const { entries, gaps, complete, last } = pollOf(this.#log, text, this.#channels, parse);
+      const { entries, gaps, notices, last } = pollOf(this.#log, text, this.#channels, parse);
       if (!this.#isReady) {
         this.#ready();
         this.#handler.control("ready", {});
       }
       this.#heard(watchdog);
-      for (const gap of gaps) this.#control("gap", gap);
+      for (const gap of gaps) this.#handler.control("gap", gap);
       for (const entry of entries) this.#handler.entry(entry);
-      for (const event of complete) this.#control("complete", event);
+      for (const { name, body } of notices) this.#handler.control(name, body);
       this.last = last;
       this.#handler.changed();
     }

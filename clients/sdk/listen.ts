@@ -1,28 +1,20 @@
 /**
- * `listen`: a device. It runs `onEvent` once per event and sends receipts until the service has answered each of them.
+ * `listen`: a device. It runs `onEvent` once per event and round, and sends receipts until the service has answered each of them.
  *
  * A named device that starts sends no position: the service sends every event that the device has not finished. The device remembers only which events
  * it has finished, until the service has those receipts too.
  */
 import { DeviceState } from "./device-state.ts";
-import { messageOf, messageWithCauses } from "./errors.ts";
-import { EventQueue } from "./event-queue.ts";
+import { messageWithCauses } from "./errors.ts";
+import { type Context, EventWork } from "./event-work.ts";
 import { Feed } from "./feed.ts";
-import type { Gap, PushedEvent, Receipt, Word } from "./model.ts";
-import { detailOf, Outbox } from "./outbox.ts";
+import type { Gap, LateReason, PushedEvent, Receipt, Withdrawal } from "./model.ts";
+import { Outbox } from "./outbox.ts";
 import { claimsOf, type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { type Observable, type Status, StatusSignal } from "./status.ts";
 import type { DeviceStorage } from "./storage.ts";
 import { openTabs, tabLocks, type Tabs } from "./tabs.ts";
-import { aborted, call, deferred, jitterMs, Sleep } from "./timing.ts";
-
-/** What `onEvent` can use besides returning or throwing. */
-export interface Context {
-  /** Sends the receipt `working`. */
-  working(detail?: unknown): void;
-  /** Aborted when the listener ends. If `onEvent` then throws, no receipt is sent, and the event comes again next time. */
-  readonly signal: AbortSignal;
-}
+import { aborted, call, resolvable, jitterMs, Sleep } from "./timing.ts";
 
 export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   /** One, or up to 16. */
@@ -34,13 +26,17 @@ export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   readonly device?: string | undefined;
   /**
    * Handles an event. `received` is sent before the call, `done` when it returns (the returned value is the detail), `failed` when it throws (the
-   * error's message is the detail). It may take any time, such as until somebody presses a button.
+   * error's message is the detail). Throw a `Deferred` if the event is to come again later, and a `Failed` for a detail of your own. It may take any
+   * time, such as until somebody presses a button.
    */
   readonly onEvent: (event: PushedEvent<Data>, context: Context) => unknown;
   /** How many events may be open at once. The default is 1: one after the other, in the order of their channel. */
   readonly concurrency?: number | undefined;
-  /** Where a device that is not yet enrolled starts. The service's default is `now`. */
-  readonly since?: "now" | "earliest" | (string & {}) | undefined;
+  /**
+   * Where a device that is not yet enrolled starts. The service's default is `now`. With `latest`, any device starts with the newest event of each key,
+   * also if it has finished that event before: `onEvent` runs for it again.
+   */
+  readonly since?: "now" | "earliest" | "latest" | (string & {}) | undefined;
   /** Where the outbox and the finished events are stored. The default is memory, which ends with the program. */
   readonly storage?: DeviceStorage | undefined;
   /**
@@ -54,6 +50,10 @@ export interface ListenOptions<Data = unknown> extends ConnectionOptions {
   readonly onReceipt?: ((receipt: Receipt) => void) | undefined;
   /** Called when the service refused a receipt for good, such as for an event that is no longer kept. It is not sent again. */
   readonly onRejected?: ((receipt: Receipt, reason: string) => void) | undefined;
+  /** Called when the service has accepted a final receipt that came late: after the deadline, or after the event was withdrawn. */
+  readonly onLate?: ((receipt: Receipt, reason: LateReason) => void) | undefined;
+  /** Called when an event was withdrawn that this device may have got. An event that waits is not begun; the `signal` of one that is open is aborted. */
+  readonly onWithdrawn?: ((withdrawal: Withdrawal) => void) | undefined;
   readonly onGap?: ((gap: Gap) => void) | undefined;
 }
 
@@ -84,7 +84,7 @@ class Device implements Listener {
   readonly #state: DeviceState;
   readonly #channels: readonly string[];
   readonly #status: StatusSignal;
-  readonly #queue: EventQueue;
+  readonly #work: EventWork;
   /** Aborted when the listener is to end; `#ended` when it has. */
   readonly #ending = new AbortController();
   readonly #ended = new AbortController();
@@ -112,20 +112,14 @@ class Device implements Listener {
     this.#isAnonymous = device === undefined && token === undefined;
     const query = { ...(device === undefined ? {} : { device }), ...(since === undefined ? {} : { since }) };
     this.#feed = new Feed(this.#service, "feed", this.#channels, query, "", {
-      entry: (value) => this.#receive(value as unknown as PushedEvent),
+      entry: (value) => this.#work.receive(value as unknown as PushedEvent),
       control: (name, body) => this.#control(name, body),
-      room: () => this.#queue.room(),
+      room: () => this.#work.queue.room(),
       changed: () => this.#changed(),
-    });
-    this.#queue = new EventQueue(Math.max(1, options.concurrency ?? 1), {
-      canStart: () => !this.#connection.aborted,
-      handle: (event) => this.#handle(event),
-      changed: () => this.#changed(),
-      handled: () => this.#wakeIdle(),
     });
     this.#state = new DeviceState(options.storage, {
       receipts: () => this.#outbox.receipts,
-      position: () => (this.#isAnonymous && this.#queue.waiting + this.#queue.open === 0 ? this.#feed.last : null),
+      position: () => (this.#isAnonymous && this.#work.queue.isEmpty ? this.#feed.last : null),
       failed: (why) => {
         this.#error = why;
         this.#service.report(why);
@@ -138,12 +132,16 @@ class Device implements Listener {
       {
         device,
         save: () => this.#save(),
-        settle: (event) => this.#state.settle(event),
+        settle: ({ event, round }) => this.#state.settle(event, round),
         error: (why) => void (this.#error = why),
         changed: () => this.#changed(),
         idle: () => this.#wakeIdle(),
         accepted: (receipt) => call(() => options.onReceipt?.(receipt)),
-        rejected: (receipt, reason) => call(() => options.onRejected?.(receipt, reason)),
+        late: (receipt, reason) => call(() => options.onLate?.(receipt, reason)),
+        rejected: (receipt, reason) => {
+          this.#work.rejected(receipt);
+          call(() => options.onRejected?.(receipt, reason));
+        },
       },
       {
         closing: this.#ending.signal,
@@ -151,6 +149,15 @@ class Device implements Listener {
         isIdentified: device === undefined || token !== undefined,
       },
     );
+    this.#work = new EventWork(options, this.#state, this.#outbox, {
+      connection: () => this.#connection,
+      isAnonymous: () => this.#isAnonymous,
+      save: () => this.#save(),
+      now: this.#service.now,
+      arrived: (event) => this.#tabs?.sendEvent(event),
+      changed: () => this.#changed(),
+      handled: () => this.#wakeIdle(),
+    });
     this.#status = new StatusSignal(this.#snapshot());
     const end = (): void => void this.close();
     if (signal?.aborted) end();
@@ -235,6 +242,7 @@ class Device implements Listener {
       sendStatus: () => this.#showStatus(),
       showStatus: (status) => void this.#status.set({ ...(status ?? this.#snapshot()), isElsewhere: true }),
       showEvent: (event) => call(() => this.#options.onElsewhere?.(event)),
+      showWithdrawal: (withdrawal) => call(() => this.#options.onWithdrawn?.(withdrawal)),
     });
   }
 
@@ -242,7 +250,7 @@ class Device implements Listener {
   async #lead(signal: AbortSignal): Promise<void> {
     this.#connection = signal;
     this.#isElsewhere = false;
-    for (const receipt of await this.#state.load()) this.#outbox.add(receipt);
+    for (const receipt of await this.#state.load(this.#options.since === "latest")) this.#outbox.add(receipt);
     if (this.#outbox.receipts.length > 0) this.#outbox.send();
     this.#feed.last = this.#state.last;
     this.#showStatus();
@@ -251,35 +259,30 @@ class Device implements Listener {
     } catch (error) {
       // Receipts that were not sent stay in the storage.
       this.#ending.abort();
-      this.#dropWaiting();
+      this.#work.dropWaiting();
       await this.#save();
       throw error;
     }
     if (this.#ending.signal.aborted) return this.#flush();
     // This tab still sends the receipts of finished events. The others come again, in the other tab.
     this.#isElsewhere = true;
-    this.#dropWaiting();
+    this.#work.dropWaiting();
   }
 
   /** Starts no new event. Open events and unsent receipts have `flushMs` to finish. */
   async #flush(): Promise<void> {
-    this.#dropWaiting();
+    this.#work.dropWaiting();
     const stop = this.#service.setTimer(() => this.#ended.abort(), this.#service.timing.flushMs);
     this.#outbox.flush();
     const ended = aborted(this.#ended.signal);
-    while (!this.#ended.signal.aborted && (this.#queue.open > 0 || this.#outbox.receipts.length > 0)) {
-      const idle = deferred();
+    while (!this.#ended.signal.aborted && (this.#work.queue.open > 0 || this.#outbox.receipts.length > 0)) {
+      const idle = resolvable();
       this.#idle.push(idle.resolve);
       await Promise.race([idle.promise, ended]);
     }
     stop();
     this.#ended.abort();
     await this.#save();
-  }
-
-  /** Forgets the events that were not started: the service sends them again next time. */
-  #dropWaiting(): void {
-    for (const { id } of this.#queue.clear()) this.#state.forget(id);
   }
 
   #save(): Promise<void> {
@@ -297,8 +300,8 @@ class Device implements Listener {
       transport,
       device: this.#device,
       isElsewhere: this.#isElsewhere,
-      waiting: this.#queue.waiting,
-      open: this.#queue.open,
+      waiting: this.#work.queue.waiting,
+      open: this.#work.queue.open,
       unsent: this.#outbox.receipts.length,
       rejected: this.#outbox.rejected,
       heardAt,
@@ -329,6 +332,7 @@ class Device implements Listener {
   #control(name: string, body: Record<string, unknown>): void {
     if (name === "ready") this.#ready(body);
     if (name === "gap") call(() => this.#options.onGap?.(body as unknown as Gap));
+    if (name === "withdrawn") this.#withdrawn(body as unknown as Withdrawal);
   }
 
   /** The service is connected, and says as which device; over long-polling it does not say. */
@@ -349,59 +353,15 @@ class Device implements Listener {
     if (this.#outbox.receipts.length > 0) this.#outbox.send();
   }
 
-  #receive(event: PushedEvent): void {
+  #withdrawn(withdrawal: Withdrawal): void {
     if (this.#connection.aborted) return;
-    const state = this.#state.get(event.id);
-    if (state === "open") return;
-    if (state) {
-      // It was finished and comes again: the service does not have its final receipt, unless that is on its way.
-      if (!this.#outbox.receipts.some((receipt) => receipt.event === event.id && receipt.status === state.status))
-        this.#addReceipt(event, state.status, state.detail);
-      return;
-    }
-    this.#state.set(event.id, "open");
-    this.#queue.add(event);
-    this.#addReceipt(event, "received");
-    this.#tabs?.sendEvent(event);
-    this.#queue.start();
-  }
-
-  async #handle(event: PushedEvent): Promise<void> {
-    const signal = this.#connection;
-    const context: Context = {
-      signal,
-      working: (detail) => void (this.#state.get(event.id) === "open" && this.#addReceipt(event, "working", detail)),
-    };
-    let [status, detail]: [Word | null, unknown] = ["done", undefined];
-    try {
-      detail = await this.#options.onEvent(event, context);
-    } catch (error) {
-      // An event that was interrupted by the end has not failed: it comes again.
-      [status, detail] = [signal.aborted ? null : "failed", messageOf(error) || undefined];
-    }
-    if (status === null) this.#state.forget(event.id);
-    else this.#addReceipt(event, status, detail);
-    // The outcome is stored before the next event starts, so that after a crash no more than `concurrency` events come again.
-    await this.#save();
+    this.#work.withdraw(withdrawal);
+    this.#tabs?.sendWithdrawal(withdrawal);
+    call(() => this.#options.onWithdrawn?.(withdrawal));
   }
 
   #wakeIdle(): void {
     for (const resolve of this.#idle.splice(0)) resolve();
-  }
-
-  #addReceipt({ id, channel }: PushedEvent, status: Word, result?: unknown): void {
-    const detail = detailOf(result);
-    const isFinal = status === "done" || status === "failed";
-    if (isFinal) this.#state.set(id, { status, detail });
-    if (this.#isAnonymous) {
-      if (isFinal) this.#state.settle(id);
-    } else {
-      const at = new Date(this.#service.now()).toISOString();
-      this.#outbox.add({ event: id, channel, status, ...(detail === undefined ? {} : { detail }), at });
-      this.#outbox.send();
-    }
-    void this.#save();
-    this.#changed();
   }
 }
 

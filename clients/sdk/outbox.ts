@@ -3,7 +3,7 @@
  */
 import { answerOf, type ReceiptsAnswer } from "./messages.ts";
 import type { Feed } from "./feed.ts";
-import { PereError, type Receipt } from "./model.ts";
+import { isOutcome, PereError, type Receipt } from "./model.ts";
 import { addressOf, type ServiceClient } from "./service-client.ts";
 import { jitterMs, Sleep } from "./timing.ts";
 import { messageOf, objectOf, messageWithCauses, RetryableError } from "./errors.ts";
@@ -24,8 +24,8 @@ export interface OutboxOwner {
   readonly device: string | undefined;
   /** Resolves when the state is stored, or could not be. */
   save(): Promise<void>;
-  /** The service has answered an event's final receipt. */
-  settle(event: string): void;
+  /** The service has answered the receipt with which a round of an event ended. */
+  settle(receipt: Receipt): void;
   /** Why receipts can't be sent; null: they were sent. */
   error(why: string | null): void;
   /** The outbox's state has changed. */
@@ -33,6 +33,8 @@ export interface OutboxOwner {
   /** Nothing is being sent any more. */
   idle(): void;
   accepted(receipt: Receipt): void;
+  /** It was accepted although it came late. */
+  late(receipt: Receipt, reason: string): void;
   rejected(receipt: Receipt, reason: string): void;
 }
 
@@ -119,8 +121,7 @@ export class Outbox {
       try {
         const body = JSON.stringify(batch.map(({ channel: _, ...receipt }) => receipt));
         const events = batch.map(({ event }) => event);
-        const { rejected } = await (overSocket ? overSocket(body, events) : this.#post(channel, body, events));
-        this.#answered(batch, rejected);
+        this.#answered(batch, await (overSocket ? overSocket(body, events) : this.#post(channel, body, events)));
         failures = 0;
         this.#owner.error(null);
         this.#batchMax = RECEIPTS_MAX;
@@ -155,14 +156,20 @@ export class Outbox {
   }
 
   /** The service has recorded these receipts, except those that it rejected. */
-  #answered(batch: readonly Receipt[], rejected: ReceiptsAnswer["rejected"]): void {
-    const reasons = new Map(rejected.map(({ index, reason }) => [index, reason]));
+  #answered(batch: readonly Receipt[], { rejected, late }: ReceiptsAnswer): void {
+    const [reasons, lateReasons] = [rejected, late].map(
+      (list) => new Map(list.map(({ index, reason }) => [index, reason])),
+    );
     const answered = new Set(batch);
     this.#receipts = this.#receipts.filter((receipt) => !answered.has(receipt));
     batch.forEach((receipt, index) => {
-      if (receipt.status === "done" || receipt.status === "failed") this.#owner.settle(receipt.event);
-      const reason = reasons.get(index);
-      if (reason === undefined) return this.#owner.accepted(receipt);
+      if (isOutcome(receipt.status)) this.#owner.settle(receipt);
+      const [reason, lateReason] = [reasons!.get(index), lateReasons!.get(index)];
+      if (reason === undefined) {
+        this.#owner.accepted(receipt);
+        if (lateReason !== undefined) this.#owner.late(receipt, lateReason);
+        return;
+      }
       this.rejected++;
       this.#owner.rejected(receipt, reason);
     });
@@ -181,7 +188,10 @@ export class Outbox {
     const [receipt] = batch;
     if (batch.length > 1 || !receipt) return true;
     if (receipt.detail === undefined || (isObject(receipt.detail) && "refused" in receipt.detail))
-      this.#answered(batch, [{ index: 0, reason: message || `the service answered with status ${status}` }]);
+      this.#answered(batch, {
+        rejected: [{ index: 0, reason: message || `the service answered with status ${status}` }],
+        late: [],
+      });
     else {
       const reduced = { ...receipt, detail: { refused: message } };
       this.#receipts = this.#receipts.map((other) => (other === receipt ? reduced : other));

@@ -1,10 +1,12 @@
 /**
- * What a publisher reads and does beside pushing: channels, devices, what each of them was sent and said, a test of a hook.
+ * What a publisher reads and does beside pushing: channels, devices, what each of them was sent and said; withdrawing an event, scheduled pushes, a test
+ * of a hook.
  *
  * A list is read page by page as the loop that reads it goes on. A request that only reads is repeated until it is answered.
  */
 import { notFromPere, objectOf } from "./errors.ts";
-import type { Word } from "./model.ts";
+import { tallyOf } from "./messages.ts";
+import { PereError, type Tally, type WithdrawalReason, type Word } from "./model.ts";
 import { GIVE_UP_MS, repeat } from "./retry.ts";
 import { type ConnectionOptions, ServiceClient } from "./service-client.ts";
 import { isCount, isObject, isText } from "./values.ts";
@@ -18,7 +20,7 @@ export interface ReadOptions extends Omit<ConnectionOptions, "WebSocket"> {
 }
 
 /** A device's status on an event, as the service shows it. */
-export type State = "pending" | Word | "missing";
+export type State = "pending" | Word | "missing" | "withdrawn";
 
 export interface ChannelState {
   readonly channel: string;
@@ -50,6 +52,56 @@ interface Said {
   readonly at: string | null;
   readonly deviceAt: string | null;
   readonly late: boolean;
+  /** How often the event was sent to the device, from 1. */
+  readonly round: number;
+  /** The device's failures so far. */
+  readonly attempt: number;
+}
+
+/** What a row of an earlier version of the service lacks. */
+const BEFORE_ROUNDS = { round: 1, attempt: 0 };
+
+/** An event as its publisher sees it. Times in ISO 8601. */
+export interface EventState {
+  readonly id: string;
+  readonly channel: string;
+  readonly seq: number;
+  readonly at: string;
+  readonly type?: string;
+  readonly deadline?: string;
+  readonly key?: string;
+  readonly scheduled?: string;
+  readonly expiresAt?: string;
+  readonly remind?: number;
+  readonly attempts?: number;
+  readonly to?: readonly string[];
+  /** How it was withdrawn, if it was. */
+  readonly withdrawn?: {
+    readonly at: string;
+    readonly reason: WithdrawalReason;
+    readonly by?: string;
+    readonly note?: string;
+  };
+  readonly audience: { readonly addressed: number; readonly connected: number };
+  readonly receipts: Tally;
+  readonly complete: boolean;
+  /** It is complete, or its deadline has passed. */
+  readonly settled: boolean;
+  readonly data: unknown;
+}
+
+/** A push for later. Times in ISO 8601. */
+export interface ScheduledPush {
+  readonly id: string;
+  /** When it is due; null: it is done. */
+  readonly next: string | null;
+  /** The cron expression; null: it is pushed once. */
+  readonly every: string | null;
+  readonly tz: string | null;
+  /** The id of the event that was pushed last. */
+  readonly last: string | null;
+  /** Why the last push failed, if it did. */
+  readonly error?: string;
 }
 
 /** An event that a device was sent, and what it said. */
@@ -106,6 +158,16 @@ export interface RowsOptions extends ChannelOptions {
   readonly status?: readonly State[] | undefined;
 }
 
+export interface CancelOptions extends ChannelOptions {
+  /** The id of the scheduled push. */
+  readonly id: string;
+}
+
+export interface WithdrawOptions extends Omit<ReadOptions, "url"> {
+  /** What to tell the people at the devices; at most 256 characters. */
+  readonly note?: string | undefined;
+}
+
 export interface HookOptions extends ChannelOptions {
   /** The hook's name. */
   readonly name: string;
@@ -131,13 +193,64 @@ export async function readDevice(options: DeviceOptions): Promise<DeviceState> {
 
 /** What a device was sent and what it said, newest first. @throws as `readChannels` */
 export function readHistory(options: DeviceOptions): AsyncGenerator<HistoryRow> {
-  return pages(options, ["devices", options.channel, options.device, "receipts"], {}, "receipts", "event");
+  return pages(
+    options,
+    ["devices", options.channel, options.device, "receipts"],
+    {},
+    "receipts",
+    "event",
+    BEFORE_ROUNDS,
+  );
 }
 
 /** The devices that an event is addressed to, by name. @throws as `readChannels` */
 export function readRows(options: RowsOptions): AsyncGenerator<ReceiptRow> {
   const { channel, event, status } = options;
-  return pages(options, ["events", channel, event, "receipts"], { status: status?.join() }, "receipts", "device");
+  const query = { status: status?.join() };
+  return pages(options, ["events", channel, event, "receipts"], query, "receipts", "device", BEFORE_ROUNDS);
+}
+
+/** The pushes for later of a channel, in the order of their ids. @throws as `readChannels` */
+export function readScheduled(options: ChannelOptions): AsyncGenerator<ScheduledPush> {
+  return pages(options, ["scheduled", options.channel], {}, "scheduled", "id");
+}
+
+/**
+ * Withdraws an event: from then on nobody is sent it, and the devices that may have it are told. An event that is complete stays as it is. The request is
+ * repeated until it is answered. @returns the event's state
+ * @throws PereError: 404 when it is no longer kept; Error when there was no answer: it may be withdrawn
+ */
+export async function withdraw(
+  url: string,
+  channel: string,
+  id: string,
+  options: WithdrawOptions = {},
+): Promise<EventState> {
+  const { note, ...rest } = options;
+  const answer = await request({ ...rest, url }, "DELETE", ["events", channel, id], { note });
+  if (answer.id !== id || answer.channel !== channel || typeof answer.complete !== "boolean") throw notFromPere();
+  return { ...answer, receipts: tallyOf(answer.receipts) } as unknown as EventState;
+}
+
+/**
+ * Cancels a push for later. What it has pushed stays. The request is repeated until it is answered.
+ * @throws PereError: 404 when there is none; Error when there was no answer: it may be cancelled
+ */
+export async function cancelScheduled(options: CancelOptions): Promise<void> {
+  const service = new ServiceClient(options);
+  const { signal = null, giveUpMs = GIVE_UP_MS } = options;
+  const url = urlOf(service, ["scheduled", options.channel, options.id]);
+  let tries = 0;
+  const cancel = async (): Promise<void> => {
+    tries++;
+    try {
+      await service.ask(url, { method: "DELETE" }, signal, service.timing.requestMs);
+    } catch (error) {
+      // An earlier try cancelled it, and its answer was lost.
+      if (tries === 1 || !(error instanceof PereError) || error.status !== 404) throw error;
+    }
+  };
+  await repeat(service, cancel, giveUpMs, signal);
 }
 
 /**
@@ -173,28 +286,45 @@ function urlOf({ base }: ServiceClient, parts: readonly string[], query: Query =
 }
 
 /** Reads an object, again until it is answered. */
-function get(options: ReadOptions, parts: readonly string[], query: Query): Promise<Record<string, unknown>> {
+const get = (options: ReadOptions, parts: readonly string[], query: Query): Promise<Record<string, unknown>> =>
+  request(options, "GET", parts, query);
+
+/** A request that can be repeated, again until it is answered with an object. */
+function request(
+  options: ReadOptions,
+  method: "GET" | "DELETE",
+  parts: readonly string[],
+  query: Query,
+): Promise<Record<string, unknown>> {
   const service = new ServiceClient(options);
   const { signal = null, giveUpMs = GIVE_UP_MS } = options;
   const url = urlOf(service, parts, query);
   const { requestMs } = service.timing;
-  return repeat(service, async () => objectOf(await service.ask(url, {}, signal, requestMs)), giveUpMs, signal);
+  return repeat(service, async () => objectOf(await service.ask(url, { method }, signal, requestMs)), giveUpMs, signal);
 }
 
-/** Reads a list, page by page. @param list its name in the answer @param key a text that every item has */
+/**
+ * Reads a list, page by page. @param list its name in the answer @param key a text that every item has
+ * @param counts numbers that an item has, and what they are where it has none
+ */
 async function* pages<Item>(
   options: ReadOptions,
   parts: readonly string[],
   query: Query,
   list: string,
   key: string,
+  counts: Readonly<Record<string, number>> = {},
 ): AsyncGenerator<Item> {
   for (let after: string | undefined | null; after !== null;) {
     const answer = await get(options, parts, { ...query, limit: PAGE_MAX, after });
     const { [list]: items, next } = answer;
-    if (!Array.isArray(items) || !items.every((item) => isObject(item) && isText(item[key]))) throw notFromPere();
+    const isItem = (item: unknown): boolean =>
+      isObject(item) &&
+      isText(item[key]) &&
+      Object.keys(counts).every((name) => item[name] === undefined || isCount(item[name]));
+    if (!Array.isArray(items) || !items.every(isItem)) throw notFromPere();
     if (next !== null && !isText(next)) throw notFromPere();
-    yield* items as Item[];
+    yield* items.map((item) => ({ ...counts, ...item }) as Item);
     after = next;
   }
 }

@@ -2,11 +2,13 @@
  * `receipts`: the receipts of devices as they arrive, for publishers.
  */
 import { Feed, WAITING_MAX } from "./feed.ts";
-import type { Gap, Tally, Word } from "./model.ts";
+import type { Gap, Tally, WithdrawalReason, Word } from "./model.ts";
 import { type ConnectionOptions, ServiceClient } from "./service-client.ts";
-import { type Deferred, deferred } from "./timing.ts";
+import { type Resolvable, resolvable } from "./timing.ts";
 
-/** A receipt as publishers receive it. The service itself sends `missing` when a deadline passes. */
+/**
+ * A receipt as publishers receive it. The service itself sends `missing` when a deadline passes. `deferred` is also a `failed` that will be tried again.
+ */
 export interface DeviceReceipt {
   readonly kind: "receipt";
   readonly id: string;
@@ -20,21 +22,51 @@ export interface DeviceReceipt {
   readonly at: string;
   readonly deviceAt: string | null;
   readonly late: boolean;
+  /** How often the event was sent to the device, from 1. */
+  readonly round: number;
+  /** The device's failures so far, with this one. */
+  readonly attempt: number;
 }
 
-/** Every device that the event was addressed to has sent its final receipt. */
-export interface Complete {
-  readonly kind: "complete";
+/** What is known of an event as a whole: an entry of the log of receipts, told once. */
+interface EventNotice {
+  /** The id of this entry. */
   readonly id: string;
   readonly event: string;
   readonly channel: string;
   readonly at: string;
   readonly receipts: Tally;
+}
+
+/** Every device that the event was addressed to has sent its final receipt, or the event was withdrawn. */
+export interface Complete extends EventNotice {
+  readonly kind: "complete";
   readonly complete: true;
 }
 
-/** A receipt, the completion of an event, or a gap. */
-export type ReceiptMessage = DeviceReceipt | Complete | (Gap & { readonly kind: "gap" });
+/** An event with a deadline is complete, or its deadline has passed. */
+export interface Settled extends EventNotice {
+  readonly kind: "settled";
+  readonly complete: boolean;
+}
+
+/** An event was withdrawn, and with it each device without a final receipt that is not missing. `complete` follows. */
+export interface Withdrawn extends EventNotice {
+  readonly kind: "withdrawn";
+  readonly reason: WithdrawalReason;
+  /** The event that superseded it. */
+  readonly by?: string;
+  readonly note?: string;
+}
+
+/** A receipt, what became of an event as a whole, or a gap. */
+export type ReceiptMessage = DeviceReceipt | Complete | Settled | Withdrawn | (Gap & { readonly kind: "gap" });
+
+/** What an entry of an earlier version of the service lacks. */
+const BEFORE_ROUNDS = { round: 1, attempt: 0 };
+
+/** Control messages that are told to the program. */
+const TOLD: readonly string[] = ["complete", "settled", "withdrawn", "gap"] satisfies ReceiptMessage["kind"][];
 
 export interface ReceiptsOptions extends ConnectionOptions {
   /** One, or up to 16. */
@@ -73,14 +105,14 @@ class ReceiptsFollower implements Receipts {
     this.#room?.resolve();
   };
   #position: string;
-  #arrival: Deferred<void> = deferred();
-  #room: Deferred<void> | null = null;
+  #arrival: Resolvable<void> = resolvable();
+  #room: Resolvable<void> | null = null;
   #failure: unknown = null;
   #isEnded = false;
 
   constructor(options: ReceiptsOptions) {
     const { channel, since, signal } = options;
-    const ready = deferred();
+    const ready = resolvable();
     this.ready = ready.promise;
     this.ready.catch(() => {});
     const channels = typeof channel === "string" ? channel.split(",") : channel;
@@ -94,11 +126,10 @@ class ReceiptsFollower implements Receipts {
       since === "earliest" ? { since } : {},
       this.#position,
       {
-        entry: (value) => this.#add({ kind: "receipt", ...value } as DeviceReceipt),
+        entry: (value) => this.#add({ kind: "receipt", ...BEFORE_ROUNDS, ...value } as DeviceReceipt),
         control: (name, body) => {
           if (name === "ready") ready.resolve();
-          if (name === "complete") this.#add({ kind: "complete", ...body } as Complete);
-          if (name === "gap") this.#add({ kind: "gap", ...body } as unknown as ReceiptMessage);
+          if (TOLD.includes(name)) this.#add({ kind: name, ...body } as unknown as ReceiptMessage);
         },
         room: () => this.#hasRoom(),
         changed: () => {},
@@ -138,7 +169,7 @@ class ReceiptsFollower implements Receipts {
 
   #hasRoom(): Promise<void> | null {
     if (this.#queue.length < WAITING_MAX || this.#closing.signal.aborted) return null;
-    this.#room ??= deferred();
+    this.#room ??= resolvable();
     return this.#room.promise;
   }
 
@@ -157,7 +188,7 @@ class ReceiptsFollower implements Receipts {
         if (this.#failure !== null) throw this.#failure;
         return { done: true, value: undefined };
       }
-      this.#arrival = deferred();
+      this.#arrival = resolvable();
       await this.#arrival.promise;
     }
   }

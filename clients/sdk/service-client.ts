@@ -3,7 +3,7 @@
  */
 import { BlockedError, errorOf, messageWithCauses, notFromPere, redirectError, RetryableError } from "./errors.ts";
 import { PereError } from "./model.ts";
-import { call, deferred, type SetTimer, setTimer, TIMER_MS_MAX, type Timing, TIMING } from "./timing.ts";
+import { call, resolvable, type SetTimer, setTimer, TIMER_MS_MAX, type Timing, TIMING } from "./timing.ts";
 import { isObject, jsonOf } from "./values.ts";
 
 /** Redirects that are followed in a row. */
@@ -137,7 +137,7 @@ export class ServiceClient {
   }
 
   async #fetchToken(provider: () => string | Promise<string>): Promise<string> {
-    const late = deferred<never>();
+    const late = resolvable<never>();
     const { requestMs } = this.timing;
     const why = `the token function returned nothing within ${requestMs} ms`;
     const stop = this.setTimer(() => late.reject(new RetryableError(why)), requestMs);
@@ -230,7 +230,7 @@ export class ServiceClient {
 
   /**
    * Sends one request with the token. @param limitMs its time limit
-   * @returns the body of the response, which has status 200, 201 or 204: PERE sends no other success
+   * @returns the body of the response, which has status 200, 201, 202 or 204: PERE sends no other success
    * @throws PereError when the service refuses for good, RetryableError when another attempt may succeed
    */
   async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number): Promise<string> {
@@ -245,7 +245,7 @@ export class ServiceClient {
         const headers = { ...init.headers, ...(token === null ? {} : { Authorization: `Bearer ${token}` }) };
         const response = await this.request(url, { ...init, headers, signal: stop.signal });
         if (response.ok) {
-          if (![200, 201, 204].includes(response.status)) throw notFromPere();
+          if (![200, 201, 202, 204].includes(response.status)) throw notFromPere();
           this.accepted();
           // The time limit includes the body.
           return await response.text();

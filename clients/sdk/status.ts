@@ -2,7 +2,7 @@
  * The status of a listener, which can be read, subscribed to, or followed with `for await`.
  */
 import type { Transport } from "./model.ts";
-import { call, deferred } from "./timing.ts";
+import { call, resolvable } from "./timing.ts";
 
 /** The status of a listener. Counts are current; times are milliseconds since 1970. */
 export interface Status {
@@ -67,12 +67,12 @@ export class StatusSignal implements Observable<Status> {
 
   /** The value now and after changes, until it is closed. A slow reader gets only the newest value. */
   async *[Symbol.asyncIterator](): AsyncGenerator<Status> {
-    let changed = deferred();
+    let changed = resolvable();
     const stop = this.subscribe(() => changed.resolve());
     try {
       for (;;) {
         await changed.promise;
-        changed = deferred();
+        changed = resolvable();
         const value = this.#value;
         yield value;
         if (value.state === "closed") return;

@@ -2,10 +2,10 @@
  * Tabs of one device share one connection. They agree by a Web Lock which tab has it: that tab leads. It shows the others its status and its events over
  * a BroadcastChannel. When it is closed or frozen, or does not answer for `leaderMs`, another tab leads.
  */
-import type { PushedEvent } from "./model.ts";
+import type { PushedEvent, Withdrawal } from "./model.ts";
 import type { ServiceClient } from "./service-client.ts";
 import type { Status } from "./status.ts";
-import { type Deferred, deferred } from "./timing.ts";
+import { type Resolvable, resolvable } from "./timing.ts";
 import { jsonOf } from "./values.ts";
 
 /** After this, and then this often, a tab that waits looks whether another one leads, and shows it. A lock that is free is mostly given sooner. */
@@ -25,6 +25,8 @@ interface TabMessage {
   readonly event?: PushedEvent;
   /** The same as JSON text, for data that can't be cloned. */
   readonly text?: string;
+  /** An event was withdrawn. */
+  readonly withdrawal?: Withdrawal;
   /** The leading tab is to send its status. */
   readonly question?: true;
 }
@@ -43,6 +45,8 @@ export interface TabOwner {
   showStatus(status: Status | null): void;
   /** Shows an event that the leading tab handles. */
   showEvent(event: PushedEvent): void;
+  /** Shows that an event was withdrawn. */
+  showWithdrawal(withdrawal: Withdrawal): void;
 }
 
 /** The locks that tabs of one device agree by. @returns null where there are none: not in a page, or not in this browser */
@@ -78,7 +82,7 @@ export class Tabs {
   /** Ends the wait by taking the lock. */
   #takeOver: (() => void) | null = null;
   /** Set while the page is frozen. */
-  #frozen: Deferred<void> | null = null;
+  #frozen: Resolvable<void> | null = null;
 
   constructor(name: string, locks: LockManager, channel: BroadcastChannel, service: ServiceClient, owner: TabOwner) {
     this.#name = name;
@@ -101,7 +105,7 @@ export class Tabs {
   /** Waits and leads in turns until the signal is aborted. @throws the error of `lead` */
   async run(signal: AbortSignal): Promise<void> {
     const freeze = (): void => {
-      this.#frozen ??= deferred();
+      this.#frozen ??= resolvable();
       this.#turn.abort();
     };
     const resume = (): void => {
@@ -208,7 +212,7 @@ export class Tabs {
     }
   }
 
-  #receive({ status, event, text, question }: TabMessage): void {
+  #receive({ status, event, text, withdrawal, question }: TabMessage): void {
     if (!this.#owner.isElsewhere()) {
       if (question) this.#owner.sendStatus();
       return;
@@ -220,6 +224,7 @@ export class Tabs {
     }
     const shown = event ?? (text === undefined ? undefined : jsonOf(text, this.#service.parse));
     if (shown) this.#owner.showEvent(shown as PushedEvent);
+    if (withdrawal) this.#owner.showWithdrawal(withdrawal);
   }
 
   /** @returns false when the message can't be sent, such as data that can't be cloned */
@@ -235,6 +240,11 @@ export class Tabs {
   /** Sends this tab's status to the other tabs. */
   sendStatus(status: Status): void {
     this.#send({ status });
+  }
+
+  /** Tells the other tabs that an event was withdrawn. */
+  sendWithdrawal(withdrawal: Withdrawal): void {
+    this.#send({ withdrawal });
   }
 
   /** Sends an event that this tab handles to the other tabs. What the application's `parse` makes may not be cloneable; its text is. */

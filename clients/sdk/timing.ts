@@ -82,14 +82,14 @@ export const jitterMs = (random: () => number, failures: number, fromMs: number,
   random() * Math.min(maxMs, fromMs * 2 ** Math.min(failures, 16));
 
 /** A promise with its `resolve` and `reject`. */
-export interface Deferred<Value> {
+export interface Resolvable<Value> {
   readonly promise: Promise<Value>;
   readonly resolve: (value: Value) => void;
   readonly reject: (error: unknown) => void;
 }
 
-export function deferred<Value = void>(): Deferred<Value> {
-  let ends: Omit<Deferred<Value>, "promise">;
+export function resolvable<Value = void>(): Resolvable<Value> {
+  let ends: Omit<Resolvable<Value>, "promise">;
   const promise = new Promise<Value>((resolve, reject) => (ends = { resolve, reject }));
   return { promise, ...ends! };
 }

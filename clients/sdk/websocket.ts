@@ -4,7 +4,7 @@
 import { BlockedError, messageWithCauses, notFromPere, objectOf, RetryableError } from "./errors.ts";
 import { answerOf, isAhead, type Log, type ReceiptsAnswer } from "./messages.ts";
 import type { ServiceClient, SocketLike } from "./service-client.ts";
-import { type Deferred, deferred, type SetTimer } from "./timing.ts";
+import { type Resolvable, resolvable, type SetTimer } from "./timing.ts";
 import { isText } from "./values.ts";
 import type { Watchdog } from "./watchdog.ts";
 
@@ -21,7 +21,7 @@ class RequestQueue {
   readonly #setTimer: SetTimer;
   readonly #failed: () => void;
   #previous: Promise<unknown> = Promise.resolve();
-  #pending: Deferred<unknown> | null = null;
+  #pending: Resolvable<unknown> | null = null;
   #count = 0;
 
   /** @param failed called when a request failed: its late answer would be taken for that of the next one, so no more may be sent */
@@ -45,7 +45,7 @@ class RequestQueue {
   }
 
   async #sendOne(text: string, events: readonly string[]): Promise<ReceiptsAnswer> {
-    const pending = deferred<unknown>();
+    const pending = resolvable<unknown>();
     this.#pending = pending;
     const stop = this.#setTimer(() => this.fail(`no answer to receipts within ${this.#limitMs} ms`), this.#limitMs);
     try {
@@ -94,7 +94,7 @@ export class FeedSocket {
   readonly #handler: SocketHandler;
   readonly #socket: SocketLike;
   readonly #requests: RequestQueue;
-  readonly #closed = deferred<number>();
+  readonly #closed = resolvable<number>();
   /** The position in each channel: a socket has no `id:` lines. */
   #positions: Record<string, string> = {};
   #isHeard = false;
@@ -201,8 +201,9 @@ export class FeedSocket {
     this.#handler.setSendReceipts((text, events) => this.#requests.request(text, events));
   }
 
-  #moveOn({ channel, id }: Record<string, unknown>): void {
-    // A reminder repeats an earlier event: it does not move the position back.
+  #moveOn({ channel, id, round }: Record<string, unknown>): void {
+    // A later round may come before earlier events, and says nothing of the position. A reminder repeats an earlier event: it does not move it back.
+    if (this.#log === "feed" && round !== undefined) return;
     if (typeof channel !== "string" || typeof id !== "string" || !isAhead(id, this.#positions[channel])) return;
     this.#positions[channel] = id;
     this.#handler.moveTo(Object.values(this.#positions).join("."));

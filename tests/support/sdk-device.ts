@@ -76,3 +76,23 @@ export class Between {
     return new Promise((_, reject) => init.signal!.addEventListener("abort", () => reject(new Error("aborted"))));
   };
 }
+
+/** The transports of a feed. */
+export const TRANSPORTS = ["sse", "websocket", "longpoll"] as const;
+
+/** Options with which a client can use this transport only. */
+export const only = (transport: (typeof TRANSPORTS)[number]): Partial<ListenOptions> => ({
+  ...(transport === "longpoll" ? { WebSocket: null } : {}),
+  ...(transport === "sse"
+    ? {}
+    : {
+        fetch: async (url, init) =>
+          accepts(init) === "text/event-stream" ? new Response("no", { status: 406 }) : fetch(url, init),
+      }),
+});
+
+/** A device's row on an event. */
+export async function rowOf(url: string, event: string, device = "till-7"): Promise<Record<string, unknown>> {
+  const rows = (await ask(`${url}/events/orders/${event}/receipts`)).body.receipts as Record<string, unknown>[];
+  return rows.find((row) => row.device === device) ?? {};
+}
