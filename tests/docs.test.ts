@@ -321,7 +321,7 @@ describe("shell blocks run", () => {
 
   test.skipIf(!Bun.which("python3"))("docs/python-and-shell.md: a push waits for the listener's receipt", async () => {
     const service = also(await start());
-    expect(await runAll("docs/python-and-shell.md", service)).toHaveLength(4);
+    expect(await runAll("docs/python-and-shell.md", service)).toHaveLength(6);
     const { events } = (await ask(`${service.url}/events/orders`)).body as { events: { data: { table: number } }[] };
     expect(events[0]).toMatchObject({ data: { table: 7 }, receipts: { done: 1 } });
   });
@@ -330,7 +330,9 @@ describe("shell blocks run", () => {
     "docs/python-and-shell.md: the Python programs, plain and in asyncio",
     async () => {
       const blocks = (await codeOf("docs/python-and-shell.md")).filter(({ language }) => language === "python");
-      expect(blocks).toHaveLength(4);
+      expect(blocks).toHaveLength(6);
+      // Those about deferrals and withdrawals are between the plain ones and those of asyncio.
+      const [handler, office] = blocks.splice(2, 2) as [Block, Block];
       for (const prints of ["def print_order", "async def print_order"]) {
         const service = also(await start());
         const folder = workplace();
@@ -361,6 +363,34 @@ describe("shell blocks run", () => {
           output,
         );
         expect(device.output.text).toStartWith("printed {'table': 7}\n");
+        if (prints.startsWith("async")) continue;
+        device.child.kill();
+        await device.child.exited;
+        const pages = await python(
+          handler,
+          "def printer_is_busy(): return False\ndef print_page(page):\n    print('page', page)\n    import time; time.sleep(0.05)",
+        );
+        const long = await push(
+          service.url,
+          "orders",
+          { pages: Array.from({ length: 2_000 }, (_, page) => page) },
+          "?to=till-7",
+        );
+        await until(
+          () => /page 1\n/.test(pages.output.text),
+          () => pages.output.text,
+        );
+        await ask(`${service.url}/events/orders/${long}?note=stop`, { method: "DELETE" });
+        await until(
+          () => pages.output.text.includes(`${long} withdrawn stop\n`),
+          () => pages.output.text,
+        );
+        const scheduling = await python(office, `url = "${service.url}"`);
+        await until(
+          () => /^\['20\d\d-.*22:00:00\.000Z'\]|^\['20.*2[01]:00:00\.000Z'\]/m.test(scheduling.output.text),
+          () => scheduling.output.text,
+        );
+        await until(async () => (await ask(`${service.url}/scheduled/kiosks`)).body.scheduled.length === 0);
       }
     },
   );

@@ -106,17 +106,18 @@ pythonTest("receipts: come in their order, through a cut, and tell what is missi
   await give(url, "orders", id, "till-7", "done", { detail: "Grüße" });
   await follower.says(/"complete": true/);
   const late = await push(url, "orders", 2, "?deadline=1");
-  await follower.says(/"status": "missing"/);
+  await follower.says(/"kind": "settled"/);
   const lines = follower.said
     .trim()
     .split("\n")
-    .map((line) => JSON.parse(line) as { status?: string; complete?: boolean; event: string });
-  expect(lines.map(({ event, status, complete }) => [event, status ?? complete])).toEqual([
+    .map((line) => JSON.parse(line) as { status?: string; complete?: boolean; kind?: string; event: string });
+  expect(lines.map(({ event, status, complete, kind }) => [event, status ?? complete ?? kind])).toEqual([
     [id, "received"],
     [id, "working"],
     [id, "done"],
     [id, true],
     [late, "missing"],
+    [late, "settled"],
   ]);
   follower.child.kill("SIGTERM");
   expect(await follower.ended()).toBe(0);
@@ -272,10 +273,11 @@ pythonTest("its file: cut off at any byte it is read, and a line that was whole 
   const script = `import pere, sys, os
 path = sys.argv[1]
 memory = pere._OutcomeStore(path)
-for n in range(3): memory.record("e-%d" % n, "orders", "done", {"n": n})
-memory.mark_answered(["e-0"])
+for n in range(3): memory.record("e-%d" % n, pere._Outcome("orders", "done", {"n": n}))
+memory.mark_answered([("e-0", 1), ("e-1", 2)])
 memory.close()
 whole = open(path, "rb").read()
+outcome = pere._Outcome("orders", "failed", None, round=3, after=5.5, retry=False)
 for size in range(len(whole) + 1):
     with open(path, "wb") as out: out.write(whole[:size])
     memory = pere._OutcomeStore(path)
@@ -283,16 +285,16 @@ for size in range(len(whole) + 1):
     known = [memory.outcome("e-%d" % n) is not None for n in range(3)]
     assert known == [lines > n for n in range(3)], (size, known)
     assert len(memory.unanswered()) == min(lines, 3) - (lines > 3), size
-    memory.record("more", "orders", "failed", None)
+    memory.record("more", outcome)
     memory.close()
     memory = pere._OutcomeStore(path)
-    assert memory.outcome("more") == ("orders", "failed", None)
+    assert memory.outcome("more") == outcome
     memory.close()
 pere.OUTCOMES_MAX = 10
 memory = pere._OutcomeStore(path)
 for n in range(100):
-    memory.record("f-%d" % n, "orders", "done", "x" * 100)
-    if n != 7: memory.mark_answered(["f-%d" % n])
+    memory.record("f-%d" % n, pere._Outcome("orders", "done", "x" * 100))
+    if n != 7: memory.mark_answered([("f-%d" % n, 1)])
 assert os.path.getsize(path) < 10_000, os.path.getsize(path)
 memory.close()
 memory = pere._OutcomeStore(path)

@@ -16,13 +16,17 @@ that needs only the standard library. It is both a module and a program.
 
     pere.attention("http://127.0.0.1:4567")["devices"]      # who did not do it, in all channels, worst first
 
-`alisten`, `apublish`, `areceipts` and `aattention` are the same for asyncio: handlers are awaited on the caller's event loop.
+A handler that raises `pere.Deferred(after=600)` gets the event again in ten minutes. A publisher can take an event back (`withdraw`), replace it by a newer one
+with the same `event_key`, and push later (`schedule`, `scheduled`, `cancel_scheduled`).
+
+`alisten`, `apublish`, `areceipts` and so on are the same for asyncio: handlers are awaited on the caller's event loop.
 
     await pere.alisten("http://127.0.0.1:4567", "orders", "till-7", handle, workers=10, state="till-7.state")
 
     python3 pere.py listen  http://127.0.0.1:4567 orders --device till-7 --state till-7.state --exec './print-order'
     python3 pere.py publish http://127.0.0.1:4567 orders '{"table": 7}' --deadline 600 --wait 30
     python3 pere.py receipts http://127.0.0.1:4567 orders
+    python3 pere.py withdraw http://127.0.0.1:4567 orders k3x9-42 --note 'printed twice'
 
 On a bad network:
 
@@ -30,7 +34,8 @@ On a bad network:
   `Retry-After`), and at least after a random delay that doubles with each failure. If no first byte comes within 5 s, or nothing within 40 s (the service
   sends something every 15 s), a proxy holds the stream back. Then it uses long-polling, and tries the stream again after one minute, then two, at most
   16. It has no WebSocket, because the standard library has none.
-- It works on each event once, however often the event comes. It stores the outcome before it sends the final receipt; with `state`, in a file that
+- It works on each event once, however often the event comes; and once more for each later round of an event that it deferred, or that it failed with attempts
+  left. It stores the outcome before it sends the final receipt; with `state`, in a file that
   is synced, so this holds through a crash. The exception is a crash while the handler runs: nobody knows how far it was, so it is called again.
 - It sends receipts until the service answers them, also while a handler runs. Receipts that are due within 50 ms go in one request, at most 1,000. A
   receipt that the service rejects for good (of an event that it doesn't have) is reported and dropped.
@@ -38,6 +43,9 @@ On a bad network:
 - An event is `failed` only if the work itself failed. The event stays open if memory, file descriptors or the command are missing, if the output can't be
   written, if HUP, INT, QUIT, KILL, PIPE or TERM ends the command, or if the handler raises while the listener is being stopped. Then it is worked on again
   here, or it comes again to the next listener. A command that crashes by another signal has failed.
+
+- An event that is withdrawn is not begun. If a handler works on it, `Event.withdrawn` is set, an `async` handler is cancelled, and a command is ended with
+  TERM. No receipt follows then, unless the work was done all the same.
 
 It does not store a position: the service knows which events a device has not answered, and sends these when it connects without a position.
 """
@@ -71,8 +79,11 @@ import time
 import urllib.parse
 import urllib.request
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Iterator, List, Optional, Set, Tuple, TypeVar, Union, cast
+
+_Result = TypeVar("_Result")
 
 #: A token, or a function that returns the newest one.
 Token = Union[str, Callable[[], str], None]
@@ -127,6 +138,11 @@ DETAIL_DEPTH_MAX = 32
 OUTPUT_BYTES_MAX = 65_536
 #: The shortest delay before a handler is called again for an event that stays open.
 HANDLER_RETRY_SECONDS_MIN = 1.0
+#: The shortest and the longest time after which an event can be sent again: the service accepts no other.
+AFTER_SECONDS_MIN = 1.0
+AFTER_SECONDS_MAX = 86_400.0
+#: The exit status of a command that defers its event (EX_TEMPFAIL in sysexits.h).
+DEFERRED_STATUS = 75
 #: How often a background thread checks whether the event loop that it serves is closed.
 LOOP_CHECK_SECONDS = 1.0
 
@@ -156,6 +172,32 @@ class NoOutcome(Exception):
     """For a handler to raise when the outcome is unknown for a reason outside its work. The event stays open, and the handler is called again."""
 
 
+def _after_within_limits(seconds: Optional[float]) -> Optional[float]:
+    """None, or not a number: the service's default."""
+    if seconds is None or not seconds == seconds:
+        return None
+    seconds = min(AFTER_SECONDS_MAX, max(AFTER_SECONDS_MIN, seconds))
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+class Deferred(Exception):
+    """For a handler to raise: not now. The service sends the event again after `after` seconds (1 to 86,400; without it after 60), with the next `round`, and
+    the handler is called again. `detail` is that of the receipt: any value that JSON can represent."""
+
+    def __init__(self, after: Optional[float] = None, detail: Any = None) -> None:
+        super().__init__("the event was deferred")
+        self.after, self.detail = _after_within_limits(after), detail
+
+
+class Failed(Exception):
+    """For a handler to raise instead of another exception: the event has failed, with any `detail`. `retry=False`: for good, even if the event has attempts
+    left. `after`: the seconds until the next attempt."""
+
+    def __init__(self, detail: Any = None, *, retry: bool = True, after: Optional[float] = None) -> None:
+        super().__init__(detail if isinstance(detail, str) else "the event failed")
+        self.detail, self.retry, self.after = detail, retry, _after_within_limits(after)
+
+
 class _TemporaryError(Exception):
     """An error after which the request is made again. `after`: the delay in seconds that the service asked for."""
 
@@ -168,9 +210,34 @@ class _FatalError(BaseException):
     """An error of this module's surroundings that ends listening. Not an Exception, so that it is not taken for a failure of the handler."""
 
 
+class _Flag(threading.Event):
+    """Calls functions when it is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: List[Callable[[], None]] = []
+        self._calls_lock = threading.Lock()
+
+    def set(self) -> None:
+        with self._calls_lock:
+            super().set()
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def when_set(self, call: Callable[[], None]) -> None:
+        """Calls the function when the flag is set, or now if it is."""
+        with self._calls_lock:
+            if not self.is_set():
+                return self._calls.append(call)
+        call()
+
+
 @dataclass(frozen=True)
 class Event:
-    """One event. `text` is its data as the publisher wrote it; `data` is the same as a Python value. `at` and `deadline` are ISO 8601 times in UTC."""
+    """One event. `text` is its data as the publisher wrote it; `data` is the same as a Python value. `at` and `deadline` are ISO 8601 times in UTC. `key`: what
+    it is about; a newer event with the same key supersedes it. `scheduled`: the scheduled push that it was pushed for. `round`: how often it was sent to this
+    device, from 1; it grows when a deferral ends. `withdrawn` is set when the event is withdrawn while a handler works on it."""
 
     id: str
     channel: str
@@ -180,6 +247,24 @@ class Event:
     deadline: Optional[str]
     data: Any
     text: str
+    key: Optional[str] = None
+    scheduled: Optional[str] = None
+    round: int = 1
+    withdrawn: threading.Event = field(default_factory=_Flag, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """An event was withdrawn: `withdrawn` is its id. `reason` is `withdrawn` (its publisher took it back) or `superseded` (by the event `by`); a newer service
+    may have others. `note` is for people. `id` is that of this notice, and `at` an ISO 8601 time in UTC."""
+
+    id: str
+    channel: str
+    at: str
+    withdrawn: str
+    reason: str
+    by: Optional[str] = None
+    note: Optional[str] = None
 
 
 # ------------------------------------------------------------------------------------------------------------------ requests
@@ -254,6 +339,7 @@ class _ServiceClient:
     """Makes requests to the service at a URL with a token. Each request has a connection of its own."""
 
     def __init__(self, url: str, token: Token) -> None:
+        self.url = url
         parts = urllib.parse.urlsplit(url if "//" in url else f"http://{url}")
         is_address = re.fullmatch(r"[!-~]+", url) and parts.scheme in ("http", "https") and parts.hostname
         if not is_address or "@" in parts.netloc:
@@ -302,8 +388,9 @@ class _ServiceClient:
         body: Optional[bytes],
         seconds: float,
         connected: Callable[[socket.socket], None] = lambda _sock: None,
+        statuses: Tuple[int, ...] = (200, 201),
     ) -> Tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Makes a request and returns its connection and answer when the headers of a 200 or 201 have come. `connected` is called with each socket before
+        """Makes a request and returns its connection and answer when the headers of one of `statuses` have come. `connected` is called with each socket before
         the request is sent: the connection itself drops it when the answer has `Connection: close`. `seconds` is the longest wait for one byte, and half of
         the longest wait for the headers. Raises OSError, HTTPException, _TemporaryError, Refused."""
         try:
@@ -330,7 +417,7 @@ class _ServiceClient:
                     answer = connection.getresponse()
                 finally:
                     deadline.cancel()
-                if answer.status in (200, 201):
+                if answer.status in statuses:
                     return connection, answer
                 redirected = self._redirect_target(answer, target)
                 if redirected is None:
@@ -380,10 +467,11 @@ class _ServiceClient:
         body: Optional[bytes],
         seconds: float = ANSWER_SECONDS,
         connected: Callable[[socket.socket], None] = lambda _sock: None,
+        statuses: Tuple[int, ...] = (200, 201),
     ) -> bytes:
         """Makes a request and returns the body of the answer. Raises _TemporaryError and Refused."""
         try:
-            connection, answer = self.open(method, path, headers, body, seconds, connected)
+            connection, answer = self.open(method, path, headers, body, seconds, connected, statuses)
             try:
                 return _read_body(answer, seconds)
             finally:
@@ -688,6 +776,10 @@ def _object(text: str) -> Dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+#: What the service says of an event as a whole, in the order in which the answer to a long-poll is to be handled.
+_NOTICES = ("withdrawn", "complete", "settled")
+
+
 def _parse_poll(text: str) -> Tuple[List[_Message], str]:
     """The answer to a long-poll, `{"events":[…],"last":…}`: its messages, each event as the text that was sent, and the position for the next one."""
     if not text.startswith('{"events":['):
@@ -699,18 +791,19 @@ def _parse_poll(text: str) -> Tuple[List[_Message], str]:
             events.append(_Message(None, text[at:end]))
             at = end + (text[end] == ",")
         found = _json.decode('{"events":[' + text[at:])
-        last, gaps, completes, shared = found["last"], found.get("gaps", []), found.get("complete", []), found.get("shared")
+        last, shared = found["last"], found.get("shared")
         if found["events"] != [] or not _POSITION.fullmatch(last):
             raise ValueError
-        for lists in (gaps, completes):
-            if not isinstance(lists, list) or not all(isinstance(one, dict) for one in lists):
+        listed = {name: found.get(name, []) for name in ("gaps", *_NOTICES)}
+        for items in listed.values():
+            if not isinstance(items, list) or not all(isinstance(one, dict) for one in items):
                 raise ValueError
     except Exception:
         raise _TemporaryError("the answer is not that of a long-poll") from None
-    before = [_Message("gap", json.dumps(gap)) for gap in gaps]
+    before = [_Message("gap", json.dumps(gap)) for gap in listed["gaps"]]
     if isinstance(shared, dict):
         before.append(_Message("shared", json.dumps(shared)))
-    return before + events + [_Message("complete", json.dumps(complete)) for complete in completes], last
+    return before + events + [_Message(name, json.dumps(one)) for name in _NOTICES for one in listed[name]], last
 
 
 @dataclass(frozen=True)
@@ -792,25 +885,67 @@ def _parse_event(text: str) -> Event:
     # Only names, numbers and times stand before the data, and none of these can contain a quote.
     head, _, raw = text.partition(',"data":')
     e = _json.decode(head + "}")
-    texts, channel, seq = [e["id"], e["at"], e.get("type") or "", e.get("deadline") or ""], e["channel"], e["seq"]
-    if not all(isinstance(text, str) for text in texts) or not _POSITION.fullmatch(e["id"]):
+    names = [e["id"], e["at"], *(e.get(name) or "" for name in ("type", "deadline", "key", "scheduled"))]
+    channel, seq, round_ = e["channel"], e["seq"], e.get("round", 1)
+    if not all(isinstance(text, str) for text in names) or not _POSITION.fullmatch(e["id"]):
         raise ValueError("it is not an event")
-    if not _CHANNEL.fullmatch(channel) or not isinstance(seq, int) or not raw.endswith("}"):
+    if not _CHANNEL.fullmatch(channel) or not isinstance(seq, int) or not raw.endswith("}") or not _is_count(round_) or round_ < 1:
         raise ValueError("it is not an event")
-    return Event(e["id"], channel, seq, e["at"], e.get("type"), e.get("deadline"), _json.decode(raw[:-1]), raw[:-1])
+    optional = {name: e.get(name) for name in ("key", "scheduled")}
+    return Event(e["id"], channel, seq, e["at"], e.get("type"), e.get("deadline"), _json.decode(raw[:-1]), raw[:-1], round=round_, **optional)
+
+
+def _parse_withdrawal(text: str) -> Withdrawal:
+    """A withdrawal from its JSON text. Raises ValueError if it is not one."""
+    found = _object(text)
+    names = [found.get(name) for name in ("id", "channel", "at", "withdrawn", "reason")]
+    optional = [found.get(name) for name in ("by", "note")]
+    if not all(isinstance(name, str) and name != "" for name in names) or not all(name is None or isinstance(name, str) for name in optional):
+        raise ValueError("it is not a withdrawal")
+    return Withdrawal(*names, *optional)  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------------------------------------------------------- memory
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of an event in a round: the receipt that ends the work on it. `after` and `retry` are those of the receipt."""
+
+    channel: str
+    status: str
+    detail: Any = None
+    round: int = 1
+    after: Optional[float] = None
+    retry: bool = True
+
+    def comes_again_as(self, round: int) -> bool:
+        """Whether the event is worked on again in a later round: it was deferred, or failed with attempts left."""
+        return round > self.round and (self.status == "deferred" or (self.status == "failed" and self.retry))
+
+    def members(self) -> Dict[str, Any]:
+        """Those members of its receipt that are not always the same, without the detail."""
+        after = {} if self.after is None else {"after": self.after}
+        return {"status": self.status, **after, **({} if self.retry else {"retry": False})}
+
+
+@dataclass
+class _Stored:
+    outcome: _Outcome
+    #: Whether the service has answered the receipt.
+    is_answered: bool = False
+    #: Whether it is of an earlier run, whose events are to be worked on again.
+    is_earlier: bool = False
+
+
 class _OutcomeStore:
-    """The outcomes of the newest events, and which final receipts the service has answered. With a path also in a file: one line per change, synced before
+    """The outcomes of the newest events, and which of their receipts the service has answered. With a path also in a file: one line per change, synced before
     anything depends on it, so a crash loses at most a line on which nothing depends yet."""
 
     def __init__(self, path: Optional[str]) -> None:
         self._lock = threading.Lock()
-        #: By event id, oldest first: channel, status, detail, and whether the service has answered the receipt.
-        self._outcomes: "collections.OrderedDict[str, List[Any]]" = collections.OrderedDict()
+        #: By event id, oldest first.
+        self._outcomes: "collections.OrderedDict[str, _Stored]" = collections.OrderedDict()
         #: A symbolic link is resolved: it would be replaced when the file is rewritten.
         self._path = None if path is None else os.path.realpath(path)
         self._file = None  # type: Any
@@ -835,21 +970,33 @@ class _OutcomeStore:
         for line in lines[:-1]:  # The last one is empty, or was written in part only.
             change = _object(line)
             if isinstance(change.get("given"), str):
-                outcome = self._outcomes.get(change["given"])
-                if outcome is not None:
-                    outcome[3] = True
+                stored = self._outcomes.get(change["given"])
+                if stored is not None:
+                    stored.is_answered = True
+            elif isinstance(change.get("forgotten"), str):
+                self._outcomes.pop(change["forgotten"], None)
             elif all(isinstance(change.get(name), str) for name in ("event", "channel", "status")):
-                self._record(change["event"], change["channel"], change["status"], change.get("detail"))
+                round_, after = change.get("round", 1), change.get("after")
+                is_right = _is_count(round_) and (after is None or isinstance(after, (int, float)))
+                more = {"round": round_, "after": after, "retry": change.get("retry") is not False} if is_right else {}
+                self._record(change["event"], _Outcome(change["channel"], change["status"], change.get("detail"), **more))
 
-    def _record(self, event: str, channel: str, status: str, detail: Any) -> None:
-        self._outcomes[event] = [channel, status, detail, False]
+    def _record(self, event: str, outcome: _Outcome) -> None:
+        self._outcomes.pop(event, None)
+        self._outcomes[event] = _Stored(outcome)
         if len(self._outcomes) <= OUTCOMES_MAX:
             return
         # The oldest one with an answered receipt is dropped.
-        for old, outcome in self._outcomes.items():
-            if outcome[3]:
+        for old, stored in self._outcomes.items():
+            if stored.is_answered:
                 del self._outcomes[old]
                 return
+
+    def start_again(self) -> None:
+        """The events that were finished in earlier runs are worked on again if they come again. Their receipts that were not answered are still sent."""
+        with self._lock:
+            for stored in self._outcomes.values():
+                stored.is_earlier = True
 
     def _rewrite(self) -> None:
         if self._path is None:
@@ -861,9 +1008,9 @@ class _OutcomeStore:
             pass
         mode = stat.S_IMODE(os.stat(self._path).st_mode) if os.path.exists(self._path) else 0o600
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
-            for event, (channel, status, detail, is_answered) in self._outcomes.items():
-                file.write(_state_line(event, channel, status, detail))
-                if is_answered:
+            for event, stored in self._outcomes.items():
+                file.write(_state_line(event, stored.outcome))
+                if stored.is_answered:
                     file.write(json.dumps({"given": event}) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -889,30 +1036,37 @@ class _OutcomeStore:
         if self._lines > self._rewrite_at:
             self._rewrite()
 
-    def outcome(self, event: str) -> Optional[Tuple[str, str, Any]]:
-        """Channel, status and detail of an event that was worked on; None: its outcome is not known."""
+    def outcome(self, event: str) -> Optional[_Outcome]:
+        """The outcome of an event that was worked on; None: it is not known."""
         with self._lock:
-            found = self._outcomes.get(event)
-            return None if found is None else (found[0], found[1], found[2])
+            stored = self._outcomes.get(event)
+            return None if stored is None or stored.is_earlier else stored.outcome
 
-    def record(self, event: str, channel: str, status: str, detail: Any) -> None:
+    def record(self, event: str, outcome: _Outcome) -> None:
         """Stores the outcome of an event. It is on the disk when this returns. Raises OSError."""
         with self._lock:
-            self._record(event, channel, status, detail)
-            self._write([_state_line(event, channel, status, detail)], True)
+            self._record(event, outcome)
+            self._write([_state_line(event, outcome)], True)
 
-    def mark_answered(self, events: List[str]) -> None:
-        """Notes that the service has answered these final receipts. If a crash loses that, they are sent again, which is harmless."""
+    def mark_answered(self, receipts: List[Tuple[str, int]]) -> None:
+        """Notes that the service has answered the receipts for the outcomes of these events and rounds. If a crash loses that, they are sent again, which is
+        harmless."""
         with self._lock:
-            known = [event for event in events if event in self._outcomes]
+            known = [event for event, round in receipts if event in self._outcomes and self._outcomes[event].outcome.round == round]
             for event in known:
-                self._outcomes[event][3] = True
+                self._outcomes[event].is_answered = True
             self._write([json.dumps({"given": event}) + "\n" for event in known], False)
 
-    def unanswered(self) -> List[Tuple[str, str, str, Any]]:
-        """Final receipts that were not answered: event id, channel, status, detail."""
+    def forget(self, event: str) -> None:
+        """The event is worked on again when it comes again."""
         with self._lock:
-            return [(event, o[0], o[1], o[2]) for event, o in self._outcomes.items() if not o[3]]
+            if self._outcomes.pop(event, None) is not None:
+                self._write([json.dumps({"forgotten": event}) + "\n"], False)
+
+    def unanswered(self) -> List[Tuple[str, _Outcome]]:
+        """Outcomes whose receipts were not answered, with the ids of their events."""
+        with self._lock:
+            return [(event, stored.outcome) for event, stored in self._outcomes.items() if not stored.is_answered]
 
     def close(self) -> None:
         with self._lock:
@@ -924,11 +1078,12 @@ class _OutcomeStore:
 def _is_state_line(line: str) -> bool:
     """Whether a line may be one of the state file. It may be truncated, and a power cut may leave zero bytes."""
     start = line.strip("\0\r")[:100].replace(" ", "")
-    return any(start.startswith(ours) or ours.startswith(start) for ours in ('{"event":"', '{"given":"'))
+    return any(start.startswith(ours) or ours.startswith(start) for ours in ('{"event":"', '{"given":"', '{"forgotten":"'))
 
 
-def _state_line(event: str, channel: str, status: str, detail: Any) -> str:
-    return _json_with_detail({"event": event, "channel": channel, "status": status}, detail) + "\n"
+def _state_line(event: str, outcome: _Outcome) -> str:
+    round_ = {} if outcome.round == 1 else {"round": outcome.round}
+    return _json_with_detail({"event": event, "channel": outcome.channel, **outcome.members(), **round_}, outcome.detail) + "\n"
 
 
 class _Json(str):
@@ -952,23 +1107,24 @@ class _Outbox(threading.Thread):
         self._changed = threading.Condition()
         self._pending: Dict[str, List[Dict[str, Any]]] = {}
         self._ends_at: Optional[float] = None
-        for event, channel, status, detail in outcomes.unanswered():
-            self.add(event, channel, status, detail)
+        for event, outcome in outcomes.unanswered():
+            self.add(event, outcome)
 
-    def add(self, event: str, channel: str, status: str, detail: Any = None) -> None:
+    def add(self, event: str, outcome: _Outcome) -> None:
+        """Adds a receipt. One that is no outcome, such as `received`, has the same form."""
         now = time.time()
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1_000) % 1_000:03d}Z"
-        receipt = {"event": event, "status": status, "at": at}
-        if detail is not None:
-            receipt["detail"] = detail
+        receipt = {"event": event, "at": at, "round": outcome.round, **outcome.members()}
+        if outcome.detail is not None:
+            receipt["detail"] = outcome.detail
         with self._changed:
-            self._pending.setdefault(channel, []).append(receipt)
+            self._pending.setdefault(outcome.channel, []).append(receipt)
             self._changed.notify()
 
-    def has_final(self, event: str) -> bool:
-        """Whether a final receipt of this event is still to be sent."""
+    def has_outcome(self, event: str, round: int) -> bool:
+        """Whether the receipt for the outcome of this event in this round is still to be sent."""
         with self._changed:
-            return any(r["event"] == event and _is_final(r) for batch in self._pending.values() for r in batch)
+            return any(r["event"] == event and r["round"] == round and _is_outcome(r) for batch in self._pending.values() for r in batch)
 
     def flush(self, seconds: float) -> int:
         """Sends the remaining receipts for at most so many seconds, and returns how many are left."""
@@ -1018,13 +1174,14 @@ class _Outbox(threading.Thread):
         headers = {"Content-Type": "application/json"}
         body = "[" + ",".join(_json_with_detail({k: v for k, v in r.items() if k != "detail"}, r.get("detail")) for r in batch) + "]"
         try:
-            rejected = _rejections(_object(self._service.ask("POST", path, headers, body.encode()).decode("utf-8", "replace")), batch)
+            rejected, late = _read_answer(_object(self._service.ask("POST", path, headers, body.encode()).decode("utf-8", "replace")), batch)
         except Refused as error:
             # Other refusals concern the address or the token. The feed gets them too and reports them; the receipts are kept.
             if error.status not in (400, 413, 422):
                 raise _TemporaryError(str(error)) from error
+            late = []
             if "rejected" in error.problem:
-                rejected = _rejections(error.problem, batch)
+                rejected, late = _read_answer(error.problem, batch)
             elif len(batch) > 1:  # One of them is the reason. Sent one by one, only that one is dropped.
                 for receipt in batch:
                     self._send(channel, [receipt])
@@ -1033,37 +1190,65 @@ class _Outbox(threading.Thread):
                 rejected = [(batch[0], str(error))]
         for receipt, reason in rejected:
             self._report(f"{receipt['status']} of {receipt['event']} was rejected: {reason}")
+            if receipt["status"] == "deferred":
+                self._outcomes.forget(receipt["event"])
+        for receipt, reason in late:
+            self._report(f"{receipt['status']} of {receipt['event']} was recorded, but late: {_LATE.get(reason, reason)}")
         with self._changed:
             self._pending[channel] = self._pending[channel][len(batch) :]
             if not self._pending[channel]:
                 del self._pending[channel]
-        self._outcomes.mark_answered([r["event"] for r in batch if _is_final(r)])
+        self._outcomes.mark_answered([(r["event"], r["round"]) for r in batch if _is_outcome(r)])
 
 
-def _rejections(answer: Dict[str, Any], batch: List[Dict[str, Any]]) -> List[Tuple[Dict[str, Any], str]]:
-    """The receipts that an answer rejects, with the reasons. Raises _TemporaryError if the answer doesn't account for each one that was sent."""
-    recorded, duplicate, listed = answer.get("recorded"), answer.get("duplicate"), answer.get("rejected")
-    rejected: Dict[int, str] = {}
-    for one in listed if isinstance(listed, list) else []:
+#: Why a receipt is late, for people.
+_LATE = {"missing": "the deadline had passed", "withdrawn": "the event had been withdrawn", "superseded": "a newer event had superseded it"}
+
+_Reasons = List[Tuple[Dict[str, Any], str]]
+
+
+def _read_answer(answer: Dict[str, Any], batch: List[Dict[str, Any]]) -> Tuple[_Reasons, _Reasons]:
+    """The receipts that an answer rejects, and those that it recorded late, with the reasons. Raises _TemporaryError if the answer doesn't account for each one
+    that was sent."""
+    rejected, late = (_listed(answer.get(name, []), batch) for name in ("rejected", "late"))
+    counts: List[Any] = [answer.get("recorded"), answer.get("duplicate"), None if rejected is None else len(rejected)]
+    if "rejected" not in answer or late is None or not all(_is_count(count) for count in counts) or sum(counts) != len(batch):
+        raise _TemporaryError("the answer does not account for the receipts")
+    return rejected or [], late
+
+
+def _listed(items: Any, batch: List[Dict[str, Any]]) -> Optional[_Reasons]:
+    """The receipts that a list of an answer names, each once, with the reasons. None: it is not such a list."""
+    if not isinstance(items, list):
+        return None
+    found: Dict[int, str] = {}
+    for one in items:
         index, reason = (one.get("index"), one.get("reason")) if isinstance(one, dict) else (None, None)
         if isinstance(index, int) and _is_count(index) and index < len(batch) and one.get("event") == batch[index]["event"] and isinstance(reason, str):
-            rejected[index] = reason
-    counts: List[Any] = [recorded, duplicate, len(rejected)]
-    is_right = isinstance(listed, list) and len(listed) == len(rejected) and all(_is_count(count) for count in counts)
-    if not is_right or sum(counts) != len(batch):
-        raise _TemporaryError("the answer does not account for the receipts")
-    return [(batch[index], reason) for index, reason in rejected.items()]
+            found[index] = reason
+    return [(batch[index], reason) for index, reason in found.items()] if len(found) == len(items) else None
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _is_final(receipt: Dict[str, Any]) -> bool:
-    return receipt["status"] in ("done", "failed")
+def _is_outcome(receipt: Dict[str, Any]) -> bool:
+    return receipt["status"] in ("deferred", "done", "failed")
 
 
 # ------------------------------------------------------------------------------------------------------------------- devices
+
+
+class _Work:
+    """An event that was received and whose outcome is not known yet."""
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+
+    @property
+    def is_withdrawn(self) -> bool:
+        return self.event.withdrawn.is_set()
 
 
 class _Listener:
@@ -1075,14 +1260,15 @@ class _Listener:
         outbox: _Outbox,
         outcomes: _OutcomeStore,
         on_event: Callable[[Event], Any],
+        on_withdrawn: Optional[Callable[[Withdrawal], Any]],
         stop: threading.Event,
         report: Callable[[str], None],
     ) -> None:
         self._feed, self._outbox, self._outcomes = feed, outbox, outcomes
-        self._on_event, self._stop, self._report = on_event, stop, report
-        self._queue: "queue.Queue[Optional[Event]]" = queue.Queue(QUEUED_EVENTS_MAX)
-        #: Ids of events that were received and whose outcome is not known yet.
-        self._unfinished: Set[str] = set()
+        self._on_event, self._on_withdrawn, self._stop, self._report = on_event, on_withdrawn, stop, report
+        self._queue: "queue.Queue[Optional[_Work]]" = queue.Queue(QUEUED_EVENTS_MAX)
+        #: By event id. The reader and the workers change it.
+        self._unfinished: Dict[str, _Work] = {}
         self._failure: Optional[BaseException] = None
 
     def run(self, count: int) -> None:
@@ -1121,6 +1307,8 @@ class _Listener:
     def _read(self) -> None:
         try:
             for message in self._feed.messages():
+                if message.server_event == "withdrawn":
+                    self._withdraw(message.text)
                 if message.server_event is not None:
                     continue
                 try:
@@ -1138,49 +1326,85 @@ class _Listener:
         self._failure = self._failure or error
         self._stop.set()
 
+    def _withdraw(self, text: str) -> None:
+        """An event was withdrawn: it is not begun, and a handler that works on it is told."""
+        try:
+            withdrawal = _parse_withdrawal(text)
+        except ValueError as error:
+            return self._report(f"the feed sent something else: {error}")
+        work = self._unfinished.get(withdrawal.withdrawn)
+        if work is not None:
+            work.event.withdrawn.set()
+        else:
+            outcome = self._outcomes.outcome(withdrawal.withdrawn)
+            if outcome is not None and outcome.status == "deferred":
+                self._outcomes.forget(withdrawal.withdrawn)
+        try:
+            if self._on_withdrawn is not None:
+                self._on_withdrawn(withdrawal)
+        except Exception as error:
+            self._report(f"on_withdrawn failed: {_error_text(error)}")
+
     def _accept(self, event: Event) -> None:
-        if event.id in self._unfinished:
+        work = self._unfinished.get(event.id)
+        if work is not None:
+            if event.round > work.event.round:
+                # Another program with the name of this device deferred it. From now on the receipts answer that round.
+                work.event = replace(event, withdrawn=work.event.withdrawn)
+                self._outbox.add(event.id, _Outcome(event.channel, "received", round=event.round))
             return
         outcome = self._outcomes.outcome(event.id)
-        if outcome is not None:
-            # The event came again because the service does not have its final receipt.
-            if not self._outbox.has_final(event.id):
-                self._outbox.add(event.id, *outcome)
+        if outcome is not None and not outcome.comes_again_as(event.round):
+            # The event came again because the service does not have its last receipt.
+            if not self._outbox.has_outcome(event.id, event.round):
+                self._outbox.add(event.id, replace(outcome, round=event.round))
             return
-        self._unfinished.add(event.id)
-        self._outbox.add(event.id, event.channel, "received")
+        work = self._unfinished[event.id] = _Work(event)
+        self._outbox.add(event.id, _Outcome(event.channel, "received", round=event.round))
         while not self._stop.is_set():
             try:
-                return self._queue.put(event, timeout=1)
+                return self._queue.put(work, timeout=1)
             except queue.Full:
                 pass
 
     def _work(self) -> None:
         try:
             while True:
-                event = self._queue.get()
-                outcome = None if event is None else self._outcome_of(event)
-                if event is None or outcome is None:
+                work = self._queue.get()
+                if work is None:
                     return
-                try:
-                    self._outcomes.record(event.id, event.channel, *outcome)
-                except (OSError, ValueError) as error:
-                    self._report(f"the outcome of {event.id} could not be stored: {error}")
-                self._outbox.add(event.id, event.channel, *outcome)
-                self._unfinished.discard(event.id)
+                outcome = self._outcome_of(work)
+                event = work.event
+                if outcome is not None:
+                    outcome = replace(outcome, round=event.round)
+                    try:
+                        self._outcomes.record(event.id, outcome)
+                    except (OSError, ValueError) as error:
+                        self._report(f"the outcome of {event.id} could not be stored: {error}")
+                    self._outbox.add(event.id, outcome)
+                elif not work.is_withdrawn:
+                    return  # Listening has ended. The event stays open.
+                self._unfinished.pop(event.id, None)
         except BaseException as error:  # SystemExit, or an error of this module. The event stays open.
             self._fail(error)
 
-    def _outcome_of(self, event: Event) -> Optional[Tuple[str, Any]]:
-        """Calls the handler until it says status and detail. None: listening ended before that."""
+    def _outcome_of(self, work: _Work) -> Optional[_Outcome]:
+        """Calls the handler until the outcome is known. None: before that, listening ended or the event was withdrawn."""
         failures = 0
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not work.is_withdrawn:
+            event = work.event
             try:
                 value = self._on_event(event)
             except Exception as error:
+                if work.is_withdrawn:
+                    return None  # Nobody waits for it any more, and the handler may have been told to stop.
+                if isinstance(error, Deferred):
+                    return _Outcome(event.channel, "deferred", _fit_detail(error.detail), after=error.after)
                 # What the handler uses may have received the same signal as this process.
                 if not _is_environment_error(error) and not self._stop.is_set():
-                    return "failed", _fit_detail(_error_text(error))
+                    if isinstance(error, Failed):
+                        return _Outcome(event.channel, "failed", _fit_detail(error.detail), after=error.after, retry=error.retry)
+                    return _Outcome(event.channel, "failed", _fit_detail(_error_text(error)))
                 failures += 1
                 seconds = max(HANDLER_RETRY_SECONDS_MIN, _backoff_seconds(failures))
                 again = "it comes again" if self._stop.is_set() else f"trying again in {seconds:.1f} s"
@@ -1189,7 +1413,7 @@ class _Listener:
             else:
                 if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
                     raise TypeError(f"the handler returned a {type(value).__name__}, which does nothing by itself; {event.id} stays open")
-                return "done", _fit_detail(value)
+                return _Outcome(event.channel, "done", _fit_detail(value))
         return None
 
 
@@ -1254,6 +1478,8 @@ def listen(
     device: str,
     on_event: Callable[[Event], Any],
     *,
+    on_withdrawn: Optional[Callable[[Withdrawal], Any]] = None,
+    since: Optional[str] = None,
     token: Token = None,
     state: Optional[str] = None,
     workers: int = 1,
@@ -1273,6 +1499,14 @@ def listen(
     ends listening and leaves the event open. A handler is a plain function: async functions (see `alisten`) and generators are refused, and one that
     returns a coroutine or a generator ends listening with TypeError.
 
+    If a handler raises Deferred, the service sends the event again later; an event that was pushed with `attempts` also comes again after a failure. The
+    handler is then called again, with the event's next `round`. If the publisher withdraws an event, it is not begun; while a handler works on it, the event's
+    `withdrawn` is set: the handler can look at it, stop and raise anything, and no receipt is sent. If it returns, the event is `done` all the same, and
+    recorded as late. `on_withdrawn` is called with each withdrawal that the service tells, in the thread that reads the feed.
+
+    `since`: where a device that is not yet enrolled starts: `now` or `earliest`. With `latest`, any device starts with the newest event of each key, also if it
+    has finished that event before.
+
     `channels`: one name, several separated by commas, or a list. `token`: a string, or a function that returns the newest token; it is called again before the
     token expires and when it is refused. `state`: a file in which outcomes and unanswered receipts survive the process; one process at a time may use it.
     `report` is called with one line of text for each error after which the client tries again.
@@ -1283,10 +1517,12 @@ def listen(
     _check_handler(on_event)
     stop, report = stop or threading.Event(), _safe_report(report)
     service, outcomes = _ServiceClient(url, token), _OutcomeStore(state)
+    if since == "latest":
+        outcomes.start_again()
     names = channels if isinstance(channels, str) else ",".join(channels)
-    path, query = f"/feed/{_quoted(names)}", {"device": device}
+    path, query = f"/feed/{_quoted(names)}", {"device": device, **({} if since is None else {"since": since})}
     feed = _Feed(service, path, query, stop, report, first_byte_seconds, silence_seconds, return_seconds)
-    _Listener(feed, _Outbox(service, device, outcomes, report), outcomes, on_event, stop, report).run(workers)
+    _Listener(feed, _Outbox(service, device, outcomes, report), outcomes, on_event, on_withdrawn, stop, report).run(workers)
 
 
 # ---------------------------------------------------------------------------------------------------------------- publishers
@@ -1302,6 +1538,8 @@ def publish(
     ttl: Optional[int] = None,
     deadline: Optional[int] = None,
     remind: Optional[int] = None,
+    event_key: Optional[str] = None,
+    attempts: Optional[int] = None,
     wait: Optional[int] = None,
     key: Optional[str] = None,
     token: Token = None,
@@ -1311,7 +1549,8 @@ def publish(
     """
     Pushes one event and returns the service's answer; with `wait`, when every addressed device has answered or so many seconds have passed. `data` is any
     value that JSON can represent, or bytes that are JSON text and are sent unchanged. `to` names devices; `ttl`, `deadline`, `remind` and `wait` are in
-    seconds.
+    seconds. `event_key`: what the event is about; older events of the channel with the same key that are not complete are withdrawn in the same step.
+    `attempts`: how often a device may try, 2 to 20; a failure before the last attempt counts as `deferred`, and the event comes again.
 
     What may be wrong with the push is in `warnings` of the answer, in sentences: named devices that are not enrolled, or that nobody was addressed.
 
@@ -1320,7 +1559,101 @@ def publish(
 
     Raises Refused and Unavailable; ValueError and TypeError for data that JSON can't represent and for invalid arguments.
     """
-    return _push(_Request(threading.Event()), url, channel, data, type, to, ttl, deadline, remind, wait, key, token, patience_seconds, report)
+    query = _event_query(type, to, ttl, deadline, remind, event_key, attempts)
+    return _push(_Request(threading.Event()), url, channel, data, query, wait, key, token, patience_seconds, report)
+
+
+def schedule(
+    url: str,
+    channel: str,
+    data: Any,
+    *,
+    at: Union[datetime, str, None] = None,
+    every: Optional[str] = None,
+    tz: Optional[str] = None,
+    type: Optional[str] = None,
+    to: Union[str, List[str], None] = None,
+    ttl: Optional[int] = None,
+    deadline: Optional[int] = None,
+    remind: Optional[int] = None,
+    event_key: Optional[str] = None,
+    attempts: Optional[int] = None,
+    key: Optional[str] = None,
+    token: Token = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """
+    Pushes one event later: `at` a time (a datetime with a time zone, or ISO 8601 with an offset), or `every` time of a cron expression with five fields, in the
+    IANA time zone `tz` (UTC without it). Each time is pushed exactly once, to the devices that are enrolled then. Returns the service's answer: `id`, `channel`
+    and `next`. Everything else is as for `publish`.
+
+    Raises Refused and Unavailable; ValueError and TypeError for data that JSON can't represent and for invalid arguments.
+    """
+    query = {**_event_query(type, to, ttl, deadline, remind, event_key, attempts), **_schedule_query(at, every, tz)}
+    return _push(_Request(threading.Event()), url, channel, data, query, None, key, token, patience_seconds, report)
+
+
+def withdraw(
+    url: str,
+    channel: str,
+    event: str,
+    *,
+    note: Optional[str] = None,
+    token: Token = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """
+    Withdraws an event: from then on nobody is sent it, and the devices that may have it are told, with `note` (at most 256 characters). An event that is
+    complete stays as it is. Returns the event's state. The request is repeated for `patience_seconds`.
+
+    Raises Refused (status 404: the event is no longer kept) and Unavailable.
+    """
+    return _withdraw(_Request(threading.Event()), url, channel, event, note, token, patience_seconds, report)
+
+
+def scheduled(
+    url: str, channel: str, *, token: Token = None, patience_seconds: float = 60.0, report: Callable[[str], None] = _log
+) -> Iterator[Dict[str, Any]]:
+    """The pushes for later of a channel: `id`, `next`, `every`, `tz` and `last` of each. Raises Refused and Unavailable."""
+    after: Optional[str] = ""
+    while after is not None:
+        page, after = _scheduled_page(_Request(threading.Event()), url, channel, after, token, patience_seconds, report)
+        yield from page
+
+
+def cancel_scheduled(
+    url: str, channel: str, id: str, *, token: Token = None, patience_seconds: float = 60.0, report: Callable[[str], None] = _log
+) -> None:
+    """Cancels a push for later. What it has pushed stays. Raises Refused (status 404: there is none) and Unavailable: it may be cancelled."""
+    _cancel_scheduled(_Request(threading.Event()), url, channel, id, token, patience_seconds, report)
+
+
+def _event_query(
+    type: Optional[str],
+    to: Union[str, List[str], None],
+    ttl: Optional[int],
+    deadline: Optional[int],
+    remind: Optional[int],
+    event_key: Optional[str],
+    attempts: Optional[int],
+) -> Dict[str, Any]:
+    """The query parameters of a push that are options of its event."""
+    names = ",".join(to) if isinstance(to, list) else to
+    options = {"type": type, "to": names, "ttl": ttl, "deadline": deadline, "remind": remind, "key": event_key, "attempts": attempts}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _schedule_query(at: Union[datetime, str, None], every: Optional[str], tz: Optional[str]) -> Dict[str, Any]:
+    """The query parameters that say when to push. Raises ValueError."""
+    if (at is None) == (every is None):
+        raise ValueError("give either at or every")
+    if isinstance(at, datetime):
+        if at.utcoffset() is None:
+            raise ValueError(f"at needs a time zone: {at}")
+        at = at.isoformat(timespec="milliseconds")
+    return {name: value for name, value in {"at": at, "every": every, "tz": tz}.items() if value is not None}
 
 
 def _push(
@@ -1328,31 +1661,111 @@ def _push(
     url: str,
     channel: str,
     data: Any,
-    type: Optional[str],
-    to: Union[str, List[str], None],
-    ttl: Optional[int],
-    deadline: Optional[int],
-    remind: Optional[int],
+    query: Dict[str, Any],
     wait: Optional[int],
     key: Optional[str],
     token: Token,
     patience_seconds: float,
     report: Callable[[str], None],
 ) -> Dict[str, Any]:
-    """`publish`, until `request` is ended."""
+    """`publish` and `schedule`, until `request` is ended."""
     body = data if isinstance(data, bytes) else _to_json(data).encode()
     if key is not None and not re.fullmatch(r"[ -~]{1,255}", key):
         raise ValueError(f"a key must be 1 to 255 printable ASCII characters, not {key!r}")
-    names = ",".join(to) if isinstance(to, list) else to
-    options = {"type": type, "to": names, "ttl": ttl, "deadline": deadline, "remind": remind}
-    query = urllib.parse.urlencode({name: value for name, value in options.items() if value is not None})
     headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
     if wait is not None:
         headers["Prefer"] = f"wait={wait}"
-    service = _ServiceClient(url, token)
+    is_later = "at" in query or "every" in query
+
+    def parse(answer: bytes) -> Dict[str, Any]:
+        return _parse_scheduled(answer, channel) if is_later else _parse_stored(answer, channel)
+
+    path = f"/push/{_quoted(channel)}?{urllib.parse.urlencode(query)}"
+    statuses = (200, 202) if is_later else (200, 201)
+    return _ask_until_answered(request, _ServiceClient(url, token), ("POST", path, headers, body), wait, parse, patience_seconds, report, statuses)
+
+
+def _withdraw(
+    request: _Request,
+    url: str,
+    channel: str,
+    event: str,
+    note: Optional[str],
+    token: Token,
+    patience_seconds: float,
+    report: Callable[[str], None],
+) -> Dict[str, Any]:
+    """`withdraw`, until `request` is ended."""
+    if not _POSITION.fullmatch(event):
+        raise ValueError(f"an id has the form <epoch>-<seq>; this is not one: {event!r}")
+
+    def parse(body: bytes) -> Dict[str, Any]:
+        answer = _object(body.decode("utf-8", "replace"))
+        if answer.get("id") != event or answer.get("channel") != channel or not isinstance(answer.get("receipts"), dict):
+            raise _TemporaryError("the answer does not say what became of the event")
+        return answer
+
+    query = "" if note is None else "?" + urllib.parse.urlencode({"note": note})
+    path = f"/events/{_quoted(channel)}/{_quoted(event)}{query}"
+    return _ask_until_answered(request, _ServiceClient(url, token), ("DELETE", path, {}, None), None, parse, patience_seconds, report)
+
+
+def _scheduled_page(
+    request: _Request, url: str, channel: str, after: str, token: Token, patience_seconds: float, report: Callable[[str], None]
+) -> Tuple[List[Dict[str, Any]], Optional[str]]:
+    """A page of `scheduled`, and where the next one begins; None: there is none."""
+
+    def parse(body: bytes) -> Tuple[List[Dict[str, Any]], Optional[str]]:
+        answer = _object(body.decode("utf-8", "replace"))
+        page, following = answer.get("scheduled"), answer.get("next")
+        is_page = isinstance(page, list) and all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in page)
+        if not is_page or "next" not in answer or not (following is None or isinstance(following, str)):
+            raise _TemporaryError("the answer is not a list of scheduled pushes")
+        return cast(List[Dict[str, Any]], page), following
+
+    query = urllib.parse.urlencode({"limit": 1_000, **({"after": after} if after else {})})
+    asked = ("GET", f"/scheduled/{_quoted(channel)}?{query}", {}, None)  # type: _Asked
+    return _ask_until_answered(request, _ServiceClient(url, token), asked, None, parse, patience_seconds, report)
+
+
+def _cancel_scheduled(
+    request: _Request, url: str, channel: str, id: str, token: Token, patience_seconds: float, report: Callable[[str], None]
+) -> None:
+    """`cancel_scheduled`, until `request` is ended."""
+    failures: List[str] = []
+
+    def note(line: str) -> None:
+        failures.append(line)
+        report(line)
+
+    asked = ("DELETE", f"/scheduled/{_quoted(channel)}/{_quoted(id)}", {}, None)  # type: _Asked
+    try:
+        _ask_until_answered(request, _ServiceClient(url, token), asked, None, lambda body: body, patience_seconds, note, (204,))
+    except Refused as error:
+        # An earlier try may have cancelled it, and its answer was lost.
+        if error.status != 404 or not failures:
+            raise
+
+
+#: A request: method, path, headers and body.
+_Asked = Tuple[str, str, Dict[str, str], Optional[bytes]]
+
+
+def _ask_until_answered(
+    request: _Request,
+    service: _ServiceClient,
+    asked: _Asked,
+    wait: Optional[int],
+    parse: Callable[[bytes], _Result],
+    patience_seconds: float,
+    report: Callable[[str], None],
+    statuses: Tuple[int, ...] = (200, 201),
+) -> _Result:
+    """Repeats a request that may be repeated, until it is answered, `request` is ended, or the time is over. `wait`: the seconds that the service was asked to
+    wait; `statuses` are those of an answer. `parse` raises _TemporaryError if the answer is not the service's. Raises Refused and Unavailable."""
     until = time.monotonic() + patience_seconds
     failures = 0
-    notice = threading.Timer(SLOW_ANSWER_SECONDS, lambda: report(f"no answer from {url} yet; trying for {patience_seconds:.0f} s"))
+    notice = threading.Timer(SLOW_ANSWER_SECONDS, lambda: report(f"no answer from {service.url} yet; trying for {patience_seconds:.0f} s"))
     notice.daemon = True
     notice.start()
 
@@ -1364,8 +1777,7 @@ def _push(
     try:
         while True:
             try:
-                path = f"/push/{_quoted(channel)}?{query}"
-                return _parse_stored(service.ask("POST", path, headers, body, ANSWER_SECONDS + (wait or 0), connected), channel)
+                return parse(service.ask(*asked, ANSWER_SECONDS + (wait or 0), connected, statuses))
             except _TemporaryError as error:
                 failures += 1
                 pause = _backoff_seconds(failures, error.after)
@@ -1376,6 +1788,15 @@ def _push(
                 request.stop.wait(pause)
     finally:
         notice.cancel()
+
+
+def _parse_scheduled(body: bytes, channel: str) -> Dict[str, Any]:
+    """The answer to a push for later. Raises _TemporaryError if it doesn't say that the push is scheduled."""
+    answer = _object(body.decode("utf-8", "replace"))
+    following = answer.get("next", False)
+    if answer.get("channel") != channel or not isinstance(answer.get("id"), str) or not (following is None or isinstance(following, str)):
+        raise _TemporaryError("the answer does not say that the push is scheduled")
+    return answer
 
 
 def _parse_stored(body: bytes, channel: str) -> Dict[str, Any]:
@@ -1405,8 +1826,10 @@ def receipts(
     report: Callable[[str], None] = _log,
 ) -> Iterator[Dict[str, Any]]:
     """
-    The receipts of channels as they come, `missing` included, and a summary when an event is complete: that one has `"complete": true`. Starts now, or
-    after the receipt with the id `after`, and resumes where it broke off. Ends when `stop` is set; when the caller ends it, `stop` is set.
+    The receipts of channels as they come, `missing` included, each with its `round` and `attempt`. Also a summary when an event is complete: that one has
+    `"complete": true`; one when an event was withdrawn, with `"kind": "withdrawn"`, `reason`, `by` and `note`; and one when an event with a deadline is
+    complete or its deadline has passed, with `"kind": "settled"`. Starts now, or after the receipt with the id `after`, and resumes where it broke off. Ends when `stop`
+    is set; when the caller ends it, `stop` is set.
 
     Raises Refused; ValueError for invalid arguments.
     """
@@ -1431,14 +1854,24 @@ def _receipt_texts(
     threading.Thread(target=end, daemon=True).start()
     try:
         for message in feed.messages():
-            if message.server_event not in (None, "complete"):
+            if message.server_event not in (None, *_NOTICES):
                 continue
             if isinstance(_object(message.text).get("event"), str):
-                yield message.text
+                yield _labelled(message)
             else:
                 report("the feed sent something that is not a receipt")
     finally:
         stop.set()
+
+
+def _labelled(message: _Message) -> str:
+    """The text of an entry. What says that an event was withdrawn or is settled names its kind: by their other members they can be taken for a completion."""
+    if message.server_event in (None, "complete"):
+        return message.text
+    found = _object(message.text)
+    if message.server_event == "settled":
+        found.pop("complete", None)
+    return json.dumps({"kind": message.server_event, **found})
 
 
 def attention(
@@ -1463,30 +1896,19 @@ def _attention(
     request: _Request, url: str, limit: Optional[int], token: Token, patience_seconds: float, report: Callable[[str], None]
 ) -> Dict[str, Any]:
     """`attention`, until `request` is ended."""
-    service = _ServiceClient(url, token)
-    path = "/attention" if limit is None else f"/attention?limit={limit}"
-    until = time.monotonic() + patience_seconds
-    failures = 0
-    while True:
-        try:
-            answer = _object(service.ask("GET", path, {}, None, ANSWER_SECONDS, request.connected).decode("utf-8", "replace"))
-            lists = [answer.get(name) for name in ("devices", "events", "hooks", "channels")]
-            if not isinstance(answer.get("totals"), dict) or not all(isinstance(one, list) for one in lists):
-                raise _TemporaryError("the answer does not say what needs attention")
-            return answer
-        except _TemporaryError as error:
-            failures += 1
-            pause = _backoff_seconds(failures, error.after)
-            if request.stop.is_set() or time.monotonic() + pause > until:
-                raise Unavailable(str(error)) from error
-            report(f"{error}; trying again in {pause:.1f} s")
-            request.stop.wait(pause)
+
+    def parse(body: bytes) -> Dict[str, Any]:
+        answer = _object(body.decode("utf-8", "replace"))
+        lists = [answer.get(name) for name in ("devices", "events", "hooks", "channels")]
+        if not isinstance(answer.get("totals"), dict) or not all(isinstance(one, list) for one in lists):
+            raise _TemporaryError("the answer does not say what needs attention")
+        return answer
+
+    asked = ("GET", "/attention" if limit is None else f"/attention?limit={limit}", {}, None)  # type: _Asked
+    return _ask_until_answered(request, _ServiceClient(url, token), asked, None, parse, patience_seconds, report)
 
 
 # ------------------------------------------------------------------------------------------------------------------- asyncio
-
-
-_Result = TypeVar("_Result")
 
 
 def _in_thread(function: Callable[..., _Result], *arguments: Any) -> "asyncio.Future[_Result]":
@@ -1524,7 +1946,8 @@ class _LoopCalls:
         self._loop = asyncio.get_running_loop()
         #: Called functions see the context variables of whoever called the interface, as with `asyncio.to_thread`.
         self._context = contextvars.copy_context()
-        self._tasks: Set["asyncio.Task[Any]"] = set()
+        #: What is awaited, and the event that it works on, if any.
+        self._tasks: Dict["asyncio.Task[Any]", Optional[Event]] = {}
         self._is_cancelled = False
 
     def cancel(self) -> None:
@@ -1533,14 +1956,28 @@ class _LoopCalls:
         for task in list(self._tasks):
             task.cancel()
 
+    def cancel_withdrawn(self) -> None:
+        """Cancels what the loop awaits for events that were withdrawn. Called on the loop."""
+        for task, event in list(self._tasks.items()):
+            if event is not None and event.withdrawn.is_set():
+                task.cancel()
+
+    def call_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Calls a function on the loop, unless that is closed."""
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:
+            pass
+
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Calls a function in this thread. If it returns an awaitable, waits until the loop has awaited it, and returns that result. Raises what the
         function raises; NoOutcome if the awaiting was cancelled or the loop is closed."""
         value = self._context.copy().run(function, *arguments)
-        return self._context.copy().run(self._wait_for, value) if inspect.isawaitable(value) else value
+        event = arguments[0] if arguments and isinstance(arguments[0], Event) else None
+        return self._context.copy().run(self._wait_for, value, event) if inspect.isawaitable(value) else value
 
-    def _wait_for(self, awaitable: Awaitable[Any]) -> Any:
-        awaiting = self._await(awaitable)
+    def _wait_for(self, awaitable: Awaitable[Any], event: Optional[Event]) -> Any:
+        awaiting = self._await(awaitable, event)
         try:
             future = asyncio.run_coroutine_threadsafe(awaiting, self._loop)
         except RuntimeError as error:
@@ -1555,17 +1992,17 @@ class _LoopCalls:
             raise NoOutcome("it was cancelled")
         return future.result()
 
-    async def _await(self, awaitable: Awaitable[Any]) -> Any:
-        if self._is_cancelled:
+    async def _await(self, awaitable: Awaitable[Any], event: Optional[Event]) -> Any:
+        if self._is_cancelled or (event is not None and event.withdrawn.is_set()):
             _discard(awaitable)
             raise asyncio.CancelledError
         task = asyncio.current_task()
         assert task is not None
-        self._tasks.add(task)
+        self._tasks[task] = event
         try:
             return await awaitable
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
 
 
 def _discard(awaitable: Awaitable[Any]) -> None:
@@ -1591,6 +2028,8 @@ async def alisten(
     device: str,
     on_event: Callable[[Event], Any],
     *,
+    on_withdrawn: Optional[Callable[[Withdrawal], Any]] = None,
+    since: Optional[str] = None,
     token: AsyncToken = None,
     state: Optional[str] = None,
     workers: int = 1,
@@ -1608,6 +2047,9 @@ async def alisten(
     function runs in a background thread, so it may block; if it returns an awaitable, the loop awaits that. `token` may be an `async` function as well.
     `report` is called on the loop.
 
+    If an event is withdrawn, its handler is cancelled, and no receipt is sent; a handler that catches the cancellation and returns is `done`, late. A plain
+    function finds the event's `withdrawn` set. `on_withdrawn` is called on the loop, and may be an `async` function.
+
     `stop` lets handlers that run come to their end. Cancelling the task cancels the handlers that are awaited. An event whose handler was cancelled, or raises
     after that, gets no final receipt and comes again; a handler that catches the cancellation and returns is `done`. A plain function can't be cancelled
     and is waited for. In both cases `alisten` ends when the receipts that are due were answered, or after at most 20 seconds of trying; with `state` the rest
@@ -1621,7 +2063,28 @@ async def alisten(
     ending, report = threading.Event(), _safe_report(_on_loop(report))
     times = {"first_byte_seconds": first_byte_seconds, "silence_seconds": silence_seconds, "return_seconds": return_seconds}
     handler, token = functools.partial(handlers.run, on_event), _sync_token(token, tokens)
+    withdrawals: Set["asyncio.Task[Any]"] = set()
+
+    async def tell(withdrawal: Withdrawal) -> None:
+        try:
+            value = on_withdrawn(withdrawal) if on_withdrawn is not None else None
+            if inspect.isawaitable(value):
+                await value
+        except Exception as error:
+            report(f"on_withdrawn failed: {_error_text(error)}")
+
+    def tell_on_loop(withdrawal: Withdrawal) -> None:
+        handlers.cancel_withdrawn()
+        if on_withdrawn is not None:
+            task = loop.create_task(tell(withdrawal))
+            withdrawals.add(task)
+            task.add_done_callback(withdrawals.discard)
+
+    def withdrawn(withdrawal: Withdrawal) -> None:
+        handlers.call_soon(tell_on_loop, withdrawal)
+
     options: Dict[str, Any] = {"token": token, "state": state, "workers": workers, "stop": ending, "report": report, **times}
+    options.update(on_withdrawn=withdrawn, since=since)
     listening = _in_thread(functools.partial(listen, url, channels, device, handler, **options))
 
     def watch_loop() -> None:
@@ -1661,6 +2124,8 @@ async def apublish(
     ttl: Optional[int] = None,
     deadline: Optional[int] = None,
     remind: Optional[int] = None,
+    event_key: Optional[str] = None,
+    attempts: Optional[int] = None,
     wait: Optional[int] = None,
     key: Optional[str] = None,
     token: AsyncToken = None,
@@ -1674,10 +2139,78 @@ async def apublish(
 
     Raises what `publish` raises.
     """
+    query = _event_query(type, to, ttl, deadline, remind, event_key, attempts)
+    return await _off_loop(_push, (url, channel, data, query, wait, key), token, patience_seconds, report)
+
+
+async def aschedule(
+    url: str,
+    channel: str,
+    data: Any,
+    *,
+    at: Union[datetime, str, None] = None,
+    every: Optional[str] = None,
+    tz: Optional[str] = None,
+    type: Optional[str] = None,
+    to: Union[str, List[str], None] = None,
+    ttl: Optional[int] = None,
+    deadline: Optional[int] = None,
+    remind: Optional[int] = None,
+    event_key: Optional[str] = None,
+    attempts: Optional[int] = None,
+    key: Optional[str] = None,
+    token: AsyncToken = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """`schedule` for asyncio, as `apublish` is `publish`."""
+    query = {**_event_query(type, to, ttl, deadline, remind, event_key, attempts), **_schedule_query(at, every, tz)}
+    return await _off_loop(_push, (url, channel, data, query, None, key), token, patience_seconds, report)
+
+
+async def awithdraw(
+    url: str,
+    channel: str,
+    event: str,
+    *,
+    note: Optional[str] = None,
+    token: AsyncToken = None,
+    patience_seconds: float = 60.0,
+    report: Callable[[str], None] = _log,
+) -> Dict[str, Any]:
+    """`withdraw` for asyncio, as `apublish` is `publish`."""
+    return await _off_loop(_withdraw, (url, channel, event, note), token, patience_seconds, report)
+
+
+async def ascheduled(
+    url: str, channel: str, *, token: AsyncToken = None, patience_seconds: float = 60.0, report: Callable[[str], None] = _log
+) -> AsyncIterator[Dict[str, Any]]:
+    """`scheduled` for asyncio, as `apublish` is `publish`."""
+    after: Optional[str] = ""
+    while after is not None:
+        page, after = await _off_loop(_scheduled_page, (url, channel, after), token, patience_seconds, report)
+        for one in page:
+            yield one
+
+
+async def acancel_scheduled(
+    url: str, channel: str, id: str, *, token: AsyncToken = None, patience_seconds: float = 60.0, report: Callable[[str], None] = _log
+) -> None:
+    """`cancel_scheduled` for asyncio, as `apublish` is `publish`."""
+    await _off_loop(_cancel_scheduled, (url, channel, id), token, patience_seconds, report)
+
+
+async def _off_loop(
+    function: Callable[..., _Result],
+    arguments: Tuple[Any, ...],
+    token: AsyncToken,
+    patience_seconds: float,
+    report: Callable[[str], None],
+) -> _Result:
+    """Calls a function that makes a request in a background thread. Cancelling the task ends the request."""
     request, tokens = _Request(threading.Event()), _LoopCalls()
-    options = (type, to, ttl, deadline, remind, wait, key, _sync_token(token, tokens), patience_seconds, _safe_report(_on_loop(report)))
     try:
-        return await _in_thread(_push, request, url, channel, data, *options)
+        return await _in_thread(function, request, *arguments, _sync_token(token, tokens), patience_seconds, _safe_report(_on_loop(report)))
     finally:
         request.end()
         tokens.cancel()
@@ -1783,39 +2316,74 @@ def _detail_from_output(text: str) -> Any:
     return last or None
 
 
-def _run_command(command: str, env: Dict[str, str], files: List[Any]) -> int:
-    """Runs a command with these files as its standard input, output and error. Returns its exit status, or the negative number of the signal that ended it."""
+def _run_command(command: str, env: Dict[str, str], files: List[Any], withdrawn: threading.Event) -> int:
+    """Runs a command with these files as its standard input, output and error, and ends it with TERM if the event is withdrawn. Returns its exit status, or the
+    negative number of the signal that ended it."""
     actions = [(os.POSIX_SPAWN_DUP2, file.fileno(), number) for number, file in enumerate(files)]
     # This thread blocks the signals that end the program; the command must not inherit that.
     how = {"setsigmask": [], "setsigdef": [signal.SIGPIPE]}  # type: Dict[str, Any]
     child = os.posix_spawn("/bin/sh", ["sh", "-c", command], env, file_actions=actions, **how)
+    lock = threading.Lock()
+    running = [child]
+
+    def end() -> None:
+        with lock:
+            for number in running:
+                os.kill(number, signal.SIGTERM)
+
+    if isinstance(withdrawn, _Flag):
+        withdrawn.when_set(end)
     try:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if hasattr(os, "waitid"):  # Its number must not belong to another process while it may be signalled.
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+            with lock:
+                running.clear()
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     except ChildProcessError as error:
         raise _FatalError(f"the exit status of the command is lost: {error}; does this process ignore SIGCHLD?") from error
+    finally:
+        with lock:
+            running.clear()
+    return status
+
+
+#: What a command says about another try, as the last line of its output.
+_WISH = re.compile(r"PERE_(?:AFTER=(?P<after>[0-9]{1,9})|RETRY=(?P<retry>no))")
+
+
+def _wish_from_output(text: str) -> Tuple[str, Optional[float], bool]:
+    """The output of a command without its last line, if that says when (`PERE_AFTER=600`) or that not (`PERE_RETRY=no`) to try again."""
+    rest, _, last = text.rpartition("\n")
+    wish = _WISH.fullmatch(last.strip())
+    if wish is None:
+        return text, None, True
+    return rest.strip(), None if wish["after"] is None else float(wish["after"]), wish["retry"] is None
 
 
 def _command_handler(command: str, is_ending: Callable[[], bool]) -> Callable[[Event], Any]:
-    """A handler that runs a command with the event's data on its standard input. Its output is the detail, its error output the reason of a failure.
-    The event is done when the command has ended, even if it left processes running. `is_ending`: whether this program is being stopped."""
+    """A handler that runs a command with the event's data on its standard input. Its output is the detail, its error output the reason of a failure. Status 75
+    defers the event. The event is done when the command has ended, even if it left processes running. `is_ending`: whether this program is being stopped."""
 
     if not hasattr(os, "posix_spawn"):
         raise ValueError("--exec needs POSIX; use listen() with a function here")
 
     def handle(event: Event) -> Any:
-        variables = {"PERE_EVENT_ID": event.id, "PERE_EVENT_CHANNEL": event.channel, "PERE_EVENT_TYPE": event.type or ""}
+        variables = {"PERE_EVENT_ID": event.id, "PERE_EVENT_CHANNEL": event.channel, "PERE_EVENT_TYPE": event.type or "", "PERE_ROUND": str(event.round)}
         try:
             with _temporary_file() as data, _temporary_file() as output_file, _temporary_file() as error_file:
                 left = memoryview(event.text.encode())
                 while left:
                     left = left[data.write(left) :]
                 data.seek(0)
-                status = _run_command(command, {**os.environ, **variables}, [data, output_file, error_file])
+                status = _run_command(command, {**os.environ, **variables}, [data, output_file, error_file], event.withdrawn)
                 output, errors = _read_end(output_file), _read_end(error_file)
         except OSError as error:
             raise NoOutcome(f"the command could not be run: {error}") from error
         if status == 0:
             return _detail_from_output(output)
+        output, after, retry = _wish_from_output(output)
+        if status == DEFERRED_STATUS:
+            raise Deferred(after, _detail_from_output(output) or errors[-DETAIL_CUT_CHARACTERS:] or None)
         status = 128 - status if status < 0 else status
         number = status - 128
         if number in _OUTSIDE_SIGNALS:
@@ -1824,9 +2392,14 @@ def _command_handler(command: str, is_ending: Callable[[], bool]) -> Callable[[E
             raise NoOutcome(f"the command could not be run: {errors[-DETAIL_CUT_CHARACTERS:] or f'exit status {status}'}")
         if is_ending():
             raise NoOutcome("this program was stopped while the command ran")
-        raise RuntimeError((errors or output or f"exit status {status}")[-DETAIL_CUT_CHARACTERS:])
+        raise Failed((errors or output or f"exit status {status}")[-DETAIL_CUT_CHARACTERS:], retry=retry, after=after)
 
     return handle
+
+
+def _print_withdrawal(withdrawal: Withdrawal) -> None:
+    said = [withdrawal.reason, *(part for part in (withdrawal.by, withdrawal.note) if part)]
+    _log(f"{withdrawal.withdrawn} was withdrawn: {': '.join(said)}".replace("\n", " "))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -1861,6 +2434,10 @@ def _matching(pattern: str, what: str) -> Callable[[str], str]:
     return read
 
 
+#: Commands with one channel, which the service checks.
+_PLAIN_CHANNEL = ("publish", "withdraw", "scheduled", "cancel")
+
+
 def _arguments() -> argparse.Namespace:
     about = "A client of PERE: listens for events and answers them, publishes events, or follows receipts."
     parser = _Parser(prog="pere.py", description=about, allow_abbrev=False)
@@ -1871,8 +2448,7 @@ def _arguments() -> argparse.Namespace:
     def command(name: str, about: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
         made.add_argument("url")
-        # The service checks the channel of a push.
-        made.add_argument("channel", type=str if name == "publish" else _matching(channels, "a channel name, or up to 16 separated by commas"))
+        made.add_argument("channel", type=str if name in _PLAIN_CHANNEL else _matching(channels, "a channel name, or up to 16 separated by commas"))
         made.add_argument("--token-file", help="a file with the newest token; default: the environment variable PERE_TOKEN")
         return made
 
@@ -1882,6 +2458,8 @@ def _arguments() -> argparse.Namespace:
     about = "a command to run for each event, with its data on standard input; default: print events"
     listener.add_argument("--exec", type=_matching(r"(?s).*\S.*", "a command"), help=about)
     listener.add_argument("--state", type=_matching(r"(?s).+", "a file name"), help="a file in which outcomes and unanswered receipts survive a restart")
+    about = "where a new device starts; `latest`: the newest event of each key, at each start"
+    listener.add_argument("--since", choices=("now", "earliest", "latest"), help=about)
     listener.add_argument("--workers", type=_whole_number(1, 1_000), default=1, help="how many events are worked on at once (default 1)")
     listener.add_argument("--first-byte", type=_seconds, default=FIRST_BYTE_SECONDS, metavar="SECONDS", help="wait for the start of a stream (default 5)")
     listener.add_argument("--silence", type=_seconds, default=SILENCE_SECONDS, metavar="SECONDS", help="longest silence on a stream (default 40)")
@@ -1896,6 +2474,12 @@ def _arguments() -> argparse.Namespace:
     publisher.add_argument("--type", type=event_type, help="the type of the event")
     publisher.add_argument("--to", type=devices, help="the devices that the event is for; default: all")
     publisher.add_argument("--key", type=key, help="an idempotency key: an event with the same key is stored once")
+    publisher.add_argument("--event-key", type=_matching(_NAME.pattern, name), help="what the event is about: it withdraws older events with the same key")
+    publisher.add_argument("--attempts", type=_whole_number(2, 20), help="how often a device may try")
+    when = publisher.add_mutually_exclusive_group()
+    when.add_argument("--at", help="push it at this time, ISO 8601 with an offset, such as 2027-01-01T00:00:00Z")
+    when.add_argument("--every", metavar="CRON", help="push it at each time of a cron expression with five fields")
+    publisher.add_argument("--tz", metavar="ZONE", help="the IANA time zone of --every; default: UTC")
     year = 366 * 86_400
     for option, least, most, about in (
         ("ttl", 1, year, "after this time the event is delivered to nobody"),
@@ -1904,6 +2488,14 @@ def _arguments() -> argparse.Namespace:
         ("wait", 0, 120, "wait so long for the receipts"),
     ):
         publisher.add_argument(f"--{option}", type=_whole_number(least, most), metavar="SECONDS", help=about)
+
+    taker = command("withdraw", "Takes an event back, and prints its state.")
+    taker.add_argument("event", type=_matching(_POSITION.pattern, "the id of an event"))
+    taker.add_argument("--note", help="what to tell the people at the devices")
+
+    command("scheduled", "Prints the pushes for later.")
+    canceller = command("cancel", "Cancels a push for later.")
+    canceller.add_argument("id", type=_matching(_NAME.pattern, "the id of a scheduled push"))
 
     follower = command("receipts", "Prints receipts as they come.")
     follower.add_argument("--after", type=_matching(_POSITION.pattern, "the id of a receipt"), help="the id of the last receipt that you have")
@@ -2033,11 +2625,31 @@ def _main() -> int:
     token = _token_source(arguments.token_file)
     if arguments.command == "publish":
         data = sys.stdin.buffer.read() if arguments.data == "-" else os.fsencode(arguments.data)
-        options = {name: getattr(arguments, name) for name in ("type", "to", "ttl", "deadline", "remind", "wait", "key")}
-        answer = publish(arguments.url, arguments.channel, data, token=token, **options)
+        options = ["type", "to", "ttl", "deadline", "remind", "event_key", "attempts", "key"]
+        push: Callable[..., Dict[str, Any]] = publish
+        if arguments.at is None and arguments.every is None:
+            if arguments.tz is not None:
+                raise ValueError("--tz needs --every")
+            options.append("wait")
+        elif arguments.wait is not None:
+            raise ValueError("--wait is for what is pushed now; leave it out, or --at and --every")
+        else:
+            push, options = schedule, [*options, "at", "every", "tz"]
+        given = {name: getattr(arguments, name) for name in options}
+        answer = push(arguments.url, arguments.channel, data, token=token, **given)
         _print(json.dumps(answer))
         for warning in _warnings(answer):
             _log(warning)
+        return 0
+    if arguments.command == "withdraw":
+        _print(_to_json(withdraw(arguments.url, arguments.channel, arguments.event, note=arguments.note, token=token)))
+        return 0
+    if arguments.command == "scheduled":
+        for one in scheduled(arguments.url, arguments.channel, token=token):
+            _print(json.dumps(one))
+        return 0
+    if arguments.command == "cancel":
+        cancel_scheduled(arguments.url, arguments.channel, arguments.id, token=token)
         return 0
 
     def follow(stop: threading.Event, _is_ending: Callable[[], bool]) -> None:
@@ -2049,6 +2661,7 @@ def _main() -> int:
         device = _device_name(arguments.device, token)
         handler = _command_handler(arguments.exec, is_ending) if arguments.exec else _print_event
         options: Dict[str, Any] = {"token": token, "state": arguments.state, "workers": arguments.workers, "stop": stop, **times}
+        options.update(since=arguments.since, on_withdrawn=_print_withdrawal)
         listen(arguments.url, arguments.channel, device, handler, **options)
 
     _run_until_signal(follow if arguments.command == "receipts" else serve)

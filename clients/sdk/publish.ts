@@ -115,7 +115,8 @@ export function publish(url: string, channel: string, data: unknown, options: Pu
 export function schedule(url: string, channel: string, data: unknown, options: ScheduleOptions): Promise<Scheduled> {
   const { at, every, tz } = options;
   const time = at instanceof Date ? at.toISOString() : at;
-  const content = { body: textOf(data, options), isPushed: isScheduled(channel), times: { at: time, every, tz } };
+  const times = { at: time, every, tz };
+  const content = { body: textOf(data, options), isPushed: isScheduled(channel), times, statuses: [200, 202] };
   return push(url, channel, content, options) as Promise<Scheduled>;
 }
 
@@ -159,7 +160,8 @@ function checkOptions({ key, wait = 0, giveUpMs = 0 }: PublishOptions): void {
 interface Content {
   readonly type?: string;
   readonly body: string;
-  /** When it is to be pushed; absent: now. */
+  /** When it is to be pushed, and the statuses of an answer then; absent: now. */
+  readonly statuses?: readonly number[];
   readonly times?: Readonly<Record<string, string | undefined>>;
   /** Whether this is the answer of a service that has stored it. @throws BlockedError */
   readonly isPushed: (answer: Record<string, unknown>) => boolean;
@@ -170,7 +172,7 @@ async function push(baseUrl: string, channel: string, content: Content, options:
   const service = new ServiceClient({ ...options, url: baseUrl });
   const { type, to, ttl, deadline, remind, eventKey, attempts } = options;
   const { wait, signal = null, key = newKey(), giveUpMs = GIVE_UP_MS + (wait ?? 0) * 1000 } = options;
-  const { body, times, isPushed } = content;
+  const { body, times, statuses, isPushed } = content;
   const query: Record<string, string> = {};
   const said = { type, to: to?.join(","), ttl, deadline, remind, key: eventKey, attempts, ...times };
   for (const [name, value] of Object.entries(said)) if (value !== undefined) query[name] = String(value);
@@ -181,7 +183,8 @@ async function push(baseUrl: string, channel: string, content: Content, options:
       const leftMs = Math.max(0, (wait ?? 0) * 1000 - elapsedMs);
       const prefer: Record<string, string> = wait === undefined ? {} : { Prefer: `wait=${Math.ceil(leftMs / 1000)}` };
       const headers = { "Content-Type": content.type ?? "application/json", "Idempotency-Key": key, ...prefer };
-      const text = await service.ask(url, { method: "POST", headers, body }, signal, service.timing.requestMs + leftMs);
+      const limitMs = service.timing.requestMs + leftMs;
+      const text = await service.ask(url, { method: "POST", headers, body }, signal, limitMs, statuses);
       const answer = objectOf(text);
       if (!isPushed(answer)) throw notFromPere();
       return withTallies(answer);

@@ -85,6 +85,9 @@ function baseOf(text: string): string {
   return text.replace(/\/+$/, "");
 }
 
+/** Statuses of an answer, unless a request says otherwise. */
+const ANSWERS: readonly number[] = [200, 201, 204];
+
 /** Sends requests to one service. */
 export class ServiceClient {
   readonly base: string;
@@ -229,11 +232,11 @@ export class ServiceClient {
   }
 
   /**
-   * Sends one request with the token. @param limitMs its time limit
-   * @returns the body of the response, which has status 200, 201, 202 or 204: PERE sends no other success
+   * Sends one request with the token. @param limitMs its time limit @param statuses of an answer: PERE sends no other success
+   * @returns the body of the response
    * @throws PereError when the service refuses for good, RetryableError when another attempt may succeed
    */
-  async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number): Promise<string> {
+  async ask(url: string, init: Init, signal: AbortSignal | null, limitMs: number, statuses = ANSWERS): Promise<string> {
     const stop = new AbortController();
     const abort = (): void => stop.abort();
     if (signal?.aborted) abort();
@@ -245,7 +248,7 @@ export class ServiceClient {
         const headers = { ...init.headers, ...(token === null ? {} : { Authorization: `Bearer ${token}` }) };
         const response = await this.request(url, { ...init, headers, signal: stop.signal });
         if (response.ok) {
-          if (![200, 201, 202, 204].includes(response.status)) throw notFromPere();
+          if (!statuses.includes(response.status)) throw notFromPere();
           this.accepted();
           // The time limit includes the body.
           return await response.text();
