@@ -5,10 +5,17 @@
 #   sh pere.sh http://127.0.0.1:4567 orders till-7 './print-order'
 #
 # It follows the channel, or several separated by commas, and runs the command for each event, one after the other. The command has the event's data on
-# its standard input, and PERE_EVENT_ID, PERE_EVENT_CHANNEL and PERE_EVENT_TYPE in its environment.
+# its standard input, and PERE_EVENT_ID, PERE_EVENT_CHANNEL, PERE_EVENT_TYPE and PERE_ROUND in its environment.
 #
 # If the command exits with status 0, the event is `done`. Its output becomes the detail of the receipt: as JSON if all of it or its last line is JSON,
 # otherwise the last line as text. Any other status is `failed`, with the last line of the error output, or else of the output, as the detail.
+#
+# Status 75 (EX_TEMPFAIL) is `deferred`: the service sends the event again later, and the command runs again, with PERE_ROUND 2, 3 and so on. The last line
+# of its output may say when: PERE_AFTER=600 for ten minutes (1 to 86400 seconds; without it, one minute). A failed event that was pushed with `attempts`
+# comes again too; after PERE_AFTER, if the output says so, and not at all after the last line PERE_RETRY=no.
+#
+# If the event is withdrawn, its command is not begun. One that runs gets TERM; a script that starts other programs passes it on with `trap`. If it then
+# ends with status 0, the event is `done` all the same; otherwise no receipt is sent, and the event does not come again.
 #
 # The event stays open, and the command runs again, if it could not be run (status 126 or 127), if HUP, INT, QUIT, KILL, PIPE or TERM ended it (status 128
 # plus the number of the signal), or if it fails while PERE_STATE can't be written to or while this program is being stopped.
@@ -31,6 +38,11 @@
 # It works on each event once. It writes the outcome to the file `handled` before it sends the final receipt, and moves the position on when the receipt was
 # answered. A shell that is killed in between sends the receipt again without running the command again. If it is killed while the command runs, it runs
 # the command again, because nobody knows how far it was. The files are not synced, so a power cut may lose the last moment.
+#
+# A line of `handled` is an event's id, its status and the detail. The status may have `:` and an option (seconds, or `no`), and `@` and the round if that is
+# not 1. `open` in its place takes an earlier line back.
+#
+# While a command runs, another process reads on, and keeps what it reads in a pipe. It ends the command if it sees that the event is withdrawn.
 #
 # A shell has no JSON. This works because of what PERE promises: an event is {"id":"…","channel":"…",…,"data":…}, and nothing before the data can contain a
 # quote; the answer to one receipt is {"recorded":…,"duplicate":…,"rejected":[]}; a refusal begins with {"type":"urn:pere:. Anything else is not PERE's
@@ -152,8 +164,8 @@ done
 handled=$(readlink -f "$state/handled" 2>/dev/null) || handled=$state/handled
 position_file=$(readlink -f "$state/position" 2>/dev/null) || position_file=$state/position
 pipe=$state/pipe.$$
-rm -f "$state"/pipe.* "$state/heard" "$state/quiet" "$state/busy"
-mkfifo "$pipe" || exit 1
+rm -f "$state"/pipe.* "$state"/withdrawn.* "$state/heard" "$state/quiet" "$state/busy" "$state/running"
+mkfifo "$pipe" "$pipe.out" || exit 1
 touch "$handled" "$position_file" || exit 1
 # A last line that was written in part only is not an outcome.
 if [ -n "$(tail -c 1 "$handled" | tr '\0' ' ')" ]; then
@@ -161,16 +173,18 @@ if [ -n "$(tail -c 1 "$handled" | tr '\0' ' ')" ]; then
 fi
 position=$(tr '\0' ' ' <"$position_file")
 is_position "$position" || position=''
-curl_id='' watch_id='' sleep_id='' retry=0 failures=0 stream_again=0 held_back=0 redirects=0 moved=''
+curl_id='' watch_id='' forward_id='' look_id='' sleep_id='' retry=0 failures=0 stream_again=0 held_back=0 redirects=0 moved=''
 # is_torn: a line end, if the last line of `handled` was written in part only. receipts_at: when receipts are sent again after the service asked for a delay.
 is_torn='' receipts_at=0
 # working: an event is being worked on. ending: a signal came meanwhile; the status to exit with.
 working='' ending=''
+# polled: in an answer to a long-poll, the position behind it.
+polled=''
 
 quit() {
   trap - EXIT
-  kill $curl_id $watch_id $sleep_id 2>/dev/null
-  rm -f "$pipe"
+  kill $curl_id $watch_id $forward_id $look_id $sleep_id 2>/dev/null
+  rm -f "$pipe" "$pipe.out"
   exit "$1"
 }
 # After the first signal, an event that is being worked on is finished. A second signal ends the program at once.
@@ -288,8 +302,15 @@ back_off() {
 
 # ------------------------------------------------------------------------------------------------------------- receipts
 
-# send_receipt CHANNEL EVENT STATUS DETAIL: sends a receipt until it is answered. `received` is tried once and never delays the work: a final receipt follows.
+# send_receipt CHANNEL EVENT STATUS DETAIL OPTION: sends a receipt of the current round until it is answered. `received` is tried once and never delays the
+# work: another receipt follows. The option is that of `handled`. Sets $is_rejected.
 send_receipt() {
+  case $5 in
+  '') more='' ;;
+  no) more=',"retry":false' ;;
+  *) more=",\"after\":$5" ;;
+  esac
+  is_rejected=''
   tries=0 receipt_after=0 receipt_status='' receipt_location='' redirects=0 moved=''
   head=$state/receipt-head answer=$state/answer
   rest=$((receipts_at - $(now)))
@@ -299,7 +320,7 @@ send_receipt() {
   fi
   receipts_at=0
   while :; do
-    if authorize && printf '{"event":"%s","status":"%s","detail":%s}' "$2" "$3" "$4" >"$state/receipt"; then
+    if authorize && printf '{"event":"%s","status":"%s","round":%s%s,"detail":%s}' "$2" "$3" "$round" "$more" "$4" >"$state/receipt"; then
       make_empty "$head"
       make_empty "$answer"
       http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -D "$head" -o "$answer" -m "$answer_time" \
@@ -312,7 +333,13 @@ END
       receipt_after=$(asked_seconds "$(field_in "$head" retry-after)")
       body=$(printable_start "$answer")
       if [ "$receipt_status" = 200 ]; then
-        case $(sed -n 's/^{"recorded":\([01]\),"duplicate":\([01]\),"rejected":\[]\(,.*\)\{0,1\}}$/\1\2/p' "$answer") in 01 | 10) return ;; esac
+        case $(sed -n 's/^{"recorded":\([01]\),"duplicate":\([01]\),"rejected":\[]\(,.*\)\{0,1\}}$/\1\2/p' "$answer") in
+        01 | 10)
+          late=$(sed -n 's/.*"late":\[{"index":0,"event":"[^"]*","reason":"\([a-z]*\)".*/\1/p' "$answer")
+          [ -z "$late" ] || log "$3 of $2 was recorded, but late: $late"
+          return
+          ;;
+        esac
       elif is_refusal "$receipt_status" "$body"; then
         case $receipt_status in
         401 | 403)
@@ -328,6 +355,7 @@ END
           esac
           if [ -n "$is_ours" ]; then
             log "$3 of $2 was rejected: $body"
+            is_rejected=1
             return
           fi
           ;;
@@ -447,27 +475,77 @@ json_in() {
     }'
 }
 
-# Runs the command for the current event.
+# is_withdrawn: whether it is known that the current event was withdrawn.
+is_withdrawn() { [ -e "$state/withdrawn.$event_id" ]; }
+
+# Runs the command for the current event. It notes its process first, for whoever has to end it, and looks then whether it has to end: a withdrawal notes
+# itself first, and looks for the process then, so one of them sees the other.
 run_command() {
   case $locale in unset) unset LC_ALL ;; *) LC_ALL=$locale ;; esac
-  PERE_EVENT_ID=$event_id PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type exec sh -c "$command"
+  PERE_EVENT_ID=$event_id PERE_EVENT_CHANNEL=$channel PERE_EVENT_TYPE=$type PERE_ROUND=$round exec sh -c '
+    { printf "%s %s\n" "$PERE_EVENT_ID" "$$" >"$1"; } 2>/dev/null
+    [ ! -e "$2" ] || kill -s TERM "$$"
+    exec sh -c "$3"' sh "$state/running" "$state/withdrawn.$event_id" "$command"
 }
 
-# outcome_of VALUE: runs the command until the outcome is known, and sets $outcome. If the command can't be run, the event stays open.
+# take_wish: sets $option to what the last line of the output says about another try, and takes that line away.
+take_wish() {
+  option=''
+  wish=$(tail -c 100 "$state/output" | tail -n 1 | tr -d '\r\0')
+  case $wish in
+  PERE_AFTER=*)
+    option=${wish#PERE_AFTER=}
+    if ! is_seconds "$option"; then
+      log "PERE_AFTER must be whole seconds from 1 to $asked_max, not $(printf '%s' "$option" | tr -cd '\40-\176'); the default is used"
+      option=''
+    fi
+    ;;
+  PERE_RETRY=no) [ "$1" = 75 ] || option=no ;;
+  *) return ;;
+  esac
+  sed '$d' "$state/output" >"$state/output.new" && mv "$state/output.new" "$state/output"
+}
+
+# detail_of_failure CODE: the end of the error output, or else of the output.
+detail_of_failure() {
+  detail=$(json_in "$errors" text)
+  [ -n "$detail" ] || detail=$(json_in "$state/output" text)
+  printf '%s\n' "${detail:-\"exit status $1\"}"
+}
+
+# outcome_of VALUE: runs the command until the outcome is known, and sets $word, $option and $detail. If the command can't be run, the event stays open. If
+# the event is withdrawn before that, $word is empty.
 outcome_of() {
   tries=0
   errors=$state/errors
   while :; do
     [ -z "$ending" ] || quit "$ending"
-    why='' detail=''
+    why='' detail='' option='' word=''
+    ! is_withdrawn || return
     if printf '%s' "$1" >"$state/data" && make_empty "$state/output" && make_empty "$errors"; then
+      [ -z "$polled" ] || look_for_withdrawal
       (run_command) <"$state/data" >"$state/output" 2>"$errors"
       code=$?
+      rm -f "$state/running"
+      [ -z "$look_id" ] || kill $look_id 2>/dev/null
+      look_id=''
       case $code in
       0)
         detail=$(json_in "$state/output")
         [ -n "$detail" ] || detail=$(json_in "$state/output" text)
-        outcome="$event_id done ${detail:-null}"
+        word=done detail=${detail:-null}
+        return
+        ;;
+      esac
+      # Whatever else it says, it was told to end, or nobody waits for it any more.
+      ! is_withdrawn || return
+      case $code in
+      75)
+        take_wish 75
+        detail=$(json_in "$state/output")
+        [ -n "$detail" ] || detail=$(json_in "$state/output" text)
+        [ -n "$detail" ] || detail=$(json_in "$errors" text)
+        word=deferred detail=${detail:-null}
         return
         ;;
       126 | 127) why="the command could not be run: $(printable_start "$errors")" ;;
@@ -475,10 +553,10 @@ outcome_of() {
       *)
         [ -z "$ending" ] || quit "$ending"
         # The command may have failed because its output goes to a disk that is full.
-        if dd if=/dev/zero of="$state/probe" bs=4096 count=1 2>/dev/null; then
-          detail=$(json_in "$errors" text)
-          [ -n "$detail" ] || detail=$(json_in "$state/output" text)
-          outcome="$event_id failed ${detail:-\"exit status $code\"}"
+        # Without the note of its process there is room for a block again.
+        if dd if=/dev/zero of="$state/probe" bs=4096 count=2 2>/dev/null; then
+          take_wish "$code"
+          word=failed detail=$(detail_of_failure "$code")
           return
         fi
         why="the command ended with status $code, but $state can't be written to"
@@ -492,6 +570,37 @@ outcome_of() {
     [ -z "$ending" ] || quit "$ending"
     back_off "$tries" 1
   done
+}
+
+# keep_outcome LINE: writes a line to `handled`.
+keep_outcome() {
+  if printf '%s%s\n' "$is_torn" "$1" >>"$handled"; then
+    is_torn=''
+  else
+    log "the outcome of $event_id could not be stored"
+    is_torn=$newline
+  fi
+  if [ "$(wc -l <"$handled")" -gt $((2 * handled_max)) ]; then
+    tail -n "$handled_max" "$handled" >"$handled.new" && mv "$handled.new" "$handled"
+  fi
+}
+
+# read_outcome: sets $word, $option and $detail to what is known of the current event, and $word to nothing if the command is to run: nothing is known, or
+# the event comes again, with a later round, after it was deferred or failed with attempts left.
+read_outcome() {
+  word=$(grep "^$event_id " "$handled" | tail -n 1)
+  [ -n "$word" ] || return
+  word=${word#* }
+  detail=${word#* }
+  word=${word%% *}
+  option='' kept_round=1
+  case $word in *@*) kept_round=${word##*@} word=${word%@*} ;; esac
+  case $word in *:*) option=${word#*:} word=${word%%:*} ;; esac
+  case $word in
+  done) ;;
+  deferred | failed) [ "$round" -le "$kept_round" ] || [ "$word:$option" = failed:no ] || word='' ;;
+  *) word='' ;;
+  esac
 }
 
 # handle_event EVENT: works on an event, given as its JSON text, and sends its receipts.
@@ -508,27 +617,31 @@ handle_event() {
     type=${type%%'"'*}
     ;;
   esac
+  round=1
+  case $about in *',"round":'*)
+    round=${about#*',"round":'}
+    round=${round%%,*}
+    ;;
+  esac
+  case $round in '' | 0* | *[!0-9]* | ???????*) event_id='' ;; esac
   case $1 in '{"id":"'*'","channel":"'*',"data":'*'}') ;; *) event_id='' ;; esac
   if ! is_position "$event_id" || ! is_name "$channel" || ! is_channels "$channel"; then
     log "the feed sent something that is not an event: $(printf '%s' "$1" | tr -cd '\40-\176' | cut -c 1-100)"
     return
   fi
-  outcome=$(grep "^$event_id \(done\|failed\) " "$handled" | tail -n 1)
-  if [ -z "$outcome" ]; then
-    send_receipt "$channel" "$event_id" received null
+  read_outcome
+  if [ -z "$word" ]; then
+    ! is_withdrawn || return
+    send_receipt "$channel" "$event_id" received null ''
     outcome_of "${value%'}'}"
-    if printf '%s%s\n' "$is_torn" "$outcome" >>"$handled"; then
-      is_torn=''
-    else
-      log "the outcome of $event_id could not be stored"
-      is_torn=$newline
-    fi
-    if [ "$(wc -l <"$handled")" -gt $((2 * handled_max)) ]; then
-      tail -n "$handled_max" "$handled" >"$handled.new" && mv "$handled.new" "$handled"
-    fi
+    [ -n "$word" ] || return
+    at_round=''
+    [ "$round" = 1 ] || at_round=@$round
+    keep_outcome "$event_id $word${option:+:$option}$at_round $detail"
   fi
-  outcome=${outcome#* }
-  send_receipt "$channel" "$event_id" "${outcome%% *}" "${outcome#* }"
+  send_receipt "$channel" "$event_id" "$word" "$detail" "$option"
+  # A service that knows no deferral sends it again in the same round.
+  [ "$word$is_rejected" != deferred1 ] || keep_outcome "$event_id open null"
 }
 
 # ---------------------------------------------------------------------------------------------------------------- feeds
@@ -536,6 +649,77 @@ handle_event() {
 keep_position() {
   position=$1
   printf '%s\n' "$position" >"$position_file.new" && mv "$position_file.new" "$position_file"
+}
+
+# note_withdrawal DATA: notes that an event was withdrawn, and ends its command if that runs.
+note_withdrawal() {
+  gone=${1#*'"withdrawn":"'}
+  gone=${gone%%'"'*}
+  is_position "$gone" || return
+  make_empty "$state/withdrawn.$gone"
+  running=''
+  { read -r running process <"$state/running"; } 2>/dev/null
+  [ "$running" != "$gone" ] || kill -s TERM "$process" 2>/dev/null
+}
+
+# forward READY: passes an event stream on, and notes withdrawals as soon as they come. Without READY they count when the stream has begun as PERE's do.
+forward() {
+  event='' data='' is_ready=$1
+  while IFS= read -r line; do
+    bare=${line%"$carriage_return"}
+    case $bare in
+    '')
+      case $event in
+      pere.ready) case $data in '{'*'"channels":{'*) is_ready=1 ;; esac ;;
+      pere.withdrawn) [ -z "$is_ready" ] || note_withdrawal "$data" ;;
+      esac
+      event='' data=''
+      ;;
+    event:*)
+      event=${bare#event:}
+      event=${event# }
+      ;;
+    data:*)
+      bare=${bare#data:}
+      data=${data:-${bare# }}
+      ;;
+    esac
+    printf '%s\n' "$line" || return
+  done
+  # A problem document has no line end.
+  printf '%s' "$line"
+}
+
+# Long-polls bring withdrawals only while they wait. So while a command runs, this asks for them, from the position behind the events that wait here.
+look_for_withdrawal() {
+  (
+    asking=''
+    trap 'kill $asking 2>/dev/null; exit' TERM
+    from=$polled
+    # Most commands have ended by then.
+    sleep 1 &
+    asking=$!
+    wait "$asking"
+    while [ -e "$state/running" ] && kill -0 $$ 2>/dev/null && authorize; do
+      make_empty "$state/looked"
+      http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSg --no-location -K - -o "$state/looked" -m $((poll_rest + answer_time)) \
+        -H 'Accept: application/json' -H "Last-Event-ID: $from" "$feed&wait=$poll_rest" 2>/dev/null <<END &
+$authorization
+END
+      asking=$!
+      wait "$asking"
+      messages_of "$state/looked" >"$state/look"
+      if [ -s "$state/look" ]; then
+        forward 1 <"$state/look" >/dev/null
+        from=$(sed -n 's/^id: //p' "$state/look" | tail -n 1)
+      else
+        sleep 5 &
+        asking=$!
+        wait "$asking"
+      fi
+    done
+  ) >/dev/null 2>&1 </dev/null &
+  look_id=$!
 }
 
 # read_messages PART: reads an event stream from its standard input; if PART is `head`, the headers of the answer come first. A message counts when its
@@ -579,6 +763,14 @@ read_messages() {
       pere.shared) [ -z "$is_ready" ] || log "this device is connected from several addresses; does another machine use the same name? $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-300)" ;;
       pere.bye)
         case $data in '{"reason":"'*) [ -z "$asked" ] || retry=$asked ;; esac
+        ;;
+      pere.withdrawn)
+        if [ -n "$is_ready" ]; then
+          gone=${data#*'"withdrawn":"'}
+          gone=${gone%%'"'*}
+          ! is_position "$gone" || rm -f "$state/withdrawn.$gone"
+          log "an event was withdrawn: $(printf '%s' "$data" | tr -cd '\40-\176' | cut -c 1-500)"
+        fi
         ;;
       pere.*) ;;
       *)
@@ -644,7 +836,8 @@ watch() {
 }
 
 stream() {
-  rm -f "$state/heard" "$state/quiet"
+  rm -f "$state/heard" "$state/quiet" "$state"/withdrawn.*
+  polled=''
   authorize || return 0
   http_proxy=${http_proxy:-${HTTP_PROXY:-}} curl -sSNgi --suppress-connect-headers --no-location -K - \
     -H 'Accept: text/event-stream' -H "Last-Event-ID: $position" "${moved:-$feed}" >"$pipe" <<END &
@@ -653,10 +846,12 @@ END
   curl_id=$!
   watch >/dev/null 2>&1 &
   watch_id=$!
-  read_messages head <"$pipe"
-  kill $curl_id $watch_id 2>/dev/null
-  wait $curl_id $watch_id 2>/dev/null
-  curl_id='' watch_id=''
+  forward '' <"$pipe" >"$pipe.out" 2>/dev/null &
+  forward_id=$!
+  read_messages head <"$pipe.out"
+  kill $curl_id $watch_id $forward_id 2>/dev/null
+  wait $curl_id $watch_id $forward_id 2>/dev/null
+  curl_id='' watch_id='' forward_id=''
   if [ -e "$state/quiet" ]; then
     log "nothing comes on the event stream; using long-polling"
     stream_again=$(($(now) + return_after * (1 << held_back)))
@@ -666,7 +861,7 @@ END
   fi
 }
 
-# messages_of FILE: the answer to a long-poll, {"events":[…],"last":"…"}, as an event stream: one message per event, then the position. awk splits it at its
+# messages_of FILE: the answer to a long-poll, {"events":[…],"last":"…"}, as an event stream: one message per event and withdrawal, then the position. awk splits it at its
 # quotes: every other part is a string, except if the quote was escaped. Prints nothing if it is not a complete answer to a long-poll.
 messages_of() {
   tr '\r\n\0' '   ' <"$1" | LC_ALL=C awk '{
@@ -690,10 +885,10 @@ messages_of() {
         c = substr(part, k, 1)
         if (c == "{" || c == "[") { if (++depth == 3) { text = ""; from = k } }
         else if (c == "}" || c == "]") {
-          if (depth-- == 3 && key == "events") {
+          if (depth-- == 3 && (key == "events" || key == "withdrawn")) {
             text = text substr(part, from, k - from + 1)
             if (index(text, "{\"id\":\"") != 1) wrong = 1
-            found = found "data: " text "\n\n"
+            found = found (key == "events" ? "" : "event: pere.withdrawn\n") "data: " text "\n\n"
             text = ""
           }
         }
@@ -726,6 +921,9 @@ END
   if [ "$is_complete" = 0 ] && [ "$status" = 200 ]; then
     messages_of "$state/polled" >"$state/messages"
     if [ -s "$state/messages" ]; then
+      rm -f "$state"/withdrawn.*
+      polled=$(sed -n 's/^id: //p' "$state/messages" | tail -n 1)
+      ! grep -q '^event: pere.withdrawn' "$state/messages" || forward 1 <"$state/messages" >/dev/null
       read_messages '' <"$state/messages"
       failures=0
       return 0
