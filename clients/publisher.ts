@@ -2,13 +2,17 @@
 /**
  * A publisher: it pushes events and shows, for each event, how many of its devices have answered, and what.
  *
- *   bun clients/publisher.ts [--wait=seconds] [--deadline=seconds] [--remind=seconds] [--json] [url] [channel]
+ *   bun clients/publisher.ts [--wait=seconds] [--deadline=seconds] [--remind=seconds] [--key=key] [--attempts=number] [--json] [url] [channel]
+ *   bun clients/publisher.ts [--at=time | --every=cron [--tz=zone]] [url] [channel]
+ *   bun clients/publisher.ts --withdraw=id [--note=text] [url] [channel]
  *   printf '{"table": 7}\\ntwo coffees\\n' | bun clients/publisher.ts
  *
  * On a terminal it pushes one event per second until it is interrupted. Otherwise it pushes the lines of its input: a line of JSON as it is, any other
  * line as a JSON string. It then ends when every event is complete, or ten seconds after the last line, with status 1 if an event is not complete.
  * If it can't reach the service within the first ten seconds, it ends with status 1. Later it reconnects until it is ended.
  * If the service requires a token, set `PERE_TOKEN`; it needs the right to push on the channel.
+ * With `--at` and `--every` it pushes nothing now: it schedules each line of its input, or one event on a terminal, and ends. With `--withdraw` it takes an
+ * event back, prints its state, and ends; with `--scheduled` it lists what is scheduled, and with `--cancel` it cancels that.
  * With `--wait` it pushes the next event when the previous one is complete, or after so many seconds. Each event gets `--deadline` and `--remind`.
  * On a wide terminal it shows a table with one bar per event, otherwise one line per change, and with `--json` one object per change. If nothing more can
  * be printed, it pushes nothing more. INT and TERM end it when the current push was answered; a second signal ends it at once.
@@ -18,9 +22,20 @@
  */
 import { fstatSync } from "node:fs";
 import { createInterface } from "node:readline";
-import { PereError, publish, receipts, type DeviceReceipt, type Receipts } from "./sdk/index.ts";
-import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf } from "./program.ts";
+import { cancelScheduled, PereError, publish, readScheduled, receipts, schedule, withdraw } from "./sdk/index.ts";
+import type { PublishOptions, Receipts, ScheduleOptions } from "./sdk/index.ts";
+import { fail as failAs, proxyOf, nameOf, onEnd, Printer, readArgs, secondsOf, wholeOf } from "./program.ts";
 import { UsageError, withText } from "./program.ts";
+import {
+  addAnswer,
+  type Answers,
+  Board,
+  isComplete,
+  type Pushed,
+  STATUSES,
+  TABLE_COLUMNS,
+  withdrawFrom,
+} from "./board.ts";
 
 const USAGE = `bun clients/publisher.ts [url] [channel] [options]
 
@@ -31,6 +46,15 @@ Pushes each line of its input as an event, or one event per second if its input 
   --wait=seconds      wait up to this long for an event to be complete before the next one
   --deadline=seconds  the time within which each device must send its final receipt
   --remind=seconds    the interval at which devices that have not answered are reminded
+  --key=key           what the events are about: each withdraws the older ones with this key that are not complete
+  --attempts=number   how often a device may try, 2 to 20
+  --at=time           push at this time, ISO 8601 with an offset, such as 2027-01-01T00:00:00Z
+  --every=cron        push at each time of a cron expression with five fields
+  --tz=zone           the IANA time zone of --every (default: UTC)
+  --scheduled         list the pushes for later
+  --cancel=id         cancel a push for later
+  --withdraw=id       take an event back
+  --note=text         with --withdraw: what to tell the people at the devices
   --json              print one JSON object per line
   --help              print this
 
@@ -45,91 +69,6 @@ const TRYING_MS = 1_000;
 /** At the end, the time limit for the answer to the last push, and then for its receipts. */
 const FLUSH_MS = 5_000;
 const RECEIPTS_MS = 500;
-/** Rows of the table; older events scroll away. */
-const SHOWN_MAX = 10;
-/** The table needs a terminal of this width; a narrower one gets lines. */
-const TABLE_COLUMNS = 80;
-/** The width of a bar: what the terminal has room for. */
-const BAR_CELLS = Math.min(40, Math.max(0, (process.stdout.columns || 0) - TABLE_COLUMNS) + 4);
-
-/** An event that was pushed, and the last status of each device. */
-interface Pushed {
-  readonly id: string;
-  readonly addressed: number;
-  readonly statuses: Map<string, DeviceReceipt["status"]>;
-}
-
-const STATUSES = ["received", "working", "done", "failed", "missing"] as const;
-/** Colours of a terminal: blue, yellow, green, red, magenta. */
-const COLOURS: Record<(typeof STATUSES)[number], number> = {
-  received: 34,
-  working: 33,
-  done: 32,
-  failed: 31,
-  missing: 35,
-};
-
-const count = ({ statuses }: Pushed, status: string): number =>
-  [...statuses.values()].filter((other) => other === status).length;
-const isComplete = (event: Pushed): boolean => count(event, "done") + count(event, "failed") >= event.addressed;
-
-function lineOf(event: Pushed): string {
-  if (event.addressed === 0) return `${event.id}: addressed to nobody, because no device is enrolled`;
-  const counts = STATUSES.map((status) => [status, count(event, status)] as const).filter(([, number]) => number > 0);
-  const answers = counts.map(([status, number]) => `${number} ${status}`).join(", ") || "no answer";
-  return `${event.id}: ${event.statuses.size} of ${event.addressed} answered: ${answers}${isComplete(event) ? ", complete" : ""}`;
-}
-
-/** A bar with one part per status, final ones first; its length is the share of devices. */
-function barOf(event: Pushed): string {
-  let [reached, cells] = [0, 0];
-  const parts = (["done", "failed", "missing", "working", "received"] as const).map((status) => {
-    reached += count(event, status);
-    const length = Math.round((reached / Math.max(1, event.addressed)) * BAR_CELLS) - cells;
-    cells += length;
-    return `\x1b[${COLOURS[status]}m${"█".repeat(Math.max(0, length))}\x1b[39m`;
-  });
-  return `${parts.join("")}\x1b[2m${"░".repeat(Math.max(0, BAR_CELLS - cells))}\x1b[22m`;
-}
-
-function rowOf(event: Pushed): string {
-  const numbers = STATUSES.map(
-    (status) => `\x1b[${COLOURS[status]}m${String(count(event, status)).padStart(9)}\x1b[39m`,
-  ).join("");
-  return `${event.id.padEnd(16)} ${barOf(event)} ${`${event.statuses.size}/${event.addressed}`.padStart(9)}${numbers} ${isComplete(event) ? "✓" : ""}`;
-}
-
-const HEADING = `\x1b[1m${"event".padEnd(16)} ${"".padEnd(BAR_CELLS)} ${"answered".padStart(9)}${STATUSES.map((status) => status.padStart(9)).join("")}\x1b[22m`;
-
-/** Shows events: the last ones in a table that is redrawn in place, or one line per change. */
-class Board {
-  readonly #isTable: boolean;
-  readonly #print: (text: string) => void;
-  #shown: Pushed[] = [];
-  #lines = 0;
-
-  constructor(isTable: boolean, print: (text: string) => void) {
-    this.#isTable = isTable;
-    this.#print = print;
-  }
-
-  /** @param warnings of its push, which stay above a table */
-  update(event: Pushed, warnings: readonly string[] = []): void {
-    if (!this.#isTable) {
-      for (const warning of warnings) console.error(`publisher: ${warning}`);
-      return this.#print(`${lineOf(event)}\n`);
-    }
-    if (!this.#shown.includes(event)) this.#shown.push(event);
-    // Rows that scroll away stay above the table.
-    const gone = this.#shown.splice(0, Math.max(0, this.#shown.length - SHOWN_MAX));
-    const up = this.#lines === 0 ? "" : `\x1b[${this.#lines}A`;
-    const above = [...gone.map(rowOf), ...warnings.map((warning) => `\x1b[33m${warning}\x1b[39m`)];
-    const lines = [...above, HEADING, ...this.#shown.map(rowOf)];
-    this.#print(`${up}${lines.map((line) => `\x1b[2K${line}\n`).join("")}`);
-    this.#lines = lines.length - above.length;
-  }
-}
-
 function jsonOf(line: string): string {
   try {
     JSON.parse(line);
@@ -151,12 +90,9 @@ async function* texts(isGiven: boolean): AsyncGenerator<string> {
   }
 }
 
-interface Options {
+interface Options extends Pick<PublishOptions, "wait" | "deadline" | "remind" | "eventKey" | "attempts"> {
   readonly url: string;
   readonly channel: string;
-  readonly wait: number | undefined;
-  readonly deadline: number | undefined;
-  readonly remind: number | undefined;
   readonly isJson: boolean;
 }
 
@@ -172,13 +108,19 @@ function follow(options: Parameters<typeof receipts>[0]): Receipts {
   }
 }
 
+const retriesWith = (token: string | undefined) => ({
+  token,
+  giveUpMs: Number.POSITIVE_INFINITY,
+  onTrouble: (why: string) => console.error(`push: ${why}; trying again`),
+});
+
 async function run({ url, channel, isJson, ...options }: Options): Promise<void> {
   // A terminal and /dev/null are character devices; a pipe or a file is input.
   const isGiven = !fstatSync(0).isCharacterDevice();
   const token = process.env.PERE_TOKEN || undefined;
   const pushed = new Map<string, Pushed>();
-  /** Statuses of devices whose receipts arrived before the answer to the push. */
-  const early = new Map<string, Pushed["statuses"]>();
+  /** What arrived before the answer to the push. */
+  const early = new Map<string, Answers>();
   let changed = Promise.withResolvers<void>();
   /** The current push; and whether the program is ending. */
   let currentPush: Promise<unknown> | null = null;
@@ -221,19 +163,21 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
     // A WebSocket would bypass the proxy.
     ...(URL.canParse(url) && proxyOf(url) !== null ? { WebSocket: null } : {}),
   });
-  const note = ({ event, device, status }: DeviceReceipt): void => {
+  const note = (event: string, change: (answers: Answers) => void): void => {
     const known = pushed.get(event);
-    const statuses = known?.statuses ?? early.get(event) ?? new Map<string, DeviceReceipt["status"]>();
-    statuses.set(device, status);
-    if (!known) return void early.set(event, statuses);
+    const answers = known ?? early.get(event) ?? { statuses: new Map(), withdrawn: null };
+    change(answers);
+    if (!known) return void early.set(event, answers);
     show(known);
     changed.resolve();
   };
   const listen = async (): Promise<void> => {
     for await (const message of feed) {
+      if (message.kind === "withdrawn")
+        note(message.event, (answers) => withdrawFrom(answers, message.receipts.withdrawn));
       if (message.kind !== "receipt") print(message.kind, JSON.stringify(message));
       else {
-        note(message);
+        note(message.event, (answers) => addAnswer(answers, message));
         const { detail: _, text, ...about } = message;
         print(message.kind, withText(about, "detail", text));
       }
@@ -262,18 +206,15 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
   clearTimeout(trying);
   connectError = undefined;
   listen().catch(fail);
-  const retries = {
-    token,
-    giveUpMs: Number.POSITIVE_INFINITY,
-    onTrouble: (why: string) => console.error(`push: ${why}; trying again`),
-  };
+  const retries = retriesWith(token);
   for await (const text of texts(isGiven)) {
     if (isEnding) return;
     const push = publish(url, channel, text, { ...options, ...retries, isJson: true });
     currentPush = push;
     const answer = await push;
     currentPush = null;
-    const event = { id: answer.id, addressed: answer.audience.addressed, statuses: early.get(answer.id) ?? new Map() };
+    const { statuses = new Map(), withdrawn = null } = early.get(answer.id) ?? {};
+    const event = { id: answer.id, addressed: answer.audience.addressed, statuses, withdrawn };
     early.clear();
     pushed.set(event.id, event);
     // A warning that every push has is shown once.
@@ -291,20 +232,86 @@ async function run({ url, channel, isJson, ...options }: Options): Promise<void>
   finish();
 }
 
+type Times = Pick<ScheduleOptions, "at" | "every" | "tz">;
+
+/** Schedules the lines of the input, or one event on a terminal. */
+async function runLater({ url, channel, isJson, ...options }: Options, times: Times, print: Print): Promise<void> {
+  const isGiven = !fstatSync(0).isCharacterDevice();
+  const how = { ...options, ...times, ...retriesWith(process.env.PERE_TOKEN || undefined), isJson: true };
+  for await (const text of texts(isGiven)) {
+    const made = await schedule(url, channel, text, how as ScheduleOptions);
+    await print(isJson ? JSON.stringify({ scheduled: made }) : `${made.id}: next at ${made.next ?? "no time"}`);
+    if (!isGiven) return;
+  }
+}
+
+type Print = (line: string) => Promise<void>;
+
+/** What is asked for instead of pushes. */
+async function runOther({ url, channel, isJson }: Options, values: Values, print: Print): Promise<void> {
+  const options = { url, channel, token: process.env.PERE_TOKEN || undefined };
+  const { scheduled = false, cancel, withdraw: event, note } = values;
+  if (scheduled)
+    for await (const push of readScheduled(options)) {
+      const { id, next, every, tz } = push;
+      const how = every === null ? "once" : `${every} (${tz})`;
+      await print(isJson ? JSON.stringify({ scheduled: push }) : `${id}: ${next ?? "done"}, ${how}`);
+    }
+  if (cancel !== undefined) {
+    await cancelScheduled({ ...options, id: cancel });
+    await print(isJson ? JSON.stringify({ cancelled: cancel }) : `${cancel} was cancelled`);
+  }
+  if (event !== undefined) {
+    const state = await withdraw(url, channel, event, { token: options.token, note });
+    const { receipts: tally } = state;
+    const counts = STATUSES.filter((status) => tally[status] > 0).map((status) => `${tally[status]} ${status}`);
+    const was = state.withdrawn ? "withdrawn" : "complete before, and stays as it is";
+    await print(
+      isJson ? JSON.stringify({ withdrawn: state }) : `${event} is ${was}: ${counts.join(", ") || "no devices"}`,
+    );
+  }
+}
+
+interface Values {
+  readonly scheduled?: boolean | undefined;
+  readonly cancel?: string | undefined;
+  readonly withdraw?: string | undefined;
+  readonly note?: string | undefined;
+}
+
 /** Reads the arguments and runs. */
 async function main(): Promise<void> {
-  const seconds = { type: "string" } as const;
-  const options = { wait: seconds, deadline: seconds, remind: seconds, json: { type: "boolean" } } as const;
+  const [text, flag] = [{ type: "string" }, { type: "boolean" }] as const;
+  const options = {
+    ...{ wait: text, deadline: text, remind: text, key: text, attempts: text, json: flag },
+    ...{ at: text, every: text, tz: text, scheduled: flag, cancel: text, withdraw: text, note: text },
+  } as const;
   const { values, positionals } = readArgs(options, 2, USAGE);
   const [url = "http://127.0.0.1:4567", channel] = positionals;
-  await run({
+  const { wait, at, every, tz, key, attempts } = values;
+  if (at !== undefined && every !== undefined) throw new UsageError("give either --at or --every");
+  if (tz !== undefined && every === undefined) throw new UsageError("--tz needs --every");
+  const isLater = at !== undefined || every !== undefined;
+  if (isLater && wait !== undefined)
+    throw new UsageError("--wait is for what is pushed now; leave it out, or --at and --every");
+  if (values.note !== undefined && values.withdraw === undefined) throw new UsageError("--note needs --withdraw");
+  const asked: Options = {
     url,
     channel: nameOf("channel", channel) ?? "orders",
-    wait: secondsOf("wait", values.wait),
+    wait: secondsOf("wait", wait),
     deadline: secondsOf("deadline", values.deadline),
     remind: secondsOf("remind", values.remind),
+    eventKey: key,
+    attempts: attempts === undefined ? undefined : wholeOf("attempts", attempts, 2, 20),
     isJson: values.json === true,
-  });
+  };
+  const { scheduled, cancel, withdraw: event } = values;
+  const isOther = scheduled === true || cancel !== undefined || event !== undefined;
+  if (!isLater && !isOther) return run(asked);
+  const printer = new Printer((why) => fail(new Error(why)));
+  const print: Print = (line) => printer.print(`${line}\n`);
+  if (isOther) await runOther(asked, values, print);
+  else await runLater(asked, { at, every, tz } as Times, print);
 }
 
 if (import.meta.main) await main().catch(fail);
