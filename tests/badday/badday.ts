@@ -3,8 +3,9 @@
  * do (`support/bad-proxy.ts`); it is killed, its token ends, its server is replaced. At the end of each case the books are compared:
  *
  * - nothing lost: every event that was addressed to the device was worked on, and had the publisher's data;
- * - once an id: none was worked on twice, also not by a client that was killed between work and receipt and started again;
- * - every receipt given: the service has `done` or `failed` of each, as it went.
+ * - once an id and round: none was worked on twice, also not by a client that was killed between work and receipt and started again; one that was
+ *   deferred once more for each round; one that was withdrawn before it was begun not at all;
+ * - every receipt given: the service has `done` or `failed` of each, as it went, and nothing of one that was withdrawn while it was worked on.
  *
  * Where a client is killed while it works, nobody can know how far the work was: then, and only then, it may be done again. That the rest
  * holds through a kill demands that a client keeps what became of an event before it gives the final receipt.
@@ -16,7 +17,7 @@ import type { Fate, Seen } from "../support/bad-proxy.ts";
 import { chance, seed } from "../support/chance.ts";
 import { SECRET } from "../support/harness.ts";
 import { type Client, isSkipped } from "./client.ts";
-import { Day, DEVICE, isFeed, isFinalWord, PATIENCE } from "./day.ts";
+import { Day, DEVICE, isFeed, isFinalWord, isOutcome, PATIENCE } from "./day.ts";
 
 /** For a case, and for the ones before it that it waits for. */
 export const LIMIT_MS = 720_000;
@@ -197,6 +198,82 @@ const CASES: Record<string, (client: Client) => Promise<void>> = {
       await day.settle();
       expect(day.timesWorked(id)).toBe(1);
     }
+  },
+
+  async "events are deferred again and again, while lines are cut at random bytes"(client) {
+    await using day = await Day.begin(client);
+    console.log(`SEED=${seed}`);
+    const random = chance(seed);
+    const cuts = (count: number, bytesMax: number): Fate[] =>
+      Array.from({ length: count }, () => ({ cut: Math.floor(random() * bytesMax) }));
+    const [feeds, receipts] = [inTurn(cuts(5, 1_500)), inTurn(cuts(5, 600))];
+    day.proxy.weather = (request) => (isFeed(request) ? feeds() : receipts());
+    const deferred = new Map<string, number>();
+    const defer = async (rounds: number): Promise<void> => {
+      deferred.set(await day.push(`{"defer": ${rounds}, "n": ${day.pushed}}`), rounds);
+    };
+    for (const rounds of [1, 2, 1]) {
+      await defer(rounds);
+      await day.pushMany(1);
+    }
+    day.launch();
+    await day.until(() => day.record.length >= 5, "some to be worked on");
+    await defer(2);
+    await day.settle([...deferred.keys()]);
+    for (const [id, rounds] of deferred) expect([id, day.timesWorked(id)]).toEqual([id, rounds + 1]);
+  },
+
+  async "it is killed between a deferral and its receipt"(client) {
+    await using day = await Day.begin(client);
+    day.launch();
+    await day.pushMany(1);
+    await day.settle();
+    day.proxy.weather = (request) => (isOutcome(request) ? "hold" : "pass");
+    const before = day.proxy.seen.length;
+    const id = await day.push('{"defer": 1}');
+    await day.asked("its deferral", (request) => isOutcome(request) && request.body.includes(id), before);
+    await day.kill();
+    day.proxy.weather = () => "pass";
+    await day.pushMany(1);
+    day.launch();
+    await day.settle([id]);
+    expect(day.timesWorked(id)).toBe(2);
+  },
+
+  async "events are withdrawn: one that is worked on, one that waits, and one behind a line that is cut"(client) {
+    await using day = await Day.begin(client);
+    day.launch();
+    for (const isHeldBack of [false, true]) {
+      if (isHeldBack) {
+        day.proxy.weather = ({ errand }) =>
+          errand === "sse" ? "buffer" : errand === "socket" ? { status: 502 } : "pass";
+        day.proxy.cut();
+        await day.pushMany(1);
+        await day.asked("a long-poll", ({ errand }) => errand === "poll");
+        await day.settle();
+      }
+      const atWork = await day.push('{"stop": true}');
+      await day.until(() => day.timesWorked(atWork) === 1, "it to be at work");
+      const waits = await day.push('"it waits"');
+      await day.pushMany(1);
+      await day.withdraw(waits);
+      await day.withdraw(atWork);
+      await day.settle();
+      expect(day.timesWorked(waits)).toBe(0);
+    }
+    day.proxy.weather = () => "pass";
+    const last = await day.push('{"stop": true}');
+    await day.until(() => day.timesWorked(last) === 1, "it to be at work");
+    const weather = day.proxy.weather;
+    day.proxy.weather = (request) => (isFeed(request) ? { status: 503 } : "pass");
+    day.proxy.cut();
+    const unseen = await day.push('"never to be seen"');
+    await day.withdraw(unseen);
+    await day.withdraw(last);
+    day.proxy.weather = weather;
+    await day.pushMany(1);
+    await day.settle();
+    expect(day.timesWorked(unseen)).toBe(0);
   },
 
   async "it is killed while it works"(client) {

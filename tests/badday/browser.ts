@@ -27,7 +27,7 @@ const START_MS = 60_000;
 /** The page's script. @param job as it was given @param clients the SDK */
 async function run(
   { url, channels, device, tokenFile, patience }: Job,
-  { listen }: typeof import("../../clients/sdk/index.ts"),
+  { Deferred, listen }: typeof import("../../clients/sdk/index.ts"),
 ) {
   const ask = async (path: string, body?: string): Promise<string> =>
     (await fetch(path, body === undefined ? {} : { method: "POST", body })).text();
@@ -44,10 +44,13 @@ async function run(
       againMs: patience.returnMs,
       pauseMsMax: patience.pauseMs,
     },
-    async onEvent({ id, data }) {
+    async onEvent({ id, data, round = 1 }, { signal }) {
       await ask("/record", `${id} ${JSON.stringify(data)}\n`);
       const wish = typeof data === "object" && data !== null ? data : {};
       while ("hold" in wish && (await ask("/go")) === "") await new Promise((resolve) => setTimeout(resolve, 50));
+      while ("stop" in wish && !signal.aborted) await new Promise((resolve) => setTimeout(resolve, 50));
+      if ("stop" in wish) throw new Error("told to stop");
+      if ("defer" in wish && round <= Number(wish.defer)) throw new Deferred(1);
       if ("fail" in wish) throw new Error("it was asked to fail");
     },
   });

@@ -4,11 +4,13 @@
  *
  * 1. appends one line to the file `record`: the event's id, a space, and its data as JSON text on one line;
  * 2. where the data is an object with `"hold": true`, goes on working until there is a file `<record>.go`;
- * 3. where the data is an object with `"fail": true`, fails, with a message; else is done.
+ * 3. where the data is an object with `"stop": true`, goes on working until it is told that the event was withdrawn, and gives no receipt then;
+ * 4. where the data is an object with `"defer": n`, defers the event for a second in each of its first n rounds;
+ * 5. where the data is an object with `"fail": true`, fails, with a message; else is done.
  *
  * It keeps what must survive it in `state` (a path of its own, nothing is there at first), reads its token from `tokenFile` whenever it needs a new
  * one, and takes `patience` for its own where it can. It runs until it is killed. For programs that run a command for each event
- * `worker.sh` is that command: data on its input, `PERE_EVENT_ID` and `PERE_RECORD` in its environment.
+ * `worker.sh` is that command: data on its input, `PERE_EVENT_ID`, `PERE_ROUND` and `PERE_RECORD` in its environment.
  */
 
 /** How long a client waits for what, instead of its own 5 s, 40 s and a minute. A client that knows whole seconds alone takes the next longer one. */

@@ -40,6 +40,7 @@ export class Day implements AsyncDisposable {
   #launchedAt = 0;
   /** What was pushed to the service that there is now: data by id. */
   #pushed = new Map<string, string>();
+  readonly #withdrawn = new Set<string>();
 
   private constructor(client: Client, service: Service, proxy: BadProxy, office: string | null) {
     this.#client = client;
@@ -102,6 +103,16 @@ export class Day implements AsyncDisposable {
     return body.id as string;
   }
 
+  /** Withdraws an event. */
+  async withdraw(id: string): Promise<void> {
+    const { status } = await ask(`${this.service.url}/events/orders/${id}`, {
+      method: "DELETE",
+      headers: this.#office,
+    });
+    expect(status).toBe(200);
+    this.#withdrawn.add(id);
+  }
+
   /** Pushes so many plain events. */
   async pushMany(count: number): Promise<void> {
     for (let n = 0; n < count; n++) await this.push(JSON.stringify({ order: this.#pushed.size }));
@@ -154,7 +165,7 @@ export class Day implements AsyncDisposable {
     return `the client said: ${this.said.slice(-2_000)}\nits last requests:\n${requests.join("\n")}`;
   }
 
-  /** Compares the books, when all receipts are in. @param again events that may have been worked on twice */
+  /** Compares the books, when all receipts are in. @param again events that may have been worked on more than once */
   async settle(again: readonly string[] = []): Promise<void> {
     const states = async () =>
       (await ask(`${this.service.url}/events/orders?limit=1000`, { headers: this.#office })).body.events as {
@@ -171,6 +182,10 @@ export class Day implements AsyncDisposable {
     const worked = new Map(this.record.map(({ id, data }) => [id, data]));
     for (const { id, receipts } of events) {
       const data: unknown = JSON.parse(this.#pushed.get(id)!);
+      if (this.#withdrawn.has(id)) {
+        expect([id, receipts.withdrawn]).toEqual([id, 1]);
+        continue;
+      }
       const found = worked.get(id) ?? JSON.stringify(`never worked on, and has ${JSON.stringify(receipts)}`);
       expect(JSON.parse(found)).toEqual(data);
       const isFailing = typeof data === "object" && data !== null && "fail" in data;
@@ -209,4 +224,7 @@ export class Day implements AsyncDisposable {
 }
 
 export const isFeed = ({ errand }: Seen): boolean => errand === "sse" || errand === "socket" || errand === "poll";
+/** Whether it has the receipt with which a round ends. */
+export const isOutcome = ({ errand, body }: Seen): boolean =>
+  errand === "receipts" && /"(deferred|done|failed)"/.test(body);
 export const isFinalWord = ({ errand, body }: Seen): boolean => errand === "receipts" && /"(done|failed)"/.test(body);

@@ -3,7 +3,7 @@
  */
 import { appendFileSync, existsSync, readFileSync } from "node:fs";
 import { WebSocket as NodeSocket } from "ws";
-import { fileStorage, listen } from "../../clients/sdk/index.ts";
+import { Deferred, fileStorage, listen } from "../../clients/sdk/index.ts";
 import type { Job } from "./client.ts";
 
 const { url, channels, device, tokenFile, state, record, patience } = JSON.parse(process.env.JOB!) as Job;
@@ -22,10 +22,13 @@ const listener = listen({
     againMs: patience.returnMs,
     pauseMsMax: patience.pauseMs,
   },
-  async onEvent({ id, data }) {
+  async onEvent({ id, data, round = 1 }, { signal }) {
     appendFileSync(record, `${id} ${JSON.stringify(data)}\n`);
     const wish = typeof data === "object" && data !== null ? data : {};
     while ("hold" in wish && !existsSync(`${record}.go`)) await new Promise((resolve) => setTimeout(resolve, 50));
+    while ("stop" in wish && !signal.aborted) await new Promise((resolve) => setTimeout(resolve, 50));
+    if ("stop" in wish) throw new Error("told to stop");
+    if ("defer" in wish && round <= Number(wish.defer)) throw new Deferred(1);
     if ("fail" in wish) throw new Error("it was asked to fail");
   },
 });

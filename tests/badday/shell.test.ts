@@ -52,4 +52,4 @@ function onlyBusybox(): string {
 const dash = clientBy("dash", process.env.PATH ?? "");
 badDay(dash);
 badAnswersDay(dash, { streams: 6, polls: 6 });
-badDay(clientBy("busybox", onlyBusybox()), (name) => /random bytes|held back|silent|killed/.test(name));
+badDay(clientBy("busybox", onlyBusybox()), (name) => /random bytes|held back|silent|killed|withdrawn/.test(name));
