@@ -335,9 +335,10 @@ END
       if [ "$receipt_status" = 200 ]; then
         case $(sed -n 's/^{"recorded":\([01]\),"duplicate":\([01]\),"rejected":\[]\(,.*\)\{0,1\}}$/\1\2/p' "$answer") in
         01 | 10)
-          late=$(sed -n 's/.*"late":\[{"index":0,"event":"[^"]*","reason":"\([a-z]*\)".*/\1/p' "$answer")
+          late=$(sed -n 's/.*,"late":\[{"index":0,"event":"'"$2"'","reason":"\([a-z]*\)"}].*/\1/p' "$answer")
           [ -z "$late" ] || log "$3 of $2 was recorded, but late: $late"
-          return
+          # If the answer lists late receipts, this one must be among them.
+          [ -z "$late" ] && grep -q '"late":' "$answer" || return
           ;;
         esac
       elif is_refusal "$receipt_status" "$body"; then

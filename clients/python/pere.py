@@ -780,6 +780,12 @@ def _object(text: str) -> Dict[str, Any]:
 _NOTICES = ("withdrawn", "complete", "settled")
 
 
+def _is_notice(found: Dict[str, Any]) -> bool:
+    """Whether a JSON object says something of an event as a whole, as a feed of events or of receipts does."""
+    event = found.get("event", found.get("withdrawn"))
+    return all(isinstance(text, str) and text != "" for text in (event, found.get("channel"), found.get("at")))
+
+
 def _parse_poll(text: str) -> Tuple[List[_Message], str]:
     """The answer to a long-poll, `{"events":[…],"last":…}`: its messages, each event as the text that was sent, and the position for the next one."""
     if not text.startswith('{"events":['):
@@ -795,8 +801,10 @@ def _parse_poll(text: str) -> Tuple[List[_Message], str]:
         if found["events"] != [] or not _POSITION.fullmatch(last):
             raise ValueError
         listed = {name: found.get(name, []) for name in ("gaps", *_NOTICES)}
-        for items in listed.values():
+        for name, items in listed.items():
             if not isinstance(items, list) or not all(isinstance(one, dict) for one in items):
+                raise ValueError
+            if name != "gaps" and not all(_is_notice(one) for one in items):
                 raise ValueError
     except Exception:
         raise _TemporaryError("the answer is not that of a long-poll") from None

@@ -234,6 +234,10 @@ const RECEIPTS: readonly BadAnswer[] = [
   '{"recorded":0,"duplicate":0,"rejected":[{"index":0,"event":"a-1","reason":"of another event"}]}',
   '{"recorded":0,"duplicate":0,"rejected":[{"index":0,"reason":null}]}',
   '{"recorded":0,"duplicate":0,"rejected":[{"index":0,"event":5,"reason":5}]}',
+  '{"recorded":1,"duplicate":0,"rejected":[],"late":null}',
+  '{"recorded":1,"duplicate":0,"rejected":[],"late":[{}]}',
+  '{"recorded":1,"duplicate":0,"rejected":[],"late":[{"index":0,"event":"a-1","reason":"withdrawn"}]}',
+  '{"recorded":1,"duplicate":0,"rejected":[],"late":[{"index":7,"event":"a-1","reason":5}]}',
 ]
   .map((body) => row(`receipts: ${body}`, ["receipts"], json("200 OK", body)))
   .concat([
@@ -331,6 +335,9 @@ const stream = (name: string, body: string): BadAnswer =>
   );
 const EVENT = '{"id":"k3x9-42","channel":"orders","seq":42,"at":"2026-11-22T10:00:00.000Z","data":"not an event"}';
 
+/** A beginning such as PERE's. */
+const READY = 'event: pere.ready\ndata: {"device":"till-7","channels":{"orders":"k3x9-41"}}\n\n';
+
 const STREAMS: readonly BadAnswer[] = [
   stream("somebody else's", "id: 17\nevent: news\ndata: hello\n\n"),
   stream("somebody else's, with an object", 'id: 17\ndata: {"id":"17","text":"hello"}\n\n'),
@@ -340,9 +347,18 @@ const STREAMS: readonly BadAnswer[] = [
   ...["null", "[]", "5", '""', "{", "{}", '{"id":"k3x9-1"}', "x"].map((data) =>
     stream(`data: ${data}`, `data: ${data}\n\n`),
   ),
-  ...["ready", "gap", "bye", "complete", "__proto__", ""].flatMap((own) =>
+  ...["ready", "gap", "bye", "complete", "withdrawn", "settled", "__proto__", ""].flatMap((own) =>
     ["null", '{"reason":5,"channels":null}', "["].map((data) =>
       stream(`pere.${own} ${data}`, `event: pere.${own}\ndata: ${data}\n\n`),
+    ),
+  ),
+  ...["null", "{}", '{"withdrawn":"k3x9-1"}', '{"id":5,"channel":[],"at":{},"withdrawn":7,"reason":null}'].map((data) =>
+    stream(`ready, and a withdrawal that is none: ${data}`, `${READY}event: pere.withdrawn\ndata: ${data}\n\n`),
+  ),
+  ...['"2"', "0", "-1", "1.5", "null", "1e400"].map((round) =>
+    stream(
+      `ready, and an event of round ${round}`,
+      `${READY}data: ${EVENT.replace('"data"', `"round":${round},"data"`)}\n\n`,
     ),
   ),
   stream("retry: of many digits", `retry: ${"9".repeat(400)}\n\n`),
@@ -387,6 +403,10 @@ const POLLS: readonly BadAnswer[] = [
   `{"events":[${EVENT}`,
   '{"events":[],"last":"k3x9-42","gaps":5,"complete":{}}',
   '{"events":[],"last":"k3x9-42","gaps":[null],"complete":[null]}',
+  '{"events":[],"last":"k3x9-42","withdrawn":[null]}',
+  '{"events":[],"last":"k3x9-42","withdrawn":[{}]}',
+  '{"events":[],"last":"k3x9-42","withdrawn":[{"id":5,"withdrawn":["k3x9-1"]}]}',
+  `{"events":[${EVENT.replace('"data"', '"round":"2","data"')}],"last":"k3x9-42"}`,
   '{"events":[],"last":"a\\r\\nX-Injected: 1"}',
   `{"events":[${"[".repeat(20_000)}`,
 ].map((body) => row(`poll: ${body.slice(0, 70)}`, ["poll"], json("200 OK", body)));
