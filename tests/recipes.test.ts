@@ -4,7 +4,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { chmodSync } from "node:fs";
 import { join } from "node:path";
-import { listen, type Listener, type ListenOptions } from "../clients/sdk/index.ts";
+import { Deferred, listen, type Listener, type ListenOptions } from "../clients/sdk/index.ts";
 import { readRanges } from "../engine/addresses.ts";
 import type { Service } from "../index.ts";
 import { blocksOf, commandsOf, run, type Running, textOf, workplace } from "./support/documents.ts";
@@ -110,6 +110,59 @@ test("a configuration is pushed to kiosks that lack it, once, and to one that is
   kiosk("kiosk-3");
   await until(() => got.length === 3, "all configurations");
   expect(got.sort()).toEqual([1, 2, 3].map((n) => `kiosk-${n} {"version":12,"opens":"08:00"}`));
+});
+
+test("a configuration that is pushed every night supersedes the older one, and a kiosk starts with the newest", async () => {
+  const { url } = await service();
+  const folder = workplace();
+  const configure = async (version: number): Promise<string> => {
+    await Bun.write(join(folder, "configuration.json"), `{"version": ${version}}`);
+    const running = await cook("nightly-configuration", ".ts", { "http://127.0.0.1:4567": url }, folder);
+    expect([await running.ended(), running.output.text]).toEqual([0, expect.any(String)]);
+    return running.output.text;
+  };
+  const got: string[] = [];
+  let isInUse = true;
+  const kiosk = (name: string) => {
+    const listener = listen<{ version: number }>({
+      ...{ url, channels: "kiosks", device: name, since: "latest" },
+      onEvent({ data, round = 1 }) {
+        if (isInUse) throw new Deferred(1);
+        got.push(`${name} ${data.version} ${round}`);
+      },
+    });
+    endings.push(() => listener.close());
+    return listener;
+  };
+  const first = kiosk("kiosk-1");
+  await enrol(url, "kiosks", "kiosk-2");
+  await until(async () => (await ask(`${url}/devices/kiosks`)).body.devices.length === 2, "the kiosks");
+  expect(await configure(12)).toMatch(/^pushed to 2 kiosks, 1 of them connected\nagain at 20/);
+  const states = async () => (await ask(`${url}/events/kiosks`)).body.events as { receipts: Record<string, number> }[];
+  await until(async () => (await states())[0]!.receipts.deferred === 1, "a deferral");
+  isInUse = false;
+  await until(() => got.length === 1, "the configuration");
+  await configure(13);
+  await until(() => got.length === 2, "the next configuration");
+  await until(async () => (await states())[1]!.receipts.done === 1, "its receipt");
+  expect((await states()).map(({ receipts }) => [receipts.done, receipts.withdrawn])).toEqual([
+    [1, 1],
+    [1, 0],
+  ]);
+  // The other one was off, and this one starts again.
+  await first.close();
+  kiosk("kiosk-2");
+  kiosk("kiosk-1");
+  await until(() => got.length === 4, "the newest, at each start");
+  expect(got).toEqual([
+    expect.stringMatching(/^kiosk-1 12 [23]$/),
+    "kiosk-1 13 1",
+    ...[expect.stringMatching(/^kiosk-[12] 13 1$/), expect.stringMatching(/^kiosk-[12] 13 1$/)],
+  ]);
+  const { scheduled } = (await ask(`${url}/scheduled/kiosks`)).body as { scheduled: { id: string; tz: string }[] };
+  expect(scheduled).toMatchObject([{ every: "0 3 * * *", tz: "Europe/Rome" }]);
+  const nightly = (await ask(`${url}/scheduled/kiosks/${scheduled[0]!.id}`)).body;
+  expect(nightly).toMatchObject({ data: { version: 13 }, options: { key: "configuration", attempts: "5" } });
 });
 
 test("an unanswered alarm is escalated once, and an answered one is not", async () => {
