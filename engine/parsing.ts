@@ -211,9 +211,15 @@ function readJson(text: string, path: string, reviver?: Reviver): unknown {
 }
 
 /** JavaScript's way to keep a number's source text (ECMAScript, JSON.rawJSON). */
-const { rawJSON } = JSON as unknown as { rawJSON(text: string): unknown };
+const { rawJSON, isRawJSON } = JSON as unknown as {
+  rawJSON(text: string): unknown;
+  isRawJSON(value: unknown): value is { readonly rawJSON: string };
+};
 const exactNumber: Reviver = (_key, value, { source }) =>
   typeof value === "number" && source !== undefined && String(value) !== source ? rawJSON(source) : value;
+
+/** A number whose source text was kept, such as `600.0`, as a number. Any other value is returned as it is. */
+const plainNumber = (value: unknown): unknown => (isRawJSON(value) ? Number(value.rawJSON) : value);
 
 /**
  * Parses a request's receipts. Numbers in a `detail` keep their source text, so that `JSON.stringify` returns them unchanged: 12345678901234567890,
@@ -288,7 +294,7 @@ export function readReceipt(value: unknown, device: string | null): ReceiptDraft
   if (text !== null && Buffer.byteLength(text) > DETAIL_BYTES_MAX) return `detail: at most ${DETAIL_BYTES_MAX} bytes`;
   const deviceAt = typeof at === "string" && TIME.test(at) ? Date.parse(at) : null;
   if (at !== null && !Number.isFinite(deviceAt)) return "at: must be an ISO 8601 time with its offset, or left out";
-  const more = readRound(status, after, round, retry);
+  const more = readRound(status, plainNumber(after), plainNumber(round), retry);
   return typeof more === "string" ? more : { event: position, device: named, status, detail: text, deviceAt, ...more };
 }
 

@@ -66,6 +66,13 @@ describe("a receipt", () => {
     expect((await ask(`${pere.url}/events/${channel}/${event}/receipts`)).text).toContain(`"detail":${detail},`);
   });
 
+  test("may write the numbers of a deferral as JSON allows", async () => {
+    const { channel, event, url } = await channelWithEvent();
+    const body = `{"event":"${event}","device":"a","status":"deferred","after":6.0e2,"round":1.0,"detail":1}`;
+    expect((await ask(url, { body })).body).toEqual({ recorded: 1, duplicate: 0, rejected: [] });
+    expect(await rowOf(channel, event, "a")).toMatchObject({ status: "deferred", detail: 1 });
+  });
+
   test("takes its device from the query or a header if it names none", async () => {
     const { channel, event, url } = await channelWithEvent();
     expect((await ask(`${url}?device=a`, { body: { event, status: "done" } })).body.recorded).toBe(1);

@@ -2266,13 +2266,7 @@ async def aattention(
 
     Raises what `attention` raises.
     """
-    request, tokens = _Request(threading.Event()), _LoopCalls()
-    options = (limit, _sync_token(token, tokens), patience_seconds, _safe_report(_on_loop(report)))
-    try:
-        return await _in_thread(_attention, request, url, *options)
-    finally:
-        request.end()
-        tokens.cancel()
+    return await _off_loop(_attention, (url, limit), token, patience_seconds, report)
 
 
 # ------------------------------------------------------------------------------------------------------------------- program
