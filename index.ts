@@ -26,7 +26,14 @@ import { BODY_MS } from "./engine/http/body.ts";
 import { readCertificate } from "./engine/http/certificate.ts";
 import { deleteChannel, listChannels } from "./engine/http/channels.ts";
 import type { Handler, Params, RouteContext } from "./engine/http/context.ts";
-import { deviceHistory, enrolDevice, listDevices, readOneDevice, retireDevice } from "./engine/http/devices.ts";
+import {
+  deviceHistory,
+  enrolDevice,
+  listDevices,
+  readOneDevice,
+  retireDevice,
+  tagDevice,
+} from "./engine/http/devices.ts";
 import { feedback } from "./engine/http/feedback.ts";
 import { followEvents, followReceipts } from "./engine/http/follow.ts";
 import { dropHook, listHooks, putHook, retryHook, testHook } from "./engine/http/hooks.ts";
@@ -104,6 +111,7 @@ const ROUTES: readonly Route[] = [
   ["GET", "/devices/:channel/:device", "push", readOneDevice, operations.device],
   ["GET", "/devices/:channel/:device/receipts", "push", deviceHistory, operations.history],
   ["PUT", "/devices/:channel/:device", "push", enrolDevice, operations.enrol],
+  ["PATCH", "/devices/:channel/:device", "push", tagDevice, operations.tag],
   ["DELETE", "/devices/:channel/:device", "push", retireDevice, operations.retire],
 
   ["GET", "/hooks/:channel", "push", listHooks, operations.hooks],

@@ -15,6 +15,7 @@ import {
 } from "./model.ts";
 import type { Presence } from "./feeds/presence.ts";
 import { type ChannelEntry, type ChannelScope, type Heads, type Page, page, type Store } from "./store.ts";
+import { fits as fitsWhere, NO_TAGS, type Tags, type Term } from "./tags.ts";
 import { First } from "./first.ts";
 import { yieldToEventLoop } from "./yield.ts";
 
@@ -31,6 +32,8 @@ export interface DeviceQuery {
   readonly search: string;
   /** Only those that are connected, or that are not; null: both. */
   readonly connected: boolean | null;
+  /** Only those that a `where` fits; null: all. */
+  readonly where: readonly Term[] | null;
   readonly sort: DeviceOrder;
   /** `next` of the page before; empty: the first page. */
   readonly after: string;
@@ -40,6 +43,7 @@ export interface DeviceQuery {
 /** A device as the API shows it. */
 export interface ListedDevice extends EnrolledDevice {
   readonly connected: boolean;
+  readonly tags: Tags;
   readonly addresses: readonly string[];
 }
 
@@ -176,11 +180,19 @@ export class Directory {
     const fits = ({ device }: DeviceEnrolment): boolean =>
       isNamed(device) &&
       (query.connected === null || query.connected === this.#presence.isConnected(channel, device, elsewhere));
-    const isAll = query.search === "" && query.connected === null;
+    const isAll = query.search === "" && query.connected === null && query.where === null;
+    const { where } = query;
+    const those = async (some: readonly DeviceEnrolment[]): Promise<DeviceEnrolment[]> => {
+      const named = some.filter(fits);
+      if (where === null || named.length === 0) return named;
+      const names = named.map(({ device }) => device);
+      const tags = await this.#store.tags(channel, names);
+      return named.filter(({ device }) => fitsWhere(where, tags.get(device) ?? NO_TAGS));
+    };
     const { items, next } =
       query.sort === "name"
-        ? await this.#byName(channel, query, isAll ? null : fits)
-        : await this.#byKey(channel, query, fits);
+        ? await this.#byName(channel, query, isAll ? null : those)
+        : await this.#byKey(channel, query, those);
     const devices = await this.#store.owing(channel, items, this.#now());
     return { devices: await this.#listed(channel, devices, elsewhere), next };
   }
@@ -194,19 +206,19 @@ export class Directory {
     throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
   }
 
-  /** The names of a page by name. @param fits null: all */
+  /** The names of a page by name. @param those the ones to list among some; null: all */
   async #byName(
     channel: string,
     { after, limit }: DeviceQuery,
-    fits: ((one: DeviceEnrolment) => boolean) | null,
+    those: ((some: readonly DeviceEnrolment[]) => Promise<DeviceEnrolment[]>) | null,
   ): Promise<Page<string, string>> {
     const found: string[] = [];
-    const size = fits ? READ_ROWS : limit;
+    const size = those ? READ_ROWS : limit;
     for (let from: string | null = after; from !== null && found.length <= limit;) {
       await yieldToEventLoop("read", size);
       const read: Page<DeviceEnrolment, string> = await this.#store.enrolments(channel, from, size);
-      if (!fits) return { items: read.items.map(({ device }) => device), next: read.next };
-      for (const one of read.items) if (fits(one)) found.push(one.device);
+      if (!those) return { items: read.items.map(({ device }) => device), next: read.next };
+      for (const { device } of await those(read.items)) found.push(device);
       from = read.next;
     }
     return page(found, limit, (device) => device);
@@ -216,14 +228,14 @@ export class Directory {
   async #byKey(
     channel: string,
     { sort, after, limit }: DeviceQuery,
-    fits: (one: DeviceEnrolment) => boolean,
+    those: (some: readonly DeviceEnrolment[]) => Promise<DeviceEnrolment[]>,
   ): Promise<Page<string, string>> {
     const cursor = readCursor(sort, after);
     const first = new First<Place>(limit + 1, inOrder);
     for (let from: string | null = ""; from !== null;) {
       await yieldToEventLoop("read", READ_ROWS);
       const read: Page<DeviceEnrolment, string> = await this.#store.enrolments(channel, from, READ_ROWS);
-      const some = read.items.filter(fits);
+      const some = await those(read.items);
       const places =
         sort === "seen"
           ? some.map(({ device, seenAt }) => ({
@@ -251,6 +263,10 @@ export class Directory {
   ): Promise<ListedDevice[]> {
     const away = devices.map(({ device }) => device).filter((device) => elsewhere.has(device));
     const there = await this.#store.addresses(channel, away);
+    const tags = await this.#store.tags(
+      channel,
+      devices.map(({ device }) => device),
+    );
     return devices.map(({ device, enrolledAt, seenAt, pending }) => ({
       device,
       enrolledAt,
@@ -258,6 +274,7 @@ export class Directory {
       addresses: [...new Set([...this.#presence.addresses(channel, device), ...(there.get(device) ?? [])])].sort(),
       seenAt: this.#presence.heardAt(channel, device) ?? seenAt,
       pending,
+      tags: tags.get(device) ?? NO_TAGS,
     }));
   }
 

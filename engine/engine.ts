@@ -41,6 +41,7 @@ import { type RetentionLimits, RetentionSchedule } from "./retention-schedule.ts
 import { Completion } from "./feeds/completion.ts";
 import { Schedules } from "./schedule/schedules.ts";
 import type { Appended, ChannelScope, DueTime, Heads, Idempotency, Page, Readiness, Remains, Store } from "./store.ts";
+import type { TagChange, Tags } from "./tags.ts";
 import { type Screen, Watch, type WatchRequest } from "./feeds/watch.ts";
 import { warningsOf } from "./warnings.ts";
 
@@ -108,6 +109,9 @@ const PAGE_CHARACTERS_MAX = 4 * 1024 * 1024;
 const READ_ROWS = 250;
 /** The same from the newest on, where a page ends behind a whole number of reads: 4 MiB of the largest. */
 const NEWEST_ROWS = 64;
+
+/** Devices per question whether an event is addressed to them. */
+const DEVICES_AT_ONCE = 500;
 
 const REASONS = {
   unknown: "there is no such event in this channel, or it is no longer kept",
@@ -255,24 +259,23 @@ export class Engine {
     this.counts.pushed(appended.epoch, appended.first, appended.count, appended.at);
     if (!appended.replayed) this.#retention.pushed(channel, appended.first + appended.count - 1, appended.count);
     if (drafts[0]!.deadline !== null) this.#deadlines.ahead(appended.at + drafts[0]!.deadline * 1000);
-    return this.#pushed(channel, appended, to, enrolled, elsewhere);
+    return this.#pushed(channel, appended, drafts[0]!, enrolled, elsewhere);
   }
 
   /** @param enrolled those of the named devices that are enrolled; null: unknown */
-  #pushed(
+  async #pushed(
     channel: string,
     appended: Appended,
-    to: readonly string[] | null,
+    { to, where }: Pick<Event, "to" | "where">,
     enrolled: readonly string[] | null,
     elsewhere: ReadonlyMap<string, number>,
-  ): Pushed {
+  ): Promise<Pushed> {
     const known = new Set(enrolled);
     const strangers = enrolled === null ? [] : (to ?? []).filter((device) => !known.has(device));
-    const audience = {
-      addressed: appended.addressed,
-      connected: this.#feeds.presence.connected(channel, to, elsewhere),
-    };
-    return { ...appended, audience, warnings: warningsOf(channel, appended, strangers) };
+    const { epoch, first, addressed } = appended;
+    const connected = await this.#connected(channel, epoch, { seq: first, to, where }, elsewhere);
+    const audience = { addressed, connected };
+    return { ...appended, audience, warnings: warningsOf(channel, appended, strangers, where) };
   }
 
   /** Those of these devices that are enrolled; null: unknown, which is no reason to refuse a push. */
@@ -314,13 +317,35 @@ export class Engine {
     const event = await this.#entryAt(channel, known.epoch, known.first);
     const to = event && !isControl(event) ? (event.to ?? []) : [];
     const [enrolled, elsewhere] = await Promise.all([this.#enrolled(channel, to), this.#store.remotePresence(channel)]);
-    return this.#pushed(channel, known, to, enrolled, elsewhere);
+    return this.#pushed(channel, known, { to, where: null }, enrolled, elsewhere);
   }
 
   /** The kept entry with this number; undefined: it is not kept. */
   async #entryAt(channel: string, epoch: string, seq: number): Promise<LogEntry | undefined> {
     const [entry] = (await this.#store.events(channel, epoch, seq - 1, 1)) ?? [];
     return entry?.seq === seq ? entry : undefined;
+  }
+
+  /** How many of the devices that an event is addressed to are connected: those in `to`, or that its `where` fitted, or all. */
+  async #connected(
+    channel: string,
+    epoch: string,
+    { seq, to, where }: Pick<Event, "seq" | "to" | "where">,
+    elsewhere: ReadonlyMap<string, number>,
+  ): Promise<number> {
+    const { presence } = this.#feeds;
+    if (where === null) return presence.connected(channel, to, elsewhere);
+    const names = presence.names(channel, elsewhere);
+    let count = 0;
+    for (let at = 0; at < names.length; at += DEVICES_AT_ONCE) {
+      await yieldToEventLoop("read", DEVICES_AT_ONCE);
+      const some = names.slice(at, at + DEVICES_AT_ONCE);
+      // What is stored is acknowledged even if this can't be read now.
+      const found = await this.#store.addressed(channel, epoch, seq, some).catch(() => null);
+      if (found === null) return count;
+      count += found.length;
+    }
+    return count;
   }
 
   /**
@@ -527,13 +552,16 @@ export class Engine {
     if (tallies === null) return null;
     const elsewhere = await this.#store.remotePresence(channel);
     const joined = this.#feeds.presence.joined(channel, elsewhere);
-    return events.flatMap((event) => {
+    const texts: string[] = [];
+    for (const event of events) {
       const tally = tallies.get(event.seq);
-      if (!tally) return []; // Retention deleted it between the two reads.
-      const { seq, to } = event;
-      const connected = to === null ? countBelow(joined, seq) : this.#feeds.presence.connected(channel, to, elsewhere);
-      return [eventStateText(channel, epoch, event, tally, connected, this.#now())];
-    });
+      if (!tally) continue; // Retention deleted it between the two reads.
+      const { seq, to, where } = event;
+      const isToAll = to === null && where === null;
+      const connected = isToAll ? countBelow(joined, seq) : await this.#connected(channel, epoch, event, elsewhere);
+      texts.push(eventStateText(channel, epoch, event, tally, connected, this.#now()));
+    }
+    return texts;
   }
 
   /** One row per addressed device. @throws PereError unknown */
@@ -569,6 +597,27 @@ export class Engine {
   /** Enrols a device before its first feed; false: it was enrolled already. */
   enrol(channel: string, device: string): Promise<boolean> {
     return this.#store.enrol(channel, device, this.#now());
+  }
+
+  /**
+   * Changes a device's tags.
+   * @param enrols whether it is enrolled if needed
+   * @throws PereError unknown: it is not enrolled; refused: it would have too many
+   */
+  async tag(
+    channel: string,
+    device: string,
+    change: TagChange,
+    enrols: boolean,
+  ): Promise<{ tags: Tags; isNew: boolean }> {
+    const tagged = await this.#store.tag(channel, device, change, enrols, this.#now());
+    if (tagged) return tagged;
+    throw new PereError("unknown", `device ${device} is not enrolled in channel ${channel}`);
+  }
+
+  /** The tags that devices have now: those that have some. */
+  tags(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, Tags>> {
+    return this.#store.tags(channel, devices);
   }
 
   /** Ends an enrolment and the device's feeds, at all instances. @throws PereError unknown */

@@ -150,6 +150,8 @@ export interface EventDraft {
   readonly attempts: number | null;
   /** The event that it repeats, by its `seq`; absent: none. */
   readonly again?: number;
+  /** Which enrolled devices it is for, as `tags.ts` reads it; null: all, or those in `to`. */
+  readonly where: string | null;
 }
 
 /** Why an event ended before all of its devices had a final word: its publisher took it back, or pushed a newer one with the same key. */
@@ -170,7 +172,7 @@ export interface Withdrawal {
   readonly note: string | null;
 }
 
-/** A stored event. Times are milliseconds since 1970, `remind` is milliseconds. `to` lists the audience, in no order; null: all enrolled devices. */
+/** A stored event. Times are milliseconds since 1970, `remind` is milliseconds. `to` lists the audience, in no order; null: all enrolled devices, or those that `where` fitted when it was pushed. */
 export interface Event {
   readonly seq: number;
   readonly at: number;
@@ -186,6 +188,7 @@ export interface Event {
   readonly again?: number;
   readonly key: string | null;
   readonly attempts: number | null;
+  readonly where: string | null;
   /** Null: it was not withdrawn. */
   readonly withdrawn: Withdrawal | null;
 }
@@ -198,6 +201,8 @@ export interface ControlEntry extends Withdrawal {
   readonly withdraws: number;
   readonly to: readonly string[] | null;
   readonly expires: number | null;
+  /** Its event has a `where`. */
+  readonly hasWhere: boolean;
   /** Some device had given a word on the event by then. */
   readonly isAnswered: boolean;
 }
@@ -455,6 +460,7 @@ export function eventStateText(
     ...(event.remind === null ? {} : { remind: event.remind / 1000 }),
     ...(event.attempts === null ? {} : { attempts: event.attempts }),
     ...(event.to === null || event.to.length > TO_MAX ? {} : { to: event.to }),
+    ...(event.where === null ? {} : { where: event.where }),
     ...(withdrawn === null ? {} : { withdrawn: { at: iso(withdrawn.at), ...withdrawalBody(epoch, withdrawn) } }),
     audience: { addressed: tally.addressed, connected },
     receipts: tallyCounts(tally),

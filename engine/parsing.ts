@@ -38,6 +38,7 @@ import {
   TTL_SECONDS_MAX,
   TTL_SECONDS_MIN,
 } from "./model.ts";
+import { readWhere } from "./tags.ts";
 
 const malformed = (path: string, message: string): PereError =>
   new PereError("malformed", `${path}: ${message}`, [{ path, message }]);
@@ -98,13 +99,17 @@ export function readSeconds(text: string, path: string, min: number, max: number
 }
 
 /** The query parameters of a push that are options of its events. */
-export const EVENT_OPTIONS = ["type", "to", "ttl", "deadline", "remind", "key", "attempts"] as const;
+export const EVENT_OPTIONS = ["type", "to", "ttl", "deadline", "remind", "key", "attempts", "where"] as const;
 
 /** What the query says of all events of a push. @throws PereError malformed, refused */
 export function readEventOptions(query: ReadonlyMap<string, string>): Omit<EventDraft, "data"> {
-  const [type, to, ttl, deadline, remind, key, attempts] = EVENT_OPTIONS.map((name) => query.get(name));
+  const [type, to, ttl, deadline, remind, key, attempts, where] = EVENT_OPTIONS.map((name) => query.get(name));
   const seconds = (text: string | undefined, name: string, min: number, max: number): number | null =>
     text === undefined ? null : readSeconds(text, name, min, max);
+  if (where !== undefined) {
+    readWhere(where);
+    if (to !== undefined) throw refused("where", `"${where}" can't be given together with to; leave one of them out`);
+  }
   return {
     type: type === undefined ? null : readType(type),
     to: to === undefined ? null : readTo(to),
@@ -113,6 +118,7 @@ export function readEventOptions(query: ReadonlyMap<string, string>): Omit<Event
     remind: seconds(remind, "remind", REMIND_SECONDS_MIN, REMIND_SECONDS_MAX),
     key: key === undefined ? null : readEventKey(key),
     attempts: attempts === undefined ? null : readAttempts(attempts),
+    where: where ?? null,
   };
 }
 

@@ -40,6 +40,7 @@ import {
   type Status,
   type Tally,
 } from "./model.ts";
+import type { TagChange, Tags } from "./tags.ts";
 
 /** The extent of a channel's two logs: `head` is the newest entry's `seq`, `floor` the newest one that is no longer kept (0: none). */
 export interface Heads {
@@ -405,7 +406,8 @@ export interface Troubled {
 
 export interface Store {
   /**
-   * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, or the devices in `to`.
+   * Appends events to a channel, which is created if needed. Their audience is all devices enrolled at that moment, those of them that `where` fits, or
+   * the devices in `to`.
    * A known idempotency key with the same digest returns the first call's events and appends nothing.
    *
    * A draft with a `key` comes alone. In the same step, kept events of the channel with the same key that are not complete are withdrawn, as
@@ -414,7 +416,7 @@ export interface Store {
    *
    * With `scheduled`, the events carry its id, and the same step notes the event and when the push is due again. Each due time is used once.
    * @param now milliseconds since 1970
-   * @throws PereError refused: the idempotency key was used with another digest; conflict: the due time is used or the schedule was cancelled
+   * @throws PereError refused: the idempotency key was used with another digest, or `where` fits too many devices; conflict: the due time is used or the schedule was cancelled
    */
   append(
     channel: string,
@@ -452,11 +454,28 @@ export interface Store {
   /** The channel's extent. For a channel that does not exist, the extent it would begin with; its epoch stays reserved for a while. */
   open(channel: string): Promise<Heads>;
 
-  /** Enrols a device, if needed, and returns its state. `lostSeq` is not returned again once a receipt of the device was recorded after this call. */
-  join(channel: string, device: string, now: number): Promise<Joined>;
+  /** Enrols a device, if needed, and returns its state. Given tags replace all that it has, in the same step. `lostSeq` is not returned again once a receipt of the device was recorded after this call. */
+  join(channel: string, device: string, now: number, tags?: Tags | null): Promise<Joined>;
 
   /** Enrols a device. @returns false: it was enrolled already */
   enrol(channel: string, device: string, now: number): Promise<boolean>;
+
+  /**
+   * Changes a device's tags, in one step. They end with its enrolment.
+   * @param enrols whether the device is enrolled, if needed, in the same step
+   * @returns its tags, and whether it was enrolled by this call; null: it is not enrolled
+   * @throws PereError refused: it would have too many; then nothing is stored
+   */
+  tag(
+    channel: string,
+    device: string,
+    change: TagChange,
+    enrols: boolean,
+    now: number,
+  ): Promise<{ readonly tags: Tags; readonly isNew: boolean } | null>;
+
+  /** The tags of those of these devices that have some. */
+  tags(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, Tags>>;
 
   /**
    * Ends an enrolment: the device is no longer addressed by later events, nor by those without its final receipt, be it missing, deferred or
@@ -529,6 +548,9 @@ export interface Store {
 
   /** Tallies of kept events by `seq`, for `from` ≤ seq ≤ `upTo`. */
   tallies(channel: string, epoch: string, from: number, upTo: number): Promise<ReadonlyMap<number, Tally> | null>;
+
+  /** Among these devices: those that the event is addressed to, withdrawn or not; none if it is not kept. Null as with `events`. */
+  addressed(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;
 
   /** Among these devices: those that the event is addressed to and that sent no receipt for it; none if it was withdrawn. */
   unanswered(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null>;

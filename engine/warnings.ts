@@ -9,8 +9,14 @@ const NAMED_MAX = 10;
 /**
  * Sentences on whom a push was addressed to.
  * @param strangers the devices that it names and that are not enrolled
+ * @param where which devices it is for; null: all, or those that it names
  */
-export function warningsOf(channel: string, pushed: Appended, strangers: readonly string[]): string[] {
+export function warningsOf(
+  channel: string,
+  pushed: Appended,
+  strangers: readonly string[],
+  where: string | null = null,
+): string[] {
   const { addressed, first, count } = pushed;
   const it = count === 1 ? "the event" : "the events";
   if (strangers.length === 1)
@@ -25,6 +31,10 @@ export function warningsOf(channel: string, pushed: Appended, strangers: readonl
     ];
   }
   if (addressed > 0) return [];
+  if (where !== null)
+    return [
+      `No device in channel ${channel} fits ${JSON.stringify(where)}, so ${it} went to nobody: check the tags, for example with GET /devices/${channel}.`,
+    ];
   const nobody = `No device is enrolled in channel ${channel}, so ${it} went to nobody.`;
   return [first === 1 ? `${nobody} The channel had no events before: check its name.` : nobody];
 }

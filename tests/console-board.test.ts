@@ -167,7 +167,7 @@ browserTest("1,000 devices, 40 of them in trouble: these are read with few reque
 
 describe("columns", () => {
   const named = (...names: string[]) =>
-    names.map((device) => ({ device, enrolledAt: "", connected: false, seenAt: null, pending: 0 }));
+    names.map((device) => ({ device, enrolledAt: "", connected: false, seenAt: null, pending: 0, tags: {} }));
   const troubled = (...names: string[]): TroubledDevice[] =>
     names.map((device) => ({
       channel: "c",

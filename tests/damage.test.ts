@@ -21,7 +21,16 @@ afterEach(async () => {
 async function damaged(words: string): Promise<Process> {
   const db = join(temporary(), "pere.db");
   const store = new SqliteStore({ path: db });
-  const draft = { type: null, to: null, ttl: null, deadline: null, remind: null, key: null, attempts: null };
+  const draft = {
+    type: null,
+    to: null,
+    ttl: null,
+    deadline: null,
+    remind: null,
+    key: null,
+    attempts: null,
+    where: null,
+  };
   await store.enrol("orders", "till", Date.now());
   for (const data of ["a", words, "b"])
     await store.append(
@@ -100,7 +109,16 @@ test("a device that owes an event on it is told at each reconnect, and is served
 test("a service does not start on a file whose journal is damaged, because events in it would be forgotten", async () => {
   const db = join(temporary(), "pere.db");
   const store = new SqliteStore({ path: db });
-  const draft = { type: null, to: null, ttl: null, deadline: null, remind: null, key: null, attempts: null };
+  const draft = {
+    type: null,
+    to: null,
+    ttl: null,
+    deadline: null,
+    remind: null,
+    key: null,
+    attempts: null,
+    where: null,
+  };
   for (let n = 0; n < 200; n++) await store.append(`c${n % 20}`, [{ ...draft, data: '"in the journal"' }], Date.now());
   await store.close();
   const found = readFileSync(db).lastIndexOf(String.raw`\"in the journal`); // As a part of a JSON text, on the newest page.

@@ -67,7 +67,7 @@ async function enrolAll(store: Store, count: number): Promise<void> {
     );
 }
 
-const ASKED: DeviceQuery = { search: "", connected: null, sort: "name", after: "", limit: 10 };
+const ASKED: DeviceQuery = { search: "", connected: null, where: null, sort: "name", after: "", limit: 10 };
 const sum = (numbers: readonly number[]): number => numbers.reduce((total, one) => total + one, 0);
 
 describe.each(STORES)("on %s", (_, open, missing) => {

@@ -28,6 +28,7 @@ const entry = (seq: number): Entry => ({
   receipt: null,
   type: null,
   to: null,
+  audience: null,
   expires: null,
   event: null,
   control: null,
@@ -186,6 +187,7 @@ const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft => ({
   remind: null,
   key: null,
   attempts: null,
+  where: null,
   ...more,
 });
 

@@ -102,7 +102,7 @@ test("a gap before a feed's start does not move its position back, on one channe
 test("an event that an earlier version accepted with a reserved type of EventSource does not fire that", async () => {
   const path = join(temporary(), "pere.db");
   const store = new SqliteStore({ path });
-  const draft = { to: null, ttl: null, deadline: null, remind: null, key: null, attempts: null };
+  const draft = { to: null, ttl: null, deadline: null, remind: null, key: null, attempts: null, where: null };
   for (const type of ["error", "open", "message", "order"])
     await store.append("orders", [{ ...draft, type, data: "1" }], Date.now());
   await store.close();

@@ -62,7 +62,17 @@ test("an order is pushed to two tills and a truck; the publisher sees the outcom
   });
   const rows = await ask(`${pere.url}/events/orders/${id}/receipts?status=pending`);
   expect(rows.body.receipts).toEqual([
-    { device: "truck-3", status: "pending", detail: null, at: null, deviceAt: null, late: false, round: 1, attempt: 0 },
+    {
+      device: "truck-3",
+      status: "pending",
+      detail: null,
+      at: null,
+      deviceAt: null,
+      late: false,
+      round: 1,
+      attempt: 0,
+      tags: {},
+    },
   ]);
 
   // The truck comes back into reach, without remembering anything, and is given what it owes.

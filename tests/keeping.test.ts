@@ -301,6 +301,7 @@ describe("a restored file", () => {
             remind: null,
             key: null,
             attempts: null,
+            where: null,
           },
         ],
         0,
@@ -327,6 +328,7 @@ test("compact returns space, keeps everything else, and does not touch a file in
     remind: null,
     key: null,
     attempts: null,
+    where: null,
   };
   for (let n = 0; n < 20; n++)
     await store.append(

@@ -154,6 +154,13 @@ const post = (body: string | Uint8Array, type = JSON_TYPE): Asking => ({ type, b
 
 const deep = `${"[".repeat(65)}${"]".repeat(65)}`;
 
+/** Bodies that are no tags. */
+const NO_TAGS = {
+  413: [post(`"${"x".repeat(9_000)}"`)],
+  415: [post("{}", "text/plain"), { headers: { "Content-Encoding": "gzip" } }],
+  422: [post(JSON.stringify({ tags: Object.fromEntries(Array.from({ length: 17 }, (_, n) => [n, "1"])) }))],
+};
+
 /** What provokes the statuses that are the asker's fault. */
 const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   push: {
@@ -164,6 +171,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       { ...post("1"), parameters: { ttl: "soon" } },
       { ...post("1"), parameters: { key: "a b" } },
       { ...post("1"), parameters: { attempts: "twice" } },
+      { ...post("1"), parameters: { where: "site:" } },
       { ...post("1"), headers: { Prefer: "wait=soon" } },
       { ...post("1"), headers: { "Idempotency-Key": "" } },
     ],
@@ -175,13 +183,14 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       { ...post("1"), parameters: { every: "0 0 30 2 *" } },
       { ...post("1"), parameters: { remind: "0.9" } },
       { ...post("1"), parameters: { attempts: "1" } },
+      { ...post("1"), parameters: { where: "beta", to: "till-7" } },
       { ...post("1\n", LINES), parameters: { key: "k" } },
       { ...post("1"), headers: { Prefer: "wait=121" } },
       { ...post("1"), parameters: { to: Array.from({ length: TO_MAX + 1 }, (_, n) => n).join(",") } },
     ],
   },
   followEvents: {
-    400: [bad({ since: "then" }), bad({ device: "a b" }), { headers: { Upgrade: "websocket" } }],
+    400: [bad({ since: "then" }), bad({ device: "a b" }), bad({ tags: "a b" }), { headers: { Upgrade: "websocket" } }],
     422: [
       bad({ channel: Array.from({ length: 17 }, (_, n) => `c${n}`).join(",") }),
       { ...accept(JSON_TYPE), ...bad({ wait: "61" }) },
@@ -217,6 +226,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
       bad({ limit: "x" }),
       bad({ connected: "yes" }),
       bad({ sort: "age" }),
+      bad({ where: "site:" }),
       bad({ sort: "seen", after: "till-7" }),
       bad({ sort: "pending", after: "s0.till-7" }),
     ],
@@ -232,7 +242,8 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
   listScheduled: { 400: [bad({ limit: "x" })], 422: [bad({ limit: "0" })] },
   readScheduled: { 400: [bad({ channel: "-" })], 404: [bad({ id: "s-x" })] },
   cancelScheduled: { 400: [bad({ channel: "-" })], 404: [bad({ id: samples.scheduleId.replace("s-0", "s-1") })] },
-  enrolDevice: { 400: [bad({ device: "a b" })], 415: [{ headers: { "Content-Encoding": "gzip" } }] },
+  enrolDevice: { 400: [bad({ device: "a b" }), post('{"tags":{"a b":"1"}}'), post('{"tag":{}}')], ...NO_TAGS },
+  tagDevice: { 400: [post("{")], 404: [{ ...post('{"tags":{}}'), ...bad({ device: "nobody" }) }], ...NO_TAGS },
   retireDevice: { 400: [bad({ device: "a b" })], 404: [bad({ device: "nobody" })] },
   listHooks: { 400: [bad({ channel: "-" })] },
   putHook: {
@@ -255,7 +266,7 @@ const WRONG: Record<string, Record<number, readonly Asking[]>> = {
 };
 
 /** What takes a body may wait for it in vain. */
-const SLOW = ["push", "giveReceipts", "putHook"];
+const SLOW = ["push", "giveReceipts", "putHook", "enrolDevice", "tagDevice"];
 
 /** Operations that one caller may do only so often. */
 const LIMITED = ["push", "pushEventAgain", "giveReceipts", "followReceipts", "followEvents"];
@@ -273,6 +284,7 @@ const BEHIND: Record<string, keyof Engine> = {
   withdrawEvent: "withdraw",
   listReceipts: "rows",
   enrolDevice: "enrol",
+  tagDevice: "tag",
   retireDevice: "retire",
   deleteChannel: "removeChannel",
   ready: "ready",
@@ -322,9 +334,11 @@ const BEHIND_ALL = (): [operationId: string, whose: object, method: string][] =>
 const usual = (operationId: string): Asking =>
   operationId === "push" || operationId === "giveReceipts" || operationId === "putHook"
     ? { type: JSON_TYPE, example: "one" }
-    : operationId.startsWith("follow")
-      ? { ...accept(JSON_TYPE), parameters: { wait: "0" } }
-      : {};
+    : operationId === "tagDevice"
+      ? { type: JSON_TYPE, example: "example" }
+      : operationId.startsWith("follow")
+        ? { ...accept(JSON_TYPE), parameters: { wait: "0" } }
+        : {};
 
 describe("errors", () => {
   for (const [operationId, statuses] of Object.entries(WRONG))

@@ -32,7 +32,7 @@ describe("a page of a listed origin", () => {
         SHOP,
         "Origin",
       ]);
-      expect(headers.get("access-control-allow-methods")).toBe("GET, POST, PUT, DELETE");
+      expect(headers.get("access-control-allow-methods")).toBe("GET, POST, PUT, PATCH, DELETE");
       const names = headers.get("access-control-allow-headers")!.split(", ");
       for (const name of ["authorization", "content-type", "idempotency-key", "last-event-id", "prefer", "device"])
         expect(names).toContain(name);

@@ -43,6 +43,7 @@ const draft = (data: string): EventDraft => ({
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 });
 const asked = (device: string | null, channels = ["c"]): FeedRequest => ({
   kind: "events",
@@ -406,7 +407,7 @@ test("a device that disconnects while it is enrolled again in a new epoch is not
     () => {},
   );
   presence.enter("c", "a", "feed", 0);
-  const again = presence.rejoin("c", "a");
+  const again = presence.rejoin("c", "a", null);
   presence.leave("c", "a", "feed");
   await again;
   expect(told).toEqual([0, null]);

@@ -28,6 +28,7 @@ const draft = (more: Partial<EventDraft> = {}): EventDraft => ({
   ttl: null,
   deadline: null,
   remind: null,
+  where: null,
   key: null,
   attempts: null,
   ...more,

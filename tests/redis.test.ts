@@ -27,6 +27,7 @@ const draft = (data: unknown): EventDraft => ({
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 });
 
 /** Redis as most of these tests want it. */

@@ -33,6 +33,7 @@ function knowing() {
       remind: SECOND,
       key: null,
       attempts: null,
+      where: null,
       withdrawn: null,
     };
     reminders.woken({ kind: "events", channel: "c", epoch, entries: [event] } satisfies Wake);

@@ -281,7 +281,7 @@ describe("a file", () => {
         events: { head: 3, floor: 1, controls: 0 },
         receipts: { head: 2, floor: 0 },
       });
-      const none = { deadline: null, remind: null, key: null, attempts: null, withdrawn: null };
+      const none = { deadline: null, remind: null, key: null, attempts: null, where: null, withdrawn: null };
       expect(await reads.events(store, "orders", 0, 10)).toEqual([
         { seq: 2, at: T, type: "t", data: '"to till"', to: ["till"], expires: T + SECOND, ...none },
         { seq: 3, at: T, type: null, data: '"to all"', to: null, expires: null, ...none },

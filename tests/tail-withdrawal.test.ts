@@ -9,7 +9,17 @@ import { entries, entry, gate, logOf, numbers, Past, quiet, Reader } from "./sup
 
 /** The control entry of an event. */
 function control(seq: number, withdraws: number, more: Partial<ControlEntry> = {}): Entry {
-  const about = { seq, at: 0, reason: "withdrawn", by: null, note: null, withdraws, to: null, expires: null } as const;
+  const about = {
+    seq,
+    at: 0,
+    reason: "withdrawn",
+    by: null,
+    note: null,
+    withdraws,
+    to: null,
+    expires: null,
+    hasWhere: false,
+  } as const;
   return entry(seq, {
     text: "",
     note: { kind: "withdrawn", text: `{"withdrawn":${withdraws}}` },

@@ -20,6 +20,7 @@ const draft: EventDraft = {
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 };
 
 /** A file with a log that is dropped in several slices, and how many of its rows are left. */

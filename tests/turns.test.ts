@@ -33,6 +33,7 @@ const event: EventDraft = {
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 };
 const LONG = 40 * CATCH_UP_ENTRIES;
 

@@ -23,6 +23,7 @@ const EVENT: EventDraft = {
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 };
 /** A week is kept. */
 const week = (now: number) => ({ count: 10, before: now - 7 * DAY });

@@ -49,7 +49,7 @@ export interface Operation {
   readonly description: string;
   readonly tags: readonly [string];
   readonly parameters?: readonly Parameter[];
-  readonly requestBody?: { readonly required: true; readonly content: Content };
+  readonly requestBody?: { readonly required?: true; readonly content: Content };
   readonly responses: Replies;
   /** Empty: no token is needed. */
   readonly security?: readonly [];

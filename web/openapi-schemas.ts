@@ -33,6 +33,7 @@ import {
   TO_MAX,
 } from "../engine/model.ts";
 import { DEFAULT_HOOK_KINDS, HOOK_KINDS, HOOKS_MAX, TRIES_MAX } from "../engine/store.ts";
+import { TAG, TAGS_MAX } from "../engine/tags.ts";
 
 /** A JSON Schema. */
 export interface Schema {
@@ -105,6 +106,7 @@ const eventHead = {
 };
 const deadlineTime = { ...ref("Time"), description: "When every addressed device owes a final receipt." };
 const eventKey = { ...ref("EventKey"), description: "The key under which a later event supersedes it, if any." };
+const tagsNow = { ...ref("Tags"), description: "The tags that the device has now; none once it is retired." };
 /** Why an event was withdrawn. */
 const ending = {
   reason: {
@@ -197,6 +199,31 @@ export const schemas = {
     type: "string",
     pattern: DEVICE.source,
     description: "A device's name: a UUID, a serial number, an IMEI or a MAC address all fit.",
+  },
+  Tags: {
+    type: "object",
+    propertyNames: { pattern: TAG.source },
+    additionalProperties: { type: "string", pattern: TAG.source },
+    maxProperties: TAGS_MAX,
+    description: "A device's tags: names with values.",
+  },
+  TagBody: object({ tags: ref("Tags") }, ["tags"], { additionalProperties: false }),
+  TagPatch: object(
+    {
+      tags: {
+        type: ["object", "null"],
+        propertyNames: { pattern: TAG.source },
+        additionalProperties: { type: ["string", "null"], pattern: TAG.source },
+        description: "Tags with their new values; `null` removes a tag. `null` instead of the object removes all.",
+      },
+    },
+    [],
+    { additionalProperties: false },
+  ),
+  Where: {
+    type: "string",
+    minLength: 1,
+    description: "Terms on a device's tags, separated by commas, that must all hold: `site:rome|milan,!beta`.",
   },
   Channels: {
     type: "string",
@@ -342,6 +369,7 @@ export const schemas = {
         maxItems: TO_MAX,
         description: `The devices that the event names, if any; absent if they are more than ${TO_MAX}, as they can be if it was pushed again.`,
       }),
+      where: { ...ref("Where"), description: "Which devices it is for, if it was pushed with `where`." },
       withdrawn: object({ at: ref("Time"), ...ending }, ["by", "note"], {
         description: "How the event was withdrawn, if it was.",
       }),
@@ -354,7 +382,7 @@ export const schemas = {
       settled: { type: "boolean", description: "It is complete, or its deadline has passed." },
       data: ref("Data"),
     },
-    ["type", "deadline", "scheduled", "again", "key", "expiresAt", "remind", "attempts", "to", "withdrawn"],
+    ["type", "deadline", "scheduled", "again", "key", "expiresAt", "remind", "attempts", "to", "where", "withdrawn"],
     { description: "An event as its publisher gets it." },
   ),
   EventBatch: batch(ref("Event"), {
@@ -716,9 +744,13 @@ export const schemas = {
     ),
   }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
-  ReceiptRow: object({ device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time") }, [], {
-    description: "An addressed device's status on an event. While it is `pending`, there are no other members.",
-  }),
+  ReceiptRow: object(
+    { device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time"), tags: tagsNow },
+    [],
+    {
+      description: "An addressed device's status on an event. While it is `pending`, there are no other members.",
+    },
+  ),
   ReceiptPage: object({ receipts: array(ref("ReceiptRow")), next: next("a device's name") }),
   DeviceState: object({
     device: ref("Device"),
@@ -733,6 +765,7 @@ export const schemas = {
     ),
     seenAt: { ...orNull("Time"), description: "Its last sign of life." },
     pending: count("Kept, unexpired events that it owes a final receipt for."),
+    tags: tagsNow,
   }),
   DevicePage: object({
     devices: array(ref("DeviceState")),
@@ -752,7 +785,13 @@ export const schemas = {
     { description: "A device's status on an event that is addressed to it. While it is `pending`, `at` is `null`." },
   ),
   DeviceReceiptPage: object({ receipts: array(ref("DeviceReceipt")), next: next("an event's id") }),
-  Enrolled: object({ channel: ref("Channel"), device: ref("Device"), enrolled: { type: "boolean", const: true } }),
+  Enrolled: object(
+    {
+      ...{ channel: ref("Channel"), device: ref("Device"), enrolled: { type: "boolean", const: true } },
+      tags: { ...ref("Tags"), description: "Its tags, if the request set some." },
+    },
+    ["tags"],
+  ),
 
   HookName: {
     type: "string",
@@ -937,7 +976,17 @@ const receipts = [
   receipt(5, 3, "failed", "no paper"),
   receipt(8, 2, "done", "rx ok"),
 ];
-const row = { device, status: "done", detail: { printed: true }, at, deviceAt, late: false, round: 1, attempt: 0 };
+const row = {
+  device,
+  status: "done",
+  detail: { printed: true },
+  at,
+  deviceAt,
+  late: false,
+  round: 1,
+  attempt: 0,
+  tags: { site: "rome" },
+};
 const history = (event: number, said: object, attempt: number) => ({
   ...{ event: id(event), type, pushedAt: at, deadline },
   ...said,
@@ -1110,11 +1159,13 @@ export const samples = {
   events: { events: states, next: null },
   state: states[0],
   rows: { receipts: [row], next: null },
-  rowsCsv: `device,status,detail,at,deviceAt,late,round,attempt\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false,1,0\r\n`,
+  rowsCsv: `device,status,detail,at,deviceAt,late,round,attempt,tags\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false,1,0,site:rome\r\n`,
   rowsLines: `${JSON.stringify(row)}\n`,
   shared: { device, addresses: ["127.0.0.1", "192.0.2.8"] },
   devices: {
-    devices: [{ device, enrolledAt: at, connected: false, addresses: [], seenAt: at, pending: 0 }],
+    devices: [
+      { device, enrolledAt: at, connected: false, addresses: [], seenAt: at, pending: 0, tags: { site: "rome" } },
+    ],
     next: null,
   },
   history: {
@@ -1124,7 +1175,10 @@ export const samples = {
     ],
     next: id(2),
   },
-  enrolled: { channel, device, enrolled: true },
+  enrolled: { channel, device, enrolled: true, tags: { beta: "1", site: "milan" } },
+  tagBody: { tags: { site: "milan", beta: "1" } },
+  tagPatch: { tags: { site: "rome", beta: null } },
+  tagged: { channel, device, enrolled: true, tags: { site: "rome" } },
   hookName,
   hookDraft,
   hook: hookShown,

@@ -32,6 +32,7 @@ import {
   TTL_SECONDS_MIN,
   WAIT_SECONDS_MAX,
 } from "../engine/model.ts";
+import { TERMS_MAX, VALUES_MAX, WHERE_DEVICES_MAX } from "../engine/tags.ts";
 import { OVERDUE_MS } from "../engine/attention.ts";
 import { HOOKS_MAX, SCHEDULES_MAX } from "../engine/store.ts";
 import {
@@ -74,7 +75,7 @@ const described = {
     description: `The body is the event's data; all options are in the query. A 2xx answer means that the event is durable. After a 503 or a broken connection
 the event may or may not have been stored: repeat the request with the same \`Idempotency-Key\`.
 
-The event is addressed to the devices that are enrolled now, or to those in \`to\`. Devices get the body's unchanged bytes, including numbers, key order and
+The event is addressed to the devices that are enrolled now, to those of them whose tags fit \`where\`, or to those in \`to\`. Devices get the body's unchanged bytes, including numbers, key order and
 duplicate keys.
 
 **Waiting for receipts**: with \`Prefer: wait=N\` the answer is sent when every addressed device has sent a final receipt, or after N seconds, and contains the tally. Without it,
@@ -108,6 +109,12 @@ JSON may nest at most ${JSON_DEPTH_MAX} levels.`,
         style: "form",
         explode: false,
         example: [samples.device],
+      },
+      {
+        name: "where",
+        in: "query",
+        description: `The event is for the enrolled devices whose tags fit now; what becomes of their tags later changes nothing. Terms, separated by commas, must all hold: \`site\` (the device has the tag), \`site:rome|milan\` (it has one of these values), and with \`!\` before it not so, also without the tag. At most ${TERMS_MAX} terms with ${VALUES_MAX} values each. Not with \`to\`. It may fit at most ${WHERE_DEVICES_MAX} devices, with NDJSON times the number of lines.`,
+        schema: ref("Where"),
       },
       {
         name: "ttl",
@@ -269,6 +276,13 @@ ${transports(
       { ...deviceHere("The device that follows.")[0]!, example: samples.device },
       deviceHere("")[1]!,
       ...start("now"),
+      {
+        name: "tags",
+        in: "query",
+        description:
+          "The device's tags from here on, as `site:rome,beta`; a name alone has the value `1`. They replace all that it has; empty removes them. Only where there are no tokens: with a token, tags come from its claim `pere.tags`, and this option is rejected.",
+        schema: { type: "string" },
+      },
     ],
     responses: feedReplies("EventBatch", samples.eventBatch, samples.eventStream),
   },
@@ -561,7 +575,7 @@ At most ${TARGETS_MAX} devices can be pushed to again.`,
     operationId: "listDevices",
     summary: "List a channel's enrolled devices",
     tags: ["Devices"],
-    description: `By name, or in another order. A \`search\` and \`connected\` look at every device of the channel, \`sort=seen\` too; \`sort=pending\` also counts what each of them owes. So each page of
+    description: `By name, or in another order. A \`search\`, \`connected\` and \`where\` look at every device of the channel, \`sort=seen\` too; \`sort=pending\` also counts what each of them owes. So each page of
 these costs as much as the channel is large: for a channel of very many devices read pages by name. In another order than by name \`next\` is a place in that order: a
 device that moves across it between two pages is missed or repeated.`,
     parameters: [
@@ -572,6 +586,12 @@ device that moves across it between two pages is missed or repeated.`,
         in: "query",
         description: "Only devices that have a feed open now (`true`), or that have none (`false`).",
         schema: { type: "string", enum: ["true", "false"] },
+      },
+      {
+        name: "where",
+        in: "query",
+        description: "Only devices whose tags fit now: those that a push with this `where` would address.",
+        schema: ref("Where"),
       },
       {
         name: "sort",
@@ -618,12 +638,33 @@ or where it gave a final receipt before it left. 404 if it is not enrolled and h
     summary: "Enrol a device",
     tags: ["Devices"],
     description:
-      "From now on events are addressed to the device, even before it connects. A device that opens a feed with its name enrols itself.",
+      "From now on events are addressed to the device, even before it connects. A device that opens a feed with its name enrols itself. Given tags replace all that it has; without a body they stay as they are.",
     parameters: [channel, device],
+    requestBody: { content: json("TagBody", one(samples.tagBody)) },
     responses: {
       200: reply("It was enrolled already.", json("Enrolled", one(samples.enrolled))),
       201: reply("It is enrolled now.", json("Enrolled", one(samples.enrolled))),
-      ...failing(400, 401, 403, 415, 507),
+      ...failing(400, 401, 403, 408, 413, 415, 422, 507),
+    },
+  },
+
+  tag: {
+    operationId: "tagDevice",
+    summary: "Change some of a device's tags",
+    tags: ["Devices"],
+    description:
+      "A merge patch (RFC 7396): tags that are named get a new value, or are removed with `null`; the others stay. The device must be enrolled. Tags end when it is retired.",
+    parameters: [channel, device],
+    requestBody: {
+      required: true,
+      content: {
+        "application/merge-patch+json": { schema: ref("TagPatch"), examples: one(samples.tagPatch) },
+        "application/json": { schema: ref("TagPatch"), examples: one(samples.tagPatch) },
+      },
+    },
+    responses: {
+      200: reply("Its tags now.", json("Enrolled", one(samples.tagged))),
+      ...failing(400, 401, 403, 404, 408, 413, 415, 422, 507),
     },
   },
 

@@ -17,6 +17,8 @@ interface EventOptions extends Omit<ConnectionOptions, "url" | "WebSocket"> {
   readonly type?: string | undefined;
   /** The devices that the event is addressed to. The default is all enrolled devices. */
   readonly to?: readonly string[] | undefined;
+  /** Only enrolled devices whose tags fit now, for example `site:rome|milan,!beta`. Not together with `to`. */
+  readonly where?: string | undefined;
   /** Seconds after which the event is no longer delivered. */
   readonly ttl?: number | undefined;
   /** Seconds within which each device must send its final receipt. */
@@ -170,11 +172,11 @@ interface Content {
 async function push(baseUrl: string, channel: string, content: Content, options: PublishOptions): Promise<unknown> {
   checkOptions(options);
   const service = new ServiceClient({ ...options, url: baseUrl });
-  const { type, to, ttl, deadline, remind, eventKey, attempts } = options;
+  const { type, to, where, ttl, deadline, remind, eventKey, attempts } = options;
   const { wait, signal = null, key = newKey(), giveUpMs = GIVE_UP_MS + (wait ?? 0) * 1000 } = options;
   const { body, times, statuses, isPushed } = content;
   const query: Record<string, string> = {};
-  const said = { type, to: to?.join(","), ttl, deadline, remind, key: eventKey, attempts, ...times };
+  const said = { type, to: to?.join(","), where, ttl, deadline, remind, key: eventKey, attempts, ...times };
   for (const [name, value] of Object.entries(said)) if (value !== undefined) query[name] = String(value);
   const url = addressOf(service.base, "push", [channel], query);
   return repeat(

@@ -43,6 +43,7 @@ export interface DeviceState {
   readonly seenAt: string | null;
   /** How many receipts it owes. */
   readonly pending: number;
+  readonly tags: Readonly<Record<string, string>>;
 }
 
 /** What a device said of an event; while it is pending, only the status. Times in ISO 8601. */
@@ -115,6 +116,8 @@ export interface HistoryRow extends Said {
 /** A device that an event is addressed to, and what it said. */
 export interface ReceiptRow extends Said {
   readonly device: string;
+  /** The tags that the device has now. */
+  readonly tags: Readonly<Record<string, string>>;
 }
 
 /** What came back from a hook's URL. */
@@ -143,6 +146,8 @@ export interface DevicesOptions extends ChannelOptions {
   readonly search?: string | undefined;
   /** Only those that are connected, or that are not. */
   readonly connected?: boolean | undefined;
+  /** Only those that a push with this `where` would address. */
+  readonly where?: string | undefined;
   /** `name` (the default), `pending` (what they owe, most first) or `seen` (the last sign of life, the oldest first). */
   readonly sort?: "name" | "pending" | "seen" | undefined;
 }
@@ -180,8 +185,8 @@ export function readChannels(options: ChannelsOptions): AsyncGenerator<ChannelSt
 
 /** The enrolled devices of a channel. @throws as `readChannels` */
 export function readDevices(options: DevicesOptions): AsyncGenerator<DeviceState> {
-  const { channel, search, connected, sort } = options;
-  return pages(options, ["devices", channel], { search, connected, sort }, "devices", "device");
+  const { channel, search, connected, where, sort } = options;
+  return pages(options, ["devices", channel], { search, connected, where, sort }, "devices", "device");
 }
 
 /** One enrolled device. @throws PereError with status 404 when it is not enrolled; Error when there was no answer */

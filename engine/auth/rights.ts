@@ -8,6 +8,7 @@
  */
 import { CHANNEL, PereError } from "../model.ts";
 import type { ChannelScope } from "../store.ts";
+import { readTags, type Tags } from "../tags.ts";
 
 /** Patterns per right; use a common prefix for more channels. */
 const PATTERNS_MAX = 100;
@@ -21,6 +22,8 @@ export interface Grant {
   readonly subject: string | null;
   /** The token's `exp`, without the tolerance; `Infinity`: it does not expire. */
   readonly expires: number;
+  /** The tags that a device gets when it opens a feed with this token; null: they stay as they are. */
+  readonly tags: Tags | null;
   /** Whether it has the right on this channel; null: on any channel. */
   may(right: Right, channel: string | null): boolean;
   /** The channels that it has the right on; null: all. */
@@ -28,7 +31,7 @@ export interface Grant {
 }
 
 /** No key is configured: everything is allowed. */
-export const OPEN: Grant = { subject: null, expires: Infinity, may: () => true, scope: () => null };
+export const OPEN: Grant = { subject: null, expires: Infinity, tags: null, may: () => true, scope: () => null };
 
 /** Parsed patterns: all channels, or these names and prefixes. */
 interface Patterns extends ChannelScope {
@@ -72,18 +75,23 @@ const rightsOf = (push: Patterns, feed: Patterns): Pick<Grant, "may" | "scope"> 
   };
 };
 
-/** Parses the `pere` claim. @returns the functions that a grant uses, or a message that says what is wrong */
-export function readRights(claim: unknown): Pick<Grant, "may" | "scope"> | string {
-  if (claim === undefined) return rightsOf(NO_PATTERNS, NO_PATTERNS);
+/** Parses the `pere` claim. @returns what a grant has of it, or a message that says what is wrong */
+export function readRights(claim: unknown): Pick<Grant, "may" | "scope" | "tags"> | string {
+  if (claim === undefined) return { ...rightsOf(NO_PATTERNS, NO_PATTERNS), tags: null };
   if (typeof claim !== "object" || claim === null || Array.isArray(claim)) return "pere must be an object";
-  const { push: pushList, feed: feedList, ...others } = claim as Record<string, unknown>;
+  const { push: pushList, feed: feedList, tags: tagList, ...others } = claim as Record<string, unknown>;
   const [other] = Object.keys(others);
-  if (other !== undefined) return `pere.${quoted(other)} is not a right; the rights are push and feed`;
+  if (other !== undefined) return `pere.${quoted(other)} is unknown; pere has the rights push and feed, and tags`;
   const push = readPatterns("push", pushList);
   if (typeof push === "string") return push;
   const feed = readPatterns("feed", feedList);
   if (typeof feed === "string") return feed;
-  return rightsOf(push, feed);
+  try {
+    return { ...rightsOf(push, feed), tags: tagList === undefined ? null : readTags(tagList, "pere.tags") };
+  } catch (error) {
+    if (error instanceof PereError) return error.message;
+    throw error;
+  }
 }
 
 /** @throws PereError forbidden: the grant does not have the right on the channel; null: on any channel */

@@ -5,6 +5,7 @@
 import type { Report } from "../faults.ts";
 import type { Kind, PereError, Position } from "../model.ts";
 import type { Heads, Joined } from "../store.ts";
+import type { Tags } from "../tags.ts";
 import { type Batch, blockUntilDrained, type Entry, type Follower, type Log, type Sink } from "./log.ts";
 
 /** Why the server ends a feed: it is shutting down, the feed is due for renewal, the device's right has ended, or there is a temporary problem. */
@@ -42,6 +43,8 @@ export interface FeedRequest {
   readonly kind: Kind;
   readonly channels: readonly string[];
   readonly device: string | null;
+  /** The device's tags from here on; null or absent: they stay as they are. */
+  readonly tags?: Tags | null;
   /** The positions from `Last-Event-ID`; null: none were given. */
   readonly last: readonly Position[] | null;
   readonly since: "now" | "earliest" | "latest" | readonly Position[];
@@ -84,6 +87,7 @@ export class Feed implements Sink {
   readonly device: string | null;
   readonly caller: string | null;
   readonly address: string;
+  readonly tags: Tags | null;
   readonly logs: Log[];
   readonly followers: Follower[] = [];
   blocked: Promise<unknown> | undefined;
@@ -102,11 +106,17 @@ export class Feed implements Sink {
   /** The addresses that its reader was told of. */
   #sharedBy = "";
 
-  constructor(owner: FeedOwner, { device, caller, address = "", expires }: FeedRequest, logs: Log[], wire: Wire) {
+  constructor(
+    owner: FeedOwner,
+    { device, caller, address = "", tags = null, expires }: FeedRequest,
+    logs: Log[],
+    wire: Wire,
+  ) {
     this.#owner = owner;
     this.device = device;
     this.caller = caller;
     this.address = address;
+    this.tags = tags;
     this.expires = expires;
     this.logs = logs;
     this.wire = wire;

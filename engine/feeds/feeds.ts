@@ -10,6 +10,7 @@ import { type Bye, Feed, type FeedRequest, startOf, type Transport, type Wire } 
 import { type Event, type Kind, type Position } from "../model.ts";
 import { isShared } from "../addresses.ts";
 import { Presence } from "./presence.ts";
+import type { Tags } from "../tags.ts";
 import { type Extent, type Heads, type Joined, logName, type Store, type Wake } from "../store.ts";
 import { Batch, type Entry, eventEntry, Log, logEntry, receiptEntry, SLICE_FOLLOWERS } from "./log.ts";
 import { OPEN_ROWS, WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
@@ -151,7 +152,7 @@ export class Feeds {
       if (!feed.open) return;
       const found =
         kind === "events" && device !== null
-          ? await this.#join(request.channels, device)
+          ? await this.#join(request.channels, device, request.tags ?? null)
           : await Promise.all(request.channels.map((channel) => this.#store.open(channel)));
       if (!feed.open) return;
       found.forEach((heads, index) =>
@@ -214,18 +215,18 @@ export class Feeds {
   }
 
   /** Enrols a device for a starting feed. If it is retired meanwhile, the feed counts as opened after that. */
-  async #join(channels: readonly string[], device: string): Promise<Joined[]> {
+  async #join(channels: readonly string[], device: string, tags: Tags | null): Promise<Joined[]> {
     const joining: Joining = { channels, device, isRetired: false };
     this.#joining.add(joining);
     let found: Joined[];
     try {
-      found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now())));
+      found = await Promise.all(channels.map((channel) => this.#store.join(channel, device, this.#now(), tags)));
       await yieldToEventLoop("open", OPEN_ROWS); // One commit enrols very many devices.
     } finally {
       this.#joining.delete(joining);
     }
     if (!joining.isRetired) return found;
-    const again = await this.#join(channels, device);
+    const again = await this.#join(channels, device, tags);
     return again.map((joined, index) => ({ ...joined, enrolled: joined.enrolled && found[index]!.enrolled }));
   }
 
@@ -325,7 +326,8 @@ export class Feeds {
     for (;;) {
       if (this.#logs.get(logName("events", channel))?.epoch !== epoch) return;
       try {
-        return await this.presence.rejoin(channel, device);
+        const tags = this.presence.feeds(channel, device)[0]?.tags ?? null;
+        return await this.presence.rejoin(channel, device, tags);
       } catch (error) {
         unexpected(this.report, error);
         await Bun.sleep(REJOIN_MS);

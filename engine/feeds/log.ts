@@ -67,6 +67,17 @@ export interface EntryNote {
   readonly text: string;
 }
 
+/** Devices per question whether an event is addressed to them. */
+const ASKED_AT_ONCE = 500;
+
+/** The audience of an event with `where`. Only the store knows it. Followers that need it at about the same time ask together. */
+interface Audience {
+  readonly event: number;
+  asking: { readonly devices: string[]; readonly found: Promise<ReadonlySet<string>> } | null;
+}
+
+const audienceOf = (event: number): Audience => ({ event, asking: null });
+
 /**
  * A log entry as followers see it. `to` and `expires` (milliseconds since 1970) are usually null. Where there is a `note`, the text is empty, except in
  * logs of earlier versions, where the note follows it.
@@ -80,6 +91,8 @@ export interface Entry {
   readonly receipt: Receipt | null;
   readonly type: string | null;
   readonly to: readonly string[] | null;
+  /** Where its event has a `where`; else null. */
+  readonly audience: Audience | null;
   readonly expires: number | null;
   /** The event itself, so that it can be sent again as another round; null: the entry is none. */
   readonly event: Event | null;
@@ -89,7 +102,10 @@ export interface Entry {
   withdrawnBy: number;
 }
 
-const NO_EVENT = { receipt: null, type: null, to: null, expires: null, event: null, control: null, withdrawnBy: 0 };
+const NO_EVENT = {
+  ...{ receipt: null, type: null, to: null, audience: null, expires: null, event: null, control: null },
+  withdrawnBy: 0,
+};
 
 /**
  * An event as followers get it. If an earlier version accepted a type that EventSource reserves, the frame has no type.
@@ -103,6 +119,7 @@ export const eventEntry = (channel: string, epoch: string, event: Event, round =
   note: null,
   type: event.type !== null && EVENT_SOURCE_TYPES.includes(event.type) ? null : event.type,
   to: event.to,
+  audience: event.where === null ? null : audienceOf(event.seq),
   expires: event.expires,
   event,
   withdrawnBy: event.withdrawn?.seq ?? 0,
@@ -118,6 +135,7 @@ export const logEntry = (channel: string, epoch: string, entry: LogEntry): Entry
         text: "",
         note: { kind: "withdrawn", text: controlText(channel, epoch, entry) },
         to: entry.to,
+        audience: entry.hasWhere ? audienceOf(entry.withdraws) : null,
         control: entry,
       }
     : eventEntry(channel, epoch, entry);
@@ -177,6 +195,8 @@ export interface LogSource {
   states?(device: string, after: number, upTo: number, epoch: string): Promise<ReadonlyMap<number, DeviceState>>;
   /** Rounds that have begun for the device, of events with `after` < seq ≤ `upTo`; see `Store.begunRounds`. @throws PereError as `read` */
   rounds?(device: string, after: number, upTo: number, limit: number, epoch: string): Promise<readonly BegunRound[]>;
+  /** Among these devices: those that the event is addressed to. @throws PereError as `read` */
+  addressed?(event: number, devices: readonly string[], epoch: string): Promise<readonly string[]>;
   /** The newest event of each key; see `Store.latestOfKeys`. @throws PereError as `read` */
   latest?(
     reader: { readonly device: string | null; readonly joined: number },
@@ -219,6 +239,8 @@ export interface Follower {
   rounds?: Map<number, number>;
   /** Where it has skipped events, oldest first. */
   skipped?: SkippedRange[];
+  /** Among the entries that it is given next: events with `where` that are addressed to its device. */
+  addressed?: Set<number>;
   /** Control entries of skipped events that its device has given a word on. */
   told?: Set<number>;
 }
@@ -245,6 +267,8 @@ interface Cut extends Read {
   readonly full: boolean;
   readonly toAllUntil: number;
   readonly controls: readonly ControlEntry[];
+  /** It must be asked which devices some of its entries are for. */
+  readonly hasAudience: boolean;
   /** It has a withdrawn event whose control entry comes later, or that some device has given a word on. */
   readonly skips: boolean;
 }
@@ -616,7 +640,11 @@ export class Log {
       cut.first > follower.floor &&
       !follower.skip &&
       cut.controls.every((control) => control.withdraws > follower.joined && !hasSkipped(follower, control));
-    if (!cut || (!isPlain && unsure(cut.entries, follower).length > 0)) {
+    if (
+      !cut ||
+      (cut.hasAudience && follower.device !== null) ||
+      (!isPlain && unsure(cut.entries, follower).length > 0)
+    ) {
       this.#fallBehind(follower);
       void this.#catchUp(follower);
       return true;
@@ -643,17 +671,18 @@ export class Log {
     const read = readOf(entries, from);
     const sent = read.batch.entries;
     const toAllUntil = Math.min(
-      ...sent.map(({ to, expires }) =>
-        to === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
+      ...sent.map(({ to: names, audience, expires }) =>
+        names === null && audience === null ? (expires ?? Number.POSITIVE_INFINITY) : Number.NEGATIVE_INFINITY,
       ),
     );
     const controls = sent.flatMap(({ control }) => control ?? []);
+    const hasAudience = entries.some(({ audience }) => audience !== null);
     const skips =
       sent.length < entries.length &&
       entries.some(
         ({ withdrawnBy, control }) => withdrawnBy > to || (control && control.withdraws > from && control.isAnswered),
       );
-    this.#shared = { ...read, from, first, to, full: to < this.head, toAllUntil, controls, skips };
+    this.#shared = { ...read, from, first, to, full: to < this.head, toAllUntil, controls, hasAudience, skips };
     return this.#shared;
   }
 
@@ -678,7 +707,7 @@ export class Log {
     const wanted: Entry[] = [];
     for (const entry of entries) {
       if (entry.control) {
-        if (isToldOf(entry.control, follower, after)) wanted.push(entry);
+        if (isToldOf(entry, entry.control, follower, after)) wanted.push(entry);
       } else if (isAddressed(entry, follower)) {
         if (entry.withdrawnBy !== 0) by = Math.max(by, entry.withdrawnBy);
         else if (entry.expires !== null && entry.expires <= now) hasExpired = true;
@@ -776,6 +805,11 @@ export class Log {
         follower.cursor = follower.start = first - 1;
         continue; // Final receipts are remembered from here on.
       }
+      delete follower.addressed;
+      if (device !== null)
+        for (const { audience } of entries)
+          if (audience && (await this.#ask(audience, device, epoch)).has(device))
+            (follower.addressed ??= new Set()).add(audience.event);
       const states =
         device !== null && this.#source.states ? await this.#source.states(device, cursor, last, epoch) : null;
       for (const { seq, withdraws } of unsure(entries, follower)) {
@@ -793,8 +827,25 @@ export class Log {
       follower.cursor = last;
       const batch = this.#batch(read, follower, cursor, this.#source.now(), states);
       delete follower.told;
+      delete follower.addressed;
       if (batch.entries.length > 0) this.#give(follower, batch);
     }
+  }
+
+  /** Which devices an event is addressed to, among some of which this is one. */
+  #ask(audience: Audience, device: string, epoch: string): Promise<ReadonlySet<string>> {
+    if (!audience.asking || audience.asking.devices.length === ASKED_AT_ONCE) {
+      const devices: string[] = [];
+      audience.asking = { devices, found: this.#answer(audience, devices, epoch) };
+    }
+    audience.asking.devices.push(device);
+    return audience.asking.found;
+  }
+
+  async #answer(audience: Audience, devices: readonly string[], epoch: string): Promise<ReadonlySet<string>> {
+    await yieldToEventLoop("catch-up", ASKED_AT_ONCE);
+    if (audience.asking?.devices === devices) audience.asking = null;
+    return new Set(await this.#source.addressed!(audience.event, devices, epoch));
   }
 
   /** Sends a follower the rounds that have begun of events that it has passed. */
@@ -892,12 +943,17 @@ export class Log {
 }
 
 /** Whether an event is addressed to a follower, or to all after its floor. */
-const isAddressed = ({ to, seq }: Entry, { device, floor }: Follower): boolean =>
-  to === null ? seq > floor : device !== null && names(to, device);
+const isAddressed = ({ to, audience, seq }: Entry, { device, floor, addressed }: Follower): boolean => {
+  if (audience) return addressed?.has(seq) ?? false;
+  return to === null ? seq > floor : device !== null && names(to, device);
+};
 
 /** Whether the event that a control entry withdraws was addressed to a follower, wherever that started. */
-const concerns = ({ to, withdraws }: ControlEntry, { device, joined }: Follower): boolean =>
-  to === null ? withdraws > joined : device !== null && names(to, device);
+const concerns = (entry: Entry, { withdraws }: ControlEntry, { device, joined, addressed }: Follower): boolean => {
+  const { to, audience } = entry;
+  if (audience) return addressed?.has(withdraws) ?? false;
+  return to === null ? withdraws > joined : device !== null && names(to, device);
+};
 
 /** Whether a follower has passed a withdrawn event without being sent it. */
 const hasSkipped = ({ skipped }: Follower, { seq, withdraws, expires }: ControlEntry): boolean =>
@@ -910,8 +966,8 @@ const hasSkipped = ({ skipped }: Follower, { seq, withdraws, expires }: ControlE
  * Whether a follower is told that an event was withdrawn: it was sent the event, or started behind it, or its device has given a word on it.
  * @param after where the entries that are being sent began: a withdrawn event after it is not sent
  */
-function isToldOf(control: ControlEntry, follower: Follower, after: number): boolean {
-  if (!concerns(control, follower)) return false;
+function isToldOf(entry: Entry, control: ControlEntry, follower: Follower, after: number): boolean {
+  if (!concerns(entry, control, follower)) return false;
   if (control.withdraws <= follower.start || follower.told?.has(control.seq)) return true;
   return control.withdraws <= after && !hasSkipped(follower, control);
 }
@@ -920,8 +976,9 @@ function isToldOf(control: ControlEntry, follower: Follower, after: number): boo
 function unsure(entries: readonly Entry[], follower: Follower): ControlEntry[] {
   if (follower.device === null) return [];
   const first = entries[0]?.seq ?? 0;
-  return entries.flatMap(({ control }) => {
-    if (!control?.isAnswered || control.withdraws <= follower.start || !concerns(control, follower)) return [];
+  return entries.flatMap((entry) => {
+    const { control } = entry;
+    if (!control?.isAnswered || control.withdraws <= follower.start || !concerns(entry, control, follower)) return [];
     return control.withdraws >= first || hasSkipped(follower, control) ? control : [];
   });
 }

@@ -9,6 +9,7 @@
 import { type Report, onConsole } from "../faults.ts";
 import type { Event } from "../model.ts";
 import type { Store } from "../store.ts";
+import type { Tags } from "../tags.ts";
 
 /** Signs of life per commit, to leave room for other commits. */
 const HEARD_AT_ONCE = 200;
@@ -79,6 +80,11 @@ export class Presence<Feed> {
     return here.devices.size + elsewhere.size - here.both.count;
   }
 
+  /** The devices with a feed of the channel open at any instance. */
+  names(channel: string, elsewhere: ReadonlyMap<string, number>): string[] {
+    return [...new Set([...this.devices(channel), ...elsewhere.keys()])];
+  }
+
   /** The `seq`s after which connected devices joined the channel, ascending. */
   joined(channel: string, elsewhere: ReadonlyMap<string, number>): Float64Array {
     const here = this.#channels.get(channel)?.devices;
@@ -124,12 +130,12 @@ export class Presence<Feed> {
     this.#onPresenceChange(channel, false);
   }
 
-  /** Enrols a connected device again, in a new epoch of its channel. @throws PereError away */
-  async rejoin(channel: string, device: string): Promise<void> {
+  /** Enrols a connected device again, in a new epoch of its channel, with these tags. @throws PereError away */
+  async rejoin(channel: string, device: string, tags: Tags | null): Promise<void> {
     const here = () => this.#channels.get(channel)?.devices.get(device);
     const present = here();
     if (!present) return;
-    const { joined } = await this.#store.join(channel, device, this.#now());
+    const { joined } = await this.#store.join(channel, device, this.#now(), tags);
     if (here() !== present) return; // It left meanwhile; if it returned, its new feed has set `joined`.
     present.joined = joined;
     this.#store.setPresence(channel, device, joined, this.addresses(channel, device));
@@ -156,7 +162,7 @@ export class Presence<Feed> {
     return this.#channels.get(channel)?.devices.has(device) || elsewhere.has(device);
   }
 
-  /** The devices with a feed of the channel open here that an event is addressed to. */
+  /** The devices with a feed of the channel open here that an event may be addressed to: if it has no `where`, it is. */
   addressed(channel: string, { seq, to }: Event): string[] {
     const here = this.#channels.get(channel)?.devices ?? new Map<string, Present<Feed>>();
     if (to !== null) return to.filter((device) => here.has(device));

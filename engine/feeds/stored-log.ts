@@ -50,6 +50,10 @@ export class StoredLog implements LogSource {
     return this.#present(await store.deviceStates(this.#channel, epoch, device, after, upTo, this.now()));
   }
 
+  async addressed(event: number, devices: readonly string[], epoch: string): Promise<readonly string[]> {
+    return this.#present(await this.#context.store.addressed(this.#channel, epoch, event, devices));
+  }
+
   async rounds(
     device: string,
     after: number,

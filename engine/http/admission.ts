@@ -118,7 +118,7 @@ export class Admission {
     if (!("Access-Control-Allow-Origin" in allowed)) return null;
     return {
       ...allowed,
-      "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE",
+      "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
       "Access-Control-Allow-Headers": allowedFields(request.headers.get("access-control-request-headers")),
       "Access-Control-Max-Age": String(PREFLIGHT_SECONDS),
     };

@@ -15,7 +15,7 @@ import type { SocketData } from "./transports.ts";
 
 /** One route. `right` is what its caller needs on the channel; null: nothing. `detail` describes it in the API's document. */
 export type Route = readonly [
-  method: "GET" | "POST" | "PUT" | "DELETE",
+  method: "GET" | "POST" | "PUT" | "PATCH" | "DELETE",
   path: string,
   right: Right | null,
   handler: Handler,

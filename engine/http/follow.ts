@@ -3,8 +3,10 @@
  */
 import type { Server } from "bun";
 import type { FeedRequest } from "../feeds/feed.ts";
-import { type Kind, type Position } from "../model.ts";
+import { type Grant, OPEN } from "../auth/rights.ts";
+import { type Kind, PereError, type Position } from "../model.ts";
 import { readChannels, readPositions } from "../parsing.ts";
+import { readTagList, type Tags } from "../tags.ts";
 import { OPEN_ROWS, yieldToEventLoop } from "../yield.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { poll } from "./feed-poll.ts";
@@ -16,7 +18,7 @@ import { EventStream, Socket, type SocketData } from "./transports.ts";
 
 /** Query options of a feed, in the order of the error message. A feed of receipts has no device: it holds those of all devices. */
 const FEED_OPTIONS: Record<Kind, readonly string[]> = {
-  events: ["device", "since", "last-event-id", "lastEventId", "wait"],
+  events: ["device", "since", "last-event-id", "lastEventId", "wait", "tags"],
   receipts: ["since", "last-event-id", "lastEventId", "wait"],
 };
 
@@ -47,13 +49,15 @@ async function follow(
   const positions = (text: string | null | undefined, path: string): readonly Position[] | null =>
     text ? readPositions(text, path) : null;
   const since = query.get("since") ?? "now";
+  const device = kind === "events" ? deviceOf(grant, request, query) : null;
   // After an upgrade the address of a request is not known any more.
   const countFeed = admission.counter("feed", grant, request, server);
   const countReceipts = admission.counter("receipt", grant, request, server);
   const asked: FeedRequest = {
     kind,
     channels,
-    device: kind === "events" ? deviceOf(grant, request, query) : null,
+    device,
+    tags: tagsOfFeed(grant, device, query.get("tags")),
     expires: grant.expires,
     caller: admission.caller(grant, request, server),
     address: admission.address(request, server),
@@ -67,6 +71,21 @@ async function follow(
   return stream(request, server, asked.refused, (out) =>
     engine.follow({ ...asked, renew: true }, new EventStream(out, random)),
   );
+}
+
+/**
+ * The tags that a device gets as it opens its feed: those of its token, or, without tokens, those in the query. Null: they stay as they are.
+ * @throws PereError malformed, refused
+ */
+function tagsOfFeed(grant: Grant, device: string | null, text: string | undefined): Tags | null {
+  if (text === undefined) return device === null ? null : grant.tags;
+  const fault =
+    grant !== OPEN
+      ? "with a token, tags come from its claim pere.tags; leave this option out"
+      : "only a feed with a device can have tags; give device as well";
+  if (grant !== OPEN || device === null)
+    throw new PereError("malformed", `tags: ${fault}`, [{ path: "tags", message: fault }]);
+  return readTagList(text);
 }
 
 /** Tells a reader to reconnect later, by closing its feed as `busy`. */

@@ -4,6 +4,8 @@
 import { demand } from "../auth/rights.ts";
 import { id, iso, PereError, type Row, type State, STATES, tallyCounts } from "../model.ts";
 import { readNote, readPosition } from "../parsing.ts";
+import type { Page } from "../store.ts";
+import { NO_TAGS, type Tags, tagsJson, tagsText } from "../tags.ts";
 import { channelOf, plainChannelOf } from "./channel.ts";
 import type { Params, RouteContext } from "./context.ts";
 import { accepts, choiceOf, PAGE_OPTIONS, pageOf, queryOf } from "./request.ts";
@@ -32,14 +34,18 @@ export async function withdrawEvent(context: RouteContext, params: Params, reque
   return jsonText(await context.engine.withdraw(channel, params.id, note));
 }
 
-const rowJson = ({ device, status, detail, at, deviceAt, late, round, attempt }: Row): string =>
-  `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
-  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late},"round":${round},"attempt":${attempt}}`;
+/** A row with the tags that its device has now. */
+type TaggedRow = Row & { readonly tags: Tags };
 
-/** A line of CSV (RFC 4180). Only `detail` can need quotes. */
-const rowCsv = ({ device, status, detail, at, deviceAt, late, round, attempt }: Row): string =>
+const rowJson = ({ device, status, detail, at, deviceAt, late, round, attempt, tags }: TaggedRow): string =>
+  `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
+  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late},"round":${round},"attempt":${attempt},"tags":${JSON.stringify(tagsJson(tags))}}`;
+
+/** A line of CSV (RFC 4180). Only `detail` and several tags can need quotes. */
+const rowCsv = ({ device, status, detail, at, deviceAt, late, round, attempt, tags }: TaggedRow): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
-  `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late},${round},${attempt}`;
+  `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late},${round},${attempt},` +
+  (tags.size > 1 ? `"${tagsText(tags)}"` : tagsText(tags));
 
 /** The statuses in `status`, comma separated; null: not given. @throws PereError malformed */
 function statusesOf(query: ReadonlyMap<string, string>): State[] | null {
@@ -59,7 +65,12 @@ export async function receiptRows(context: RouteContext, params: Params, request
   const query = queryOf(request, ["status", ...PAGE_OPTIONS]);
   const { after, limit } = pageOf(query);
   const statuses = statusesOf(query);
-  const read = (from: string, size: number) => context.engine.rows(channel, event, statuses, from, size);
+  const read = async (from: string, size: number): Promise<Page<TaggedRow, string>> => {
+    const { items, next } = await context.engine.rows(channel, event, statuses, from, size);
+    const names = items.map(({ device }) => device);
+    const tags = await context.engine.tags(channel, names);
+    return { items: items.map((row) => ({ ...row, tags: tags.get(row.device) ?? NO_TAGS })), next };
+  };
   const asCsv = accepts(request, "text/csv");
   if (!asCsv && !accepts(request, "application/x-ndjson")) {
     const { items, next } = await read(after, limit);
@@ -69,7 +80,7 @@ export async function receiptRows(context: RouteContext, params: Params, request
   let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
-    if (asCsv) yield "device,status,detail,at,deviceAt,late,round,attempt\r\n";
+    if (asCsv) yield "device,status,detail,at,deviceAt,late,round,attempt,tags\r\n";
     for (;;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;

@@ -36,16 +36,16 @@ type Times = Pick<Event, "expires" | "deadline" | "remind">;
 
 /**
  * `at expires deadline remind type to data`. Behind `at`, each after a semicolon, is what few events have: the id of the schedule, `k=` the key, `a=`
- * the attempts, `g=` the event that it repeats.
+ * the attempts, `g=` the event that it repeats, `q=` its where.
  */
 export const eventEntryText = (
-  { type, to, data, key, attempts, again }: EventDraft,
+  { type, to, data, key, attempts, again, where }: EventDraft,
   at: number,
   { expires, deadline, remind }: Times,
   scheduled?: string,
 ): string =>
   `${at}${scheduled === undefined ? "" : `;${scheduled}`}${key === null ? "" : `;k=${key}`}${attempts === null ? "" : `;a=${attempts}`}` +
-  `${again === undefined ? "" : `;g=${again}`} ` +
+  `${again === undefined ? "" : `;g=${again}`}${where === null ? "" : `;q=${where}`} ` +
   `${expires ?? ""} ${deadline ?? ""} ${remind ?? ""} ${type ?? ""} ${to?.join(",") ?? ""} ${data}`;
 
 /** An event; whether it was withdrawn is not part of its entry. */
@@ -67,6 +67,7 @@ export function eventOf(seq: number, text: string): Event {
     remind: numberOrNull(remind),
     key: options.length === 0 ? null : optionOf("k="),
     attempts: options.length === 0 ? null : numberOrNull(optionOf("a=") ?? ""),
+    where: options.length === 0 ? null : optionOf("q="),
     withdrawn: null,
     ...(scheduled === null ? {} : { scheduled: `s-${scheduled}` }),
     ...(again === null ? {} : { again: Number(again) }),
@@ -86,18 +87,19 @@ export function withdrawalOf(text: string): Withdrawal {
 }
 
 /**
- * An entry of the events log. A control entry has `at;w=<event>;r=<reason>;b=<by>;n=<whether a device had given a word>`, the times and names of its
+ * An entry of the events log. A control entry has `at;w=<event>;r=<reason>;b=<by>;n=<whether a device had given a word>`, and `;q` if its event has a where, the times and names of its
  * event, and the note in place of the data.
  */
 export function logEntryOf(seq: number, text: string): LogEntry {
-  const control = /^(\d+);w=(\d+);r=(\d);b=(\d*);n=(\d) (\d*) {4}(\S*) /.exec(text);
+  const control = /^(\d+);w=(\d+);r=(\d);b=(\d*);n=(\d)(;q)? (\d*) {4}(\S*) /.exec(text);
   if (!control) return eventOf(seq, text);
-  const [head, at, event, reason, by, answered, expires, to] = control as unknown as readonly string[];
+  const [head, at, event, reason, by, answered, where, expires, to] = control as unknown as readonly string[];
   return {
     ...withdrawalOf(`${seq} ${at} ${reason} ${by} ${text.slice(head!.length)}`),
     withdraws: Number(event),
     to: to === "" ? null : to!.split(","),
     expires: numberOrNull(expires!),
+    hasWhere: where !== undefined,
     isAnswered: answered === "1",
   };
 }

@@ -24,6 +24,8 @@ const PARTS = [
   "deferrals",
   "keyed",
   "by-key",
+  "tags",
+  "tagged",
 ] as const;
 
 /** Suffix of a key that makes it a message name. */
@@ -66,6 +68,10 @@ export class Keys {
 
   get names(): string {
     return this.#part("names");
+  }
+
+  get tags(): string {
+    return this.#part("tags");
   }
 
   /**

@@ -16,10 +16,12 @@
  *     devices   hash     device = `joined enrolledAt settled lost told seenAt` (seenAt -1: never)
  *     names     zset     the enrolled devices, all with score 0, for pages by name
  *     special   zset     the events with an expiry or with names: `<seq>:<expires or 0>:<1 when named>`, scored by seq
- *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: the named devices
+ *     targets   zset     `<seq, 15 digits>/<device>`, all with score 0: the devices that an event names, or that its `where` fitted
  *     gone      zset     the same form: devices retired after a final receipt for an event to all, which stay in its audience
  *     deadlines zset     the events whose deadline is ahead or being processed, scored by it; `<seq>:after` in tallies: the last processed device
  *     reminded  zset     the events that are sent again: `<seq>:<at>:<every>:<until or 0>`, scored by seq
+ *     tags      hash     device = its tags, as `name:value,name:value`, by name
+ *     tagged    zset     `<name>:<value>/<device>`, all with score 0
  *     schedules hash     scheduled pushes: `<id>` = what does not change, as JSON; `<id>:next` when it is due, absent: done; `<id>:last` the last event;
  *                        `<id>:error` why nothing was pushed last; `count`: how many are to come
  *     schedule-ids   zset   their ids, all with score 0, for pages by id
@@ -55,6 +57,7 @@ import { OWING } from "./owing.ts";
 import { REMOVE } from "./removal.ts";
 import { OVERDUE_MS } from "../attention.ts";
 import { SCHEDULE_KEPT_MS } from "../store.ts";
+import { TAGS_MAX, WHERE_DEVICES_MAX } from "../tags.ts";
 
 /** Separates the parts of a message. Entries are JSON texts and names, so they never contain it. */
 export const SEPARATOR = "\x1e";
@@ -74,7 +77,7 @@ export interface Script {
 }
 
 /** Codes of states; the list is in `engine/model.ts`. `PARTS`: how many keys a channel has; additional ones follow. */
-const CODES = "local MISSING, DONE, FAILED, DEFERRED, WITHDRAWN, PARTS = 3, 4, 5, 6, 7, 16";
+const CODES = "local MISSING, DONE, FAILED, DEFERRED, WITHDRAWN, PARTS = 3, 4, 5, 6, 7, 18";
 
 /** The library for scripts: paragraphs, each with at most one function. */
 const COMMON = `
@@ -82,7 +85,7 @@ ${CODES}
 local counters, events, receipts, tallies, latest = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local devices, names, filteredEvents, targets, retiredAnswered = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
 local deadlines, reminded, rounds, deferrals = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
-local keyed, byKey = KEYS[15], KEYS[16]
+local keyed, byKey, tags, tagged = KEYS[15], KEYS[16], KEYS[17], KEYS[18]
 local CHUNK = 500
 -- A message's name is its log's key, plus the database unless that is the first.
 local TOPIC_SUFFIX = ''
@@ -180,6 +183,65 @@ local function enrol(channel, device, now)
   redis.call('ZADD', names, 0, device)
   channel.audience = redis.call('HINCRBY', counters, 'audience', 1)
   return true
+end
+
+-- Replaces all tags of an enrolled device.
+local function retag(device, given)
+  local before = redis.call('HGET', tags, device) or ''
+  if before == given then return end
+  for tag in before:gmatch('[^,]+') do redis.call('ZREM', tagged, tag .. '/' .. device) end
+  for tag in given:gmatch('[^,]+') do redis.call('ZADD', tagged, 0, tag .. '/' .. device) end
+  if given == '' then redis.call('HDEL', tags, device) else redis.call('HSET', tags, device, given) end
+end
+
+-- What a device opens its feed with. If Redis has no memory left, its tags stay as they were, and the feed opens all the same.
+local function tryRetag(device, given)
+  local before = redis.call('HGET', tags, device) or ''
+  if before == given then return end
+  -- Whether there is memory was decided when the script began, so the first write shows it.
+  local reply = redis.pcall('HSET', tags, device, before)
+  if type(reply) == 'table' and reply.err then
+    if not reply.err:find('OOM') then error(reply.err) end
+    return
+  end
+  retag(device, given)
+end
+
+-- The devices that have a tag, with one of these values; without values: with any.
+local function having(name, values)
+  local found, seen = {}, {}
+  if #values == 0 then
+    -- ';' comes right after ':'.
+    for n, member in ipairs(redis.call('ZRANGEBYLEX', tagged, '[' .. name .. ':', '(' .. name .. ';')) do found[n] = member:match('/(.*)$') end
+  end
+  for _, value in ipairs(values) do
+    local tag = name .. ':' .. value
+    -- '0' comes right after '/'.
+    for _, member in ipairs(seen[value] and {} or redis.call('ZRANGEBYLEX', tagged, '[' .. tag .. '/', '(' .. tag .. '0')) do found[#found + 1] = member:sub(#tag + 2) end
+    seen[value] = true
+  end
+  return found
+end
+
+-- The enrolled devices that a 'where' fits. Its form was checked before.
+local function fitting(where)
+  local found, others = nil, {}
+  for part in where:gmatch('[^,]+') do
+    local sign, name, list = part:match('^(!?)([^:]+):?(.*)$')
+    local values = {}
+    for value in list:gmatch('[^|]+') do values[#values + 1] = value end
+    if not found and sign == '' then found = having(name, values) else others[#others + 1] = { isNot = sign == '!', name = name, values = values } end
+  end
+  found = found or redis.call('ZRANGE', names, 0, -1)
+  for _, term in ipairs(others) do
+    local has, kept = {}, {}
+    for _, device in ipairs(having(term.name, term.values)) do has[device] = true end
+    for _, device in ipairs(found) do
+      if (has[device] or false) ~= term.isNot then kept[#kept + 1] = device end
+    end
+    found = kept
+  end
+  return found
 end
 
 -- Among the entries from first to last, at most CHUNK of them: those with an expiry or with names, withdrawn ones and control entries: seq = { expires
@@ -504,14 +566,15 @@ local function withdraw(channel, entries, event, reason, by, remark, now)
   local control, at = text(channel.head), text(now)
   local isAnswered = t[2] + t[3] + t[5] + t[6] + t[7] > 0
   local expires, to = redis.call('XRANGE', events, s .. '-0', s .. '-0')[1][2][2]:match('^%S+ (%S*) %S* %S* %S* (%S*) ')
-  local entry = at .. ';w=' .. s .. ';r=' .. reason .. ';b=' .. by .. ';n=' .. (isAnswered and '1' or '0') .. ' ' .. expires .. '    ' .. to .. ' ' .. remark
+  local isNamed = filtered(event, event)[event]
+  isNamed = isNamed ~= nil and isNamed.named
+  local entry = at .. ';w=' .. s .. ';r=' .. reason .. ';b=' .. by .. ';n=' .. (isAnswered and '1' or '0') .. (isNamed and to == '' and ';q' or '') .. ' ' .. expires .. '    ' .. to .. ' ' .. remark
   redis.call('XADD', events, control .. '-0', 'v', entry)
   t[8] = t[1] - t[4] - t[5] - t[6]
   t[2], t[3], t[7] = 0, 0, 0
   local withdrawal = table.concat({ control, at, reason, by, remark }, ' ')
   redis.call('HSET', tallies, control .. ':at', at, s .. ':w', withdrawal, s .. ':7', t[8])
   redis.call('HDEL', tallies, s .. ':1', s .. ':2', s .. ':6')
-  local isNamed = to ~= ''
   local lifetime = expires == '' and '0' or expires
   redis.call('ZREM', filteredEvents, s .. ':' .. lifetime .. ':' .. (isNamed and '1' or '0'))
   redis.call('ZADD', filteredEvents, s, s .. ':' .. lifetime .. ':' .. (isNamed and '3' or '2'))
@@ -639,11 +702,11 @@ export const SCRIPTS = {
 
   /**
    * epoch, now, digest ('': no key), key kept until, key lifetime in ms, type, count, then for each event: expires or 0, deadline or 0, time between
-   * reminders or 0, reminded until or 0, entry, attempts or '', its key or '', number of names, names; where those that hear of a withdrawal answer; of a
+   * reminders or 0, reminded until or 0, entry, attempts or '', its key or '', its where or '', number of names, names; where those that hear of a withdrawal answer; of a
    * scheduled push its id, due time and next one, else three times ''; known state; the keys of attention last, if the first event has a key → made,
    * epoch, first, count, at, addressed, type, replayed, whether no event was kept before, head, how many received the message, when something is to be
    * done about overdue events ('': that is known), what `saveAttention` returns; or nothing: the key came with another digest, or the due time is used; or
-   * made, what `saveAttention` returns: call again, the event that it supersedes must be prepared first
+   * made, 'fits', how many devices a where fits, which one: too many; or made, what `saveAttention` returns: call again, the event that it supersedes must be prepared first
    */
   append: script(
     `
@@ -660,6 +723,17 @@ export const SCRIPTS = {
       end
     end
     local count, at = tonumber(ARGV[7]), 8
+    local fitted, fittedNames = {}, 0
+    for n = 1, count do
+      local where = ARGV[at + 7]
+      if where ~= '' then
+        fitted[where] = fitted[where] or fitting(where)
+        fittedNames = fittedNames + #fitted[where]
+        if fittedNames > ${WHERE_DEVICES_MAX} then return { made, 'fits', #fitted[where], where } end
+      end
+      at = at + 9 + tonumber(ARGV[at + 8])
+    end
+    at = 8
     local receiptEntries, superseded = {}, nil
     if ARGV[14] ~= '' then
       -- All but the newest event of this key are complete or withdrawn.
@@ -681,8 +755,8 @@ export const SCRIPTS = {
     end
     for n = 1, count do
       local seq, expires, deadline, remind = channel.head + n, ARGV[at], ARGV[at + 1], ARGV[at + 2]
-      local entry, attempts, key, to = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 7])
-      local addressed = to > 0 and to or channel.audience
+      local entry, attempts, key, to, fits = ARGV[at + 4], ARGV[at + 5], ARGV[at + 6], tonumber(ARGV[at + 8]), fitted[ARGV[at + 7]]
+      local addressed = fits and #fits or to > 0 and to or channel.audience
       if n == 1 then addressedFirst = addressed end
       entries[n] = entry
       redis.call('XADD', events, text(seq) .. '-0', 'v', entry)
@@ -692,22 +766,23 @@ export const SCRIPTS = {
         redis.call('ZADD', keyed, text(seq), text(seq) .. ':' .. key)
         redis.call('ZADD', byKey, 0, key .. '/' .. string.format('%015.0f', seq))
       end
-      if to > 0 or expires ~= '0' then
-        redis.call('ZADD', filteredEvents, text(seq), text(seq) .. ':' .. expires .. ':' .. (to > 0 and '1' or '0'))
+      if to > 0 or fits or expires ~= '0' then
+        redis.call('ZADD', filteredEvents, text(seq), text(seq) .. ':' .. expires .. ':' .. ((to > 0 or fits) and '1' or '0'))
       end
       local members = {}
-      for name = at + 8, at + 7 + to do
-        members[#members + 1], members[#members + 2] = 0, named(seq, ARGV[name])
-        if #members == 2 * CHUNK or name == at + 7 + to then
+      for name = 1, fits and #fits or to do
+        members[#members + 1], members[#members + 2] = 0, named(seq, fits and fits[name] or ARGV[at + 8 + name])
+        if #members == 2 * CHUNK then
           redis.call('ZADD', targets, unpack(members))
           members = {}
         end
       end
+      if #members > 0 then redis.call('ZADD', targets, unpack(members)) end
       if deadline ~= '0' then redis.call('ZADD', deadlines, deadline, text(seq)) elseif addressed > 0 then isUndated = true end
       if remind ~= '0' then
         redis.call('ZADD', reminded, text(seq), text(seq) .. ':' .. ARGV[2] .. ':' .. remind .. ':' .. ARGV[at + 3])
       end
-      at = at + 8 + to
+      at = at + 9 + to
     end
     local wasEmpty, ages = channel.floor == channel.head, ''
     -- If nothing is to become overdue, what has a deadline, or is for nobody, need not be looked at.
@@ -843,7 +918,29 @@ export const SCRIPTS = {
     local channel, made = make(ARGV[1])
     return { made, enrol(channel, ARGV[2], tonumber(ARGV[3])) and 1 or 0 }`),
 
-  /** epoch, device, now → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do, whether the channel is unused, whether it has deferred an event */
+  /**
+   * epoch, device, now, whether it is enrolled if needed, whether it loses all other tags, then the name and the value of each ('': it is removed) → made,
+   * 0: there would be too many, and how many; 1: done; 2: it was new; and its tags; 3: it is not enrolled
+   */
+  tag: script(`
+    local made, isNew = 0, false
+    if ARGV[4] == '0' and not (look() and enrolmentOf(ARGV[2])) then return { 0, 3 } end
+    local held, given = {}, {}
+    for name, value in (ARGV[5] == '1' and '' or redis.call('HGET', tags, ARGV[2]) or ''):gmatch('([^,:]+):([^,]+)') do held[name] = value end
+    for n = 6, #ARGV, 2 do held[ARGV[n]] = ARGV[n + 1] ~= '' and ARGV[n + 1] or nil end
+    for name, value in pairs(held) do given[#given + 1] = name .. ':' .. value end
+    if #given > ${TAGS_MAX} then return { 0, 0, #given } end
+    table.sort(given)
+    given = table.concat(given, ',')
+    if ARGV[4] == '1' then
+      local channel
+      channel, made = make(ARGV[1])
+      isNew = enrol(channel, ARGV[2], tonumber(ARGV[3]))
+    end
+    retag(ARGV[2], given)
+    return { made, isNew and 2 or 1, given }`),
+
+  /** epoch, device, now, '' or `=` and the tags that it gets → made, extent, whether it was new, joined, settled, lost, whether `settle` has more to do, whether the channel is unused, whether it has deferred an event */
   join: script(`
     local channel, made = make(ARGV[1], ARGV[3])
     if channel.unused then redis.call('HSET', counters, 'unused', ARGV[3]) end
@@ -854,6 +951,8 @@ export const SCRIPTS = {
     enrolment.settled, more = settle(channel, device, enrolment, now, MOST)
     enrolment.lostNotifiedSeq = enrolment.lostSeq
     tryKeepEnrolment(device, enrolment)
+    local given = ARGV[4]:match('^=(.*)$')
+    if given then tryRetag(device, given) end
     return { made, ${EXTENT}, new, enrolment.joined, enrolment.settled, enrolment.lostSeq, more, channel.unused and 1 or 0,
       #redis.call('ZRANGEBYLEX', deferrals, '[' .. device .. '/', '(' .. device .. '0', 'LIMIT', 0, 1) }`),
 
@@ -884,6 +983,7 @@ export const SCRIPTS = {
     leaveTrouble(channel, device)
     redis.call('HDEL', devices, device)
     redis.call('ZREM', names, device)
+    retag(device, '')
     redis.call('HINCRBY', counters, 'audience', -1)
     channel.leaving = { joined = enrolment.joined, upTo = channel.head, released = channel.floor, at = ARGV[2], device = device }
     local more = release(channel, entries, ARGV[2])
@@ -1076,16 +1176,16 @@ export const SCRIPTS = {
     if not channel then return {} end
     return { channel.epoch, redis.call('ZRANGEBYSCORE', reminded, ARGV[1], '+inf', 'LIMIT', 0, ARGV[2]) }`),
 
-  /** epoch, event, devices → those that it is addressed to and that sent no receipt for it; null: another epoch */
-  unanswered: script(`
-    local channel, event, found = lookIn(ARGV[1]), tonumber(ARGV[2]), {}
+  /** epoch, event, '1': only those that sent no receipt for it, and none if it was withdrawn; devices → those that it is addressed to; null: another epoch */
+  addressed: script(`
+    local channel, event, isSilent, found = lookIn(ARGV[1]), tonumber(ARGV[2]), ARGV[3] == '1', {}
     if not channel then return nil end
     if event <= channel.floor or event > channel.head then return found end
     local about = filtered(event, event)[event]
-    if about and (about.withdrawn or about.control) then return found end
+    if about and ((isSilent and about.withdrawn) or about.control) then return found end
     local isNamed = about ~= nil and about.named
     local leaver = isLeaving(channel, event) and channel.leaving.device or nil
-    for n = 3, #ARGV do
+    for n = 4, #ARGV do
       local device = ARGV[n]
       local isIts = device ~= leaver
       if isNamed then isIts = isIts and redis.call('ZSCORE', targets, named(event, device))
@@ -1093,7 +1193,7 @@ export const SCRIPTS = {
         local enrolment = enrolmentOf(device)
         isIts = enrolment and enrolment.joined < event
       end
-      if isIts and redis.call('HEXISTS', latest, ARGV[2] .. ':' .. device) == 0 then found[#found + 1] = device end
+      if isIts and not (isSilent and redis.call('HEXISTS', latest, ARGV[2] .. ':' .. device) == 1) then found[#found + 1] = device end
     end
     return found`),
 

@@ -88,6 +88,7 @@ import {
   type Wake,
   type Withdrawn,
 } from "../store.ts";
+import { type TagChange, type Tags, tagsOf, tagsText, tooManyFit, tooManyTags } from "../tags.ts";
 
 /** Approximate limit of data per read: catch-up goes in steps that a slow reader can take. */
 const READ_BYTES = 4 * EVENT_BYTES_MAX;
@@ -411,6 +412,7 @@ export class RedisStore implements Store {
         text,
         draft.attempts ?? "",
         draft.key ?? "",
+        draft.where ?? "",
         draft.to?.length ?? 0,
         ...(draft.to ?? []),
       );
@@ -428,6 +430,7 @@ export class RedisStore implements Store {
         ? await store()
         : await this.#deadlines.append(channel, now, Math.min(...deadlines), store);
     if (reply.length === 0) throw scheduled ? usedDueTime(scheduled.id) : otherRequest();
+    if (reply[1] === "fits") throw tooManyFit(reply[3] as string, Number(reply[2]), drafts.length);
     // An event that it supersedes has very many devices with something to be done before.
     if (reply.length === 2) {
       await this.#attention.note(channel, reply[1]);
@@ -711,7 +714,11 @@ export class RedisStore implements Store {
     event: number,
     devices: readonly string[],
   ): Promise<string[] | null> {
-    return (await this.#readOf(this.#scripts.unanswered, channel, epoch, [event, ...devices])) as string[] | null;
+    return (await this.#readOf(this.#scripts.addressed, channel, epoch, [event, 1, ...devices])) as string[] | null;
+  }
+
+  async addressed(channel: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+    return (await this.#readOf(this.#scripts.addressed, channel, epoch, [event, 0, ...devices])) as string[] | null;
   }
 
   // -------------------------------------------------------------------------------------------------- deadlines and reminders
@@ -773,8 +780,9 @@ export class RedisStore implements Store {
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
-  async join(channel: string, device: string, now: number): Promise<Joined> {
-    const reply = await this.#make(this.#scripts.join, channel, [device, now]);
+  async join(channel: string, device: string, now: number, tags: Tags | null = null): Promise<Joined> {
+    const given = tags === null ? "" : `=${tagsText(tags)}`;
+    const reply = await this.#make(this.#scripts.join, channel, [device, now, given]);
     const [fresh, joined, first, lostSeq, more, unused, deferred] = reply.slice(7).map(Number) as SevenNumbers;
     if (unused === 1) await this.#list.addUnused(channel, now);
     const heads = headsOf(reply, 1);
@@ -790,6 +798,33 @@ export class RedisStore implements Store {
 
   async enrol(channel: string, device: string, now: number): Promise<boolean> {
     return (await this.#make(this.#scripts.enrol, channel, [device, now]))[1] === 1;
+  }
+
+  async tag(
+    channel: string,
+    device: string,
+    change: TagChange,
+    enrols: boolean,
+    now: number,
+  ): Promise<{ tags: Tags; isNew: boolean } | null> {
+    const values = [device, now, enrols ? 1 : 0, change.isAll ? 1 : 0];
+    const given = [...change.tags].flatMap(([name, value]) => [name, value ?? ""]);
+    const [, result, found] = enrols
+      ? await this.#make(this.#scripts.tag, channel, [...values, ...given])
+      : await this.#run(this.#scripts.tag, channel, [this.#epoch(), ...values, ...given]);
+    if (result === 3) return null;
+    if (result === 0) throw tooManyTags(Number(found));
+    return { tags: tagsOf(found as string), isNew: result === 2 };
+  }
+
+  async tags(channel: string, devices: readonly string[]): Promise<ReadonlyMap<string, Tags>> {
+    const found = new Map<string, Tags>();
+    for (let at = 0; at < devices.length; at += NAMES_AT_ONCE) {
+      const some = devices.slice(at, at + NAMES_AT_ONCE);
+      const texts = (await this.#link.send("HMGET", this.#keys(channel).tags, ...some)) as readonly (string | null)[];
+      for (const [index, text] of texts.entries()) if (text !== null) found.set(some[index]!, tagsOf(text));
+    }
+    return found;
   }
 
   async retire(channel: string, device: string, now: number): Promise<boolean> {

@@ -20,7 +20,7 @@ interface ControlRow {
 }
 
 /** What few events have. */
-type Options = Pick<Event, "key" | "attempts" | "again">;
+type Options = Pick<Event, "key" | "attempts" | "where" | "again">;
 
 /** Keyed events that one read looks at to find the newest of each key. */
 const LOOKED_AT = 1_000;
@@ -46,7 +46,7 @@ export class Controls {
   /** Appends the control entry of an event. */
   add(
     channel: Channel,
-    event: Pick<Event, "seq" | "to" | "expires">,
+    event: Pick<Event, "seq" | "to" | "expires"> & { readonly hasWhere: boolean },
     { seq, at, reason, by, note }: Withdrawal,
     isAnswered: boolean,
   ): ControlEntry {
@@ -60,12 +60,13 @@ export class Controls {
       reason,
       by,
       note,
-      event.to === null ? 0 : 1,
+      event.hasWhere ? 2 : event.to === null ? 0 : 1,
       event.expires,
       isAnswered ? 1 : 0,
       ++channel.lastControl,
     );
-    return { seq, at, reason, by, note, withdraws: event.seq, to: event.to, expires: event.expires, isAnswered };
+    const { to, expires, hasWhere } = event;
+    return { seq, at, reason, by, note, withdraws: event.seq, to, expires, hasWhere, isAnswered };
   }
 
   /** Control entries after `after`, oldest first. */
@@ -81,8 +82,9 @@ export class Controls {
       .map((row) => ({
         ...withdrawalOf(row),
         withdraws: row.event,
-        to: row.targeted === 0 ? null : row.event > channel.floor ? this.#targets(channel, row.event) : [],
+        to: row.targeted !== 1 ? null : row.event > channel.floor ? this.#targets(channel, row.event) : [],
         expires: row.expires,
+        hasWhere: row.targeted === 2,
         isAnswered: row.answered === 1,
       }));
   }
@@ -112,28 +114,38 @@ export class Controls {
 
   // -------------------------------------------------------------------------------------------------------------- options
 
-  addOptions(channel: Channel, event: number, { key, attempts, again }: Options): void {
-    if (key === null && attempts === null && again === undefined) return;
+  addOptions(channel: Channel, event: number, { key, attempts, again, where }: Options): void {
+    if (key === null && attempts === null && again === undefined && where === null) return;
     this.#file.run(
-      "INSERT INTO options (channel, event, key, attempts, again) VALUES (?1, ?2, ?3, ?4, ?5)",
+      `INSERT INTO options (channel, event, key, attempts, again, "where") VALUES (?1, ?2, ?3, ?4, ?5, ?6)`,
       channel.id,
       event,
       key,
       attempts,
       again ?? null,
+      where,
     );
   }
 
   /** The options of events from `first` to `last` that have some, by the event's `seq`. */
   options(channel: number, first: number, last: number): Map<number, Options> {
-    const rows = this.#file.all<{ event: number; key: string | null; attempts: number | null; again: number | null }>(
-      "SELECT event, key, attempts, again FROM options WHERE channel = ?1 AND event BETWEEN ?2 AND ?3",
+    const rows = this.#file.all<{
+      event: number;
+      key: string | null;
+      attempts: number | null;
+      again: number | null;
+      where: string | null;
+    }>(
+      `SELECT event, key, attempts, again, "where" FROM options WHERE channel = ?1 AND event BETWEEN ?2 AND ?3`,
       channel,
       first,
       last,
     );
     return new Map(
-      rows.map(({ event, key, attempts, again }) => [event, { key, attempts, ...(again === null ? {} : { again }) }]),
+      rows.map(({ event, key, attempts, again, where }) => [
+        event,
+        { key, attempts, where, ...(again === null ? {} : { again }) },
+      ]),
     );
   }
 

@@ -59,9 +59,9 @@ function windowOf(
        LEFT JOIN receipts r ON r.channel = l.channel AND r.seq = l.receipt
        LEFT JOIN rounds q ON q.channel = e.channel AND q.event = e.seq AND q.device = ?2
        WHERE e.channel = +?1 AND e.seq > ?3 AND e.seq <= ?4 AND CASE e.targeted
-         WHEN 1 THEN EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?2)
-         ELSE EXISTS (SELECT 1 FROM devices d WHERE d.channel = ?1 AND d.device = ?2 AND d.joined < e.seq
-           AND (d."left" IS NULL OR (d."left" >= e.seq AND l.status IN (${FINAL})))) END
+         WHEN 0 THEN EXISTS (SELECT 1 FROM devices d WHERE d.channel = ?1 AND d.device = ?2 AND d.joined < e.seq
+           AND (d."left" IS NULL OR (d."left" >= e.seq AND l.status IN (${FINAL}))))
+         ELSE EXISTS (SELECT 1 FROM targets t WHERE t.channel = ?1 AND t.event = e.seq AND t.device = ?2) END
        AND (e.seq <= ?6 OR e.seq > ?7 OR l.status IN (${FINAL}))
        ORDER BY e.seq DESC LIMIT ?5`,
       id,

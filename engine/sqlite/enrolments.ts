@@ -15,6 +15,7 @@
 import { yieldToEventLoop } from "../yield.ts";
 import type { SqliteFile } from "./file.ts";
 import type { DeviceEnrolment, EnrolledDevice } from "../model.ts";
+import type { TagRows } from "./tags.ts";
 import { type Channel, FINAL, type Leaving, NOT_WITHDRAWN } from "./schema.ts";
 import type { Joined } from "../store.ts";
 
@@ -46,6 +47,7 @@ const unsettled = (n: number): string =>
 
 export class Enrolments {
   readonly #file: SqliteFile;
+  readonly #tags: TagRows;
   /** Called when a counter of a channel changed. */
   readonly #changed: (channel: Channel) => void;
   readonly #limit: number;
@@ -53,8 +55,9 @@ export class Enrolments {
   readonly #current = new Map<string, Enrolment>();
 
   /** @param limit how many current enrolments are cached */
-  constructor(file: SqliteFile, limit: number, changed: (channel: Channel) => void) {
+  constructor(file: SqliteFile, tags: TagRows, limit: number, changed: (channel: Channel) => void) {
     this.#file = file;
+    this.#tags = tags;
     this.#limit = limit;
     this.#changed = changed;
   }
@@ -251,6 +254,7 @@ export class Enrolments {
     const { joined } = enrolment;
     const [upTo, released] = [channel.head, channel.floor];
     this.#set(channel, device, `"left" = ?3`, upTo);
+    this.#tags.drop(channel, device);
     this.#file.run(
       "INSERT INTO leaving VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
       channel.id,
@@ -279,7 +283,7 @@ export class Enrolments {
     const to = Math.min(upTo, from + RELEASE_EVENTS);
     for (const { seq, targeted } of this.unreleased(channel, from + 1, to)) {
       release(seq, leaving);
-      if (targeted === 1)
+      if (targeted !== 0)
         this.#file.run(
           "DELETE FROM targets WHERE channel = ?1 AND event = ?2 AND device = ?3",
           channel.id,

@@ -175,10 +175,10 @@ export class OverdueEvents {
       const { owed } = this.#standing(channel, seq);
       if (owed === 0) continue;
       const counts = this.#rows.changing(channel);
-      const number = targeted === 1 ? null : ++counts.numbers;
+      const number = targeted !== 0 ? null : ++counts.numbers;
       this.#rows.eventOf(channel, seq).number = number;
       this.#rows.count(channel, seq, "overdue", owed);
-      counts.scan = targeted === 1 ? "n" : "a";
+      counts.scan = targeted !== 0 ? "n" : "a";
       return index + 1;
     }
     if (events.length < OWED_EVENTS) channel.aged = Math.max(channel.aged, upTo);

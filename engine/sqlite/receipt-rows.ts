@@ -93,17 +93,33 @@ export class ReceiptRows {
     );
   }
 
+  /** Among these devices: those that the event is addressed to. */
+  addressed(channel: Channel, event: number, devices: readonly string[]): string[] {
+    const isKept = event > channel.floor && event <= channel.head;
+    return isKept && this.#receipts.withdrawal(channel, event) !== "control"
+      ? this.#among(channel, event, devices)
+      : [];
+  }
+
   /** Among these devices: those that the event is addressed to and that sent no receipt for it. */
   unanswered(channel: Channel, event: number, devices: readonly string[]): string[] {
     if (event <= channel.floor || event > channel.head || this.#receipts.withdrawal(channel, event) !== null) return [];
+    return this.#among(
+      channel,
+      event,
+      devices,
+      "AND NOT EXISTS (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)",
+    );
+  }
+
+  #among(channel: Channel, event: number, devices: readonly string[], and = ""): string[] {
     const isIts = this.#receipts.isTargeted(channel, event)
       ? "EXISTS (SELECT 1 FROM targets WHERE channel = ?1 AND event = ?2 AND device = value)"
       : `EXISTS (SELECT 1 FROM devices WHERE channel = ?1 AND device = value AND "left" IS NULL AND joined < ?2)`;
     const leaver = isLeaving(channel, event) ? channel.leaving!.device : null;
     return this.#file
       .all<{ device: string }>(
-        `SELECT value AS device FROM json_each(?3) WHERE ${isIts} AND NOT EXISTS
-         (SELECT 1 FROM latest WHERE channel = ?1 AND event = ?2 AND device = value)`,
+        `SELECT value AS device FROM json_each(?3) WHERE ${isIts} ${and}`,
         channel.id,
         event,
         JSON.stringify(devices),

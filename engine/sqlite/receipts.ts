@@ -274,7 +274,14 @@ export class Receipts {
       by,
       note,
       to,
-    }: { reason: EndReason; by: number | null; note: string | null; to: readonly string[] | null },
+      hasWhere,
+    }: {
+      reason: EndReason;
+      by: number | null;
+      note: string | null;
+      to: readonly string[] | null;
+      hasWhere: boolean;
+    },
     now: number,
   ): ControlEntry {
     const { event, tally, expires } = cached;
@@ -282,7 +289,7 @@ export class Receipts {
     const withdrawal = { seq: ++channel.head, at: now, reason, by, note };
     this.#attention.withdrawn(channel, cached);
     this.#tallies.end(cached, withdrawal);
-    const control = this.#controls.add(channel, { seq: event, to, expires }, withdrawal, isAnswered);
+    const control = this.#controls.add(channel, { seq: event, to, expires, hasWhere }, withdrawal, isAnswered);
     this.#note(channel, cached, { kind: "withdrawn", tally: { ...tally }, withdrawal }, "", now);
     this.#note(channel, cached, { kind: "complete", tally: { ...tally } }, "", now);
     this.#settle(channel, cached, "", now);

@@ -148,7 +148,7 @@ export class ChannelRetention {
     const isOwed = ({ seq, expires }: EventRow): boolean =>
       (expires === null || expires > now) && this.#receipts.outstanding(channel, seq) > 0;
     const newestToAll = events.findLast((event) => event.targeted === 0 && isOwed(event))?.seq ?? 0;
-    const targeted = events.filter((event) => event.targeted === 1 && isOwed(event)).map(({ seq }) => seq);
+    const targeted = events.filter((event) => event.targeted !== 0 && isOwed(event)).map(({ seq }) => seq);
     return { newestToAll, targeted, done: newestToAll === 0 ? 1 : 0, after: "" };
   }
 
@@ -305,6 +305,7 @@ export function trimUnused(
       left,
     );
     if (left <= 0) return { dropped: due.slice(0, index), isMore: true }; // This one may have more.
+    left -= file.run("DELETE FROM tags WHERE channel = ?1", id);
     file.run("DELETE FROM leaving WHERE channel = ?1", id);
     file.run("DELETE FROM channels WHERE id = ?1", id);
   }

@@ -3,7 +3,7 @@
  *
  * Small rows that change often (tallies) are kept apart from large ones that never change (events). `latest` has a device's status on an event and
  * points to the receipt that set it. `devices` has one row per enrolment, so a device that left and returned has two. The audience of an event
- * follows from `joined` and `left`; names are stored only for events with `to`.
+ * follows from `joined` and `left`; names are stored only for events with `to` or `where`.
  *
  * A push to all devices writes a single row, that of the event: with many channels each further row would be another page to sync. So an event gets a
  * row in `tallies` with its first receipt. Before that, its tally is the number of addressed devices, which `audiences` stores for runs of events. A
@@ -250,6 +250,16 @@ CREATE TABLE voided (
 /** The event that an event repeats. */
 const AGAIN = `ALTER TABLE options ADD COLUMN again INTEGER;`;
 
+/** Tags of enrolled devices, and the `where` of events. The names that it fitted are in `targets`; `targeted` of such an event is 2. */
+const TAGS = `
+CREATE TABLE tags (
+  channel INTEGER NOT NULL, device TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
+  PRIMARY KEY (channel, device, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX tagged ON tags (channel, name, value, device);
+ALTER TABLE options ADD COLUMN "where" TEXT;
+`;
+
 /** "PERE" in the file's header, "PERB" in a backup's. Files of other programs are not touched. */
 export const SCHEMA: Schema = {
   applicationId: 0x50455245,
@@ -269,6 +279,7 @@ export const SCHEMA: Schema = {
     JOURNAL,
     STATES,
     AGAIN,
+    TAGS,
   ],
 };
 

@@ -21,6 +21,7 @@ import { Controls } from "./controls.ts";
 import { Enrolments, type Settled } from "./enrolments.ts";
 import { readNote } from "./notes.ts";
 import { Rounds } from "./rounds.ts";
+import { TagRows } from "./tags.ts";
 import { type Channel, isLeaving, NOT_WITHDRAWN, SCHEMA } from "./schema.ts";
 import { HookRows } from "./hooks.ts";
 import { keptSecret } from "./secret-file.ts";
@@ -90,6 +91,7 @@ import {
   type Wake,
   type Withdrawn,
 } from "../store.ts";
+import { changed, NO_TAGS, type TagChange, type Tags, tooManyFit, WHERE_DEVICES_MAX } from "../tags.ts";
 
 /** Cache limits: channels, tallies, device states within tallies, enrolments. */
 const CACHE_LIMITS = { channels: 10_000, tallies: 20_000, receipts: 200_000, enrolments: 50_000 };
@@ -176,6 +178,7 @@ export class SqliteStore implements Store {
   readonly #file: SqliteFile;
   readonly #recent: RecentEvents;
   readonly #channels: ChannelRows;
+  readonly #tags: TagRows;
   readonly #enrolments: Enrolments;
   readonly #tallies: TallyCache;
   readonly #troubles: TroubleRows;
@@ -260,7 +263,10 @@ export class SqliteStore implements Store {
       cacheLimits.channels,
       this.#recent.newestChannel,
     );
-    this.#enrolments = new Enrolments(this.#file, cacheLimits.enrolments, (channel) => this.#channels.changed(channel));
+    this.#tags = new TagRows(this.#file);
+    this.#enrolments = new Enrolments(this.#file, this.#tags, cacheLimits.enrolments, (channel) =>
+      this.#channels.changed(channel),
+    );
     this.#controls = new Controls(this.#file, (channel, event) => this.#targets(channel, event));
     this.#rounds = new Rounds(this.#file);
     this.#tallies = new TallyCache(this.#file, this.#controls, this.#rounds, cacheLimits);
@@ -393,17 +399,20 @@ export class SqliteStore implements Store {
         const known = this.#knownKey(channel, key, now);
         if (known) return { epoch: channel.epoch, ...known, replayed: true };
       }
+      const fitted = this.#fitting(channel, drafts);
       const older = drafts[0]!.key === null ? null : this.#controls.newestOf(channel, drafts[0]!.key);
       const found = older === null ? "complete" : this.#prepare(channel, older, now);
       if (found === null) return null;
       if (scheduled && !this.#schedules.use(channel, scheduled, channel.head + drafts.length, null, now))
         throw usedDueTime(scheduled.id);
       const first = channel.head + 1;
-      const entries: LogEntry[] = drafts.map((draft) => this.#appendOne(channel, draft, now, scheduled?.id));
+      const entries: LogEntry[] = drafts.map((draft) =>
+        this.#appendOne(channel, draft, fitted.get(draft.where) ?? null, now, scheduled?.id),
+      );
       if (typeof found === "object")
         entries.push(this.#withdrawOne(channel, found, { reason: "superseded", by: first, note: null }, now));
       this.#wakes.push({ kind: "events", channel: name, epoch: channel.epoch, entries });
-      const addressed = drafts[0]!.to?.length ?? channel.audience;
+      const addressed = (drafts[0]!.to ?? fitted.get(drafts[0]!.where))?.length ?? channel.audience;
       const type = drafts[0]!.type;
       if (key) this.#keepKey(channel, key, { first, count: drafts.length, at: now, addressed, type }, now);
       return { epoch: channel.epoch, first, count: drafts.length, at: now, addressed, type, replayed: false };
@@ -415,6 +424,19 @@ export class SqliteStore implements Store {
       const known = this.#knownKey(channel, key, now);
       return known && { epoch: channel.epoch, ...known, replayed: true };
     });
+  }
+
+  /** The devices that each `where` of these drafts fits. @throws PereError refused: they are too many */
+  #fitting(channel: Channel, drafts: readonly EventDraft[]): ReadonlyMap<string | null, readonly string[]> {
+    const fitted = new Map<string | null, readonly string[]>();
+    let names = 0;
+    for (const { where } of drafts) {
+      if (where === null) continue;
+      if (!fitted.has(where)) fitted.set(where, this.#tags.fitting(channel, where));
+      names += fitted.get(where)!.length;
+      if (names > WHERE_DEVICES_MAX) throw tooManyFit(where, fitted.get(where)!.length, drafts.length);
+    }
+    return fitted;
   }
 
   /** The result that is kept under a key. @throws PereError refused: it is that of another request */
@@ -462,8 +484,16 @@ export class SqliteStore implements Store {
     }
   }
 
-  #appendOne(channel: Channel, draft: EventDraft, at: number, scheduled?: string): Event {
-    const { type, data, to, key, attempts, again } = draft;
+  /** @param fitted the devices that its `where` fits; null: it has none */
+  #appendOne(
+    channel: Channel,
+    draft: EventDraft,
+    fitted: readonly string[] | null,
+    at: number,
+    scheduled?: string,
+  ): Event {
+    const { type, data, to, key, attempts, again, where } = draft;
+    const named = to ?? fitted;
     const seq = ++channel.head;
     const expires = afterSeconds(at, draft.ttl);
     const deadline = afterSeconds(at, draft.deadline);
@@ -471,7 +501,8 @@ export class SqliteStore implements Store {
     this.#channels.grown();
     if (channel.trimAt === null) this.#channels.trimSoon(channel, at);
     const isPlain = deadline === null && remind === null && key === null && attempts === null;
-    if (isPlain && to === null && scheduled === undefined) this.#recent.add(channel.id, seq, at, expires, type, data);
+    if (isPlain && named === null && scheduled === undefined)
+      this.#recent.add(channel.id, seq, at, expires, type, data);
     else
       this.#file.run(
         "INSERT INTO main.events VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
@@ -479,7 +510,7 @@ export class SqliteStore implements Store {
         seq,
         at,
         expires,
-        to ? 1 : 0,
+        to ? 1 : fitted ? 2 : 0,
         type,
         data,
         deadline,
@@ -488,18 +519,18 @@ export class SqliteStore implements Store {
       );
     if (deadline !== null) this.#file.run("INSERT INTO deadlines VALUES (?1, ?2, ?3, '')", deadline, channel.id, seq);
     this.#controls.addOptions(channel, seq, draft);
-    this.#tallies.add(channel, seq, { named: to && to.length, deadline, expires, attempts });
-    if (deadline === null && (to?.length ?? channel.audience) > 0) this.#overdue.pushed(channel, seq, at);
+    this.#tallies.add(channel, seq, { named: named && named.length, deadline, expires, attempts });
+    if (deadline === null && (named?.length ?? channel.audience) > 0) this.#overdue.pushed(channel, seq, at);
     // All names in one statement: a batch may have twenty thousand.
-    if (to)
+    if (named)
       this.#file.run(
         "INSERT INTO targets SELECT ?1, ?2, value FROM json_each(?3)",
         channel.id,
         seq,
-        JSON.stringify(to),
+        JSON.stringify(named),
       );
     const more = { ...(scheduled === undefined ? {} : { scheduled }), ...(again === undefined ? {} : { again }) };
-    return { seq, at, type, data, to, expires, deadline, remind, key, attempts, withdrawn: null, ...more };
+    return { seq, at, type, data, to, expires, deadline, remind, key, attempts, where, withdrawn: null, ...more };
   }
 
   async withdraw(name: string, { epoch, seq }: Position, note: string | null, now: number): Promise<Withdrawn> {
@@ -538,8 +569,9 @@ export class SqliteStore implements Store {
     now: number,
   ): ControlEntry {
     this.#channels.grown();
-    const to = event.targeted ? this.#targets(channel, event.event) : null;
-    return this.#receipts.withdraw(channel, event, { ...why, to }, now);
+    const hasWhere = this.#controls.options(channel.id, event.event, event.event).get(event.event)?.where != null;
+    const to = event.targeted && !hasWhere ? this.#targets(channel, event.event) : null;
+    return this.#receipts.withdraw(channel, event, { ...why, to, hasWhere }, now);
   }
 
   events(name: string, epoch: string, after: number, limit: number, bytesMax = READ_BYTES): Promise<LogEntry[] | null> {
@@ -564,9 +596,9 @@ export class SqliteStore implements Store {
     for (const { targeted, scheduled, ...event } of rows) {
       upTo(event.seq);
       if (found.length === limit) break;
-      const to = targeted ? this.#targets(channel, event.seq) : null;
+      const to = targeted === 1 ? this.#targets(channel, event.seq) : null;
       const more = scheduled === null ? {} : { scheduled };
-      found.push({ ...event, to, key: null, attempts: null, withdrawn: null, ...more });
+      found.push({ ...event, to, key: null, attempts: null, where: null, withdrawn: null, ...more });
       bytes += event.data.length + NAME_BYTES * (to?.length ?? 0);
       if (bytes >= bytesMax) break;
     }
@@ -717,6 +749,10 @@ export class SqliteStore implements Store {
     return this.#readOf(name, epoch, (channel) => this.#receiptRows.rows(channel, event, statuses, after, limit, now));
   }
 
+  addressed(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
+    return this.#readOf(name, epoch, (channel) => this.#receiptRows.addressed(channel, event, devices));
+  }
+
   unanswered(name: string, epoch: string, event: number, devices: readonly string[]): Promise<string[] | null> {
     return this.#readOf(name, epoch, (channel) => this.#receiptRows.unanswered(channel, event, devices));
   }
@@ -791,12 +827,13 @@ export class SqliteStore implements Store {
 
   // --------------------------------------------------------------------------------------------------------------- devices
 
-  async join(name: string, device: string, now: number): Promise<Joined> {
+  async join(name: string, device: string, now: number, tags: Tags | null = null): Promise<Joined> {
     const joining = this.#file.change(() => {
       this.#receipts.write();
       const channel = this.#channels.findOrCreate(name, now);
       this.#channels.touch(channel, now);
       const enrolled = !this.#enrolments.enrol(channel, device, now);
+      if (tags) this.#tags.set(channel, device, tags);
       const hasDeferred = this.#rounds.hasDeferred(channel, device);
       return { ...heads(channel), enrolled, hasDeferred, ...this.#enrolments.join(channel, device, now) };
     });
@@ -830,6 +867,22 @@ export class SqliteStore implements Store {
 
   enrol(name: string, device: string, now: number): Promise<boolean> {
     return this.#file.change(() => this.#enrolments.enrol(this.#channels.use(name), device, now));
+  }
+
+  tag(name: string, device: string, change: TagChange, enrols: boolean, now: number) {
+    return this.#file.change(() => {
+      const found = this.#channels.find(name);
+      if (!enrols && (!found || !this.#enrolments.enrolment(found, device))) return null;
+      const tags = changed((found && this.#tags.of(found, [device]).get(device)) ?? NO_TAGS, change);
+      const channel = enrols ? this.#channels.use(name) : found!;
+      const isNew = enrols && this.#enrolments.enrol(channel, device, now);
+      this.#tags.set(channel, device, tags);
+      return { tags, isNew };
+    });
+  }
+
+  tags(name: string, devices: readonly string[]): Promise<ReadonlyMap<string, Tags>> {
+    return this.#read<ReadonlyMap<string, Tags>>(name, new Map(), (channel) => this.#tags.of(channel, devices));
   }
 
   async retire(name: string, device: string, now: number): Promise<boolean> {

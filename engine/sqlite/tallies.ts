@@ -137,7 +137,7 @@ export class TallyCache {
     const tally: MutableTally = talliesOf(this.#file, channel.id, event, event).get(event)!;
     const { addressed, isOver, ...counts } = tally;
     return this.#cache({
-      ...{ channel: channel.id, event, targeted: targeted === 1, ...times, tally, codes: null },
+      ...{ channel: channel.id, event, targeted: targeted !== 0, ...times, tally, codes: null },
       attempts: this.#controls.options(channel.id, event, event).get(event)?.attempts ?? null,
       withdrawn: isOver ? this.#controls.withdrawal(channel.id, event) : null,
       hasRounds: this.#rounds.has(channel.id, event),

@@ -27,6 +27,7 @@ const draft: EventDraft = {
   remind: null,
   key: null,
   attempts: null,
+  where: null,
 };
 
 const { values } = parseArgs({

@@ -14,12 +14,15 @@ import { CHANNELS, DEVICES, type Step } from "./histories.ts";
 const DEVICE = fc.constantFrom(...DEVICES);
 const on = { channel: fc.constant(CHANNELS[0]) };
 
-const DRAFT = fc.record({
-  ...{ type: fc.constant(null), data: fc.constant("1"), ttl: fc.constant(null), remind: fc.constant(null) },
-  ...{ key: fc.constant(null), attempts: fc.constant(null) },
-  to: fc.option(fc.uniqueArray(DEVICE, { minLength: 1, maxLength: 3 }), { freq: 2 }),
-  deadline: fc.option(fc.constantFrom(1, 5_000), { freq: 2 }),
-});
+const DRAFT = fc
+  .record({
+    ...{ type: fc.constant(null), data: fc.constant("1"), ttl: fc.constant(null), remind: fc.constant(null) },
+    ...{ key: fc.constant(null), attempts: fc.constant(null) },
+    to: fc.option(fc.uniqueArray(DEVICE, { minLength: 1, maxLength: 3 }), { freq: 2 }),
+    deadline: fc.option(fc.constantFrom(1, 5_000), { freq: 2 }),
+    where: fc.constantFrom(null, null, "site", "!site"),
+  })
+  .map((draft) => (draft.to === null ? draft : { ...draft, where: null }));
 
 /** Mostly what makes and mends trouble: events without a deadline, an hour that passes, receipts for old events, retention. */
 const STEP: fc.Arbitrary<Step> = fc.oneof(
@@ -63,6 +66,16 @@ const STEP: fc.Arbitrary<Step> = fc.oneof(
   },
   { weight: 1, arbitrary: fc.record({ ...on, do: fc.constant("retire" as const), device: DEVICE }) },
   { weight: 2, arbitrary: fc.record({ ...on, do: fc.constant("enrol" as const), device: DEVICE }) },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      ...on,
+      do: fc.constant("tag" as const),
+      device: DEVICE,
+      tags: fc.constantFrom([["site", "1"] as const], [["site", null] as const]),
+      ...{ isAll: fc.constant(false), enrols: fc.constant(true) },
+    }),
+  },
   {
     weight: 2,
     arbitrary: fc.record({

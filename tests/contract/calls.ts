@@ -35,6 +35,7 @@ export const draft = (data: unknown, more: Partial<EventDraft> = {}): EventDraft
   remind: null,
   key: null,
   attempts: null,
+  where: null,
   ...more,
 });
 
@@ -92,6 +93,8 @@ export const reads = {
     ),
   tallies: (store: Store, channel: string, from: number, upTo: number) =>
     inLife<ReadonlyMap<number, Tally>>(store, channel, new Map(), (epoch) => store.tallies(channel, epoch, from, upTo)),
+  addressed: (store: Store, channel: string, event: number, devices: readonly string[]) =>
+    inLife<string[]>(store, channel, [], (epoch) => store.addressed(channel, epoch, event, devices)),
   silent: (store: Store, channel: string, event: number, devices: readonly string[]) =>
     inLife<string[]>(store, channel, [], (epoch) => store.unanswered(channel, epoch, event, devices)),
   rows: (

@@ -4,6 +4,7 @@
 import { expect } from "bun:test";
 import { isControl, type LogEntry, type Receipt, STATES, tallyCounts } from "../../engine/model.ts";
 import type { Store } from "../../engine/store.ts";
+import type { TagChange } from "../../engine/tags.ts";
 import {
   all,
   bySeq,
@@ -25,7 +26,8 @@ import {
 import { ageAll, compareAttention } from "./attention-model.ts";
 import { CHANNELS, DEVICES, type Step } from "./histories.ts";
 import { historyOf } from "./history.ts";
-import { ModelChannel, type ModelEvent } from "./model.ts";
+import { ModelChannel } from "./model.ts";
+import type { ModelEvent } from "./model-types.ts";
 
 /** Gives a history to the store and to the model, and compares all that they say. */
 export async function compare(store: Store, history: readonly (readonly Step[])[]): Promise<void> {
@@ -91,13 +93,22 @@ export async function compare(store: Store, history: readonly (readonly Step[])[
         }
         case "join": {
           const { lostSeq, ...expected } = model.join(step.device, now);
+          const given = step.tags && new Map(step.tags as [string, string][]);
+          if (given) model.tags.set(step.device, given);
           const { returned } = model.devices.get(step.device)!;
           const hasDeferred = model.hasDeferred(step.device, now);
-          answer(store.join(name, step.device, now), (joined) => {
+          answer(store.join(name, step.device, now, given), (joined) => {
             expect(joined).toMatchObject(expected);
             if (hasDeferred) expect(joined.hasDeferred).toBe(true);
             if (!returned) expect(joined.lostSeq).toBe(lostSeq);
           });
+          break;
+        }
+        case "tag": {
+          const { device, isAll, enrols } = step;
+          const change: TagChange = { isAll, tags: new Map(step.tags) };
+          const expected = model.tag(device, change, enrols, now);
+          answer(store.tag(name, device, change, enrols, now), (tagged) => expect(tagged).toEqual(expected));
           break;
         }
         case "seen": {
@@ -237,6 +248,9 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
     const silent = DEVICES.filter(
       (device) => entry.audience.has(device) && !entry.words.has(device) && entry.withdrawal === null,
     );
+    expect((await reads.addressed(store, name, seq, DEVICES)).sort()).toEqual(
+      DEVICES.filter((device) => entry.audience.has(device) && model.isSeated(entry, device)),
+    );
     expect((await reads.silent(store, name, seq, DEVICES)).sort()).toEqual(silent);
   }
   expect([...(await store.reminders(name, now))].sort(bySeq)).toEqual(model.reminders(now));
@@ -249,6 +263,9 @@ async function compareAll(store: Store, model: ModelChannel, now: number): Promi
     expect([device, enrolledAt, pending]).toEqual([device, known.enrolledAt, model.owed(device, now).length]);
     if (!known.returned) expect(seenAt).toBe(known.seenAt);
   }
+  expect(await store.tags(name, DEVICES)).toEqual(
+    new Map([...model.tags].filter(([, tags]) => tags.size > 0).sort(([a], [b]) => (a < b ? -1 : 1))),
+  );
   for (const device of DEVICES) {
     const states = await reads.states(store, name, device, floor, head, now);
     for (const entry of kept)

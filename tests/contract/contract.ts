@@ -30,6 +30,7 @@ import { retirementContract, retiringContract } from "./retirement.ts";
 import { withdrawalContract } from "./withdrawals.ts";
 import { roundsContract } from "./rounds.ts";
 import { schedulesContract } from "./schedules.ts";
+import { tagsContract } from "./tags.ts";
 
 /** Registers what holds for every store, under this name. */
 export function storeContract(name: string, open: () => Promise<Opened>, options: ContractOptions = {}): void {
@@ -40,6 +41,7 @@ export function storeContract(name: string, open: () => Promise<Opened>, options
     channelContract(ground);
     eventContract(ground);
     audienceContract(ground);
+    tagsContract(ground);
     retiringContract(ground);
     retirementContract(ground);
     receiptContract(ground);

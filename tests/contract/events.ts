@@ -193,7 +193,19 @@ export function eventContract(ground: Ground): void {
       const data = '{"b":1,"a":12345678901234567890,"a":-0,  "text":"ü\\u0000\\ud83d 😀 \'quoted\'"}';
       await ground.store.append(
         "orders",
-        [{ type: "order.created", data, to: null, ttl: 1.5, deadline: 60, remind: 2.5, key: "k", attempts: 3 }],
+        [
+          {
+            type: "order.created",
+            data,
+            to: null,
+            ttl: 1.5,
+            deadline: 60,
+            remind: 2.5,
+            key: "k",
+            attempts: 3,
+            where: null,
+          },
+        ],
         T,
       );
       expect(await reads.events(ground.store, "orders", 0, 1)).toEqual([
@@ -208,6 +220,7 @@ export function eventContract(ground: Ground): void {
           remind: 2500,
           key: "k",
           attempts: 3,
+          where: null,
           withdrawn: null,
         },
       ]);

@@ -4,7 +4,6 @@
 import {
   type ControlEntry,
   type EndReason,
-  type Event,
   type EventDraft,
   type EventNote,
   KEY_MEMORY_MS,
@@ -18,7 +17,6 @@ import {
   type State,
   type Status,
   type Tally,
-  type Withdrawal,
 } from "../../engine/model.ts";
 import { OVERDUE_MS } from "../../engine/attention.ts";
 import type {
@@ -31,40 +29,12 @@ import type {
   Verdict,
   Withdrawn,
 } from "../../engine/store.ts";
+import type { TagChange, Tags } from "../../engine/tags.ts";
 import { absence, SECOND } from "./calls.ts";
+import { isFitting, type ModelDevice, type ModelEvent } from "./model-types.ts";
 
 /** Why a device is missing whose event went before its deadline. */
 const EXPIRED = '{"reason":"expired"}';
-
-/** What a device has said, and where that left it. */
-interface Standing {
-  state: State;
-  round: number;
-  attempt: number;
-  due: number | null;
-  late: LateReason | null;
-  said: Receipt;
-}
-
-export interface ModelEvent {
-  readonly event: Event;
-  /** Names; who is released leaves. */
-  readonly audience: Set<string>;
-  readonly words: Map<string, Standing>;
-  withdrawal: Withdrawal | null;
-  /** The log says that it is settled. */
-  isSettled: boolean;
-}
-
-interface ModelDevice {
-  readonly joined: number;
-  readonly enrolledAt: number;
-  /** It left and came back with no push between: whether its past stays its own is the store's choice. */
-  readonly returned: boolean;
-  seenAt: number | null;
-  lostSeq: number;
-  lostNotifiedSeq: number;
-}
 
 const NO_WORD = { result: "duplicate", state: null, late: null, due: null } as const satisfies Verdict;
 
@@ -76,6 +46,8 @@ export class ModelChannel {
   readonly entries: (ModelEvent | ControlEntry)[] = [];
   readonly receipts: Receipt[] = [];
   readonly devices = new Map<string, ModelDevice>();
+  /** Of those who have been given some. */
+  readonly tags = new Map<string, Tags>();
   /** The `joined` of those who left. */
   readonly left = new Map<string, number>();
   /** Events up to here trouble those no more who left, whatever they said. */
@@ -195,7 +167,7 @@ export class ModelChannel {
         entry.event.key !== null &&
         entry.withdrawal === null &&
         this.isAlive(entry, now) &&
-        (device === null ? entry.event.to === null : this.isFor(entry, device)),
+        (device === null ? entry.event.to === null && entry.event.where === null : this.isFor(entry, device)),
     );
     return found
       .filter(({ event }) => !found.some((other) => other.event.key === event.key && other.event.seq > event.seq))
@@ -203,7 +175,9 @@ export class ModelChannel {
   }
 
   isFor({ event, audience }: ModelEvent, device: string): boolean {
-    return event.to === null ? event.seq > this.devices.get(device)!.joined : audience.has(device);
+    return event.to === null && event.where === null
+      ? event.seq > this.devices.get(device)!.joined
+      : audience.has(device);
   }
 
   // ------------------------------------------------------------------------------------------------------------- pushing
@@ -225,7 +199,9 @@ export class ModelChannel {
       const event = { seq: this.head + 1, at: now, type, data, to, expires: expires!, deadline: deadline!, remind };
       this.entries.push({
         event: { ...event, ...draft, withdrawn: null },
-        audience: new Set(to ?? this.devices.keys()),
+        audience: new Set(
+          to ?? [...this.devices.keys()].filter((device) => isFitting(draft.where, this.tags.get(device))),
+        ),
         words: new Map(),
         withdrawal: null,
         isSettled: false,
@@ -269,11 +245,12 @@ export class ModelChannel {
   }
 
   end(entry: ModelEvent, reason: EndReason, by: number | null, note: string | null, at: number): void {
-    const { seq, to, expires, deadline } = entry.event;
+    const { seq, to, where, expires, deadline } = entry.event;
+    const hasWhere = where !== null;
     const { received, working, deferred, done, failed } = this.tally(entry);
     const isAnswered = received + working + deferred + done + failed > 0;
     const withdrawal = { seq: this.head + 1, at, reason, by, note };
-    this.entries.push({ ...withdrawal, withdraws: seq, to, expires, isAnswered });
+    this.entries.push({ ...withdrawal, withdraws: seq, to, expires, hasWhere, isAnswered });
     entry.withdrawal = withdrawal;
     this.say(entry, "", { kind: "withdrawn", tally: this.tally(entry), withdrawal }, at);
     this.say(entry, "", { kind: "complete", tally: this.tally(entry) }, at);
@@ -406,10 +383,28 @@ export class ModelChannel {
     return true;
   }
 
+  tag(device: string, change: TagChange, enrols: boolean, now: number): { tags: Tags; isNew: boolean } | null {
+    if (!enrols && !this.devices.has(device)) return null;
+    const isNew = enrols && this.enrol(device, now);
+    const tags = new Map(change.isAll ? [] : this.tags.get(device));
+    for (const [name, value] of change.tags)
+      if (value === null) tags.delete(name);
+      else tags.set(name, value);
+    this.tags.set(device, tags);
+    return { tags, isNew };
+  }
+
+  /** Whether an event is addressed to a device now: one that left after its final word was addressed. */
+  isSeated({ event }: ModelEvent, device: string): boolean {
+    const known = this.devices.get(device);
+    return event.to !== null || event.where !== null || (known !== undefined && known.joined < event.seq);
+  }
+
   retire(device: string, now: number): boolean {
     const known = this.devices.get(device);
     if (!known) return false;
     this.devices.delete(device);
+    this.tags.delete(device);
     this.left.set(device, known.joined);
     this.forgiven.set(device, this.head);
     for (const entry of this.kept)

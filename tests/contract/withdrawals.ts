@@ -53,7 +53,7 @@ export function withdrawalContract(ground: Ground): void {
       const told = ground.wakes.flatMap((wake) => (wake.kind === "events" ? wake.entries : []));
       expect(told.at(-1)).toEqual({
         ...{ seq: 2, at: T, reason: "withdrawn", by: null, note: "no" },
-        ...{ withdraws: 1, to: null, expires: null, isAnswered: true },
+        ...{ withdraws: 1, to: null, expires: null, hasWhere: false, isAnswered: true },
       });
     });
 

@@ -29,6 +29,7 @@ export const entry = (seq: number, more: Partial<Entry> = {}): Entry => ({
   receipt: null,
   type: null,
   to: null,
+  audience: null,
   expires: null,
   event: null,
   control: null,

@@ -87,6 +87,8 @@ export const FORM = "application/x-www-form-urlencoded";
 
 export const LINES = "application/x-ndjson";
 
+const MERGE_PATCH = "application/merge-patch+json";
+
 export const accept = (type: string): Asking => ({ headers: { Accept: type } });
 
 const keyed: Asking = { type: JSON_TYPE, example: "one", headers: { "Idempotency-Key": "a" } };
@@ -106,8 +108,10 @@ const weekdays: Asking = {
 export const STORY: readonly Step[] = [
   ["health", {}, 200, JSON_TYPE, "example"],
   ["ready", {}, 200, JSON_TYPE, "example"],
-  ["enrolDevice", {}, 201, JSON_TYPE, "example"],
-  ["enrolDevice", {}, 200, JSON_TYPE, "example"],
+  ["enrolDevice", { type: JSON_TYPE, example: "example" }, 201, JSON_TYPE, "example"],
+  ["enrolDevice", { type: JSON_TYPE, example: "example" }, 200, JSON_TYPE, "example"],
+  ["tagDevice", { type: JSON_TYPE, example: "example" }, 200, JSON_TYPE, "example"],
+  ["tagDevice", { type: MERGE_PATCH, example: "example" }, 200, JSON_TYPE, "example"],
   ["push", keyed, 201, JSON_TYPE, "one"],
   ["push", keyed, 200, JSON_TYPE, "one"],
   ["push", { ...keyed, example: "", body: "1" }, 422, PROBLEM, "key"],

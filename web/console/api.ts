@@ -79,6 +79,7 @@ export interface Device {
   readonly addresses?: readonly string[];
   readonly seenAt: string | null;
   readonly pending: number;
+  readonly tags: Readonly<Record<string, string>>;
 }
 
 /** A refused request, with the message of the problem document if it is PERE's. */

@@ -9,7 +9,7 @@ import { useReading } from "./readings.ts";
 import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
 import { linkTo, useKept } from "./router.ts";
 import { now } from "./state.ts";
-import { ago, count, timeText } from "./words.ts";
+import { ago, count, tagsText, timeText } from "./words.ts";
 
 /** Rows per page. */
 const PAGE = 100;
@@ -131,6 +131,11 @@ function Tools({ wanted, changed }: ToolsProps) {
   );
 }
 
+function TagList({ tags }: Pick<Device, "tags">) {
+  const text = tagsText(tags);
+  return text === "" ? null : <div class="muted small">{text}</div>;
+}
+
 function DeviceTable({ channel, devices }: { readonly channel: string; readonly devices: readonly Device[] }) {
   return (
     <div class="scroll" tabIndex={0} role="region" aria-label="Devices of the channel">
@@ -152,6 +157,7 @@ function DeviceTable({ channel, devices }: { readonly channel: string; readonly 
             <tr key={device.device}>
               <th scope="row">
                 <a href={linkTo(channel, "devices", device.device)}>{device.device}</a>
+                <TagList tags={device.tags} />
               </th>
               <td>
                 <LastHeard device={device} />

@@ -20,6 +20,8 @@ export interface Draft {
   readonly text: string;
   /** null: all enrolled devices. */
   readonly to: readonly string[] | null;
+  /** Terms on tags; not together with names. */
+  readonly where: string;
   /** Seconds; "": none. */
   readonly deadline: string;
   readonly type: string;
@@ -32,6 +34,7 @@ export interface Draft {
 export const NEW_DRAFT: Draft = {
   text: '{"order": "A-1001", "table": 7}',
   to: null,
+  where: "",
   deadline: "300",
   type: "",
   remind: "",
@@ -59,10 +62,11 @@ export function jsonFault(text: string): string {
 }
 
 /** The path, query and headers of a push. @throws if an option can't be encoded: without it, it would be another push */
-function requestOf(channel: string, { type, to, deadline, remind, ttl, wait }: Draft) {
+function requestOf(channel: string, { type, to, where, deadline, remind, ttl, wait }: Draft) {
   const options: [string, string][] = [
     ["type", type],
     ["to", to === null ? "" : to.join(",")],
+    ["where", where],
     ["deadline", deadline],
     ["remind", remind],
     ["ttl", ttl],

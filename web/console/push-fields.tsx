@@ -4,7 +4,7 @@ import { addressedBy, type Audience } from "./device-picker.tsx";
 import { Field, Segments } from "./fields.tsx";
 import { type Draft, jsonFault } from "./push-draft.ts";
 
-type OptionName = "type" | "remind" | "ttl" | "wait";
+type OptionName = "where" | "type" | "remind" | "ttl" | "wait";
 
 interface Option {
   readonly name: OptionName;
@@ -15,6 +15,7 @@ interface Option {
 }
 
 const OPTIONS: readonly Option[] = [
+  { name: "where", label: "Only devices with tags", hint: "site:rome|milan,!beta" },
   { name: "type", label: "Type", hint: "order.created" },
   { name: "remind", label: "Remind every, in seconds", hint: "never" },
   { name: "ttl", label: "Expires after, in seconds", hint: "never" },
@@ -31,14 +32,14 @@ export interface Fields {
   readonly options: Signal<Readonly<Record<OptionName, string>>>;
 }
 
-export function useFields({ text, to, deadline, type, remind, ttl, wait }: Draft): Fields {
+export function useFields({ text, to, deadline, where, type, remind, ttl, wait }: Draft): Fields {
   return {
     mode: useSignal<"json" | "text">("json"),
     text: useSignal(text),
     message: useSignal(""),
     audience: useSignal<Audience>({ isAll: to === null, names: to ?? [], typed: "" }),
     deadline: useSignal(deadline),
-    options: useSignal({ type, remind, ttl, wait }),
+    options: useSignal({ where, type, remind, ttl, wait }),
   };
 }
 

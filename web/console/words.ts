@@ -62,6 +62,12 @@ export const statesIn = (tally: Tally): State[] => statesOf(tally).filter((state
 export const openOf = (tally: Tally): number =>
   statesIn(tally).reduce((sum, state) => (wordsOf(state).kind === "open" ? sum + tally[state] : sum), 0);
 
+/** "site:rome, beta:1" */
+export const tagsText = (tags: Readonly<Record<string, string>>): string =>
+  Object.entries(tags)
+    .map(([name, value]) => `${name}:${value}`)
+    .join(", ");
+
 /** "12 of 14 done, 1 failed, 1 pending" */
 export function tallyText(tally: Tally, addressed: number): string {
   if (addressed === 0) return "addressed to no device";
