@@ -11,6 +11,8 @@ afterEach(closeAll);
 // ------------------------------------------------------------------------------------------------------------- pages of others
 
 const SHOP = "https://shop.example";
+/** What the files of pages depend on: they are compressed. */
+const FILE = "Accept-Encoding, Origin";
 
 describe("a page of a listed origin", () => {
   const CREDENTIALS = "access-control-allow-credentials";
@@ -45,7 +47,7 @@ describe("a page of a listed origin", () => {
   test("may read every answer: successes, errors of all kinds, pages and streams", async () => {
     const pere = await start({ origins: ["http://127.0.0.1:1", SHOP] });
     const good = bearer(GOOD);
-    for (const [path, status, init] of [
+    for (const [path, status, init, varies = "Origin"] of [
       ["/push/orders", 201, { body: 1, headers: good }],
       ["/push/orders", 400, { body: "{", headers: good }],
       ["/push/orders", 401, { body: 1 }],
@@ -55,8 +57,10 @@ describe("a page of a listed origin", () => {
       ["/push/orders", 405, {}],
       ["/push/orders", 415, { body: "1", type: "text/plain", headers: good }],
       ["/feed/orders?wait=0", 200, { headers: { ...good, ...JSON_ONLY } }],
-      ["/weblistener-worker.js", 200, {}],
-      ["/swagger/json", 200, {}],
+      ["/weblistener-worker.js", 200, {}, FILE],
+      ["/weblistener.html", 200, {}, FILE],
+      ["/weblistener.html", 304, { headers: { "If-None-Match": "*" } }, FILE],
+      ["/swagger/json", 200, {}, FILE],
     ] as const) {
       const answer = await ask(pere.url + path, {
         ...init,
@@ -69,7 +73,7 @@ describe("a page of a listed origin", () => {
         headers.get("access-control-allow-origin"),
         headers.get("vary"),
         headers.has(CREDENTIALS),
-      ]).toEqual([path, status, SHOP, "Origin", false]);
+      ]).toEqual([path, status, SHOP, varies, false]);
       expect(headers.get("access-control-expose-headers")).toContain("WWW-Authenticate");
     }
     const stream = await listen(`${pere.url}/feed/orders`, { ...good, Origin: SHOP });
@@ -117,7 +121,7 @@ describe("a page of a listed origin", () => {
   test("is distinguished by caches, also in answers without an origin", async () => {
     const pere = await start({ origins: [SHOP] });
     const { headers } = await ask(`${pere.url}/weblistener.html`);
-    expect([headers.get("vary"), headers.has("access-control-allow-origin")]).toEqual(["Origin", false]);
+    expect([headers.get("vary"), headers.has("access-control-allow-origin")]).toEqual([FILE, false]);
   });
 
   test("is any page with *, which allows no cookies", async () => {

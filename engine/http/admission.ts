@@ -86,6 +86,12 @@ export class Admission {
     this.#options = options;
   }
 
+  /** Whether answers depend on the `Origin` of the request. */
+  get variesByOrigin(): boolean {
+    const { origins } = this.#options;
+    return origins !== "*" && origins.length > 0;
+  }
+
   /**
    * Checks `Host` and `Origin`.
    * @returns the headers that let a page of another origin read the answer, and tell caches what it depends on
@@ -97,7 +103,7 @@ export class Admission {
     const { origins, isLocal } = this.#options;
     if (isLocal) checkLocal(host, headers);
     const origin = headers.get("origin");
-    const varies = origins === "*" || origins.length === 0 ? NO_HEADERS : { Vary: "Origin" };
+    const varies = this.variesByOrigin ? { Vary: "Origin" } : NO_HEADERS;
     if (origin === null || this.#isOwn(origin, host)) return varies;
     if (origins === "*" ? origin === "null" : !origins.includes(origin))
       throw new PereError(

@@ -71,6 +71,12 @@ export function appOf(routes: readonly Route[], { bodyMs, logsRequests, isTls, .
     });
   // Reads the body of a GET or DELETE, which its handler ignores.
   if (isTls) app.onAfterHandle(({ request }) => discardBody(request));
+  // An answer that depends on something else too keeps that; Elysia adds headers only where there are none of that name.
+  if (admission.variesByOrigin)
+    app.onAfterHandle(({ responseValue }) => {
+      if (responseValue instanceof Response && responseValue.headers.has("vary"))
+        responseValue.headers.append("Vary", "Origin");
+    });
   app
     .onRequest(({ request, set }) => {
       try {
