@@ -277,15 +277,21 @@ export class Board {
     }
   }
 
-  /** Reads cells of some devices, and of those beside them by name: a request has all of some blocks. */
+  /**
+   * Reads cells of some devices, and of those beside them by name: a request has all of some blocks. Of devices whose place is not known, one request at
+   * a time has the first one and those that follow it.
+   */
   #readCells(line: Line, devices: readonly string[]): void {
     const blocks = new Set<number>();
+    const unplaced: string[] = [];
     for (const device of devices) {
       const place = this.#placeByName.get(device);
-      if (place === undefined)
-        this.#start(line, `${device}`, () => this.#readRange(line, justBefore(device), device, 1));
+      if (place === undefined) unplaced.push(device);
       else blocks.add(Math.floor(place / BLOCK));
     }
+    const [near] = unplaced.sort();
+    if (near !== undefined)
+      this.#start(line, "near", () => this.#readRange(line, justBefore(near), near, BLOCK, unplaced));
     const sorted = [...blocks].sort((a, b) => a - b);
     for (let index = 0; index < sorted.length;) {
       const first = sorted[index]!;
@@ -345,9 +351,14 @@ export class Board {
     this.deviceCount = page.next === null ? known : Math.max(this.deviceCount, known + 1);
   }
 
-  /** Reads the rows of an event after one device's name, up to another's. */
-  async #readRange(line: Line, first: string, last: string, rows: number): Promise<void> {
-    const asked = this.#namesIn(first, last);
+  /** Reads the rows of an event after one device's name, at least up to another's. @param asked the devices that are looked for, as far as it gets */
+  async #readRange(
+    line: Line,
+    first: string,
+    last: string,
+    rows: number,
+    asked: readonly string[] = this.#namesIn(first, last),
+  ): Promise<void> {
     for (const device of asked) line.stale.delete(device); // A frame that arrives during the read may add it again.
     const found = new Set<string>();
     let after: string | null = first;
@@ -369,7 +380,11 @@ export class Board {
       for (const device of asked) if (line.cells.has(device)) line.stale.add(device);
       throw error;
     }
-    for (const device of asked) if (!found.has(device) && !line.cells.has(device)) line.cells.set(device, null);
+    for (const device of asked) {
+      const isReached = after === null || device <= after;
+      if (!isReached && line.cells.has(device)) line.stale.add(device);
+      if (isReached && !found.has(device) && !line.cells.has(device)) line.cells.set(device, null);
+    }
   }
 
   /** The known devices after one name, up to another. */
