@@ -220,9 +220,12 @@ export class SqliteFile {
     }
   }
 
-  /** Tests whether the disk takes writes. */
+  /** Tests whether the disk takes writes: the only way to learn that it does again. */
   #try(): void {
-    this.change(() => this.#write()).catch(() => {});
+    this.change(() => this.#write()).then(
+      () => void (this.#unwritten = null),
+      () => {},
+    );
   }
 
   #pragma(name: string): number {
@@ -366,7 +369,8 @@ export class SqliteFile {
       for (const { reject } of changes) reject(refusal);
       return changes.length;
     }
-    this.#unwritten = null;
+    // What this changed may be in memory only, so it does not tell.
+    if (this.#unwritten !== null) this.#try();
     tell.push(this.#owner.written());
     outcomes.push(...settled);
     return settled.length;
