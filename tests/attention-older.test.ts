@@ -12,7 +12,7 @@ import { SCHEMA } from "../engine/sqlite/schema.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import { ageAll } from "./contract/attention-model.ts";
-import { draft, EVERYTHING, missAll, T, trimAll, word } from "./contract/calls.ts";
+import { CLAIM_MS, draft, EVERYTHING, missAll, T, trimAll, word } from "./contract/calls.ts";
 import { temporary } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 
@@ -99,7 +99,7 @@ test("in a file of the first version that keeps receipts, without those of devic
 
 test.skipIf(noRedis !== null)("in a Redis, counted in slices when retention has come by", async () => {
   redis = await startRedis();
-  const open = () => RedisStore.open({ urls: [redis!.url], prefix: "old:" });
+  const open = () => RedisStore.open({ urls: [redis!.url], prefix: "old:", claimMs: CLAIM_MS });
   let store = await open();
   const names = Array.from({ length: 700 }, (_, n) => `d-${n}`);
   await Promise.all([...names, "old"].map((name) => store.enrol("orders", name, T)));

@@ -10,7 +10,7 @@ import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
 import { ageAll } from "./contract/attention-model.ts";
-import { draft, missAll, T, trimAll, word } from "./contract/calls.ts";
+import { CLAIM_MS, draft, missAll, T, trimAll, word } from "./contract/calls.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 import { countRows, rowsOfAll } from "./support/row-meter.ts";
 
@@ -44,7 +44,12 @@ const HEARTBEAT_COMMANDS = 5;
 
 async function openRedis(): Promise<Opened> {
   redis ??= await startRedis();
-  const store = await RedisStore.open({ urls: [redis.url], prefix: `attention-${++prefixes}:`, callMs: 30_000 });
+  const store = await RedisStore.open({
+    urls: [redis.url],
+    prefix: `attention-${++prefixes}:`,
+    callMs: 30_000,
+    claimMs: CLAIM_MS,
+  });
   closing.push(() => store.close());
   const commands = async (): Promise<number> => {
     const found = (await redis!.ask("INFO", "commandstats")).matchAll(/cmdstat_([^:]+):calls=(\d+)/g);

@@ -11,7 +11,7 @@ import { OWN, type Wire } from "../engine/feeds/feed.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import { SqliteStore } from "../engine/sqlite/store.ts";
 import type { Store } from "../engine/store.ts";
-import { draft, reads, SECOND, T, word } from "./contract/calls.ts";
+import { CLAIM_MS, draft, reads, SECOND, T, word } from "./contract/calls.ts";
 import { historyOf } from "./contract/history.ts";
 import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
@@ -213,7 +213,7 @@ describe.skipIf(noRedis !== null)("in one script of Redis", () => {
   beforeAll(async () => {
     redis = await startRedis();
     // What is counted is work. How long it takes is this machine's business.
-    store = await RedisStore.open({ urls: [redis.url], callMs: 60_000 });
+    store = await RedisStore.open({ urls: [redis.url], callMs: 60_000, claimMs: CLAIM_MS });
     await fill(store);
     ear = await monitor(redis);
   });

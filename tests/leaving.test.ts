@@ -18,6 +18,7 @@ import {
   countRows,
   draft,
   EVERYTHING,
+  CLAIM_MS,
   missAll,
   noteOf,
   results,
@@ -106,7 +107,7 @@ async function leftInFile(): Promise<Left> {
 async function leftInRedis(): Promise<Left> {
   redis ??= await startRedis();
   const prefix = `leaving-${++prefixes}:`;
-  const store = await RedisStore.open({ urls: [redis.url], prefix });
+  const store = await RedisStore.open({ urls: [redis.url], prefix, claimMs: CLAIM_MS });
   closing.push(() => store.close());
   await prepare(store);
   const { withAttention: all, counters } = keysWith(prefix)("orders");

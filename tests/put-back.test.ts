@@ -4,7 +4,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { PereError } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
-import { draft, hear, heardAll, missAll, results, SECOND, T, type Told, word } from "./contract/calls.ts";
+import { CLAIM_MS, draft, hear, heardAll, missAll, results, SECOND, T, type Told, word } from "./contract/calls.ts";
 import { until } from "./support/harness.ts";
 import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts";
 const why = noRedis === null ? "" : ` (skipped: ${noRedis})`;
@@ -15,7 +15,7 @@ describe.skipIf(noRedis !== null)(`a Redis that is restored to an older state${w
   let wakes: Told[][] = [];
   beforeEach(async () => {
     redis = await startRedis();
-    stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url] })));
+    stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url], claimMs: CLAIM_MS })));
     wakes = stores.map(() => []);
     for (const [n, store] of stores.entries()) {
       hear(store, (told) => wakes[n]!.push(told));

@@ -5,6 +5,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from "bun:test";
 import { slotOf } from "../engine/redis/cluster.ts";
 import { RedisStore } from "../engine/redis/store.ts";
+import { CLAIM_MS } from "./contract/calls.ts";
 import { storeContract } from "./contract/contract.ts";
 import { type Answer, ask, give, listen, push, spawn, startOn, type Stream, until } from "./support/harness.ts";
 import { type Cluster, type Node, startCluster } from "./support/redis-cluster-server.ts";
@@ -93,7 +94,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis Cluster${why}`, () => {
   storeContract(
     "RedisStore on a Cluster",
     async () => {
-      const options = { urls: cluster.url.split(","), prefix: `test-${++prefixes}:` };
+      const options = { urls: cluster.url.split(","), prefix: `test-${++prefixes}:`, claimMs: CLAIM_MS };
       const reopen = async () => {
         const store = await RedisStore.open(options);
         closing.push(() => store.close());

@@ -4,7 +4,7 @@
  */
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { RedisStore } from "../engine/redis/store.ts";
-import { reads, draft, missAll, results, SECOND, T, word } from "./contract/calls.ts";
+import { CLAIM_MS, reads, draft, missAll, results, SECOND, T, word } from "./contract/calls.ts";
 import { ask, give, push, spawn, startOn, until } from "./support/harness.ts";
 import { hookCases } from "./contract/hook-cases.ts";
 import { hook, listed, LOOPBACK, Receiver, receive, services, tidyUp } from "./contract/hook-world.ts";
@@ -32,7 +32,9 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
   describe("a race", () => {
     test("of three instances for one deadline: each device is missing once, and each instance is notified", async () => {
       const prefix = "deadline-race:";
-      const stores = await Promise.all([1, 2, 3].map(() => RedisStore.open({ urls: [redis.url], prefix })));
+      const stores = await Promise.all(
+        [1, 2, 3].map(() => RedisStore.open({ urls: [redis.url], prefix, claimMs: CLAIM_MS })),
+      );
       const [store] = stores as [RedisStore];
       const told = await Promise.all(
         stores.map(async (one) => {
@@ -100,7 +102,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
     });
 
     test("for a deadline that is not processed: a receipt past it is late, and its device was missing before", async () => {
-      const stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url] })));
+      const stores = await Promise.all([1, 2].map(() => RedisStore.open({ urls: [redis.url], claimMs: CLAIM_MS })));
       const [one, other] = stores as [RedisStore, RedisStore];
       await one.enrol("c", "till", T);
       const { epoch } = await one.append("c", [draft(1, { deadline: 1 })], T);
@@ -123,7 +125,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${why}`, () => {
     });
 
     test("for a deadline, when the channel was taken from the list between the two halves of its push", async () => {
-      const store = await RedisStore.open({ urls: [redis.url] });
+      const store = await RedisStore.open({ urls: [redis.url], claimMs: CLAIM_MS });
       await store.enrol("c", "till", T);
       // So short that others may have looked already.
       const pushing = store.append("c", [draft(1, { deadline: 0.001 })], T);

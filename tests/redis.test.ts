@@ -9,7 +9,7 @@ import type { EventDraft } from "../engine/model.ts";
 import { RedisStore } from "../engine/redis/store.ts";
 import type { Extent, Wake } from "../engine/store.ts";
 import type { Service } from "../index.ts";
-import { reads } from "./contract/calls.ts";
+import { CLAIM_MS, reads } from "./contract/calls.ts";
 import { storeContract } from "./contract/contract.ts";
 import { ask, give, listen, push, spawn, startOn, type Stream, until } from "./support/harness.ts";
 import { Proxy } from "./support/proxy.ts";
@@ -42,7 +42,7 @@ afterEach(async () => {
   for (const close of closing.splice(0).reverse()) await close();
 });
 const openStore = async (name: string, on = redis): Promise<RedisStore> => {
-  const store = await RedisStore.open({ urls: [on.url], prefix: name });
+  const store = await RedisStore.open({ urls: [on.url], prefix: name, claimMs: CLAIM_MS });
   closing.push(() => store.close());
   return store;
 };
@@ -92,7 +92,7 @@ describe.skipIf(noRedis !== null)(`on a real Redis${noRedis === null ? "" : ` (s
     async () => {
       const name = prefix();
       return {
-        store: await RedisStore.open({ urls: [redis.url], prefix: name }),
+        store: await RedisStore.open({ urls: [redis.url], prefix: name, claimMs: CLAIM_MS }),
         reopen: () => openStore(name),
       };
     },

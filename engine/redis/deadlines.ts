@@ -23,21 +23,25 @@ export class RedisDeadlines {
   readonly #due: string;
   readonly #scripts: typeof SCRIPTS;
   readonly #process: (channel: string, now: number) => Promise<string>;
+  readonly #claimMs: number;
 
   /**
    * @param due key of the list
    * @param process does what is due in a channel, in a slice; returns when something is due there next, milliseconds since 1970, or an empty text
+   * @param claimMs how long an instance may take for a channel, milliseconds
    */
   constructor(
     link: Redis,
     due: string,
     scripts: typeof SCRIPTS,
     process: (channel: string, now: number) => Promise<string>,
+    claimMs = CLAIM_MS,
   ) {
     this.#link = link;
     this.#due = due;
     this.#scripts = scripts;
     this.#process = process;
+    this.#claimMs = claimMs;
   }
 
   /** Adds a deadline of a channel, unless it has an earlier one. */
@@ -58,12 +62,12 @@ export class RedisDeadlines {
 
   /** Implements `Store.recordMissing` and `Store.recordOverdue`. */
   async record(now: number): Promise<number | null> {
-    const until = now + CLAIM_MS;
+    const until = now + this.#claimMs;
     const values = [now, until, DUE_AT_ONCE];
     const [next, ...due] = (await this.#link.run(this.#scripts.claim, [this.#due], values)) as readonly string[];
     if (due.length === 0) return next === "" ? null : Number(next);
     const work = Promise.allSettled(due.map((channel) => this.#processIn(channel, now, until)));
-    const ended = (await Promise.race([work, Bun.sleep(CLAIM_MS)])) ?? [];
+    const ended = (await Promise.race([work, Bun.sleep(this.#claimMs)])) ?? [];
     for (const outcome of ended) if (outcome.status === "rejected" && !isAway(outcome.reason)) throw outcome.reason;
     return now; // There may be more.
   }

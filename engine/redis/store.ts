@@ -123,6 +123,8 @@ export interface RedisOptions {
   readonly epoch?: () => string;
   /** How long a call may take, milliseconds; 2,500 by default. */
   readonly callMs?: number;
+  /** How long an instance may take for what is due in a channel before another one does it, milliseconds; 500 by default. */
+  readonly claimMs?: number;
 }
 
 /** Errors of one channel, which do not concern the others. */
@@ -168,7 +170,7 @@ export class RedisStore implements Store {
   >();
   #closing: Promise<void> | undefined;
 
-  constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch, callMs }: RedisOptions) {
+  constructor({ urls, replicas = 0, prefix = "pere:", epoch = newEpoch, callMs, claimMs }: RedisOptions) {
     this.#prefix = prefix;
     const database = databaseOf(urls[0]!);
     this.#keys = keysWith(prefix, database);
@@ -186,12 +188,10 @@ export class RedisStore implements Store {
     };
     this.#link = urls.length === 1 ? new RedisLink(urls, ready, callMs) : new RedisCluster(urls, ready, callMs);
     this.#attention = new RedisAttention(this.#link, prefix, this.#keys, this.#scripts);
-    this.#deadlines = new RedisDeadlines(this.#link, `${prefix}due`, this.#scripts, (channel, now) =>
-      this.#missIn(channel, now),
-    );
-    this.#ages = new RedisDeadlines(this.#link, `${prefix}aging`, this.#scripts, (channel, now) =>
-      this.#attention.age(channel, now),
-    );
+    const deadlines = (key: string, process: (channel: string, now: number) => Promise<string>): RedisDeadlines =>
+      new RedisDeadlines(this.#link, prefix + key, this.#scripts, process, claimMs);
+    this.#deadlines = deadlines("due", (channel, now) => this.#missIn(channel, now));
+    this.#ages = deadlines("aging", (channel, now) => this.#attention.age(channel, now));
     this.#hooks = new RedisHooks(
       this.#link,
       `${prefix}hooked`,

@@ -191,6 +191,12 @@ export async function trimAll(
 }
 
 /**
+ * How long an instance may take in tests for what is due in a channel on Redis. The time of these tests stands still, so a store that would leave
+ * a channel to another instance when it takes long would leave it there.
+ */
+export const CLAIM_MS = 60_000;
+
+/**
  * Has the deadlines that have passed dealt with, to the end.
  * @param between what else is done before each further call
  * @returns when there is something to do next
