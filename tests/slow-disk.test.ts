@@ -56,15 +56,10 @@ describe.skipIf(process.platform !== "linux")("while a sync runs", () => {
     expect(seen).toEqual([]);
     syncs[0]!.resolve();
     await Promise.all([second, heads, third, receipt, again]);
-    expect(seen.filter((what) => what !== "heads")).toEqual([
-      "told events 2",
-      "second",
-      "told events 3",
-      "told receipts 1,2",
-      "third",
-      "receipt",
-      "again",
-    ]);
+    const heard = seen.filter((what) => what !== "heads");
+    expect(heard.slice(0, 4)).toEqual(["told events 2", "second", "told events 3", "told receipts 1,2"]);
+    // Answers of one round have no order.
+    expect(heard.slice(4).toSorted()).toEqual(["again", "receipt", "third"]);
     expect((await heads)!.events.head).toBe(2);
     expect(syncs).toHaveLength(2);
 
