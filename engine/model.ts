@@ -339,6 +339,8 @@ export interface Row {
   readonly late: boolean;
   readonly round: number;
   readonly attempt: number;
+  /** While it is deferred, until its next round begins: when that will be, milliseconds since 1970. */
+  readonly due?: number;
 }
 
 /** A device's status on one of the kept events that are addressed to it. `pushedAt` and `deadline` in milliseconds since 1970. */

@@ -184,7 +184,7 @@ describe("rows", () => {
     expect(csv.headers.get("content-type")).toStartWith("text/csv");
     const at = (await get(`${path}?status=failed`)).body.receipts[0].at;
     expect(csv.text).toBe(
-      `device,status,detail,at,deviceAt,late,round,attempt,tags\r\nd1,failed,"""say \\""no\\"", twice""",${at},,false,1,1,\r\n`,
+      `device,status,detail,at,deviceAt,late,round,attempt,due,tags\r\nd1,failed,"""say \\""no\\"", twice""",${at},,false,1,1,,\r\n`,
     );
     const lines = (await get(path, { Accept: "application/x-ndjson" })).text.trimEnd().split("\n");
     expect(lines.map((line) => (JSON.parse(line) as { device: string }).device)).toEqual(devices);

@@ -160,6 +160,9 @@ const receiptBody = {
   },
   attempt: count("The device's failures so far."),
 };
+const due = {
+  due: { ...ref("Time"), description: "When a deferred event is sent again. Absent once its next round has begun." },
+};
 const batch = (items: Schema, more: Record<string, Schema> = {}): Schema =>
   object(
     {
@@ -745,8 +748,8 @@ export const schemas = {
   }),
   EventPage: object({ events: array(ref("EventState")), next: next("an event's id") }),
   ReceiptRow: object(
-    { device: ref("Device"), status: ref("State"), ...receiptBody, at: orNull("Time"), tags: tagsNow },
-    [],
+    { device: ref("Device"), status: ref("State"), ...receiptBody, ...due, at: orNull("Time"), tags: tagsNow },
+    ["due"],
     {
       description: "An addressed device's status on an event. While it is `pending`, there are no other members.",
     },
@@ -779,9 +782,10 @@ export const schemas = {
       deadline: orNull("Time"),
       status: ref("State"),
       ...receiptBody,
+      ...due,
       at: orNull("Time"),
     },
-    [],
+    ["due"],
     { description: "A device's status on an event that is addressed to it. While it is `pending`, `at` is `null`." },
   ),
   DeviceReceiptPage: object({ receipts: array(ref("DeviceReceipt")), next: next("an event's id") }),
@@ -1159,7 +1163,7 @@ export const samples = {
   events: { events: states, next: null },
   state: states[0],
   rows: { receipts: [row], next: null },
-  rowsCsv: `device,status,detail,at,deviceAt,late,round,attempt,tags\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false,1,0,site:rome\r\n`,
+  rowsCsv: `device,status,detail,at,deviceAt,late,round,attempt,due,tags\r\n${device},done,"{""printed"":true}",${at},${deviceAt},false,1,0,,site:rome\r\n`,
   rowsLines: `${JSON.stringify(row)}\n`,
   shared: { device, addresses: ["127.0.0.1", "192.0.2.8"] },
   devices: {

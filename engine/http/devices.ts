@@ -45,7 +45,8 @@ const timeJson = (ms: number | null): string => (ms === null ? "null" : `"${iso(
 const historyJson = (epoch: string, row: HistoryRow): string =>
   `{"event":"${id(epoch, row.seq)}","type":${row.type === null ? "null" : `"${row.type}"`},"pushedAt":"${iso(row.pushedAt)}",` +
   `"deadline":${timeJson(row.deadline)},"status":"${row.status}","detail":${row.detail ?? "null"},"at":${timeJson(row.at)},` +
-  `"deviceAt":${timeJson(row.deviceAt)},"late":${row.late},"round":${row.round},"attempt":${row.attempt}}`;
+  `"deviceAt":${timeJson(row.deviceAt)},"late":${row.late},"round":${row.round},"attempt":${row.attempt}` +
+  `${row.due === undefined ? "" : `,"due":"${iso(row.due)}"`}}`;
 
 export async function deviceHistory(context: RouteContext, params: Params, request: Request): Promise<Response> {
   const channel = await channelOf(context, params, request);

@@ -37,14 +37,16 @@ export async function withdrawEvent(context: RouteContext, params: Params, reque
 /** A row with the tags that its device has now. */
 type TaggedRow = Row & { readonly tags: Tags };
 
-const rowJson = ({ device, status, detail, at, deviceAt, late, round, attempt, tags }: TaggedRow): string =>
+const rowJson = ({ device, status, detail, at, deviceAt, late, round, attempt, due, tags }: TaggedRow): string =>
   `{"device":"${device}","status":"${status}","detail":${detail ?? "null"},"at":${at === null ? "null" : `"${iso(at)}"`},` +
-  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late},"round":${round},"attempt":${attempt},"tags":${JSON.stringify(tagsJson(tags))}}`;
+  `"deviceAt":${deviceAt === null ? "null" : `"${iso(deviceAt)}"`},"late":${late},"round":${round},"attempt":${attempt},` +
+  `${due === undefined ? "" : `"due":"${iso(due)}",`}"tags":${JSON.stringify(tagsJson(tags))}}`;
 
 /** A line of CSV (RFC 4180). Only `detail` and several tags can need quotes. */
-const rowCsv = ({ device, status, detail, at, deviceAt, late, round, attempt, tags }: TaggedRow): string =>
+const rowCsv = ({ device, status, detail, at, deviceAt, late, round, attempt, due, tags }: TaggedRow): string =>
   `${device},${status},${detail === null ? "" : `"${detail.replaceAll('"', '""')}"`},` +
   `${at === null ? "" : iso(at)},${deviceAt === null ? "" : iso(deviceAt)},${late},${round},${attempt},` +
+  `${due === undefined ? "" : iso(due)},` +
   (tags.size > 1 ? `"${tagsText(tags)}"` : tagsText(tags));
 
 /** The statuses in `status`, comma separated; null: not given. @throws PereError malformed */
@@ -80,7 +82,7 @@ export async function receiptRows(context: RouteContext, params: Params, request
   let left = query.has("limit") ? limit : Number.POSITIVE_INFINITY;
   let page = await read(after, Math.min(left, EXPORT_ROWS));
   async function* lines() {
-    if (asCsv) yield "device,status,detail,at,deviceAt,late,round,attempt,tags\r\n";
+    if (asCsv) yield "device,status,detail,at,deviceAt,late,round,attempt,due,tags\r\n";
     for (;;) {
       yield page.items.map((row) => (asCsv ? `${rowCsv(row)}\r\n` : `${rowJson(row)}\n`)).join("");
       left -= page.items.length;

@@ -10,8 +10,8 @@ const HISTORY_BYTES = 1024 * 1024;
 
 /**
  * epoch, device, event, number of rows, now → the oldest event that was looked at (0: there are none before that one), then for each event before that one
- * that is addressed to the device, newest first: seq, the beginning of its entry, code, round, failures, how it was withdrawn or '', the receipt's entry
- * or ''; null: another epoch
+ * that is addressed to the device, newest first: seq, the beginning of its entry, code, round, failures, until when it is held or '', how it was withdrawn or '',
+ * the receipt's entry or ''; null: another epoch
  */
 export const HISTORY = `
     local channel = lookIn(ARGV[1])
@@ -41,7 +41,7 @@ export const HISTORY = `
           local position = s.receipt .. '-0'
           receipt = redis.call('XRANGE', receipts, position, position)[1]
         end
-        for _, value in ipairs({ seq, pushed[1][2][2]:match('^[^ ]* [^ ]* [^ ]* [^ ]* [^ ]* '), s.code, s.round, s.attempt, withdrawal or '', receipt and receipt[2][2] or '' }) do
+        for _, value in ipairs({ seq, pushed[1][2][2]:match('^[^ ]* [^ ]* [^ ]* [^ ]* [^ ]* '), s.code, s.round, s.attempt, heldUntil(s), withdrawal or '', receipt and receipt[2][2] or '' }) do
           found[#found + 1] = value
         end
         left, bytes = left - 1, bytes + #pushed[1][2][2]
@@ -54,10 +54,10 @@ export const HISTORY = `
     return found`;
 
 /** Values per row of the script's reply. */
-export const HISTORY_VALUES = 7;
+export const HISTORY_VALUES = 8;
 
 /** A row of the script's reply. */
-export function historyRowOf([seqText, head, code, round, attempt, mark, entry]: readonly unknown[]): HistoryRow {
+export function historyRowOf([seqText, head, code, round, attempt, due, mark, entry]: readonly unknown[]): HistoryRow {
   const seq = Number(seqText);
   const { type, at: pushedAt, deadline } = eventHeadOf(seq, head as string);
   const status = STATES[Number(code)]!;
@@ -75,5 +75,6 @@ export function historyRowOf([seqText, head, code, round, attempt, mark, entry]:
     late: said?.late ?? false,
     round: Number(round),
     attempt: Number(attempt),
+    ...(due === "" ? {} : { due: Number(due) }),
   };
 }

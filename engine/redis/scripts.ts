@@ -293,6 +293,11 @@ local function standingAt(s, withdrawal, now)
   return s
 end
 
+-- While a device is deferred: when its next round begins, else ''. Takes what standingAt found.
+local function heldUntil(s)
+  return s.code == DEFERRED and not s.begun and text(s.due) or ''
+end
+
 -- Final words are owed to an event.
 local function isOwed(about, now)
   return not about or not (about.withdrawn or about.control or (about.expires > 0 and about.expires <= now))
@@ -1234,7 +1239,7 @@ export const SCRIPTS = {
   /**
    * epoch, event, codes with a space before, between and behind them ('': all), after, number of names to search, now → how the event was withdrawn or '', then three lists by name: addressed devices,
    * devices retired since, the leaving device. Each begins with the name after which there may be more ('': none), then for each: device, code, round,
-   * attempt, its receipt's entry or ''; null: another epoch
+   * attempt, until when it is held or '', its receipt's entry or ''; null: another epoch
    */
   rows: script(`
     local channel, event = lookIn(ARGV[1]), tonumber(ARGV[2])
@@ -1258,7 +1263,7 @@ export const SCRIPTS = {
               local kept = redis.call('XRANGE', receipts, seq, seq)
               entry = kept[1] and kept[1][2][2] or ''
             end
-            for _, value in ipairs({ device, s.code, s.round, s.attempt, entry }) do rows[#rows + 1] = value end
+            for _, value in ipairs({ device, s.code, s.round, s.attempt, heldUntil(s), entry }) do rows[#rows + 1] = value end
           end
         end
       end

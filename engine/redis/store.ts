@@ -700,7 +700,7 @@ export class RedisStore implements Store {
       // Two lists by name; if one was cut, only names up to the cut are known in both.
       const cuts: string[] = reply.map(([cut]) => cut as string).filter((cut) => cut !== "");
       const upTo: string | null = cuts.length === 0 ? null : cuts.reduce((a, b) => (a < b ? a : b));
-      const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 5)].map((row) => rowOf(row, withdrawal)));
+      const rows = reply.flatMap((list) => [...inGroups(list.slice(1), 6)].map((row) => rowOf(row, withdrawal)));
       rows.sort((a, b) => (a.device < b.device ? -1 : 1));
       found.push(...rows.filter(({ device }) => upTo === null || device <= upTo));
       from = upTo;
@@ -1058,7 +1058,7 @@ function enrolmentOf(device: string, text: string): DeviceEnrolment {
   return { device, enrolledAt, seenAt: seenAt === -1 ? null : seenAt };
 }
 
-function rowOf([device, code, round, attempt, entry]: readonly Reply[], withdrawal: Withdrawal | null): Row {
+function rowOf([device, code, round, attempt, due, entry]: readonly Reply[], withdrawal: Withdrawal | null): Row {
   const status = STATES[Number(code)]!;
   const isWithdrawn = status === "withdrawn";
   const said = entry === "" || isWithdrawn ? null : receiptOf(0, entry as string);
@@ -1071,5 +1071,6 @@ function rowOf([device, code, round, attempt, entry]: readonly Reply[], withdraw
     late: said?.late ?? false,
     round: Number(round),
     attempt: Number(attempt),
+    ...(due === "" ? {} : { due: Number(due) }),
   };
 }

@@ -52,12 +52,13 @@ function stateAt({ status, round, due }: Said, withdrawal: Withdrawal | null, no
 
 /** What a row has of a device's last word, as of a time. */
 export function wordAt(word: StoredWord, withdrawal: Withdrawal | null, now: number): Omit<Row, "device"> {
-  const { state: status, round } = stateAt(word, withdrawal, now);
+  const { state: status, round, due } = stateAt(word, withdrawal, now);
   const { detail, at, deviceAt, late } = word;
   const attempt = word.attempt ?? (status === "failed" ? 1 : 0);
   if (status === "withdrawn")
     return { status, detail: null, at: withdrawal!.at, deviceAt: null, late: false, round, attempt };
-  return { status, detail, at, deviceAt, late: late !== null && late > 0, round, attempt };
+  const row = { status, detail, at, deviceAt, late: late !== null && late > 0, round, attempt };
+  return status === "deferred" && due !== null && due > now ? { ...row, due } : row;
 }
 
 export class ReceiptRows {

@@ -472,22 +472,15 @@ export class ModelChannel {
 
   rows(entry: ModelEvent, now: number): Row[] {
     return [...entry.audience].sort().map((device) => {
-      const { state, round, attempt } = this.state(entry, device, now);
-      const said = entry.words.get(device)?.said;
+      const { state, round, attempt, isHeld } = this.state(entry, device, now);
+      const { said, due = null } = entry.words.get(device) ?? {};
       if (state === "withdrawn") {
         const { at } = entry.withdrawal!;
         return { device, status: state, detail: null, at, deviceAt: null, late: false, round, attempt };
       }
-      return {
-        device,
-        status: state,
-        detail: said?.detail ?? null,
-        at: said?.at ?? null,
-        deviceAt: said?.deviceAt ?? null,
-        late: said?.late ?? false,
-        round,
-        attempt,
-      };
+      const { detail = null, at = null, deviceAt = null, late = false } = said ?? {};
+      const row = { device, status: state, detail, at, deviceAt, late, round, attempt };
+      return isHeld && due !== null ? { ...row, due } : row;
     });
   }
 }

@@ -174,8 +174,8 @@ export function roundCases(name: string, open: Open): void {
       ]);
       const csv = await ask(`${fleet.here.url}/events/c/${id}/receipts`, { headers: { Accept: "text/csv" } });
       expect(csv.text.split("\r\n")).toEqual([
-        "device,status,detail,at,deviceAt,late,round,attempt",
-        `a,done,,${iso(fleet.now)},,false,2,0`,
+        "device,status,detail,at,deviceAt,late,round,attempt,due,tags",
+        `a,done,,${iso(fleet.now)},,false,2,0,,`,
         "",
       ]);
     });

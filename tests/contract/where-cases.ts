@@ -41,9 +41,9 @@ export function whereCases(name: string, open: Open): void {
       ]);
       const csv = (await ask(url, { headers: { Accept: "text/csv" } })).text.split("\r\n");
       expect(csv.slice(0, 3)).toEqual([
-        "device,status,detail,at,deviceAt,late,round,attempt,tags",
-        'a,pending,,,,false,1,0,"model:x2,site:milan"',
-        "b,pending,,,,false,1,0,",
+        "device,status,detail,at,deviceAt,late,round,attempt,due,tags",
+        'a,pending,,,,false,1,0,,"model:x2,site:milan"',
+        "b,pending,,,,false,1,0,,",
       ]);
       expect((await put(fleet, "a", null, "PATCH")).body.tags).toEqual({});
       expect((await put(fleet, "a", { x: "1" })).body.tags).toEqual({ x: "1" });
