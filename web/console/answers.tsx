@@ -59,7 +59,7 @@ export function Answers({ channel, event }: { readonly channel: string; readonly
     },
     (answer) => (answer?.final === finalOf(event.value) ? Infinity : CHANGED_SECONDS),
   );
-  const { at, deadline, audience } = event.value;
+  const { at, deadline, audience, withdrawn } = event.value;
   if (reading.answer.value === null)
     return reading.trouble.value ? <p class="trouble">{reading.trouble}</p> : <Skeleton rows={3} />;
   const { answers, isAll } = reading.answer.value;
@@ -74,21 +74,24 @@ export function Answers({ channel, event }: { readonly channel: string; readonly
         elapsed={(now.value - Date.parse(at)) / 1000}
       />
       <figcaption class="muted">
-        {answersText(answers)} {!isAll && `Of the first ${count(answers.length)} devices by name that answered.`}
+        {answersText(answers, withdrawn !== undefined)}{" "}
+        {!isAll && `Of the first ${count(answers.length)} devices by name that answered.`}
       </figcaption>
     </figure>
   );
 }
 
 /** "Half of the 31 answers came within 1.2 s, the last after 9 min. 2 came after the deadline." */
-function answersText(answers: readonly Answer[]): string {
+function answersText(answers: readonly Answer[], isWithdrawn: boolean): string {
   const last = answers[answers.length - 1]!.seconds;
   const late = answers.filter((answer) => answer.late).length;
   const first =
     answers.length === 1
       ? `The only answer came after ${span(last)}.`
       : `Half of the ${count(answers.length)} answers came within ${span(answers[Math.ceil(answers.length / 2) - 1]!.seconds)}, the last after ${span(last)}.`;
-  return late === 0 ? first : `${first} ${some(late, "answer")} came after the deadline.`;
+  return late === 0
+    ? first
+    : `${first} ${some(late, "answer")} came ${isWithdrawn ? "too late" : "after the deadline"}.`;
 }
 
 interface CurveProps {

@@ -24,7 +24,7 @@ export interface ChannelState {
 export interface Counts {
   readonly pushes: number;
   readonly deliveries: number;
-  readonly receipts: Readonly<Record<"received" | "working" | "done" | "failed", number>>;
+  readonly receipts: Readonly<Record<"received" | "working" | "deferred" | "done" | "failed", number>>;
   readonly latency: { readonly p50: number; readonly p99: number } | null;
 }
 export interface Overview {
@@ -45,6 +45,9 @@ export interface EventHead {
   readonly at: string;
   readonly type: string | null;
   readonly deadline: string | null;
+  readonly key: string | null;
+  /** Why it was withdrawn; null: it was not. */
+  readonly withdrawn: string | null;
   readonly addressed: number;
   readonly receipts: Tally;
   readonly complete: boolean;
@@ -54,6 +57,8 @@ export interface Changes {
   readonly reset: boolean;
   readonly more: boolean;
   readonly events: readonly EventHead[];
+  /** Ids of events that were withdrawn. */
+  readonly withdrawn: readonly string[];
   readonly tallies: readonly { readonly id: string; readonly receipts: Tally }[];
   readonly receipts: readonly {
     readonly event: string;
@@ -61,6 +66,7 @@ export interface Changes {
     readonly status: State;
     readonly at: string;
     readonly late: boolean;
+    readonly round: number;
   }[];
 }
 export interface Row {
@@ -70,6 +76,12 @@ export interface Row {
   readonly at: string | null;
   readonly deviceAt: string | null;
   readonly late: boolean;
+  /** How often the event was sent to the device, from 1. */
+  readonly round: number;
+  /** The device's failures so far. */
+  readonly attempt: number;
+  /** When it is sent again, if it is deferred until then. */
+  readonly due?: string;
 }
 export interface Device {
   readonly device: string;

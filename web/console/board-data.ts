@@ -37,6 +37,10 @@ export interface Cell {
   readonly status: State;
   readonly at: string | null;
   readonly late: boolean;
+  /** As in the event's rows; the last two are known once the row was read. */
+  readonly round?: number;
+  readonly attempt?: number;
+  readonly due?: string | undefined;
   /** Why it failed, or what else the device said; undefined: not read. */
   readonly reason?: string | null;
 }
@@ -151,17 +155,20 @@ export class Board {
   }
 
   /** Applies a frame of the stream. */
-  take({ reset, more, events, tallies, receipts }: Changes): void {
+  take({ reset, more, events, withdrawn = [], tallies, receipts }: Changes): void {
     this.isKnown = true;
     if (reset) {
       this.lines = [];
       this.#byId.clear();
     }
     for (const head of events) this.#add(head, "newest");
+    for (const id of withdrawn) this.#withdraw(id);
     for (const { id, receipts: tally } of tallies) {
       const line = this.#byId.get(id);
       if (!line || isSame(line.head.receipts, tally)) continue;
-      line.head = { ...line.head, receipts: tally, complete: openOf(tally) === 0 && (tally.missing ?? 0) === 0 };
+      const isOver = line.head.withdrawn !== null;
+      const complete = isOver || (openOf(tally) === 0 && (tally.missing ?? 0) === 0);
+      line.head = { ...line.head, receipts: tally, complete };
       if (more) for (const device of line.cells.keys()) line.stale.add(device);
     }
     for (const { event, device, ...cell } of receipts) {
@@ -170,6 +177,17 @@ export class Board {
     }
     this.#changed();
     this.#fill();
+  }
+
+  /** An event was withdrawn: so is every device that owed an answer. */
+  #withdraw(id: string): void {
+    const line = this.#byId.get(id);
+    if (!line || line.head.withdrawn !== null) return;
+    const { key, seq } = line.head;
+    const isReplaced = key !== null && this.lines.some(({ head }) => head.key === key && head.seq > seq);
+    line.head = { ...line.head, withdrawn: isReplaced ? "superseded" : "withdrawn", complete: true };
+    for (const [device, cell] of line.cells)
+      if (cell !== null && wordsOf(cell.status).kind === "open") line.stale.add(device);
   }
 
   #add(head: EventHead, where: "newest" | "oldest"): void {
@@ -219,18 +237,22 @@ export class Board {
     if (!last) return;
     const [epoch] = last.head.id.split("-");
     const before = Math.max(0, last.head.seq - 1 - OLDER);
-    type Listed = Omit<EventHead, "addressed" | "type" | "deadline"> & {
+    type Listed = Omit<EventHead, "addressed" | "type" | "deadline" | "key" | "withdrawn"> & {
       audience: { addressed: number };
       type?: string;
       deadline?: string;
+      key?: string;
+      withdrawn?: { reason: string };
     };
     const { events } = await read<{ events: Listed[] }>(
       `/events/${this.channel}?after=${epoch}-${before}&limit=${OLDER}`,
       "events",
       this.#signal,
     );
-    for (const { audience, type = null, deadline = null, ...event } of events.reverse())
-      if (event.seq < last.head.seq) this.#add({ ...event, type, deadline, addressed: audience.addressed }, "oldest");
+    for (const { audience, type = null, deadline = null, key = null, withdrawn, ...event } of events.reverse()) {
+      const more = { type, deadline, key, withdrawn: withdrawn?.reason ?? null, addressed: audience.addressed };
+      if (event.seq < last.head.seq) this.#add({ ...event, ...more }, "oldest");
+    }
     this.#changed();
   }
 
@@ -370,9 +392,9 @@ export class Board {
           ["limit", `${rows}`],
         ])}`;
         const page: RowPage = await read<RowPage>(path, "receipts", this.#signal);
-        for (const { device, status, at, late, detail } of page.receipts) {
+        for (const { device, detail, status, at, late, round, attempt, due } of page.receipts) {
           found.add(device);
-          move(line, device, { status, at, late, reason: reasonOf(detail) });
+          move(line, device, { status, at, late, round, attempt, due, reason: reasonOf(detail) });
         }
         after = page.next;
       }

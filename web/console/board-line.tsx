@@ -7,7 +7,8 @@ import { type Board, type Cell, type Line, shownState } from "./board-data.ts";
 import { type Place, rowText } from "./board-paint.ts";
 import { Mark } from "./marks.tsx";
 import { linkTo, useEscape } from "./router.ts";
-import { tallyText, timeText } from "./words.ts";
+import { now } from "./state.ts";
+import { againText, endingText, tallyText, timeText } from "./words.ts";
 
 /** "failed, late, 16:09:01: no paper" */
 export function cellText({ head }: Line, cell: Cell | null | undefined): string {
@@ -18,6 +19,8 @@ export function cellText({ head }: Line, cell: Cell | null | undefined): string 
     state === cell.status ? state : `${cell.status}, ${state} since ${timeText(overdueSince(head.at))}`,
     cell.late ? ", late" : "",
     cell.at === null ? "" : `, ${timeText(cell.at)}`,
+    // Of a cell that was not read it is not known until when.
+    cell.reason === undefined ? "" : againText(cell, now.value).replace(/^(?=.)/, ", "),
     cell.reason ? `: ${cell.reason}` : "",
   ].join("");
 }
@@ -43,7 +46,7 @@ export function FocusLine({ shown, place, isOpen, close }: LineProps) {
   useEffect(() => {
     if (!line) return;
     if (device === null) shown.needReasons(line);
-    else if (cell?.status === "failed") shown.needReason(line, device);
+    else if (cell?.status === "failed" || cell?.status === "deferred") shown.needReason(line, device);
   });
   if (!line) return <p class="focus-line muted">Point at a cell, or use the arrow keys.</p>;
   const { head } = line;
@@ -62,7 +65,7 @@ export function FocusLine({ shown, place, isOpen, close }: LineProps) {
         <a href={linkTo(shown.channel, "event", head.id)}>
           {device === null
             ? rowText(head)
-            : `event ${head.seq}${head.type === null ? "" : `, ${head.type}`}, ${timeText(head.at)}`}
+            : `event ${head.seq}${head.type === null ? "" : `, ${head.type}`}, ${timeText(head.at)}${head.withdrawn === null ? "" : `, ${endingText(head.withdrawn).toLowerCase()}`}`}
         </a>
         {device !== null && <span class="muted">: {tallyText(head.receipts, head.addressed)}</span>}
       </p>

@@ -9,7 +9,7 @@ import type { EventHead, State } from "./api.ts";
 import { type Board, type Cell, isOverdue, type Line, shownState, type Window } from "./board-data.ts";
 import type { Columns } from "./board-columns.ts";
 import { addRect } from "./floor.ts";
-import { markOf, statesIn, tallyText, timeText, wordsOf } from "./words.ts";
+import { endingText, markOf, statesIn, tallyText, timeText, wordsOf } from "./words.ts";
 
 export type Look = "tallies" | "cells";
 
@@ -282,15 +282,21 @@ function paintNames(
   context.font = MONO;
   const typeAt = 60 + Math.max(52, ...times.map((time) => context.measureText(time).width));
   for (let row = window.top; row < window.bottom; row++) {
-    const { seq, type } = board.rows[row]!.head;
+    const { seq, type, withdrawn } = board.rows[row]!.head;
     const y = view.head + row * rowHeight - scrollTop + rowHeight / 2;
     const time = times[row - window.top]!;
-    const color = focus?.row === row ? palette.focus : palette.text;
+    const color = focus?.row === row ? palette.focus : withdrawn === null ? palette.text : palette.muted;
     context.textAlign = "left";
-    if (isNarrow) {
+    /** The event's name; that of a withdrawn one is struck through. */
+    const name = (x: number, at: number, width: number): void => {
+      const said = fitted(context, type ?? "event", width);
       context.font = FONT;
       context.fillStyle = color;
-      context.fillText(fitted(context, type ?? "event", names - 18), 8, y - 8);
+      context.fillText(said, x, at);
+      if (withdrawn !== null) context.fillRect(x, Math.round(at), context.measureText(said).width, 1);
+    };
+    if (isNarrow) {
+      name(8, y - 8, names - 18);
       context.font = MONO;
       context.fillStyle = palette.muted;
       context.fillText(fitted(context, time.length > 8 ? time : `${seq} ${time.slice(0, 5)}`, names - 18), 8, y + 9);
@@ -302,9 +308,7 @@ function paintNames(
     context.fillText(String(seq), 42, y);
     context.textAlign = "left";
     context.fillText(time, 52, y);
-    context.font = FONT;
-    context.fillStyle = color;
-    context.fillText(fitted(context, type ?? "event", names - typeAt - 10), typeAt, y);
+    name(typeAt, y, names - typeAt - 10);
   }
   context.restore();
 }
@@ -383,8 +387,12 @@ function paintFocus(context: CanvasRenderingContext2D, view: View, { row, column
 }
 
 /** The text of a row for screen readers. */
-export const rowText = ({ seq, type, at, receipts, addressed }: EventHead): string =>
-  `event ${seq}${type === null ? "" : `, ${type}`}, ${timeText(at)}: ${tallyText(receipts, addressed)}`;
+export const rowText = ({ seq, type, at, withdrawn, receipts, addressed }: EventHead): string =>
+  [
+    `event ${seq}${type === null ? "" : `, ${type}`}, ${timeText(at)}: `,
+    withdrawn === null ? "" : `${endingText(withdrawn).toLowerCase()}, `,
+    tallyText(receipts, addressed),
+  ].join("");
 
 /** The colour's state of a cell, for its sign beside the board. */
 export type ShownState = State | "overdue";

@@ -46,6 +46,7 @@ const PLACE_TITLES: Record<Place, string> = {
   board: "Board",
   devices: "Devices",
   push: "Push",
+  scheduled: "Scheduled",
   hooks: "Hooks",
   event: "Event",
 };
@@ -116,6 +117,7 @@ const TABS: readonly (readonly [Place, string])[] = [
   ["board", "Board"],
   ["devices", "Devices"],
   ["push", "Push"],
+  ["scheduled", "Scheduled"],
   ["hooks", "Hooks"],
 ];
 
@@ -148,6 +150,7 @@ const DevicesPage = lazy(async () => (await import("./devices.tsx")).DevicesPage
 const DevicePage = lazy(async () => (await import("./device.tsx")).DevicePage);
 const PushPage = lazy(async () => (await import("./push.tsx")).PushPage);
 const PushAgainPage = lazy(async () => (await import("./push-again.tsx")).PushAgainPage);
+const ScheduledPage = lazy(async () => (await import("./scheduled.tsx")).ScheduledPage);
 const HooksPage = lazy(async () => (await import("./hooks.tsx")).HooksPage);
 
 function ChannelPage({ channel }: { readonly channel: string }) {
@@ -157,6 +160,7 @@ function ChannelPage({ channel }: { readonly channel: string }) {
   if (place === "devices") return <DevicesPage channel={channel} />;
   if (place === "push" && item !== null) return <PushAgainPage key={item} channel={channel} id={item} />;
   if (place === "push") return <PushPage channel={channel} again={null} />;
+  if (place === "scheduled") return <ScheduledPage channel={channel} />;
   if (place === "hooks") return <HooksPage channel={channel} />;
   if (place === "event" && item !== null) return <EventPage channel={channel} id={item} shown={shown} />;
   return shown ? <BoardPage shown={shown} /> : <Skeleton />;

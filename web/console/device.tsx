@@ -13,7 +13,7 @@ import { FIRST_PAGE, type PageOf, Pages, startOf } from "./pages.tsx";
 import { linkTo, useKept, useTitle } from "./router.ts";
 import { now } from "./state.ts";
 import { answerText } from "./verdict.ts";
-import { ago, count, exactJson, some, timeText } from "./words.ts";
+import { againText, ago, count, exactJson, some, timeText } from "./words.ts";
 
 /** Rows per page. */
 const PAGE = 50;
@@ -30,6 +30,9 @@ interface Said {
   readonly detail: unknown;
   readonly at: string | null;
   readonly late: boolean;
+  readonly round: number;
+  readonly attempt: number;
+  readonly due?: string;
 }
 interface History {
   readonly receipts: readonly Said[];
@@ -160,9 +163,9 @@ function SaidRow({ channel, said }: { readonly channel: string; readonly said: S
       </span>
       <span class="state">
         <Mark state={status} /> {status}
-        {late ? ", late" : ""}
+        {late && <b class="late">late</b>}
       </span>
-      <span class="reason">{answerText(status, detail)}</span>
+      <span class="reason">{[answerText(status, detail), againText(said, now.value)].filter(Boolean).join(" · ")}</span>
       <span class="when" title={ago(pushedAt, now.value)}>
         sent {timeText(pushedAt)}
       </span>
@@ -171,7 +174,7 @@ function SaidRow({ channel, said }: { readonly channel: string; readonly said: S
           ? `deadline was ${timeText(deadline)}`
           : at === null
             ? "no answer yet"
-            : `answered ${timeText(at)}`}
+            : `${status === "withdrawn" ? "taken back" : "answered"} ${timeText(at)}`}
       </span>
     </li>
   );

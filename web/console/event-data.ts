@@ -20,6 +20,14 @@ const READS = 4;
 /** How long a browser may take to start saving a file. */
 const SAVING_MS = 30_000;
 
+/** How an event was withdrawn. `by`: the newer event that replaced it. */
+export interface Withdrawal {
+  readonly at: string;
+  readonly reason: string;
+  readonly by?: string;
+  readonly note?: string;
+}
+
 /** The event as its publisher gets it, with the data as unchanged text. */
 export interface Shown {
   readonly id: string;
@@ -31,6 +39,13 @@ export interface Shown {
   readonly to?: readonly string[];
   /** The event that it repeats. */
   readonly again?: string;
+  /** A newer event with the same key replaces it. */
+  readonly key?: string;
+  /** How often a device may try. */
+  readonly attempts?: number;
+  /** The id of the scheduled push that it was pushed for. */
+  readonly scheduled?: string;
+  readonly withdrawn?: Withdrawal;
   readonly audience: { readonly addressed: number; readonly connected: number };
   readonly receipts: States;
   readonly complete: boolean;

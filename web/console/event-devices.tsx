@@ -3,7 +3,7 @@
  */
 import { batch, type ReadonlySignal, useSignalEffect } from "@preact/signals";
 import type { Device, Row, Tally } from "./api.ts";
-import { PAGE, readDevices, readRows } from "./event-data.ts";
+import { PAGE, readDevices, readRows, type Shown as Event } from "./event-data.ts";
 import { LastHeard } from "./last-heard.tsx";
 import { Mark } from "./marks.tsx";
 import { useReading } from "./readings.ts";
@@ -12,7 +12,7 @@ import { linkTo, useKept } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
 import { now } from "./state.ts";
 import { answerText, owingStates, type States } from "./verdict.ts";
-import { ago, count, meaningOf, statesOf, timeText } from "./words.ts";
+import { againText, ago, count, meaningOf, statesOf, timeText } from "./words.ts";
 
 /** Seconds between two reads while the tally moves, and while it does not: for when devices were last heard from. */
 const CHANGED_SECONDS = 1;
@@ -30,8 +30,7 @@ interface Shown extends PageOf {
 
 interface EventDevicesProps {
   readonly channel: string;
-  readonly id: string;
-  readonly addressed: number;
+  readonly event: ReadonlySignal<Event>;
   readonly tally: ReadonlySignal<States>;
 }
 
@@ -40,7 +39,9 @@ const isSame = (a: States, b: States): boolean => JSON.stringify(a) === JSON.str
 const sumOf = (tally: States, states: readonly string[]): number =>
   states.reduce((total, state) => total + (tally[state] ?? 0), 0);
 
-export function EventDevices({ channel, id, addressed, tally }: EventDevicesProps) {
+export function EventDevices({ channel, event, tally }: EventDevicesProps) {
+  const { id, audience, withdrawn } = event.value;
+  const { addressed } = audience;
   const isAllDone = sumOf(tally.peek(), owingStates(tally.peek())) === 0;
   const filter = useKept<Filter>("filter", isAllDone ? "all" : "not done");
   const starts = useKept("starts", FIRST_PAGE);
@@ -75,11 +76,23 @@ export function EventDevices({ channel, id, addressed, tally }: EventDevicesProp
       {shown === null ? (
         !reading.trouble.value && <Skeleton rows={3} />
       ) : shown.rows.length === 0 ? (
-        <p class="empty small">{filter.value === "not done" ? "Every device is done." : "No device."}</p>
+        <p class="empty small">
+          {filter.value !== "not done"
+            ? "No device."
+            : withdrawn
+              ? "No device owes it any more."
+              : "Every device is done."}
+        </p>
       ) : (
         <ul class="names" aria-label="Devices and their answers">
           {shown.rows.map((row) => (
-            <DeviceRow key={row.device} channel={channel} row={row} device={shown.devices.get(row.device)} />
+            <DeviceRow
+              key={row.device}
+              channel={channel}
+              row={row}
+              device={shown.devices.get(row.device)}
+              withdrawnAt={withdrawn?.at}
+            />
           ))}
         </ul>
       )}
@@ -130,23 +143,27 @@ interface DeviceRowProps {
   readonly row: Row;
   /** undefined: it is not enrolled. */
   readonly device: Device | undefined;
+  /** When the event was withdrawn; undefined: it was not. */
+  readonly withdrawnAt: string | undefined;
 }
 
-function DeviceRow({ channel, row: { device: name, status, detail, at, late }, device }: DeviceRowProps) {
+function DeviceRow({ channel, row, device, withdrawnAt }: DeviceRowProps) {
+  const { device: name, status, detail, at, late } = row;
   return (
     <li>
       <span class="name">{device ? <a href={linkTo(channel, "devices", name)}>{name}</a> : name}</span>
       <span class="state">
         <Mark state={status} /> {status}
-        {late ? ", late" : ""}
+        {late && <b class="late">late</b>}
       </span>
-      <span class="reason">{answerText(status, detail)}</span>
+      <span class="reason">{[answerText(status, detail), againText(row, now.value)].filter(Boolean).join(" · ")}</span>
       <span class="when">
         {at === null ? (
           "no answer yet"
         ) : (
           <time dateTime={at} title={ago(at, now.value)}>
             {timeText(at)}
+            {late && (withdrawnAt !== undefined && at >= withdrawnAt ? ", after it was over" : ", after the deadline")}
           </time>
         )}
       </span>

@@ -10,6 +10,8 @@ import { troubleText } from "./api.ts";
 import type { Board } from "./board-data.ts";
 import { readEvent, saveCsv, type Shown } from "./event-data.ts";
 import { EventDevices } from "./event-devices.tsx";
+import { SameKey } from "./event-key.tsx";
+import { Withdraw, WithdrawnBy } from "./event-withdraw.tsx";
 import { useReading } from "./readings.ts";
 import { linkTo, useTitle } from "./router.ts";
 import { Skeleton } from "./skeleton.tsx";
@@ -34,6 +36,7 @@ export function EventPage({ channel, id, shown }: EventPageProps) {
       void shown?.version.value;
       const told = shown?.line(id)?.head.receipts;
       if (event === null || (told && JSON.stringify(told) !== JSON.stringify(event.receipts))) return CHANGED_SECONDS;
+      if (told && shown?.line(id)?.head.withdrawn !== null && event.withdrawn === undefined) return CHANGED_SECONDS;
       return told || event.complete ? Infinity : UNREPORTED_SECONDS;
     },
   );
@@ -46,17 +49,28 @@ export function EventPage({ channel, id, shown }: EventPageProps) {
     ) : (
       <Skeleton />
     );
-  return <EventDetails channel={channel} event={event} trouble={reading.trouble.value} />;
+  return (
+    <EventDetails
+      channel={channel}
+      event={event}
+      board={shown}
+      trouble={reading.trouble.value}
+      again={() => reading.again()}
+    />
+  );
 }
 
 interface EventDetailsProps {
   readonly channel: string;
   readonly event: Shown;
+  readonly board: Board | null;
   readonly trouble: string;
+  /** Reads the event again. */
+  readonly again: () => void;
 }
 
-function EventDetails({ channel, event, trouble }: EventDetailsProps) {
-  const { id, at, type, audience, receipts, text, deadline } = event;
+function EventDetails({ channel, event, board, trouble, again }: EventDetailsProps) {
+  const { id, at, type, audience, receipts, text, deadline, withdrawn } = event;
   const { addressed, connected } = audience;
   const shown = useSignal(event);
   shown.value = event;
@@ -73,15 +87,18 @@ function EventDetails({ channel, event, trouble }: EventDetailsProps) {
           {title}
           {type !== undefined && type !== title && <span class="muted"> · {type}</span>}
         </p>
-        <h2 class="verdict">{verdictText({ addressed, receipts, deadline, type }, now.value)}</h2>
+        <h2 class="verdict">
+          {verdictText({ addressed, receipts, deadline, type, withdrawn: withdrawn?.reason }, now.value)}
+        </h2>
+        {withdrawn && <WithdrawnBy channel={channel} withdrawn={withdrawn} />}
         <p class="muted">
           Pushed {timeText(at)}, {ago(at, now.value)}, to {some(addressed, "device")}; {count(connected)} of them{" "}
           {connected === 1 ? "is" : "are"} connected now. <code>{id}</code>
         </p>
       </header>
       {trouble && <p class="trouble">What you see may be out of date. {trouble}</p>}
-      <Actions channel={channel} event={event} />
-      <EventDevices channel={channel} id={id} addressed={addressed} tally={tally} />
+      <Actions channel={channel} event={event} again={again} />
+      <EventDevices channel={channel} event={shown} tally={tally} />
       <section aria-labelledby="answers">
         <h3 id="answers">Answers over time</h3>
         <Answers channel={channel} event={shown} />
@@ -93,12 +110,13 @@ function EventDetails({ channel, event, trouble }: EventDetailsProps) {
         </pre>
         <Options channel={channel} event={event} />
       </section>
+      {event.key !== undefined && <SameKey channel={channel} event={event} keyOf={event.key} board={board} />}
     </article>
   );
 }
 
 /** What can be done about an event. Each action is an item of the list. */
-function Actions({ channel, event }: { readonly channel: string; readonly event: Shown }) {
+function Actions({ channel, event, again }: Pick<EventDetailsProps, "channel" | "event" | "again">) {
   const trouble = useSignal("");
   const left = leftOf(event.receipts);
   const save = (): void => {
@@ -115,6 +133,11 @@ function Actions({ channel, event }: { readonly channel: string; readonly event:
             </a>
           </li>
         )}
+        {!event.complete && (
+          <li>
+            <Withdraw channel={channel} event={event} done={again} />
+          </li>
+        )}
         <li>
           <button type="button" class="plain" onClick={save}>
             Export as CSV
@@ -129,22 +152,28 @@ function Actions({ channel, event }: { readonly channel: string; readonly event:
 }
 
 /** How the event was pushed. */
-function Options({ channel, event }: { readonly channel: string; readonly event: Shown }) {
-  const { deadline, at, remind, expiresAt, to, again } = event;
+function Options({ channel, event }: Pick<EventDetailsProps, "channel" | "event">) {
+  const { deadline, at, remind, expiresAt, to, attempts, scheduled, again } = event;
   const length = deadline === undefined ? 0 : (Date.parse(deadline) - Date.parse(at)) / 1000;
   const facts = [
     deadline === undefined ? "" : `Deadline ${timeText(deadline)}, ${span(length)} after the push.`,
     remind === undefined ? "" : `Reminders every ${span(remind)}.`,
     expiresAt === undefined ? "" : `Expires ${timeText(expiresAt)}.`,
     to === undefined ? "" : `Sent to ${some(to.length, "named device")}.`,
+    attempts === undefined ? "" : `A device may try ${attempts} times.`,
   ].filter(Boolean);
-  if (facts.length === 0 && again === undefined) return null;
+  if (facts.length === 0 && scheduled === undefined && again === undefined) return null;
   return (
     <p class="muted">
       {facts.join(" ")}{" "}
       {again !== undefined && (
         <>
-          It repeats <a href={linkTo(channel, "event", again)}>an earlier event</a>.
+          It repeats <a href={linkTo(channel, "event", again)}>an earlier event</a>.{" "}
+        </>
+      )}
+      {scheduled !== undefined && (
+        <>
+          Pushed by <a href={linkTo(channel, "scheduled")}>a scheduled push</a>.
         </>
       )}
     </p>

@@ -8,16 +8,22 @@ interface FieldProps {
   readonly hint: string;
   readonly value: string;
   readonly fault: string;
+  /** What it does, below the field. */
+  readonly help?: string | undefined;
+  /** Suggestions. */
+  readonly list?: readonly string[] | undefined;
+  readonly type?: "text" | "time" | "datetime-local";
   readonly isNumber?: boolean;
   readonly change: (value: string) => void;
 }
 
-export const Field = ({ id, name, label, hint, value, fault, isNumber = false, change }: FieldProps) => (
+export const Field = ({ id, name, label, hint, value, fault, help, list, type, isNumber, change }: FieldProps) => (
   <div>
     <label for={id}>{label}</label>
     <input
       id={id}
       name={name}
+      {...({ type, list: list && `${id}-list` } as { type: "text" })}
       value={value}
       placeholder={hint}
       inputMode={isNumber ? "decimal" : undefined}
@@ -25,9 +31,21 @@ export const Field = ({ id, name, label, hint, value, fault, isNumber = false, c
       autocapitalize="none"
       spellcheck={false}
       aria-invalid={fault === "" ? undefined : "true"}
-      aria-describedby={`${id}-fault`}
+      aria-describedby={help === undefined ? `${id}-fault` : `${id}-fault ${id}-help`}
       onInput={({ currentTarget }) => change(currentTarget.value.trim())}
     />
+    {list && (
+      <datalist id={`${id}-list`}>
+        {list.map((one) => (
+          <option key={one} value={one} />
+        ))}
+      </datalist>
+    )}
+    {help !== undefined && (
+      <p id={`${id}-help`} class="help">
+        {help}
+      </p>
+    )}
     <p id={`${id}-fault`} class="fault" role="status">
       {fault}
     </p>

@@ -5,6 +5,7 @@ import { signal } from "@preact/signals";
 import { addressOf, Refused, request } from "./api.ts";
 import { readEvent, readRows } from "./event-data.ts";
 import { queryOf } from "./floor.ts";
+import { NOW, timingOf, type When } from "./push-when.ts";
 import { NOT_DONE, type States } from "./verdict.ts";
 import { shellWord } from "./words.ts";
 
@@ -29,6 +30,11 @@ export interface Draft {
   readonly ttl: string;
   /** Seconds to wait for receipts; "": not at all. */
   readonly wait: string;
+  /** What the event is about: it replaces the older ones with the same key. */
+  readonly key: string;
+  /** How often a device may try; "": once. */
+  readonly attempts: string;
+  readonly when: When;
 }
 
 export const NEW_DRAFT: Draft = {
@@ -40,7 +46,16 @@ export const NEW_DRAFT: Draft = {
   remind: "",
   ttl: "",
   wait: "",
+  key: "",
+  attempts: "",
+  when: NOW,
 };
+
+/** The answer to a push for later. `next`: when it is due first, ISO time. */
+export interface Scheduled {
+  readonly id: string;
+  readonly next: string;
+}
 
 /** The answer to a push. */
 export interface Pushed {
@@ -62,7 +77,8 @@ export function jsonFault(text: string): string {
 }
 
 /** The path, query and headers of a push. @throws if an option can't be encoded: without it, it would be another push */
-function requestOf(channel: string, { type, to, where, deadline, remind, ttl, wait }: Draft) {
+function requestOf(channel: string, draft: Draft) {
+  const { type, to, where, deadline, remind, ttl, wait, key, attempts, when } = draft;
   const options: [string, string][] = [
     ["type", type],
     ["to", to === null ? "" : to.join(",")],
@@ -70,6 +86,9 @@ function requestOf(channel: string, { type, to, where, deadline, remind, ttl, wa
     ["deadline", deadline],
     ["remind", remind],
     ["ttl", ttl],
+    ["key", key],
+    ["attempts", attempts],
+    ...timingOf(when),
   ];
   // An empty list of names would address everybody.
   if (to?.length === 0) throw new Error("no device is named");
@@ -104,7 +123,7 @@ export const newKey = (): string =>
   [...crypto.getRandomValues(new Uint32Array(4))].map((part) => part.toString(36)).join("-");
 
 /** Sends a push. @returns the answer; null: there was none, and it may or may not have been stored @throws Refused; Error: nothing was sent */
-export async function send(channel: string, draft: Draft): Promise<Pushed | null> {
+export async function send(channel: string, draft: Draft): Promise<Pushed | Scheduled | null> {
   const { path, headers } = requestOf(channel, draft);
   const content = `${path}\n${draft.text}`;
   const key = unknown?.content === content ? unknown.key : newKey();
@@ -112,11 +131,12 @@ export async function send(channel: string, draft: Draft): Promise<Pushed | null
   try {
     const answer = (await (
       await request(path, { method: "POST", headers: { ...headers, "Idempotency-Key": key }, body: draft.text })
-    ).json()) as Pushed | null;
-    if (typeof answer?.id === "string" && typeof answer.audience?.addressed === "number") {
+    ).json()) as Partial<Pushed & Scheduled> | null;
+    const isPushed = typeof answer?.audience?.addressed === "number";
+    if (typeof answer?.id === "string" && (isPushed || typeof answer.next === "string")) {
       unknown = null;
       remember({ channel, id: answer.id, at: new Date().toISOString(), draft });
-      return answer;
+      return answer as Pushed | Scheduled;
     }
   } catch (error) {
     // A proxy's refusal says nothing about what PERE did.
@@ -144,7 +164,9 @@ export async function againOf(channel: string, id: string, signal: AbortSignal):
     event.deadline === undefined ? "" : String((Date.parse(event.deadline) - Date.parse(event.at)) / 1000);
   const notDone = NOT_DONE.reduce((total, state) => total + (event.receipts[state] ?? 0), 0);
   const to = receipts.map(({ device }) => device);
-  return { draft: { ...NEW_DRAFT, text: event.text, type: event.type ?? "", deadline: seconds, to }, notDone };
+  const attempts = event.attempts === undefined ? "" : String(event.attempts);
+  const same = { text: event.text, type: event.type ?? "", attempts, deadline: seconds };
+  return { draft: { ...NEW_DRAFT, ...same, to }, notDone };
 }
 
 // ---------------------------------------------------------------------------------------------------------------------- pushed lately
@@ -162,7 +184,9 @@ export const recents = signal<readonly Recent[]>(readRecents());
 function readRecents(): readonly Recent[] {
   try {
     const kept = JSON.parse(sessionStorage.getItem(RECENT) ?? "[]") as Recent[];
-    return kept.filter(({ channel, id, at, draft }) => channel && id && at && typeof draft.text === "string");
+    return kept
+      .filter(({ channel, id, at, draft }) => channel && id && at && typeof draft.text === "string")
+      .map((one) => ({ ...one, draft: { ...NEW_DRAFT, ...one.draft } }));
   } catch {
     return [];
   }

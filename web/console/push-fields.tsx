@@ -3,13 +3,16 @@ import { type Signal, useSignal } from "@preact/signals";
 import { addressedBy, type Audience } from "./device-picker.tsx";
 import { Field, Segments } from "./fields.tsx";
 import { type Draft, jsonFault } from "./push-draft.ts";
+import type { When } from "./push-when.ts";
 
-type OptionName = "where" | "type" | "remind" | "ttl" | "wait";
+type OptionName = "where" | "type" | "key" | "attempts" | "remind" | "ttl" | "wait";
 
 interface Option {
   readonly name: OptionName;
   readonly label: string;
   readonly hint: string;
+  /** What it does, below the field. */
+  readonly help?: string;
   /** The path by which the service names it, if it is another. */
   readonly path?: string;
 }
@@ -17,6 +20,18 @@ interface Option {
 const OPTIONS: readonly Option[] = [
   { name: "where", label: "Only devices with tags", hint: "site:rome|milan,!beta" },
   { name: "type", label: "Type", hint: "order.created" },
+  {
+    name: "key",
+    label: "Key",
+    hint: "config",
+    help: "Replaces older events with the same key that are not complete.",
+  },
+  {
+    name: "attempts",
+    label: "Attempts",
+    hint: "1",
+    help: "So often a device may try; between two tries it waits, longer each time.",
+  },
   { name: "remind", label: "Remind every, in seconds", hint: "never" },
   { name: "ttl", label: "Expires after, in seconds", hint: "never" },
   { name: "wait", label: "Wait for receipts, in seconds", hint: "no", path: "Prefer: wait" },
@@ -30,28 +45,41 @@ export interface Fields {
   readonly audience: Signal<Audience>;
   readonly deadline: Signal<string>;
   readonly options: Signal<Readonly<Record<OptionName, string>>>;
+  readonly when: Signal<When>;
 }
 
-export function useFields({ text, to, deadline, where, type, remind, ttl, wait }: Draft): Fields {
+export function useFields(draft: Draft): Fields {
+  const { text, to, deadline, where, type, key, attempts, remind, ttl, wait, when } = draft;
   return {
     mode: useSignal<"json" | "text">("json"),
     text: useSignal(text),
     message: useSignal(""),
     audience: useSignal<Audience>({ isAll: to === null, names: to ?? [], typed: "" }),
     deadline: useSignal(deadline),
-    options: useSignal({ where, type, remind, ttl, wait }),
+    options: useSignal({ where, type, key, attempts, remind, ttl, wait }),
+    when: useSignal(when),
   };
 }
 
-export const draftOf = ({ mode, text, message, audience, deadline, options }: Fields): Draft => ({
+export const draftOf = ({ mode, text, message, audience, deadline, options, when }: Fields): Draft => ({
   ...options.value,
+  when: when.value,
   text: mode.value === "json" ? text.value : JSON.stringify({ message: message.value }),
   to: addressedBy(audience.value),
   deadline: deadline.value,
 });
 
 /** Paths of faults that have a field. */
-export const PLACED = ["to", "deadline", "body", "data", ...OPTIONS.map(({ name, path }) => path ?? name)];
+export const PLACED = [
+  "to",
+  "deadline",
+  "body",
+  "data",
+  "at",
+  "every",
+  "tz",
+  ...OPTIONS.map(({ name, path }) => path ?? name),
+];
 
 export function Data({ fields: { mode, text, message }, fault }: { readonly fields: Fields; readonly fault: string }) {
   const isJson = mode.value === "json";
@@ -155,14 +183,15 @@ export function More({ options, faultOf }: MoreProps) {
     <details open={isOpen.value || hasFault} onToggle={({ currentTarget }) => (isOpen.value = currentTarget.open)}>
       <summary>More options</summary>
       <div class="fields">
-        {OPTIONS.map(({ name, label, hint, path = name }) => (
+        {OPTIONS.map(({ name, label, hint, help, path = name }) => (
           <Field
             key={name}
             id={`push-${name}`}
-            isNumber={name !== "type"}
+            isNumber={!["where", "type", "key"].includes(name)}
             name={name}
             label={label}
             hint={hint}
+            help={help}
             value={options.value[name]}
             fault={faultOf(path)}
             change={(value) => (options.value = { ...options.peek(), [name]: value })}

@@ -15,10 +15,13 @@ import {
   type Pushed,
   type Recent,
   recents,
+  type Scheduled,
   send,
   TO_MAX,
 } from "./push-draft.ts";
 import { Data, Deadline, draftOf, More, PLACED, useFields } from "./push-fields.tsx";
+import { Later } from "./push-later.tsx";
+import { HERE_ZONE, inZone, isScheduledId, whenFault } from "./push-when.ts";
 import { Skeleton } from "./skeleton.tsx";
 import { useReading } from "./readings.ts";
 import { linkTo } from "./router.ts";
@@ -75,7 +78,7 @@ function FormAgain({ channel, id }: { readonly channel: string; readonly id: str
 }
 
 /** What became of a push: the answer, or why there is none. */
-export type Outcome = Pushed | { readonly trouble: string };
+export type Outcome = Pushed | Scheduled | { readonly trouble: string };
 
 function Form({ channel, draft: first }: { readonly channel: string; readonly draft: Draft }) {
   const fields = useFields(first);
@@ -85,13 +88,15 @@ function Form({ channel, draft: first }: { readonly channel: string; readonly dr
   const faults = useSignal<readonly Fault[]>([]);
   const known = overview.value?.channels.find((one) => one.channel === channel);
   const fault = jsonFault(draft.value.text);
+  const isLater = draft.value.when.kind !== "now";
   const faultOf = (...paths: string[]): string => faults.value.find(({ path }) => paths.includes(path))?.message ?? "";
   const submit = async (): Promise<void> => {
     if (isSending.peek()) return;
     outcome.value = null;
     const names = audienceFault(fields.audience.value);
-    faults.value = names === "" ? [] : [{ path: "to", message: names }];
-    if (names !== "") return focusFault();
+    const time = whenFault(fields.when.value, fields.options.value.wait);
+    faults.value = [...(names === "" ? [] : [{ path: "to", message: names }]), ...(time === null ? [] : [time])];
+    if (faults.value.length > 0) return focusFault();
     isSending.value = true;
     try {
       outcome.value = (await send(channel, draft.value)) ?? { trouble: UNKNOWN };
@@ -118,14 +123,19 @@ function Form({ channel, draft: first }: { readonly channel: string; readonly dr
       <Data fields={fields} fault={fault || faultOf("body", "data")} />
       <DevicePicker channel={channel} devices={known?.devices} audience={fields.audience} fault={faultOf("to")} />
       <Deadline deadline={fields.deadline} fault={faultOf("deadline")} />
+      <Later when={fields.when} faultOf={faultOf} />
       <More options={fields.options} faultOf={faultOf} />
       <p>
         <button class="send" disabled={fault !== ""} aria-busy={isSending.value}>
           {isSending.value
-            ? draft.value.wait === ""
-              ? "Pushing"
+            ? isLater || draft.value.wait === ""
+              ? isLater
+                ? "Scheduling"
+                : "Pushing"
               : "Waiting for receipts"
-            : buttonText(draft.value.to, known?.devices)}
+            : isLater
+              ? "Schedule this push"
+              : buttonText(draft.value.to, known?.devices)}
         </button>
       </p>
       <div role="status">{outcome.value !== null && <OutcomeText channel={channel} outcome={outcome.value} />}</div>
@@ -152,6 +162,13 @@ const buttonText = (to: readonly string[] | null, devices: number | undefined): 
 
 export function OutcomeText({ channel, outcome }: { readonly channel: string; readonly outcome: Outcome }) {
   if ("trouble" in outcome) return <p class="trouble">{outcome.trouble}</p>;
+  if ("next" in outcome)
+    return (
+      <p class="well">
+        Scheduled: it is pushed {inZone(outcome.next, HERE_ZONE)}.{" "}
+        <a href={linkTo(channel, "scheduled")}>See what is scheduled</a>
+      </p>
+    );
   const { id, audience, receipts, warnings = [] } = outcome;
   return (
     <>
@@ -203,8 +220,11 @@ function RecentRow({
   };
   return (
     <li>
-      <a href={linkTo(channel, "event", id)}>{draft.type || "event"}</a>{" "}
+      <a href={isScheduledId(id) ? linkTo(channel, "scheduled") : linkTo(channel, "event", id)}>
+        {draft.type || "event"}
+      </a>{" "}
       <span class="muted">
+        {isScheduledId(id) && "scheduled "}
         {ago(at, now.value)}, to {draft.to === null ? "all devices" : some(draft.to.length, "device")}
       </span>
       <code class="preview">{prettyJson(draft.text, true).slice(0, 200)}</code>

@@ -9,6 +9,8 @@ interface QuestionProps {
   readonly title: string;
   /** What the button says that does it. */
   readonly action: string;
+  /** What the other button says; "Cancel" would be unclear where something is cancelled. */
+  readonly dismissal?: string;
   readonly run: () => Promise<unknown>;
   /** Called after the dialog was closed. @param isDone whether it was done */
   readonly closed: (isDone: boolean) => void;
@@ -16,7 +18,7 @@ interface QuestionProps {
   readonly children: ComponentChildren;
 }
 
-export function Question({ title, action, run, closed, children }: QuestionProps) {
+export function Question({ title, action, dismissal = "Cancel", run, closed, children }: QuestionProps) {
   const dialog = useRef<HTMLDialogElement>(null);
   const isRunning = useSignal(false);
   const isDone = useSignal(false);
@@ -45,7 +47,7 @@ export function Question({ title, action, run, closed, children }: QuestionProps
         </p>
         <p class="row">
           <button type="button" class="plain" autofocus onClick={() => dialog.current?.close()}>
-            Cancel
+            {dismissal}
           </button>
           <button type="button" class="danger" aria-busy={isRunning.value} onClick={() => void answer()}>
             {action}

@@ -8,7 +8,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { queryOf } from "./floor.ts";
 
 /** A page of a channel. */
-export type Place = "board" | "devices" | "push" | "hooks" | "event";
+export type Place = "board" | "devices" | "push" | "scheduled" | "hooks" | "event";
 /** A page of the whole service. */
 export type Page = "attention" | "channels" | "service";
 
@@ -27,7 +27,7 @@ const CHANNEL = /^[A-Za-z0-9][A-Za-z0-9._:~-]{0,127}$/;
 export const isChannel = (text: string): boolean => CHANNEL.test(text);
 
 const PAGES: readonly Page[] = ["attention", "channels", "service"];
-const PLACES: readonly Place[] = ["board", "devices", "push", "hooks", "event"];
+const PLACES: readonly Place[] = ["board", "devices", "push", "scheduled", "hooks", "event"];
 
 /** Decodes a part of a URL; one that is not encoded correctly stays as it is. */
 function decoded(text: string): string {

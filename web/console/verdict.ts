@@ -3,7 +3,7 @@
  *
  * A state that this page does not know is counted under its name.
  */
-import { count, saidOf, span, STATES, wordsOf } from "./words.ts";
+import { count, endingText, saidOf, span, STATES, wordsOf } from "./words.ts";
 
 /** How many devices are in each state. */
 export type States = Readonly<Record<string, number>>;
@@ -15,6 +15,8 @@ export interface Standing {
   /** ISO time; undefined: none. */
   readonly deadline?: string | undefined;
   readonly type?: string | undefined;
+  /** Why it was withdrawn; undefined: it was not. */
+  readonly withdrawn?: string | undefined;
 }
 
 /** States in which a device may still answer in time. */
@@ -41,12 +43,12 @@ export const owingStates = (receipts: States): string[] =>
   Object.keys(receipts).filter((state) => !["done", "over"].includes(wordsOf(state).kind));
 
 /** "9 of 40 did not print: 4 failed, 5 gave no answer in time." @param now milliseconds since 1970 */
-export function verdictText({ addressed, receipts, deadline, type }: Standing, now: number): string {
+export function verdictText(standing: Standing, now: number): string {
+  const { addressed, receipts, deadline, type, withdrawn } = standing;
   if (addressed === 0) return "Addressed to no device.";
+  if (withdrawn !== undefined) return withdrawnText(withdrawn, standing);
   const [notDone, open, done] = [notDoneOf(receipts), sumOf(receipts, OPEN), receipts.done ?? 0];
-  const others = Object.keys(receipts)
-    .filter((state) => !COUNTED.includes(state) && receipts[state]! > 0)
-    .map((state) => `${count(receipts[state]!)} ${state}`);
+  const others = othersOf(receipts);
   const parts: string[] = [];
   if (notDone > 0) {
     const [failed, missing] = [receipts.failed ?? 0, receipts.missing ?? 0];
@@ -61,8 +63,33 @@ export function verdictText({ addressed, receipts, deadline, type }: Standing, n
     return addressed === 1 ? "The device is done." : `All ${count(addressed)} devices are done.`;
   else parts.push(`${count(done)} of ${count(addressed)} done`);
   if (open > 0)
-    parts.push(`${count(open)} still ${open === 1 ? "owes" : "owe"} an answer${deadlineText(deadline, now)}`);
+    parts.push(
+      `${count(open)} still ${open === 1 ? "owes" : "owe"} an answer${deferredText(open, receipts.deferred ?? 0)}${deadlineText(deadline, now)}`,
+    );
   return `${[...parts, ...others].join(", ")}.`;
+}
+
+/** ", 2 of them later": those that deferred it. */
+const deferredText = (open: number, deferred: number): string =>
+  deferred === 0 ? "" : deferred === open ? " later" : `, ${count(deferred)} of them later`;
+
+/** States that a verdict has no words for. */
+const othersOf = (receipts: States): string[] =>
+  Object.keys(receipts)
+    .filter((state) => !COUNTED.includes(state) && receipts[state]! > 0)
+    .map((state) => `${count(receipts[state]!)} ${state}`);
+
+/** "Withdrawn. 31 of 40 did it, 2 failed, 7 need not do it any more." */
+function withdrawnText(reason: string, { addressed, receipts }: Standing): string {
+  const { done = 0, failed = 0, missing = 0, withdrawn = 0 } = receipts;
+  const parts = [
+    done === 0 ? `None of ${count(addressed)} did it` : `${count(done)} of ${count(addressed)} did it`,
+    failed > 0 ? `${count(failed)} failed` : "",
+    missing > 0 ? `${count(missing)} gave no answer in time` : "",
+    withdrawn > 0 ? `${count(withdrawn)} ${withdrawn === 1 ? "needs" : "need"} not do it any more` : "",
+    ...othersOf({ ...receipts, withdrawn: 0 }),
+  ];
+  return `${endingText(reason)}. ${parts.filter(Boolean).join(", ")}.`;
 }
 
 function deadlineText(deadline: string | undefined, now: number): string {

@@ -18,7 +18,7 @@ interface StateWords {
 const WORDS = {
   failed: { kind: "trouble", mark: "M5 5l6 6M11 5l-6 6", meaning: "the work failed" },
   missing: { kind: "trouble", mark: "M8 3.5v5.5M8 12.2v.3", meaning: "the deadline passed without a final receipt" },
-  deferred: { kind: "open", mark: "M8 4.2V8l2.6 1.6", meaning: "not now: it is sent to the device again later" },
+  deferred: { kind: "open", mark: "M8 4.2V8l2.6 1.6", meaning: "not now: the device gets it again later" },
   working: { kind: "open", mark: "M4 8h.01M8 8h.01M12 8h.01", meaning: "the device is working on it" },
   received: { kind: "open", mark: "M8 3.5v8.5M4.8 9 8 12l3.2-3", meaning: "the device has the event" },
   pending: { kind: "open", mark: "", meaning: "no receipt yet" },
@@ -49,6 +49,37 @@ export const wordsOf = (state: string): StateWords =>
 export const markOf = (state: string): string => wordsOf(state).mark;
 /** "done: the device has done the work" */
 export const meaningOf = (state: string): string => `${state}: ${wordsOf(state).meaning}`;
+
+/** What a device said later than it should, or will say later. */
+interface Again {
+  readonly status: string;
+  readonly round?: number;
+  readonly attempt?: number;
+  /** When a deferred event is sent again; absent: it was. */
+  readonly due?: string | undefined;
+}
+
+/** "again 16:20:00, in 9 min, round 2, failed twice so far"; "" where there is nothing to say. */
+export function againText({ status, round = 1, attempt = 0, due }: Again, now: number): string {
+  const parts: string[] = [];
+  if (status === "deferred") {
+    const seconds = due === undefined ? 0 : (Date.parse(due) - now) / 1000;
+    parts.push(seconds > 0 ? `again ${timeText(due!)}, in ${span(Math.ceil(seconds))}` : "sent again, no answer yet");
+  }
+  if (round > 1) parts.push(`round ${round}`);
+  if (attempt > 1 || (attempt === 1 && status !== "failed"))
+    parts.push(`failed ${["once", "twice"][attempt - 1] ?? `${attempt} times`}${status === "failed" ? "" : " so far"}`);
+  return parts.join(", ");
+}
+
+/** Why an event was withdrawn, at the beginning of a sentence. */
+const ENDINGS: Readonly<Record<string, string>> = {
+  withdrawn: "Withdrawn",
+  superseded: "Replaced by a newer event",
+  met: "Over: enough devices did it",
+  unmet: "Over: too few devices can still do it",
+};
+export const endingText = (reason: string): string => ENDINGS[reason] ?? `Withdrawn (${reason})`;
 
 /** The states that a tally names, in the order of `STATES`; those that this page does not know are last. */
 export const statesOf = (tally: Tally): State[] => {
