@@ -50,7 +50,12 @@ export class Python {
       read(this.child.stderr, (text) => (this.complained += text)),
     ]);
     cleanup.push(async () => {
-      this.child.kill("SIGKILL");
+      // A python3 that is a script of pyenv's starts the one that works.
+      try {
+        process.kill(-this.child.pid, "SIGKILL");
+      } catch {
+        // All of them have ended.
+      }
       await this.child.exited;
     });
   }
