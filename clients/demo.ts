@@ -3,10 +3,12 @@
  * pushes orders and prices to them at a human pace.
  *
  * Two tills are in trouble, so that the console has something to say: one has no paper and fails, one never connects. The truck loses its network now and
- * then, and answers when it is back. All randomness comes from a seed: each device has a generator of its own, so that devices don't change each other's.
+ * then, and answers when it is back. The kiosk defers a new price while a guest uses it. Now and then an order is withdrawn, a newer price replaces the one
+ * before, and two pushes are scheduled. All randomness comes from a seed: each device has a generator of its own, so that devices don't change each other's.
  */
 import { parseArgs } from "node:util";
-import { type Context, listen, type Listener, publish, type PushedEvent } from "./sdk/index.ts";
+import { type Context, Deferred, listen, type Listener, publish, type PushedEvent } from "./sdk/index.ts";
+import { schedule, withdraw } from "./sdk/index.ts";
 
 export const ORDERS = "orders";
 export const PRICES = "prices";
@@ -33,6 +35,10 @@ const TRUCK_THERE_MS = [15_000, 40_000] as const;
 const TRUCK_AWAY_MS = [10_000, 25_000] as const;
 /** Seconds within which an order must be printed; short, so that somebody who looks sees a missed one soon. */
 const DEADLINE_SECONDS = 8;
+
+/** One of so many orders is withdrawn, so many milliseconds after it was pushed. */
+const WITHDRAWN_OF = 11;
+const WITHDRAWN_MS = 400;
 
 const REASONS = ["paper out", "paper out", "cover open", "no answer from the printer"];
 const DISHES = ["espresso", "cappuccino", "apple cake", "lentil soup", "cheese toast", "lemonade", "pancakes", "tea"];
@@ -85,8 +91,13 @@ const printBadly: Work = async (event, context, random) => {
   return print(event, context, random);
 };
 
-/** A person confirms each event there. */
-const confirm: Work = async (_event, context, random) => {
+/** Seconds for which the kiosk defers a price. */
+const KIOSK_BUSY_SECONDS = 15;
+
+/** A person confirms each event there. Its screen takes no new price while a guest uses it. */
+const confirm: Work = async (event, context, random) => {
+  if (event.channel === PRICES && event.round === undefined && random() < 0.5)
+    throw new Deferred(KIOSK_BUSY_SECONDS, "a guest is using it");
   await pause(between(random, [200, 1_500]), context.signal);
   context.working();
   await pause(between(random, [500, 6_000]), context.signal);
@@ -132,6 +143,7 @@ export function startFleet({ url, token, seed }: FleetOptions): () => Promise<vo
     for (const device of FLEET)
       for (const channel of channelsOf(device)) await enrol(url, channel, device, token, signal);
     for (const device of FLEET) if (device !== SILENT && device !== TRUCK) listeners.push(start(device));
+    await scheduleAll(url, token, signal);
     await Promise.all([
       publishAll(url, token, randomOf(seed, "publisher"), signal),
       drive(start, randomOf(seed, TRUCK), signal),
@@ -169,6 +181,21 @@ async function drive(start: (device: string) => Listener, random: () => number, 
   }
 }
 
+/** What is pushed at its time: the menu on weekdays, and work for the kiosk every few minutes. */
+async function scheduleAll(url: string, token: string | undefined, signal: AbortSignal): Promise<void> {
+  const menu = { title: "Menu of the day", message: "Lentil soup, apple cake" };
+  const options = { token, signal, tz: "Europe/Vienna" };
+  await schedule(url, PRICES, menu, { ...options, every: "0 11 * * 1-5", type: "menu.show", eventKey: "menu" });
+  const work = { title: "Clean the screen" };
+  await schedule(url, PRICES, work, {
+    ...options,
+    every: "*/3 * * * *",
+    type: "screen.clean",
+    to: [KIOSK],
+    deadline: 60,
+  });
+}
+
 /** Pushes until the signal is aborted: quickly at first, then at a human pace. */
 async function publishAll(
   url: string,
@@ -178,23 +205,34 @@ async function publishAll(
 ): Promise<void> {
   for (let n = 0; ; n++) {
     const options = { token, signal, random };
-    if (n % 7 === 5)
-      await publish(url, PRICES, priceOf(random), {
+    let withdrawn: string | null = null;
+    if (n % 7 === 5) {
+      const price = priceOf(random);
+      await publish(url, PRICES, price, {
         ...options,
         type: "price.changed",
+        eventKey: `price.${price.article.replaceAll(" ", "-")}`,
         deadline: 6 * DEADLINE_SECONDS,
       });
-    else {
+    } else {
       const town = n % 7 === 3 ? oneOf(random, TOWNS) : null;
       const to = town === null ? undefined : FLEET.filter((device) => device.startsWith(town));
-      await publish(url, ORDERS, orderOf(n, random), {
+      const { id } = await publish(url, ORDERS, orderOf(n, random), {
         ...options,
         type: "order.created",
         deadline: DEADLINE_SECONDS,
         to,
       });
+      if (n % WITHDRAWN_OF === WITHDRAWN_OF - 1) withdrawn = id;
     }
-    await pause(between(random, n < FIRST ? FIRST_PAUSE_MS : PAUSE_MS), signal);
+    const pauseMs = between(random, n < FIRST ? FIRST_PAUSE_MS : PAUSE_MS);
+    if (withdrawn === null) await pause(pauseMs, signal);
+    else {
+      // Some have printed it by then.
+      await pause(Math.min(WITHDRAWN_MS, pauseMs), signal);
+      await withdraw(url, ORDERS, withdrawn, { token, signal, note: "the guest has left" });
+      await pause(Math.max(0, pauseMs - WITHDRAWN_MS), signal);
+    }
   }
 }
 
@@ -208,9 +246,9 @@ function orderOf(n: number, random: () => number): object {
   return { title: `Table ${table}`, message: items.join(", "), order: `A-${1001 + n}`, total };
 }
 
-function priceOf(random: () => number): object {
-  const [dish, price] = [oneOf(random, DISHES), Math.round(between(random, [25, 90])) / 10];
-  return { title: "New price", message: `${dish}: ${price.toFixed(2)} €`, article: dish, price };
+function priceOf(random: () => number) {
+  const [article, price] = [oneOf(random, DISHES), Math.round(between(random, [25, 90])) / 10];
+  return { title: "New price", message: `${article}: ${price.toFixed(2)} €`, article, price };
 }
 
 const ARGS = "[--host ADDRESS] [--port PORT] [--seed N]";

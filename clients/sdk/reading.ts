@@ -57,6 +57,8 @@ interface Said {
   readonly round: number;
   /** The device's failures so far. */
   readonly attempt: number;
+  /** When a deferred event is sent again; absent once its next round has begun. */
+  readonly due?: string;
 }
 
 /** What a row of an earlier version of the service lacks. */

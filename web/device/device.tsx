@@ -12,8 +12,9 @@ import { prettyJson, some, timeText } from "../console/words.ts";
 import { clockText, type Part, roughly, wordsOf } from "./content.ts";
 import { allow, install, keepPage, permission } from "./notices.ts";
 import { CHANNELS, DEVICE } from "./setup.ts";
-import { announcement, answered, type Card, device, dismiss, kept, notices, now, open, setup } from "./state.ts";
-import { start, state, type State, status, take, TRANSPORTS } from "./state.ts";
+import { choicesOf } from "./later.ts";
+import { announcement, answered, type Card, device, dismiss, farewells, kept, later, notices } from "./state.ts";
+import { now, open, setup, start, state, type State, status, take, TRANSPORTS } from "./state.ts";
 
 /** The sign of each state, as a path in a box of 24, so that states differ by more than their colour. */
 const SIGNS: Record<State, string> = {
@@ -46,6 +47,11 @@ function DevicePage() {
             </p>
           ))}
         </div>
+        <div id="farewells" role="status">
+          {farewells.value.map(([id, text]) => (
+            <p key={id}>{text}</p>
+          ))}
+        </div>
         <h1 id="to-do" tabIndex={-1}>
           {toDo > 0 ? `${toDo} to do` : isKnown ? "Nothing to do" : "To do"}
         </h1>
@@ -53,6 +59,7 @@ function DevicePage() {
           {kept.value > 0 && `${some(kept.value, "answer")} kept here, to be sent later`}
         </p>
         <Cards />
+        <Later />
         <Answered />
       </main>
       <aside aria-label="This device">
@@ -115,6 +122,12 @@ function Cards() {
     (left[Math.min(place, left.length - 1)] ?? document.getElementById("to-do"))?.focus();
   };
   const focused = useRef<number | null>(null);
+  // A card that was withdrawn goes by itself; the focus that was in it must not get lost either.
+  const active = document.activeElement?.closest("#events > li")?.id;
+  const before = useRef<readonly string[]>([]);
+  const ids = shown.map(({ event }) => `event-${event.id}`);
+  if (active !== undefined && !ids.includes(active)) focused.current ??= Math.max(0, before.current.indexOf(active));
+  before.current = ids;
   useLayoutEffect(() => {
     if (focused.current !== null) goOn(focused.current);
     focused.current = null;
@@ -126,7 +139,7 @@ function Cards() {
         <EventCard
           key={card.event.id}
           card={card}
-          movedAt={moves.get(card.event.id) ?? 0}
+          movedAt={moves.get(card.event.id) ?? -SETTLE_MS}
           answered={(hadFocus) => (focused.current = hadFocus ? place : null)}
         />
       ))}
@@ -160,6 +173,11 @@ function EventCard({ card, movedAt, answered: told }: EventCardProps) {
   const { event, content } = card;
   const title = useId();
   const article = useRef<HTMLElement>(null);
+  const act = (run: () => void): void => {
+    if (performance.now() - movedAt < SETTLE_MS) return;
+    told(article.current!.contains(document.activeElement));
+    run();
+  };
   // Only a change renders the card again, and not each second.
   const isLate = useComputed(() => event.deadline !== undefined && Date.parse(event.deadline) < now.value).value;
   return (
@@ -178,11 +196,9 @@ function EventCard({ card, movedAt, answered: told }: EventCardProps) {
         {content.rest && <PartView part={content.rest} />}
         <Answer
           title={title}
-          answer={(word, reason) => {
-            if (performance.now() - movedAt < SETTLE_MS) return;
-            told(article.current!.contains(document.activeElement));
-            card.answer(word, reason);
-          }}
+          deadline={event.deadline}
+          answer={(word, reason) => act(() => card.answer(word, reason))}
+          putOff={(seconds) => act(() => card.putOff(seconds))}
         />
         <Details card={card} />
       </article>
@@ -191,7 +207,7 @@ function EventCard({ card, movedAt, answered: told }: EventCardProps) {
 }
 
 function Due({ card }: { readonly card: Card }) {
-  const { at, channel, deadline } = card.event;
+  const { at, channel, deadline, round } = card.event;
   const leftSeconds = deadline === undefined ? 0 : (Date.parse(deadline) - now.value) / 1000;
   return (
     <p class="facts">
@@ -200,6 +216,7 @@ function Due({ card }: { readonly card: Card }) {
           {leftSeconds < 0 ? `${roughly(-leftSeconds)} late` : `in ${roughly(leftSeconds)}`}
         </span>
       )}{" "}
+      {round !== undefined && <span class="again">again</span>}{" "}
       <time dateTime={at}>sent {clockText(Date.parse(at), now.value)}</time>
       {setup.channel.includes(",") && <span> {channel}</span>}
     </p>
@@ -249,26 +266,41 @@ function PartView({ part }: { readonly part: Part }) {
 
 interface AnswerProps {
   readonly title: string;
+  readonly deadline: string | undefined;
   readonly answer: Card["answer"];
+  readonly putOff: Card["putOff"];
 }
 
-/** The answers to choose from. Who could not do it is asked why. */
-function Answer({ title, answer }: AnswerProps) {
+/** The answers to choose from. Who could not do it is asked why, and who puts it off until when. */
+function Answer({ title, deadline, answer, putOff }: AnswerProps) {
   const isAsked = useSignal(false);
+  const isPuttingOff = useSignal(false);
+  const canPutOff = useComputed(() => choicesOf(deadline, now.value).length > 0).value;
+  const row = useRef<HTMLParagraphElement>(null);
+  const back = (): void => {
+    isPuttingOff.value = false;
+    requestAnimationFrame(() => row.current?.querySelector<HTMLElement>(".later")?.focus());
+  };
   const reason = useSignal("");
   const field = useRef<HTMLInputElement>(null);
   useEffect(() => {
     if (isAsked.value) field.current?.focus();
   }, [isAsked.value]);
+  if (isPuttingOff.value && canPutOff) return <PutOff title={title} deadline={deadline} putOff={putOff} back={back} />;
   if (!isAsked.value)
     return (
-      <p class="answer">
+      <p class="answer" ref={row}>
         <button type="button" class="done" aria-describedby={title} onClick={() => answer("done", "")}>
           Done
         </button>
         <button type="button" class="failed" aria-describedby={title} onClick={() => (isAsked.value = true)}>
           Could not do it
         </button>
+        {canPutOff && (
+          <button type="button" class="later" aria-describedby={title} onClick={() => (isPuttingOff.value = true)}>
+            Not now
+          </button>
+        )}
       </p>
     );
   return (
@@ -301,6 +333,44 @@ function Answer({ title, answer }: AnswerProps) {
   );
 }
 
+interface PutOffProps {
+  readonly title: string;
+  readonly deadline: string | undefined;
+  readonly putOff: Card["putOff"];
+  readonly back: () => void;
+}
+
+/** When it is to come back. */
+function PutOff({ title, deadline, putOff, back }: PutOffProps) {
+  const first = useRef<HTMLButtonElement>(null);
+  useEffect(() => first.current?.focus(), []);
+  return (
+    <div
+      class="answer put-off"
+      role="group"
+      aria-label="When to show it again"
+      onKeyDown={({ key }) => key === "Escape" && back()}
+    >
+      <p>Show it again in</p>
+      {choicesOf(deadline, now.value).map(({ label, seconds }, place) => (
+        <button
+          key={place}
+          ref={place === 0 ? first : null}
+          type="button"
+          class="later"
+          aria-describedby={title}
+          onClick={() => putOff(seconds)}
+        >
+          {label}
+        </button>
+      ))}
+      <button type="button" class="plain" onClick={back}>
+        Back
+      </button>
+    </div>
+  );
+}
+
 /** All that engineers want to know. */
 function Details({ card: { event } }: { readonly card: Card }) {
   return (
@@ -308,7 +378,9 @@ function Details({ card: { event } }: { readonly card: Card }) {
       <summary>Details</summary>
       <p class="muted small">
         <code>{event.id}</code> · {event.channel}
-        {event.type && ` · ${event.type}`} · {timeText(event.at)}
+        {event.type && ` · ${event.type}`}
+        {event.key && ` · key ${event.key}`}
+        {event.round && ` · round ${event.round}`} · {timeText(event.at)}
         {event.deadline && ` · due ${timeText(event.deadline)}`}
       </p>
       <pre tabIndex={0} aria-label="Data">
@@ -318,13 +390,38 @@ function Details({ card: { event } }: { readonly card: Card }) {
   );
 }
 
+// -------------------------------------------------------------------------------------------------------- what was put off
+
+function Later() {
+  if (later.value.length === 0) return null;
+  return (
+    <section id="later" aria-labelledby="later-heading">
+      <h2 id="later-heading">Later</h2>
+      <ul>
+        {later.value.map(({ id, title, until, isSent }) => (
+          <li key={id} data-event={id}>
+            <span>{title}</span>{" "}
+            <span class="muted">
+              {until > now.value
+                ? `comes back at ${clockText(until, now.value)}, in ${roughly((until - now.value) / 1000)}`
+                : "comes back now"}
+              {!isSent && ", not sent yet"}
+            </span>
+          </li>
+        ))}
+      </ul>
+    </section>
+  );
+}
+
 // ---------------------------------------------------------------------------------------------------------- what was done
 
 /** The state of an answer, which decides its colour, and its text. */
-function outcomeOf({ word, isSent, refusal }: Card): readonly [state: string, text: string] {
+function outcomeOf({ word, isSent, refusal, ending }: Card): readonly [state: string, text: string] {
   if (refusal !== null) return ["rejected", `not recorded: ${refusal}`];
   const text = word === "done" ? "done" : "not done";
-  return isSent ? [word, text] : ["queued", `${text}, not sent yet`];
+  if (!isSent) return ["queued", `${text}, not sent yet`];
+  return [word, ending === null ? text : `${text}; meanwhile it ${ending}`];
 }
 
 function Answered() {

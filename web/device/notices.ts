@@ -32,6 +32,17 @@ export async function announce(event: PushedEvent): Promise<void> {
   }
 }
 
+/** Closes the notification for an event: it was withdrawn. */
+export async function retract(id: string): Promise<void> {
+  if (!canNotify || Notification.permission !== "granted") return;
+  try {
+    const worker = await navigator.serviceWorker.ready;
+    for (const shown of await worker.getNotifications({ tag: id })) shown.close();
+  } catch {
+    // It stays until somebody closes it.
+  }
+}
+
 /** Chromium's install prompt. */
 interface Offer extends Event {
   prompt(): Promise<unknown>;

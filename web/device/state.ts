@@ -5,11 +5,12 @@
  * Components only read signals; everything that changes them is here.
  */
 import { batch, computed, signal } from "@preact/signals";
-import { browserStorage, type Context, type Gap, listen, type Listener } from "../../clients/sdk/index.ts";
-import type { PushedEvent, Receipt, Status, Transport } from "../../clients/sdk/index.ts";
+import { browserStorage, type Context, Deferred, type Gap, listen, type Listener } from "../../clients/sdk/index.ts";
+import type { PushedEvent, Receipt, Status, Transport, Withdrawal } from "../../clients/sdk/index.ts";
 import { clockText, type Content, contentOf } from "./content.ts";
 import { faultOf, HERE, isKeeping, keepSetup, nameInAddress, readSetup } from "./setup.ts";
-import { announce } from "./notices.ts";
+import { KeptEvents } from "./kept.ts";
+import { announce, retract } from "./notices.ts";
 
 /** Maximum number of events that wait for an answer; the SDK holds further ones back. */
 const CARDS_MAX = 200;
@@ -31,8 +32,12 @@ export interface Card {
   readonly isSent: boolean;
   /** Why the service rejected the receipt; it would reject any other one too. */
   readonly refusal: string | null;
+  /** How it ended for everybody, if it was withdrawn after it was answered here. */
+  readonly ending: string | null;
   /** Sends the final receipt, once. */
   answer(word: "done" | "failed", note: string): void;
+  /** Puts it off: the service sends it again after so many seconds. */
+  putOff(seconds: number): void;
 }
 
 export const setup = readSetup();
@@ -43,10 +48,15 @@ export const isOnline = signal(navigator.onLine);
 export const cards = signal<readonly Card[]>([]);
 /** What happened last, for screen readers. */
 export const announcement = signal("");
+/** What was withdrawn just now, in sentences, by the event's id. Each goes by itself. */
+export const farewells = signal<readonly (readonly [id: string, text: string])[]>([]);
 /** Messages that stay until they are dismissed. */
 export const notices = signal<readonly string[]>([]);
 /** The current time, updated once a second, for deadlines. */
 export const now = signal(Date.now());
+
+/** Of this device on its channels. */
+const remembered = new KeptEvents(`${setup.channel} ${setup.device}`);
 
 /** Whether the event still needs an answer here. */
 export const isOpen = ({ word, refusal }: Card): boolean => word === "received" && refusal === null;
@@ -64,6 +74,12 @@ export const open = computed(() =>
 /** What was done here lately, newest first. */
 export const answered = computed(() =>
   cards.value.filter((card) => !isOpen(card)).sort((one, other) => other.answeredAt! - one.answeredAt!),
+);
+/** What was put off, by when it comes back. */
+export const later = computed(() =>
+  [...remembered.events.value]
+    .flatMap(([id, { title, until, isSent = true }]) => (until === undefined ? [] : [{ id, title, until, isSent }]))
+    .sort((one, other) => one.until - other.until),
 );
 export const overdue = computed(() => open.value.filter((card) => dueAt(card) < now.value).length);
 /** The device's name, as the service knows it. */
@@ -142,7 +158,39 @@ function show(card: Card): void {
   const shown = cards.peek().filter(({ event }) => event.id !== card.event.id);
   const old = shown.filter((one) => !isOpen(one) && one.isSent).slice(ANSWERED_MAX);
   cards.value = [card, ...shown.filter((one) => !old.includes(one))];
-  announcement.value = `New: ${card.content.title}`;
+  announcement.value = `${card.event.round === undefined ? "New" : "Again"}: ${card.content.title}`;
+  remembered.set(card.event.id, { title: card.content.title });
+}
+
+/** How long a sentence about a withdrawal is shown, while somebody can see the page. */
+const FAREWELL_MS = 8_000;
+
+/** Why it is over, for the person in front of it. */
+function endingText({ reason, note }: Withdrawal): string {
+  if (reason === "superseded") return "was replaced by a newer message";
+  const why = reason === "met" ? "enough others have done it" : note;
+  return `was cancelled${why === undefined ? "" : `: ${why}`}`;
+}
+
+/** An event was withdrawn, now or while the page was closed. */
+function withdrawn(withdrawal: Withdrawal): void {
+  const { withdrawn: id } = withdrawal;
+  if (status.peek()?.isElsewhere) return;
+  change(id, { ending: endingText(withdrawal) });
+  const known = remembered.delete(id);
+  if (!known) return;
+  retract(id);
+  const text = `“${known.title}” ${endingText(withdrawal)}`;
+  const isEnded = /[.!?]$/.test(text);
+  farewells.value = [...farewells.peek().filter(([one]) => one !== id), [id, isEnded ? text : `${text}.`]];
+  const leave = (): void => void (farewells.value = farewells.peek().filter(([one]) => one !== id));
+  const show = (): void => {
+    if (document.hidden) return;
+    document.removeEventListener("visibilitychange", show);
+    setTimeout(leave, FAREWELL_MS);
+  };
+  document.addEventListener("visibilitychange", show);
+  show();
 }
 
 /** `onEvent`: resolves or rejects only with a person's answer. If the page can't show an event, it stays open. */
@@ -165,12 +213,25 @@ const work = (event: PushedEvent, { signal: ending }: Context): Promise<unknown>
       if (!card || !isOpen(card)) return;
       change(event.id, { word, isSent: false, answeredAt: Date.now() });
       announcement.value = `${word === "done" ? "Done" : "Not done"}: ${card.content.title}`;
+      remembered.delete(event.id);
       settle(() => (word === "done" ? resolve(note || undefined) : reject(new Error(note))));
+    };
+    const putOff = (seconds: number): void => {
+      const card = find(event.id);
+      if (!card || !isOpen(card)) return;
+      const { title } = card.content;
+      const until = Date.now() + seconds * 1000;
+      cards.value = cards.peek().filter((one) => one !== card);
+      remembered.set(event.id, { title, until, isSent: false });
+      announcement.value = `${title} comes back at ${clockText(until, Date.now())}`;
+      settle(() => reject(new Deferred(seconds)));
     };
     ending.addEventListener("abort", stop);
     try {
       const isSent = early.delete(event.id);
-      show({ event, content: contentOf(event), word: "received", isSent, refusal: null, answeredAt: null, answer });
+      const content = contentOf(event);
+      const fresh = { refusal: null, ending: null, answeredAt: null };
+      show({ event, content, word: "received", isSent, ...fresh, answer, putOff });
       const [from, to] = AUTO_MS;
       if (setup.auto) auto = setTimeout(() => answer("done", ""), from + Math.random() * (to - from));
       else void announce(event);
@@ -186,12 +247,23 @@ const early = new Set<string>();
 
 const sent = ({ event, status: word }: Receipt): void => {
   const card = find(event);
+  if (word === "deferred") {
+    const kept = remembered.get(event);
+    if (kept?.until !== undefined) remembered.set(event, { ...kept, isSent: true });
+    return;
+  }
   if (card?.word === word) change(event, { isSent: true });
   else if (!card && word === "received") early.add(event);
 };
 
-function rejected({ event }: Receipt, reason: string): void {
+function rejected({ event, status: word }: Receipt, reason: string): void {
   const card = find(event);
+  if (word === "deferred") {
+    const kept = remembered.get(event);
+    if (kept?.until === undefined) return;
+    remembered.delete(event);
+    return notice(`“${kept.title}” could not be put off: ${reason}.`);
+  }
   change(event, { refusal: reason, answeredAt: card?.answeredAt ?? Date.now() });
   if (card) notice(`“${card.content.title}” was not recorded: ${reason}.`);
 }
@@ -215,6 +287,7 @@ function follow(): void {
     onEvent: work,
     onReceipt: sent,
     onRejected: rejected,
+    onWithdrawn: withdrawn,
     onGap: gap,
   });
   listener.status().subscribe((value) =>
@@ -239,7 +312,10 @@ export const take = (): void => listener?.take();
 
 /** Starts following. */
 export function start(): void {
-  setInterval(() => (now.value = Date.now()), 1_000);
+  setInterval(() => {
+    now.value = Date.now();
+    if (state.peek().state === "connected" || state.peek().state === "behind") remembered.clean(now.peek());
+  }, 1_000);
   for (const name of ["online", "offline"]) addEventListener(name, () => (isOnline.value = navigator.onLine));
   addEventListener("appinstalled", () => keepSetup(setup));
   if (faultOf(setup)) return;
