@@ -2,50 +2,15 @@
  * What needs attention in the whole service, `GET /attention`: read again when the service says that something changed, and now and then in any case.
  */
 import { batch, computed, effect, signal } from "@preact/signals";
-import { read, type Tally, withLists } from "./api.ts";
+import type { Attention, Troubles } from "../../clients/sdk/index.ts";
+import { read, withLists } from "./api.ts";
 import { link, now, overview, troubled } from "./state.ts";
 import { count, some } from "./words.ts";
 
-/** What devices did not do, in numbers. */
-export interface Troubles {
-  readonly failed: number;
-  readonly missing: number;
-  readonly overdue: number;
-}
-export interface TroubledDevice extends Troubles {
-  readonly channel: string;
-  readonly device: string;
-  /** When the oldest of these events was pushed. */
-  readonly since: string;
-  readonly connected: boolean;
-  readonly seenAt: string | null;
-}
-export interface TroubledEvent {
-  readonly id: string;
-  readonly channel: string;
-  readonly at: string;
-  readonly type: string | null;
-  readonly deadline: string | null;
-  readonly receipts: Tally;
-}
-export interface TroubledHook {
-  readonly channel: string;
-  readonly name: string;
-  readonly givenUp: number;
-  readonly disabled: string | null;
-}
-export interface TroubledChannel extends Troubles {
-  readonly channel: string;
-  readonly devices: number;
-}
-export interface Attention {
-  readonly at: string;
-  readonly totals: Troubles & { readonly devices: number };
-  readonly devices: readonly TroubledDevice[];
-  readonly events: readonly TroubledEvent[];
-  readonly hooks: readonly TroubledHook[];
-  readonly channels: readonly TroubledChannel[];
-}
+export type { Attention, Troubles };
+export type TroubledDevice = Attention["devices"][number];
+export type TroubledEvent = Attention["events"][number];
+type TroubledChannel = Attention["channels"][number];
 
 /** Items per list; a page may ask for more. */
 const LISTED = 100;
