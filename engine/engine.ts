@@ -9,8 +9,8 @@ import { markOf, readAttention, readTroubled, type ShownAttention } from "./feed
 import { yieldToEventLoop } from "./yield.ts";
 import type { Clock } from "./clock.ts";
 import { Counters } from "./counters.ts";
-import { Deadlines } from "./feeds/deadlines.ts";
 import { Directory } from "./directory.ts";
+import { DueWork } from "./due.ts";
 import { attempt, onConsole, type Report, unexpected } from "./faults.ts";
 import type { Feed, FeedRequest, Wire } from "./feeds/feed.ts";
 import { type FeedLimits, Feeds } from "./feeds/feeds.ts";
@@ -132,11 +132,11 @@ export class Engine {
   readonly #now: () => number;
   readonly #feeds: Feeds;
   readonly #reminders: Reminders;
-  readonly #deadlines: Deadlines;
+  readonly #deadlines: DueWork;
   /** Pushes what is scheduled. */
   readonly schedules: Schedules;
   /** The same for events without a deadline, after an hour. */
-  readonly #overdue: Deadlines;
+  readonly #overdue: DueWork;
   readonly #rounds: Rounds;
   readonly #random: () => number;
   readonly #report: Report;
@@ -161,8 +161,8 @@ export class Engine {
     this.#feeds = new Feeds(store, limits, now, random, counts, onPresenceChange, report);
     this.directory = new Directory(store, this.#feeds.presence, now);
     this.#reminders = new Reminders(store, this.#feeds, now, report);
-    this.#deadlines = new Deadlines((at) => store.recordMissing(at), now, report);
-    this.#overdue = new Deadlines((at) => store.recordOverdue(at), now, report);
+    this.#deadlines = new DueWork((at) => store.recordMissing(at), now, report);
+    this.#overdue = new DueWork((at) => store.recordOverdue(at), now, report);
     this.schedules = new Schedules(
       store,
       now,

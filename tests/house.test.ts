@@ -10,7 +10,7 @@ import packageJson from "../package.json";
  * Files that lie in `engine/` itself are one room per floor.
  */
 const FLOORS: readonly (readonly [pattern: RegExp, floor: number])[] = [
-  [/^engine\/(model|attention|parsing|tags|addresses|yield|clock|descriptors|faults|first)\.ts$/, 0],
+  [/^engine\/(model|attention|parsing|tags|addresses|yield|clock|descriptors|faults|due|first)\.ts$/, 0],
   [/^engine\/(store|counters|receipt-rules|retention-rules|retention-schedule|again|warnings)\.ts$/, 1],
   [/^engine\/(feeds|sqlite|redis|auth)\//, 2],
   [/^engine\/(hooks|schedule)\//, 3],

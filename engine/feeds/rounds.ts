@@ -8,14 +8,13 @@
  * same feed.
  */
 import { WRITE_ROWS, yieldToEventLoop } from "../yield.ts";
-import { onConsole, type Report, unexpected } from "../faults.ts";
+import { DueWork } from "../due.ts";
+import type { Report } from "../faults.ts";
 import { isControl } from "../model.ts";
 import type { DueRound, RoundPosition, Store } from "../store.ts";
 import type { Feeds } from "./feeds.ts";
 import { Batch, type Entry, eventEntry } from "./log.ts";
 
-/** Maximum interval between two looks: a deferral that another instance stored is found within this time. */
-const LOOK_MS = 500;
 /** Rounds per look, and devices that are written to in one step. */
 const ROUNDS_AT_ONCE = 1_000;
 const DEVICES_AT_ONCE = 64;
@@ -34,64 +33,30 @@ interface Again {
 export class Rounds {
   readonly #store: Store;
   readonly #feeds: Feeds;
-  readonly #now: () => number;
-  readonly #report: Report;
-  #timer: Timer | undefined;
-  /** The time of the next look. */
-  #at = Number.POSITIVE_INFINITY;
+  readonly #due: DueWork;
   /** Everything up to here was sent. */
   #after: RoundPosition;
-  /** The running look. */
-  #looking: Promise<void> | undefined;
-  #stopped = false;
 
-  constructor(store: Store, feeds: Feeds, now: () => number, report: Report = onConsole) {
+  constructor(store: Store, feeds: Feeds, now: () => number, report?: Report) {
     this.#store = store;
     this.#feeds = feeds;
-    this.#now = now;
-    this.#report = report;
     this.#after = { at: now(), place: "" };
-    this.ahead(now());
+    this.#due = new DueWork((at) => this.#begin(at), now, report);
   }
 
   /** A round begins at this time, milliseconds since 1970. */
   ahead(due: number): void {
-    if (due >= this.#at || this.#stopped) return;
-    this.#at = due;
-    if (!this.#looking) this.#set();
+    this.#due.ahead(due);
   }
 
-  #set(): void {
-    clearTimeout(this.#timer);
-    if (this.#stopped) return;
-    const ms = Math.max(0, Math.min(this.#at - this.#now(), LOOK_MS));
-    this.#timer = setTimeout(() => {
-      this.#looking = this.#look().finally(() => {
-        this.#looking = undefined;
-        this.#set();
-      });
-    }, ms);
-    this.#timer.unref();
-  }
-
-  async #look(): Promise<void> {
-    this.#at = Number.POSITIVE_INFINITY; // Rounds stored from here on call `ahead`.
-    try {
-      for (let next: number | null = null; !this.#stopped;) {
-        const now = this.#now();
-        if (now < this.#after.at) this.#after = { at: now, place: "" }; // The clock went back.
-        await yieldToEventLoop("remind", EVENT_ROWS);
-        const found = await this.#store.roundsDue(this.#after, now, ROUNDS_AT_ONCE);
-        await this.#send(found.rounds);
-        this.#after = found.last;
-        next = found.next;
-        if (next !== null && next <= now) continue;
-        return this.ahead(next ?? Number.POSITIVE_INFINITY);
-      }
-    } catch (error) {
-      unexpected(this.#report, error); // The store is away; the timer tries again.
-      this.ahead(this.#now() + LOOK_MS);
-    }
+  /** @returns when the next rounds begin, or null */
+  async #begin(now: number): Promise<number | null> {
+    if (now < this.#after.at) this.#after = { at: now, place: "" }; // The clock went back.
+    await yieldToEventLoop("remind", EVENT_ROWS);
+    const found = await this.#store.roundsDue(this.#after, now, ROUNDS_AT_ONCE);
+    await this.#send(found.rounds);
+    this.#after = found.last;
+    return found.next;
   }
 
   async #send(rounds: readonly DueRound[]): Promise<void> {
@@ -121,10 +86,8 @@ export class Rounds {
     return { entry: eventEntry(channel, epoch, found), head, batches: new Map() };
   }
 
-  /** Stops. @returns when the running look has ended */
-  async stop(): Promise<void> {
-    this.#stopped = true;
-    clearTimeout(this.#timer);
-    await this.#looking;
+  /** Stops. @returns when what is being sent has been sent */
+  stop(): Promise<void> {
+    return this.#due.stop();
   }
 }

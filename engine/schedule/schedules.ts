@@ -5,14 +5,13 @@
  * remembered here: a process that starts after a due time finds it. Times of an `every` that have passed while nobody ran are made up for by one push.
  * Options are read again when the push is due: they may be refused then, for example because what they need has changed.
  */
-import { onConsole, type Report, unexpected } from "../faults.ts";
+import { DueWork } from "../due.ts";
+import type { Report } from "../faults.ts";
 import { type EventDraft, PereError } from "../model.ts";
 import { EVENT_OPTIONS, readEventOptions } from "../parsing.ts";
 import type { DueTime, Idempotency, Page, Schedule, Store } from "../store.ts";
 import { nextTime, readAt, readEvery, readZone } from "./times.ts";
 
-/** Maximum interval between two queries: what another instance has stored or left undone is found within it. */
-const LOOK_MS = 500;
 /** Pushes per step. They share commits. */
 const DUE_AT_ONCE = 256;
 
@@ -49,21 +48,14 @@ export class Schedules {
   readonly #store: Store;
   readonly #now: () => number;
   readonly #push: PushScheduled;
-  readonly #report: Report;
-  #timer: Timer | undefined;
-  /** The time of the next query. */
-  #at = Number.POSITIVE_INFINITY;
-  /** The running query. */
-  #looking: Promise<void> | undefined;
-  #stopped = false;
+  readonly #due: DueWork;
 
   /** @param push stores an event; does what the engine does with every push */
-  constructor(store: Store, now: () => number, push: PushScheduled, report: Report = onConsole) {
+  constructor(store: Store, now: () => number, push: PushScheduled, report?: Report) {
     this.#store = store;
     this.#now = now;
     this.#push = push;
-    this.#report = report;
-    this.#ahead(now());
+    this.#due = new DueWork((at) => this.#pushDue(at), now, report);
   }
 
   // ------------------------------------------------------------------------------------------------------------------ requests
@@ -86,7 +78,7 @@ export class Schedules {
     const [every, tz] = isOnce ? [null, null] : [timing.every, timing.tz];
     const draft = { id: newScheduleId(now), options, data, every, tz };
     const stored = await this.#store.schedule(channel, draft, next, now, key && { ...key, now });
-    if (stored.schedule.next !== null) this.#ahead(stored.schedule.next);
+    if (stored.schedule.next !== null) this.#due.ahead(stored.schedule.next);
     return stored;
   }
 
@@ -108,41 +100,13 @@ export class Schedules {
 
   // ------------------------------------------------------------------------------------------------------------------ due times
 
-  #ahead(at: number): void {
-    if (at >= this.#at || this.#stopped) return;
-    this.#at = at;
-    if (!this.#looking) this.#set();
-  }
-
-  #set(): void {
-    clearTimeout(this.#timer);
-    if (this.#stopped) return;
-    const ms = Math.max(0, Math.min(this.#at - this.#now(), LOOK_MS));
-    this.#timer = setTimeout(() => {
-      this.#looking = this.#look().finally(() => {
-        this.#looking = undefined;
-        this.#set();
-      });
-    }, ms);
-    this.#timer.unref();
-  }
-
-  async #look(): Promise<void> {
-    this.#at = Number.POSITIVE_INFINITY; // What is stored from here on calls `ahead`.
-    try {
-      for (;;) {
-        const now = this.#now();
-        const { due, next } = await this.#store.dueSchedules(now, DUE_AT_ONCE);
-        const results = await Promise.allSettled(due.map((one) => this.#use(one.channel, one.schedule)));
-        const failed = results.find((result) => result.status === "rejected");
-        if (failed) throw failed.reason;
-        if (this.#stopped) return;
-        if (next === null || next > this.#now()) return this.#ahead(next ?? Number.POSITIVE_INFINITY);
-      }
-    } catch (error) {
-      unexpected(this.#report, error); // The store is away, or its disk is full; the timer tries again.
-      this.#ahead(this.#now() + LOOK_MS);
-    }
+  /** @returns when the next push is due, or null */
+  async #pushDue(now: number): Promise<number | null> {
+    const { due, next } = await this.#store.dueSchedules(now, DUE_AT_ONCE);
+    const results = await Promise.allSettled(due.map((one) => this.#use(one.channel, one.schedule)));
+    const failed = results.find((result) => result.status === "rejected");
+    if (failed) throw failed.reason;
+    return next;
   }
 
   /** Pushes what is due, and says when it is due again. @throws PereError away, full: nothing was pushed, or the result is unknown */
@@ -162,10 +126,8 @@ export class Schedules {
   }
 
   /** Stops. @returns when the running query has ended */
-  async stop(): Promise<void> {
-    this.#stopped = true;
-    clearTimeout(this.#timer);
-    await this.#looking;
+  stop(): Promise<void> {
+    return this.#due.stop();
   }
 }
 
