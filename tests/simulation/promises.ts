@@ -255,7 +255,7 @@ function* waits(world: World, channel: string, _found: Found): Generator<string>
 
 const describe = ({ marker, id }: Push): string => `event ${marker} (${id})`;
 
-/** Each follower was told each entry once, and once that an event is complete, wherever its line broke. */
+/** Each follower was told each entry once, and each note on an event once, wherever its line broke. */
 function* followers(world: World, channel: string, { epoch, heads, receipts }: Found): Generator<string> {
   for (const { name, channel: followed } of world.plan.followers) {
     if (followed !== channel) continue;
@@ -264,7 +264,7 @@ function* followers(world: World, channel: string, { epoch, heads, receipts }: F
     const times = new Map<string, number>();
     for (const said of told)
       if (said.kind !== "gap") {
-        const key = said.kind === "receipt" ? said.id : `complete ${said.event}`;
+        const key = said.kind === "receipt" ? said.id : `${said.kind} ${said.event}`;
         times.set(key, (times.get(key) ?? 0) + 1);
       }
     for (const [key, count] of times) if (count > 1) yield `follower: ${name} was told ${key} ${count} times`;
