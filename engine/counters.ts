@@ -52,7 +52,7 @@ export class Distribution {
 export class ChannelCounters {
   /** Stored events; each line of a batch counts. */
   pushes = 0;
-  /** Withdrawn events, and those that a newer one with the same key superseded. */
+  /** Events withdrawn by request; not those that a newer one with the same key superseded. */
   withdrawals = 0;
   /** Pushes answered with the earlier events of a known `Idempotency-Key`. */
   replays = 0;

@@ -195,7 +195,10 @@ async function play(): Promise<(readonly [key: string, said: Said])[]> {
   await until(() => cameOn(listening).filter(complete).length === 8, "complete, on each receipts feed");
   const { id: twice } = (await ask(`${pere.url}/push/orders?to=${samples.device}&token=${token}`, { body: {} })).body;
   const other = ([key, { payload }]: readonly [string, Said]) => key.startsWith("event") && payload.id === twice;
-  await until(() => cameOn(listening).filter(other).length === 4, "another order");
+  await until(
+    () => cameOn(listening).filter(other).length === 4,
+    () => `another order; came: ${JSON.stringify(cameOn(listening).filter(other))}`,
+  );
   const note = encodeURIComponent(samples.withdrawn.note);
   await ask(`${pere.url}/events/orders/${twice}?note=${note}&token=${token}`, { method: "DELETE" });
   await until(

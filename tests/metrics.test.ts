@@ -60,6 +60,7 @@ test("a scrape has counters and current state, and no device or channel", async 
   }, "what is owed, and both deliveries");
   for (const [series, expected] of Object.entries({
     pere_pushes_total: 1,
+    pere_withdrawals_total: 0,
     'pere_receipts_total{status="done"}': 1,
     'pere_receipts_total{status="failed"}': 0,
     'pere_receipt_latency_seconds_count{status="final"}': 1,

@@ -139,6 +139,12 @@ export class Metrics {
       each(({ replays }) => [[{}, replays]]),
     );
     this.#counter(
+      "pere_withdrawals_total",
+      "Events withdrawn by request; not those that a newer event with the same key superseded",
+      ["channel"],
+      each(({ withdrawals }) => [[{}, withdrawals]]),
+    );
+    this.#counter(
       "pere_deliveries_total",
       "Events written to feeds, once per feed",
       ["channel"],
