@@ -194,8 +194,8 @@ describe(`${naughty.length} naughty strings`, () => {
         .map((line) => JSON.parse(line)),
     );
     const [head, ...cells] = readCsv((await tried(rows, { headers: { Accept: "text/csv" } })).text);
-    expect(head).toEqual(["device", "status", "detail", "at", "deviceAt", "late"]);
-    for (const row of cells) expect(row).toHaveLength(6);
+    expect(head!.slice(0, 6)).toEqual(["device", "status", "detail", "at", "deviceAt", "late"]);
+    for (const row of cells) expect(row).toHaveLength(head!.length);
     all(cells.map(([device, , detail]) => ({ device: device!, detail: JSON.parse(detail!) })));
     socket.close();
     stream.close();
