@@ -72,11 +72,12 @@ describe.each(STORES)("on %s", (_, open, missing) => {
       receipts: [
         {
           ...{ event: ids[2], type: null, pushedAt: at, deadline: null },
-          ...{ status: "pending", detail: null, at: null, deviceAt: null, late: false },
+          ...{ status: "pending", detail: null, at: null, deviceAt: null, late: false, round: 1, attempt: 0 },
         },
         {
           ...{ event: ids[0], type: "order", pushedAt: at, deadline: new Date(now + 60_000).toISOString() },
           ...{ status: "failed", detail: 12, at, deviceAt: "2026-11-22T09:59:58.500Z", late: false },
+          ...{ round: 1, attempt: 1 },
         },
       ],
       next: null,
