@@ -6,7 +6,7 @@ import type { DeviceReceipt } from "./sdk/index.ts";
 /** Rows of the table; older events scroll away. */
 const SHOWN_MAX = 10;
 /** The table needs a terminal of this width; a narrower one gets lines. */
-export const TABLE_COLUMNS = 100;
+export const TABLE_COLUMNS = 104;
 /** The width of a bar: what the terminal has room for. */
 const BAR_CELLS = Math.min(40, Math.max(0, (process.stdout.columns || 0) - TABLE_COLUMNS) + 4);
 

@@ -389,7 +389,7 @@ describe("many devices that reconnect at once", () => {
     const one = await back(1);
     const many = await back(2_000);
     expect(many.get("events")!).toBeLessThanOrEqual(2 * one.get("events")!);
-    for (const name of ["join", "finalized"]) expect(many.get(name)!).toBeLessThanOrEqual(2_000 * one.get(name)!);
+    for (const name of ["join", "deviceStates"]) expect(many.get(name)!).toBeLessThanOrEqual(2_000 * one.get(name)!);
   });
 });
 
