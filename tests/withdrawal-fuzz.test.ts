@@ -1,6 +1,6 @@
 /**
  * Random pushes with and without keys, withdrawals, deferrals and receipts, while devices on bad lines are behind, cut off and resuming: after the answer
- * to a withdrawal nobody is given the event any more, and until its time a device is not given what it deferred.
+ * to a withdrawal nobody is given the event any more, and until its time a device is not given what it deferred (judged on one instance).
  *
  * Each write of each feed is looked at as it is made, in this process: what was answered before must hold for it. So an event that was already on its
  * way does not count. The seed is printed; `SEED=n bun test tests/withdrawal-fuzz.test.ts` plays the same decisions again.
@@ -17,6 +17,8 @@ import { noRedis, type RedisServer, startRedis } from "./support/redis-server.ts
 
 const SECOND = 1_000;
 const CHANNEL = "fuzz";
+/** For a machine that is busy with other tests. */
+const PATIENCE_MS = 60_000;
 
 /** What has been answered, and what was written in spite of it. */
 class Referee {
@@ -26,6 +28,12 @@ class Referee {
   readonly held = new Map<string, number>();
   readonly faults: string[] = [];
   writes = 0;
+  /** An instance that has read what a device said, before it deferred an event at another instance, may still give it that event: docs/redis.md. */
+  readonly judgesHeld: boolean;
+
+  constructor(instances: number) {
+    this.judgesHeld = instances === 1;
+  }
 
   look(device: string | null, { entries }: Batch): void {
     this.writes++;
@@ -33,7 +41,8 @@ class Referee {
       if (!event) continue;
       if (this.withdrawn.has(id)) this.faults.push(`${device} is given ${id} after it was withdrawn`);
       const until = this.held.get(`${device} ${id}`);
-      if (until !== undefined && until > this.now) this.faults.push(`${device} is given ${id} before its time`);
+      if (this.judgesHeld && until !== undefined && until > this.now)
+        this.faults.push(`${device} is given ${id} before its time`);
     }
   }
 }
@@ -58,7 +67,7 @@ async function play(services: readonly Service[]): Promise<void> {
   const url = (): string => one(services).url;
   const devices = Array.from({ length: 10 }, (_, n) => new BadLineDevice(url, `d${n}`, CHANNEL, random));
   for (const device of devices) device.connect(false);
-  await until(() => devices.every(({ ready }) => ready));
+  await until(() => devices.every(({ ready }) => ready), "all devices", PATIENCE_MS);
   const pushed: string[] = [];
   /** Ids by key: only the newest may be open. */
   const newest = new Map<string, string>();
@@ -125,12 +134,14 @@ async function play(services: readonly Service[]): Promise<void> {
       () => owed.every((row) => `${row.split(" ")[0]} ${device.rounds.get(row.split(" ")[0]!)}` === row),
       () =>
         `${device.name} to have ${owed.filter((row) => `${row.split(" ")[0]} ${device.rounds.get(row.split(" ")[0]!)}` !== row).slice(0, 3)}`,
+      PATIENCE_MS,
     );
     // Whoever got an event that was withdrawn, and never forgot where it was, knows.
     if (!forgetful.has(device))
       await until(
         () => [...referee.withdrawn].every((id) => !device.seen.includes(id) || device.told.includes(id)),
         () => `${device.name} to be told of a withdrawal`,
+        PATIENCE_MS,
       );
   }
   expect(referee.faults).toEqual([]);
@@ -142,20 +153,20 @@ async function play(services: readonly Service[]): Promise<void> {
     if (referee.withdrawn.has(id)) expect(body.complete).toBe(true);
   }
   for (const device of devices) device.cut();
-  await until(() => services.every(({ engine }) => engine.held.feeds === 0));
+  await until(() => services.every(({ engine }) => engine.held.feeds === 0), "no feeds", PATIENCE_MS);
 }
 
 const options = (): EngineOptions => ({ now: () => referee.now, limits: { beatMs: 50, renewMs: 2_000 } });
 
 test(`nobody is given what was withdrawn, or deferred, on SQLite (SEED=${seed})`, async () => {
-  referee = new Referee();
+  referee = new Referee(1);
   const service = await start(options());
   try {
     await play([service]);
   } finally {
     await service.stop();
   }
-}, 120_000);
+}, 240_000);
 
 describe.skipIf(noRedis !== null)("on a real Redis", () => {
   let redis: RedisServer;
@@ -164,13 +175,13 @@ describe.skipIf(noRedis !== null)("on a real Redis", () => {
   });
   afterAll(() => redis.end());
 
-  test(`nobody is given what was withdrawn, or deferred, by any of two instances (SEED=${seed})`, async () => {
-    referee = new Referee();
+  test(`nobody is given what was withdrawn by any of two instances (SEED=${seed})`, async () => {
+    referee = new Referee(2);
     const services = await Promise.all([startOn(redis.url, options()), startOn(redis.url, options())]);
     try {
       await play(services);
     } finally {
       await Promise.all(services.map((service) => service.stop()));
     }
-  }, 120_000);
+  }, 240_000);
 });
