@@ -31,8 +31,8 @@ const ANSWER_MS = 5_000;
 /** Some ask again at once, so that the same request is under way at two instances. */
 const IMPATIENT = 0.1;
 const IMPATIENT_MS = 8;
-/** How long after the last trouble everything must have arrived. */
-const SETTLE_MS = 30_000;
+/** How long after the last trouble everything must have arrived, on a machine that is busy with other tests. */
+const SETTLE_MS = 120_000;
 const RECEIPTS_AT_ONCE = 10;
 
 type Random = () => number;
